@@ -1,0 +1,45 @@
+"""Artifacts as files of a folder, one a hash, in folders by its first two digits."""
+
+import os
+import re
+import uuid
+from pathlib import Path
+
+from qmtl_sdk.contracts.canonical import content_hash
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.identity import PREFIX
+
+_HASH = re.compile(r"blake3:[0-9a-f]{64}")
+
+
+class FolderArtifacts:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, hash: str, data: bytes) -> None:
+        path = self._path(hash)
+        found = content_hash(data)
+        if found != hash:
+            raise QmtlError("E_ARTIFACT_HASH", f"the bytes hash to {found}, not to {hash}", "send the bytes that were hashed", expected=hash, received=found)
+        if path.exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{uuid.uuid4().hex}")
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+
+    def get(self, hash: str) -> bytes:
+        path = self._path(hash)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise QmtlError("E_ARTIFACT_UNKNOWN", f"there is no artifact {hash}", "upload it first with PUT /artifacts/{hash}") from error
+
+    def _path(self, hash: str) -> Path:
+        if not _HASH.fullmatch(hash):
+            raise QmtlError("E_ARTIFACT_HASH", f"{hash[:80]!r} is not a content hash", "write blake3: and 64 hex digits")
+        digest = hash.removeprefix(PREFIX)
+        return self._root / digest[:2] / digest

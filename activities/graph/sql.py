@@ -1,0 +1,103 @@
+"""The global graph in the database."""
+
+from datetime import UTC, datetime
+
+from sqlmodel import Session, col, select, update
+
+from activities.graph.diff import RECOMPUTE_AFTER, DiffPlan, plan_diff, sentinel_id
+from activities.graph.store import DiffResult
+from activities.queues.topics import asset_of, folded, layout_of, topic_name
+from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.tables import Diff, GraphEdge, GraphNode, GraphStrategy, Queue, Sentinel
+from qmtl_sdk.contracts.dag import Dag
+from qmtl_sdk.contracts.errors import QmtlError
+
+_CHUNK = 500
+
+
+class SqlGraphStore:
+    def __init__(self, database: Database, brokers: int = 1) -> None:
+        self._database, self._brokers = database, brokers
+
+    def plan(self, world_id: str, domain: str, dag: Dag) -> DiffPlan:
+        with self._database.read() as session:
+            return _plan(session, world_id, domain, dag)
+
+    def diff(self, run_id: str, world_id: str, domain: str, name: str, dag: Dag) -> DiffResult:
+        with self._database.write("graph") as tx:
+            done = tx.session.get(Diff, run_id)
+            if done is not None:
+                return DiffResult.model_validate_json(done.body)
+            tx.lock("graph")
+            plan = _plan(tx.session, world_id, domain, dag)
+            result = DiffResult(new=plan.new, reused=plan.reused, topics=plan.topics, sentinel_id=sentinel_id(world_id, dag.strategy_id))
+            self._write(tx, plan, result, world_id, domain, name, dag)
+            tx.session.add(Diff(run_id=run_id, body=result.model_dump_json()))
+            after = {"new": len(plan.new), "reused": len(plan.reused), "queues": len(plan.queues), "sentinel": result.sentinel_id}
+            queues = [{"queue": queue.topic, "node_id": queue.node_id, "global": False} for queue in plan.queues]
+            data = {"world_id": world_id, "execution_domain": domain, "strategy_id": dag.strategy_id, "queues": queues, "version": 1}
+            tx.record("graph.diff", world_id, dag.strategy_id, after=after, correlation_id=run_id, event="queue_updated", data=data)
+            return result
+
+    def dag(self, strategy_id: str) -> Dag:
+        with self._database.read() as session:
+            row = session.get(GraphStrategy, strategy_id)
+        if row is None:
+            raise QmtlError("E_STRATEGY_UNKNOWN", f"the graph has no {strategy_id[:80]}", "submit it first")
+        return Dag.model_validate_json(row.dag)
+
+    def _write(self, tx: Transaction, plan: DiffPlan, result: DiffResult, world_id: str, domain: str, name: str, dag: Dag) -> None:
+        now, strategy_id, new = utc_now(), dag.strategy_id, set(plan.new)
+        nodes = {node.node_id: node for node in dag.nodes}
+        tx.insert_new(
+            [
+                GraphNode(
+                    node_id=node.node_id,
+                    node_type=node.node_type,
+                    interval_s=node.interval,
+                    period=node.period,
+                    schema_compat_id=node.schema_compat_id,
+                    schema_hash=node.schema_hash,
+                    code_hash=node.code_hash,
+                    body=node.model_dump_json(),
+                    first_strategy=strategy_id,
+                    created_at=now,
+                )
+                for node in (nodes[node_id] for node_id in plan.new)
+            ]
+        )
+        tx.insert_new([GraphEdge(parent=parent, child=child) for parent, child in sorted(set(dag.edges)) if child in new])
+        tx.insert_new([GraphStrategy(strategy_id=strategy_id, name=name, dag=dag.model_dump_json(), created_at=now)])
+        tx.insert_new([Sentinel(sentinel_id=result.sentinel_id, world_id=world_id, strategy_id=strategy_id, version=strategy_id, traffic_weight=1.0, created_at=now)])
+        rows = []
+        for queue in plan.queues:
+            layout = layout_of(queue.kind, self._brokers)
+            rows.append(Queue(topic=queue.topic, node_id=queue.node_id, world_id=world_id, execution_domain=domain, kind=queue.kind, created_at=now, **layout.model_dump()))
+        tx.insert_new(rows)
+        if plan.minor:
+            due = (datetime.now(UTC) + RECOMPUTE_AFTER).isoformat()
+            tx.session.connection().execute(update(GraphNode).where(col(GraphNode.node_id).in_(plan.minor), col(GraphNode.recompute_after).is_(None)).values(recompute_after=due))
+
+
+def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
+    """Reads only what the submission names: its nodes, their queues, and the topics that their names could clash with."""
+    ids = sorted(dag.node_ids)
+    known: dict[str, str] = {}
+    queues: dict[str, str] = {}
+    for start in range(0, len(ids), _CHUNK):
+        part = ids[start : start + _CHUNK]
+        known |= {row[0]: row[1] for row in session.exec(select(GraphNode.node_id, GraphNode.schema_hash).where(col(GraphNode.node_id).in_(part)))}
+        found = select(Queue.node_id, Queue.topic).where(col(Queue.node_id).in_(part), Queue.world_id == world_id, Queue.execution_domain == domain)
+        queues |= {row[0]: row[1] for row in session.exec(found)}
+    return plan_diff(dag, world_id, domain, known, queues, _taken(session, world_id, domain, dag, queues))
+
+
+def _taken(session: Session, world_id: str, domain: str, dag: Dag, queues: dict[str, str]) -> dict[str, str]:
+    """Which of the names that would be chosen first belong to another node."""
+    nodes = {node.node_id: node for node in dag.nodes}
+    first = [topic_name(world_id, domain, asset_of(node, nodes), node, {}) for node in dag.nodes if node.node_id not in queues]
+    taken: dict[str, str] = {}
+    for start in range(0, len(first), _CHUNK):
+        rows = session.exec(select(Queue.topic, Queue.node_id).where(col(Queue.topic).in_(first[start : start + _CHUNK])))
+        taken |= {folded(topic): node_id for topic, node_id in rows}
+    return taken

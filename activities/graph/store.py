@@ -1,0 +1,27 @@
+"""What the services need of the global graph."""
+
+from typing import Protocol
+
+from activities.graph.diff import DiffPlan
+from qmtl_sdk.contracts.dag import Dag
+from qmtl_sdk.contracts.model import Model
+
+
+class DiffResult(Model):
+    """What a run was told: `topics` of all its nodes, which were new and which reused, and its sentinel."""
+
+    new: tuple[str, ...]
+    reused: tuple[str, ...]
+    topics: dict[str, str]
+    sentinel_id: str
+
+
+class GraphStore(Protocol):
+    def diff(self, run_id: str, world_id: str, domain: str, name: str, dag: Dag) -> DiffResult:
+        """Add what is new: nodes, edges, queues, the strategy, its sentinel. One transaction, done once for a run; asked again, the same answer."""
+
+    def plan(self, world_id: str, domain: str, dag: Dag) -> DiffPlan:
+        """What `diff` would do. Nothing is written."""
+
+    def dag(self, strategy_id: str) -> Dag:
+        """Raises QmtlError (E_STRATEGY_UNKNOWN)."""

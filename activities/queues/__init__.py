@@ -1,0 +1,1 @@
+"""Topics: what they are called and how they are laid out."""

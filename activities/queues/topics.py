@@ -1,0 +1,75 @@
+"""A node's topic: its name, its kind and its layout.
+
+`{world_id}.{execution_domain}.{asset}_{node_type}_{first 8 of digest}_{version}`; where another node has that name already, two more digits of
+the digest are taken until it is free. Names that differ only in case or in `.` against `_` count as the same, since brokers mix them up.
+"""
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+
+from qmtl_sdk.contracts.dag import STREAM, NodeRecord
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.identity import PREFIX
+from qmtl_sdk.contracts.model import Model
+
+
+class Kind(StrEnum):
+    RAW = "raw"
+    INDICATOR = "indicator"
+    ORDERS = "orders"
+
+
+class Layout(Model):
+    partitions: int
+    retention_days: int
+    replication: int
+
+
+LAYOUTS = {
+    Kind.RAW: Layout(partitions=3, retention_days=7, replication=3),
+    Kind.INDICATOR: Layout(partitions=1, retention_days=30, replication=2),
+    Kind.ORDERS: Layout(partitions=1, retention_days=90, replication=3),
+}
+
+
+def kind_of(node: NodeRecord) -> Kind:
+    return Kind.RAW if node.node_type == STREAM else Kind.INDICATOR
+
+
+def layout_of(kind: Kind, brokers: int) -> Layout:
+    """The layout on a cluster of so many brokers: no more replicas than there are."""
+    layout = LAYOUTS[kind]
+    return layout.model_copy(update={"replication": min(layout.replication, brokers)})
+
+
+def folded(topic: str) -> str:
+    """What a broker may take for the same name."""
+    return topic.lower().replace(".", "_")
+
+
+def asset_of(node: NodeRecord, nodes: Mapping[str, NodeRecord]) -> str:
+    """The instrument that a node derives from: its stream's first tag; `multi` for several streams, `none` for none."""
+    streams, stack, seen = [], [node], set()
+    while stack:
+        found = stack.pop()
+        if found.node_id in seen:
+            continue
+        seen.add(found.node_id)
+        if found.node_type == STREAM:
+            streams.append(found)
+        stack.extend(nodes[parent] for parent in found.inputs)
+    if len(streams) != 1:
+        return "multi" if streams else "none"
+    word = streams[0].params.get("instrument") or next(iter(streams[0].params.get("tags", ())), "") or "any"
+    return re.sub(r"[^a-z0-9]+", "-", str(word).lower()).strip("-")[:32] or "any"
+
+
+def topic_name(world_id: str, domain: str, asset: str, node: NodeRecord, taken: Mapping[str, str]) -> str:
+    """A name that no other node has. `taken`: folded topic → NodeID."""
+    digest = node.node_id.removeprefix(PREFIX)
+    for length in range(8, len(digest) + 1, 2):
+        topic = f"{world_id}.{domain}.{asset}_{node.node_type.lower()}_{digest[:length]}_{node.schema_compat_id}"
+        if taken.get(folded(topic), node.node_id) == node.node_id:
+            return topic
+    raise QmtlError("E_INTERNAL", f"no topic name is free for {node.label}", "report this", node=node.node_id)

@@ -1,0 +1,221 @@
+"""One database, SQLite or PostgreSQL, and the only way to write to it.
+
+`write()` is one transaction. It must `record` what it changed: that adds the audit row and the outbox row. A transaction that inserted or updated and
+recorded nothing is rolled back, because a change that nobody can see later is a defect.
+"""
+
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blake3 import blake3
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
+from sqlmodel import Session, SQLModel, select
+
+from activities.storage.migrate import migrate
+from activities.storage.tables import Audit, Outbox, StoreIdentity
+from activities.storage.turnstile import Turnstile
+from qmtl_sdk.contracts.canonical import canonical_json
+from qmtl_sdk.contracts.errors import QmtlError
+
+Row = TypeVar("Row", bound=SQLModel)
+
+
+def utc_now() -> str:
+    """The present, as every table writes it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+class Transaction:
+    """A session that writes. `insert_new` and `record` cover most of what stores do; the rest goes through `session`."""
+
+    def __init__(self, session: Session, insert: Any, actor: str) -> None:
+        self.session, self._insert, self._actor = session, insert, actor
+        self.recorded = False
+
+    def insert_new(self, rows: Sequence[SQLModel]) -> set[tuple[Any, ...]]:
+        """Insert the rows that are not there yet (by any unique key); the primary keys of those that were new."""
+        if not rows:
+            return set()
+        table: Table = type(rows[0]).__table__  # type: ignore[attr-defined]  # SQLModel adds it to classes with table=True
+        columns = [column for column in table.columns if column.autoincrement is not True]
+        values = [{column.key: getattr(row, column.key) for column in columns} for row in rows]
+        statement = self._insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
+        found: set[tuple[Any, ...]] = set()
+        for start in range(0, len(values), 500):
+            found |= {tuple(row) for row in self.session.connection().execute(statement.values(values[start : start + 500]))}
+        return found
+
+    def lock(self, name: str) -> None:
+        """Hold `name` until the end of the transaction. SQLite has one writer anyway."""
+
+    def record(self, action: str, world_id: str, subject: str, *, before: Any = None, after: Any = None, correlation_id: str = "", event: str = "", data: Mapping[str, Any] | None = None) -> None:
+        """The audit row and the outbox row of this transaction. `event` is the event's type, the action's name unless given."""
+        now = utc_now()
+        body = {"before": canonical_json(before).decode(), "after": canonical_json(after).decode()}
+        self.session.add(Audit(at=now, actor=self._actor, action=action, world_id=world_id, subject=subject, correlation_id=correlation_id, **body))
+        payload = canonical_json(dict(data) if data is not None else {"world_id": world_id, "subject": subject}).decode()
+        self.session.add(Outbox(event_id=uuid.uuid4().hex, type=event or action, key=world_id or subject, at=now, data=payload))
+        self.recorded = True
+
+
+class Database:
+    """Connections, transactions and the store's identity. Made by `open_database`."""
+
+    transaction_type: type[Transaction] = Transaction
+    insert: Any = None  # the dialect's INSERT, which knows ON CONFLICT
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        with self.migrating():
+            migrate(engine)
+        self.store_id = self._identity()
+
+    @contextmanager
+    def write(self, actor: str) -> Iterator[Transaction]:
+        """One transaction in the name of `actor`: all of it or nothing."""
+        with self.queue(), self._connection("write") as connection, Session(connection) as session:
+            transaction = self.transaction_type(session, self.insert, actor)
+            yield transaction
+            session.flush()
+            if self._changed(connection) and not transaction.recorded:
+                raise RuntimeError("a transaction changed the store without a record of it")
+            connection.commit()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A consistent look at the store."""
+        with self._connection("read") as connection, Session(connection) as session:
+            yield session
+
+    @contextmanager
+    def _connection(self, purpose: str) -> Iterator[Connection]:
+        try:
+            connection = self._engine.connect().execution_options(qmtl_purpose=purpose)
+            with connection:
+                yield connection
+        except OperationalError as error:
+            raise QmtlError("E_UNAVAILABLE", f"the database can't be reached: {str(error.orig).splitlines()[0]}", "check that it runs and has room, then try again") from error
+
+    def _changed(self, connection: Connection) -> bool:
+        """Whether this transaction wrote anything, as far as the database says."""
+        return bool(connection.info.pop("qmtl_wrote", False))
+
+    def _identity(self) -> str:
+        with self.write("system") as tx:
+            tx.lock("store_identity")
+            found = tx.session.exec(select(StoreIdentity)).first()
+            if found is None:
+                found = StoreIdentity(store_id=uuid.uuid4().hex)
+                tx.session.add(found)
+                tx.record("store.created", "", found.store_id)
+            return found.store_id
+
+    def queue(self) -> AbstractContextManager[None]:
+        """The writers' queue, where the database has none of its own."""
+        return nullcontext()
+
+    def migrating(self) -> AbstractContextManager[None]:
+        """Held while migrations run, so that two processes that start don't both do them."""
+        return nullcontext()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+class SqliteDatabase(Database):
+    """A file that several processes write: they queue at the turnstile, and each transaction takes the lock when it begins."""
+
+    insert = staticmethod(sqlite.insert)
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._local = path, threading.local()
+        self._turnstiles: list[Turnstile] = []
+        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30, "check_same_thread": False}, pool_size=16)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("qmtl_purpose") == "write" else "BEGIN"))
+        _watch_writes(engine)
+        super().__init__(engine)
+
+    @contextmanager
+    def queue(self) -> Iterator[None]:
+        if not hasattr(self._local, "turnstile"):
+            self._local.turnstile = Turnstile(self._path)
+            self._turnstiles.append(self._local.turnstile)
+        with self._local.turnstile:
+            yield
+
+    def migrating(self) -> AbstractContextManager[None]:
+        return self.queue()
+
+    def close(self) -> None:
+        super().close()
+        for turnstile in self._turnstiles:
+            turnstile.close()
+
+
+class _PostgresTransaction(Transaction):
+    def lock(self, name: str) -> None:
+        self.session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(name)})
+
+
+class PostgresDatabase(Database):
+    transaction_type = _PostgresTransaction
+    insert = staticmethod(postgresql.insert)
+
+    def __init__(self, dsn: str) -> None:
+        engine = create_engine("postgresql+psycopg://" + dsn.split("://", 1)[1], pool_size=16, pool_pre_ping=True)
+        _watch_writes(engine)
+        super().__init__(engine)
+
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        with self._connection("migrate") as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _lock_key("migrate")})
+            connection.commit()
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _lock_key("migrate")})
+                connection.commit()
+
+
+def open_database(dsn: str) -> Database:
+    """`sqlite:///FILE` or `postgresql://…`, migrated to this version. Raises QmtlError: E_CONFIG, E_UNAVAILABLE, E_DATABASE_NEWER."""
+    if dsn.startswith("sqlite:///"):
+        return SqliteDatabase(Path(dsn.removeprefix("sqlite:///")))
+    if dsn.startswith(("postgresql://", "postgres://", "postgresql+psycopg://")):
+        return PostgresDatabase(dsn)
+    raise QmtlError("E_CONFIG", f"{dsn.split(':')[0]!r} is not a database that QMTL knows", "use sqlite:///FILE or postgresql://USER@HOST/NAME")
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # the driver would begin transactions at times of its own
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _watch_writes(engine: Engine) -> None:
+    """Note on the connection that a statement changed rows."""
+
+    def after(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE"):
+            connection.info["qmtl_wrote"] = True
+
+    def begin(connection: Connection) -> None:
+        connection.info.pop("qmtl_wrote", None)
+
+    event.listen(engine, "after_cursor_execute", after)
+    event.listen(engine, "begin", begin)
+
+
+def _lock_key(name: str) -> int:
+    return int.from_bytes(blake3(name.encode()).digest(8), "big", signed=True)

@@ -1,0 +1,1 @@
+"""WorldService: worlds, policies, evidence, decisions, activation."""

@@ -1,0 +1,154 @@
+"""Thin: a contract in, logic and stores called, a contract out."""
+
+from datetime import UTC, datetime
+
+from temporalio import activity
+from temporalio.client import Client, WithStartWorkflowOperation
+from temporalio.common import WorkflowIDConflictPolicy
+
+from activities.artifacts.store import ArtifactStore
+from activities.commands import ConcludeCommand, Conclusion, EvaluationInput, EvaluationRequest, JudgeCommand, Judgment, MeasureCommand, RejectCommand, RunCommand
+from activities.events.store import CommitLogStore
+from activities.worlds.context import run_context
+from activities.worlds.decision import etag_of, judge, summary
+from activities.worlds.evidence import data_range, examine
+from activities.worlds.store import EvidenceBody, Judged, RunContextBody, WorldStore
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.submission import Outcome
+from qmtl_sdk.contracts.worlds import DecisionEnvelope, StrategyDecision
+
+# Promotion is a gate of its own; a judgment alone validates, and orders stay off.
+JUDGED_MODE = "validate"
+_LINES = 30
+
+
+class WorldActivities:
+    def __init__(self, worlds: WorldStore, log: CommitLogStore, artifacts: ArtifactStore) -> None:
+        self._worlds, self._log, self._artifacts = worlds, log, artifacts
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def begin_run(self, command: RunCommand) -> RunContextBody:
+        done = self._worlds.run(command.run_id)
+        if done is not None:
+            return done
+        world = self._worlds.world(command.world_id)
+        self._worlds.policy(command.world_id)  # a world that can't judge takes no submissions
+        submit = self._log.body(command.log_key)
+        return self._worlds.begin_run(run_context(command.run_id, world, submit, self._worlds.decision(command.world_id), datetime.now(UTC)))
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def measure(self, command: MeasureCommand) -> dict[str, float | None]:
+        """Compute the metrics from the uploaded returns and keep them."""
+        run, submit = self._run(command.run_id), self._log.body(command.log_key)
+        metrics, returns = examine(self._artifacts.get(command.evidence.returns_hash), submit.dag, run)
+        first, last = data_range(returns, run)
+        evidence = EvidenceBody(
+            run_id=run.run_id,
+            world_id=run.world_id,
+            strategy_id=run.strategy_id,
+            metrics=metrics,
+            returns_hash=command.evidence.returns_hash,
+            dataset_fingerprint=run.context.dataset_fingerprint or command.evidence.dataset_fingerprint,
+            as_of=run.context.as_of,
+            data_first=first,
+            data_last=last,
+            precheck=command.evidence.precheck,
+        )
+        return self._worlds.save_evidence(evidence).metrics
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def reject(self, command: RejectCommand) -> None:
+        """Keep why a run has no metrics, so that the judgment can say so."""
+        evidence = EvidenceBody(run_id=command.run_id, world_id=command.world_id, strategy_id=command.strategy_id, error_code=command.error_code, error=command.error)
+        self._worlds.save_evidence(evidence)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def judge(self, command: JudgeCommand) -> Judgment:
+        """Judge the whole world and keep the decision as the answer to these requests. A request that has been answered gets its answer again."""
+        answered = self._worlds.answered(command.request_ids)
+        if len(answered) == len(command.request_ids):
+            return _brief(max(answered.values(), key=lambda judged: judged.seq))
+        world, policy, wall = self._worlds.world(command.world_id), self._worlds.policy(command.world_id), datetime.now(UTC)
+        now = world.now(wall)
+        strategies = judge(policy, self._worlds.candidates(command.world_id), now)
+        assert policy.version is not None  # a stored policy has one
+        envelope = DecisionEnvelope(
+            world_id=command.world_id,
+            policy_version=policy.version,
+            effective_mode=JUDGED_MODE,
+            reason=summary(strategies),
+            as_of=now,
+            decided_at=wall,
+            ttl=policy.decision_ttl,
+            etag=etag_of(command.world_id, policy.version, JUDGED_MODE, strategies),
+            strategies=strategies,
+        )
+        return _brief(self._worlds.save_decision(command.request_ids, envelope, command.run_id))
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def conclude(self, command: ConcludeCommand) -> Conclusion:
+        """Keep how a run ended: the decision that judged it, or why there is none."""
+        judged = self._worlds.answered((command.request_id,)).get(command.request_id) if command.request_id else None
+        envelope = judged.envelope if judged else None
+        mine = envelope.of(command.strategy_id) if envelope else None
+        evidence = self._worlds.evidence(command.run_id)
+        activation = next(iter(self._worlds.activations(command.world_id, command.strategy_id)), None)
+        outcome = Outcome(
+            world_id=command.world_id,
+            strategy_id=command.strategy_id,
+            run_id=command.run_id,
+            status="decided" if mine else "failed",
+            metrics=evidence.metrics if evidence else {},
+            returns_hash=evidence.returns_hash if evidence else "",
+            decision=envelope,
+            activation=activation,
+            error_code=command.error_code or (evidence.error_code if evidence else ""),
+            error=command.error or (evidence.error if evidence else ""),
+        )
+        kept = self._worlds.save_outcome(outcome)
+        mine = kept.decision.of(command.strategy_id) if kept.decision else None
+        reason = _why(mine) if mine else kept.error
+        return Conclusion(run_id=command.run_id, status=kept.status, active=bool(mine and mine.active), rank=mine.rank if mine else None, weight=mine.weight if mine else 0.0, reason=reason, metrics=kept.metrics)
+
+    def _run(self, run_id: str) -> RunContextBody:
+        run = self._worlds.run(run_id)
+        if run is None:
+            raise QmtlError("E_STRATEGY_UNKNOWN", f"there is no run {run_id}", "this worker may serve another store")
+        return run
+
+
+class EvaluationActivities:
+    """Asks the one workflow that judges a world; it is started if it does not run."""
+
+    def __init__(self, task_queue: str) -> None:
+        self._task_queue = task_queue
+
+    @activity.defn
+    async def request_evaluation(self, command: EvaluationRequest) -> Judgment:
+        return await request_judgment(activity.client(), self._task_queue, command)
+
+
+async def request_judgment(client: Client, task_queue: str, command: EvaluationRequest) -> Judgment:
+    """Update-with-start of `evaluation:{world}`. Repeating it with the same request id changes nothing."""
+    start: WithStartWorkflowOperation[object, None] = WithStartWorkflowOperation(
+        "EvaluationWorkflow",
+        EvaluationInput(store_id=command.store_id, world_id=command.world_id),
+        id=f"evaluation:{command.world_id}",
+        task_queue=task_queue,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        static_summary=f"judging world {command.world_id}",
+    )
+    answer: Judgment = await client.execute_update_with_start_workflow("evaluate", command.request, start_workflow_operation=start, id=command.request.request_id, result_type=Judgment)
+    return answer
+
+
+def _brief(judged: Judged) -> Judgment:
+    envelope = judged.envelope
+    lines = tuple((item.name or item.strategy_id[:17], f"active, rank {item.rank}, weight {item.weight:.3g}" if item.active else "not active", _why(item)) for item in envelope.strategies[:_LINES])
+    return Judgment(seq=judged.seq, etag=envelope.etag, reason=envelope.reason, policy_version=envelope.policy_version, strategies=len(envelope.strategies), lines=lines)
+
+
+def _why(item: StrategyDecision) -> str:
+    if item.active:
+        return f"passed every gate with a score of {item.score:.4g}"
+    return "; ".join(f"{violation.rule}: {violation.detail}" for violation in item.violations[:4])

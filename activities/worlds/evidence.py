@@ -1,0 +1,49 @@
+"""What a run's uploaded returns are worth: the service's own metrics, never the client's.
+
+The returns must fit the run: an interval that its DAG has, price streams that its DAG reads, no bar beyond its `as_of`.
+"""
+
+from datetime import datetime
+
+from activities.worlds.store import RunContextBody
+from qmtl_sdk.contracts.dag import STREAM, Dag
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.data.bars import NS, from_ns, iso, to_ns
+from qmtl_sdk.data.calendars import ALWAYS, periods_per_year
+from qmtl_sdk.reports.artifact import decode
+from qmtl_sdk.reports.metrics import measure
+from qmtl_sdk.reports.returns import Returns
+
+
+def examine(data: bytes, dag: Dag, run: RunContextBody) -> tuple[dict[str, float | None], Returns]:
+    """The metrics of an artifact of returns, and the returns. Raises QmtlError (E_RETURNS_INVALID)."""
+    returns = decode(data)
+    if returns.interval not in {node.interval for node in dag.nodes}:
+        raise _unfit(f"the returns have an interval of {returns.interval} s, which no node of the strategy has")
+    streams = {node.node_id for node in dag.nodes if node.node_type == STREAM}
+    foreign = set(returns.price_streams) - streams
+    if foreign:
+        raise _unfit(f"the returns name a price stream that the strategy does not read: {sorted(foreign)[0][:40]}")
+    if run.context.as_of is not None:
+        as_of = datetime.fromisoformat(run.context.as_of)
+        last = int(returns.ts[-1]) + returns.interval * NS
+        if last > to_ns(as_of):
+            raise _unfit(f"the returns reach to {iso(last)}, beyond the run's as_of of {run.context.as_of}")
+    return measure(returns, _periods(returns, run)), returns
+
+
+def data_range(returns: Returns, run: RunContextBody) -> tuple[datetime, datetime]:
+    """From when to when the data reached: as the world's streams say, or as the returns say where the strategy brings its own."""
+    first = run.data_first or from_ns(int(returns.ts[0]))
+    last = run.data_last or from_ns(int(returns.ts[-1]) + returns.interval * NS)
+    return first, last
+
+
+def _periods(returns: Returns, run: RunContextBody) -> float:
+    """Periods a year by the calendar of the price streams; of several the one that is open most."""
+    calendars = {binding.preset.calendar for binding in run.bindings if binding.node_id in returns.price_streams} or {ALWAYS}
+    return max(periods_per_year(calendar, returns.interval) for calendar in calendars)
+
+
+def _unfit(what: str) -> QmtlError:
+    return QmtlError("E_RETURNS_INVALID", what, "upload what the SDK's engine computed for this run")

@@ -1,0 +1,1 @@
+"""Every face of QMTL: HTTP and the `qmtl` command."""

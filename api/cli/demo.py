@@ -1,0 +1,104 @@
+"""`qmtl demo`: the whole loop on sample prices, in a world whose clock stands in 2017."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from api.cli.output import Format, Output, emit, guarded
+from api.cli.world import decision_table, gateway
+from qmtl_sdk.contracts.worlds import DecisionEnvelope
+from qmtl_sdk.nodes.strategy import Strategy
+from qmtl_sdk.reports.artifact import decode
+from qmtl_sdk.reports.tearsheet import Sheet, write
+from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.config import settings
+from qmtl_sdk.runtime.result import SubmitResult
+from qmtl_sdk.runtime.runner import Runner
+from qmtl_sdk.samples.strategies.coin_flip import CoinFlip
+from qmtl_sdk.samples.strategies.mean_reversion import FxMeanReversion
+from qmtl_sdk.samples.strategies.momentum import Momentum
+
+STRATEGIES: tuple[type[Strategy], ...] = (Momentum, FxMeanReversion, CoinFlip)
+_SYMBOLS = ("AAPL", "JNJ", "JPM", "KO", "MSFT", "PG", "WMT", "XOM")
+_SHOWN = ("sharpe", "max_drawdown", "trades", "sample_days", "total_return")
+POLICY: dict[str, Any] = {
+    "data_currency": {"max_lag": "5d", "min_history": "250d"},
+    "selection": {
+        "gates": {"and": ["sample_days >= 250", "trades >= 20", "sharpe >= 0.6", "max_drawdown <= 0.35"]},
+        "score": "sharpe + 0.1*win_rate - 0.2*ulcer",
+        "topk": {"total": 2},
+    },
+}
+
+
+def world_spec(now: datetime) -> dict[str, Any]:
+    """The demo's world. It is named after the day, since a replay clock that has run for days has left the sample prices behind."""
+    equities = {"name": "us_equities", "source": "replay", "path": "sample:us_equities_1d.parquet", "interval": "1d", "calendar": "XNYS", "streams": {name: [name, "price"] for name in _SYMBOLS}}
+    fx = {"name": "fx", "source": "replay", "path": "sample:eurusd_1h.parquet", "interval": "1h", "calendar": "24/5", "streams": {"EURUSD": ["EURUSD", "price"]}}
+    return {
+        "world": f"demo_{now:%Y%m%d}",
+        "description": "sample prices, replayed from the end of 2017",
+        "clock": {"replay": {"start": "2017-12-30T00:00:00Z", "speed": 1}},
+        "data": {"presets": [equities, fx]},
+        "execution": {"fee_bps": 0.2, "slippage_bps": 0.3},
+    }
+
+
+@guarded
+def demo(
+    report: Annotated[Path, typer.Option(help="where the HTML report goes")] = Path("qmtl-demo.html"),
+    output: Output = Format.TEXT,
+) -> None:
+    """Try it all: a world of sample prices, three strategies, one of them twice, and a report."""
+    if not report.resolve().parent.is_dir():
+        raise typer.BadParameter(f"the folder of {report} does not exist")
+    with gateway(start=True) as client:
+        spec = world_spec(datetime.now(UTC))
+        client.create_world(spec, POLICY)
+        world = spec["world"]
+        results = [Runner.submit(strategy, world=world) for strategy in STRATEGIES]
+        again = Runner.submit(STRATEGIES[0], world=world)
+        decision = client.decisions(world)[0]
+        sheets = [_sheet(client, result, decision) for result in results]
+        ui = client.gateway_status()["temporal_ui"]
+    path = write(report, decision, sheets)
+    body = {
+        "world": world,
+        "gateway": settings().gateway.url or client.url,
+        "strategies": [_row(result, decision) for result in results],
+        "resubmission": _row(again, decision),
+        "decision": decision.json_dict(),
+        "temporal_ui": ui,
+        "report": str(path),
+    }
+    emit(output, body, lambda: _text(results, again, decision, body))
+
+
+def _row(result: SubmitResult, decision: DecisionEnvelope) -> dict[str, Any]:
+    """A submission with what the world's last judgment says of it: the first was alone when it was judged."""
+    row, mine = result.as_dict(), decision.of(result.strategy_id)
+    if mine is not None:
+        row |= {"active": mine.active, "rank": mine.rank, "weight": mine.weight, "violations": [item.json_dict() for item in mine.violations]}
+    return row
+
+
+def _sheet(client: GatewayClient, result: SubmitResult, decision: DecisionEnvelope) -> Sheet:
+    mine = decision.of(result.strategy_id)
+    returns = decode(client.artifact(result.returns_hash)) if result.returns_hash else None
+    why = "; ".join(f"{item.rule}: {item.detail}" for item in mine.violations) if mine else ""
+    verdict = f"rank {mine.rank}, weight {mine.weight:.3g}, passed every gate" if mine and mine.active else why or result.verdict
+    return Sheet(result.name, result.strategy_id, verdict, bool(mine and mine.active), result.metrics, returns, result.ui_url)
+
+
+def _text(results: list[SubmitResult], again: SubmitResult, decision: DecisionEnvelope, body: dict[str, Any]) -> list[Any]:
+    lines: list[Any] = ["", decision_table(decision), ""]
+    for result in [*results, again]:
+        counts = result.nodes
+        metrics = ", ".join(f"{name} {value:.4g}" for name in _SHOWN if (value := result.metrics.get(name)) is not None)
+        twice = " (submitted again)" if result is again else ""
+        lines.append(f"{result.name}{twice}: {metrics}")
+        lines.append(f"  nodes: {counts.new} new, {counts.reused} reused in the graph; {counts.computed} computed, {counts.cached} from the cache; {result.seconds:.1f} s")
+        lines.append(f"  {result.ui_url}")
+    return [*lines, "", f"Report       {body['report']}", f"Temporal UI  {body['temporal_ui']}", "Everything stays up until `qmtl down`."]

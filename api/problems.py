@@ -1,0 +1,87 @@
+"""Errors as RFC 9457 problem documents, each with a stable `code`, and the limit on a body's size."""
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qmtl_sdk.contracts.errors import QmtlError
+
+_log = structlog.get_logger()
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What went wrong (`detail`), under a stable `code`, and what to do (`remedy`)."""
+
+    type: str = Field(examples=["urn:qmtl:E_WORLD_UNKNOWN"])
+    title: str
+    status: int
+    code: str
+    detail: str
+    remedy: str = ""
+    details: dict[str, object] = {}
+
+
+def problem(error: QmtlError) -> JSONResponse:
+    body = Problem(type=f"urn:qmtl:{error.code}", title=error.code, status=error.status, code=error.code, detail=error.message, remedy=error.remedy, details=error.details)
+    return JSONResponse(body.model_dump(mode="json"), error.status, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Every way in which a request can fail ends here."""
+
+    @app.exception_handler(QmtlError)
+    async def known(_: Request, error: QmtlError) -> JSONResponse:
+        return problem(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        faults = [{"where": ".".join(str(part) for part in item["loc"] if part != "body"), "what": item["msg"]} for item in error.errors()]
+        if any(item["type"] == "json_invalid" for item in error.errors()):
+            return problem(QmtlError("E_BODY_JSON", f"the body is not JSON: {error.errors()[0].get('ctx', {}).get('error', '')}", "send valid JSON"))
+        first = faults[0]
+        return problem(QmtlError("E_BODY_INVALID", f"{first['where'] or 'the body'}: {first['what']}", "see /openapi.json for the schema", faults=faults[:20]))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        code = "E_METHOD" if error.status_code == 405 else "E_NOT_FOUND" if error.status_code == 404 else "E_BODY_INVALID"
+        return problem(QmtlError(code, str(error.detail), "see /docs for the routes"))
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> JSONResponse:
+        _log.error("a request failed", path=request.url.path, exc_info=error)
+        return problem(QmtlError("E_INTERNAL", "the Gateway met an error of its own", "its log says which; report it"))
+
+
+class BodyLimit:
+    """Refuses a body above its limit, by its length where that is said and while it is read where it is not."""
+
+    def __init__(self, app: ASGIApp, limit: int, artifact_limit: int) -> None:
+        self._app, self._limit, self._artifact_limit = app, limit, artifact_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        limit = self._artifact_limit if scope["path"].startswith("/artifacts/") else self._limit
+        said = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise _too_large(limit)
+            return message
+
+        if said > limit:
+            return await problem(_too_large(limit))(scope, receive, send)
+        await self._app(scope, counted, send)
+
+
+def _too_large(limit: int) -> QmtlError:
+    return QmtlError("E_BODY_TOO_LARGE", f"the body is larger than {limit} bytes", "send less; gateway.max_body_bytes sets the limit", limit=limit)

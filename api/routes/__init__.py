@@ -1,0 +1,1 @@
+"""Routes hold no rules: they check, call and translate."""

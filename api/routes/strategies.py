@@ -1,0 +1,92 @@
+"""Submissions: try, send, follow."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query
+
+from activities.worlds.context import run_context
+from activities.worlds.store import RunContextBody
+from api.state import LOCAL_ACTOR, GatewayState, State
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.submission import Ack, DryRun, StrategyStatus, StrategySubmit
+from temporal.submissions import workflow_id
+
+router = APIRouter(prefix="/strategies", tags=["strategies"])
+_EXAMPLE = {
+    "a price stream": {
+        "value": {
+            "world_id": "demo",
+            "idempotency_key": "7b6f1d0e-first-try",
+            "node_ids_crc32": 704157017,
+            "runner": "laptop",
+            "dag": {
+                "nodes": [
+                    {
+                        "node_id": "blake3:…",
+                        "node_type": "StreamInput",
+                        "interval": 86400,
+                        "period": 30,
+                        "params": {"tags": ["AAPL", "price"]},
+                    }
+                ]
+            },
+            "meta": {"name": "First"},
+        }
+    }
+}
+Submit = Annotated[StrategySubmit, Body(openapi_examples=_EXAMPLE)]  # type: ignore[arg-type]  # a plain mapping is what FastAPI's TypedDict is
+
+
+@router.post("", status_code=202, summary="Submit a strategy to a world")
+async def submit(submission: Submit, state: State) -> Ack:
+    """Checks the DAG, appends the submission to the commit log, starts or joins its workflow, and answers with what is to be computed."""
+    await asyncio.to_thread(_checked, submission, state)
+    return await state.submissions.submit(submission, LOCAL_ACTOR)
+
+
+@router.post("/dry-run", summary="What a submission would do; nothing is written")
+def dry_run(submission: Submit, state: State) -> DryRun:
+    run = _checked(submission, state)
+    plan = state.stores.graph.plan(submission.world_id, run.context.execution_domain.value, submission.dag)
+    return DryRun(strategy_id=run.strategy_id, nodes_new=plan.new, nodes_reused=plan.reused, topics=plan.topics, context=run.context, bindings=run.bindings)
+
+
+@router.get("/{strategy_id}/status", summary="Where a submission is, and what was decided")
+async def status(
+    strategy_id: str,
+    state: State,
+    world_id: Annotated[str | None, Query(description="the world; the newest run of any where it is left out")] = None,
+    run_id: Annotated[str | None, Query(description="one run of it; the newest where it is left out")] = None,
+    wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for the outcome")] = 0.0,
+) -> StrategyStatus:
+    worlds = state.stores.worlds
+    run = await asyncio.to_thread(worlds.run, run_id) if run_id else await asyncio.to_thread(worlds.newest_run, strategy_id, world_id)
+    if run is None or run.strategy_id != strategy_id:
+        raise QmtlError("E_STRATEGY_UNKNOWN", f"{strategy_id[:80]} was not submitted{f' to {world_id}' if world_id else ''}", "submit it with POST /strategies")
+    outcome = await state.submissions.outcome(run, wait)
+    progress = None if outcome else await state.submissions.progress(run)
+    workflow = workflow_id(run.world_id, run.strategy_id)
+    return StrategyStatus(
+        world_id=run.world_id,
+        strategy_id=run.strategy_id,
+        name=run.name,
+        workflow_id=workflow,
+        run_id=run.run_id,
+        ui_url=state.ui_link(workflow),
+        state=outcome.status if outcome else "running",
+        step=progress.step if progress else "",
+        needs_runner=progress is not None and not progress.holder,
+        outcome=outcome,
+    )
+
+
+def _checked(submission: StrategySubmit, state: GatewayState) -> RunContextBody:
+    """Everything that can be refused before the submission is logged. Raises QmtlError."""
+    submission.dag.lint()
+    submission.dag.verify(submission.node_ids_crc32)
+    worlds = state.stores.worlds
+    world = worlds.world(submission.world_id)
+    worlds.policy(submission.world_id)
+    return run_context("dry-run", world, submission, worlds.decision(submission.world_id), datetime.now(UTC))

@@ -1,0 +1,102 @@
+"""Worlds, their policies and decisions."""
+
+import asyncio
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query
+from pydantic import Field
+
+from api.state import LOCAL_ACTOR, State
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.policy import Policy, policy_from, validated
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World, WorldSpec
+from qmtl_sdk.data.presets import inspect_world
+
+router = APIRouter(prefix="/worlds", tags=["worlds"])
+_WORLD = {
+    "world": "us_equities",
+    "clock": {"replay": {"start": "2017-12-30", "speed": 1}},
+    "data": {"presets": [{"name": "prices", "source": "parquet", "path": "sample:us_equities_1d.parquet", "interval": "1d", "calendar": "XNYS", "streams": {"AAPL": ["AAPL", "price"], "MSFT": ["MSFT", "price"]}}]},
+    "execution": {"fee_bps": 1, "slippage_bps": 1},
+}
+_POLICY = {"preset": "moderate", "selection": {"topk": {"total": 3}}}
+
+
+class WorldCreate(Model):
+    """`spec` and, if it has one, the first version of its `policy`."""
+
+    spec: dict[str, Any]
+    policy: dict[str, Any] | None = None
+
+
+class WorldCreated(Model):
+    """The world, and what was found when its data was read, by preset."""
+
+    world: World
+    data: dict[str, dict[str, Any]]
+
+
+class DecideRequest(Model):
+    """The same key gets the same answer."""
+
+    idempotency_key: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=8, max_length=128)
+    reason: str = Field("asked for by hand", max_length=200)
+
+
+@router.post("", status_code=201, summary="Create a world")
+def create(body: Annotated[WorldCreate, Body(openapi_examples={"US equities": {"value": {"spec": _WORLD, "policy": _POLICY}}})], state: State) -> WorldCreated:
+    """Reads all of its data once, so that a fault in it is said now. The same world again is found as it is."""
+    spec: WorldSpec = validated(WorldSpec, body.spec, "E_WORLD_INVALID", "world")
+    policy = policy_from(body.policy) if body.policy is not None else None
+    report = inspect_world(spec)
+    return WorldCreated(world=state.stores.worlds.create(spec, policy, LOCAL_ACTOR), data=report)
+
+
+@router.get("", summary="All worlds, oldest first")
+def list_worlds(state: State) -> list[World]:
+    return state.stores.worlds.worlds()
+
+
+@router.get("/{world_id}", summary="One world")
+def show(world_id: str, state: State) -> World:
+    return state.stores.worlds.world(world_id)
+
+
+@router.post("/{world_id}/policies", status_code=201, summary="Add a policy version, which becomes the default")
+def add_policy(world_id: str, body: Annotated[dict[str, Any], Body(openapi_examples={"a preset, changed": {"value": _POLICY}})], state: State) -> Policy:
+    """A policy that does not parse is refused, and the earlier default stays."""
+    return state.stores.worlds.add_policy(world_id, policy_from(body), LOCAL_ACTOR)
+
+
+@router.get("/{world_id}/policies", summary="All versions, oldest first")
+def list_policies(world_id: str, state: State) -> list[Policy]:
+    return state.stores.worlds.policies(world_id)
+
+
+@router.get("/{world_id}/policies/{version}", summary="One version")
+def show_policy(world_id: str, version: int, state: State) -> Policy:
+    return state.stores.worlds.policy(world_id, version)
+
+
+@router.post("/{world_id}/decide", summary="Judge the world as it stands")
+async def decide(world_id: str, state: State, body: DecideRequest | None = None) -> DecisionEnvelope:
+    request = body or DecideRequest()
+    await asyncio.to_thread(state.stores.worlds.policy, world_id)
+    return await state.submissions.decide(world_id, f"decide:{world_id}:{request.idempotency_key}", request.reason)
+
+
+@router.get("/{world_id}/decisions", summary="The newest decisions, newest first")
+def decisions(world_id: str, state: State, limit: Annotated[int, Query(ge=1, le=100)] = 10) -> list[DecisionEnvelope]:
+    state.stores.worlds.world(world_id)
+    return state.stores.worlds.decisions(world_id, limit)
+
+
+@router.get("/{world_id}/activation", summary="What is switched on")
+def activation(world_id: str, state: State, strategy_id: str | None = None) -> list[ActivationEnvelope]:
+    state.stores.worlds.world(world_id)
+    found = state.stores.worlds.activations(world_id, strategy_id)
+    if strategy_id is not None and not found:
+        raise QmtlError("E_DECISION_UNKNOWN", f"world {world_id} has not decided about {strategy_id[:80]}", "submit it first")
+    return found

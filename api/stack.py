@@ -1,0 +1,133 @@
+"""The embedded stack: a Temporal server, a worker and a Gateway on this machine, as processes that outlive the command that started them.
+
+`up` may be called at any time: it starts what is missing and leaves the rest. What runs stands in one file, with each process's creation time, so that
+`down` never stops a process that was given an old pid.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import portalocker
+import psutil
+
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.runtime.config import ENV, PREFIX, Settings, config_file
+from qmtl_sdk.runtime.embedded import STACK_FILE, Part, Stack
+from temporal.server import LocalServer, free_port, obtain, stop_process
+
+_READY_LIMIT_S = 90.0
+
+
+class EmbeddedStack:
+    def __init__(self, config: Settings) -> None:
+        self._config, self._home = config, config.home
+
+    def up(self) -> Stack:
+        """Start what is missing; return when submissions can go all the way. Raises QmtlError: E_TEMPORAL_MISSING, E_STACK, E_CONFIG."""
+        self._config.require_profile()
+        if self._config.gateway.url:
+            raise QmtlError("E_CONFIG", f"gateway.url names a Gateway already: {self._config.gateway.url}", "remove it to use the embedded stack")
+        with self._lock():
+            stack = self._temporal(Stack.read(self._home))
+            gateway_dead = not (stack.gateway and stack.gateway.alive)
+            if not (stack.worker and stack.worker.alive):
+                stack = self._write(stack.model_copy(update={"worker": self._start("temporal.worker", stack, {})}))
+            if gateway_dead:
+                port = self._config.gateway.port or _port(stack.gateway)
+                host = self._config.gateway.host
+                part = self._start("api.gateway", stack, {"GATEWAY__PORT": str(port), "GATEWAY__HOST": host})
+                stack = self._write(stack.model_copy(update={"gateway": part.model_copy(update={"port": port}), "gateway_url": f"http://{host}:{port}"}))
+            self._wait(stack)
+            return stack
+
+    def down(self) -> list[str]:
+        """Stop everything, Gateway first; the names of what was stopped. Data stays."""
+        with self._lock():
+            stack, stopped = Stack.read(self._home), []
+            for name in ("gateway", "worker", "temporal"):
+                part: Part | None = getattr(stack, name)
+                if part is not None and part.alive and stop_process(part.pid, part.created):
+                    stopped.append(name)
+            return stopped
+
+    def _temporal(self, stack: Stack) -> Stack:
+        given = self._config.temporal
+        if given.address:
+            return self._write(stack.model_copy(update={"temporal": None, "temporal_address": given.address, "temporal_ui": given.ui_url or ""}))
+        if stack.temporal and stack.temporal.alive:
+            return stack
+        ui_port = int(stack.temporal_ui.rpartition(":")[2]) if stack.temporal_ui else 0
+        binary = obtain(self._config.tools_dir, given.binary)
+        server = LocalServer(binary, self._home / "temporal", _port(stack.temporal), ui_port if ui_port and _free(ui_port) else free_port(), given.namespace)
+        part = _part(server.start(), server.port)
+        return self._write(stack.model_copy(update={"temporal": part, "temporal_address": server.address, "temporal_ui": server.ui_url}))
+
+    def _start(self, module: str, stack: Stack, extra: dict[str, str]) -> Part:
+        settings = {"HOME": str(self._home), "TEMPORAL__ADDRESS": stack.temporal_address, "TEMPORAL__UI_URL": stack.temporal_ui, **extra}
+        env = {**os.environ, **{PREFIX + name: value for name, value in settings.items()}}
+        file = config_file()
+        if file is not None:
+            env[ENV] = str(file.resolve())
+        with self._log(module).open("ab") as log:
+            process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=env, cwd=self._home)
+        return _part(process.pid)
+
+    def _log(self, module: str) -> Path:
+        return self._home / f"{module.rpartition('.')[2]}.log"
+
+    def _wait(self, stack: Stack) -> None:
+        deadline = time.monotonic() + _READY_LIMIT_S
+        while True:
+            for name, module in (("gateway", "api.gateway"), ("worker", "temporal.worker")):
+                part: Part | None = getattr(stack, name)
+                if part is not None and not part.alive:
+                    raise QmtlError("E_STACK", f"the {name} ended while it started: {_last_line(self._log(module))}", f"its log: {self._log(module)}")
+            try:
+                if httpx.get(f"{stack.gateway_url}/health", timeout=5.0, trust_env=False).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet; the deadline below ends the wait
+            if time.monotonic() > deadline:
+                raise QmtlError("E_STACK", f"the stack was not ready within {_READY_LIMIT_S:g} s", f"its logs are in {self._home}")
+            time.sleep(0.05)
+
+    def _write(self, stack: Stack) -> Stack:
+        aside = self._home / f"{STACK_FILE}.new"
+        aside.write_text(stack.model_dump_json(indent=2))
+        os.replace(aside, self._home / STACK_FILE)
+        return stack
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One `up` or `down` at a time: two authors who start at once share one stack."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        with (self._home / "stack.lock").open("w") as file:
+            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
+            yield
+
+
+def _part(pid: int, port: int = 0) -> Part:
+    try:
+        return Part(pid=pid, created=psutil.Process(pid).create_time(), port=port)
+    except psutil.NoSuchProcess as error:
+        raise QmtlError("E_STACK", "a process of the stack ended as soon as it was started", "qmtl status names the folder with the logs") from error
+
+
+def _port(earlier: Part | None) -> int:
+    """The port of before, so that links and clients stay good, if it is free; else any."""
+    return earlier.port if earlier is not None and earlier.port and _free(earlier.port) else free_port()
+
+
+def _free(port: int) -> bool:
+    return all(connection.laddr.port != port for connection in psutil.net_connections("tcp") if connection.status == psutil.CONN_LISTEN)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,75 @@
+"""Canonical JSON: one text for one meaning, so that a hash of it is an identity.
+
+In the style of RFC 8785: keys sorted, no spaces, UTF-8, shortest round-trip floats. `1` and `1.0` are one, `-0.0` is `0`;
+NaN and infinity are refused. Keys sort by code point.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from blake3 import blake3
+
+from qmtl_sdk.contracts.errors import QmtlError
+
+_LARGEST_EXACT = 2.0**53
+_INT64 = 2**63
+
+
+def canonical_json(value: Any) -> bytes:
+    """The canonical bytes of a JSON value. Raises QmtlError: E_PARAM_NOT_FINITE, E_PARAM_TYPE."""
+    return orjson.dumps(_normal(value, ""), option=orjson.OPT_SORT_KEYS)
+
+
+def content_hash(data: bytes) -> str:
+    """`blake3:` and the digest in hex."""
+    return "blake3:" + blake3(data).hexdigest()
+
+
+def hash_of(value: Any) -> str:
+    """The content hash of a JSON value's canonical bytes."""
+    return content_hash(canonical_json(value))
+
+
+def hash_parts(*parts: str) -> str:
+    """The hash of a tuple of texts. Each is preceded by its length, so that no two different tuples give the same bytes."""
+    encoded = [part.encode() for part in parts]
+    return content_hash(b"".join(len(part).to_bytes(8, "big") + part for part in encoded))
+
+
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as dotted keys: `{"a": {"b": 1}}` → `{"a.b": 1}`. A dot inside a key is escaped, so it can't pose as a level."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        if not isinstance(key, str):
+            raise QmtlError("E_PARAM_TYPE", f"the parameter key {key!r} is not text", "use text keys")
+        name = key.replace("\\", "\\\\").replace(".", "\\.") if "." in key or "\\" in key else key
+        if isinstance(value, Mapping) and value:
+            for inner, leaf in flatten(value).items():
+                flat[f"{name}.{inner}"] = leaf
+        else:
+            flat[name] = value
+    return flat
+
+
+def _normal(value: Any, where: str) -> Any:
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is int:
+        if not -_INT64 <= value < _INT64:
+            raise QmtlError("E_PARAM_TYPE", f"{where or 'the value'} is {value}, beyond 64 bits", "write it as text")
+        return value
+    if kind is float:
+        if not math.isfinite(value):
+            raise QmtlError("E_PARAM_NOT_FINITE", f"{where or 'the value'} is {value}", "use a finite number, or leave the parameter out", field=where)
+        return int(value) if value == int(value) and abs(value) < _LARGEST_EXACT else value
+    if isinstance(value, Mapping):
+        for key in value:
+            if type(key) is not str:
+                raise QmtlError("E_PARAM_TYPE", f"{where or 'the value'} has the key {key!r}, which is not text", "use text keys")
+        return {key: _normal(item, f"{where}.{key}" if where else key) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normal(item, where) for item in value]
+    raise QmtlError("E_PARAM_TYPE", f"{where or 'the value'} is a {kind.__name__}, which JSON does not have", "use numbers, texts, lists and mappings", field=where)

@@ -1,0 +1,63 @@
+"""Intervals and periods in the forms that people write: `60`, `"60s"`, `"1m"`, `"1h"`, `"1d"`."""
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from qmtl_sdk.contracts.errors import QmtlError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_FORM = re.compile(r"\s*(\d+)\s*([smhdw])\s*", re.IGNORECASE)
+
+
+def seconds(value: "int | float | str | timedelta", code: str = "E_INTERVAL") -> int:
+    """A positive duration in whole seconds. Raises QmtlError (`code`) for anything else."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, str):
+        match = _FORM.fullmatch(value)
+        if match:
+            value = int(match[1]) * _UNITS[match[2].lower()]
+        elif value.strip().isdigit():
+            value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value <= 0:
+        raise QmtlError(code, f"{value!r} is not a duration", "write whole seconds (60) or a number with s, m, h, d or w (“1m”)", value=str(value))
+    return int(value)
+
+
+def bars(value: "int | str | timedelta", interval_s: int) -> int:
+    """A period as a number of bars: `30`, or a duration that is a multiple of the interval (`"30m"` at 1 m is 30)."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if isinstance(value, str | timedelta):
+        length = seconds(value, "E_PERIOD")
+        if isinstance(value, str) and value.strip().isdigit():
+            return length
+        if length % interval_s == 0:
+            return length // interval_s
+    raise QmtlError("E_PERIOD", f"{value!r} is not a period at an interval of {interval_s} s", "write a number of bars (30) or a multiple of the interval")
+
+
+def words(length_s: float) -> str:
+    """A duration as a person writes it: `90000` → `1d 1h`."""
+    if length_s < 1:
+        return f"{length_s:g}s"
+    rest, parts = int(length_s), []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2])
+
+
+def _validated(value: "int | str | timedelta") -> int:
+    try:
+        return seconds(value)
+    except QmtlError as error:
+        raise ValueError(error.message) from error
+
+
+Seconds = Annotated[int, BeforeValidator(_validated), PlainSerializer(lambda value: value, return_type=int)]
+"""A Pydantic field that takes every form above and holds whole seconds."""

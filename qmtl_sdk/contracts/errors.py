@@ -1,0 +1,116 @@
+"""Every refusal of QMTL: a stable code, what is wrong, where, and what to do.
+
+Errors are raised where the fault is known and translated once, at the face: an HTTP problem document, a line of the
+command with its exit code, or a workflow failure that is not retried.
+"""
+
+import difflib
+from typing import Any
+
+# code → HTTP status. The code is the promise; messages may change.
+CODES: dict[str, int] = {
+    # identity and DAG
+    "E_CHECKSUM_MISMATCH": 400,
+    "E_NODE_ID_FIELDS": 400,
+    "E_NODE_ID_MISMATCH": 400,
+    "E_SCHEMA_COMPAT_MISMATCH": 400,
+    "E_PARAM_NOT_FINITE": 422,
+    "E_PARAM_TYPE": 422,
+    "E_CLOSURE_VALUE": 422,
+    "E_DAG_EMPTY": 422,
+    "E_DAG_CYCLE": 422,
+    "E_DAG_INPUT_UNDEFINED": 422,
+    "E_DAG_ASSIGNED_TWICE": 422,
+    "E_DAG_MIXED_CLOCKS": 422,
+    "E_DAG_RETURNS": 422,
+    "E_INTERVAL": 422,
+    "E_PERIOD": 422,
+    "E_NODE_INPUT": 422,
+    # requests
+    "E_BODY_INVALID": 422,
+    "E_BODY_JSON": 422,
+    "E_BODY_TOO_LARGE": 413,
+    "E_IDEMPOTENCY_KEY_REUSED": 409,
+    "E_NOT_FOUND": 404,
+    "E_METHOD": 405,
+    "E_STRATEGY_UNKNOWN": 404,
+    "E_LEASE_LOST": 409,
+    "E_LEASE_UNKNOWN": 404,
+    "E_CANCELLED": 409,
+    "E_ABANDONED": 409,
+    "E_ARTIFACT_HASH": 400,
+    "E_ARTIFACT_UNKNOWN": 404,
+    "E_RETURNS_INVALID": 422,
+    # worlds and policies
+    "E_WORLD_UNKNOWN": 404,
+    "E_WORLD_EXISTS": 409,
+    "E_WORLD_INVALID": 422,
+    "E_POLICY_INVALID": 422,
+    "E_POLICY_MISSING": 409,
+    "E_POLICY_UNKNOWN": 404,
+    "E_POLICY_VERSION": 409,
+    "E_EXPRESSION": 422,
+    "E_METRIC_UNKNOWN": 422,
+    "E_DECISION_UNKNOWN": 404,
+    # data
+    "E_DATA_SOURCE": 422,
+    "E_DATA_NOT_FOUND": 422,
+    "E_DATA_SCHEMA": 422,
+    "E_DATA_EMPTY": 422,
+    "E_DATA_UNSORTED": 422,
+    "E_DATA_DUPLICATE": 422,
+    "E_DATA_MISALIGNED": 422,
+    "E_DATA_GAP": 422,
+    "E_STREAM_UNBOUND": 422,
+    "E_STREAM_AMBIGUOUS": 422,
+    "E_TAGQUERY_UNRESOLVED": 422,
+    "E_DATASET_CHANGED": 409,
+    # compute
+    "E_COMPUTE_FAILED": 422,
+    "E_COMPUTE_OUTPUT": 422,
+    "E_LOOKAHEAD": 422,
+    "E_STATEFUL": 422,
+    "E_HISTORY_SHORT": 422,
+    "E_RETURNS_AMBIGUOUS": 422,
+    "E_RETURNS_MISSING": 422,
+    "E_COLUMN_MISSING": 422,
+    # running the parts
+    "E_STRATEGY_FILE": 422,
+    "E_CONFIG": 422,
+    "E_STACK": 503,
+    "E_TEMPORAL_MISSING": 503,
+    "E_UNAVAILABLE": 503,
+    "E_DATABASE_NEWER": 503,
+    "E_FOREIGN_STORE": 409,
+    "E_INTERNAL": 500,
+}
+
+
+class QmtlError(Exception):
+    """What is wrong (`message`), under a stable `code`, with the way to mend it (`remedy`) and the facts (`details`)."""
+
+    def __init__(self, code: str, message: str, remedy: str = "", **details: Any) -> None:
+        if code not in CODES:
+            raise KeyError(f"{code} is not a registered error code")
+        super().__init__(message)
+        self.code, self.message, self.remedy, self.details = code, message, remedy, details
+
+    @property
+    def status(self) -> int:
+        return CODES[self.code]
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]" + (f" → {self.remedy}" if self.remedy else "")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.code, self.message, self.remedy, self.details)
+
+
+def _rebuild(code: str, message: str, remedy: str, details: dict[str, Any]) -> QmtlError:
+    return QmtlError(code, message, remedy, **details)
+
+
+def nearest(word: str, known: "list[str]") -> str:
+    """“ (did you mean …?)” for a word close to a known one, else nothing."""
+    close = difflib.get_close_matches(word, known, 1, 0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

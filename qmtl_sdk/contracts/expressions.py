@@ -1,0 +1,203 @@
+"""The expressions of a policy: `sharpe >= 0.6`, `sharpe + 0.1*win_rate - 0.2*ulcer`. Parsed to a tree, never run as Python.
+
+Numbers, metric names, `+ - * /`, comparisons, `and / or / not`, parentheses. A value that is missing makes the whole missing, unless
+`and` / `or` is already settled by its other side; so does a division by zero. Missing is `None`: insufficient evidence, not zero.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.metrics import METRICS
+
+Value = float | bool | None
+_TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)|(?P<name>[A-Za-z_]\w*)|(?P<op><=|>=|==|!=|[-+*/()<>]))")
+_COMPARE: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne}
+_ARITHMETIC: dict[str, Callable[[float, float], float]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+MAX_LENGTH, MAX_DEPTH = 1000, 50
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`op` over one or two operands."""
+
+    op: str
+    operands: tuple["Expression", ...]
+
+
+Expression = Union[Number, Metric, Operation]
+
+
+def parse(text: str) -> Expression:
+    """The tree of an expression. Raises QmtlError: E_EXPRESSION, E_METRIC_UNKNOWN."""
+    if len(text) > MAX_LENGTH:
+        raise QmtlError("E_EXPRESSION", f"an expression of {len(text)} characters", f"keep it below {MAX_LENGTH}")
+    return _Parser(text).whole()
+
+
+def is_condition(tree: Expression) -> bool:
+    """Whether the expression says yes or no rather than a number."""
+    return isinstance(tree, Operation) and (tree.op in _COMPARE or tree.op in ("and", "or", "not"))
+
+
+def metrics_in(tree: Expression) -> list[str]:
+    """The metrics that it names, each once, in order."""
+    if isinstance(tree, Metric):
+        return [tree.name]
+    if isinstance(tree, Operation):
+        return list(dict.fromkeys(name for operand in tree.operands for name in metrics_in(operand)))
+    return []
+
+
+def evaluate(tree: Expression, values: Mapping[str, float | None]) -> Value:
+    """A number or a truth value; None where a value that it needs is missing."""
+    if isinstance(tree, Number):
+        return tree.value
+    if isinstance(tree, Metric):
+        return values.get(tree.name)
+    if tree.op in ("and", "or"):
+        settled = tree.op == "or"
+        sides = [evaluate(operand, values) for operand in tree.operands]
+        if settled in sides:
+            return settled
+        return None if None in sides else not settled
+    operands = [evaluate(operand, values) for operand in tree.operands]
+    if any(operand is None for operand in operands):
+        return None
+    numbers = [float(operand) for operand in operands if operand is not None]
+    if tree.op == "not":
+        return not operands[0]
+    if len(numbers) == 1:
+        return -numbers[0]
+    if tree.op == "/":
+        return numbers[0] / numbers[1] if numbers[1] else None
+    if tree.op in _COMPARE:
+        return _COMPARE[tree.op](*numbers)
+    return _ARITHMETIC[tree.op](*numbers)
+
+
+class _Parser:
+    """Recursive descent: or → and → not → comparison → sum → product → sign → atom. Numbers and conditions don't mix."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._tokens, self._at, self._depth = text, self._scan(text), 0, 0
+
+    def whole(self) -> Expression:
+        tree = self._or()
+        if self._at < len(self._tokens):
+            raise self._wrong(f"{self._tokens[self._at]!r} is out of place")
+        return tree
+
+    def _scan(self, text: str) -> list[str]:
+        tokens, at = [], 0
+        while at < len(text.rstrip()):
+            match = _TOKEN.match(text, at)
+            if not match:
+                raise QmtlError("E_EXPRESSION", f"“{text}”: {text[at:].strip()[:1]!r} is not allowed", "use numbers, metrics, + - * /, comparisons, and, or, not")
+            tokens.append(match.group().strip())
+            at = match.end()
+        return tokens
+
+    def _wrong(self, why: str) -> QmtlError:
+        return QmtlError("E_EXPRESSION", f"“{self._text}”: {why}", "write it like “sharpe >= 0.6 and trades >= 20”")
+
+    def _peek(self) -> str:
+        return self._tokens[self._at] if self._at < len(self._tokens) else ""
+
+    def _take(self, *wanted: str) -> str:
+        token = self._peek()
+        if token in wanted and token:
+            self._at += 1
+            return token
+        return ""
+
+    def _join(self, op: str, *operands: Expression) -> Expression:
+        wants_conditions = op in ("and", "or", "not")
+        for operand in operands:
+            if is_condition(operand) != wants_conditions:
+                raise self._wrong(f"{op!r} joins {'conditions' if wants_conditions else 'numbers'} only")
+        return Operation(op, operands)
+
+    def _or(self) -> Expression:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise self._wrong("it is nested too deeply")
+        tree = self._and()
+        while self._take("or"):
+            tree = self._join("or", tree, self._and())
+        self._depth -= 1
+        return tree
+
+    def _and(self) -> Expression:
+        tree = self._not()
+        while self._take("and"):
+            tree = self._join("and", tree, self._not())
+        return tree
+
+    def _not(self) -> Expression:
+        count = 0
+        while self._take("not"):
+            count += 1
+        tree = self._comparison()
+        for _ in range(count):
+            tree = self._join("not", tree)
+        return tree
+
+    def _comparison(self) -> Expression:
+        tree = self._sum()
+        op = self._take(*_COMPARE)
+        if op:
+            tree = self._join(op, tree, self._sum())
+            if self._peek() in _COMPARE:
+                raise self._wrong("comparisons don't chain")
+        return tree
+
+    def _sum(self) -> Expression:
+        tree = self._product()
+        while op := self._take("+", "-"):
+            tree = self._join(op, tree, self._product())
+        return tree
+
+    def _product(self) -> Expression:
+        tree = self._sign()
+        while op := self._take("*", "/"):
+            tree = self._join(op, tree, self._sign())
+        return tree
+
+    def _sign(self) -> Expression:
+        count = 0
+        while self._take("-"):
+            count += 1
+        tree = self._atom()
+        return self._join("-", tree) if count % 2 else tree
+
+    def _atom(self) -> Expression:
+        if self._take("("):
+            tree = self._or()
+            if not self._take(")"):
+                raise self._wrong("a parenthesis is not closed")
+            return tree
+        token = self._peek()
+        if not token:
+            raise self._wrong("it ends too early")
+        self._at += 1
+        if token[0].isdigit() or token[0] == ".":
+            return Number(float(token))
+        if not (token[0].isalpha() or token[0] == "_") or token in ("and", "or", "not"):
+            raise self._wrong(f"{token!r} is out of place")
+        if token not in METRICS:
+            raise QmtlError("E_METRIC_UNKNOWN", f"“{self._text}”: {token!r} is not a metric{nearest(token, list(METRICS))}", f"known: {', '.join(METRICS)}", metric=token)
+        return Metric(token)

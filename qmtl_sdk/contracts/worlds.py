@@ -1,0 +1,195 @@
+"""A world: its clock, its data, its costs; and the envelopes in which its decisions travel."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, model_validator
+
+from qmtl_sdk.contracts.domains import DEFAULT_TTL_S
+from qmtl_sdk.contracts.durations import Seconds
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.policy import validated
+
+WorldId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$", description="lower-case letters, digits, `_` and `-`; at most 64")]
+
+
+def _utc(value: Any) -> Any:
+    """YAML hands dates over as `date` or naive `datetime`; a time without a zone is UTC here."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if hasattr(value, "year") and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
+
+
+UtcTime = Annotated[AwareDatetime, BeforeValidator(_utc), AfterValidator(lambda value: value.astimezone(UTC))]
+
+
+class Replay(Model):
+    """History played as if live: the world's time starts at `start` and runs `speed` times as fast as the wall clock (0: it stands still)."""
+
+    start: UtcTime
+    speed: float = Field(1.0, ge=0)
+
+
+class Clock(Model):
+    """`wall` (no replay) or a replay."""
+
+    replay: Replay | None = None
+
+    @property
+    def kind(self) -> Literal["wall", "replay"]:
+        return "replay" if self.replay else "wall"
+
+    def now(self, created_at: datetime, wall: datetime) -> datetime:
+        """The world's time at wall-clock time `wall`, for a world created at `created_at`."""
+        if self.replay is None:
+            return wall
+        return self.replay.start + timedelta(seconds=(wall - created_at).total_seconds() * self.replay.speed)
+
+
+class Preset(Model):
+    """A data set of a world. `streams` maps a stream's name to the tags that choose it.
+
+    `path` is a file, or a pattern with `{stream}`; a file of several streams has a column `symbol` with their names. `sample:NAME` is a file
+    that QMTL ships. `source: replay` feeds the bars of a file as they fall due on a replay clock.
+    """
+
+    name: str = Field(min_length=1, max_length=64)
+    source: Literal["parquet", "csv", "replay"]
+    path: str = Field(min_length=1)
+    interval: Seconds
+    calendar: str = "24/7"
+    streams: dict[str, tuple[str, ...]] = Field(min_length=1)
+    on_missing: Literal["skip", "fail"] = "skip"
+
+
+class Data(Model):
+    presets: tuple[Preset, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Data":
+        names = [preset.name for preset in self.presets]
+        if len(set(names)) < len(names):
+            raise ValueError("two presets have the same name")
+        return self
+
+
+class Execution(Model):
+    """What a change of position costs, in basis points of the changed notional."""
+
+    fee_bps: float = Field(0.0, ge=0)
+    slippage_bps: float = Field(0.0, ge=0)
+
+
+class WorldSpec(Model):
+    """What a person writes to create a world."""
+
+    world: WorldId
+    description: str = Field("", max_length=500)
+    clock: Clock = Clock()
+    data: Data = Data()
+    execution: Execution = Execution()
+    allow_live: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clock_word(cls, body: Any) -> Any:
+        if isinstance(body, dict) and body.get("clock") == "wall":
+            return {**body, "clock": {}}
+        return body
+
+    @model_validator(mode="after")
+    def _replay_needs_its_clock(self) -> "WorldSpec":
+        for preset in self.data.presets:
+            if preset.source == "replay" and self.clock.replay is None:
+                raise ValueError(f"preset {preset.name} replays, but the world's clock is `wall`; give the world clock: {{replay: {{start: …}}}}")
+        return self
+
+
+class World(Model):
+    """A world as the service holds it."""
+
+    spec: WorldSpec
+    created_at: UtcTime
+    policy_version: int | None = None
+    etag: str
+
+    def now(self, wall: datetime) -> datetime:
+        return self.spec.clock.now(self.created_at, wall)
+
+
+def parse_world(text: str) -> tuple[WorldSpec, dict[str, Any] | None]:
+    """A world from YAML, and its policy's mapping if the text has one. Raises QmtlError (E_WORLD_INVALID)."""
+    try:
+        body = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise QmtlError("E_WORLD_INVALID", f"the world is not YAML: {' '.join(str(error).split())}", "mend the text at that place") from error
+    if not isinstance(body, dict):
+        raise QmtlError("E_WORLD_INVALID", "a world is a mapping of keys", "see docs/worlds.md for an example")
+    policy = body.pop("policy", None)
+    if policy is not None and not isinstance(policy, dict):
+        raise QmtlError("E_POLICY_INVALID", "a policy is a mapping of keys", "see docs/policy.md for an example")
+    return validated(WorldSpec, body, "E_WORLD_INVALID", "world"), policy
+
+
+class Violation(Model):
+    """Why a strategy was left out: the step of the decision, the stable kind, the rule and the figure in words."""
+
+    step: Literal["evidence", "data_currency", "gates", "score", "topk"]
+    kind: Literal["failed", "insufficient", "stale", "short_history", "rejected", "outranked"]
+    rule: str
+    detail: str
+
+
+class StrategyDecision(Model):
+    """A decision about one strategy. `weight` is its share of the world (0…1), `contribution` weight · annual return."""
+
+    strategy_id: str
+    name: str = ""
+    active: bool
+    weight: float = Field(0.0, ge=0, le=1)
+    rank: int | None = None
+    score: float | None = None
+    contribution: float | None = None
+    violations: tuple[Violation, ...] = ()
+
+
+class DecisionEnvelope(Model):
+    """One judgment of a world. `as_of` is the world's time of the judgment, `decided_at` the wall clock's; the etag hashes the content alone."""
+
+    world_id: str
+    policy_version: int
+    effective_mode: str
+    reason: str
+    as_of: UtcTime
+    decided_at: UtcTime
+    ttl: int = DEFAULT_TTL_S
+    etag: str
+    strategies: tuple[StrategyDecision, ...] = ()
+
+    def of(self, strategy_id: str) -> StrategyDecision | None:
+        return next((item for item in self.strategies if item.strategy_id == strategy_id), None)
+
+
+class ActivationEnvelope(Model):
+    """Whether a strategy is switched on in a world. `freeze` wins over `drain`; either makes it inactive in effect."""
+
+    world_id: str
+    strategy_id: str
+    side: Literal["long", "short", "both"] = "both"
+    active: bool
+    weight: float = Field(ge=0, le=1)
+    freeze: bool = False
+    drain: bool = False
+    effective_mode: str | None
+    etag: str
+    run_id: str
+    ts: UtcTime
+    epoch: int = 1
+
+    @property
+    def active_in_effect(self) -> bool:
+        return self.active and not self.freeze and not self.drain

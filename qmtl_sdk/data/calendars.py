@@ -1,0 +1,67 @@
+"""Markets' calendars: how many bars a year has, and which bars are missing.
+
+`24/7` trades always; `24/5` from Sunday 22:00 to Friday 22:00 UTC, an hour less or more around changes of the clocks; every other name is an
+exchange's code (XNYS, XLON …) as the package exchange_calendars knows it.
+"""
+
+from datetime import timedelta
+
+import exchange_calendars
+import numpy as np
+import pandas as pd
+
+from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.data.bars import NS, Bars
+
+DAY = 86_400
+ALWAYS, WEEKDAYS = "24/7", "24/5"
+# Sessions a year and hours a session by convention, where there is one.
+_CONVENTION = {ALWAYS: (365.0, 24.0), WEEKDAYS: (260.0, 24.0), "XNYS": (252.0, 6.5), "XNAS": (252.0, 6.5)}
+
+
+def known(name: str) -> bool:
+    return name in _CONVENTION or name in exchange_calendars.get_calendar_names(include_aliases=True)
+
+
+def require(name: str) -> None:
+    """Raises QmtlError (E_WORLD_INVALID) for a calendar that nobody knows."""
+    if not known(name):
+        names = [*_CONVENTION, *exchange_calendars.get_calendar_names(include_aliases=True)]
+        raise QmtlError("E_WORLD_INVALID", f"{name!r} is not a calendar{nearest(name, names)}", "use 24/7, 24/5 or an exchange's code such as XNYS")
+
+
+def periods_per_year(calendar: str, interval_s: int) -> float:
+    """How many bars of the interval a year has: 252 days of XNYS; 252 · 6.5 hours; 365 · 24 hours around the clock."""
+    days, hours = _CONVENTION[calendar] if calendar in _CONVENTION else _observed(calendar)
+    if interval_s >= DAY:
+        return days / (interval_s / DAY) if calendar == ALWAYS or interval_s == DAY else days * DAY / interval_s * (7 / 5 if interval_s % (7 * DAY) == 0 else 1)
+    return days * hours * 3600 / interval_s
+
+
+def _observed(calendar: str) -> tuple[float, float]:
+    exchange = exchange_calendars.get_calendar(calendar)
+    opened = exchange.closes - exchange.opens
+    years = (exchange.sessions[-1] - exchange.sessions[0]) / timedelta(days=365.25)
+    return len(exchange.sessions) / years, float(opened.median() / pd.Timedelta(hours=1))
+
+
+def missing(bars: Bars, calendar: str, at_most: int = 1000) -> np.ndarray:
+    """Opening times (int64 ns) of bars that the calendar expects and the data lacks, oldest first."""
+    step = bars.interval * NS
+    wide = np.flatnonzero(np.diff(bars.ts) > step)
+    if not len(wide):
+        return np.array([], dtype="int64")
+    if calendar in (ALWAYS, WEEKDAYS):
+        gaps = [np.arange(bars.ts[i] + step, bars.ts[i + 1], step)[:at_most] for i in wide]
+        times = np.concatenate(gaps)
+        return times[:at_most] if calendar == ALWAYS else times[_weekday(times)][:at_most]
+    first, last = (pd.Timestamp(int(ns)).normalize() for ns in (bars.ts[0], bars.ts[-1]))
+    exchange = exchange_calendars.get_calendar(calendar, start=first, end=last + pd.Timedelta(days=1))
+    expected = exchange.sessions_in_range(first, last).to_numpy().astype("datetime64[ns]").astype("int64")
+    return np.setdiff1d(expected, bars.ts // (DAY * NS) * (DAY * NS))[:at_most]
+
+
+def _weekday(times: np.ndarray) -> np.ndarray:
+    """Which times a market that rests at weekends is open at, with an hour's room on both sides."""
+    hour_of_week = (times // NS // 3600 + 3 * 24) % (7 * 24)  # 1970-01-01 was a Thursday; the week starts on Monday
+    return (hour_of_week < 4 * 24 + 21) | (hour_of_week >= 6 * 24 + 22)

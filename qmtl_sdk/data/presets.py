@@ -1,0 +1,110 @@
+"""A world's streams: which one a StreamInput means, and its bars.
+
+A StreamInput is bound to the one stream of its interval that carries all of its tags; one without tags to the only stream of that
+interval. The binding belongs to the world and never enters the NodeID.
+"""
+
+from datetime import datetime
+from functools import lru_cache
+
+from qmtl_sdk.contracts.dag import STREAM, TAG_QUERY, Dag, NodeRecord
+from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.submission import StreamBinding
+from qmtl_sdk.contracts.worlds import Preset, WorldSpec
+from qmtl_sdk.data.bars import Bars, combined, fingerprint, from_ns, iso
+from qmtl_sdk.data.calendars import missing, require
+from qmtl_sdk.data.source import CsvSource, FileSource, ParquetSource, resolved
+
+
+def bind(dag: Dag, world: WorldSpec) -> tuple[StreamBinding, ...]:
+    """The stream of each StreamInput that brings no source of its own. Raises QmtlError: E_STREAM_UNBOUND, E_STREAM_AMBIGUOUS, E_TAGQUERY_UNRESOLVED."""
+    for node in dag.nodes:
+        if node.node_type == TAG_QUERY:
+            raise QmtlError("E_TAGQUERY_UNRESOLVED", f"{node.label} asks for queues by tag, and world {world.world} has none yet", "use StreamInput for the world's data", node=node.node_id)
+    return tuple(_bind(node, world) for node in dag.nodes if node.node_type == STREAM and "source" not in node.params)
+
+
+def _bind(node: NodeRecord, world: WorldSpec) -> StreamBinding:
+    tags, instrument = set(node.params.get("tags", ())), node.params.get("instrument")
+    streams = [(preset, name, set(labels)) for preset in world.data.presets for name, labels in preset.streams.items()]
+    found = [
+        (preset, name)
+        for preset, name, labels in streams
+        if preset.interval == node.interval and tags <= labels and (instrument is None or instrument == name)
+    ]
+    if len(found) == 1:
+        return StreamBinding(node_id=node.node_id, preset=found[0][0], stream=found[0][1])
+    wanted = f"{node.label}: {'a stream' if not tags else 'a stream tagged ' + '+'.join(sorted(tags))} at {words(node.interval)}"
+    there = "; ".join(f"{name} at {words(preset.interval)} ({', '.join(sorted(labels))})" for preset, name, labels in streams[:20]) or "no streams at all"
+    if found:
+        raise QmtlError("E_STREAM_AMBIGUOUS", f"{wanted} could be {', '.join(name for _, name in found)} in world {world.world}", f"add tags until one is left; there are: {there}", node=node.node_id)
+    raise QmtlError("E_STREAM_UNBOUND", f"{wanted} is not in world {world.world}", f"there are: {there}", node=node.node_id)
+
+
+def source_of(preset: Preset, stream: str) -> FileSource:
+    """The file that holds a stream."""
+    path = preset.path.replace("{stream}", stream)
+    kind = CsvSource if path.lower().endswith(".csv") or preset.source == "csv" else ParquetSource
+    several = "{stream}" not in preset.path and len(preset.streams) > 1
+    return kind(path, interval=preset.interval, symbol=stream if several else None)
+
+
+def load(preset: Preset, stream: str) -> Bars:
+    """A stream's bars. Raises QmtlError as `FileSource.read`, and E_DATA_GAP where the preset says that missing bars are a fault."""
+    bars = source_of(preset, stream).read()
+    if preset.on_missing == "fail":
+        gaps = missing(bars, preset.calendar, 1)
+        if len(gaps):
+            raise QmtlError("E_DATA_GAP", f"{preset.name}/{stream} has no bar at {iso(int(gaps[0]))}", "fill it from the source, or allow gaps with on_missing: skip")
+    return bars
+
+
+def preset_fingerprint(preset: Preset) -> str:
+    """The fingerprint of all streams of a preset."""
+    states = []
+    for stream in preset.streams:
+        file = resolved(source_of(preset, stream).path)
+        stat = file.stat() if file.exists() else None
+        states.append((str(file), stat.st_mtime_ns, stat.st_size) if stat else (str(file), 0, 0))
+    return _fingerprint(preset.model_dump_json(), tuple(states))
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(preset_json: str, states: tuple[tuple[str, int, int], ...]) -> str:
+    """Computed once for one state of the files."""
+    preset = Preset.model_validate_json(preset_json)
+    return fingerprint({stream: load(preset, stream) for stream in preset.streams})
+
+
+def fingerprint_of(bindings: tuple[StreamBinding, ...]) -> str:
+    """The fingerprint of the data sets that a run reads."""
+    presets = {binding.preset.name: binding.preset for binding in bindings}
+    return combined([preset_fingerprint(preset) for preset in presets.values()])
+
+
+def inspect_world(spec: WorldSpec) -> dict[str, dict[str, object]]:
+    """Read every stream of a world once, so that a fault in its data is said when the world is made. By preset: fingerprint, bars, range, gaps."""
+    report: dict[str, dict[str, object]] = {}
+    for preset in spec.data.presets:
+        require(preset.calendar)
+        streams = {stream: load(preset, stream) for stream in preset.streams}
+        report[preset.name] = {
+            "dataset_fingerprint": fingerprint(streams),
+            "streams": {name: {"bars": len(bars), "first": iso(int(bars.ts[0])), "last": iso(int(bars.ts[-1])), "missing": len(missing(bars, preset.calendar))} for name, bars in streams.items()},
+        }
+    return report
+
+
+def newest_close(bindings: tuple[StreamBinding, ...], now: datetime) -> tuple[datetime | None, datetime | None, datetime | None]:
+    """Of the bound streams at world time `now`: when the newest bar of any closed, when the newest of the laggard closed, and when the youngest stream began."""
+    ends, starts = [], []
+    for binding in bindings:
+        bars = load(binding.preset, binding.stream).until(now)
+        if not len(bars):
+            raise QmtlError("E_DATA_EMPTY", f"{binding.preset.name}/{binding.stream} has no bar before {now.isoformat()}", "move the world's clock, or give it data that reaches back further")
+        ends.append(int(bars.closes[-1]))
+        starts.append(int(bars.ts[0]))
+    if not ends:
+        return None, None, None
+    return from_ns(max(ends)), from_ns(min(ends)), from_ns(max(starts))

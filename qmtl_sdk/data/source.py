@@ -1,0 +1,136 @@
+"""Files of bars: CSV and Parquet, read with their faults named.
+
+A file has a time column (`ts`, `timestamp`, `time`, `datetime` or `date`) and number columns; header case does not matter. A file of several
+streams has a column `symbol`. Times without a zone are UTC; whole numbers are seconds, milliseconds, microseconds or nanoseconds by size.
+"""
+
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from pyarrow import ArrowException
+
+from qmtl_sdk.contracts.durations import seconds
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.data.bars import Bars, checked
+
+TIME_COLUMNS = ("ts", "timestamp", "time", "datetime", "date")
+SYMBOL = "symbol"
+SAMPLE = "sample:"
+
+
+class Source(Protocol):
+    """Where a StreamInput of one's own takes its bars from. `identity` is what its NodeID says of it."""
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def read(self) -> Bars: ...
+
+
+class FileSource:
+    """One stream of a CSV or Parquet file."""
+
+    kind = ""
+
+    def __init__(self, path: str | Path, *, interval: "int | str", symbol: str | None = None) -> None:
+        self.path, self.interval, self.symbol = str(path), seconds(interval), symbol
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"kind": self.kind, "path": self.path, **({"symbol": self.symbol} if self.symbol else {})}
+
+    def read(self) -> Bars:
+        """The bars. Raises QmtlError: E_DATA_NOT_FOUND, E_DATA_SCHEMA and those of `checked`."""
+        file = resolved(self.path)
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise QmtlError("E_DATA_NOT_FOUND", f"there is no file {self.path}", "check the path", path=self.path) from error
+        return _bars(self.kind, str(file), stat.st_mtime_ns, stat.st_size, self.interval, self.symbol, Path(self.path).name)
+
+
+class CsvSource(FileSource):
+    kind = "csv"
+
+
+class ParquetSource(FileSource):
+    kind = "parquet"
+
+
+def resolved(path: str) -> Path:
+    """The file that a path names; `sample:NAME` is one that QMTL ships."""
+    if path.startswith(SAMPLE):
+        return Path(str(files("qmtl_sdk.samples") / "prices" / path.removeprefix(SAMPLE)))
+    return Path(path)
+
+
+@lru_cache(maxsize=256)
+def _bars(kind: str, path: str, mtime_ns: int, size: int, interval: int, symbol: str | None, where: str) -> Bars:
+    """One stream of one state of a file. Kept, since a world's data is read at every submission."""
+    frame = _table(kind, path, mtime_ns, size)
+    if symbol is not None:
+        if SYMBOL not in frame:
+            raise QmtlError("E_DATA_SCHEMA", f"{where} has no column {SYMBOL}, but a stream {symbol!r} of it is asked for", "add the column, or name a file a stream with {stream}")
+        frame = frame[frame[SYMBOL] == symbol]
+        where = f"{where} ({symbol})"
+    elif SYMBOL in frame and frame[SYMBOL].nunique() > 1:
+        names = ", ".join(map(str, frame[SYMBOL].unique()[:8]))
+        raise QmtlError("E_DATA_SCHEMA", f"{where} holds several streams ({names})", "name one with symbol=")
+    return checked(Bars(_times(frame, where), _numbers(frame, where), interval), where)
+
+
+@lru_cache(maxsize=16)
+def _table(kind: str, path: str, mtime_ns: int, size: int) -> pd.DataFrame:
+    """The file as a frame with lower-case headers. Read once for one state of the file (its time and size are part of the key)."""
+    name = Path(path).name
+    try:
+        frame = pq.read_table(path).to_pandas() if kind == "parquet" else pd.read_csv(path)
+    except pd.errors.EmptyDataError as error:
+        raise QmtlError("E_DATA_EMPTY", f"{name} is empty", "check the file") from error
+    except (ArrowException, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+        raise QmtlError("E_DATA_SCHEMA", f"{name} is not {'Parquet' if kind == 'parquet' else 'CSV'}: {str(error).splitlines()[0]}", "check the file and the preset's source") from error
+    frame = frame.reset_index() if frame.index.name else frame
+    frame.columns = [str(column).strip().lower().replace(" ", "_") for column in frame.columns]
+    return frame
+
+
+def _times(frame: pd.DataFrame, where: str) -> np.ndarray:
+    column = next((name for name in TIME_COLUMNS if name in frame), None)
+    if column is None:
+        raise QmtlError("E_DATA_SCHEMA", f"{where} has no time column (its columns: {', '.join(frame.columns)})", f"name one of them {', '.join(TIME_COLUMNS)}")
+    values = frame[column]
+    if pd.api.types.is_numeric_dtype(values):
+        largest = float(values.abs().max()) if len(values) else 0.0
+        unit = "s" if largest < 1e11 else "ms" if largest < 1e14 else "us" if largest < 1e17 else "ns"
+        parsed = pd.to_datetime(values, unit=unit, utc=True, errors="coerce")
+    else:
+        parsed = pd.to_datetime(values, utc=True, errors="coerce", format=None if pd.api.types.is_datetime64_any_dtype(values) else "mixed")
+    bad = np.flatnonzero(parsed.isna().to_numpy())
+    if len(bad):
+        row = int(bad[0])
+        raise QmtlError("E_DATA_SCHEMA", f"{where}: {values.iloc[row]!r} in {column} is not a time (row {row + 1})", "write times like 2024-01-31T14:00:00Z", row=row + 1)
+    return parsed.astype("datetime64[ns, UTC]").astype("int64").to_numpy()
+
+
+def _numbers(frame: pd.DataFrame, where: str) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {}
+    for name in frame.columns:
+        if name in TIME_COLUMNS or name == SYMBOL:
+            continue
+        values = frame[name]
+        numbers = pd.to_numeric(values, errors="coerce")
+        broken = np.flatnonzero((numbers.isna() & values.notna()).to_numpy())
+        if len(broken) == len(values) and len(values):
+            continue  # a column of text, such as a comment
+        if len(broken):
+            row = int(broken[0])
+            raise QmtlError("E_DATA_SCHEMA", f"{where}: {values.iloc[row]!r} in {name} is not a number (row {row + 1})", "mend the value, or leave it empty", row=row + 1, column=name)
+        columns[name] = numbers.to_numpy(dtype="float64")
+    if not columns:
+        raise QmtlError("E_DATA_SCHEMA", f"{where} has no column of numbers", "add one, such as close")
+    return columns

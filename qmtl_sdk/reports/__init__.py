@@ -1,0 +1,1 @@
+"""Returns, metrics and tearsheets."""

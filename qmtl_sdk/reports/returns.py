@@ -1,0 +1,153 @@
+"""A strategy's returns, from the node that it names or from its positions.
+
+A position decided at a close earns from the next bar on. For each instrument (a node with a column `position` in −1…1, or `signal` 0/1, over one
+price stream): r[t] = position[t-1] · (close[t] / close[t-1] − 1) − cost · |position[t-1] − position[t-2]|, where cost is fee and slippage of the
+world's execution model. Instruments are averaged by weight. A missing position is flat. The first value is 0, never missing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qmtl_sdk.compute.engine import Tape
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.worlds import Execution
+from qmtl_sdk.data.bars import iso
+from qmtl_sdk.nodes.node import Node, StreamInput
+from qmtl_sdk.nodes.strategy import Build
+
+POSITION, SIGNAL, CLOSE = "position", "signal", "close"
+BPS = 1e-4
+
+
+@dataclass(frozen=True)
+class Returns:
+    """`ts`: opening times (ns) of the bars that earned; `values`: simple returns; `positions`: by instrument, at those bars' closes; `weights` sum to 1."""
+
+    ts: np.ndarray
+    values: np.ndarray
+    interval: int
+    positions: dict[str, np.ndarray]
+    weights: dict[str, float]
+    price_streams: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Instrument:
+    node: Node
+    price: StreamInput
+    ts: np.ndarray
+    returns: np.ndarray
+    position: np.ndarray
+
+
+def returns_of(build: Build, tapes: Mapping[str, Tape], execution: Execution) -> Returns:
+    """The returns of a computed strategy. Raises QmtlError: E_RETURNS_MISSING, E_RETURNS_AMBIGUOUS, E_COMPUTE_OUTPUT."""
+    carriers = [node for node in build.nodes if _position_column(tapes[node.node_id]) and not isinstance(node, StreamInput)]
+    if build.strategy.returns_node is not None:
+        return _named(build.strategy.returns_node, tapes)
+    if not carriers:
+        raise QmtlError("E_RETURNS_MISSING", f"{build.name} has neither a node with a column position or signal nor one named with returns=", "return pd.DataFrame({'position': …}) from a node, or pass returns= to add_nodes")
+    cost = (execution.fee_bps + execution.slippage_bps) * BPS
+    instruments = [_instrument(node, tapes, cost) for node in carriers]
+    intervals = {item.node.interval for item in instruments}
+    if len(intervals) > 1:
+        raise QmtlError("E_RETURNS_AMBIGUOUS", f"the position nodes of {build.name} have different intervals", "give them one interval, or pass returns= to add_nodes")
+    given = [build.strategy.weights.get(item.node, 0.0 if build.strategy.weights else 1.0) for item in instruments]
+    if sum(map(abs, given)) <= 0:
+        raise QmtlError("E_RETURNS_MISSING", f"the weights of {build.name} name none of its position nodes", "name the nodes whose output has a column position or signal")
+    weights = [weight / sum(map(abs, given)) for weight in given]
+    ts = np.unique(np.concatenate([item.ts for item in instruments]))
+    values, positions, shares = np.zeros(len(ts)), {}, {}
+    for item, weight in zip(instruments, weights, strict=True):
+        rows = np.searchsorted(ts, item.ts)
+        values[rows] += weight * item.returns
+        name = _unique(item.node.label, positions)
+        positions[name] = _carried(ts, item.ts, item.position)
+        shares[name] = weight
+    values[0] = 0.0
+    streams = tuple(dict.fromkeys(item.price.node_id for item in instruments))
+    return Returns(ts, values, intervals.pop(), positions, shares, streams)
+
+
+def _instrument(node: Node, tapes: Mapping[str, Tape], cost: float) -> _Instrument:
+    price = _price_of(node, tapes)
+    tape, bars = tapes[node.node_id], tapes[price.node_id].bars
+    column = _position_column(tape)
+    decided = tape.bars.columns[column]
+    _within(node, column, tape)
+    first = tape.first
+    ts, position = tape.bars.ts[first:], np.nan_to_num(decided[first:], nan=0.0)
+    at = np.searchsorted(bars.closes, tape.bars.closes[first:], side="right") - 1
+    if (at < 0).any():
+        raise QmtlError("E_RETURNS_MISSING", f"{node.label} decides before its price stream {price.label} begins", "give the stream more history")
+    close = bars.columns[CLOSE][at]
+    returns = np.zeros(len(ts))
+    held = position[:-1]
+    with np.errstate(all="ignore"):
+        change = close[1:] / close[:-1] - 1
+    returns[1:] = held * np.nan_to_num(change, nan=0.0) - cost * np.abs(np.diff(held, prepend=0.0))
+    return _Instrument(node, price, ts, returns, position)
+
+
+def _price_of(node: Node, tapes: Mapping[str, Tape]) -> StreamInput:
+    """The one price stream that a position derives from."""
+    seen, stack, found = set(), [node], {}
+    while stack:
+        parent = stack.pop()
+        if parent.node_id in seen:
+            continue
+        seen.add(parent.node_id)
+        if isinstance(parent, StreamInput) and CLOSE in tapes[parent.node_id].bars.columns:
+            found[parent.node_id] = parent
+        stack.extend(parent.inputs)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    why = "no stream with a column close" if not found else "several price streams: " + ", ".join(sorted(stream.label for stream in found.values()))
+    raise QmtlError("E_RETURNS_AMBIGUOUS", f"{node.label} derives from {why}", "give each instrument a position node of its own, or pass returns= to add_nodes", node=node.node_id)
+
+
+def _within(node: Node, column: str, tape: Tape) -> None:
+    values = tape.bars.columns[column]
+    good = np.isnan(values) | (np.isin(values, (0.0, 1.0)) if column == SIGNAL else np.abs(values) <= 1)
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        wanted = "0 or 1" if column == SIGNAL else "between -1 and 1"
+        raise QmtlError("E_COMPUTE_OUTPUT", f"{node.label} gives a {column} of {values[row]:g} at {iso(int(tape.bars.ts[row]))}", f"keep it {wanted}", node=node.node_id)
+
+
+def _position_column(tape: Tape) -> str:
+    return next((name for name in (POSITION, SIGNAL) if name in tape.bars.columns), "")
+
+
+def _named(node: Node, tapes: Mapping[str, Tape]) -> Returns:
+    tape = tapes[node.node_id]
+    columns = tape.bars.columns
+    if len(columns) != 1 and "returns" not in columns:
+        raise QmtlError("E_RETURNS_AMBIGUOUS", f"{node.label} is named with returns= and has the columns {', '.join(columns)}", "give it one column, or one called returns", node=node.node_id)
+    values = columns["returns"] if "returns" in columns else next(iter(columns.values()))
+    values = np.nan_to_num(values[tape.first :], nan=0.0)
+    values[0] = 0.0
+    streams, stack, seen = [], [node], set()
+    while stack:
+        parent = stack.pop()
+        if parent.node_id in seen:
+            continue
+        seen.add(parent.node_id)
+        streams += [parent.node_id] if isinstance(parent, StreamInput) else []
+        stack.extend(parent.inputs)
+    return Returns(tape.bars.ts[tape.first :], values, node.interval, {}, {}, tuple(streams))
+
+
+def _carried(ts: np.ndarray, own: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """A position at other instruments' bars: the last decided one, flat before the first."""
+    at = np.searchsorted(own, ts, side="right") - 1
+    return np.where(at >= 0, position[np.maximum(at, 0)], 0.0)
+
+
+def _unique(label: str, taken: Mapping[str, object]) -> str:
+    name, number = label, 2
+    while name in taken:
+        name, number = f"{label} {number}", number + 1
+    return name

@@ -1,0 +1,1 @@
+"""Runner, session, Gateway client and configuration."""

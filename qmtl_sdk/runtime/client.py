@@ -1,0 +1,126 @@
+"""The Gateway over HTTP, as authors' processes and the command speak to it. Every call may be repeated, and is while the Gateway can't be reached."""
+
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, TypeAdapter
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
+
+from qmtl_sdk.contracts.errors import CODES, QmtlError
+from qmtl_sdk.contracts.submission import Ack, DryRun, EvidenceRef, Heartbeat, LeaseFailure, StrategyStatus, StrategySubmit
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
+
+M = TypeVar("M", bound=BaseModel)
+_AWAY_LIMIT_S = 30.0
+
+
+class GatewayClient:
+    """One connection pool. Raises QmtlError: what the Gateway refuses, under its code; E_UNAVAILABLE when it can't be reached for `away_limit_s`."""
+
+    def __init__(self, url: str, away_limit_s: float = _AWAY_LIMIT_S) -> None:
+        self.url, self._away_limit_s = url.rstrip("/"), away_limit_s
+        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(90.0, connect=5.0), trust_env=False)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> "GatewayClient":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # submissions
+
+    def submit(self, submission: StrategySubmit) -> Ack:
+        return Ack.model_validate(self._call("POST", "/strategies", submission))
+
+    def dry_run(self, submission: StrategySubmit) -> DryRun:
+        return DryRun.model_validate(self._call("POST", "/strategies/dry-run", submission))
+
+    def status(self, strategy_id: str, world_id: str, run_id: str | None = None, wait_s: float = 0.0) -> StrategyStatus:
+        params = {"world_id": world_id, "wait": wait_s, **({"run_id": run_id} if run_id else {})}
+        return StrategyStatus.model_validate(self._call("GET", f"/strategies/{strategy_id}/status", params=params))
+
+    def heartbeat(self, lease_id: str, beat: Heartbeat) -> None:
+        self._call("POST", f"/leases/{lease_id}/heartbeat", beat)
+
+    def complete(self, lease_id: str, evidence: EvidenceRef) -> None:
+        self._call("POST", f"/leases/{lease_id}/complete", evidence)
+
+    def fail(self, lease_id: str, failure: LeaseFailure) -> None:
+        self._call("POST", f"/leases/{lease_id}/fail", failure)
+
+    def put_artifact(self, content_hash: str, data: bytes) -> None:
+        self._call("PUT", f"/artifacts/{content_hash}", content=data)
+
+    def artifact(self, content_hash: str) -> bytes:
+        return self._send("GET", f"/artifacts/{content_hash}").content
+
+    # worlds
+
+    def create_world(self, spec: dict[str, Any], policy: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The world and what was found in its data."""
+        created: dict[str, Any] = self._call("POST", "/worlds", json={"spec": spec, "policy": policy})
+        return created
+
+    def worlds(self) -> list[World]:
+        return TypeAdapter(list[World]).validate_python(self._call("GET", "/worlds"))
+
+    def world(self, world_id: str) -> World:
+        return World.model_validate(self._call("GET", f"/worlds/{world_id}"))
+
+    def policies(self, world_id: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._call("GET", f"/worlds/{world_id}/policies")
+        return found
+
+    def decide(self, world_id: str, idempotency_key: str) -> DecisionEnvelope:
+        return DecisionEnvelope.model_validate(self._call("POST", f"/worlds/{world_id}/decide", json={"idempotency_key": idempotency_key}))
+
+    def decisions(self, world_id: str, limit: int = 1) -> list[DecisionEnvelope]:
+        return TypeAdapter(list[DecisionEnvelope]).validate_python(self._call("GET", f"/worlds/{world_id}/decisions", params={"limit": limit}))
+
+    def activation(self, world_id: str) -> list[ActivationEnvelope]:
+        return TypeAdapter(list[ActivationEnvelope]).validate_python(self._call("GET", f"/worlds/{world_id}/activation"))
+
+    # the Gateway itself
+
+    def health(self) -> dict[str, Any]:
+        """Also when it says that it is degraded."""
+        found: dict[str, Any] = self._http.get("/health").json()
+        return found
+
+    def gateway_status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("GET", "/status")
+        return found
+
+    def _call(self, method: str, path: str, body: BaseModel | None = None, **options: Any) -> Any:
+        if body is not None:
+            options = {"content": body.model_dump_json(), "headers": {"content-type": "application/json"}}
+        response = self._send(method, path, **options)
+        return response.json() if response.content else None
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            for attempt in Retrying(retry=retry_if_exception(_away), wait=wait_exponential(0.1, max=1.0), stop=stop_after_delay(self._away_limit_s), reraise=True):
+                with attempt:
+                    response = self._http.request(method, path, **options)
+                    if response.is_error:
+                        raise _refusal(response)
+        except httpx.TransportError as error:
+            raise QmtlError("E_UNAVAILABLE", f"the Gateway at {self.url} can't be reached: {error}", "qmtl status shows what runs; qmtl up starts it") from error
+        return response
+
+
+def _away(error: BaseException) -> bool:
+    return isinstance(error, httpx.TransportError) or (isinstance(error, QmtlError) and error.code == "E_UNAVAILABLE")
+
+
+def _refusal(response: httpx.Response) -> QmtlError:
+    try:
+        body = response.json()
+        code = body["code"] if body["code"] in CODES else "E_INTERNAL"
+        return QmtlError(code, body["detail"], body.get("remedy", ""), **body.get("details", {}))
+    except (ValueError, KeyError, TypeError):
+        return QmtlError("E_INTERNAL", f"the Gateway answered {response.status_code} without a problem document", "check that gateway.url names a QMTL Gateway")

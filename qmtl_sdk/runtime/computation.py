@@ -1,0 +1,114 @@
+"""The computation of an acknowledged submission: load, compute what the cache lacks, come to the returns.
+
+Inputs come from the world's streams, up to the run's `as_of`, or from the strategy's own sources. Outputs are cached under the ComputeKeys that the service gave.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from qmtl_sdk.compute.cache import ArrowCache
+from qmtl_sdk.compute.engine import Check, Tape, compute
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.submission import Ack, Heartbeat
+from qmtl_sdk.data.bars import Bars, checked, combined, fingerprint, iso
+from qmtl_sdk.data.calendars import ALWAYS, missing, periods_per_year
+from qmtl_sdk.data.presets import fingerprint_of, load
+from qmtl_sdk.nodes.node import Node, StreamInput
+from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.reports.metrics import measure
+from qmtl_sdk.reports.returns import Returns, returns_of
+
+Report = Callable[[Heartbeat], None]
+
+
+@dataclass
+class Computed:
+    """The outputs by NodeID, the returns, and what was noticed on the way."""
+
+    returns: Returns
+    tapes: dict[str, Tape]
+    computed: int
+    cached: int
+    dataset_fingerprint: str
+    precheck: dict[str, Any] = field(default_factory=dict)
+
+
+def compute_strategy(build: Build, ack: Ack, cache_root: Path, report: Report, parity: Literal["sample", "full"] = "sample") -> Computed:
+    """Everything of a strategy. Raises QmtlError: those of data, engine and returns, and E_DATASET_CHANGED where the data is not what the service pinned."""
+    found = fingerprint_of(ack.bindings) if ack.bindings else None
+    if found != ack.context.dataset_fingerprint:
+        raise QmtlError("E_DATASET_CHANGED", "the data here is not what the service saw when it admitted the submission", "submit again; if it persists, both read different files", expected=ack.context.dataset_fingerprint, received=found)
+    cache = ArrowCache(cache_root, ack.context)
+    bindings = {binding.node_id: binding for binding in ack.bindings}
+    as_of = datetime.fromisoformat(ack.context.as_of) if ack.context.as_of else None
+    tapes: dict[str, Tape] = {}
+    checks: list[Check] = []
+    own: list[str] = []
+    gaps: dict[str, int] = {}
+    computed = cached = 0
+    for number, node in enumerate(build.nodes):
+        if isinstance(node, StreamInput):
+            binding = bindings.get(node.node_id)
+            bars = _bars(node, None if binding is None else load(binding.preset, binding.stream), as_of)
+            tapes[node.node_id] = Tape(bars)
+            gaps[node.label] = len(missing(bars, binding.preset.calendar if binding else ALWAYS)) if binding else 0
+            if binding is None:
+                own.append(fingerprint({node.node_id: bars}))
+            continue
+        key = ack.queue_map[node.node_id].compute_key
+
+        def progress(node: Node, bar: int, bars: int, number: int = number) -> None:
+            report(Heartbeat(node=node.label[:200], bar=bar, bars=bars, nodes_done=number, nodes=len(build.nodes)))
+
+        known = None if node.seeded or own else cache.get(key, node.node_id)
+        if known is not None:
+            cached += 1
+            tapes[node.node_id] = known
+            progress(node, len(known.bars), len(known.bars))
+            continue
+        tapes[node.node_id], check = compute(node, tapes, parity=parity, progress=progress, partial=None if node.seeded or own else cache.partial(key, node.node_id, node.interval))
+        computed += 1
+        checks.append(check)
+        if not node.seeded and not own:  # a source of one's own has no fingerprint that the service pinned
+            cache.put(key, node.node_id, tapes[node.node_id])
+    returns = returns_of(build, tapes, ack.execution)
+    precheck = _precheck(build, ack, returns, checks, gaps, cache.counters.cross_context_hits)
+    return Computed(returns, tapes, computed, cached, found or combined(own), precheck)
+
+
+def newest_own_close(build: Build) -> datetime | None:
+    """When the newest bar of the strategy's own sources closed; None where it has none."""
+    ends = [int(node.source.read().closes[-1]) for node in build.nodes if isinstance(node, StreamInput) and node.source is not None]
+    return datetime.fromisoformat(iso(max(ends))) if ends else None
+
+
+def _bars(node: StreamInput, bound: Bars | None, as_of: datetime | None) -> Bars:
+    if bound is None:
+        assert node.source is not None  # the service bound every stream that brings no source
+        bound = checked(node.source.read(), node.label)
+        if bound.interval != node.interval:
+            raise QmtlError("E_INTERVAL", f"{node.label} has an interval of {node.interval} s, its source one of {bound.interval} s", "make them agree", node=node.node_id)
+    bars = bound.until(as_of)
+    if not len(bars):
+        raise QmtlError("E_DATA_EMPTY", f"{node.label} has no bar that closed by {as_of}", "pin a later as_of", node=node.node_id)
+    fields = node.params.get("fields")
+    return bars.only(list(fields)) if fields else bars
+
+
+def _precheck(build: Build, ack: Ack, returns: Returns, checks: list[Check], gaps: dict[str, int], cross_context_hits: int) -> dict[str, Any]:
+    calendars = {binding.preset.calendar for binding in ack.bindings if binding.node_id in returns.price_streams} or {ALWAYS}
+    metrics = measure(returns, max(periods_per_year(calendar, returns.interval) for calendar in calendars))
+    reported = [f"{check.node} needs more than its period at {check.bar}: {check.detail}; computed bar by bar" for check in checks if check.verdict == "needs more than its period"]
+    missing_bars = [f"{label} lacks {count} bars that its calendar expects" for label, count in gaps.items() if count]
+    return {
+        "metrics": metrics,
+        "parity": {check.node: check.verdict for check in checks},
+        "warnings": [*build.warnings, *reported, *missing_bars],
+        "bars": len(returns.values),
+        "from": iso(int(returns.ts[0])),
+        "to": iso(int(returns.ts[-1])),
+        "cross_context_cache_hit": cross_context_hits,
+    }

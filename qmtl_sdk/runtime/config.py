@@ -1,0 +1,155 @@
+"""One configuration: `qmtl.yml`, with `QMTL_…` variables above it and defaults below. An unknown key is an error that names the nearest.
+
+A nested key's variable joins the names with two underscores: `gateway.database_dsn` is `QMTL_GATEWAY__DATABASE_DSN`. The file is `qmtl.yml` in the
+current folder, or the one that `QMTL_CONFIG` names.
+"""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from qmtl_sdk.contracts.errors import QmtlError, nearest
+
+ENV, FILE, PREFIX = "QMTL_CONFIG", "qmtl.yml", "QMTL_"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GatewaySettings(_Section):
+    url: str | None = Field(None, description="where Runner and qmtl find the Gateway; none: the embedded stack")
+    host: str = Field("127.0.0.1", description="where the Gateway listens")
+    port: int = Field(0, ge=0, le=65535, description="0: a free one")
+    database_backend: Literal["sqlite", "postgres"] = "sqlite"
+    database_dsn: str | None = Field(None, description="sqlite:///FILE or postgresql://…; none: a file in home")
+    max_body_bytes: int = Field(1_048_576, gt=0, description="largest request body, artifacts excepted")
+    max_artifact_bytes: int = Field(67_108_864, gt=0)
+    lease_heartbeat_s: float = Field(10.0, gt=0, description="a runner that is silent for so long has lost its lease")
+
+
+class TemporalSettings(_Section):
+    address: str | None = Field(None, description="HOST:PORT of a Temporal server; none: a local one that qmtl up starts")
+    namespace: str = "default"
+    ui_url: str | None = Field(None, description="where its web page is; a local server's is known")
+    api_key: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    binary: Path | None = Field(None, description="the temporal executable for a local server")
+
+
+class CacheSettings(_Section):
+    dir: Path | None = Field(None, description="computed outputs; none: a folder in home")
+
+
+class Settings(BaseSettings):
+    """All of it. Built by `settings()`, which turns faults into one clear line each."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    profile: Literal["dev", "prod"] = "dev"
+    home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("qmtl")), description="data of the embedded stack")
+    tools_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("qmtl")), description="servers that were installed for it")
+    gateway: GatewaySettings = GatewaySettings()
+    temporal: TemporalSettings = TemporalSettings()
+    cache: CacheSettings = CacheSettings()
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, config_file())
+
+    @property
+    def database_dsn(self) -> str:
+        return self.gateway.database_dsn or f"sqlite:///{self.home / 'qmtl.db'}"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.cache.dir or self.home / "cache"
+
+    @property
+    def artifact_dir(self) -> Path:
+        return self.home / "artifacts"
+
+    def missing_for_profile(self) -> list[str]:
+        """What the profile needs and does not have, all of it at once."""
+        if self.profile == "dev":
+            return []
+        wanted = {
+            "gateway.database_backend: postgres": self.gateway.database_backend == "postgres",
+            "gateway.database_dsn": self.gateway.database_dsn,
+            "temporal.address": self.temporal.address,
+        }
+        return [name for name, there in wanted.items() if not there]
+
+    def require_profile(self) -> None:
+        """Raises QmtlError (E_CONFIG) that lists everything that is missing."""
+        missing = self.missing_for_profile()
+        if missing:
+            raise QmtlError("E_CONFIG", f"profile prod lacks {', '.join(missing)}", f"set them in {FILE} or as {PREFIX}… variables", missing=missing)
+        backend, dsn = self.gateway.database_backend, self.gateway.database_dsn or "sqlite:"
+        if (backend == "postgres") != dsn.startswith("postgres"):
+            raise QmtlError("E_CONFIG", f"gateway.database_backend is {backend} and gateway.database_dsn names another database", "make them agree")
+
+
+def config_file() -> Path | None:
+    """The file in force, if there is one."""
+    named = os.environ.get(ENV)
+    path = Path(named) if named else Path(FILE)
+    if named and not path.exists():
+        raise QmtlError("E_CONFIG", f"{ENV} names {named}, which does not exist", "mend the variable, or write the file")
+    return path if path.exists() else None
+
+
+def load(**overrides: Any) -> Settings:
+    """The configuration as it stands now. Raises QmtlError (E_CONFIG)."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise _fault(error) from error
+    except yaml.YAMLError as error:
+        raise QmtlError("E_CONFIG", f"{config_file()} is not YAML: {' '.join(str(error).split())}", "mend the text at that place") from error
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The configuration of this process, read once."""
+    return load()
+
+
+def explain() -> list[tuple[str, str, str]]:
+    """Every key, its value, and where the value comes from. Secrets are not shown."""
+    current, path = load(), config_file()
+    written = yaml.safe_load(path.read_text()) or {} if path else {}
+    rows = []
+    for name, value in _leaves(current.model_dump(mode="json")):
+        parts = name.split(".")
+        variable = PREFIX + "__".join(parts).upper()
+        inner: Any = written
+        for part in parts:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        origin = variable if variable in os.environ else str(path) if inner is not None else "default"
+        shown = "***" if value and (parts[-1] == "api_key") else str(value) if value is not None else ""
+        rows.append((name, shown, origin))
+    return rows
+
+
+def _leaves(body: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for name, value in body.items():
+        rows += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+def _fault(error: ValidationError) -> QmtlError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        known = [name for name, _ in _leaves(Settings.model_construct().model_dump(mode="json"))] + list(Settings.model_fields)
+        return QmtlError("E_CONFIG", f"{where} is not a known key{nearest(where, known)}", "qmtl config show lists them all")
+    return QmtlError("E_CONFIG", f"{where}: {first['msg']}", "mend it in qmtl.yml or in its QMTL_… variable")

@@ -1,0 +1,77 @@
+"""Finding the embedded stack, and starting it where there is none. It is a stack of processes of its own, which this one only knows by its file."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.runtime.config import Settings
+
+STACK_FILE = "stack.json"
+
+
+class Part(Model):
+    """A process of the stack. `created` is its creation time, so that a pid that was given anew is not taken for it."""
+
+    pid: int
+    created: float
+    port: int = 0
+
+    @property
+    def alive(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+class Stack(Model):
+    """What runs, and where."""
+
+    temporal: Part | None = None
+    worker: Part | None = None
+    gateway: Part | None = None
+    gateway_url: str = ""
+    temporal_address: str = ""
+    temporal_ui: str = ""
+
+    @classmethod
+    def read(cls, home: Path) -> "Stack":
+        try:
+            return cls.model_validate_json((home / STACK_FILE).read_text())
+        except (FileNotFoundError, ValueError):  # none yet, or torn by a crash: what it named is started anew
+            return cls()
+
+
+def find(config: Settings) -> str | None:
+    """The Gateway's address, if one is configured or the embedded one answers that all is well."""
+    if config.gateway.url:
+        return config.gateway.url
+    stack = Stack.read(config.home)
+    parts = (stack.gateway, stack.worker)
+    if not stack.gateway_url or not all(part is not None and part.alive for part in parts):
+        return None
+    try:
+        healthy = httpx.get(f"{stack.gateway_url}/health", timeout=5.0, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return None
+    return stack.gateway_url if healthy else None
+
+
+def start(config: Settings) -> str:
+    """Start the embedded stack by its command and return the Gateway's address. Raises QmtlError (E_STACK, and what the command refuses)."""
+    done = subprocess.run([sys.executable, "-m", "api.cli", "up", "-o", "json"], stdout=subprocess.PIPE, stderr=None, text=True, stdin=subprocess.DEVNULL)
+    try:
+        answer = json.loads(done.stdout)
+        if done.returncode == 0:
+            return str(answer["gateway_url"])
+        error = answer["error"]
+        raise QmtlError(error["code"], error["message"], error["remedy"])
+    except (ValueError, KeyError) as error:
+        raise QmtlError("E_STACK", f"the embedded stack could not be started (exit code {done.returncode})", "run qmtl up, which says why") from error

@@ -1,0 +1,128 @@
+"""What a submission came to, as an author reads it: on the console, in a notebook, in code."""
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from qmtl_sdk.contracts.domains import ComputeContext
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, StrategyDecision, Violation
+
+
+@dataclass(frozen=True)
+class WorldView:
+    """What the world decided: the service's word, unchanged. None where there is no decision to be had."""
+
+    decision: DecisionEnvelope | None
+    activation: ActivationEnvelope | None
+
+
+@dataclass(frozen=True)
+class NodeCounts:
+    """`new` and `reused` in the global graph; of the nodes computed here, `computed` anew and `cached` from an earlier run of the same context."""
+
+    new: int
+    reused: int
+    computed: int
+    cached: int
+
+
+@dataclass(frozen=True)
+class SubmitResult:
+    """`metrics` are the service's; `precheck` is what this process found by itself and decides nothing."""
+
+    name: str
+    world: str
+    strategy_id: str
+    workflow_id: str
+    run_id: str
+    ui_url: str
+    ws: WorldView
+    context: ComputeContext
+    metrics: dict[str, float | None]
+    precheck: dict[str, Any]
+    nodes: NodeCounts
+    seconds: float
+    returns_hash: str = ""
+    error_code: str = ""
+    error: str = ""
+
+    @property
+    def mine(self) -> StrategyDecision | None:
+        """The decision about this strategy."""
+        return self.ws.decision.of(self.strategy_id) if self.ws.decision else None
+
+    @property
+    def active(self) -> bool:
+        return bool(self.mine and self.mine.active)
+
+    @property
+    def rank(self) -> int | None:
+        return self.mine.rank if self.mine else None
+
+    @property
+    def weight(self) -> float:
+        return self.mine.weight if self.mine else 0.0
+
+    @property
+    def violations(self) -> tuple[Violation, ...]:
+        return self.mine.violations if self.mine else ()
+
+    @property
+    def safe_mode(self) -> bool:
+        """Orders are off because there is no fresh decision to go by."""
+        return self.context.safe_mode
+
+    @property
+    def effective_mode(self) -> str:
+        return self.ws.decision.effective_mode if self.ws.decision else "compute-only"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON types."""
+        return {
+            "name": self.name,
+            "world": self.world,
+            "strategy_id": self.strategy_id,
+            "workflow_id": self.workflow_id,
+            "run_id": self.run_id,
+            "ui_url": self.ui_url,
+            "effective_mode": self.effective_mode,
+            "execution_domain": self.context.execution_domain.value,
+            "safe_mode": self.safe_mode,
+            "downgrade_reason": self.context.downgrade_reason,
+            "active": self.active,
+            "rank": self.rank,
+            "weight": self.weight,
+            "metrics": self.metrics,
+            "nodes_new": self.nodes.new,
+            "nodes_reused": self.nodes.reused,
+            "nodes_computed": self.nodes.computed,
+            "nodes_cached": self.nodes.cached,
+            "violations": [item.json_dict() for item in self.violations],
+            "precheck": self.precheck,
+            "seconds": round(self.seconds, 3),
+            "returns_hash": self.returns_hash,
+            "error_code": self.error_code,
+            "error": self.error,
+        }
+
+    @property
+    def verdict(self) -> str:
+        """In one line."""
+        if self.ws.decision is None:
+            return f"no decision ({self.context.downgrade_reason}); computed only, orders are off"
+        if self.active:
+            return f"active, rank {self.rank}, weight {self.weight:.3g}"
+        why = "; ".join(f"{item.rule}: {item.detail}" for item in self.violations) or self.error
+        return f"not active: {why}"
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.world}: {self.verdict}"
+
+    def _repr_html_(self) -> str:
+        rows = [("decision", self.verdict), ("domain", f"{self.context.execution_domain.value}{' (safe mode)' if self.safe_mode else ''}")]
+        rows += [(name, "missing" if value is None else f"{value:.4g}") for name, value in self.metrics.items()]
+        counts = self.nodes
+        rows += [("nodes", f"{counts.new} new, {counts.reused} reused; {counts.computed} computed, {counts.cached} from the cache"), ("strategy", self.strategy_id)]
+        body = "".join(f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
+        link = f"<p><a href='{escape(self.ui_url, quote=True)}'>{escape(self.workflow_id)}</a></p>" if self.ui_url else ""
+        return f"<h4>{escape(self.name)} in {escape(self.world)}</h4><table>{body}</table>{link}"

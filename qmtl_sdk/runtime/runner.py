@@ -1,0 +1,274 @@
+"""`Runner.submit`: from a strategy class to the world's decision.
+
+1. Build the DAG and check it here (`Build`).
+2. Find the Gateway; where none is configured and none runs, start the embedded stack and say so.
+3. Post the submission. The ack carries the context, the data and, unless someone computes it already, a lease.
+4. Compute under the lease, upload the returns by content hash, hand them in.
+5. Wait for the decision. Where it can't be had, or is too old, the result says so: computed only, safe mode, orders off.
+
+Everything may be interrupted and submitted again: outputs are cached, and the lease is taken up where it was left.
+"""
+
+import asyncio
+import threading
+import time
+import uuid
+
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from datetime import UTC, datetime
+from typing import Any, Literal
+from weakref import WeakSet
+
+from qmtl_sdk.contracts.canonical import content_hash
+from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, resolve
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, LeaseFailure, Outcome, StrategyStatus, StrategySubmit, SubmissionMeta
+from qmtl_sdk.nodes.strategy import Build, Strategy
+from qmtl_sdk.reports.artifact import encode
+from qmtl_sdk.runtime import embedded
+from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.computation import Computed, compute_strategy, newest_own_close
+from qmtl_sdk.runtime.config import Settings, settings
+from qmtl_sdk.runtime.identity import RunnerName
+from qmtl_sdk.runtime.lease import Heartbeats
+from qmtl_sdk.runtime.progress import Display
+from qmtl_sdk.runtime.result import NodeCounts, SubmitResult, WorldView
+
+_POLL_S = 5.0
+Author = Strategy | type[Strategy]
+
+
+class Runner:
+    """The one entry point: there is no client-side mode. What runs where is the world's to decide."""
+
+    _open: "WeakSet[_Submission]" = WeakSet()
+
+    @classmethod
+    def submit(
+        cls,
+        strategy: Author,
+        *,
+        world: str,
+        as_of: datetime | str | None = None,
+        parity: Literal["sample", "full"] = "sample",
+        progress: bool | None = None,
+        decision_timeout_s: float = 600.0,
+        config: Settings | None = None,
+    ) -> SubmitResult:
+        """Submit, compute, and wait for the decision. Works in a script and inside a notebook's running loop, which waits meanwhile.
+
+        `as_of` pins the data to what had closed by then; `parity="full"` compares every bar of batch and bar-by-bar execution. Raises QmtlError
+        for a strategy that can't be built, sent or computed; never for a decision that is missing or stale.
+        """
+        submission = _Submission(strategy, world, as_of, parity, progress, decision_timeout_s, config or settings())
+        cls._open.add(submission)
+        try:
+            return submission.run()
+        finally:
+            submission.close()
+
+    @classmethod
+    async def submit_async(cls, strategy: Author, *, world: str, **options: Any) -> SubmitResult:
+        """`submit` without blocking the running loop. Cancelling it gives the lease back, as Ctrl-C does. (Any: the options of `submit`.)"""
+        config = options.pop("config", None) or settings()
+        submission = _Submission(strategy, world, options.pop("as_of", None), options.pop("parity", "sample"), options.pop("progress", None), options.pop("decision_timeout_s", 600.0), config)
+        if options:
+            raise TypeError(f"submit_async got unknown options: {', '.join(options)}")
+        cls._open.add(submission)
+        work = asyncio.create_task(asyncio.to_thread(submission.run))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            submission.stop.set()
+            try:
+                await work
+            except KeyboardInterrupt:
+                pass
+            raise
+        finally:
+            submission.close()
+
+    @classmethod
+    def session(cls, strategy: Author, *, world: str, **options: Any) -> "_Session":
+        """`with` or `async with`: submits, hands out the result, and ends all that it started when the block ends."""
+        return _Session(strategy, world, options)
+
+    @classmethod
+    def shutdown(cls, what: SubmitResult | None = None) -> None:
+        """End what submissions of this process still hold: leases are given back, connections closed. May be called at any time, and again."""
+        for submission in list(cls._open):
+            if what is None or submission.strategy_id == what.strategy_id:
+                submission.stop.set()
+                submission.close()
+
+
+class _Session(AbstractContextManager[SubmitResult], AbstractAsyncContextManager[SubmitResult]):
+    def __init__(self, strategy: Author, world: str, options: dict[str, Any]) -> None:
+        self._strategy, self._world, self._options = strategy, world, options
+        self._result: SubmitResult | None = None
+
+    def __enter__(self) -> SubmitResult:
+        self._result = Runner.submit(self._strategy, world=self._world, **self._options)
+        return self._result
+
+    def __exit__(self, *_: object) -> None:
+        Runner.shutdown(self._result)
+
+    async def __aenter__(self) -> SubmitResult:
+        self._result = await Runner.submit_async(self._strategy, world=self._world, **self._options)
+        return self._result
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(Runner.shutdown, self._result)
+
+
+class _Submission:
+    """One submission from build to result."""
+
+    def __init__(self, strategy: Author, world: str, as_of: datetime | str | None, parity: Literal["sample", "full"], progress: bool | None, decision_timeout_s: float, config: Settings) -> None:
+        self._began = time.perf_counter()
+        self._build = Build(strategy)
+        self._world, self._parity, self._decision_timeout_s, self._config = world, parity, decision_timeout_s, config
+        self._as_of = as_of.isoformat() if isinstance(as_of, datetime) else as_of
+        self._display = Display(self._build.name, progress)
+        self._client: GatewayClient | None = None
+        self.strategy_id = self._build.dag.strategy_id
+        self.stop = threading.Event()
+
+    def run(self) -> SubmitResult:
+        with self._display:
+            client = self._connect()
+            with RunnerName(self._config.cache_dir / "runners", self._world, self.strategy_id) as name:
+                return self._run(client, name)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def _connect(self) -> GatewayClient:
+        url = embedded.find(self._config)
+        if url is None:
+            self._display.say("No Gateway is configured: starting the embedded stack. It stays up until `qmtl down`.")
+            url = embedded.start(self._config)
+        self._client = GatewayClient(url)
+        return self._client
+
+    def _run(self, client: GatewayClient, name: RunnerName) -> SubmitResult:
+        own = newest_own_close(self._build)
+        as_of = self._as_of or (own.isoformat() if own else None)
+        computed: Computed | None = None
+        while True:
+            ack = client.submit(self._request(name.value, as_of))
+            if ack.lease is not None:
+                computed = self._compute(client, ack)
+                if not self._hand_in(client, ack, computed):
+                    continue  # the lease had ended: the outputs are cached, and a new one is asked for
+            else:
+                self._display.step("another runner computes it, or it is past that; waiting for the decision")
+            name.forget()
+            status = self._decision(client, ack)
+            if status is not None and status.needs_runner:
+                continue  # whoever computed it is gone
+            return self._result(ack, computed, status)
+
+    def _request(self, runner: str, as_of: str | None) -> StrategySubmit:
+        meta = SubmissionMeta(name=self._build.name, as_of=as_of)
+        return StrategySubmit(world_id=self._world, dag=self._build.dag, node_ids_crc32=self._build.crc32, idempotency_key=uuid.uuid4().hex, runner=runner, meta=meta)
+
+    def _compute(self, client: GatewayClient, ack: Ack) -> Computed:
+        assert ack.lease is not None  # the caller has looked
+        with Heartbeats(client, ack.lease) as beats:
+
+            def report(beat: Heartbeat) -> None:
+                beats.report(beat)
+                self._display.computing(beat)
+                if self.stop.is_set():
+                    raise KeyboardInterrupt
+
+            try:
+                return compute_strategy(self._build, ack, self._config.cache_dir, report, self._parity)
+            except QmtlError as error:
+                final = error.code != "E_DATASET_CHANGED"
+                self._give_back(client, ack, LeaseFailure(code=error.code, message=str(error)[:4000], final=final, progress=beats.newest))
+                raise
+            except KeyboardInterrupt:
+                at = f" at {beats.newest.node}, bar {beats.newest.bar} of {beats.newest.bars}" if beats.newest.node else ""
+                self._display.say(f"Stopped{at}. What was computed is kept: submit {self._build.name} again to go on from there.")
+                self._give_back(client, ack, LeaseFailure(code="E_CANCELLED", message="stopped by its author", final=False, progress=beats.newest))
+                raise
+
+    @staticmethod
+    def _give_back(client: GatewayClient, ack: Ack, failure: LeaseFailure) -> None:
+        """As far as the Gateway hears of it; where it does not, the lease times out."""
+        assert ack.lease is not None  # only a held lease is given back
+        try:
+            client.fail(ack.lease.lease_id, failure)
+        except QmtlError as error:
+            if error.code not in ("E_UNAVAILABLE", "E_LEASE_LOST"):
+                raise
+
+    def _hand_in(self, client: GatewayClient, ack: Ack, computed: Computed) -> bool:
+        """False where the lease had ended before."""
+        assert ack.lease is not None  # the caller has computed under it
+        self._display.step("handing in the returns")
+        data = encode(computed.returns)
+        digest = content_hash(data)
+        client.put_artifact(digest, data)
+        try:
+            client.complete(ack.lease.lease_id, EvidenceRef(returns_hash=digest, dataset_fingerprint=computed.dataset_fingerprint, precheck=computed.precheck))
+        except QmtlError as error:
+            if error.code == "E_LEASE_LOST":
+                return False
+            raise
+        return True
+
+    def _decision(self, client: GatewayClient, ack: Ack) -> StrategyStatus | None:
+        """The status with its outcome, or one that needs a runner; None where no decision can be had in time."""
+        deadline = time.monotonic() + self._decision_timeout_s
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                status = client.status(self.strategy_id, self._world, ack.run_id, min(_POLL_S, left))
+                if status.outcome is not None or status.needs_runner:
+                    return status
+                self._display.step(status.step or "waiting for the decision")
+                if self.stop.is_set():
+                    raise KeyboardInterrupt
+        except QmtlError as error:
+            self._display.say(f"No decision is to be had: {error}")
+        return None
+
+    def _result(self, ack: Ack, computed: Computed | None, status: StrategyStatus | None) -> SubmitResult:
+        outcome: Outcome | None = status.outcome if status else None
+        return SubmitResult(
+            name=self._build.name,
+            world=self._world,
+            strategy_id=self.strategy_id,
+            workflow_id=ack.workflow_id,
+            run_id=ack.run_id,
+            ui_url=status.ui_url if status else "",
+            ws=WorldView(outcome.decision if outcome else None, outcome.activation if outcome else None),
+            context=decided_context(ack, outcome, datetime.now(UTC)),
+            metrics=outcome.metrics if outcome else {},
+            precheck=computed.precheck if computed else {},
+            nodes=NodeCounts(ack.nodes_new, ack.nodes_reused, computed.computed if computed else 0, computed.cached if computed else 0),
+            seconds=time.perf_counter() - self._began,
+            returns_hash=outcome.returns_hash if outcome else "",
+            error_code=outcome.error_code if outcome else "",
+            error=outcome.error if outcome else "",
+        )
+
+
+def decided_context(ack: Ack, outcome: Outcome | None, now: datetime) -> ComputeContext:
+    """The context after the decision. A missing, stale or unclear one closes to backtest in safe mode."""
+    decision, activation = (outcome.decision, outcome.activation) if outcome else (None, None)
+    mode = activation.effective_mode if activation is not None else None
+    return resolve(
+        ack.world_id,
+        mode,
+        decided_at=decision.decided_at if decision else None,
+        now=now,
+        ttl_s=decision.ttl if decision else DEFAULT_TTL_S,
+        as_of=ack.context.as_of,
+        partition=ack.context.partition,
+        dataset_fingerprint=ack.context.dataset_fingerprint,
+    )

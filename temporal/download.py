@@ -1,0 +1,23 @@
+"""`python -m temporal.download FOLDER`: let the SDK fetch its Temporal server into FOLDER. A process of its own, since it ends a Temporal client."""
+
+import asyncio
+import sys
+
+from temporalio.testing import WorkflowEnvironment
+
+from temporal.shutdown import leave
+
+
+async def main(folder: str) -> None:
+    environment = await WorkflowEnvironment.start_local(download_dest_dir=folder)
+    await environment.shutdown()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main(sys.argv[1]))
+        code = 0
+    except RuntimeError as error:  # what the SDK raises when it can't download
+        print(f"the SDK's download failed: {error}", file=sys.stderr)
+        code = 1
+    leave(code)

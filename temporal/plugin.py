@@ -1,0 +1,63 @@
+"""One plugin wires clients, workers, tests and the replayer: converter, workflows, and the rules that hold for every activity.
+
+A QmtlError becomes an ApplicationError with its code as type, not retried where trying again can't help. A command that names another store is
+refused, so that two stacks on one Temporal never do each other's work.
+"""
+
+from typing import Any
+
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import ApplicationError
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from activities.commands import Command
+from qmtl_sdk.contracts.errors import QmtlError
+from workflows.evaluation import EvaluationWorkflow
+from workflows.submission import SubmissionWorkflow
+
+WORKFLOWS = (SubmissionWorkflow, EvaluationWorkflow)
+
+
+class QmtlPlugin(SimplePlugin):
+    """`store_id` is the store that a worker serves; a client or replayer has none."""
+
+    def __init__(self, store_id: str | None = None) -> None:
+        interceptors = [ActivityRules(store_id)] if store_id else []
+        super().__init__("qmtl", data_converter=pydantic_data_converter, interceptors=interceptors, workflows=WORKFLOWS)
+
+
+class ActivityRules(Interceptor):
+    def __init__(self, store_id: str) -> None:
+        self._store_id = store_id
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _Activity(next, self._store_id)
+
+
+class _Activity(ActivityInboundInterceptor):
+    def __init__(self, next: ActivityInboundInterceptor, store_id: str) -> None:
+        super().__init__(next)
+        self._store_id = store_id
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        for argument in input.args:
+            if isinstance(argument, Command) and argument.store_id != self._store_id:
+                # Retried: the worker that serves the right store will take it.
+                raise ApplicationError(f"this worker serves store {self._store_id[:8]}, the work belongs to {argument.store_id[:8]}", type="E_FOREIGN_STORE")
+        try:
+            return await super().execute_activity(input)
+        except QmtlError as error:
+            raise application_error(error) from error
+
+
+def application_error(error: QmtlError) -> ApplicationError:
+    """A QmtlError as workflows see it: `type` is the code; details hold the remedy and the facts."""
+    return ApplicationError(error.message, {"remedy": error.remedy, "details": error.details}, type=error.code, non_retryable=error.status < 500)
+
+
+def qmtl_error(error: ApplicationError) -> QmtlError:
+    """The QmtlError that an ApplicationError was made from."""
+    facts = error.details[0] if error.details and isinstance(error.details[0], dict) else {}
+    code = error.type if error.type and error.type.startswith("E_") else "E_INTERNAL"
+    return QmtlError(code, error.message, str(facts.get("remedy", "")), **facts.get("details", {}))

@@ -1,0 +1,93 @@
+"""The worker: every workflow and activity, over one store. `python -m temporal.worker` runs it until SIGTERM."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.worker import Interceptor, Worker
+
+from activities.artifacts.folder import FolderArtifacts
+from activities.events.activities import LogActivities
+from activities.events.sql import SqlCommitLog
+from activities.graph.activities import GraphActivities
+from activities.graph.sql import SqlGraphStore
+from activities.lease import compute_lease
+from activities.storage.database import Database, open_database
+from activities.worlds.activities import EvaluationActivities, WorldActivities
+from activities.worlds.sql import SqlWorldStore
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.runtime.config import Settings, settings
+from temporal.client import connect
+from temporal.shutdown import leave
+from workflows.shared import WORKFLOWS, WORLD
+
+# A workflow whose worker was killed waits so long before another takes it over (10 s unless set).
+STICKY = timedelta(seconds=1)
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Every store over one database."""
+
+    database: Database
+    log: SqlCommitLog
+    graph: SqlGraphStore
+    worlds: SqlWorldStore
+    artifacts: FolderArtifacts
+
+    @classmethod
+    def open(cls, config: Settings) -> "Stores":
+        database = open_database(config.database_dsn)
+        return cls(database, SqlCommitLog(database), SqlGraphStore(database), SqlWorldStore(database), FolderArtifacts(config.artifact_dir))
+
+
+@asynccontextmanager
+async def working(client: Client, stores: Stores, interceptors: Sequence[Interceptor] = ()) -> AsyncIterator[None]:
+    """Workers on every task queue, for as long as the block runs. The client must carry the plugin with the store's id."""
+    worlds = WorldActivities(stores.worlds, stores.log, stores.artifacts)
+    graph, log, evaluation = GraphActivities(stores.graph, stores.log), LogActivities(stores.log), EvaluationActivities(WORKFLOWS)
+    local = [worlds.begin_run, graph.diff, log.admitted, worlds.judge, worlds.reject, worlds.conclude]
+    remote = [compute_lease, worlds.measure, evaluation.request_evaluation]
+    async with AsyncExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
+        common = {"activity_executor": pool, "interceptors": list(interceptors)}
+        await stack.enter_async_context(Worker(client, task_queue=WORLD, activities=remote, **common))  # type: ignore[arg-type]  # one mapping for both workers
+        await stack.enter_async_context(Worker(client, task_queue=WORKFLOWS, activities=local, sticky_queue_schedule_to_start_timeout=STICKY, **common))  # type: ignore[arg-type]  # likewise
+        yield
+
+
+async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> None:
+    stores = Stores.open(config)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        client = await connect(config.temporal, stores.database.store_id)
+        async with working(client, stores, interceptors):
+            print("worker: ready", flush=True)
+            await stop.wait()
+    finally:
+        stores.database.close()
+
+
+def main(interceptors: Sequence[Interceptor] = ()) -> None:
+    try:
+        config = settings()
+        config.require_profile()
+        asyncio.run(run(config, interceptors))
+        code = 0
+    except QmtlError as error:
+        print(f"worker: {error}", file=sys.stderr, flush=True)
+        code = 1
+    leave(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One file a workflow. Orchestration only: no I/O, no clocks but Temporal's."""

@@ -1,0 +1,33 @@
+"""What every workflow uses: task queues, limits of activities, search attributes, and text for the Temporal UI."""
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio.common import RetryPolicy, SearchAttributeKey
+
+WORKFLOWS, WORLD = "qmtl-workflows", "qmtl-world"
+
+SEARCH_WORLD = SearchAttributeKey.for_keyword("QmtlWorld")
+SEARCH_STRATEGY = SearchAttributeKey.for_keyword("QmtlStrategy")
+SEARCH_STAGE = SearchAttributeKey.for_keyword("QmtlStage")
+SEARCH_RUN = SearchAttributeKey.for_keyword("QmtlRunId")
+SEARCH_DOMAIN = SearchAttributeKey.for_keyword("QmtlDomain")
+SEARCH_ATTRIBUTES = (SEARCH_WORLD, SEARCH_STRATEGY, SEARCH_STAGE, SEARCH_RUN, SEARCH_DOMAIN)
+
+_RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(seconds=5))
+# A short store call, in the acknowledged path. (Any: the keywords of execute_local_activity.)
+STORE: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=30), "retry_policy": _RETRY}
+# A call that reads data or asks another workflow.
+SLOW: dict[str, Any] = {"start_to_close_timeout": timedelta(minutes=5), "retry_policy": _RETRY, "task_queue": WORLD}
+
+
+def table(header: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:
+    """A Markdown table. Cells lose what would break it."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines)
+
+
+def figures(metrics: dict[str, float | None], names: tuple[str, ...] = ("sharpe", "max_drawdown", "trades", "sample_days", "total_return")) -> str:
+    """The main metrics in one line."""
+    known = [(name, metrics[name]) for name in names if name in metrics]
+    return ", ".join(f"{name} {'missing' if value is None else format(value, '.4g')}" for name, value in known)
