@@ -1,31 +1,41 @@
 """QMTL for authors: a strategy, its nodes, and `Runner.submit`.
 
     from qmtl_sdk import Node, Runner, Strategy, StreamInput
+
+Names are loaded when they are asked for, so that a command that only needs the contracts does not wait for pandas.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.data.source import CsvSource, ParquetSource
-from qmtl_sdk.nodes.node import MatchMode, Node, ProcessingNode, StreamInput, TagQueryNode
-from qmtl_sdk.nodes.strategy import Strategy
-from qmtl_sdk.nodes.view import CacheView
-
 if TYPE_CHECKING:
+    from qmtl_sdk.contracts.errors import QmtlError
+    from qmtl_sdk.data.source import CsvSource, ParquetSource
+    from qmtl_sdk.nodes.node import MatchMode, Node, ProcessingNode, StreamInput, TagQueryNode
+    from qmtl_sdk.nodes.strategy import Strategy
+    from qmtl_sdk.nodes.view import CacheView
     from qmtl_sdk.runtime.result import SubmitResult
     from qmtl_sdk.runtime.runner import Runner
+
+_HOMES = {
+    "CacheView": "nodes.view",
+    "CsvSource": "data.source",
+    "MatchMode": "nodes.node",
+    "Node": "nodes.node",
+    "ParquetSource": "data.source",
+    "ProcessingNode": "nodes.node",
+    "QmtlError": "contracts.errors",
+    "Runner": "runtime.runner",
+    "Strategy": "nodes.strategy",
+    "StreamInput": "nodes.node",
+    "SubmitResult": "runtime.result",
+    "TagQueryNode": "nodes.node",
+}
 
 __all__ = ["CacheView", "CsvSource", "MatchMode", "Node", "ParquetSource", "ProcessingNode", "QmtlError", "Runner", "Strategy", "StreamInput", "SubmitResult", "TagQueryNode"]
 
 
 def __getattr__(name: str) -> Any:
-    """Runner and its result are loaded when they are asked for: services import the SDK's contracts without its HTTP client. (Any: two kinds of class.)"""
-    if name == "Runner":
-        from qmtl_sdk.runtime.runner import Runner
-
-        return Runner
-    if name == "SubmitResult":
-        from qmtl_sdk.runtime.result import SubmitResult
-
-        return SubmitResult
-    raise AttributeError(name)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -40,7 +40,11 @@ def obtain(tools: Path, named: Path | None = None) -> Path:
         said = _run([go, "install", GO_MODULE], _BUILD_LIMIT_S, GOBIN=str(tools / "bin"))
     found = _cached(tools)
     if not found:
-        raise QmtlError("E_TEMPORAL_MISSING", f"no Temporal server: not on PATH, no download ({said}){'' if go else ', no go'}", "install the temporal command, or Go, or name the executable in QMTL_TEMPORAL__BINARY")
+        raise QmtlError(
+            "E_TEMPORAL_MISSING",
+            f"no Temporal server: not on PATH, no download ({said}){'' if go else ', no go'}",
+            "install the temporal command, or Go, or name the executable in QMTL_TEMPORAL__BINARY",
+        )
     return Path(found)
 
 

@@ -168,7 +168,7 @@ class Submissions:
                 return outcome
             try:
                 await asyncio.wait_for(handle.result(follow_runs=False), min(left, 5.0))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 continue
             except WorkflowFailureError as error:
                 raise QmtlError("E_CANCELLED", f"the submission ended without a decision: {error.cause}", "submit again") from error

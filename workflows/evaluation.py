@@ -5,7 +5,6 @@
 3. When nobody asks any more it ends; a long line of judgments continues as new before its history grows too long.
 """
 
-import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
@@ -41,7 +40,7 @@ class EvaluationWorkflow:
         """False when nobody has asked for a while and everyone has their answer."""
         try:
             await workflow.wait_condition(lambda: bool(self._waiting), timeout=IDLE, timeout_summary="waiting for another request")
-        except asyncio.TimeoutError:
+        except TimeoutError:
             await workflow.wait_condition(workflow.all_handlers_finished)
         return bool(self._waiting)
 

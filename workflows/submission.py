@@ -11,6 +11,7 @@
 """
 
 import asyncio
+import builtins
 from datetime import timedelta
 
 from temporalio import workflow
@@ -45,7 +46,7 @@ with workflow.unsafe.imports_passed_through():
 LEASE_LIMIT = timedelta(days=7)
 
 
-class Rejected(Exception):
+class RejectionError(Exception):
     """The strategy can't be measured; the judgment will say why."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -75,8 +76,8 @@ class SubmissionWorkflow:
     async def run(self, submission: SubmissionInput) -> Conclusion:
         try:
             error = await self._come_to_evidence()
-        except asyncio.TimeoutError:
-            error = Rejected("E_ABANDONED", f"no runner came to compute it within {timedelta(seconds=submission.abandon_after_s)}")
+        except builtins.TimeoutError:
+            error = RejectionError("E_ABANDONED", f"no runner came to compute it within {timedelta(seconds=submission.abandon_after_s)}")
         if self._refusal is not None:
             await workflow.wait_condition(workflow.all_handlers_finished)
             raise self._refusal
@@ -85,7 +86,7 @@ class SubmissionWorkflow:
         await workflow.wait_condition(workflow.all_handlers_finished)
         return conclusion
 
-    async def _come_to_evidence(self) -> Rejected | None:
+    async def _come_to_evidence(self) -> RejectionError | None:
         """Compute and measure. None when the metrics are stored, otherwise why there are none."""
         try:
             while (evidence := await self._compute()) is None:
@@ -94,7 +95,7 @@ class SubmissionWorkflow:
             command = MeasureCommand(**self._about(), evidence=evidence)
             self._metrics = await self._measure(command)
             return None
-        except Rejected as error:
+        except RejectionError as error:
             if self._run is not None and not self._cancelled:
                 reject = RejectCommand(**self._about(), strategy_id=self._submission.strategy_id, error_code=error.code, error=error.message)
                 await workflow.execute_local_activity_method(WorldActivities.reject, reject, summary="keep why there are no metrics", **STORE)
@@ -108,9 +109,9 @@ class SubmissionWorkflow:
         limit = timedelta(seconds=self._submission.abandon_after_s)
         await workflow.wait_condition(lambda: bool(self._holder) or self._refusal is not None or self._cancelled, timeout=limit, timeout_summary="waiting for a runner")
         if self._refusal is not None:
-            raise Rejected(self._refusal.type or "E_INTERNAL", str(self._refusal))
+            raise RejectionError(self._refusal.type or "E_INTERNAL", str(self._refusal))
         if self._cancelled:
-            raise Rejected("E_CANCELLED", "the submission was cancelled")
+            raise RejectionError("E_CANCELLED", "the submission was cancelled")
         self._show("computing", f"{self._holder} computes {self._submission.nodes} nodes")
         self._lease = asyncio.create_task(self._hold())
         try:
@@ -121,7 +122,7 @@ class SubmissionWorkflow:
         except asyncio.CancelledError:
             if not self._cancelled:
                 raise
-            raise Rejected("E_CANCELLED", "the submission was cancelled") from None
+            raise RejectionError("E_CANCELLED", "the submission was cancelled") from None
         finally:
             self._open_lease = ""
 
@@ -138,17 +139,17 @@ class SubmissionWorkflow:
         )
 
     def _lease_ended(self, error: ActivityError) -> None:
-        """The runner is gone (timed out, or gave the lease back). Raises Rejected where it said that computing again would fail again."""
+        """The runner is gone (timed out, or gave the lease back). Raises RejectionError where it said that computing again would fail again."""
         cause = error.cause
         if is_cancelled_exception(error) and self._cancelled:
-            raise Rejected("E_CANCELLED", "the submission was cancelled") from error
+            raise RejectionError("E_CANCELLED", "the submission was cancelled") from error
         self._holder = ""
         if isinstance(cause, TimeoutError):
             if cause.last_heartbeat_details:
                 self._reached = Heartbeat.model_validate(cause.last_heartbeat_details[0])
         elif isinstance(cause, ApplicationError):
             if cause.non_retryable:
-                raise Rejected(cause.type or "E_COMPUTE_FAILED", cause.message) from error
+                raise RejectionError(cause.type or "E_COMPUTE_FAILED", cause.message) from error
             if cause.details:
                 self._reached = Heartbeat.model_validate(cause.details[0])
         else:
@@ -160,7 +161,7 @@ class SubmissionWorkflow:
         except ActivityError as error:
             cause = error.cause
             if isinstance(cause, ApplicationError) and cause.non_retryable:
-                raise Rejected(cause.type or "E_RETURNS_INVALID", cause.message) from error
+                raise RejectionError(cause.type or "E_RETURNS_INVALID", cause.message) from error
             raise
 
     async def _evaluate(self) -> str:
@@ -171,7 +172,7 @@ class SubmissionWorkflow:
         await workflow.execute_activity_method(EvaluationActivities.request_evaluation, command, summary=f"judge world {self._submission.world_id}", **SLOW)
         return request.request_id
 
-    async def _conclude(self, request_id: str, error: Rejected | None) -> Conclusion:
+    async def _conclude(self, request_id: str, error: RejectionError | None) -> Conclusion:
         command = ConcludeCommand(
             store_id=self._submission.store_id,
             run_id=self._run_id,
@@ -217,7 +218,8 @@ class SubmissionWorkflow:
         workflow.upsert_search_attributes([SEARCH_DOMAIN.value_set(domain)])
 
     def _ack(self, ask: Admit) -> Ack:
-        assert self._run is not None and self._diff is not None  # _begin set both
+        assert self._run is not None  # _begin set both
+        assert self._diff is not None
         context, reused = self._run.context, set(self._diff.reused)
         held = bool(ask.runner) and self._holder == ask.runner and bool(self._open_lease)
         scope = (context.world_id, context.execution_domain.value, context.as_of or "", context.partition)

@@ -59,8 +59,8 @@ class Transaction:
     def record(self, action: str, world_id: str, subject: str, *, before: Any = None, after: Any = None, correlation_id: str = "", event: str = "", data: Mapping[str, Any] | None = None) -> None:
         """The audit row and the outbox row of this transaction. `event` is the event's type, the action's name unless given."""
         now = utc_now()
-        body = {"before": canonical_json(before).decode(), "after": canonical_json(after).decode()}
-        self.session.add(Audit(at=now, actor=self._actor, action=action, world_id=world_id, subject=subject, correlation_id=correlation_id, **body))
+        was, became = canonical_json(before).decode(), canonical_json(after).decode()
+        self.session.add(Audit(at=now, actor=self._actor, action=action, world_id=world_id, subject=subject, correlation_id=correlation_id, before=was, after=became))
         payload = canonical_json(dict(data) if data is not None else {"world_id": world_id, "subject": subject}).decode()
         self.session.add(Outbox(event_id=uuid.uuid4().hex, type=event or action, key=world_id or subject, at=now, data=payload))
         self.recorded = True

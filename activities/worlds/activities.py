@@ -108,7 +108,9 @@ class WorldActivities:
         kept = self._worlds.save_outcome(outcome)
         mine = kept.decision.of(command.strategy_id) if kept.decision else None
         reason = _why(mine) if mine else kept.error
-        return Conclusion(run_id=command.run_id, status=kept.status, active=bool(mine and mine.active), rank=mine.rank if mine else None, weight=mine.weight if mine else 0.0, reason=reason, metrics=kept.metrics)
+        return Conclusion(
+            run_id=command.run_id, status=kept.status, active=bool(mine and mine.active), rank=mine.rank if mine else None, weight=mine.weight if mine else 0.0, reason=reason, metrics=kept.metrics
+        )
 
     def _run(self, run_id: str) -> RunContextBody:
         run = self._worlds.run(run_id)

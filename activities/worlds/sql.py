@@ -51,7 +51,9 @@ class SqlWorldStore:
             world = self._world_row(tx.session, world_id)
             newest = tx.session.exec(select(func.max(PolicyRow.version)).where(PolicyRow.world_id == world_id)).one() or 0
             if policy.version is not None and policy.version != newest + 1:
-                raise QmtlError("E_POLICY_VERSION", f"the policy says version {policy.version}, the next one of {world_id} is {newest + 1}", "leave the version out, or write the next one", next=newest + 1)
+                raise QmtlError(
+                    "E_POLICY_VERSION", f"the policy says version {policy.version}, the next one of {world_id} is {newest + 1}", "leave the version out, or write the next one", next=newest + 1
+                )
             before, now = world.policy_version, utc_now()
             row = _policy_row(world_id, policy, newest + 1, now)
             tx.session.add(row)
@@ -160,7 +162,16 @@ class SqlWorldStore:
                 row = Activation(world_id=envelope.world_id, strategy_id=decision.strategy_id, etag=etag, body="")
             row.etag, row.body = etag, activation.model_dump_json()
             tx.session.add(row)
-            tx.record("activation.changed", envelope.world_id, decision.strategy_id, before=before, after=activation.json_dict(), correlation_id=run_id, event="activation_updated", data=activation.json_dict())
+            tx.record(
+                "activation.changed",
+                envelope.world_id,
+                decision.strategy_id,
+                before=before,
+                after=activation.json_dict(),
+                correlation_id=run_id,
+                event="activation_updated",
+                data=activation.json_dict(),
+            )
 
     def answered(self, request_ids: tuple[str, ...]) -> dict[str, Judged]:
         with self._database.read() as session:

@@ -1,13 +1,12 @@
 """`qmtl demo`: the whole loop on sample prices, in a world whose clock stands in 2017."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from api.cli.output import Format, Output, emit, guarded
 from api.cli.world import decision_table, gateway
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from qmtl_sdk.nodes.strategy import Strategy
 from qmtl_sdk.reports.artifact import decode
@@ -46,14 +45,10 @@ def world_spec(now: datetime) -> dict[str, Any]:
     }
 
 
-@guarded
-def demo(
-    report: Annotated[Path, typer.Option(help="where the HTML report goes")] = Path("qmtl-demo.html"),
-    output: Output = Format.TEXT,
-) -> None:
-    """Try it all: a world of sample prices, three strategies, one of them twice, and a report."""
+def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:
+    """The demo's figures, and their text for people. Raises QmtlError."""
     if not report.resolve().parent.is_dir():
-        raise typer.BadParameter(f"the folder of {report} does not exist")
+        raise QmtlError("E_CONFIG", f"the folder of {report} does not exist", "make it, or name another file with --report")
     with gateway(start=True) as client:
         spec = world_spec(datetime.now(UTC))
         client.create_world(spec, POLICY)
@@ -73,7 +68,7 @@ def demo(
         "temporal_ui": ui,
         "report": str(path),
     }
-    emit(output, body, lambda: _text(results, again, decision, body))
+    return body, lambda: _text(results, again, decision, body)
 
 
 def _row(result: SubmitResult, decision: DecisionEnvelope) -> dict[str, Any]:

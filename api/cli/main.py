@@ -5,27 +5,26 @@ import sys
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from api.cli import world
-from api.cli.demo import demo
 from api.cli.output import NOT_ACTIVE, Format, Output, console, emit, guarded, table
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.errors import QmtlError, nearest
-from qmtl_sdk.nodes.strategy import Strategy
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import Settings, config_file, explain, settings
-from qmtl_sdk.runtime.result import SubmitResult
-from qmtl_sdk.runtime.runner import Runner
+
+if TYPE_CHECKING:
+    from qmtl_sdk.nodes.strategy import Strategy
+    from qmtl_sdk.runtime.result import SubmitResult
 
 app = typer.Typer(name="qmtl", help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(help="The configuration in force.", no_args_is_help=True)
 app.add_typer(world.app, name="world")
 app.add_typer(config_app, name="config")
-app.command()(demo)
 
 
 def main() -> None:
@@ -45,7 +44,11 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="print the
 def up(output: Output = Format.TEXT) -> None:
     """Start the embedded stack, or what is missing of it: Temporal, worker, Gateway."""
     stack = EmbeddedStack(settings()).up()
-    emit(output, stack.json_dict(), lambda: [f"Gateway      {stack.gateway_url}  (API at {stack.gateway_url}/docs)", f"Temporal UI  {stack.temporal_ui}", f"data         {settings().home}", "It stays up until `qmtl down`."])
+    emit(
+        output,
+        stack.json_dict(),
+        lambda: [f"Gateway      {stack.gateway_url}  (API at {stack.gateway_url}/docs)", f"Temporal UI  {stack.temporal_ui}", f"data         {settings().home}", "It stays up until `qmtl down`."],
+    )
 
 
 @app.command()
@@ -79,10 +82,22 @@ def submit(
     output: Output = Format.TEXT,
 ) -> None:
     """Submit a strategy, compute it here, and print what the world decided. Exit code 4: judged, and not active."""
+    from qmtl_sdk.runtime.runner import Runner  # with pandas: a second that only this command should take
+
     result = Runner.submit(load_strategy(strategy), world=world, as_of=as_of, parity="full" if full_parity else "sample")
     emit(output, result.as_dict(), lambda: result_text(result))
     if not result.active:
         raise typer.Exit(NOT_ACTIVE)
+
+
+@app.command()
+@guarded
+def demo(report: Annotated[Path, typer.Option(help="where the HTML report goes")] = Path("qmtl-demo.html"), output: Output = Format.TEXT) -> None:
+    """Try it all: a world of sample prices, three strategies, one of them twice, and a report."""
+    from api.cli.demo import run  # with plotly, which no other command needs
+
+    body, text = run(report)
+    emit(output, body, text)
 
 
 @config_app.command("show")
@@ -107,8 +122,10 @@ def config_validate(
     emit(output, {"profile": config.profile, "file": str(config_file() or ""), "missing": []}, lambda: f"profile {config.profile}: nothing is missing")
 
 
-def load_strategy(text: str) -> type[Strategy]:
+def load_strategy(text: str) -> "type[Strategy]":
     """The class that `FILE[:CLASS]` names. Raises QmtlError (E_STRATEGY_FILE)."""
+    from qmtl_sdk.nodes.strategy import Strategy
+
     file, _, name = text.partition(":")
     path = Path(file)
     if not path.is_file():
@@ -136,7 +153,7 @@ def load_strategy(text: str) -> type[Strategy]:
     return found[name or next(iter(found))]
 
 
-def result_text(result: SubmitResult) -> list[Any]:
+def result_text(result: "SubmitResult") -> list[Any]:
     metrics = [[name, "missing" if value is None else f"{value:.4g}"] for name, value in result.metrics.items()]
     counts = result.nodes
     lines: list[Any] = [f"{result.name} in {result.world}: {result.verdict}"]

@@ -12,8 +12,7 @@ from api.cli.output import Format, Output, emit, guarded, table
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.worlds import DecisionEnvelope, World, WorldSpec, parse_world
-from qmtl_sdk.data.source import SAMPLE
+from qmtl_sdk.contracts.worlds import SAMPLE, DecisionEnvelope, World, WorldSpec, parse_world
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings
@@ -53,8 +52,12 @@ def list_worlds(output: Output = Format.TEXT) -> None:
     """All worlds."""
     with gateway() as client:
         worlds = client.worlds()
-    rows = [[world.spec.world, world.spec.clock.kind, str(world.policy_version or "none"), f"{sum(len(preset.streams) for preset in world.spec.data.presets)}", world.spec.description] for world in worlds]
-    emit(output, [world.json_dict() for world in worlds], lambda: table("", ["world", "clock", "policy", "streams", "description"], rows) if rows else "there are no worlds yet: qmtl world create FILE")
+    rows = [
+        [world.spec.world, world.spec.clock.kind, str(world.policy_version or "none"), f"{sum(len(preset.streams) for preset in world.spec.data.presets)}", world.spec.description] for world in worlds
+    ]
+    emit(
+        output, [world.json_dict() for world in worlds], lambda: table("", ["world", "clock", "policy", "streams", "description"], rows) if rows else "there are no worlds yet: qmtl world create FILE"
+    )
 
 
 @app.command()
@@ -82,7 +85,16 @@ def decision_table(decision: DecisionEnvelope) -> Any:
     rows = []
     for item in decision.strategies:
         why = "; ".join(f"{violation.rule}: {violation.detail}" for violation in item.violations) or "passed every gate"
-        rows.append([item.name or item.strategy_id[:17], "active" if item.active else "not active", str(item.rank or ""), f"{item.weight:.3g}" if item.active else "", f"{item.score:.4g}" if item.score is not None else "", why])
+        rows.append(
+            [
+                item.name or item.strategy_id[:17],
+                "active" if item.active else "not active",
+                str(item.rank or ""),
+                f"{item.weight:.3g}" if item.active else "",
+                f"{item.score:.4g}" if item.score is not None else "",
+                why,
+            ]
+        )
     title = f"{decision.world_id}: {decision.reason} (policy version {decision.policy_version}, {decision.effective_mode}, world time {decision.as_of:%Y-%m-%d %H:%M} UTC)"
     return table(title, ["strategy", "decision", "rank", "weight", "score", "why"], rows)
 

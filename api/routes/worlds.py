@@ -18,7 +18,11 @@ router = APIRouter(prefix="/worlds", tags=["worlds"])
 _WORLD = {
     "world": "us_equities",
     "clock": {"replay": {"start": "2017-12-30", "speed": 1}},
-    "data": {"presets": [{"name": "prices", "source": "parquet", "path": "sample:us_equities_1d.parquet", "interval": "1d", "calendar": "XNYS", "streams": {"AAPL": ["AAPL", "price"], "MSFT": ["MSFT", "price"]}}]},
+    "data": {
+        "presets": [
+            {"name": "prices", "source": "parquet", "path": "sample:us_equities_1d.parquet", "interval": "1d", "calendar": "XNYS", "streams": {"AAPL": ["AAPL", "price"], "MSFT": ["MSFT", "price"]}}
+        ]
+    },
     "execution": {"fee_bps": 1, "slippage_bps": 1},
 }
 _POLICY = {"preset": "moderate", "selection": {"topk": {"total": 3}}}

@@ -66,9 +66,21 @@ def compute(node: Node, inputs: Mapping[str, Tape], *, parity: Literal["sample",
         if batch is not None:
             found = check(plan, batch, len(plan.ts) if parity == "full" else TRIES)
             if found.verdict == "looks ahead":
-                raise QmtlError("E_LOOKAHEAD", f"{node.label} looks ahead at {found.bar}: {found.detail}", "use only bars up to the present one (no shift(-1), centred windows or back-filling)", node=node.node_id, bar=found.bar)
+                raise QmtlError(
+                    "E_LOOKAHEAD",
+                    f"{node.label} looks ahead at {found.bar}: {found.detail}",
+                    "use only bars up to the present one (no shift(-1), centred windows or back-filling)",
+                    node=node.node_id,
+                    bar=found.bar,
+                )
             if found.verdict == "keeps state":
-                raise QmtlError("E_STATEFUL", f"{node.label} gives two answers for the same bars at {found.bar}: {found.detail}", "compute from the view alone, without state or randomness", node=node.node_id, bar=found.bar)
+                raise QmtlError(
+                    "E_STATEFUL",
+                    f"{node.label} gives two answers for the same bars at {found.bar}: {found.detail}",
+                    "compute from the view alone, without state or randomness",
+                    node=node.node_id,
+                    bar=found.bar,
+                )
             if found.verdict == "equal":
                 if progress:
                     progress(node, len(plan.ts), len(plan.ts))
@@ -92,7 +104,12 @@ class _Plan:
             self.first = max(self.first, int(np.searchsorted(self.ends[node_id], tape.first + node.period)))
         if self.first >= len(self.ts):
             longest = max(self.inputs.values(), key=lambda pair: pair[1].first)[0].label
-            raise QmtlError("E_HISTORY_SHORT", f"{node.label} needs {node.period} bars of {longest} and there are not so many after its warm-up", "use a shorter period, or a world with more history", node=node.node_id)
+            raise QmtlError(
+                "E_HISTORY_SHORT",
+                f"{node.label} needs {node.period} bars of {longest} and there are not so many after its warm-up",
+                "use a shorter period, or a world with more history",
+                node=node.node_id,
+            )
 
     def view(self, lo: int, hi: int) -> CacheView:
         """Bars `lo` to `hi` of every input, for inputs that have the node's own times."""

@@ -8,7 +8,6 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Union
 
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.metrics import METRICS
@@ -38,7 +37,7 @@ class Operation:
     operands: tuple["Expression", ...]
 
 
-Expression = Union[Number, Metric, Operation]
+Expression = Number | Metric | Operation
 
 
 def parse(text: str) -> Expression:

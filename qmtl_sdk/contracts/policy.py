@@ -122,7 +122,8 @@ def policy_from(body: dict[str, Any]) -> Policy:
         if preset not in PRESETS:
             raise QmtlError("E_POLICY_INVALID", f"{preset!r} is not a preset{nearest(str(preset), list(PRESETS))}", f"known: {', '.join(PRESETS)}")
         body = _merge(PRESETS[preset], body)
-    return validated(Policy, body, "E_POLICY_INVALID", "policy")
+    policy: Policy = validated(Policy, body, "E_POLICY_INVALID", "policy")
+    return policy
 
 
 def validated(model: type[Any], body: Any, code: str, what: str) -> Any:

@@ -12,6 +12,8 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import validated
 
+SAMPLE = "sample:"  # a path that names a file that QMTL ships
+
 WorldId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$", description="lower-case letters, digits, `_` and `-`; at most 64")]
 
 

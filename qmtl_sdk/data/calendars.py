@@ -5,8 +5,8 @@ exchange's code (XNYS, XLON …) as the package exchange_calendars knows it.
 """
 
 from datetime import timedelta
+from typing import Any
 
-import exchange_calendars
 import numpy as np
 import pandas as pd
 
@@ -19,14 +19,21 @@ ALWAYS, WEEKDAYS = "24/7", "24/5"
 _CONVENTION = {ALWAYS: (365.0, 24.0), WEEKDAYS: (260.0, 24.0), "XNYS": (252.0, 6.5), "XNAS": (252.0, 6.5)}
 
 
+def _exchanges() -> Any:
+    """The package, loaded when an exchange's calendar is asked for: it takes a quarter of a second. (Any: it has no types.)"""
+    import exchange_calendars
+
+    return exchange_calendars
+
+
 def known(name: str) -> bool:
-    return name in _CONVENTION or name in exchange_calendars.get_calendar_names(include_aliases=True)
+    return name in _CONVENTION or name in _exchanges().get_calendar_names(include_aliases=True)
 
 
 def require(name: str) -> None:
     """Raises QmtlError (E_WORLD_INVALID) for a calendar that nobody knows."""
     if not known(name):
-        names = [*_CONVENTION, *exchange_calendars.get_calendar_names(include_aliases=True)]
+        names = [*_CONVENTION, *_exchanges().get_calendar_names(include_aliases=True)]
         raise QmtlError("E_WORLD_INVALID", f"{name!r} is not a calendar{nearest(name, names)}", "use 24/7, 24/5 or an exchange's code such as XNYS")
 
 
@@ -39,7 +46,7 @@ def periods_per_year(calendar: str, interval_s: int) -> float:
 
 
 def _observed(calendar: str) -> tuple[float, float]:
-    exchange = exchange_calendars.get_calendar(calendar)
+    exchange = _exchanges().get_calendar(calendar)
     opened = exchange.closes - exchange.opens
     years = (exchange.sessions[-1] - exchange.sessions[0]) / timedelta(days=365.25)
     return len(exchange.sessions) / years, float(opened.median() / pd.Timedelta(hours=1))
@@ -56,7 +63,7 @@ def missing(bars: Bars, calendar: str, at_most: int = 1000) -> np.ndarray:
         times = np.concatenate(gaps)
         return times[:at_most] if calendar == ALWAYS else times[_weekday(times)][:at_most]
     first, last = (pd.Timestamp(int(ns)).normalize() for ns in (bars.ts[0], bars.ts[-1]))
-    exchange = exchange_calendars.get_calendar(calendar, start=first, end=last + pd.Timedelta(days=1))
+    exchange = _exchanges().get_calendar(calendar, start=first, end=last + pd.Timedelta(days=1))
     expected = exchange.sessions_in_range(first, last).to_numpy().astype("datetime64[ns]").astype("int64")
     return np.setdiff1d(expected, bars.ts // (DAY * NS) * (DAY * NS))[:at_most]
 

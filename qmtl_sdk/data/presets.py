@@ -28,11 +28,7 @@ def bind(dag: Dag, world: WorldSpec) -> tuple[StreamBinding, ...]:
 def _bind(node: NodeRecord, world: WorldSpec) -> StreamBinding:
     tags, instrument = set(node.params.get("tags", ())), node.params.get("instrument")
     streams = [(preset, name, set(labels)) for preset in world.data.presets for name, labels in preset.streams.items()]
-    found = [
-        (preset, name)
-        for preset, name, labels in streams
-        if preset.interval == node.interval and tags <= labels and (instrument is None or instrument == name)
-    ]
+    found = [(preset, name) for preset, name, labels in streams if preset.interval == node.interval and tags <= labels and (instrument is None or instrument == name)]
     if len(found) == 1:
         return StreamBinding(node_id=node.node_id, preset=found[0][0], stream=found[0][1])
     wanted = f"{node.label}: {'a stream' if not tags else 'a stream tagged ' + '+'.join(sorted(tags))} at {words(node.interval)}"

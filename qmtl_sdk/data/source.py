@@ -16,11 +16,11 @@ from pyarrow import ArrowException
 
 from qmtl_sdk.contracts.durations import seconds
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.worlds import SAMPLE
 from qmtl_sdk.data.bars import Bars, checked
 
 TIME_COLUMNS = ("ts", "timestamp", "time", "datetime", "date")
 SYMBOL = "symbol"
-SAMPLE = "sample:"
 
 
 class Source(Protocol):

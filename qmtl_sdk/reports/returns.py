@@ -48,7 +48,11 @@ def returns_of(build: Build, tapes: Mapping[str, Tape], execution: Execution) ->
     if build.strategy.returns_node is not None:
         return _named(build.strategy.returns_node, tapes)
     if not carriers:
-        raise QmtlError("E_RETURNS_MISSING", f"{build.name} has neither a node with a column position or signal nor one named with returns=", "return pd.DataFrame({'position': …}) from a node, or pass returns= to add_nodes")
+        raise QmtlError(
+            "E_RETURNS_MISSING",
+            f"{build.name} has neither a node with a column position or signal nor one named with returns=",
+            "return pd.DataFrame({'position': …}) from a node, or pass returns= to add_nodes",
+        )
     cost = (execution.fee_bps + execution.slippage_bps) * BPS
     instruments = [_instrument(node, tapes, cost) for node in carriers]
     intervals = {item.node.interval for item in instruments}

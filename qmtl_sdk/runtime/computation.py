@@ -40,7 +40,13 @@ def compute_strategy(build: Build, ack: Ack, cache_root: Path, report: Report, p
     """Everything of a strategy. Raises QmtlError: those of data, engine and returns, and E_DATASET_CHANGED where the data is not what the service pinned."""
     found = fingerprint_of(ack.bindings) if ack.bindings else None
     if found != ack.context.dataset_fingerprint:
-        raise QmtlError("E_DATASET_CHANGED", "the data here is not what the service saw when it admitted the submission", "submit again; if it persists, both read different files", expected=ack.context.dataset_fingerprint, received=found)
+        raise QmtlError(
+            "E_DATASET_CHANGED",
+            "the data here is not what the service saw when it admitted the submission",
+            "submit again; if it persists, both read different files",
+            expected=ack.context.dataset_fingerprint,
+            received=found,
+        )
     cache = ArrowCache(cache_root, ack.context)
     bindings = {binding.node_id: binding for binding in ack.bindings}
     as_of = datetime.fromisoformat(ack.context.as_of) if ack.context.as_of else None

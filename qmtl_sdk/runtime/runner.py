@@ -13,10 +13,9 @@ import asyncio
 import threading
 import time
 import uuid
-
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from weakref import WeakSet
 
 from qmtl_sdk.contracts.canonical import content_hash
@@ -41,7 +40,7 @@ Author = Strategy | type[Strategy]
 class Runner:
     """The one entry point: there is no client-side mode. What runs where is the world's to decide."""
 
-    _open: "WeakSet[_Submission]" = WeakSet()
+    _open: ClassVar["WeakSet[_Submission]"] = WeakSet()
 
     @classmethod
     def submit(
@@ -80,10 +79,8 @@ class Runner:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             submission.stop.set()
-            try:
+            with suppress(KeyboardInterrupt):
                 await work
-            except KeyboardInterrupt:
-                pass
             raise
         finally:
             submission.close()

@@ -1,11 +1,11 @@
-"""Hourly mean reversion of EUR/USD: against the move when the price is far from its average of two days."""
+"""Hourly mean reversion of EUR/USD: buy when the price has fallen far below its average of five days."""
 
 import pandas as pd
 
 from qmtl_sdk import CacheView, Node, Strategy, StreamInput
 
-HOURS = 48
-BAND = 2.0  # standard deviations
+HOURS = 120
+BAND = 1.5  # standard deviations
 
 
 class FxMeanReversion(Strategy):
@@ -19,8 +19,7 @@ class FxMeanReversion(Strategy):
 
         score = Node(price, z_score, name="z-score")
 
-        def against(view: CacheView) -> pd.DataFrame:
-            z = view[score].frame["z"]
-            return pd.DataFrame({"position": (z < -BAND).astype(float) - (z > BAND).astype(float)})
+        def dip(view: CacheView) -> pd.DataFrame:
+            return pd.DataFrame({"position": (view[score].frame["z"] < -BAND).astype(float)})
 
-        self.add_nodes([score, Node(score, against, name="against the move", period=1)])
+        self.add_nodes([score, Node(score, dip, name="buy the dip", period=1)])
