@@ -78,9 +78,14 @@ class BodyLimit:
                 raise _too_large(limit)
             return message
 
-        if said > limit:
-            return await problem(_too_large(limit))(scope, receive, send)
-        await self._app(scope, counted, send)
+        async def unless_over(message: Message) -> None:
+            if read <= limit:  # what the application makes of a body that was cut off is not the answer
+                await send(message)
+
+        if said <= limit:
+            await self._app(scope, counted, unless_over)
+        if max(said, read) > limit:
+            await problem(_too_large(limit))(scope, receive, send)
 
 
 def _too_large(limit: int) -> QmtlError:

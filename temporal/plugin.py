@@ -4,8 +4,13 @@ A QmtlError becomes an ApplicationError with its code as type, not retried where
 refused, so that two stacks on one Temporal never do each other's work.
 """
 
+import asyncio
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from temporalio import activity
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 from temporalio.plugin import SimplePlugin
@@ -16,6 +21,7 @@ from qmtl_sdk.contracts.errors import QmtlError
 from workflows.evaluation import EvaluationWorkflow
 from workflows.submission import SubmissionWorkflow
 
+LEASE = "compute_lease"
 WORKFLOWS = (SubmissionWorkflow, EvaluationWorkflow)
 
 
@@ -46,9 +52,38 @@ class _Activity(ActivityInboundInterceptor):
                 # Retried: the worker that serves the right store will take it.
                 raise ApplicationError(f"this worker serves store {self._store_id[:8]}, the work belongs to {argument.store_id[:8]}", type="E_FOREIGN_STORE")
         try:
-            return await super().execute_activity(input)
+            async with _beating(in_thread=not inspect.iscoroutinefunction(input.fn)):
+                return await super().execute_activity(input)
         except QmtlError as error:
             raise application_error(error) from error
+
+
+@asynccontextmanager
+async def _beating(in_thread: bool) -> AsyncIterator[None]:
+    """Heartbeat for an activity that asks for it, while this worker lives: one that was killed is replaced as soon as the beats are missed.
+
+    A lease is beaten by the runner that holds it, never by the worker that hands it out.
+    """
+    info = activity.info()
+    if info.is_local or info.heartbeat_timeout is None or info.activity_type == LEASE:
+        yield
+        return
+    task = asyncio.create_task(_beat(info.heartbeat_timeout.total_seconds() / 3, in_thread))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _beat(every_s: float, in_thread: bool) -> None:
+    while True:
+        if in_thread:  # the heartbeat of a synchronous activity waits for the loop, and so must not be called on it
+            await asyncio.to_thread(activity.heartbeat)
+        else:
+            activity.heartbeat()
+        await asyncio.sleep(every_s)
 
 
 def application_error(error: QmtlError) -> ApplicationError:

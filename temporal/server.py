@@ -77,6 +77,7 @@ class LocalServer:
 
     def __init__(self, binary: Path, folder: Path, port: int, ui_port: int, namespace: str = "default") -> None:
         self._binary, self._folder, self.port, self.ui_port, self._namespace = binary, folder, port, ui_port, namespace
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
@@ -94,7 +95,7 @@ class LocalServer:
         command += [part for pragma in _PRAGMAS for part in ("--sqlite-pragma", pragma)]
         command += [part for value in _DYNAMIC for part in ("--dynamic-config-value", value)]
         with (self._folder / "temporal.log").open("ab") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self.process = process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + _READY_LIMIT_S
         while not self.serves():
             if process.poll() is not None:
@@ -130,3 +131,12 @@ def stop_process(pid: int, started: float | None = None, limit_s: float = 10.0) 
     except psutil.NoSuchProcess:
         return False
     return True
+
+
+if __name__ == "__main__":  # fetch the server ahead of time and say where it is
+    from qmtl_sdk.runtime.config import settings
+
+    try:
+        print(obtain(settings().tools_dir, settings().temporal.binary))
+    except QmtlError as error:
+        sys.exit(f"temporal: {error}")

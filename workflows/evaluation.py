@@ -12,7 +12,7 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from activities.commands import EvaluateRequest, EvaluationInput, JudgeCommand, Judgment
     from activities.worlds.activities import WorldActivities
-    from workflows.shared import SEARCH_STAGE, SLOW, table
+    from workflows.shared import SEARCH_STAGE, STORE, table
 
 IDLE = timedelta(seconds=5)
 
@@ -48,7 +48,7 @@ class EvaluationWorkflow:
         batch = tuple(self._waiting)
         self._show("judging", f"judging for {len(batch)} {'request' if len(batch) == 1 else 'requests'}: {self._waiting[batch[0]].reason}")
         command = JudgeCommand(store_id=self._world.store_id, world_id=self._world.world_id, run_id=workflow.info().run_id, request_ids=batch)
-        judgment = await workflow.execute_local_activity_method(WorldActivities.judge, command, summary=f"judge world {self._world.world_id} by its policy", **_JUDGE)
+        judgment = await workflow.execute_local_activity_method(WorldActivities.judge, command, summary=f"judge world {self._world.world_id} by its policy", **STORE)
         self._judged += 1
         for request_id in batch:
             del self._waiting[request_id]
@@ -73,4 +73,3 @@ class EvaluationWorkflow:
         workflow.upsert_search_attributes([SEARCH_STAGE.value_set(stage)])
 
 
-_JUDGE = {key: value for key, value in SLOW.items() if key != "task_queue"}

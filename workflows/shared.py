@@ -17,8 +17,8 @@ SEARCH_ATTRIBUTES = (SEARCH_WORLD, SEARCH_STRATEGY, SEARCH_STAGE, SEARCH_RUN, SE
 _RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(seconds=5))
 # A short store call, in the acknowledged path. (Any: the keywords of execute_local_activity.)
 STORE: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=30), "retry_policy": _RETRY}
-# A call that reads data or asks another workflow.
-SLOW: dict[str, Any] = {"start_to_close_timeout": timedelta(minutes=5), "retry_policy": _RETRY, "task_queue": WORLD}
+# A call that reads data or asks another workflow. Its worker heartbeats for it (temporal.plugin).
+SLOW: dict[str, Any] = {"start_to_close_timeout": timedelta(minutes=5), "heartbeat_timeout": timedelta(seconds=3), "retry_policy": _RETRY, "task_queue": WORLD}
 
 
 def table(header: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:

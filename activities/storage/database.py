@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from blake3 import blake3
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
@@ -25,7 +25,7 @@ from activities.storage.turnstile import Turnstile
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
 
-Row = TypeVar("Row", bound=SQLModel)
+_WROTE = "qmtl_wrote"
 
 
 def utc_now() -> str:
@@ -51,6 +51,8 @@ class Transaction:
         found: set[tuple[Any, ...]] = set()
         for start in range(0, len(values), 500):
             found |= {tuple(row) for row in self.session.connection().execute(statement.values(values[start : start + 500]))}
+        if found:
+            self.session.connection().info[_WROTE] = True
         return found
 
     def lock(self, name: str) -> None:
@@ -106,7 +108,7 @@ class Database:
 
     def _changed(self, connection: Connection) -> bool:
         """Whether this transaction wrote anything, as far as the database says."""
-        return bool(connection.info.pop("qmtl_wrote", False))
+        return bool(connection.info.pop(_WROTE, False))
 
     def _identity(self) -> str:
         with self.write("system") as tx:
@@ -204,14 +206,14 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
 
 
 def _watch_writes(engine: Engine) -> None:
-    """Note on the connection that a statement changed rows."""
+    """Note on the connection that a statement changed rows. Whether an INSERT that skips conflicts did, `insert_new` says."""
 
     def after(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        if statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE"):
-            connection.info["qmtl_wrote"] = True
+        if statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE") and "ON CONFLICT DO NOTHING" not in statement:
+            connection.info[_WROTE] = True
 
     def begin(connection: Connection) -> None:
-        connection.info.pop("qmtl_wrote", None)
+        connection.info.pop(_WROTE, None)
 
     event.listen(engine, "after_cursor_execute", after)
     event.listen(engine, "begin", begin)

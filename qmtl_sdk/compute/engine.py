@@ -99,7 +99,7 @@ class _Plan:
         closes = self.ts + node.interval * NS
         self.ends = {node_id: np.searchsorted(tape.bars.closes, closes, side="right") for node_id, (_, tape) in self.inputs.items()}
         self.aligned = all(len(tape.bars) == len(self.ts) and np.array_equal(tape.bars.ts, self.ts) for _, tape in self.inputs.values())
-        self.first = 0
+        self.first, self.origin = 0, max((tape.first for _, tape in self.inputs.values()), default=0)  # no function sees its inputs' warm-up
         for node_id, (_, tape) in self.inputs.items():
             self.first = max(self.first, int(np.searchsorted(self.ends[node_id], tape.first + node.period)))
         if self.first >= len(self.ts):
@@ -169,9 +169,11 @@ def _clock(node: Node, inputs: list[Bars]) -> np.ndarray:
 def _batch(plan: _Plan) -> Columns | None:
     """The function's answer about the whole history; None where it only works on windows. What it raises here it may well not raise on a window."""
     try:
-        return plan.ask(0, len(plan.ts)) or None
+        columns = plan.ask(plan.origin, len(plan.ts))
     except Exception:  # any failure only means that batch is not possible; bar by bar names the fault, if it is one
         return None
+    before = np.full(plan.origin, np.nan)
+    return {name: np.concatenate([before, values]) for name, values in columns.items()} if columns else None
 
 
 def _bar_by_bar(plan: _Plan, progress: Progress | None, partial: Partial) -> Tape:
@@ -196,7 +198,7 @@ def check(plan: _Plan, batch: Columns, tries: int = TRIES, seed: int = 0) -> Che
     if span < 1:
         return Check(node.label, "bar by bar")
     rng = np.random.default_rng(seed)
-    for cut in _bars_to_try(batch, max(span, plan.first), total - span, tries, rng):
+    for cut in _bars_to_try(batch, max(plan.origin + span, plan.first), total - span, tries, rng):
         found = _compare_stretch(plan, cut, span)
         if found:
             return found

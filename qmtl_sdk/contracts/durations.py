@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer
 from qmtl_sdk.contracts.errors import QmtlError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_FORM = re.compile(r"\s*(\d+)\s*([smhdw])\s*", re.IGNORECASE)
+_FORM = re.compile(r"\s*(\d+)\s*([smhdw])\s*", re.IGNORECASE | re.ASCII)
 
 
 def seconds(value: "int | float | str | timedelta", code: str = "E_INTERVAL") -> int:
@@ -20,7 +20,7 @@ def seconds(value: "int | float | str | timedelta", code: str = "E_INTERVAL") ->
         match = _FORM.fullmatch(value)
         if match:
             value = int(match[1]) * _UNITS[match[2].lower()]
-        elif value.strip().isdigit():
+        elif value.isascii() and value.strip().isdigit():
             value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value <= 0:
         raise QmtlError(code, f"{value!r} is not a duration", "write whole seconds (60) or a number with s, m, h, d or w (“1m”)", value=str(value))

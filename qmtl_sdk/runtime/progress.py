@@ -27,7 +27,7 @@ class Display:
         self._progress.update(self._task, description=f"{self._name}: {text}")
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> "Display":
         self._progress.start()

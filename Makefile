@@ -1,0 +1,38 @@
+# QMTL. Each target sets up what it needs on a machine with Python 3.11, make and a package index:
+#   make demo | test | lint | bench [ONLY=suite]
+SHELL := /bin/bash
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+RUN := $(UV) run --no-sync
+
+.PHONY: demo test lint bench setup server record-histories
+
+demo: setup server
+	@$(RUN) qmtl demo
+
+test: setup server
+	@$(RUN) pytest -n auto $(ARGS)
+
+lint: setup
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+	@$(RUN) lint-imports
+
+bench: setup server
+	@$(RUN) python -m benchmarks $(ONLY)
+
+# The histories that tests/replay replays, recorded anew from this code.
+record-histories: setup server
+	@$(RUN) python -m tests.replay.record
+
+setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)
+	@$(UV) sync --locked --quiet
+
+.uv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed; name it with PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv || { echo "make: uv could not be installed; a package index is needed" >&2; exit 1; }
+
+# Fetched once into the user's cache folder; see docs/temporal.md.
+server: setup
+	@$(RUN) python -m temporal.server >/dev/null

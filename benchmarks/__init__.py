@@ -1,0 +1,1 @@
+"""Figures of the shipped path, as JSON lines: `make bench [ONLY=suite]`."""

@@ -1,0 +1,252 @@
+"""Bad input at the Gateway: a stable code, one clear line, and nothing half done."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from qmtl_sdk.contracts.errors import CODES
+from qmtl_sdk.contracts.submission import StrategySubmit
+from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.reports.artifact import encode
+from tests.harness import Machine
+from tests.strategies import POLICY, Trend, world
+from tests.unit.test_reports import series
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    build = Build(Trend("KO", 13))
+    submit = StrategySubmit(world_id="equities", dag=build.dag, node_ids_crc32=build.crc32, idempotency_key=uuid.uuid4().hex)
+    return {**submit.model_dump(mode="json"), **changes}
+
+
+def with_node(**changes: Any) -> dict[str, Any]:
+    found = body()
+    found["dag"]["nodes"][0] |= changes
+    return found
+
+
+def without(field: str) -> dict[str, Any]:
+    found = body()
+    del found["dag"]["nodes"][0][field]
+    return found
+
+
+def cycle() -> dict[str, Any]:
+    found = body()
+    a, b = found["dag"]["nodes"][:2]
+    a["inputs"], b["inputs"] = [b["node_id"]], [a["node_id"]]
+    return found
+
+
+def unknown_stream() -> dict[str, Any]:
+    build = Build(Trend("TSLA"))
+    return body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)
+
+
+def refused(response: httpx.Response, code: str) -> dict[str, Any]:
+    problem: dict[str, Any] = response.json()
+    assert (response.status_code, problem["code"]) == (CODES[code], code), problem
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["detail"]
+    assert "Traceback" not in response.text
+    return problem
+
+
+@pytest.fixture(scope="module")
+def http(machine: Machine) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=machine.url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+def audit_length(machine: Machine) -> int:
+    database = machine.database()
+    try:
+        with database.read() as session:
+            return int(session.connection().exec_driver_sql("SELECT count(*) FROM audit").scalar_one())
+    finally:
+        database.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda: with_node(period=99), "E_NODE_ID_MISMATCH"),
+        (lambda: body(node_ids_crc32=1), "E_CHECKSUM_MISMATCH"),
+        (lambda: with_node(node_id=""), "E_DAG_INPUT_UNDEFINED"),
+        (lambda: with_node(schema_compat_id="v2"), "E_SCHEMA_COMPAT_MISMATCH"),
+        (lambda: without("interval"), "E_BODY_INVALID"),
+        (lambda: without("node_id"), "E_BODY_INVALID"),
+        (lambda: body(world_id=None), "E_BODY_INVALID"),
+        (lambda: body(extra=1), "E_BODY_INVALID"),
+        (lambda: body(dag={"nodes": []}), "E_DAG_EMPTY"),
+        (cycle, "E_DAG_CYCLE"),
+        (lambda: body(world_id="nowhere"), "E_WORLD_UNKNOWN"),
+        (unknown_stream, "E_STREAM_UNBOUND"),
+        (lambda: body(meta={"as_of": "yesterday"}), "E_BODY_INVALID"),
+        (lambda: body(meta={"as_of": "1999-01-01"}), "E_DATA_EMPTY"),
+        (lambda: body(idempotency_key="short"), "E_BODY_INVALID"),
+    ],
+)
+def test_a_bad_submission_is_refused_and_leaves_no_trace(machine: Machine, http: httpx.Client, make: Any, code: str) -> None:
+    before = audit_length(machine)
+    refused(http.post("/strategies", json=make()), code)
+    assert audit_length(machine) == before
+
+
+def test_a_node_without_identity_fields_is_refused(http: httpx.Client) -> None:
+    found = body()
+    node = next(node for node in found["dag"]["nodes"] if node["node_type"] == "Node")
+    node["code_hash"] = ""
+    refused(http.post("/strategies", json=found), "E_NODE_ID_FIELDS")
+
+
+def test_bytes_that_are_no_body(http: httpx.Client) -> None:
+    json = {"content-type": "application/json"}
+    refused(http.post("/strategies", content=b"{not json", headers=json), "E_BODY_JSON")
+    refused(http.post("/strategies", content=b"\xff\xfe", headers=json), "E_BODY_JSON")
+    refused(http.post("/strategies", content=b"[]", headers=json), "E_BODY_INVALID")
+    refused(http.post("/strategies", content=b'{"node_ids_crc32": NaN}', headers=json), "E_BODY_INVALID")
+
+
+def test_a_body_over_the_limit_is_refused_with_and_without_a_length(http: httpx.Client) -> None:
+    big = b'{"x": "' + b"a" * 1_100_000 + b'"}'
+    json = {"content-type": "application/json"}
+    assert refused(http.post("/strategies", content=big, headers=json), "E_BODY_TOO_LARGE")["details"]["limit"] == 1_048_576
+    refused(http.post("/strategies", content=iter([big[:600_000], big[600_000:]]), headers=json), "E_BODY_TOO_LARGE")
+
+
+def test_an_ambiguous_stream_lists_what_there_is(http: httpx.Client) -> None:
+    from qmtl_sdk import Node, Strategy, StreamInput
+
+    class Vague(Strategy):
+        def setup(self) -> None:
+            price = StreamInput(interval="1d")
+            self.add_nodes([Node(price, lambda v: v[price].values)])
+
+    build = Build(Vague)
+    problem = refused(http.post("/strategies", json=body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)), "E_STREAM_AMBIGUOUS")
+    assert "AAPL" in problem["remedy"]
+
+
+def test_a_nan_parameter_is_refused_where_it_is_written() -> None:
+    from qmtl_sdk import QmtlError, Strategy, StreamInput
+    from qmtl_sdk.nodes.node import Node
+
+    class NaN(Strategy):
+        def setup(self) -> None:
+            price = StreamInput(tags=["KO", "price"], interval="1d")
+            self.add_nodes([Node(price, lambda v: v[price].values, params={"band": float("nan")}, name="band")])
+
+    with pytest.raises(QmtlError, match="params.band is nan") as caught:
+        Build(NaN)
+    assert caught.value.code == "E_PARAM_NOT_FINITE"
+
+
+@pytest.mark.parametrize(
+    ("policy", "code"),
+    [
+        ({"selection": {"gates": {"and": ["sharp >= 1"]}}}, "E_METRIC_UNKNOWN"),
+        ({"selection": {"gates": {"and": ["sharpe >="]}}}, "E_EXPRESSION"),
+        ({"selection": {"score": 5}}, "E_POLICY_INVALID"),
+        ({"selektion": {}}, "E_POLICY_INVALID"),
+        ({"preset": "moderate", "version": 7}, "E_POLICY_VERSION"),
+    ],
+)
+def test_a_policy_that_does_not_parse_is_refused_and_the_default_stays(http: httpx.Client, policy: dict[str, Any], code: str) -> None:
+    http.post("/worlds", json={"spec": world("policies"), "policy": POLICY})
+    before = http.get("/worlds/policies").json()["policy_version"]
+    refused(http.post("/worlds/policies/policies", json=policy), code)
+    assert http.get("/worlds/policies").json()["policy_version"] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"world": "Bad Name"}, "E_WORLD_INVALID"),
+        ({"description": "another"}, "E_WORLD_EXISTS"),
+        ({"world": "x1", "data": {"presets": [{**world()["data"]["presets"][0], "path": "/nowhere.parquet"}]}}, "E_DATA_NOT_FOUND"),  # type: ignore[index]
+        ({"world": "x2", "data": {"presets": [{**world()["data"]["presets"][0], "calendar": "XNYSE"}]}}, "E_WORLD_INVALID"),  # type: ignore[index]
+        ({"world": "x3", "data": {"presets": [{**world()["data"]["presets"][0], "streams": {"TSLA": ["TSLA"], "AAPL": ["AAPL"]}}]}}, "E_DATA_EMPTY"),  # type: ignore[index]
+        ({"world": "x4", "data": {"presets": [{**world()["data"]["presets"][0], "interval": "2d"}]}}, "E_DATA_MISALIGNED"),  # type: ignore[index]
+        ({"world": "x5", "data": {"presets": [{**world()["data"]["presets"][0], "on_missing": "fail", "calendar": "24/7"}]}}, "E_DATA_GAP"),  # type: ignore[index]
+    ],
+)
+def test_a_world_that_can_not_work_is_refused(http: httpx.Client, change: dict[str, Any], code: str) -> None:
+    refused(http.post("/worlds", json={"spec": {**world(), **change}}), code)
+
+
+def test_a_world_without_a_policy_takes_no_submissions(http: httpx.Client) -> None:
+    assert http.post("/worlds", json={"spec": world("lawless")}).status_code == 201
+    refused(http.post("/strategies", json=body(world_id="lawless")), "E_POLICY_MISSING")
+    refused(http.post("/worlds/lawless/decide"), "E_POLICY_MISSING")
+
+
+def test_what_does_not_exist_says_so(http: httpx.Client) -> None:
+    refused(http.get("/worlds/nowhere"), "E_WORLD_UNKNOWN")
+    refused(http.get("/worlds/equities/policies/99"), "E_POLICY_UNKNOWN")
+    refused(http.get("/strategies/strategy:none/status"), "E_STRATEGY_UNKNOWN")
+    refused(http.get("/artifacts/blake3:" + "0" * 64), "E_ARTIFACT_UNKNOWN")
+    refused(http.get("/artifacts/nonsense"), "E_ARTIFACT_HASH")
+    refused(http.put("/artifacts/blake3:" + "0" * 64, content=b"x"), "E_ARTIFACT_HASH")
+    refused(http.post("/leases/none.lease-1/heartbeat", json={}), "E_LEASE_UNKNOWN")
+    refused(http.get("/nowhere"), "E_NOT_FOUND")
+    refused(http.delete("/worlds"), "E_METHOD")
+    refused(http.get("/worlds/equities/activation", params={"strategy_id": "none"}), "E_DECISION_UNKNOWN")
+
+
+def test_returns_that_do_not_fit_the_run_are_refused_while_the_lease_is_held(http: httpx.Client) -> None:
+    from blake3 import blake3
+
+    ack = http.post("/strategies", json=body(runner="a-test")).json()
+    assert ack["lease"]["lease_id"]
+    data = encode(series([0.0, 0.01]))
+    digest = "blake3:" + blake3(data).hexdigest()
+    lease = f"/leases/{ack['lease']['lease_id']}"
+    refused(http.post(f"{lease}/complete", json={"returns_hash": digest}), "E_ARTIFACT_UNKNOWN")
+    assert http.put(f"/artifacts/{digest}", content=data).status_code == 201
+    assert http.put(f"/artifacts/{digest}", content=data).status_code == 201
+    foreign = encode(series([0.0, 0.01])).replace(b"86400", b"86401")
+    other = "blake3:" + blake3(foreign).hexdigest()
+    http.put(f"/artifacts/{other}", content=foreign)
+    refused(http.post(f"{lease}/complete", json={"returns_hash": other}), "E_RETURNS_INVALID")
+    assert http.post(f"{lease}/heartbeat", json={"node": "x", "bar": 1}).status_code == 204
+    assert http.post(f"{lease}/complete", json={"returns_hash": digest}).status_code == 204
+    refused(http.post(f"{lease}/complete", json={"returns_hash": digest}), "E_LEASE_LOST")
+    status = http.get(f"/strategies/{ack['strategy_id']}/status", params={"wait": 30}).json()
+    assert status["state"] == "decided"
+
+
+def test_a_retry_gets_the_same_answer_and_no_second_run(http: httpx.Client) -> None:
+    """The same key, again while it runs and again after it has ended."""
+    found = body(runner="a-test")
+    found["dag"] = Build(Trend("KO", 17)).dag.model_dump(mode="json")
+    found["node_ids_crc32"] = Build(Trend("KO", 17)).crc32
+    first, second = http.post("/strategies", json=found), http.post("/strategies", json=found)
+    assert first.status_code == second.status_code == 202
+    assert first.json() == second.json()
+    lease = first.json()["lease"]["lease_id"]
+    assert http.post(f"/leases/{lease}/fail", json={"code": "E_COMPUTE_FAILED", "message": "no", "final": True}).status_code == 204
+    outcome = http.get(f"/strategies/{first.json()['strategy_id']}/status", params={"wait": 30}).json()
+    assert outcome["outcome"]["error_code"] == "E_COMPUTE_FAILED"
+    assert http.post("/strategies", json=found).json()["run_id"] == first.json()["run_id"]
+    refused(http.post("/strategies", json={**found, "runner": "another"}), "E_IDEMPOTENCY_KEY_REUSED")
+
+
+def test_the_api_describes_itself(http: httpx.Client) -> None:
+    schema = http.get("/openapi.json").json()
+    assert "/strategies" in schema["paths"]
+    examples = schema["paths"]["/strategies"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert examples
+    health = http.get("/health").json()
+    assert health == {"status": "ok", "database": True, "temporal": True, "workers": health["workers"]}
+    assert http.get("/status").json()["temporal_ui"].startswith("http://127.0.0.1")
+
+
+def test_deciding_twice_with_one_key_is_one_decision(http: httpx.Client) -> None:
+    first = http.post("/worlds/equities/decide", json={"idempotency_key": "decide-once"}).json()
+    assert http.post("/worlds/equities/decide", json={"idempotency_key": "decide-once"}).json() == first
+    later = http.post("/worlds/equities/decide").json()
+    assert later["decided_at"] != first["decided_at"]

@@ -1,0 +1,163 @@
+"""A whole QMTL on this machine for one test: a Temporal server, a worker and a Gateway, each of which can be killed and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from sqlalchemy import func, text
+from sqlmodel import select
+
+from activities.storage.database import Database, open_database
+from activities.storage.tables import Audit, CommitLog, Decision, EvaluationRequest, Evidence, Outbox, OutcomeRow, Queue, RunContext
+from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.config import CacheSettings, GatewaySettings, Settings, TemporalSettings
+from temporal.server import LocalServer, free_port, obtain
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], what: str, limit_s: float = 60.0) -> T:
+    """The condition's first true answer. Fails after `limit_s`, saying what was waited for."""
+    deadline = time.monotonic() + limit_s
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"no {what} within {limit_s} s"
+        time.sleep(0.02)
+    return answer
+
+
+class Machine:
+    """Processes by name: temporal, worker, gateway. All end with `close`, by the pids that were started."""
+
+    def __init__(self, home: Path, dsn: str | None = None, heartbeat_s: float = 2.0) -> None:
+        self.home, self._heartbeat_s = home, heartbeat_s
+        self.dsn = dsn or f"sqlite:///{home / 'qmtl.db'}"
+        base = Settings(_env_file=None)  # type: ignore[call-arg]
+        self._tools = base.tools_dir
+        self.server = LocalServer(obtain(base.tools_dir, base.temporal.binary), home / "temporal", free_port(), free_port())
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.pids: dict[str, int] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def config(self) -> Settings:
+        """What a runner on this machine is configured with."""
+        return self.settings(self.home / "cache")
+
+    def settings(self, cache: Path) -> Settings:
+        temporal = TemporalSettings(address=self.server.address, ui_url=self.server.ui_url)
+        return Settings(home=self.home, gateway=GatewaySettings(url=self.url, database_dsn=self.dsn), temporal=temporal, cache=CacheSettings(dir=cache))
+
+    def up(self) -> "Machine":
+        self.start_temporal()
+        self.start_worker()
+        self.start_gateway()
+        wait_for(lambda: httpx.get(f"{self.url}/health", trust_env=False, timeout=10).status_code == 200, "health")
+        return self
+
+    def start_temporal(self) -> None:
+        self.pids["temporal"] = self.server.start()
+
+    def start_worker(self, module: str = "temporal.worker", **env: str) -> None:
+        self._start("worker", module, env)
+
+    def start_gateway(self, module: str = "api.gateway", **env: str) -> None:
+        self._start("gateway", module, env)
+        wait_for(self._listens, "Gateway")
+
+    def _start(self, name: str, module: str, extra: dict[str, str]) -> None:
+        env = {
+            **os.environ,
+            "QMTL_HOME": str(self.home),
+            "QMTL_TEMPORAL__ADDRESS": self.server.address,
+            "QMTL_TEMPORAL__UI_URL": self.server.ui_url,
+            "QMTL_GATEWAY__DATABASE_DSN": self.dsn,
+            "QMTL_GATEWAY__PORT": str(self.port),
+            "QMTL_GATEWAY__LEASE_HEARTBEAT_S": str(self._heartbeat_s),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            **extra,
+        }
+        with (self.home / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.home)
+        self.pids[name] = self._processes[name].pid
+
+    def _listens(self) -> bool:
+        assert self._processes["gateway"].poll() is None, (self.home / "gateway.log").read_text()[-2000:]
+        try:
+            return httpx.get(f"{self.url}/status", trust_env=False, timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, as the machine's owner or its memory limit would."""
+        os.kill(self.pids[name], signal.SIGKILL)
+        self.wait_dead(name)
+
+    def wait_dead(self, name: str) -> None:
+        self._process(name).wait(30)
+
+    def ended(self, name: str) -> bool:
+        return self._process(name).poll() is not None
+
+    def _process(self, name: str) -> "subprocess.Popen[bytes]":
+        found = self.server.process if name == "temporal" else self._processes.get(name)
+        assert found is not None, f"{name} was not started"
+        return found
+
+    def client(self, **options: Any) -> GatewayClient:
+        return GatewayClient(self.url, **options)
+
+    def database(self) -> Database:
+        return open_database(self.dsn)
+
+    def close(self) -> None:
+        for process in (self._processes.get("gateway"), self._processes.get("worker"), self.server.process):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def broken_promises(database: Database) -> list[str]:
+    """Everything that was promised and not kept, as the store itself says it: lost, doubled or unrecorded."""
+    broken: list[str] = []
+    with database.read() as session:
+        runs = {row.run_id for row in session.exec(select(RunContext))}
+        for row in session.exec(select(CommitLog)):
+            if row.run_id is None and row.refused is None:
+                broken.append(f"{row.idempotency_key} was logged and never admitted")
+            if row.run_id is not None and row.run_id not in runs:
+                broken.append(f"{row.idempotency_key} was admitted by a run that does not exist")
+        outcomes = {row.run_id for row in session.exec(select(OutcomeRow))}
+        evidence = {row.run_id for row in session.exec(select(Evidence))}
+        requests = {row.request_id.removeprefix("submission:") for row in session.exec(select(EvaluationRequest))}
+        broken += [f"run {run} has no outcome" for run in runs - outcomes]
+        broken += [f"run {run} has no evidence" for run in runs - evidence]
+        broken += [f"run {run} was not judged" for run in runs - requests]
+        once = ("submission.received", "submission.admitted", "run.begun", "graph.diff", "evidence.saved", "submission.concluded")
+        twice = session.exec(select(Audit.action, Audit.subject, Audit.correlation_id).where(Audit.action.in_(once)).group_by(Audit.action, Audit.subject, Audit.correlation_id).having(func.count() > 1))  # type: ignore[attr-defined]
+        broken += [f"{action} of {subject[:20]} was recorded twice" for action, subject, _ in twice]
+        decisions = session.exec(select(func.count()).select_from(Decision)).one()
+        recorded = session.exec(select(func.count()).select_from(Audit).where(Audit.action == "decision.made")).one()
+        if decisions != recorded:
+            broken.append(f"{decisions} decisions, {recorded} in the audit trail")
+        answered = {row.decision_seq for row in session.exec(select(EvaluationRequest))}
+        unasked = {row.seq for row in session.exec(select(Decision))} - answered
+        broken += [f"decision {seq} answers nobody" for seq in unasked]
+        doubled = session.exec(select(Queue.node_id, Queue.world_id, Queue.execution_domain).group_by(Queue.node_id, Queue.world_id, Queue.execution_domain).having(func.count() > 1)).all()
+        broken += [f"{node[:20]} has two queues" for node, _, _ in doubled]
+        if session.exec(select(func.count()).select_from(Audit)).one() != session.exec(select(func.count()).select_from(Outbox)).one():
+            broken.append("audit and outbox have different lengths")
+        orphans = session.connection().execute(text("SELECT count(*) FROM graph_edge e WHERE NOT EXISTS (SELECT 1 FROM graph_node n WHERE n.node_id = e.child)")).scalar_one()
+        if orphans:
+            broken.append(f"{orphans} edges lead to no node")
+    return broken

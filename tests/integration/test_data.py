@@ -1,0 +1,168 @@
+"""Files of bars: their faults named, their fingerprints, gaps, streams and replay."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qmtl_sdk import CsvSource, ParquetSource, QmtlError, StreamInput
+from qmtl_sdk.contracts.dag import Dag
+from qmtl_sdk.contracts.worlds import Preset, Replay, WorldSpec
+from qmtl_sdk.data.bars import NS, Bars, combined, fingerprint
+from qmtl_sdk.data.calendars import missing
+from qmtl_sdk.data.presets import bind, inspect_world, load, newest_close, preset_fingerprint
+from qmtl_sdk.data.replay import ReplaySource
+from tests.strategies import world
+
+GOOD = "Date,Open,Close,Note\n2024-01-01,1,1.5,a\n2024-01-02,2,2.5,b\n2024-01-04,3,3.5,c\n"
+
+
+def csv(tmp_path: Path, text: str, name: str = "x.csv") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("", "E_DATA_EMPTY", "empty"),
+        ("date,close\n", "E_DATA_EMPTY", "no bars"),
+        ("close\n1\n", "E_DATA_SCHEMA", "no time column"),
+        ("date,name\n2024-01-01,a\n", "E_DATA_SCHEMA", "no column of numbers"),
+        ("date,close\nyesterday,1\n", "E_DATA_SCHEMA", "'yesterday' in date is not a time (row 1)"),
+        ("date,close\n2024-01-01,1\n2024-01-02,x\n", "E_DATA_SCHEMA", "'x' in close is not a number (row 2)"),
+        ("date,close\n2024-01-02,1\n2024-01-01,1\n", "E_DATA_UNSORTED", "goes back in time at 2024-01-01"),
+        ("date,close\n2024-01-01,1\n2024-01-01,1\n", "E_DATA_DUPLICATE", "two bars at 2024-01-01"),
+        ("date,close\n2024-01-01,1\n2024-01-01T12:00,1\n", "E_DATA_MISALIGNED", "43200 s apart"),
+        ("date,close\n2024-01-01,inf\n", "E_DATA_SCHEMA", "infinite"),
+        ("date,symbol,close\n2024-01-01,A,1\n2024-01-01,B,1\n", "E_DATA_SCHEMA", "several streams (A, B)"),
+    ],
+)
+def test_a_fault_is_named_with_its_place(tmp_path: Path, text: str, code: str, said: str) -> None:
+    with pytest.raises(QmtlError) as caught:
+        CsvSource(csv(tmp_path, text), interval="1d").read()
+    assert caught.value.code == code
+    assert said in caught.value.message
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_what_it_says(tmp_path: Path) -> None:
+    with pytest.raises(QmtlError, match="E_DATA_NOT_FOUND"):
+        CsvSource(tmp_path / "none.csv", interval="1d").read()
+    with pytest.raises(QmtlError, match="is not Parquet"):
+        ParquetSource(csv(tmp_path, GOOD, "x.parquet"), interval="1d").read()
+
+
+@pytest.mark.parametrize("column", [["2024-01-01", "2024-01-02"], ["2024-01-01T00:00:00Z", "2024-01-02T00:00:00+00:00"], [1704067200, 1704153600], [1704067200000, 1704153600000], [1704067200000000000, 1704153600000000000]])
+def test_times_in_every_form_are_the_same(tmp_path: Path, column: list[object]) -> None:
+    path = tmp_path / "x.csv"
+    pd.DataFrame({"TS": column, "Close": [1, 2]}).to_csv(path, index=False)
+    bars = CsvSource(path, interval="1d").read()
+    assert bars.ts.tolist() == [1704067200 * NS, 1704153600 * NS]
+    assert list(bars.columns) == ["close"]
+
+
+def test_csv_and_parquet_of_one_content_have_one_fingerprint(tmp_path: Path) -> None:
+    path = csv(tmp_path, GOOD)
+    pd.read_csv(path).to_parquet(tmp_path / "x.parquet")
+    one, other = (fingerprint({"s": source.read()}) for source in (CsvSource(path, interval="1d"), ParquetSource(tmp_path / "x.parquet", interval="1d")))
+    assert one == other
+    changed = csv(tmp_path, GOOD.replace("2.5", "2.6"), "y.csv")
+    assert fingerprint({"s": CsvSource(changed, interval="1d").read()}) != one
+
+
+def test_a_fingerprint_is_of_content_and_not_of_its_looks() -> None:
+    ts = np.array([0, NS], dtype="int64")
+
+    def of(*values: float) -> str:
+        return fingerprint({"s": Bars(ts, {"a": np.array(values)}, 1)})
+
+    assert of(0.0, 1.0) == of(-0.0, 1.0)
+    assert of(float("nan"), 1.0) == of(float("-nan"), 1.0)
+    assert of(0.0, 1.0) != of(1.0, 0.0)
+    assert fingerprint({"s": Bars(ts, {"a": np.ones(2)}, 1)}) != fingerprint({"t": Bars(ts, {"a": np.ones(2)}, 1)})
+    assert combined(["b", "a"]) == combined(["a", "b", "a"])
+    assert combined(["a"]) == "a"
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    path = csv(tmp_path, GOOD)
+    preset = Preset(name="p", source="csv", path=str(path), interval="1d", streams={"X": ("x",)})  # type: ignore[arg-type]
+    before = preset_fingerprint(preset)
+    csv(tmp_path, GOOD + "2024-01-05,4,4.5,d\n")
+    assert len(load(preset, "X")) == 4
+    assert preset_fingerprint(preset) != before
+
+
+def test_gaps_are_facts_by_the_markets_calendar() -> None:
+    def bars(times: list[str], interval: int) -> Bars:
+        return Bars(pd.DatetimeIndex(times).as_unit("ns").asi8, {"close": np.ones(len(times))}, interval)
+
+    days = bars(["2024-01-12", "2024-01-16", "2024-01-18"], 86400)  # the 15th is a holiday, the 13th and 14th a weekend
+    assert pd.DatetimeIndex(missing(days, "XNYS")).strftime("%Y-%m-%d").tolist() == ["2024-01-17"]
+    assert len(missing(days, "24/7")) == 4
+    hours = bars(["2024-01-12 20:00", "2024-01-14 22:00", "2024-01-15 00:00"], 3600)  # Friday to Sunday evening
+    assert pd.DatetimeIndex(missing(hours, "24/5")).strftime("%a %H").tolist() == ["Sun 23"]
+
+
+def test_the_samples_are_whole() -> None:
+    spec = WorldSpec.model_validate(world())
+    report = inspect_world(spec)["prices"]
+    assert all(stream["missing"] == 0 for stream in report["streams"].values())  # type: ignore[attr-defined]
+    fx = ParquetSource("sample:eurusd_1h.parquet", interval="1h").read()
+    assert len(fx) == 6225
+    ohlcv = ParquetSource("sample:us_stocks_ohlcv_1d.parquet", interval="1d", symbol="AAPL").read()
+    assert {"open", "high", "low", "close", "volume", "adj_close"} <= set(ohlcv.columns)
+
+
+def dag(stream: StreamInput) -> Dag:
+    return Dag(nodes=(stream.record(),))
+
+
+def test_a_stream_is_bound_by_its_tags_and_interval() -> None:
+    spec = WorldSpec.model_validate(world())
+    (binding,) = bind(dag(StreamInput(tags=["price", "AAPL"], interval="1d")), spec)
+    assert binding.stream == "AAPL"
+    (binding,) = bind(dag(StreamInput(tags=["price"], instrument="KO", interval="1d")), spec)
+    assert binding.stream == "KO"
+    for stream, code in ((StreamInput(tags=["price"], interval="1d"), "E_STREAM_AMBIGUOUS"), (StreamInput(interval="1d"), "E_STREAM_AMBIGUOUS"), (StreamInput(tags=["AAPL"], interval="1h"), "E_STREAM_UNBOUND"), (StreamInput(tags=["TSLA"], interval="1d"), "E_STREAM_UNBOUND")):
+        with pytest.raises(QmtlError) as caught:
+            bind(dag(stream), spec)
+        assert caught.value.code == code
+        assert "AAPL at 1d" in caught.value.remedy
+
+
+def test_a_pattern_names_a_file_a_stream(tmp_path: Path) -> None:
+    csv(tmp_path, GOOD, "A.csv")
+    csv(tmp_path, GOOD.replace("3.5", "9.5"), "B.csv")
+    preset = Preset(name="p", source="csv", path=str(tmp_path / "{stream}.csv"), interval="1d", streams={"A": ("a",), "B": ("b",)})  # type: ignore[arg-type]
+    assert load(preset, "B").columns["close"][-1] == 9.5
+
+
+def test_nothing_is_read_beyond_as_of(tmp_path: Path) -> None:
+    bars = CsvSource(csv(tmp_path, GOOD), interval="1d").read()
+    assert len(bars.until(datetime(2024, 1, 2, tzinfo=UTC))) == 1
+    assert len(bars.until(datetime(2024, 1, 2, 23, 59, 59, tzinfo=UTC))) == 1
+    assert len(bars.until(datetime(2024, 1, 3, tzinfo=UTC))) == 2
+    spec = WorldSpec.model_validate(world())
+    bindings = bind(dag(StreamInput(tags=["AAPL"], interval="1d")), spec)
+    newest, _, youngest = newest_close(bindings, datetime(2017, 12, 30, tzinfo=UTC))
+    assert newest == datetime(2017, 12, 30, tzinfo=UTC)
+    assert youngest == datetime(2010, 1, 4, tzinfo=UTC)
+
+
+def test_a_replay_hands_bars_out_as_they_fall_due(tmp_path: Path) -> None:
+    bars = CsvSource(csv(tmp_path, GOOD), interval="1d").read()
+    start = datetime(2024, 1, 2, tzinfo=UTC)
+    replay = ReplaySource(bars, Replay(start=start, speed=3600))
+    assert len(replay.history()) == 1
+    due = list(replay.due(start, start + timedelta(days=1)))
+    assert [values["close"] for _, values in due] == [2.5]
+    assert list(replay.due(start + timedelta(days=1), start + timedelta(days=1))) == []
+    assert [values["close"] for _, values in replay.due(start - timedelta(days=9), start + timedelta(days=9))] == [2.5, 3.5]
+    assert replay.next_due(start) == pytest.approx(86400 / 3600)
+    assert replay.next_due(start + timedelta(days=9)) is None
+    assert ReplaySource(bars, Replay(start=start, speed=0)).next_due(start) is None

@@ -1,0 +1,59 @@
+"""`python -m tests.replay.record`: run each workflow through its ways on a real server and keep the histories beside this file."""
+
+import asyncio
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from qmtl_sdk import QmtlError, Runner
+from qmtl_sdk.nodes.strategy import Build
+from temporal.client import connect
+from temporal.shutdown import leave
+from temporal.submissions import workflow_id
+from tests.e2e.test_submission import Ahead
+from tests.harness import Machine, wait_for
+from tests.strategies import POLICY, Slow, Trend, world
+
+HISTORIES = Path(__file__).parent / "histories"
+
+
+async def save(machine: Machine, name: str, workflow: str, run_id: str | None = None) -> None:
+    client = await connect(machine.config.temporal)
+    history = await client.get_workflow_handle(workflow, run_id=run_id).fetch_history()
+    (HISTORIES / f"{name}.json").write_text(history.to_json())
+
+
+def main() -> int:
+    HISTORIES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Machine(Path(folder), heartbeat_s=1.0)
+        try:
+            machine.up()
+            with machine.client() as client:
+                client.create_world(world(), POLICY)
+            config = machine.config
+            plain = Runner.submit(Trend, world="equities", config=config)
+            asyncio.run(save(machine, "submission_decided", plain.workflow_id, plain.run_id))
+            try:
+                Runner.submit(Ahead, world="equities", config=config)
+            except QmtlError:
+                rejected = workflow_id("equities", Build(Ahead).dag.strategy_id)
+            with machine.client() as client:
+                client.status(Build(Ahead).dag.strategy_id, "equities", wait_s=30)
+            asyncio.run(save(machine, "submission_rejected", rejected))
+            with ThreadPoolExecutor(1) as pool:
+                slow = pool.submit(Runner.submit, Slow(0.003), world="equities", config=config)
+                wait_for(lambda: list((machine.home / "cache").rglob("*.partial")), "partial output")
+                machine.kill("gateway")  # no heartbeat arrives, so the lease times out and another is handed out
+                asyncio.run(asyncio.sleep(2))
+                machine.start_gateway()
+                result = slow.result(60)
+            asyncio.run(save(machine, "submission_lease_lost", result.workflow_id, result.run_id))
+            asyncio.run(save(machine, "evaluation", "evaluation:equities"))
+        finally:
+            machine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main())

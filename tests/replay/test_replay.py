@@ -1,0 +1,34 @@
+"""Recorded histories replay: a change that would break a running workflow fails here."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from temporalio import workflow
+from temporalio.client import WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
+
+from temporal.plugin import QmtlPlugin
+from tests.replay.changed import Changed
+from tests.replay.record import HISTORIES
+
+FILES = sorted(HISTORIES.glob("*.json"))
+
+
+def replay(path: Path, replayer: Replayer) -> None:
+    asyncio.run(replayer.replay_workflow(WorkflowHistory.from_json(path.stem, path.read_text())))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_recorded_history_replays(path: Path) -> None:
+    replay(path, Replayer(workflows=[], plugins=[QmtlPlugin()]))
+
+
+def test_every_workflow_has_histories() -> None:
+    assert {path.stem for path in FILES} == {"submission_decided", "submission_rejected", "submission_lease_lost", "evaluation"}
+
+
+def test_a_change_that_breaks_a_workflow_is_found() -> None:
+    with pytest.raises(workflow.NondeterminismError):
+        replay(HISTORIES / "evaluation.json", Replayer(workflows=[Changed], data_converter=pydantic_data_converter))

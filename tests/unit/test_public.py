@@ -1,0 +1,88 @@
+"""What is public, and what is configured."""
+
+from pathlib import Path
+
+import pytest
+
+import qmtl_sdk
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.errors import CODES
+from qmtl_sdk.runtime import config
+
+
+def test_the_public_names() -> None:
+    names = ["CacheView", "CsvSource", "MatchMode", "Node", "ParquetSource", "ProcessingNode", "QmtlError", "Runner", "Strategy", "StreamInput", "SubmitResult", "TagQueryNode"]
+    assert sorted(qmtl_sdk.__all__) == names
+    assert all(getattr(qmtl_sdk, name) for name in names)
+    with pytest.raises(AttributeError):
+        _ = qmtl_sdk.Nonsense
+
+
+def test_there_is_one_way_in() -> None:
+    assert not hasattr(qmtl_sdk.Runner, "run")
+    assert not hasattr(qmtl_sdk.Runner, "offline")
+
+
+def test_an_error_says_what_where_and_what_to_do() -> None:
+    error = QmtlError("E_INTERVAL", "it is wrong", "mend it", value=3)
+    assert str(error) == "it is wrong [E_INTERVAL] → mend it"
+    assert (error.status, error.details) == (CODES["E_INTERVAL"], {"value": 3})
+    with pytest.raises(KeyError):
+        QmtlError("E_NEW", "not registered")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in list(__import__("os").environ):
+        if name.startswith("QMTL_"):
+            monkeypatch.delenv(name)
+    return tmp_path
+
+
+def test_variables_win_over_the_file_and_the_file_over_defaults(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "qmtl.yml").write_text("gateway: { port: 81, host: filehost }\ntemporal: { api_key: secret }\n")
+    monkeypatch.setenv("QMTL_GATEWAY__PORT", "82")
+    found = config.load()
+    assert (found.gateway.port, found.gateway.host, found.temporal.namespace) == (82, "filehost", "default")
+    rows = {key: (value, origin) for key, value, origin in config.explain()}
+    assert rows["gateway.port"] == ("82", "QMTL_GATEWAY__PORT")
+    assert rows["gateway.host"] == ("filehost", "qmtl.yml")
+    assert rows["temporal.namespace"] == ("default", "default")
+    assert rows["temporal.api_key"][0] == "***"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gatway: {}", "did you mean 'gateway'"),
+        ("gateway: { prot: 1 }", "did you mean 'gateway.port'"),
+        ("gateway: { port: many }", "gateway.port"),
+        ("a: [", "not YAML"),
+        ("profile: staging", "profile"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(folder: Path, text: str, said: str) -> None:
+    (folder / "qmtl.yml").write_text(text)
+    with pytest.raises(QmtlError) as caught:
+        config.load()
+    assert caught.value.code == "E_CONFIG"
+    assert said in str(caught.value)
+
+
+def test_prod_lists_everything_that_it_lacks_at_once(folder: Path) -> None:
+    (folder / "qmtl.yml").write_text("profile: prod\n")
+    with pytest.raises(QmtlError) as caught:
+        config.load().require_profile()
+    assert caught.value.details["missing"] == ["gateway.database_backend: postgres", "gateway.database_dsn", "temporal.address"]
+    (folder / "qmtl.yml").write_text("profile: prod\ngateway: { database_backend: postgres, database_dsn: 'postgresql://x' }\ntemporal: { address: 'h:1' }\n")
+    config.load().require_profile()
+    (folder / "qmtl.yml").write_text("profile: prod\ngateway: { database_backend: postgres, database_dsn: 'sqlite:///x' }\ntemporal: { address: 'h:1' }\n")
+    with pytest.raises(QmtlError, match="make them agree"):
+        config.load().require_profile()
+
+
+def test_a_named_file_must_exist(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMTL_CONFIG", str(folder / "none.yml"))
+    with pytest.raises(QmtlError, match="does not exist"):
+        config.load()

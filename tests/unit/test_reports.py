@@ -1,0 +1,190 @@
+"""Returns and metrics, by worked figures."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
+from qmtl_sdk.compute.engine import Tape
+from qmtl_sdk.contracts.metrics import METRICS
+from qmtl_sdk.contracts.worlds import Execution
+from qmtl_sdk.data.bars import NS, Bars
+from qmtl_sdk.data.calendars import periods_per_year
+from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.reports.artifact import decode, encode
+from qmtl_sdk.reports.metrics import drawdown, equity, linearity, measure, sharpe
+from qmtl_sdk.reports.returns import Returns, returns_of
+
+DAY = 86_400
+FREE = Execution()
+
+
+def series(values: list[float], positions: dict[str, list[float]] | None = None) -> Returns:
+    held = {name: np.array(column) for name, column in (positions or {}).items()}
+    weights = {name: 1 / len(held) for name in held}
+    return Returns(np.arange(len(values), dtype="int64") * DAY * NS, np.array(values), DAY, held, weights, ())
+
+
+def test_the_worked_figures() -> None:
+    """Trap 9: maximum drawdown was negative in one place and expected positive in another."""
+    r = np.array([0.10, -0.50, 0.20])
+    np.testing.assert_allclose(equity(r), [1.10, 0.55, 0.66])
+    assert drawdown(r).max() == pytest.approx(0.5)
+    found = measure(series([0.0, 0.10, -0.50, 0.20]), 252)
+    assert found["max_drawdown"] == pytest.approx(0.5)
+    assert found["total_return"] == pytest.approx(-0.34)
+    assert found["win_rate"] == pytest.approx(2 / 3)
+
+
+def test_sharpe_is_annualised() -> None:
+    """Trap 9."""
+    r = np.array([0.0, 0.01, -0.005, 0.02])
+    assert sharpe(r, 252) == pytest.approx(r.mean() / r.std(ddof=1) * np.sqrt(252))
+    assert sharpe(np.full(5, 0.01), 252) is None
+    assert sharpe(np.array([0.1]), 252) is None
+
+
+def test_trades_are_changes_of_position() -> None:
+    """Trap 9: “trades” counted returns."""
+    found = measure(series([0.0] * 6, {"a": [0, 1, 1, 0, -1, -1], "b": [1, 1, 1, 1, 1, 1]}), 252)
+    assert found["trades"] == 4
+    assert found["turnover"] == pytest.approx((3 + 1) / 2 / (6 / 252))
+    assert measure(series([0.0, 0.1]), 252)["trades"] is None
+
+
+def test_linearity() -> None:
+    assert linearity(np.full(50, 0.01)) == pytest.approx(1.0)
+    assert linearity(np.full(50, -0.01)) == 0.0
+    assert linearity(np.zeros(50)) == 0.0
+
+
+def test_every_metric_is_measured_and_nothing_else() -> None:
+    assert measure(series([0.0, 0.01, -0.02]), 252).keys() == METRICS.keys()
+
+
+@pytest.mark.parametrize(("calendar", "interval", "periods"), [("XNYS", DAY, 252), ("XNYS", 3600, 1638), ("24/5", 3600, 6240), ("24/7", 60, 525_600), ("24/7", DAY, 365), ("24/7", 7 * DAY, 365 / 7), ("XNYS", 7 * DAY, 252 / 5)])
+def test_periods_a_year(calendar: str, interval: int, periods: float) -> None:
+    assert periods_per_year(calendar, interval) == pytest.approx(periods)
+
+
+class Held(Strategy):
+    def __init__(self, columns: dict[str, str] | None = None, weights: tuple[float, ...] = ()) -> None:
+        super().__init__()
+        self.columns, self.given = columns or {"a": "position"}, weights
+
+    def setup(self) -> None:
+        nodes = []
+        for name in self.columns:
+            price = StreamInput(tags=[name], interval=DAY)
+            nodes.append(Node(price, lambda v, price=price: v[price].values, name=name))
+        self.add_nodes(nodes, weights=dict(zip(nodes, self.given, strict=False)))
+
+
+def returns(strategy: Held, data: dict[str, tuple[list[float], list[float]]], execution: Execution = FREE) -> Returns:
+    """`data`: by instrument its closes and what its node gave."""
+    build = Build(strategy)
+    tapes = {}
+    for node in build.nodes:
+        name = node.tags[0] if isinstance(node, StreamInput) else node.name
+        close, held = data[name]
+        ts = np.arange(len(close), dtype="int64") * DAY * NS
+        columns = {"close": np.array(close)} if isinstance(node, StreamInput) else {strategy.columns[name]: np.array(held)}
+        tapes[node.node_id] = Tape(Bars(ts, columns, DAY))
+    return returns_of(build, tapes, execution)
+
+
+def test_a_position_earns_from_the_next_bar_on() -> None:
+    found = returns(Held(), {"a": ([100.0, 110.0, 121.0, 60.5], [0.0, 1.0, 0.0, 1.0])})
+    np.testing.assert_allclose(found.values, [0, 0, 0.10, 0])
+
+
+def test_costs_are_charged_on_each_change() -> None:
+    found = returns(Held(), {"a": ([100.0] * 5, [1.0, 1.0, -1.0, -1.0, 0.0])}, Execution(fee_bps=10, slippage_bps=5))
+    np.testing.assert_allclose(found.values, [0, -0.0015, 0, -0.003, 0])
+
+
+def test_a_missing_position_is_flat_and_the_first_value_is_zero() -> None:
+    found = returns(Held(), {"a": ([100.0, 110.0, 121.0], [np.nan, 1.0, np.nan])})
+    np.testing.assert_allclose(found.values, [0, 0, 0.1])
+
+
+def test_instruments_are_averaged_by_weight() -> None:
+    data = {"a": ([100.0, 110.0], [1.0, 1.0]), "b": ([100.0, 100.0], [1.0, 1.0])}
+    np.testing.assert_allclose(returns(Held({"a": "position", "b": "position"}), data).values, [0, 0.05])
+    np.testing.assert_allclose(returns(Held({"a": "position", "b": "position"}, (3.0, 1.0)), data).values, [0, 0.075])
+
+
+def test_a_signal_is_a_position_of_zero_or_one() -> None:
+    found = returns(Held({"a": "signal"}), {"a": ([100.0, 110.0], [1.0, 0.0])})
+    np.testing.assert_allclose(found.values, [0, 0.1])
+    with pytest.raises(QmtlError, match="keep it 0 or 1"):
+        returns(Held({"a": "signal"}), {"a": ([100.0, 110.0], [0.5, 0.0])})
+    with pytest.raises(QmtlError, match="between -1 and 1"):
+        returns(Held(), {"a": ([100.0, 110.0], [2.0, 0.0])})
+
+
+def test_a_strategy_without_positions_is_told_what_to_do() -> None:
+    with pytest.raises(QmtlError) as caught:
+        returns(Held({"a": "value"}), {"a": ([100.0, 110.0], [1.0, 0.0])})
+    assert caught.value.code == "E_RETURNS_MISSING"
+    assert "returns=" in caught.value.remedy
+
+
+def test_a_named_returns_node_is_taken_as_it_is() -> None:
+    class Named(Strategy):
+        def setup(self) -> None:
+            price = StreamInput(tags=["a"], interval=DAY)
+            node = Node(price, lambda v: pd.Series(v[price].values), name="mine")
+            self.add_nodes([node], returns=node)
+
+    build = Build(Named)
+    tapes = {node.node_id: Tape(Bars(np.arange(3, dtype="int64") * DAY * NS, {"close": np.array([np.nan, 0.1, np.nan])}, DAY)) for node in build.nodes}
+    assert returns_of(build, tapes, FREE).values.tolist() == [0, 0.1, 0]
+
+
+def test_two_price_streams_of_one_position_are_ambiguous() -> None:
+    class Pair(Strategy):
+        def setup(self) -> None:
+            a, b = (StreamInput(tags=[name], interval=DAY) for name in "ab")
+            self.add_nodes([Node([a, b], lambda v: v[a].values, name="pair")])
+
+    build = Build(Pair)
+    ts = np.arange(3, dtype="int64") * DAY * NS
+    tapes = {node.node_id: Tape(Bars(ts, {"close" if isinstance(node, StreamInput) else "position": np.ones(3)}, DAY)) for node in build.nodes}
+    with pytest.raises(QmtlError, match="several price streams"):
+        returns_of(build, tapes, FREE)
+
+
+@given(st.lists(st.floats(-0.5, 0.5), min_size=1, max_size=30))
+def test_an_artifact_carries_the_returns_exactly(values: list[float]) -> None:
+    before = series([0.0, *values], {"a": [0.0, *[1.0] * len(values)]})
+    after = decode(encode(before))
+    np.testing.assert_array_equal(after.values, before.values)
+    np.testing.assert_array_equal(after.positions["a"], before.positions["a"])
+    assert (after.interval, after.weights) == (before.interval, before.weights)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (series([0.0, float("nan")]), "missing"),
+        (series([0.0, float("inf")]), "infinite"),
+        (series([0.0, -1.0]), "loses all"),
+        (series([0.1, 0.1]), "first return"),
+        (series([]), "no returns"),
+        (Returns(np.array([0, 1], dtype="int64"), np.zeros(2), DAY, {}, {}, ()), "interval"),
+        (Returns(np.array([0], dtype="int64"), np.zeros(1), DAY, {"a": np.zeros(1)}, {}, ()), "weights"),
+    ],
+)
+def test_returns_that_can_not_be_are_refused(wrong: Returns, said: str) -> None:
+    with pytest.raises(QmtlError, match=said) as caught:
+        decode(encode(wrong))
+    assert caught.value.code == "E_RETURNS_INVALID"
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_and_nothing_worse(data: bytes) -> None:
+    with pytest.raises(QmtlError, match="E_RETURNS_INVALID"):
+        decode(data)
