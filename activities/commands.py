@@ -72,10 +72,12 @@ class EvaluationInput(Command):
 
 
 class EvaluateRequest(Model):
-    """Judge the world. The same `request_id` gets the same answer."""
+    """Judge the world. The same `request_id` gets the same answer. A workflow that asks names itself in `reply_to` and `reply_run`."""
 
     request_id: str
     reason: str = ""
+    reply_to: str = ""
+    reply_run: str = ""
 
 
 class EvaluationRequest(Command):

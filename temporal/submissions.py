@@ -19,15 +19,16 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.commands import Admit, EvaluateRequest, EvaluationRequest, Progress, SubmissionInput
+from activities.commands import Admit, EvaluateRequest, EvaluationInput, EvaluationRequest, Progress, SubmissionInput
 from activities.events.store import CommitLogStore
-from activities.worlds.activities import request_judgment
+from activities.worlds.activities import evaluation_options
 from activities.worlds.store import RunContextBody, WorldStore
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, LeaseFailure, Outcome, StrategySubmit
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from temporal.client import again, away
 from temporal.plugin import qmtl_error
+from workflows.evaluation import EvaluationWorkflow
 from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, WORKFLOWS
 from workflows.submission import SubmissionWorkflow
 
@@ -180,9 +181,14 @@ class Submissions:
     async def decide(self, world_id: str, request_id: str, reason: str) -> DecisionEnvelope:
         """Have the world judged as it stands."""
         command = EvaluationRequest(store_id=self._store_id, world_id=world_id, request=EvaluateRequest(request_id=request_id, reason=reason))
-        await again(lambda: request_judgment(self._client, WORKFLOWS, command))
+        await again(lambda: self._evaluate(command))
         answered = await asyncio.to_thread(self._worlds.answered, (request_id,))
         return answered[request_id].envelope
+
+    async def _evaluate(self, command: EvaluationRequest) -> None:
+        world = EvaluationInput(store_id=command.store_id, world_id=command.world_id)
+        start = WithStartWorkflowOperation(EvaluationWorkflow.run, world, **evaluation_options(command.world_id, WORKFLOWS))
+        await self._client.execute_update_with_start_workflow(EvaluationWorkflow.evaluate, command.request, start_workflow_operation=start, id=command.request.request_id)
 
     async def workers(self) -> int:
         """How many workers ask for workflow tasks."""

@@ -144,7 +144,9 @@ def broken_promises(database: Database) -> list[str]:
         broken += [f"run {run} has no evidence" for run in runs - evidence]
         broken += [f"run {run} was not judged" for run in runs - requests]
         once = ("submission.received", "submission.admitted", "run.begun", "graph.diff", "evidence.saved", "submission.concluded")
-        twice = session.exec(select(Audit.action, Audit.subject, Audit.correlation_id).where(Audit.action.in_(once)).group_by(Audit.action, Audit.subject, Audit.correlation_id).having(func.count() > 1))  # type: ignore[attr-defined]
+        twice = session.exec(
+            select(Audit.action, Audit.subject, Audit.correlation_id).where(Audit.action.in_(once)).group_by(Audit.action, Audit.subject, Audit.correlation_id).having(func.count() > 1)
+        )  # type: ignore[attr-defined]
         broken += [f"{action} of {subject[:20]} was recorded twice" for action, subject, _ in twice]
         decisions = session.exec(select(func.count()).select_from(Decision)).one()
         recorded = session.exec(select(func.count()).select_from(Audit).where(Audit.action == "decision.made")).one()

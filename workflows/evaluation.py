@@ -1,13 +1,16 @@
 """The judgment of a world, one at a time: wait → judge for all who wait → answer them.
 
-1. `evaluate` (an update, sent together with the start) puts a request in the queue and waits for its answer.
-2. The run takes all that wait, judges the whole world once for them, and answers each with the stored decision.
+1. A submission asks by the signal `request`, sent together with the start, and is signalled back; a person asks by the update `evaluate`, which waits for
+   its answer. (Submissions come in hundreds, and Temporal takes ten updates of one workflow at a time.)
+2. The run takes all that wait, judges the whole world once for them, and answers each.
 3. When nobody asks any more it ends; a long line of judgments continues as new before its history grows too long.
 """
 
+import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
+from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.commands import EvaluateRequest, EvaluationInput, JudgeCommand, Judgment
@@ -45,16 +48,30 @@ class EvaluationWorkflow:
         return bool(self._waiting)
 
     async def _judge(self) -> Judgment:
-        batch = tuple(self._waiting)
-        self._show("judging", f"judging for {len(batch)} {'request' if len(batch) == 1 else 'requests'}: {self._waiting[batch[0]].reason}")
-        command = JudgeCommand(store_id=self._world.store_id, world_id=self._world.world_id, run_id=workflow.info().run_id, request_ids=batch)
+        batch = dict(self._waiting)
+        first = next(iter(batch.values()))
+        self._show("judging", f"judging for {len(batch)} {'request' if len(batch) == 1 else 'requests'}: {first.reason}")
+        command = JudgeCommand(store_id=self._world.store_id, world_id=self._world.world_id, run_id=workflow.info().run_id, request_ids=tuple(batch))
         judgment = await workflow.execute_local_activity_method(WorldActivities.judge, command, summary=f"judge world {self._world.world_id} by its policy", **STORE)
         self._judged += 1
         for request_id in batch:
             del self._waiting[request_id]
             self._answers[request_id] = judgment
         self._show("decided", f"{judgment.reason} (policy version {judgment.policy_version})", judgment)
+        await asyncio.gather(*(self._reply(request) for request in batch.values() if request.reply_to))
         return judgment
+
+    async def _reply(self, request: EvaluateRequest) -> None:
+        """Tell the workflow that asked. One that has ended needs no answer: it finds the decision in the store if it is ever asked for."""
+        asker = workflow.get_external_workflow_handle(request.reply_to, run_id=request.reply_run)
+        try:
+            await asker.signal("judged", request.request_id)
+        except ApplicationError as error:
+            workflow.logger.info("nobody to answer: %s", error)
+
+    @workflow.signal
+    def request(self, request: EvaluateRequest) -> None:
+        self._waiting[request.request_id] = request
 
     @workflow.update
     async def evaluate(self, request: EvaluateRequest) -> Judgment:
@@ -71,5 +88,3 @@ class EvaluationWorkflow:
                 lines.append(f"and {judgment.strategies - len(judgment.lines)} more")
         workflow.set_current_details("\n\n".join(lines)[:18_000])
         workflow.upsert_search_attributes([SEARCH_STAGE.value_set(stage)])
-
-

@@ -11,12 +11,13 @@
 """
 
 import asyncio
-import builtins
+from contextlib import suppress
 from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import TimeoutError as ActivityTimeoutError
 
 with workflow.unsafe.imports_passed_through():
     from activities.commands import (
@@ -43,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
     from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, Lease, QueueTarget
     from workflows.shared import SEARCH_DOMAIN, SEARCH_STAGE, SLOW, STORE, WORLD, figures
 
-LEASE_LIMIT = timedelta(days=7)
+LEASE_LIMIT, ASK_AGAIN = timedelta(days=7), timedelta(minutes=1)
 
 
 class RejectionError(Exception):
@@ -68,7 +69,7 @@ class SubmissionWorkflow:
         self._open_lease = ""  # from when it is handed out until it ends
         self._lease: asyncio.Task[EvidenceRef] | None = None
         self._reached = Heartbeat()
-        self._cancelled = False
+        self._cancelled = self._judged = False
         self._step = "waiting to be admitted"
         self._metrics: dict[str, float | None] = {}
 
@@ -76,7 +77,7 @@ class SubmissionWorkflow:
     async def run(self, submission: SubmissionInput) -> Conclusion:
         try:
             error = await self._come_to_evidence()
-        except builtins.TimeoutError:
+        except TimeoutError:
             error = RejectionError("E_ABANDONED", f"no runner came to compute it within {timedelta(seconds=submission.abandon_after_s)}")
         if self._refusal is not None:
             await workflow.wait_condition(workflow.all_handlers_finished)
@@ -144,7 +145,7 @@ class SubmissionWorkflow:
         if is_cancelled_exception(error) and self._cancelled:
             raise RejectionError("E_CANCELLED", "the submission was cancelled") from error
         self._holder = ""
-        if isinstance(cause, TimeoutError):
+        if isinstance(cause, ActivityTimeoutError):
             if cause.last_heartbeat_details:
                 self._reached = Heartbeat.model_validate(cause.last_heartbeat_details[0])
         elif isinstance(cause, ApplicationError):
@@ -167,9 +168,18 @@ class SubmissionWorkflow:
     async def _evaluate(self) -> str:
         """Have the world judged; the id of the request, under which the decision is found."""
         self._show("evaluating", f"world {self._submission.world_id} is being judged")
-        request = EvaluateRequest(request_id=f"submission:{self._run_id}", reason=f"{self._submission.name or self._submission.strategy_id[:17]} was submitted")
+        request = EvaluateRequest(
+            request_id=f"submission:{self._run_id}",
+            reason=f"{self._submission.name or self._submission.strategy_id[:17]} was submitted",
+            reply_to=workflow.info().workflow_id,
+            reply_run=self._run_id,
+        )
         command = EvaluationRequest(store_id=self._submission.store_id, world_id=self._submission.world_id, request=request)
-        await workflow.execute_activity_method(EvaluationActivities.request_evaluation, command, summary=f"judge world {self._submission.world_id}", **SLOW)
+        while not self._judged:
+            # Asked again where no answer comes: the judgment may have been terminated by hand. The same request is answered once.
+            await workflow.execute_activity_method(EvaluationActivities.request_evaluation, command, summary=f"ask for a judgment of world {self._submission.world_id}", **SLOW)
+            with suppress(TimeoutError):
+                await workflow.wait_condition(lambda: self._judged, timeout=ASK_AGAIN, timeout_summary="waiting for the judgment")
         return request.request_id
 
     async def _conclude(self, request_id: str, error: RejectionError | None) -> Conclusion:
@@ -237,6 +247,10 @@ class SubmissionWorkflow:
             execution=self._run.execution,
             lease=Lease(lease_id=f"{self._run_id}.{self._open_lease}", heartbeat_timeout_s=self._submission.heartbeat_timeout_s, resume_from=self._reached.json_dict()) if held else None,
         )
+
+    @workflow.signal
+    def judged(self, request_id: str) -> None:
+        self._judged = True
 
     @workflow.signal
     def cancel(self) -> None:

@@ -1,9 +1,9 @@
 """Thin: a contract in, logic and stores called, a contract out."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from temporalio import activity
-from temporalio.client import Client, WithStartWorkflowOperation
 from temporalio.common import WorkflowIDConflictPolicy
 
 from activities.artifacts.store import ArtifactStore
@@ -66,7 +66,7 @@ class WorldActivities:
     def judge(self, command: JudgeCommand) -> Judgment:
         """Judge the whole world and keep the decision as the answer to these requests. A request that has been answered gets its answer again."""
         answered = self._worlds.answered(command.request_ids)
-        if len(answered) == len(command.request_ids):
+        if len(answered) == len(set(command.request_ids)):
             return _brief(max(answered.values(), key=lambda judged: judged.seq))
         world, policy, wall = self._worlds.world(command.world_id), self._worlds.policy(command.world_id), datetime.now(UTC)
         now = world.now(wall)
@@ -120,28 +120,31 @@ class WorldActivities:
 
 
 class EvaluationActivities:
-    """Asks the one workflow that judges a world; it is started if it does not run."""
+    """Asks the one workflow that judges a world, by a signal; it is started if it does not run, and signals back when it has judged."""
 
     def __init__(self, task_queue: str) -> None:
         self._task_queue = task_queue
 
     @activity.defn
-    async def request_evaluation(self, command: EvaluationRequest) -> Judgment:
-        return await request_judgment(activity.client(), self._task_queue, command)
+    async def request_evaluation(self, command: EvaluationRequest) -> None:
+        await activity.client().start_workflow(
+            "EvaluationWorkflow",
+            EvaluationInput(store_id=command.store_id, world_id=command.world_id),
+            start_signal="request",
+            start_signal_args=[command.request],
+            **evaluation_options(command.world_id, self._task_queue),
+        )
 
 
-async def request_judgment(client: Client, task_queue: str, command: EvaluationRequest) -> Judgment:
-    """Update-with-start of `evaluation:{world}`. Repeating it with the same request id changes nothing."""
-    start: WithStartWorkflowOperation[object, None] = WithStartWorkflowOperation(
-        "EvaluationWorkflow",
-        EvaluationInput(store_id=command.store_id, world_id=command.world_id),
-        id=f"evaluation:{command.world_id}",
-        task_queue=task_queue,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        static_summary=f"judging world {command.world_id}",
-    )
-    answer: Judgment = await client.execute_update_with_start_workflow("evaluate", command.request, start_workflow_operation=start, id=command.request.request_id, result_type=Judgment)
-    return answer
+def evaluation_options(world_id: str, task_queue: str) -> dict[str, Any]:
+    """How the judgment of a world is started: one at a time. (Any: the keywords of start_workflow.)"""
+    return {
+        "id": f"evaluation:{world_id}",
+        "task_queue": task_queue,
+        "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
+        "task_timeout": timedelta(seconds=3),
+        "static_summary": f"judging world {world_id}",
+    }
 
 
 def _brief(judged: Judged) -> Judgment:

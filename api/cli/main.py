@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import traceback
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -141,8 +142,8 @@ def load_strategy(text: str) -> "type[Strategy]":
     except QmtlError:
         raise
     except Exception as error:  # the author's file may raise anything; the person gets its line, not our stack
-        line = next((frame.lineno for frame in reversed(inspect.getinnerframes(error.__traceback__)) if frame.filename == str(path)), "?") if error.__traceback__ else "?"
-        line = error.lineno if isinstance(error, SyntaxError) else line
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
         raise QmtlError("E_STRATEGY_FILE", f"{file}, line {line}: {type(error).__name__}: {error}", "mend the file") from error
     found = {key: value for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Strategy) and value.__module__ == module.__name__}
     if name and name not in found:

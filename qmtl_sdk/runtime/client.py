@@ -44,7 +44,8 @@ class GatewayClient:
         return StrategyStatus.model_validate(self._call("GET", f"/strategies/{strategy_id}/status", params=params))
 
     def heartbeat(self, lease_id: str, beat: Heartbeat) -> None:
-        self._call("POST", f"/leases/{lease_id}/heartbeat", beat)
+        """Tried once: the next beat comes soon, and nobody must wait for this one."""
+        self._call("POST", f"/leases/{lease_id}/heartbeat", beat, patience_s=0.0, timeout=10.0)
 
     def complete(self, lease_id: str, evidence: EvidenceRef) -> None:
         self._call("POST", f"/leases/{lease_id}/complete", evidence)
@@ -97,13 +98,14 @@ class GatewayClient:
 
     def _call(self, method: str, path: str, body: BaseModel | None = None, **options: Any) -> Any:
         if body is not None:
-            options = {"content": body.model_dump_json(), "headers": {"content-type": "application/json"}}
+            options |= {"content": body.model_dump_json(), "headers": {"content-type": "application/json"}}
         response = self._send(method, path, **options)
         return response.json() if response.content else None
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, patience_s: float | None = None, **options: Any) -> httpx.Response:
+        stop = stop_after_delay(self._away_limit_s if patience_s is None else patience_s)
         try:
-            for attempt in Retrying(retry=retry_if_exception(_away), wait=wait_exponential(0.1, max=1.0), stop=stop_after_delay(self._away_limit_s), reraise=True):
+            for attempt in Retrying(retry=retry_if_exception(_away), wait=wait_exponential(0.1, max=1.0), stop=stop, reraise=True):
                 with attempt:
                     response = self._http.request(method, path, **options)
                     if response.is_error:

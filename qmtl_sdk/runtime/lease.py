@@ -36,4 +36,4 @@ class Heartbeats:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join()

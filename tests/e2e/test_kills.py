@@ -100,7 +100,7 @@ def test_what_a_dead_gateway_logged_is_started_by_the_next_even_if_nobody_asks_a
     runner = start_runner(own_machine, "Trend")
     wait_for(lambda: mark.exists() and own_machine.ended("gateway"), "death of the Gateway")
     runner.kill()
-    runner.wait()
+    runner.communicate()
     own_machine.start_gateway()
     with own_machine.client() as client:
         wait_for(lambda: client.gateway_status()["log_waiting"] == 0, "recovery")
@@ -113,7 +113,7 @@ def test_a_runner_killed_in_mid_compute_is_taken_up_by_the_next_without_computin
     runner = start_runner(own_machine, "Slow")
     wait_for(lambda: list((own_machine.home / "cache").rglob("*.partial")), "partial output")
     runner.kill()
-    runner.wait()
+    runner.communicate()
     result = Runner.submit(Slow, world="equities", config=own_machine.config)
     kept(own_machine, result)
     assert result.nodes.computed == 1

@@ -56,7 +56,10 @@ def test_a_file_that_is_not_there_or_not_what_it_says(tmp_path: Path) -> None:
         ParquetSource(csv(tmp_path, GOOD, "x.parquet"), interval="1d").read()
 
 
-@pytest.mark.parametrize("column", [["2024-01-01", "2024-01-02"], ["2024-01-01T00:00:00Z", "2024-01-02T00:00:00+00:00"], [1704067200, 1704153600], [1704067200000, 1704153600000], [1704067200000000000, 1704153600000000000]])
+@pytest.mark.parametrize(
+    "column",
+    [["2024-01-01", "2024-01-02"], ["2024-01-01T00:00:00Z", "2024-01-02T00:00:00+00:00"], [1704067200, 1704153600], [1704067200000, 1704153600000], [1704067200000000000, 1704153600000000000]],
+)
 def test_times_in_every_form_are_the_same(tmp_path: Path, column: list[object]) -> None:
     path = tmp_path / "x.csv"
     pd.DataFrame({"TS": column, "Close": [1, 2]}).to_csv(path, index=False)
@@ -128,7 +131,12 @@ def test_a_stream_is_bound_by_its_tags_and_interval() -> None:
     assert binding.stream == "AAPL"
     (binding,) = bind(dag(StreamInput(tags=["price"], instrument="KO", interval="1d")), spec)
     assert binding.stream == "KO"
-    for stream, code in ((StreamInput(tags=["price"], interval="1d"), "E_STREAM_AMBIGUOUS"), (StreamInput(interval="1d"), "E_STREAM_AMBIGUOUS"), (StreamInput(tags=["AAPL"], interval="1h"), "E_STREAM_UNBOUND"), (StreamInput(tags=["TSLA"], interval="1d"), "E_STREAM_UNBOUND")):
+    for stream, code in (
+        (StreamInput(tags=["price"], interval="1d"), "E_STREAM_AMBIGUOUS"),
+        (StreamInput(interval="1d"), "E_STREAM_AMBIGUOUS"),
+        (StreamInput(tags=["AAPL"], interval="1h"), "E_STREAM_UNBOUND"),
+        (StreamInput(tags=["TSLA"], interval="1d"), "E_STREAM_UNBOUND"),
+    ):
         with pytest.raises(QmtlError) as caught:
             bind(dag(stream), spec)
         assert caught.value.code == code

@@ -46,7 +46,9 @@ def test_looks_do_not_matter(same: str) -> None:
     assert of(same) == of(PLAIN)
 
 
-@pytest.mark.parametrize("other", ["def f(view):\n    return view * 3\n", "def f(view):\n    return 2 * view\n", "def f(view, k=1):\n    return view * 2\n", "def f(view):\n    view += 1\n    return view * 2\n"])
+@pytest.mark.parametrize(
+    "other", ["def f(view):\n    return view * 3\n", "def f(view):\n    return 2 * view\n", "def f(view, k=1):\n    return view * 2\n", "def f(view):\n    view += 1\n    return view * 2\n"]
+)
 def test_meaning_does(other: str) -> None:
     assert of(other) != of(PLAIN)
 

@@ -118,7 +118,10 @@ def test_expressions(text: str, values: dict[str, float | None], expected: objec
     assert found == (pytest.approx(expected) if isinstance(expected, float) else expected)
 
 
-@pytest.mark.parametrize("text", ["", "sharpe >", "1 +", "(1", "1)", "sharpe sharpe", "__import__('os')", "sharpe; 1", "1 < 2 < 3", "sharpe + (1 > 2)", "not 1", "1 and 2", "sharpe ** 2", "(" * 60 + "1" + ")" * 60, "1" * 2000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "sharpe >", "1 +", "(1", "1)", "sharpe sharpe", "__import__('os')", "sharpe; 1", "1 < 2 < 3", "sharpe + (1 > 2)", "not 1", "1 and 2", "sharpe ** 2", "(" * 60 + "1" + ")" * 60, "1" * 2000],
+)
 def test_what_is_no_expression_is_refused(text: str) -> None:
     with pytest.raises(QmtlError, match="E_EXPRESSION|E_METRIC_UNKNOWN"):
         parse(text)

@@ -64,7 +64,10 @@ def test_every_metric_is_measured_and_nothing_else() -> None:
     assert measure(series([0.0, 0.01, -0.02]), 252).keys() == METRICS.keys()
 
 
-@pytest.mark.parametrize(("calendar", "interval", "periods"), [("XNYS", DAY, 252), ("XNYS", 3600, 1638), ("24/5", 3600, 6240), ("24/7", 60, 525_600), ("24/7", DAY, 365), ("24/7", 7 * DAY, 365 / 7), ("XNYS", 7 * DAY, 252 / 5)])
+@pytest.mark.parametrize(
+    ("calendar", "interval", "periods"),
+    [("XNYS", DAY, 252), ("XNYS", 3600, 1638), ("24/5", 3600, 6240), ("24/7", 60, 525_600), ("24/7", DAY, 365), ("24/7", 7 * DAY, 365 / 7), ("XNYS", 7 * DAY, 252 / 5)],
+)
 def test_periods_a_year(calendar: str, interval: int, periods: float) -> None:
     assert periods_per_year(calendar, interval) == pytest.approx(periods)
 

@@ -19,6 +19,7 @@ def window(node_id: str, interval: int, opens: list[int], **columns: list[float]
 
 
 # the spec's appendix, first strategy
+# fmt: off
 class GeneralStrategy(Strategy):
     def setup(self):  # type: ignore[no-untyped-def]
         price_stream = StreamInput(
@@ -69,6 +70,8 @@ class CorrelationStrategy(Strategy):
         )
 
         self.add_nodes([indicators, corr_node])
+
+# fmt: on
 
 
 def test_the_appendix_strategy_runs() -> None:

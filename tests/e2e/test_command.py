@@ -1,0 +1,201 @@
+"""The `qmtl` command as a person uses it, mistakes included."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Machine
+
+ROOT = Path(__file__).parents[2]
+
+
+class Person:
+    """Types commands in a folder of their own."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("QMTL_GATEWAY")}
+        self.folder, self._env = folder, {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env}
+
+    def types(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run([sys.executable, "-m", "api.cli", *words], cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=200)
+        assert "Traceback" not in done.stdout + done.stderr, done.stderr
+        return done
+
+    def reads(self, *words: str) -> Any:
+        done = self.types(*words, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def person(tmp_path: Path, machine: Machine) -> Person:
+    return Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
+
+
+MINE = """
+import pandas as pd
+from qmtl_sdk import Node, Strategy, StreamInput
+
+class Mine(Strategy):
+    def setup(self):
+        price = StreamInput(tags=["ACME", "price"], interval="1d", period=10)
+
+        def rising(view):
+            close = view.as_frame(price, "1d", columns=["close"]).frame["close"]
+            return pd.DataFrame({"position": (close > close.shift(9)).astype(float)})
+
+        self.add_nodes([Node(price, rising, name="rising")])
+"""
+WORLD = """
+world: mine
+clock: { replay: { start: 2024-01-01 } }
+data:
+  presets:
+    - { name: prices, source: csv, path: acme.csv, interval: 1d, streams: { ACME: [ACME, price] } }
+policy: { preset: sandbox }
+"""
+
+
+def test_ones_own_strategy_over_ones_own_file(person: Person) -> None:
+    days = "".join(f"2023-{month:02}-{day:02},{100 + month * 3 + day % 7}\n" for month in range(1, 13) for day in range(1, 29))
+    (person.folder / "acme.csv").write_text("Date,Close\n" + days)
+    (person.folder / "mine.yml").write_text(WORLD)
+    (person.folder / "mine.py").write_text(MINE)
+    created = person.types("world", "create", "mine.yml")
+    assert "prices/ACME: 336 bars, 2023-01-01 to 2023-12-28, 26 missing" in created.stdout
+    result = person.reads("submit", "mine.py", "--world", "mine")
+    assert result["active"]
+    assert (result["name"], result["rank"], result["weight"]) == ("Mine", 1, 1.0)
+    assert "26 bars that its calendar expects" in result["precheck"]["warnings"][0]
+    assert "Mine" in person.types("world", "show", "mine").stdout
+    assert "mine" in person.types("world", "list").stdout
+    assert person.reads("world", "decide", "mine")["reason"] == "1 of 1 active: Mine"
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "code", "said"),
+    [
+        ({}, ["submit", "none.py", "-w", "equities"], 1, "there is no file none.py"),
+        ({"x.txt": ""}, ["submit", "x.txt", "-w", "equities"], 1, "not a Python file"),
+        ({"x.py": "def f(:\n"}, ["submit", "x.py", "-w", "equities"], 1, "x.py, line 1: SyntaxError"),
+        ({"x.py": "\nimport nonsense_package\n"}, ["submit", "x.py", "-w", "equities"], 1, "x.py, line 2: ModuleNotFoundError"),
+        ({"x.py": "a = 1\n"}, ["submit", "x.py", "-w", "equities"], 1, "no class derived from Strategy"),
+        ({"x.py": MINE}, ["submit", "x.py:Mien", "-w", "equities"], 1, "did you mean 'Mine'"),
+        ({"x.py": MINE}, ["submit", "x.py", "-w", "equites"], 1, "did you mean 'equities'"),
+        ({"x.py": MINE}, ["submit", "x.py", "-w", "equities"], 1, "E_STREAM_UNBOUND"),
+        ({"x.py": MINE}, ["submit", "x.py"], 2, "Missing option"),
+        ({"x.py": MINE.replace('"close"]).', '"clos"]).').replace("ACME", "KO")}, ["submit", "x.py", "-w", "equities"], 1, "has no column clos"),
+        ({"x.py": MINE.replace("shift(9)", "shift(9) / nonsense").replace("ACME", "KO")}, ["submit", "x.py", "-w", "equities"], 1, "x.py: `return pd.DataFrame"),
+        ({}, ["world", "create", "none.yml"], 1, "can't be read"),
+        ({"w.yml": "world: W W"}, ["world", "create", "w.yml"], 1, "E_WORLD_INVALID"),
+        ({"w.yml": WORLD}, ["world", "create", "w.yml"], 1, "there is no file"),
+        ({}, ["world", "show", "nowhere"], 1, "E_WORLD_UNKNOWN"),
+        ({"qmtl.yml": "gatway: {}"}, ["status"], 1, "did you mean 'gateway'"),
+        ({"qmtl.yml": "profile: prod"}, ["config", "validate", "--target", "all"], 1, "profile prod lacks gateway.database_backend: postgres, gateway.database_dsn, temporal.address"),
+        ({}, ["nonsense"], 2, "No such command"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(person: Person, files: dict[str, str], words: list[str], code: int, said: str) -> None:
+    for name, text in files.items():
+        (person.folder / name).write_text(text)
+    done = person.types(*words)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    if code == 1:
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_mistake_is_an_object_for_programs(person: Person) -> None:
+    done = person.types("world", "show", "nowhere", "-o", "json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["code"] == "E_WORLD_UNKNOWN"
+
+
+def test_a_strategy_that_is_judged_and_not_active_has_its_own_exit_code(person: Person, machine: Machine) -> None:
+    from tests.strategies import world
+
+    with machine.client() as client:
+        client.create_world(world("strict"), {"selection": {"gates": {"and": ["sharpe >= 50"]}}})
+    (person.folder / "x.py").write_text(MINE.replace("ACME", "KO"))
+    done = person.types("submit", "x.py", "-w", "strict")
+    assert done.returncode == 4
+    assert "not active: sharpe >= 50: sharpe is" in done.stdout
+
+
+def test_no_gateway_is_said_with_its_own_exit_code(tmp_path: Path) -> None:
+    done = Person(tmp_path, QMTL_HOME=str(tmp_path)).types("world", "list")
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert "qmtl up" in done.stderr
+
+
+def test_the_configuration_says_where_it_comes_from(person: Person) -> None:
+    rows = {row["key"]: row for row in person.reads("config", "show")}
+    assert rows["gateway.url"]["from"] == "QMTL_GATEWAY__URL"
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Iterator[Person]:
+    """A person with nothing up, in an empty folder."""
+    found = Person(tmp_path, QMTL_HOME=str(tmp_path / "home"))
+    yield found
+    found.types("down")
+
+
+def shows_the_loop(demo: dict[str, Any]) -> None:
+    momentum, fx, coin = demo["strategies"]
+    assert (momentum["active"], fx["active"], coin["active"]) == (True, True, False)
+    assert {"name", "strategy_id", "workflow_id", "effective_mode", "active", "rank", "weight", "metrics", "nodes_new", "nodes_reused", "violations", "seconds"} <= momentum.keys()
+    assert coin["violations"][0]["rule"] == "sharpe >= 0.6"
+    assert demo["resubmission"]["strategy_id"] == momentum["strategy_id"]
+    assert (demo["resubmission"]["nodes_new"], demo["resubmission"]["nodes_reused"]) == (0, 8)
+    assert demo["temporal_ui"].startswith("http://127.0.0.1:")
+    page = Path(demo["report"]).read_text()
+    assert "Equity, from 1" in page
+    assert "Momentum" in page
+
+
+def test_the_demo_from_nothing_and_what_it_leaves_up(newcomer: Person) -> None:
+    shows_the_loop(newcomer.reads("demo"))
+    status = newcomer.reads("status")
+    assert (status["running"], status["health"]["status"]) == (True, "ok")
+    first = newcomer.reads("up")
+    assert newcomer.reads("up") == first
+    os.kill(first["worker"]["pid"], 9)
+    healed = newcomer.reads("up")
+    assert healed["worker"]["pid"] != first["worker"]["pid"]
+    assert healed["gateway"] == first["gateway"]
+    assert newcomer.reads("down")["stopped"] == ["gateway", "worker", "temporal"]
+    assert newcomer.reads("down")["stopped"] == []
+    again = newcomer.reads("up")
+    assert again["temporal_ui"] == first["temporal_ui"]
+    assert len(newcomer.reads("world", "list")) == 1
+
+
+def test_the_wheel_in_an_empty_environment_runs_the_demo(tmp_path: Path) -> None:
+    uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
+    env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    env |= {"QMTL_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
+
+    def runs(*words: str) -> str:
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    runs(uv, "build", "--quiet", "--wheel", "--out-dir", str(tmp_path / "dist"), str(ROOT))
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    runs(uv, "venv", "--quiet", "--python", sys.executable, str(tmp_path / "env"))
+    locked = runs(uv, "export", "--quiet", "--project", str(ROOT), "--locked", "--no-dev", "--no-emit-project", "--no-hashes", "--no-header")
+    (tmp_path / "locked.txt").write_text(locked)
+    runs(uv, "pip", "install", "--quiet", "--python", str(tmp_path / "env" / "bin" / "python"), "-r", str(tmp_path / "locked.txt"), str(wheel))
+    qmtl = str(tmp_path / "env" / "bin" / "qmtl")
+    try:
+        shows_the_loop(json.loads(runs(qmtl, "demo", "-o", "json")))
+    finally:
+        runs(qmtl, "down")
