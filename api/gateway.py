@@ -15,6 +15,7 @@ from api.routes import leases, strategies, system, worlds
 from api.state import GatewayState
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
+from temporal import logs
 from temporal.client import connect
 from temporal.shutdown import leave
 from temporal.submissions import Submissions
@@ -64,6 +65,7 @@ async def _recover(submissions: Submissions) -> None:
 
 def main() -> None:
     code = 0
+    logs.configure()
     try:
         config = settings()
         config.require_profile()

@@ -33,7 +33,13 @@ from qmtl_sdk.runtime.lease import Heartbeats
 from qmtl_sdk.runtime.progress import Display
 from qmtl_sdk.runtime.result import NodeCounts, SubmitResult, WorldView
 
-_POLL_S = 5.0
+_POLL_S, _SHUTDOWN_S = 5.0, 30.0
+
+
+class StoppedError(Exception):
+    """The submission was told to stop: its task was cancelled, or `Runner.shutdown` was called. (A KeyboardInterrupt would end the running loop.)"""
+
+
 Author = Strategy | type[Strategy]
 
 
@@ -79,7 +85,7 @@ class Runner:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             submission.stop.set()
-            with suppress(KeyboardInterrupt):
+            with suppress(StoppedError):
                 await work
             raise
         finally:
@@ -96,7 +102,7 @@ class Runner:
         for submission in list(cls._open):
             if what is None or submission.strategy_id == what.strategy_id:
                 submission.stop.set()
-                submission.close()
+                submission.done.wait(_SHUTDOWN_S)
 
 
 class _Session(AbstractContextManager[SubmitResult], AbstractAsyncContextManager[SubmitResult]):
@@ -130,13 +136,16 @@ class _Submission:
         self._display = Display(self._build.name, progress)
         self._client: GatewayClient | None = None
         self.strategy_id = self._build.dag.strategy_id
-        self.stop = threading.Event()
+        self.stop, self.done = threading.Event(), threading.Event()
 
     def run(self) -> SubmitResult:
-        with self._display:
-            client = self._connect()
-            with RunnerName(self._config.cache_dir / "runners", self._world, self.strategy_id) as name:
-                return self._run(client, name)
+        try:
+            with self._display:
+                client = self._connect()
+                with RunnerName(self._config.cache_dir / "runners", self._world, self.strategy_id) as name:
+                    return self._run(client, name)
+        finally:
+            self.done.set()
 
     def close(self) -> None:
         if self._client is not None:
@@ -180,7 +189,7 @@ class _Submission:
                 beats.report(beat)
                 self._display.computing(beat)
                 if self.stop.is_set():
-                    raise KeyboardInterrupt
+                    raise StoppedError
 
             try:
                 return compute_strategy(self._build, ack, self._config.cache_dir, report, self._parity)
@@ -188,7 +197,7 @@ class _Submission:
                 final = error.code != "E_DATASET_CHANGED"
                 self._give_back(client, ack, LeaseFailure(code=error.code, message=str(error)[:4000], final=final, progress=beats.newest))
                 raise
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, StoppedError):
                 at = f" at {beats.newest.node}, bar {beats.newest.bar} of {beats.newest.bars}" if beats.newest.node else ""
                 self._display.say(f"Stopped{at}. What was computed is kept: submit {self._build.name} again to go on from there.")
                 self._give_back(client, ack, LeaseFailure(code="E_CANCELLED", message="stopped by its author", final=False, progress=beats.newest))
@@ -229,7 +238,7 @@ class _Submission:
                     return status
                 self._display.step(status.step or "waiting for the decision")
                 if self.stop.is_set():
-                    raise KeyboardInterrupt
+                    raise StoppedError
         except QmtlError as error:
             self._display.say(f"No decision is to be had: {error}")
         return None

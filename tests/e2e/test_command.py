@@ -24,9 +24,12 @@ class Person:
         self.folder, self._env = folder, {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env}
 
     def types(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run([sys.executable, "-m", "api.cli", *words], cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=200)
+        done = self.runs(sys.executable, "-m", "api.cli", *words)
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         return done
+
+    def runs(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(command, cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=200)
 
     def reads(self, *words: str) -> Any:
         done = self.types(*words, "-o", "json")
@@ -176,6 +179,15 @@ def test_the_demo_from_nothing_and_what_it_leaves_up(newcomer: Person) -> None:
     again = newcomer.reads("up")
     assert again["temporal_ui"] == first["temporal_ui"]
     assert len(newcomer.reads("world", "list")) == 1
+
+
+def test_runner_starts_the_stack_where_none_is_configured_and_says_so(newcomer: Person) -> None:
+    newcomer.types("world", "create", str(ROOT / "examples" / "equities.yml"))
+    newcomer.types("down")
+    done = newcomer.runs(sys.executable, str(ROOT / "examples" / "first_strategy.py"))
+    assert done.stdout.startswith("First in equities: active, rank 1"), done.stderr
+    assert "starting the embedded stack. It stays up until `qmtl down`." in done.stderr
+    assert newcomer.reads("status")["running"]
 
 
 def test_the_wheel_in_an_empty_environment_runs_the_demo(tmp_path: Path) -> None:

@@ -235,6 +235,15 @@ def test_a_retry_gets_the_same_answer_and_no_second_run(http: httpx.Client) -> N
     refused(http.post("/strategies", json={**found, "runner": "another"}), "E_IDEMPOTENCY_KEY_REUSED")
 
 
+def test_reading_changes_nothing(machine: Machine, http: httpx.Client) -> None:
+    """Trap 13: a GET changed state."""
+    before = audit_length(machine)
+    for path in ("/worlds", "/worlds/equities", "/worlds/equities/policies", "/worlds/equities/decisions", "/worlds/equities/activation", "/status", "/health", "/openapi.json"):
+        assert http.get(path).status_code == 200
+    assert http.post("/strategies/dry-run", json=body()).status_code == 200
+    assert audit_length(machine) == before
+
+
 def test_the_api_describes_itself(http: httpx.Client) -> None:
     schema = http.get("/openapi.json").json()
     assert "/strategies" in schema["paths"]

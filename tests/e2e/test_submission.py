@@ -17,7 +17,7 @@ from qmtl_sdk.contracts.submission import SubmissionMeta
 from qmtl_sdk.runtime.config import GatewaySettings
 from qmtl_sdk.runtime.runner import decided_context
 from qmtl_sdk.samples.strategies.momentum import LOOKBACK, SYMBOLS, Momentum
-from tests.harness import Machine, broken_promises
+from tests.harness import Machine, broken_promises, wait_for
 from tests.strategies import POLICY, Trend, world
 
 
@@ -83,6 +83,31 @@ def test_a_cancelled_submission_gives_its_lease_back(machine: Machine) -> None:
     asyncio.run(cancelled())
     result = Runner.submit(Slow(0.003), world="equities", config=machine.settings(machine.home / "cancelled"))
     assert result.active
+
+
+def test_shutdown_ends_a_submission_that_still_computes(machine: Machine) -> None:
+    from qmtl_sdk.runtime.runner import StoppedError
+    from tests.strategies import Slow
+
+    config = machine.settings(machine.home / "shutdown")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(Runner.submit, Slow(0.004), world="equities", config=config)
+        wait_for(lambda: list((machine.home / "shutdown").rglob("*.partial")), "partial output")
+        Runner.shutdown()
+        with pytest.raises(StoppedError):
+            running.result(30)
+    assert Runner.submit(Slow(0.004), world="equities", config=config).active
+
+
+def test_a_node_with_a_seed_is_computed_anew(machine: Machine) -> None:
+    class Seeded(Strategy):
+        def setup(self) -> None:
+            price = StreamInput(tags=["KO", "price"], interval="1d", period=3)
+            self.add_nodes([Node(price, lambda v: {"position": float(v[price].values[-1] > v[price].values[0])}, params={"seed": 1}, name="seeded")])
+
+    results = [Runner.submit(Seeded, world="equities", config=machine.config) for _ in range(2)]
+    assert [(result.nodes.computed, result.nodes.cached) for result in results] == [(1, 0), (1, 0)]
+    assert "seed" in results[0].precheck["warnings"][0]
 
 
 def test_a_live_hint_never_raises_the_domain(machine: Machine) -> None:

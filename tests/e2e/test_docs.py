@@ -1,0 +1,53 @@
+"""What README and docs show is true."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qmtl_sdk.contracts.metrics import METRICS
+from qmtl_sdk.contracts.policy import policy_from
+from qmtl_sdk.contracts.worlds import parse_world
+from tests.harness import Machine
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(file: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+
+
+def test_the_readmes_strategy_is_the_example_and_runs(machine: Machine) -> None:
+    example = ROOT / "examples" / "first_strategy.py"
+    assert blocks("README.md", "python") == [example.read_text()]
+    env = {**os.environ, "QMTL_GATEWAY__URL": machine.url, "QMTL_HOME": str(machine.home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(example)], env=env, capture_output=True, text=True, timeout=120, cwd=machine.home)
+    assert done.stdout.startswith("First in equities: active, rank "), done.stderr
+
+
+def test_worlds_and_policies_of_the_docs_parse() -> None:
+    spec, policy = parse_world((ROOT / "examples" / "equities.yml").read_text())
+    assert spec.world == "equities"
+    assert policy
+    policy_from(policy)
+    for text in blocks("README.md", "yaml"):
+        _, policy = parse_world(text)
+        assert policy
+        policy_from(policy)
+    for text in blocks("docs/policy.md", "yaml"):
+        policy_from(yaml.safe_load(text))
+
+
+def test_the_docs_list_every_metric() -> None:
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", (ROOT / "docs" / "policy.md").read_text(), re.MULTILINE))
+    assert listed.keys() == METRICS.keys()
+
+
+@pytest.mark.parametrize("file", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(file: str) -> None:
+    found = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / file).read_text())
+    assert [link for link in found if not ((ROOT / file).parent / link).exists()] == []
