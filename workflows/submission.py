@@ -69,7 +69,7 @@ class SubmissionWorkflow:
         self._open_lease = ""  # from when it is handed out until it ends
         self._lease: asyncio.Task[EvidenceRef] | None = None
         self._reached = Heartbeat()
-        self._cancelled = self._judged = False
+        self._cancelled = self._judged = self._past_computing = False
         self._step = "waiting to be admitted"
         self._metrics: dict[str, float | None] = {}
 
@@ -79,6 +79,7 @@ class SubmissionWorkflow:
             error = await self._come_to_evidence()
         except TimeoutError:
             error = RejectionError("E_ABANDONED", f"no runner came to compute it within {timedelta(seconds=submission.abandon_after_s)}")
+        self._past_computing = True
         if self._refusal is not None:
             await workflow.wait_condition(workflow.all_handlers_finished)
             raise self._refusal
@@ -97,6 +98,7 @@ class SubmissionWorkflow:
             self._metrics = await self._measure(command)
             return None
         except RejectionError as error:
+            self._past_computing = True  # who asks while this is being judged gets no lease
             if self._run is not None and not self._cancelled:
                 reject = RejectCommand(**self._about(), strategy_id=self._submission.strategy_id, error_code=error.code, error=error.message)
                 await workflow.execute_local_activity_method(WorldActivities.reject, reject, summary="keep why there are no metrics", **STORE)
@@ -209,7 +211,7 @@ class SubmissionWorkflow:
                     # The update is refused, and the run ends: a submission that can't begin must not wait for ever.
                     self._refusal = _refusal(error)
                     raise self._refusal from error
-            if ask.runner and not self._holder:
+            if ask.runner and self._needs_runner:
                 self._holder = ask.runner
                 self._leases += 1
                 self._open_lease = f"lease-{self._leases}"
@@ -260,7 +262,11 @@ class SubmissionWorkflow:
 
     @workflow.query
     def progress(self) -> Progress:
-        return Progress(step=self._step, holder=self._holder, lease_id=f"{self._run_id}.{self._open_lease}" if self._open_lease else "", reached=self._reached)
+        return Progress(step=self._step, needs_runner=self._needs_runner, lease_id=f"{self._run_id}.{self._open_lease}" if self._open_lease else "", reached=self._reached)
+
+    @property
+    def _needs_runner(self) -> bool:
+        return not self._holder and not self._past_computing
 
     def _about(self) -> dict[str, str]:
         mine = self._submission

@@ -76,9 +76,13 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        with self.migrating():
-            migrate(engine)
-        self.store_id = self._identity()
+        try:
+            with self.migrating():
+                migrate(engine)
+            self.store_id = self._identity()
+        except BaseException:  # nobody gets this object, so nobody else can close it
+            self.close()
+            raise
 
     @contextmanager
     def write(self, actor: str) -> Iterator[Transaction]:

@@ -77,7 +77,7 @@ async def status(
         ui_url=state.ui_link(workflow),
         state=outcome.status if outcome else "running",
         step=progress.step if progress else "",
-        needs_runner=progress is not None and not progress.holder,
+        needs_runner=progress is not None and progress.needs_runner,
         outcome=outcome,
     )
 
