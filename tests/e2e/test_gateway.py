@@ -232,6 +232,11 @@ def test_a_retry_gets_the_same_answer_and_no_second_run(http: httpx.Client) -> N
     outcome = http.get(f"/strategies/{first.json()['strategy_id']}/status", params={"wait": 30}).json()
     assert outcome["outcome"]["error_code"] == "E_COMPUTE_FAILED"
     assert http.post("/strategies", json=found).json()["run_id"] == first.json()["run_id"]
+    another = http.post("/strategies", json={**found, "idempotency_key": uuid.uuid4().hex}).json()
+    assert another["run_id"] != first.json()["run_id"]
+    http.post(f"/leases/{another['lease']['lease_id']}/fail", json={"code": "E_COMPUTE_FAILED", "message": "no", "final": True})
+    http.get(f"/strategies/{another['strategy_id']}/status", params={"wait": 30, "run_id": another["run_id"]})
+    assert http.post("/strategies", json=found).json()["run_id"] == first.json()["run_id"]
     refused(http.post("/strategies", json={**found, "runner": "another"}), "E_IDEMPOTENCY_KEY_REUSED")
 
 
