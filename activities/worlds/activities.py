@@ -66,7 +66,7 @@ class WorldActivities:
     def judge(self, command: JudgeCommand) -> Judgment:
         """Judge the whole world and keep the decision as the answer to these requests. A request that has been answered gets its answer again."""
         answered = self._worlds.answered(command.request_ids)
-        if len(answered) == len(set(command.request_ids)):
+        if len(answered) == len(command.request_ids):
             return _brief(max(answered.values(), key=lambda judged: judged.seq))
         world, policy, wall = self._worlds.world(command.world_id), self._worlds.policy(command.world_id), datetime.now(UTC)
         now = world.now(wall)

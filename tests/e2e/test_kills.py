@@ -36,33 +36,29 @@ def kept(machine: Machine, result: SubmitResult, runs: int = 1) -> None:
         database.close()
 
 
+def submitted_through_a_death(machine: Machine, step: str, victim: str) -> None:
+    """Submit while the worker kills the victim at the step, once; start it again; everything is kept."""
+    mark = machine.home / "mark"
+    machine.start_temporal()
+    whom = {"QMTL_TEST_CRASH_PID": str(machine.pids[victim])} if victim != "worker" else {}
+    machine.start_worker("tests.e2e.crash", QMTL_TEST_CRASH=step, QMTL_TEST_CRASH_MARK=str(mark), **whom)
+    machine.start_gateway()
+    prepared(machine)
+    with ThreadPoolExecutor(1) as pool:
+        submission = pool.submit(Runner.submit, Trend, world="equities", config=machine.config)
+        wait_for(lambda: mark.exists() and machine.ended(victim), f"death at {step}")
+        {"worker": machine.start_worker, "temporal": machine.start_temporal}[victim]()
+        kept(machine, submission.result(120))
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_worker_killed_at_a_step_is_replaced_and_the_submission_goes_on(own_machine: Machine, step: str) -> None:
-    mark = own_machine.home / "mark"
-    own_machine.start_temporal()
-    own_machine.start_worker("tests.e2e.crash", QMTL_TEST_CRASH=step, QMTL_TEST_CRASH_MARK=str(mark))
-    own_machine.start_gateway()
-    prepared(own_machine)
-    with ThreadPoolExecutor(1) as pool:
-        submission = pool.submit(Runner.submit, Trend, world="equities", config=own_machine.config)
-        wait_for(lambda: mark.exists() and own_machine.ended("worker"), f"death at {step}")
-        own_machine.start_worker()
-        kept(own_machine, submission.result(120))
+    submitted_through_a_death(own_machine, step, "worker")
 
 
 @pytest.mark.parametrize("step", ["before:diff", "after:diff", "before:request_evaluation", "after:judge"])
 def test_a_temporal_server_killed_at_a_step_comes_back_and_the_submission_goes_on(own_machine: Machine, step: str) -> None:
-    mark = own_machine.home / "mark"
-    own_machine.start_temporal()
-    victim = {"QMTL_TEST_CRASH_PID": str(own_machine.pids["temporal"])}
-    own_machine.start_worker("tests.e2e.crash", QMTL_TEST_CRASH=step, QMTL_TEST_CRASH_MARK=str(mark), **victim)
-    own_machine.start_gateway()
-    prepared(own_machine)
-    with ThreadPoolExecutor(1) as pool:
-        submission = pool.submit(Runner.submit, Trend, world="equities", config=own_machine.config)
-        wait_for(lambda: mark.exists() and own_machine.ended("temporal"), f"death at {step}")
-        own_machine.start_temporal()
-        kept(own_machine, submission.result(120))
+    submitted_through_a_death(own_machine, step, "temporal")
 
 
 @pytest.mark.parametrize("victim", ["worker", "temporal", "gateway"])

@@ -1,4 +1,4 @@
-"""Two stacks on one Temporal refuse each other's work."""
+"""What belongs to others: another store's work, and an asker that has gone."""
 
 import asyncio
 from pathlib import Path
@@ -9,9 +9,14 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
-from activities.commands import RunCommand
+from activities.commands import EvaluateRequest, EvaluationInput, RunCommand
 from activities.storage.database import open_database
+from activities.worlds.activities import evaluation_options
+from temporal.client import connect
 from temporal.plugin import ActivityRules
+from tests.harness import Machine
+from tests.strategies import POLICY, world
+from workflows.shared import WORKFLOWS
 
 
 class Doing(ActivityInboundInterceptor):
@@ -52,3 +57,20 @@ def test_a_worker_of_another_store_refuses_and_does_nothing(tmp_path: Path) -> N
     assert run(mine.store_id) == "done"
     mine.close()
     other.close()
+
+
+def test_a_judgment_whose_asker_has_gone_is_made_all_the_same(machine: Machine) -> None:
+    async def ask() -> object:
+        client = await connect(machine.config.temporal)
+        database = machine.database()
+        request = EvaluateRequest(request_id="asker-gone", reply_to="submission:nobody", reply_run="01a1fd00-0000-7000-8000-000000000000")
+        about = EvaluationInput(store_id=database.store_id, world_id="gone")
+        database.close()
+        handle = await client.start_workflow("EvaluationWorkflow", about, start_signal="request", start_signal_args=[request], **evaluation_options("gone", WORKFLOWS))
+        return await asyncio.wait_for(handle.result(), 60)
+
+    with machine.client() as client:
+        client.create_world(world("gone"), POLICY)
+    assert asyncio.run(ask()) is not None
+    with machine.client() as client:
+        assert len(client.decisions("gone", 10)) == 1
