@@ -76,6 +76,7 @@ class EvaluateRequest(Model):
 
     request_id: str
     reason: str = ""
+    asked_by: str = ""
     reply_to: str = ""
     reply_run: str = ""
 
@@ -89,6 +90,7 @@ class JudgeCommand(Command):
     world_id: str
     run_id: str
     request_ids: tuple[str, ...]
+    asked_by: str = ""
 
 
 class Judgment(Model):

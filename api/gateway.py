@@ -1,18 +1,27 @@
 """The Gateway: one FastAPI application over the stores and Temporal. `python -m api.gateway` serves it until SIGTERM."""
 
 import asyncio
+import getpass
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 
+from activities.events.bus import SqliteBus
 from api import problems
-from api.routes import leases, strategies, system, worlds
+from api.auth.access import check_table
+from api.auth.keys import KeyRing, write_secret
+from api.auth.limits import RateLimit, SocketLimit
+from api.auth.tokens import Tokens
+from api.routes import events, leases, queues, sessions, strategies, system, tokens, worlds
 from api.state import GatewayState
+from api.stream import Hub, watch_revoked
+from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal import logs
@@ -21,7 +30,9 @@ from temporal.shutdown import leave
 from temporal.submissions import Submissions
 from temporal.worker import Stores
 
-RECOVER_EVERY_S = 15.0
+RECOVER_EVERY_S, EXPIRE_EVERY_S = 15.0, 1.0
+ROUTERS = (strategies.router, leases.router, worlds.router, sessions.router, queues.router, events.router, tokens.router, system.router)
+MAX_FRAME = 65_536
 _log = structlog.get_logger()
 
 
@@ -33,22 +44,54 @@ def create_app(config: Settings) -> FastAPI:
         stores = await asyncio.to_thread(Stores.open, config)
         client = await connect(config.temporal)
         submissions = Submissions(client, stores.database.store_id, stores.log, stores.worlds, config.gateway.lease_heartbeat_s)
-        app.state.gateway = GatewayState(config, stores, submissions)
-        recovery = asyncio.create_task(_recover(submissions))
+        keys, bus = KeyRing(config.keys_path), SqliteBus(config.bus_path)
+        state = GatewayState(config, stores, submissions, keys, Tokens(keys, stores.tokens, stores.database.store_id), Hub(bus), SocketLimit(config.gateway.max_sockets))
+        app.state.gateway, app.state.tokens = state, state.tokens
+        await asyncio.to_thread(_leave_local_tokens, state)
+        loops = [_recover(submissions), state.hub.run(), watch_revoked(state.tokens, state.revoked), _expire_sessions(state)]
+        tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield
         finally:
-            recovery.cancel()
-            with suppress(asyncio.CancelledError):
-                await recovery
-            stores.database.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            bus.close()
+            stores.close()
 
-    app = FastAPI(title="QMTL Gateway", version=version("qmtl"), lifespan=lifespan, responses={"default": {"model": problems.Problem, "description": "what went wrong"}})
+    app = FastAPI(
+        title="QMTL Gateway",
+        version=version("qmtl"),
+        lifespan=lifespan,
+        responses={"default": {"model": problems.Problem, "description": "what went wrong"}},
+        dependencies=[Depends(HTTPBearer(auto_error=False, scheme_name="token", description="a token of `qmtl token create`"))],
+    )
+    app.state.limit = RateLimit(config.gateway.rate_per_s)
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=config.gateway.max_body_bytes, artifact_limit=config.gateway.max_artifact_bytes)
-    for part in (strategies, leases, worlds, system):
-        app.include_router(part.router)
+    check_table(ROUTERS)
+    for router in (*ROUTERS, events.socket_router):
+        app.include_router(router)
     return app
+
+
+def _leave_local_tokens(state: GatewayState) -> None:
+    """A token for the person who starts this, in a file that only they can read. `owner` is for the keys and for what operators may not take back."""
+    for role in (Role.OPERATOR, Role.OWNER):
+        path = state.config.local_token_path(role.value)
+        fresh = state.tokens.local(role, getpass.getuser(), path.read_text().strip() if path.exists() else None)
+        if fresh is not None:
+            write_secret(path, fresh)
+
+
+async def _expire_sessions(state: GatewayState) -> None:
+    """End the sessions whose lease has ended."""
+    while True:
+        try:
+            await asyncio.to_thread(state.stores.sessions.expire)
+        except QmtlError as error:
+            _log.warning("sessions can't be looked at now", why=str(error))
+        await asyncio.sleep(EXPIRE_EVERY_S)
 
 
 async def _recover(submissions: Submissions) -> None:
@@ -69,7 +112,17 @@ def main() -> None:
     try:
         config = settings()
         config.require_profile()
-        uvicorn.run(create_app(config), host=config.gateway.host, port=config.gateway.port, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        uvicorn.run(
+            create_app(config),
+            host=config.gateway.host,
+            port=config.gateway.port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+            ws="websockets-sansio",
+            ws_max_size=MAX_FRAME,
+            ws_per_message_deflate=False,
+        )
     except QmtlError as error:
         print(f"gateway: {error}", file=sys.stderr, flush=True)
         code = 1

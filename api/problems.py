@@ -1,5 +1,7 @@
 """Errors as RFC 9457 problem documents, each with a stable `code`, and the limit on a body's size."""
 
+import math
+
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -8,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.metrics import count_refusal
 from qmtl_sdk.contracts.errors import QmtlError
 
 _log = structlog.get_logger()
@@ -27,8 +30,14 @@ class Problem(BaseModel):
 
 
 def problem(error: QmtlError) -> JSONResponse:
+    count_refusal(error)
     body = Problem(type=f"urn:qmtl:{error.code}", title=error.code, status=error.status, code=error.code, detail=error.message, remedy=error.remedy, details=error.details)
-    return JSONResponse(body.model_dump(mode="json"), error.status, media_type=MEDIA_TYPE)
+    headers = {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if "retry_after" in error.details:
+        headers["Retry-After"] = str(max(1, math.ceil(error.details["retry_after"])))
+    return JSONResponse(body.model_dump(mode="json"), error.status, headers, media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""The embedded stack: a Temporal server, a worker and a Gateway on this machine, as processes that outlive the command that started them.
+"""The embedded stack: a Temporal server, a worker, a relay and a Gateway on this machine, as processes that outlive the command that started them.
 
 `up` may be called at any time: it starts what is missing and leaves the rest. What runs stands in one file, with each process's creation time, so that
 `down` never stops a process that was given an old pid.
@@ -38,6 +38,8 @@ class EmbeddedStack:
             gateway_dead = not (stack.gateway and stack.gateway.alive)
             if not (stack.worker and stack.worker.alive):
                 stack = self._write(stack.model_copy(update={"worker": self._start("temporal.worker", stack, {})}))
+            if not (stack.relay and stack.relay.alive):
+                stack = self._write(stack.model_copy(update={"relay": self._start("activities.events.relay", stack, {})}))
             if gateway_dead:
                 port = self._config.gateway.port or _port(stack.gateway)
                 host = self._config.gateway.host
@@ -50,7 +52,7 @@ class EmbeddedStack:
         """Stop everything, Gateway first; the names of what was stopped. Data stays."""
         with self._lock():
             stack, stopped = Stack.read(self._home), []
-            for name in ("gateway", "worker", "temporal"):
+            for name in ("gateway", "relay", "worker", "temporal"):
                 part: Part | None = getattr(stack, name)
                 if part is not None and part.alive and stop_process(part.pid, part.created):
                     stopped.append(name)
@@ -84,7 +86,7 @@ class EmbeddedStack:
     def _wait(self, stack: Stack) -> None:
         deadline = time.monotonic() + _READY_LIMIT_S
         while True:
-            for name, module in (("gateway", "api.gateway"), ("worker", "temporal.worker")):
+            for name, module in (("gateway", "api.gateway"), ("worker", "temporal.worker"), ("relay", "activities.events.relay")):
                 part: Part | None = getattr(stack, name)
                 if part is not None and not part.alive:
                     raise QmtlError("E_STACK", f"the {name} ended while it started: {_last_line(self._log(module))}", f"its log: {self._log(module)}")

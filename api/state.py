@@ -1,16 +1,17 @@
 """What the routes work with, made once when the Gateway starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.auth.keys import KeyRing
+from api.auth.limits import SocketLimit
+from api.auth.tokens import Tokens
+from api.stream import Hub
 from qmtl_sdk.runtime.config import Settings
 from temporal.submissions import Submissions
 from temporal.worker import Stores
-
-# Who acts, as the audit trail has it: the embedded Gateway listens on loopback and knows one person.
-LOCAL_ACTOR = "local"
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,12 @@ class GatewayState:
     config: Settings
     stores: Stores
     submissions: Submissions
+    keys: KeyRing
+    tokens: Tokens
+    hub: Hub
+    sockets: SocketLimit
+    revoked: set[str] = field(default_factory=set)
+    """Ids of tokens that were taken back, as of the last look."""
 
     def ui_link(self, workflow_id: str) -> str:
         """The workflow's page in the Temporal UI; empty where none is known."""

@@ -93,7 +93,7 @@ def burst(machine: Machine, client: GatewayClient) -> dict[str, Any]:
 
     def author(mine: list[StrategySubmit]) -> list[Ack]:
         acknowledged = []
-        with GatewayClient(machine.url) as connection:
+        with machine.client() as connection:
             for submit in mine:
                 sent = time.perf_counter()
                 ack = connection.submit(submit)

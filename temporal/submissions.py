@@ -22,7 +22,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.commands import Admit, EvaluateRequest, EvaluationInput, EvaluationRequest, Progress, SubmissionInput
 from activities.events.store import CommitLogStore
 from activities.worlds.activities import evaluation_options
+from activities.worlds.context import asks_for_shadow
 from activities.worlds.store import RunContextBody, WorldStore
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, LeaseFailure, Outcome, StrategySubmit
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
@@ -97,7 +99,7 @@ class Submissions:
                 nodes=len(submit.dag.nodes),
                 heartbeat_timeout_s=self._heartbeat_s,
             ),
-            id=workflow_id(world_id, strategy_id),
+            id=workflow_id(world_id, strategy_id, asks_for_shadow(submit)),
             task_queue=WORKFLOWS,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             task_timeout=_TASK_TIMEOUT,
@@ -134,7 +136,7 @@ class Submissions:
 
     async def _on_lease(self, lease_id: str, call: Callable[[AsyncActivityHandle], Awaitable[None]]) -> None:
         run = await self.lease_run(lease_id)
-        handle = self._client.get_async_activity_handle(workflow_id=workflow_id(run.world_id, run.strategy_id), run_id=run.run_id, activity_id=lease_id.partition(".")[2])
+        handle = self._client.get_async_activity_handle(workflow_id=workflow_of(run), run_id=run.run_id, activity_id=lease_id.partition(".")[2])
         deadline = time.monotonic() + _LEASE_BEGINS_S
         while True:
             try:
@@ -151,7 +153,7 @@ class Submissions:
 
     async def progress(self, run: RunContextBody) -> Progress | None:
         """Where a run is, as its workflow says; None when that can't be learnt now."""
-        handle = self._client.get_workflow_handle_for(SubmissionWorkflow.run, workflow_id(run.world_id, run.strategy_id), run_id=run.run_id)
+        handle = self._client.get_workflow_handle_for(SubmissionWorkflow.run, workflow_of(run), run_id=run.run_id)
         try:
             return await again(lambda: handle.query(SubmissionWorkflow.progress, rpc_timeout=timedelta(seconds=5)), limit_s=5.0)
         except (RPCError, QmtlError) as error:
@@ -161,7 +163,7 @@ class Submissions:
     async def outcome(self, run: RunContextBody, wait_s: float) -> Outcome | None:
         """How a run ended, waiting for it if need be. Raises QmtlError where its workflow ended without an outcome."""
         deadline = time.monotonic() + wait_s
-        handle: WorkflowHandle[SubmissionWorkflow, object] = self._client.get_workflow_handle(workflow_id(run.world_id, run.strategy_id), run_id=run.run_id)
+        handle: WorkflowHandle[SubmissionWorkflow, object] = self._client.get_workflow_handle(workflow_of(run), run_id=run.run_id)
         while True:
             outcome = await asyncio.to_thread(self._worlds.outcome, run.run_id)
             left = deadline - time.monotonic()
@@ -178,9 +180,9 @@ class Submissions:
                     raise
                 await asyncio.sleep(0.2)
 
-    async def decide(self, world_id: str, request_id: str, reason: str) -> DecisionEnvelope:
+    async def decide(self, world_id: str, request_id: str, reason: str, asked_by: str) -> DecisionEnvelope:
         """Have the world judged as it stands."""
-        command = EvaluationRequest(store_id=self._store_id, world_id=world_id, request=EvaluateRequest(request_id=request_id, reason=reason))
+        command = EvaluationRequest(store_id=self._store_id, world_id=world_id, request=EvaluateRequest(request_id=request_id, reason=reason, asked_by=asked_by))
         await again(lambda: self._evaluate(command))
         answered = await asyncio.to_thread(self._worlds.answered, (request_id,))
         return answered[request_id].envelope
@@ -197,5 +199,9 @@ class Submissions:
         return len(answer.pollers)
 
 
-def workflow_id(world_id: str, strategy_id: str) -> str:
-    return f"submission:{world_id}:{strategy_id}"
+def workflow_id(world_id: str, strategy_id: str, shadow: bool = False) -> str:
+    return f"submission:{world_id}:{strategy_id}{':shadow' if shadow else ''}"
+
+
+def workflow_of(run: RunContextBody) -> str:
+    return workflow_id(run.world_id, run.strategy_id, run.context.execution_domain is Domain.SHADOW)

@@ -12,14 +12,19 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import Interceptor, Worker
 
+from activities.access.sql import SqlTokenStore
 from activities.artifacts.folder import FolderArtifacts
 from activities.events.activities import LogActivities
+from activities.events.outbox import SqlOutbox
 from activities.events.sql import SqlCommitLog
 from activities.graph.activities import GraphActivities
 from activities.graph.sql import SqlGraphStore
 from activities.lease import compute_lease
+from activities.queues.catalogue import SqlQueueCatalogue
+from activities.queues.store import SqliteQueues
 from activities.storage.database import Database, open_database
 from activities.worlds.activities import EvaluationActivities, WorldActivities
+from activities.worlds.sessions import SqlSessionStore
 from activities.worlds.sql import SqlWorldStore
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
@@ -34,18 +39,38 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Stores:
-    """Every store over one database."""
+    """Every store: over one database, a folder of artifacts and the log of node queues."""
 
     database: Database
     log: SqlCommitLog
     graph: SqlGraphStore
     worlds: SqlWorldStore
     artifacts: FolderArtifacts
+    tokens: SqlTokenStore
+    sessions: SqlSessionStore
+    catalogue: SqlQueueCatalogue
+    queues: SqliteQueues
+    outbox: SqlOutbox
 
     @classmethod
     def open(cls, config: Settings) -> "Stores":
         database = open_database(config.database_dsn)
-        return cls(database, SqlCommitLog(database), SqlGraphStore(database), SqlWorldStore(database), FolderArtifacts(config.artifact_dir))
+        return cls(
+            database,
+            SqlCommitLog(database),
+            SqlGraphStore(database),
+            SqlWorldStore(database),
+            FolderArtifacts(config.artifact_dir),
+            SqlTokenStore(database),
+            SqlSessionStore(database, config.gateway.session_lease_s),
+            SqlQueueCatalogue(database),
+            SqliteQueues(config.queues_path),
+            SqlOutbox(database),
+        )
+
+    def close(self) -> None:
+        self.queues.close()
+        self.database.close()
 
 
 @asynccontextmanager
@@ -74,7 +99,7 @@ async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> Non
             print("worker: ready", flush=True)
             await stop.wait()
     finally:
-        stores.database.close()
+        stores.close()
 
 
 def main(interceptors: Sequence[Interceptor] = ()) -> None:

@@ -32,16 +32,17 @@ def wait_for(condition: Callable[[], T], what: str, limit_s: float = 60.0) -> T:
 
 
 class Machine:
-    """Processes by name: temporal, worker, gateway. All end with `close`, by the pids that were started."""
+    """Processes by name: temporal, worker, relay, gateway. All end with `close`, by the pids that were started."""
 
-    def __init__(self, home: Path, dsn: str | None = None, heartbeat_s: float = 2.0) -> None:
-        self.home, self._heartbeat_s = home, heartbeat_s
+    def __init__(self, home: Path, dsn: str | None = None, heartbeat_s: float = 2.0, **env: str) -> None:
+        self.home, self._heartbeat_s, self._env = home, heartbeat_s, env
         self.dsn = dsn or f"sqlite:///{home / 'qmtl.db'}"
         base = Settings(_env_file=None)  # type: ignore[call-arg]
         self._tools = base.tools_dir
         self.server = LocalServer(obtain(base.tools_dir, base.temporal.binary), home / "temporal", free_port(), free_port())
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.second_port = 0
         self.pids: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -57,6 +58,7 @@ class Machine:
     def up(self) -> "Machine":
         self.start_temporal()
         self.start_worker()
+        self.start_relay()
         self.start_gateway()
         wait_for(lambda: httpx.get(f"{self.url}/health", trust_env=False, timeout=10).status_code == 200, "health")
         return self
@@ -67,9 +69,20 @@ class Machine:
     def start_worker(self, module: str = "temporal.worker", **env: str) -> None:
         self._start("worker", module, env)
 
+    def start_relay(self) -> None:
+        self._start("relay", "activities.events.relay", {})
+
     def start_gateway(self, module: str = "api.gateway", **env: str) -> None:
         self._start("gateway", module, env)
         wait_for(self._listens, "Gateway")
+
+    def start_second_gateway(self) -> str:
+        """Another Gateway over the same stores; its address."""
+        self.second_port = self.second_port or free_port()
+        self._start("gateway2", "api.gateway", {"QMTL_GATEWAY__PORT": str(self.second_port)})
+        url = f"http://127.0.0.1:{self.second_port}"
+        wait_for(lambda: self._listens("gateway2", url), "second Gateway")
+        return url
 
     def _start(self, name: str, module: str, extra: dict[str, str]) -> None:
         env = {
@@ -81,16 +94,17 @@ class Machine:
             "QMTL_GATEWAY__PORT": str(self.port),
             "QMTL_GATEWAY__LEASE_HEARTBEAT_S": str(self._heartbeat_s),
             "PYTHONPATH": str(Path(__file__).parents[1]),
+            **self._env,
             **extra,
         }
         with (self.home / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.home)
         self.pids[name] = self._processes[name].pid
 
-    def _listens(self) -> bool:
-        assert self._processes["gateway"].poll() is None, (self.home / "gateway.log").read_text()[-2000:]
+    def _listens(self, name: str = "gateway", url: str = "") -> bool:
+        assert self._processes[name].poll() is None, (self.home / f"{name}.log").read_text()[-2000:]
         try:
-            return httpx.get(f"{self.url}/status", trust_env=False, timeout=5).status_code == 200
+            return httpx.get(f"{url or self.url}/events/jwks", trust_env=False, timeout=5).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -111,13 +125,21 @@ class Machine:
         return found
 
     def client(self, **options: Any) -> GatewayClient:
-        return GatewayClient(self.url, **options)
+        return GatewayClient(self.url, self.token(), **options)
+
+    def token(self, role: str = "operator") -> str:
+        """The token that the Gateway left for the person who started it."""
+        return self.config.local_token_path(role).read_text()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token()}"}
 
     def database(self) -> Database:
         return open_database(self.dsn)
 
     def close(self) -> None:
-        for process in (self._processes.get("gateway"), self._processes.get("worker"), self.server.process):
+        for process in (*(self._processes.get(name) for name in ("gateway2", "gateway", "relay", "worker")), self.server.process):
             if process is not None and process.poll() is None:
                 process.terminate()
                 try:

@@ -40,6 +40,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.lease import compute_lease
     from activities.worlds.activities import EvaluationActivities, WorldActivities
     from activities.worlds.store import RunContextBody
+    from qmtl_sdk.contracts.domains import Domain
     from qmtl_sdk.contracts.identity import compute_key
     from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, Lease, QueueTarget
     from workflows.shared import SEARCH_DOMAIN, SEARCH_STAGE, SLOW, STORE, WORLD, figures
@@ -83,7 +84,7 @@ class SubmissionWorkflow:
         if self._refusal is not None:
             await workflow.wait_condition(workflow.all_handlers_finished)
             raise self._refusal
-        judged = "" if self._cancelled or self._run is None else await self._evaluate()
+        judged = "" if self._cancelled or self._run is None or self._shadow else await self._evaluate()
         conclusion = await self._conclude(judged, error)
         await workflow.wait_condition(workflow.all_handlers_finished)
         return conclusion
@@ -195,7 +196,7 @@ class SubmissionWorkflow:
             error=error.message if error else "",
         )
         conclusion = await workflow.execute_local_activity_method(WorldActivities.conclude, command, summary="keep the outcome", **STORE)
-        verdict = f"active, rank {conclusion.rank}, weight {conclusion.weight:.3g}" if conclusion.active else "not active"
+        verdict = "computed in shadow" if conclusion.status == "shadow" else f"active, rank {conclusion.rank}, weight {conclusion.weight:.3g}" if conclusion.active else "not active"
         self._show(conclusion.status, f"{conclusion.status}: {verdict}. {conclusion.reason}")
         return conclusion
 
@@ -267,6 +268,11 @@ class SubmissionWorkflow:
     @property
     def _needs_runner(self) -> bool:
         return not self._holder and not self._past_computing
+
+    @property
+    def _shadow(self) -> bool:
+        """Shadow is computed and measured beside the world: it is no evidence, and nothing is judged for it."""
+        return self._run is not None and self._run.context.execution_domain is Domain.SHADOW
 
     def _about(self) -> dict[str, str]:
         mine = self._submission

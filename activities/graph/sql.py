@@ -6,6 +6,7 @@ from sqlmodel import Session, col, select, update
 
 from activities.graph.diff import RECOMPUTE_AFTER, DiffPlan, plan_diff, sentinel_id
 from activities.graph.store import DiffResult
+from activities.queues.catalogue import announce, register
 from activities.queues.topics import asset_of, folded, layout_of, topic_name
 from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import Diff, GraphEdge, GraphNode, GraphStrategy, Queue, Sentinel
@@ -34,10 +35,31 @@ class SqlGraphStore:
             self._write(tx, plan, result, world_id, domain, name, dag)
             tx.session.add(Diff(run_id=run_id, body=result.model_dump_json()))
             after = {"new": len(plan.new), "reused": len(plan.reused), "queues": len(plan.queues), "sentinel": result.sentinel_id}
-            queues = [{"queue": queue.topic, "node_id": queue.node_id, "global": False} for queue in plan.queues]
-            data = {"world_id": world_id, "execution_domain": domain, "strategy_id": dag.strategy_id, "queues": queues, "version": 1}
-            tx.record("graph.diff", world_id, dag.strategy_id, after=after, correlation_id=run_id, event="queue_updated", data=data)
+            data = {"world_id": world_id, "sentinel_id": result.sentinel_id, "strategy_id": dag.strategy_id, "weight": 1.0, "version": dag.strategy_id}
+            tx.record("graph.diff", world_id, dag.strategy_id, after=after, correlation_id=run_id, event="sentinel_weight", about=result.sentinel_id, data=data)
+            self._tell(tx, plan, world_id, domain, dag, run_id)
             return result
+
+    def ensure_queues(self, world_id: str, domain: str, dag: Dag, actor: str) -> dict[str, str]:
+        """The topics of a known strategy's nodes in a domain, made where there are none yet; by NodeID."""
+        with self._database.read() as session:
+            plan = _plan(session, world_id, domain, dag)
+        if not plan.queues:
+            return plan.topics
+        with self._database.write(actor) as tx:
+            tx.lock("graph")
+            plan = _plan(tx.session, world_id, domain, dag)
+            if plan.queues:
+                self._add_queues(tx, plan, world_id, domain)
+                self._tell(tx, plan, world_id, domain, dag, "")
+            return plan.topics
+
+    @staticmethod
+    def _tell(tx: Transaction, plan: DiffPlan, world_id: str, domain: str, dag: Dag, correlation_id: str) -> None:
+        nodes = {node.node_id: node for node in dag.nodes}
+        if plan.queues:
+            announce(tx, world_id, domain, [(nodes[queue.node_id], queue.topic) for queue in plan.queues], dag.strategy_id, correlation_id)
+        register(tx, world_id, domain, dag.nodes, correlation_id)
 
     def dag(self, strategy_id: str) -> Dag:
         with self._database.read() as session:
@@ -69,14 +91,21 @@ class SqlGraphStore:
         tx.insert_new([GraphEdge(parent=parent, child=child) for parent, child in sorted(set(dag.edges)) if child in new])
         tx.insert_new([GraphStrategy(strategy_id=strategy_id, name=name, dag=dag.model_dump_json(), created_at=now)])
         tx.insert_new([Sentinel(sentinel_id=result.sentinel_id, world_id=world_id, strategy_id=strategy_id, version=strategy_id, traffic_weight=1.0, created_at=now)])
-        rows = []
-        for queue in plan.queues:
-            layout = layout_of(queue.kind, self._brokers)
-            rows.append(Queue(topic=queue.topic, node_id=queue.node_id, world_id=world_id, execution_domain=domain, kind=queue.kind, created_at=now, **layout.model_dump()))
-        tx.insert_new(rows)
+        self._add_queues(tx, plan, world_id, domain)
         if plan.minor:
             due = (datetime.now(UTC) + RECOMPUTE_AFTER).isoformat()
             tx.session.connection().execute(update(GraphNode).where(col(GraphNode.node_id).in_(plan.minor), col(GraphNode.recompute_after).is_(None)).values(recompute_after=due))
+
+    def _add_queues(self, tx: Transaction, plan: DiffPlan, world_id: str, domain: str) -> None:
+        rows = []
+        for queue in plan.queues:
+            layout = layout_of(queue.kind, self._brokers)
+            rows.append(Queue(topic=queue.topic, node_id=queue.node_id, world_id=world_id, execution_domain=domain, kind=queue.kind, created_at=utc_now(), **layout.model_dump()))
+        tx.insert_new(rows)
+        topics = [row.topic for row in rows]  # one that was dropped before comes back empty
+        for start in range(0, len(topics), _CHUNK):
+            again = col(Queue.topic).in_(topics[start : start + _CHUNK]), col(Queue.dropped_at).is_not(None)
+            tx.session.connection().execute(update(Queue).where(*again).values(dropped_at=None, archived_at=None, archive=None, created_at=utc_now()))
 
 
 def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
@@ -87,7 +116,7 @@ def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
     for start in range(0, len(ids), _CHUNK):
         part = ids[start : start + _CHUNK]
         known |= {row[0]: row[1] for row in session.exec(select(GraphNode.node_id, GraphNode.schema_hash).where(col(GraphNode.node_id).in_(part)))}
-        found = select(Queue.node_id, Queue.topic).where(col(Queue.node_id).in_(part), Queue.world_id == world_id, Queue.execution_domain == domain)
+        found = select(Queue.node_id, Queue.topic).where(col(Queue.node_id).in_(part), Queue.world_id == world_id, Queue.execution_domain == domain, col(Queue.dropped_at).is_(None))
         queues |= {row[0]: row[1] for row in session.exec(found)}
     return plan_diff(dag, world_id, domain, known, queues, _taken(session, world_id, domain, dag, queues))
 

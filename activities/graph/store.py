@@ -23,5 +23,8 @@ class GraphStore(Protocol):
     def plan(self, world_id: str, domain: str, dag: Dag) -> DiffPlan:
         """What `diff` would do. Nothing is written."""
 
+    def ensure_queues(self, world_id: str, domain: str, dag: Dag, actor: str) -> dict[str, str]:
+        """The topics of a known strategy's nodes in a domain, made where there are none yet; by NodeID."""
+
     def dag(self, strategy_id: str) -> Dag:
         """Raises QmtlError (E_STRATEGY_UNKNOWN)."""

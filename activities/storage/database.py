@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import portalocker
 from blake3 import blake3
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -58,13 +59,18 @@ class Transaction:
     def lock(self, name: str) -> None:
         """Hold `name` until the end of the transaction. SQLite has one writer anyway."""
 
-    def record(self, action: str, world_id: str, subject: str, *, before: Any = None, after: Any = None, correlation_id: str = "", event: str = "", data: Mapping[str, Any] | None = None) -> None:
-        """The audit row and the outbox row of this transaction. `event` is the event's type, the action's name unless given."""
+    def record(
+        self, action: str, world_id: str, subject: str, *, before: Any = None, after: Any = None, correlation_id: str = "", event: str = "", about: str = "", data: Mapping[str, Any] | None = None
+    ) -> None:
+        """The audit row and the outbox row of this transaction. `event` is the event's type, the action's name unless given; `about` its subject likewise."""
         now = utc_now()
         was, became = canonical_json(before).decode(), canonical_json(after).decode()
         self.session.add(Audit(at=now, actor=self._actor, action=action, world_id=world_id, subject=subject, correlation_id=correlation_id, before=was, after=became))
         payload = canonical_json(dict(data) if data is not None else {"world_id": world_id, "subject": subject}).decode()
-        self.session.add(Outbox(event_id=uuid.uuid4().hex, type=event or action, key=world_id or subject, at=now, data=payload))
+        key = world_id or subject
+        self.lock(f"outbox:{key}")  # held from the number to the commit: within a key, numbers are in the order of commits
+        self.session.add(Outbox(event_id=uuid.uuid4().hex, type=event or action, key=key, world_id=world_id, subject=about or subject, at=now, data=payload))
+        self.session.flush()
         self.recorded = True
 
 
@@ -85,13 +91,13 @@ class Database:
             raise
 
     @contextmanager
-    def write(self, actor: str) -> Iterator[Transaction]:
-        """One transaction in the name of `actor`: all of it or nothing."""
+    def write(self, actor: str, *, bookkeeping: bool = False) -> Iterator[Transaction]:
+        """One transaction in the name of `actor`: all of it or nothing. `bookkeeping` changes nothing that anyone is told of: beats, and what was told."""
         with self.queue(), self._connection("write") as connection, Session(connection) as session:
             transaction = self.transaction_type(session, self.insert, actor)
             yield transaction
             session.flush()
-            if self._changed(connection) and not transaction.recorded:
+            if self._changed(connection) and not transaction.recorded and not bookkeeping:
                 raise RuntimeError("a transaction changed the store without a record of it")
             connection.commit()
 
@@ -132,6 +138,10 @@ class Database:
         """Held while migrations run, so that two processes that start don't both do them."""
         return nullcontext()
 
+    def sole(self, role: str) -> AbstractContextManager[bool]:
+        """Whether this process is now the one that plays `role`; it is until the block ends, or the process."""
+        raise NotImplementedError
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -162,6 +172,16 @@ class SqliteDatabase(Database):
     def migrating(self) -> AbstractContextManager[None]:
         return self.queue()
 
+    @contextmanager
+    def sole(self, role: str) -> Iterator[bool]:
+        with self._path.with_name(f"{self._path.name}.{role}").open("w") as file:
+            try:
+                portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+            except portalocker.LockException:
+                yield False
+                return
+            yield True  # closing the file lets go of it
+
     def close(self) -> None:
         super().close()
         for turnstile in self._turnstiles:
@@ -191,6 +211,17 @@ class PostgresDatabase(Database):
                 yield
             finally:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _lock_key("migrate")})
+                connection.commit()
+
+    @contextmanager
+    def sole(self, role: str) -> Iterator[bool]:
+        with self._connection("sole") as connection:  # the lock is this connection's, and ends with it
+            mine = bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _lock_key(role)}).scalar_one())
+            connection.commit()
+            try:
+                yield mine
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock_all()"))
                 connection.commit()
 
 

@@ -1,6 +1,6 @@
 """Every table, by owner. Bodies are canonical JSON text; times are UTC, ISO 8601 text, so that both databases order them alike."""
 
-from sqlalchemy import BigInteger, Column, Index, Integer, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Index, Integer, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 _Seq = BigInteger().with_variant(Integer, "sqlite")
@@ -40,16 +40,35 @@ class Audit(SQLModel, table=True):
 
 
 class Outbox(SQLModel, table=True):
-    """What others will be told, written with the change itself."""
+    """What others will be told, written with the change itself. `key` keeps order: the world's, or the subject's where there is no world."""
 
     __tablename__ = "outbox"
+    __table_args__ = (Index("outbox_waiting", "seq", sqlite_where=text("published_at IS NULL"), postgresql_where=text("published_at IS NULL")),)
     seq: int | None = Field(default=None, sa_column=_seq())
     event_id: str = Field(unique=True)
     type: str
     key: str
+    world_id: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    subject: str = Field(default="", sa_column_kwargs={"server_default": ""})
     at: str
     data: str = Field(sa_column=_text())
     published_at: str | None = None
+
+
+# access
+
+
+class TokenRow(SQLModel, table=True):
+    """A token that was given out; its secret part is nowhere."""
+
+    __tablename__ = "token"
+    token_id: str = Field(primary_key=True)
+    subject: str
+    grants: str = Field(sa_column=_text())
+    created_by: str
+    created_at: str
+    expires_at: str
+    revoked_at: str | None = Field(default=None, index=True)
 
 
 # events
@@ -140,6 +159,30 @@ class Queue(SQLModel, table=True):
     retention_days: int
     replication: int
     created_at: str
+    archived_at: str | None = None
+    archive: str | None = None
+    dropped_at: str | None = None
+
+
+class QueueTag(SQLModel, table=True):
+    """The label tags of a queue's node, by which tag queries find it."""
+
+    __tablename__ = "queue_tag"
+    tag: str = Field(primary_key=True)
+    topic: str = Field(primary_key=True)
+
+
+class TagQueryRow(SQLModel, table=True):
+    """A tag query of a strategy in a world and domain: it is told when what it finds changes."""
+
+    __tablename__ = "tag_query"
+    world_id: str = Field(primary_key=True)
+    execution_domain: str = Field(primary_key=True)
+    node_id: str = Field(primary_key=True)
+    tags: str = Field(sa_column=_text())
+    interval_s: int
+    match_mode: str
+    created_at: str
 
 
 # worlds
@@ -152,6 +195,7 @@ class WorldRow(SQLModel, table=True):
     etag: str
     created_at: str
     policy_version: int | None = None
+    activation_sequence: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
 
 
 class PolicyRow(SQLModel, table=True):
@@ -186,7 +230,7 @@ class RunContext(SQLModel, table=True):
 
 
 class Evidence(SQLModel, table=True):
-    """What a run came to: metrics, or why there are none."""
+    """What a run came to: metrics, or why there are none. A shadow run's is no evidence for the world."""
 
     __tablename__ = "evidence"
     __table_args__ = (Index("evidence_of", "world_id", "strategy_id", "seq"),)
@@ -195,6 +239,7 @@ class Evidence(SQLModel, table=True):
     world_id: str
     strategy_id: str
     body: str = Field(sa_column=_text())
+    shadow: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     created_at: str
 
 
@@ -223,6 +268,25 @@ class Activation(SQLModel, table=True):
     strategy_id: str = Field(primary_key=True)
     etag: str
     body: str = Field(sa_column=_text())
+
+
+class SessionRow(SQLModel, table=True):
+    """A running strategy. It holds a lease on its world until `expires_at`, unless it ended before."""
+
+    __tablename__ = "session"
+    session_id: str = Field(primary_key=True)
+    world_id: str = Field(index=True)
+    strategy_id: str
+    name: str
+    actor: str
+    runner: str
+    host: str
+    execution_domain: str
+    opened_at: str
+    expires_at: str = Field(index=True)
+    ended_at: str | None = None
+    end_reason: str = ""
+    report: str = Field(default="{}", sa_column=_text())
 
 
 class OutcomeRow(SQLModel, table=True):

@@ -9,16 +9,15 @@ from temporalio.common import WorkflowIDConflictPolicy
 from activities.artifacts.store import ArtifactStore
 from activities.commands import ConcludeCommand, Conclusion, EvaluationInput, EvaluationRequest, JudgeCommand, Judgment, MeasureCommand, RejectCommand, RunCommand
 from activities.events.store import CommitLogStore
-from activities.worlds.context import run_context
+from activities.worlds.context import ComputeContextService
 from activities.worlds.decision import etag_of, judge, summary
 from activities.worlds.evidence import data_range, examine
 from activities.worlds.store import EvidenceBody, Judged, RunContextBody, WorldStore
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Outcome
 from qmtl_sdk.contracts.worlds import DecisionEnvelope, StrategyDecision
 
-# Promotion is a gate of its own; a judgment alone validates, and orders stay off.
-JUDGED_MODE = "validate"
 _LINES = 30
 
 
@@ -31,10 +30,7 @@ class WorldActivities:
         done = self._worlds.run(command.run_id)
         if done is not None:
             return done
-        world = self._worlds.world(command.world_id)
-        self._worlds.policy(command.world_id)  # a world that can't judge takes no submissions
-        submit = self._log.body(command.log_key)
-        return self._worlds.begin_run(run_context(command.run_id, world, submit, self._worlds.decision(command.world_id), datetime.now(UTC)))
+        return self._worlds.begin_run(ComputeContextService(self._worlds).run(command.run_id, self._log.body(command.log_key)))
 
     @activity.defn(no_thread_cancel_exception=True)
     def measure(self, command: MeasureCommand) -> dict[str, float | None]:
@@ -53,13 +49,15 @@ class WorldActivities:
             data_first=first,
             data_last=last,
             precheck=command.evidence.precheck,
+            shadow=run.context.execution_domain is Domain.SHADOW,
         )
         return self._worlds.save_evidence(evidence).metrics
 
     @activity.defn(no_thread_cancel_exception=True)
     def reject(self, command: RejectCommand) -> None:
         """Keep why a run has no metrics, so that the judgment can say so."""
-        evidence = EvidenceBody(run_id=command.run_id, world_id=command.world_id, strategy_id=command.strategy_id, error_code=command.error_code, error=command.error)
+        shadow = self._run(command.run_id).context.execution_domain is Domain.SHADOW
+        evidence = EvidenceBody(run_id=command.run_id, world_id=command.world_id, strategy_id=command.strategy_id, error_code=command.error_code, error=command.error, shadow=shadow)
         self._worlds.save_evidence(evidence)
 
     @activity.defn(no_thread_cancel_exception=True)
@@ -69,21 +67,21 @@ class WorldActivities:
         if len(answered) == len(command.request_ids):
             return _brief(max(answered.values(), key=lambda judged: judged.seq))
         world, policy, wall = self._worlds.world(command.world_id), self._worlds.policy(command.world_id), datetime.now(UTC)
-        now = world.now(wall)
+        now, mode = world.now(wall), policy.judged_mode
         strategies = judge(policy, self._worlds.candidates(command.world_id), now)
         assert policy.version is not None  # a stored policy has one
         envelope = DecisionEnvelope(
             world_id=command.world_id,
             policy_version=policy.version,
-            effective_mode=JUDGED_MODE,
+            effective_mode=mode,
             reason=summary(strategies),
             as_of=now,
             decided_at=wall,
             ttl=policy.decision_ttl,
-            etag=etag_of(command.world_id, policy.version, JUDGED_MODE, strategies),
+            etag=etag_of(command.world_id, policy.version, mode, strategies),
             strategies=strategies,
         )
-        return _brief(self._worlds.save_decision(command.request_ids, envelope, command.run_id))
+        return _brief(self._worlds.save_decision(command.request_ids, envelope, command.run_id, command.asked_by))
 
     @activity.defn(no_thread_cancel_exception=True)
     def conclude(self, command: ConcludeCommand) -> Conclusion:
@@ -97,7 +95,7 @@ class WorldActivities:
             world_id=command.world_id,
             strategy_id=command.strategy_id,
             run_id=command.run_id,
-            status="decided" if mine else "failed",
+            status="decided" if mine else "shadow" if evidence and evidence.shadow and not evidence.error_code else "failed",
             metrics=evidence.metrics if evidence else {},
             returns_hash=evidence.returns_hash if evidence else "",
             decision=envelope,

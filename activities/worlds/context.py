@@ -4,10 +4,12 @@
 so that two runs in between share their outputs. The domain follows from the world's decision, and closes to backtest where there is none.
 """
 
+import asyncio
 from datetime import UTC, datetime
 
-from activities.worlds.store import RunContextBody
-from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, resolve
+from activities.worlds.store import RunContextBody, WorldStore
+from qmtl_sdk.contracts.dag import TAG_QUERY
+from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, domain_of, resolve
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import StrategySubmit
 from qmtl_sdk.contracts.worlds import DecisionEnvelope, World
@@ -16,16 +18,16 @@ from qmtl_sdk.data.presets import bind, fingerprint_of, newest_close
 
 def run_context(run_id: str, world: World, submit: StrategySubmit, decision: DecisionEnvelope | None, wall: datetime) -> RunContextBody:
     """Raises QmtlError: those of `bind`, E_DATA_EMPTY, E_BODY_INVALID for an `as_of` that is no time."""
-    now = world.now(wall)
+    now, shadow = world.now(wall), asks_for_shadow(submit)
     bindings = bind(submit.dag, world.spec)
     pinned = _pinned(submit.meta.as_of)
     until = min(now, pinned) if pinned else now
     newest, laggard, youngest = newest_close(bindings, until)
-    as_of = newest or pinned
+    as_of = newest or pinned or _last_close(submit, now)
     context = resolve(
         world.spec.world,
-        decision.effective_mode if decision else None,
-        decided_at=decision.decided_at if decision else None,
+        SHADOW if shadow else decision.effective_mode if decision else None,
+        decided_at=wall if shadow else decision.decided_at if decision else None,
         now=wall,
         ttl_s=decision.ttl if decision else DEFAULT_TTL_S,
         as_of=as_of.isoformat() if as_of else None,
@@ -43,6 +45,43 @@ def run_context(run_id: str, world: World, submit: StrategySubmit, decision: Dec
         data_first=youngest,
         data_last=laggard,
     )
+
+
+class ComputeContextService:
+    """The context of a submission, as the services see it; without a world to ask, as far as the submission alone can say: never more than it may be."""
+
+    def __init__(self, world_client: WorldStore | None) -> None:
+        self._worlds = world_client
+
+    async def build(self, submit: StrategySubmit) -> ComputeContext:
+        if self._worlds is not None:
+            run = await asyncio.to_thread(self.run, "dry-run", submit)
+            return run.context
+        shadow = asks_for_shadow(submit)
+        return resolve(submit.world_id, SHADOW if shadow else None, decided_at=datetime.now(UTC) if shadow else None, now=datetime.now(UTC), as_of=submit.meta.as_of)
+
+    def run(self, run_id: str, submit: StrategySubmit) -> RunContextBody:
+        """All that is decided about a run. Raises as `run_context`, and E_WORLD_UNKNOWN, E_POLICY_MISSING."""
+        assert self._worlds is not None  # only asked where there are worlds
+        world = self._worlds.world(submit.world_id)
+        self._worlds.policy(submit.world_id)  # a world that can't judge takes no submissions
+        return run_context(run_id, world, submit, self._worlds.decision(submit.world_id), datetime.now(UTC))
+
+
+SHADOW = Domain.SHADOW.value
+
+
+def asks_for_shadow(submit: StrategySubmit) -> bool:
+    """The one hint that is followed: shadow has no orders at all. That only an operator gives it, the Gateway sees to."""
+    return domain_of(submit.meta.execution_domain) is Domain.SHADOW
+
+
+def _last_close(submit: StrategySubmit, now: datetime) -> datetime | None:
+    """For a strategy that reads nothing but other strategies' queues: the newest close of its finest interval."""
+    if not any(node.node_type == TAG_QUERY for node in submit.dag.nodes):
+        return None
+    step = min(node.interval for node in submit.dag.nodes)
+    return datetime.fromtimestamp(int(now.timestamp()) // step * step, UTC)
 
 
 def _pinned(as_of: str | None) -> datetime | None:

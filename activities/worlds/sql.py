@@ -8,9 +8,10 @@ from sqlmodel import Session, col, select
 from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import Activation, Binding, Decision, EvaluationRequest, Evidence, OutcomeRow, PolicyRow, RunContext, WorldRow
 from activities.worlds.decision import Candidate
-from activities.worlds.store import EvidenceBody, Judged, RunContextBody, activation_of
+from activities.worlds.store import EvidenceBody, Judged, RunContextBody, activation_of, mode_of
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.events import state_hash
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.submission import Outcome
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World, WorldSpec
@@ -109,7 +110,7 @@ class SqlWorldStore:
 
     def save_evidence(self, evidence: EvidenceBody) -> EvidenceBody:
         with self._database.write("evaluation") as tx:
-            row = Evidence(run_id=evidence.run_id, world_id=evidence.world_id, strategy_id=evidence.strategy_id, body=evidence.model_dump_json(), created_at=utc_now())
+            row = Evidence(run_id=evidence.run_id, world_id=evidence.world_id, strategy_id=evidence.strategy_id, body=evidence.model_dump_json(), shadow=evidence.shadow, created_at=utc_now())
             if not tx.insert_new([row]):
                 return _evidence(tx.session.exec(select(Evidence).where(Evidence.run_id == evidence.run_id)).one())
             after = {"metrics": evidence.metrics, "error_code": evidence.error_code, "returns": evidence.returns_hash}
@@ -122,15 +123,15 @@ class SqlWorldStore:
             return _evidence(row) if row else None
 
     def candidates(self, world_id: str) -> tuple[Candidate, ...]:
-        newest = select(func.max(Evidence.seq)).where(Evidence.world_id == world_id).group_by(col(Evidence.strategy_id))
+        newest = select(func.max(Evidence.seq)).where(Evidence.world_id == world_id, col(Evidence.shadow).is_(False)).group_by(col(Evidence.strategy_id))
         query = select(Evidence, Binding).where(col(Evidence.seq).in_(newest), Binding.world_id == Evidence.world_id, Binding.strategy_id == Evidence.strategy_id)
         with self._database.read() as session:
             return tuple(_candidate(_evidence(row), binding) for row, binding in session.exec(query.order_by(col(Binding.seq))))
 
     # decisions
 
-    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str) -> Judged:
-        with self._database.write("evaluation") as tx:
+    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str, asked_by: str = "") -> Judged:
+        with self._database.write(asked_by or "evaluation") as tx:
             tx.lock(f"world:{envelope.world_id}")
             done = self._answered(tx.session, request_ids)
             fresh = [request_id for request_id in request_ids if request_id not in done]
@@ -144,20 +145,37 @@ class SqlWorldStore:
                 tx.session.add(EvaluationRequest(request_id=request_id, world_id=envelope.world_id, decision_seq=row.seq))
             self._activate(tx, envelope, run_id)
             active = {item.strategy_id: item.weight for item in envelope.strategies if item.active}
-            data = {"world_id": envelope.world_id, "etag": envelope.etag, "policy_version": envelope.policy_version, "effective_mode": envelope.effective_mode}
-            tx.record("decision.made", envelope.world_id, str(row.seq), after={"active": active, "etag": envelope.etag}, correlation_id=run_id, event="decision_updated", data=data)
+            data = {
+                "world_id": envelope.world_id,
+                "etag": envelope.etag,
+                "policy_version": envelope.policy_version,
+                "effective_mode": envelope.effective_mode,
+                "decided_at": envelope.json_dict()["decided_at"],
+                "ttl": envelope.ttl,
+                "reason": envelope.reason,
+                "active": active,
+            }
+            after = {"active": active, "etag": envelope.etag, "asked_by": asked_by}
+            tx.record("decision.made", envelope.world_id, str(row.seq), after=after, correlation_id=run_id, event="decision_updated", about=envelope.world_id, data=data)
             return Judged(seq=row.seq, envelope=envelope)
 
     def _activate(self, tx: Transaction, envelope: DecisionEnvelope, run_id: str) -> None:
         """Set the activations that changed, each with its audit and outbox row."""
         there = {row.strategy_id: row for row in tx.session.exec(select(Activation).where(Activation.world_id == envelope.world_id))}
+        said = {strategy_id: ActivationEnvelope.model_validate_json(row.body).json_dict() for strategy_id, row in there.items()}
+        world = self._world_row(tx.session, envelope.world_id)
         for decision in envelope.strategies:
-            etag = hash_of({"world": envelope.world_id, "strategy": decision.strategy_id, "active": decision.active, "weight": decision.weight, "mode": envelope.effective_mode})
+            mode = mode_of(decision, envelope)
+            etag = hash_of({"world": envelope.world_id, "strategy": decision.strategy_id, "active": decision.active, "weight": decision.weight, "mode": mode})
             row = there.get(decision.strategy_id)
             if row is not None and row.etag == etag:
                 continue
-            activation = activation_of(envelope.world_id, decision, envelope, run_id, etag)
-            before = ActivationEnvelope.model_validate_json(row.body).json_dict() if row else None
+            world.activation_sequence += 1
+            tx.session.add(world)
+            activation = activation_of(decision, envelope, run_id, etag, world.activation_sequence)
+            before = said.get(decision.strategy_id)
+            said[decision.strategy_id] = activation.json_dict()
+            activation = activation.model_copy(update={"state_hash": state_hash(said)})
             if row is None:
                 row = Activation(world_id=envelope.world_id, strategy_id=decision.strategy_id, etag=etag, body="")
             row.etag, row.body = etag, activation.model_dump_json()
@@ -198,6 +216,13 @@ class SqlWorldStore:
             if strategy_id is not None:
                 query = query.where(Activation.strategy_id == strategy_id)
             return [ActivationEnvelope.model_validate_json(row.body) for row in session.exec(query)]
+
+    def activation_hash(self, world_id: str) -> tuple[int, str]:
+        """How often the world's activation has changed, and the hash of what it is."""
+        with self._database.read() as session:
+            world = self._world_row(session, world_id)
+            rows = session.exec(select(Activation).where(Activation.world_id == world_id))
+            return world.activation_sequence, state_hash({row.strategy_id: ActivationEnvelope.model_validate_json(row.body).json_dict() for row in rows})
 
     def save_outcome(self, outcome: Outcome) -> Outcome:
         with self._database.write("submission") as tx:

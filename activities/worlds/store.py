@@ -39,6 +39,7 @@ class EvidenceBody(Model):
     precheck: dict[str, object] = {}
     error_code: str = ""
     error: str = ""
+    shadow: bool = False
 
 
 class Judged(Model):
@@ -80,8 +81,8 @@ class WorldStore(Protocol):
     def candidates(self, world_id: str) -> tuple[Candidate, ...]:
         """The newest evidence of every strategy of a world that has any."""
 
-    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str) -> Judged:
-        """Keep the decision and the activations that follow from it, as the answer to these requests."""
+    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str, asked_by: str = "") -> Judged:
+        """Keep the decision and the activations that follow from it, as the answer to these requests. `asked_by`: the person who asked for it, if one did."""
 
     def answered(self, request_ids: tuple[str, ...]) -> dict[str, Judged]:
         """Which requests have been answered, and by which decision."""
@@ -92,21 +93,30 @@ class WorldStore(Protocol):
 
     def activations(self, world_id: str, strategy_id: str | None = None) -> list[ActivationEnvelope]: ...
 
+    def activation_hash(self, world_id: str) -> tuple[int, str]:
+        """How often the world's activation has changed, and the hash of what it is."""
+
     def save_outcome(self, outcome: Outcome) -> Outcome:
         """How a run ended. Done once for a run."""
 
     def outcome(self, run_id: str) -> Outcome | None: ...
 
 
-def activation_of(world_id: str, decision: StrategyDecision, envelope: DecisionEnvelope, run_id: str, etag: str) -> ActivationEnvelope:
+def mode_of(decision: StrategyDecision, envelope: DecisionEnvelope) -> str:
+    """What a decision lets one strategy do: one that is not active goes no further than validation."""
+    return envelope.effective_mode if decision.active else "validate"
+
+
+def activation_of(decision: StrategyDecision, envelope: DecisionEnvelope, run_id: str, etag: str, sequence: int) -> ActivationEnvelope:
     """The activation that a decision calls for."""
     return ActivationEnvelope(
-        world_id=world_id,
+        world_id=envelope.world_id,
         strategy_id=decision.strategy_id,
         active=decision.active,
         weight=decision.weight,
-        effective_mode=envelope.effective_mode,
+        effective_mode=mode_of(decision, envelope),
         etag=etag,
         run_id=run_id,
         ts=envelope.decided_at,
+        sequence=sequence,
     )

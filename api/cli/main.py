@@ -1,4 +1,4 @@
-"""`qmtl up | down | status | submit | demo | world … | config …`."""
+"""`qmtl up | down | status | submit | demo | world … | token … | config …`."""
 
 import inspect
 import sys
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli import world
+from api.cli import token, world
 from api.cli.output import NOT_ACTIVE, Format, Output, console, emit, guarded, table
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.errors import QmtlError, nearest
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(name="qmtl", help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(help="The configuration in force.", no_args_is_help=True)
 app.add_typer(world.app, name="world")
+app.add_typer(token.app, name="token")
 app.add_typer(config_app, name="config")
 
 
@@ -43,7 +44,7 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="print the
 @app.command()
 @guarded
 def up(output: Output = Format.TEXT) -> None:
-    """Start the embedded stack, or what is missing of it: Temporal, worker, Gateway."""
+    """Start the embedded stack, or what is missing of it: Temporal, worker, relay, Gateway."""
     stack = EmbeddedStack(settings()).up()
     emit(
         output,
@@ -68,7 +69,7 @@ def status(output: Output = Format.TEXT) -> None:
     url = config.gateway.url or embedded.Stack.read(config.home).gateway_url
     body: dict[str, Any] = {"gateway": url or None, "home": str(config.home), "running": False}
     if url and embedded.find(config):
-        with GatewayClient(url, away_limit_s=2.0) as client:
+        with GatewayClient(url, config.token, away_limit_s=2.0) as client:
             body |= {"running": True, "health": client.health(), **client.gateway_status()}
     emit(output, body, lambda: _status_text(body))
 

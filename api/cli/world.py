@@ -28,7 +28,7 @@ def gateway(start: bool = False) -> Iterator[GatewayClient]:
     url = embedded.find(config) or (EmbeddedStack(config).up().gateway_url if start else None)
     if url is None:
         raise QmtlError("E_UNAVAILABLE", "no Gateway runs", "start the embedded stack with `qmtl up`, or name one in gateway.url")
-    with GatewayClient(url) as client:
+    with GatewayClient(url, config.token) as client:
         yield client
 
 

@@ -5,21 +5,25 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from activities.worlds.evidence import examine
+from api.auth.access import Asker, GuardedRoute
 from api.state import State
+from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.submission import EvidenceRef, Heartbeat, LeaseFailure
 
-router = APIRouter(tags=["compute"])
+router = APIRouter(tags=["compute"], route_class=GuardedRoute)
 
 
 @router.post("/leases/{lease_id}/heartbeat", status_code=204, summary="Keep the lease, and say how far the computation is")
-async def heartbeat(lease_id: str, beat: Heartbeat, state: State) -> None:
+async def heartbeat(lease_id: str, beat: Heartbeat, state: State, caller: Asker) -> None:
+    caller.in_world((await state.submissions.lease_run(lease_id)).world_id, Role.AUTHOR)
     await state.submissions.heartbeat(lease_id, beat)
 
 
 @router.post("/leases/{lease_id}/complete", status_code=204, summary="Hand in the returns by content hash")
-async def complete(lease_id: str, evidence: EvidenceRef, state: State) -> None:
+async def complete(lease_id: str, evidence: EvidenceRef, state: State, caller: Asker) -> None:
     """Returns that don't fit the run are refused here, while the runner can still say so."""
     run = await state.submissions.lease_run(lease_id)
+    caller.in_world(run.world_id, Role.AUTHOR)
     dag = await asyncio.to_thread(state.stores.graph.dag, run.strategy_id)
     data = await asyncio.to_thread(state.stores.artifacts.get, evidence.returns_hash)
     await asyncio.to_thread(examine, data, dag, run)
@@ -27,8 +31,9 @@ async def complete(lease_id: str, evidence: EvidenceRef, state: State) -> None:
 
 
 @router.post("/leases/{lease_id}/fail", status_code=204, summary="Give the lease back")
-async def fail(lease_id: str, failure: LeaseFailure, state: State) -> None:
+async def fail(lease_id: str, failure: LeaseFailure, state: State, caller: Asker) -> None:
     """`final` says that computing again would fail again: the submission is then judged as rejected. Otherwise it waits for a runner."""
+    caller.in_world((await state.submissions.lease_run(lease_id)).world_id, Role.AUTHOR)
     await state.submissions.fail(lease_id, failure)
 
 

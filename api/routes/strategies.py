@@ -1,19 +1,22 @@
 """Submissions: try, send, follow."""
 
 import asyncio
-from datetime import UTC, datetime
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
 
-from activities.worlds.context import run_context
+from activities.worlds.context import ComputeContextService, asks_for_shadow
 from activities.worlds.store import RunContextBody
-from api.state import LOCAL_ACTOR, GatewayState, State
+from api.auth.access import Asker, Caller, GuardedRoute
+from api.metrics import DIFF_MS
+from api.state import GatewayState, State
+from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Ack, DryRun, StrategyStatus, StrategySubmit
-from temporal.submissions import workflow_id
+from temporal.submissions import workflow_of
 
-router = APIRouter(prefix="/strategies", tags=["strategies"])
+router = APIRouter(prefix="/strategies", tags=["strategies"], route_class=GuardedRoute)
 _EXAMPLE = {
     "a price stream": {
         "value": {
@@ -40,15 +43,18 @@ Submit = Annotated[StrategySubmit, Body(openapi_examples=_EXAMPLE)]  # type: ign
 
 
 @router.post("", status_code=202, summary="Submit a strategy to a world")
-async def submit(submission: Submit, state: State) -> Ack:
+async def submit(submission: Submit, state: State, caller: Asker) -> Ack:
     """Checks the DAG, appends the submission to the commit log, starts or joins its workflow, and answers with what is to be computed."""
-    await asyncio.to_thread(_checked, submission, state)
-    return await state.submissions.submit(submission, LOCAL_ACTOR)
+    began = time.perf_counter()
+    await asyncio.to_thread(_checked, submission, state, caller)
+    ack = await state.submissions.submit(submission, caller.subject)
+    DIFF_MS.observe((time.perf_counter() - began) * 1000)
+    return ack
 
 
 @router.post("/dry-run", summary="What a submission would do; nothing is written")
-def dry_run(submission: Submit, state: State) -> DryRun:
-    run = _checked(submission, state)
+def dry_run(submission: Submit, state: State, caller: Asker) -> DryRun:
+    run = _checked(submission, state, caller)
     plan = state.stores.graph.plan(submission.world_id, run.context.execution_domain.value, submission.dag)
     return DryRun(strategy_id=run.strategy_id, nodes_new=plan.new, nodes_reused=plan.reused, topics=plan.topics, context=run.context, bindings=run.bindings)
 
@@ -57,6 +63,7 @@ def dry_run(submission: Submit, state: State) -> DryRun:
 async def status(
     strategy_id: str,
     state: State,
+    caller: Asker,
     world_id: Annotated[str | None, Query(description="the world; the newest run of any where it is left out")] = None,
     run_id: Annotated[str | None, Query(description="one run of it; the newest where it is left out")] = None,
     wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for the outcome")] = 0.0,
@@ -65,9 +72,10 @@ async def status(
     run = await asyncio.to_thread(worlds.run, run_id) if run_id else await asyncio.to_thread(worlds.newest_run, strategy_id, world_id)
     if run is None or run.strategy_id != strategy_id:
         raise QmtlError("E_STRATEGY_UNKNOWN", f"{strategy_id[:80]} was not submitted{f' to {world_id}' if world_id else ''}", "submit it with POST /strategies")
+    caller.in_world(run.world_id, Role.READER)
     outcome = await state.submissions.outcome(run, wait)
     progress = None if outcome else await state.submissions.progress(run)
-    workflow = workflow_id(run.world_id, run.strategy_id)
+    workflow = workflow_of(run)
     return StrategyStatus(
         world_id=run.world_id,
         strategy_id=run.strategy_id,
@@ -82,11 +90,11 @@ async def status(
     )
 
 
-def _checked(submission: StrategySubmit, state: GatewayState) -> RunContextBody:
+def _checked(submission: StrategySubmit, state: GatewayState, caller: Caller) -> RunContextBody:
     """Everything that can be refused before the submission is logged. Raises QmtlError."""
+    caller.in_world(submission.world_id, Role.AUTHOR)
+    if asks_for_shadow(submission) and not caller.may(Role.OPERATOR, submission.world_id):
+        raise QmtlError("E_SHADOW", "only an operator can ask for the shadow domain", "submit without the hint, or ask an operator")
     submission.dag.lint()
     submission.dag.verify(submission.node_ids_crc32)
-    worlds = state.stores.worlds
-    world = worlds.world(submission.world_id)
-    worlds.policy(submission.world_id)
-    return run_context("dry-run", world, submission, worlds.decision(submission.world_id), datetime.now(UTC))
+    return ComputeContextService(state.stores.worlds).run("dry-run", submission)

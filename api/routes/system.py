@@ -1,16 +1,19 @@
 """Whether the Gateway works, and with what."""
 
 import asyncio
+from collections import defaultdict
 from importlib.metadata import version
 from typing import Literal
 
 from fastapi import APIRouter, Response
 
+from api.auth.access import GuardedRoute
+from api.metrics import CROSS_CONTEXT_HITS, OUTBOX_AGE, SESSION_LAG, SESSIONS, SOCKETS, exposition
 from api.state import State
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 
-router = APIRouter(tags=["system"])
+router = APIRouter(tags=["system"], route_class=GuardedRoute)
 
 
 class Health(Model):
@@ -62,3 +65,19 @@ def status(state: State) -> GatewayStatus:
         temporal_namespace=temporal.namespace,
         temporal_ui=temporal.ui_url or "",
     )
+
+
+@router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+def metrics(state: State) -> Response:
+    OUTBOX_AGE.set(state.stores.outbox.age_s())
+    SOCKETS.set(state.sockets.open)
+    for gauge in (SESSIONS, SESSION_LAG, CROSS_CONTEXT_HITS):
+        gauge.clear()
+    lags: defaultdict[str, float] = defaultdict(float)
+    for item in state.stores.sessions.all(None):
+        SESSIONS.labels(item.world_id, item.execution_domain).inc()
+        lags[item.world_id] = max(lags[item.world_id], item.report.lag_s)
+        CROSS_CONTEXT_HITS.labels(item.world_id).inc(item.report.cross_context_cache_hits)
+    for world_id, lag in lags.items():
+        SESSION_LAG.labels(world_id).set(lag)
+    return Response(exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

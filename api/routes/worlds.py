@@ -7,14 +7,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query
 from pydantic import Field
 
-from api.state import LOCAL_ACTOR, State
+from api.auth.access import Asker, GuardedRoute
+from api.state import State
+from qmtl_sdk.contracts.access import Role, visible
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy, policy_from, validated
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World, WorldSpec
 from qmtl_sdk.data.presets import inspect_world
 
-router = APIRouter(prefix="/worlds", tags=["worlds"])
+router = APIRouter(prefix="/worlds", tags=["worlds"], route_class=GuardedRoute)
 _WORLD = {
     "world": "us_equities",
     "clock": {"replay": {"start": "2017-12-30", "speed": 1}},
@@ -50,17 +52,21 @@ class DecideRequest(Model):
 
 
 @router.post("", status_code=201, summary="Create a world")
-def create(body: Annotated[WorldCreate, Body(openapi_examples={"US equities": {"value": {"spec": _WORLD, "policy": _POLICY}}})], state: State) -> WorldCreated:
-    """Reads all of its data once, so that a fault in it is said now. The same world again is found as it is."""
+def create(body: Annotated[WorldCreate, Body(openapi_examples={"US equities": {"value": {"spec": _WORLD, "policy": _POLICY}}})], state: State, caller: Asker) -> WorldCreated:
+    """Reads all of its data once, so that a fault in it is said now. The same world again is found as it is. A world with `allow_live` needs the live header."""
     spec: WorldSpec = validated(WorldSpec, body.spec, "E_WORLD_INVALID", "world")
+    caller.in_world(spec.world, Role.OPERATOR)
+    if spec.allow_live:
+        caller.require_live(spec.world)
     policy = policy_from(body.policy) if body.policy is not None else None
     report = inspect_world(spec)
-    return WorldCreated(world=state.stores.worlds.create(spec, policy, LOCAL_ACTOR), data=report)
+    return WorldCreated(world=state.stores.worlds.create(spec, policy, caller.subject), data=report)
 
 
 @router.get("", summary="All worlds, oldest first")
-def list_worlds(state: State) -> list[World]:
-    return state.stores.worlds.worlds()
+def list_worlds(state: State, caller: Asker) -> list[World]:
+    found = {world.spec.world: world for world in state.stores.worlds.worlds()}
+    return [found[name] for name in visible(caller, found)]
 
 
 @router.get("/{world_id}", summary="One world")
@@ -69,9 +75,9 @@ def show(world_id: str, state: State) -> World:
 
 
 @router.post("/{world_id}/policies", status_code=201, summary="Add a policy version, which becomes the default")
-def add_policy(world_id: str, body: Annotated[dict[str, Any], Body(openapi_examples={"a preset, changed": {"value": _POLICY}})], state: State) -> Policy:
+def add_policy(world_id: str, body: Annotated[dict[str, Any], Body(openapi_examples={"a preset, changed": {"value": _POLICY}})], state: State, caller: Asker) -> Policy:
     """A policy that does not parse is refused, and the earlier default stays."""
-    return state.stores.worlds.add_policy(world_id, policy_from(body), LOCAL_ACTOR)
+    return state.stores.worlds.add_policy(world_id, policy_from(body), caller.subject)
 
 
 @router.get("/{world_id}/policies", summary="All versions, oldest first")
@@ -85,10 +91,10 @@ def show_policy(world_id: str, version: int, state: State) -> Policy:
 
 
 @router.post("/{world_id}/decide", summary="Judge the world as it stands")
-async def decide(world_id: str, state: State, body: DecideRequest | None = None) -> DecisionEnvelope:
+async def decide(world_id: str, state: State, caller: Asker, body: DecideRequest | None = None) -> DecisionEnvelope:
     request = body or DecideRequest()
     await asyncio.to_thread(state.stores.worlds.policy, world_id)
-    return await state.submissions.decide(world_id, f"decide:{world_id}:{request.idempotency_key}", request.reason)
+    return await state.submissions.decide(world_id, f"decide:{world_id}:{request.idempotency_key}", request.reason, caller.subject)
 
 
 @router.get("/{world_id}/decisions", summary="The newest decisions, newest first")
@@ -104,3 +110,17 @@ def activation(world_id: str, state: State, strategy_id: str | None = None) -> l
     if strategy_id is not None and not found:
         raise QmtlError("E_DECISION_UNKNOWN", f"world {world_id} has not decided about {strategy_id[:80]}", "submit it first")
     return found
+
+
+class ActivationHash(Model):
+    """`sequence` counts the world's changes of activation; `state_hash` is what a subscriber that has heard of all of them comes to."""
+
+    world_id: str
+    sequence: int
+    state_hash: str
+
+
+@router.get("/{world_id}/activation/state_hash", summary="The hash of what is switched on")
+def activation_hash(world_id: str, state: State) -> ActivationHash:
+    sequence, found = state.stores.worlds.activation_hash(world_id)
+    return ActivationHash(world_id=world_id, sequence=sequence, state_hash=found)

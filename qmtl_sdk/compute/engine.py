@@ -133,7 +133,7 @@ class _Plan:
         except QmtlError:
             raise
         except Exception as error:  # the author's function may raise anything; it is reported with its place
-            raise _failed(self.node, t, int(self.ts[t]), error) from error
+            raise author_error(self.node, t, int(self.ts[t]), error) from error
 
     def _call(self, view: CacheView) -> Any:
         assert self.node.compute_fn is not None  # Build refuses a node without one
@@ -251,7 +251,7 @@ def _bars_to_try(batch: Columns, lo: int, hi: int, tries: int, rng: np.random.Ge
     return [*map(int, rng.integers(lo, hi, tries // 2)), *map(int, some)]
 
 
-def _failed(node: Node, t: int, ts: int, error: BaseException) -> QmtlError:
+def author_error(node: Node, t: int, ts: int, error: BaseException) -> QmtlError:
     """The author's own line: the innermost frame that is in the file of the compute function."""
     code = getattr(node.compute_fn, "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)

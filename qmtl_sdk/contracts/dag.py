@@ -48,7 +48,7 @@ class Dag(Model):
     """Nodes, the node that carries the returns (if the strategy names one) and the instruments' weights by NodeID."""
 
     schema_version: Literal[1] = 1
-    nodes: tuple[NodeRecord, ...] = Field(max_length=5000)
+    nodes: tuple[NodeRecord, ...] = Field((), max_length=5000)
     returns: str | None = None
     weights: dict[str, float] = {}
 
@@ -115,7 +115,9 @@ class Dag(Model):
             missing = [name for name in ("node_id", "code_hash") if not getattr(node, name) and not (name == "code_hash" and node.node_type != NODE)]
             if missing or not node.node_id.startswith(PREFIX):
                 field = missing[0] if missing else "node_id"
-                raise QmtlError("E_NODE_ID_FIELDS", f"{node.label}: {field} is missing or malformed", "build the DAG with the SDK, which fills it in", node=node.node_id, field=field)
+                raise QmtlError(
+                    "E_NODE_ID_FIELDS", f"{node.label}: {field} is missing or malformed", "build the DAG with the SDK, which fills it in", node=node.node_id, field=field, node_type=node.node_type
+                )
             if node.schema_compat_id != SCHEMA_COMPAT_ID:
                 raise QmtlError(
                     "E_SCHEMA_COMPAT_MISMATCH",
@@ -132,6 +134,7 @@ class Dag(Model):
                     f"{node.label}: the NodeID does not follow from its fields",
                     "rebuild the DAG with the SDK; NodeIDs are never written by hand",
                     node=node.node_id,
+                    node_type=node.node_type,
                     expected=expected,
                     received=node.node_id,
                 )

@@ -5,7 +5,7 @@ beside it wins. Every expression is parsed when the policy is uploaded, so that 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -64,6 +64,24 @@ class Selection(Model):
     topk: TopK | None = None
 
 
+class DomainPath(Model):
+    """How far a passing strategy may go: from validation to paper trading. (Live needs a gate and an apply.)"""
+
+    start: Literal["backtest"] = Field("backtest", alias="from")
+    to: Literal["backtest", "dryrun"] = "backtest"
+
+
+class Approvals(Model):
+    """How many people must agree before a strategy goes further."""
+
+    required: int = Field(1, ge=0)
+
+
+class GatingPolicy(Model):
+    domains: DomainPath = DomainPath()
+    approvals: Approvals = Approvals()
+
+
 class Policy(Model):
     """One version of a world's policy."""
 
@@ -72,7 +90,14 @@ class Policy(Model):
     preset: str | None = None
     data_currency: DataCurrency = DataCurrency()
     selection: Selection = Selection()
+    gating_policy: GatingPolicy = GatingPolicy()
     decision_ttl: Seconds = 300
+
+    @property
+    def judged_mode(self) -> str:
+        """What a judgment alone lets a passing strategy do: paper trading where nobody need approve of it, else validation. Never live."""
+        gating = self.gating_policy
+        return "paper" if gating.domains.to == "dryrun" and gating.approvals.required == 0 else "validate"
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,8 +1,10 @@
 """The words of a submission: what goes up, what is acknowledged, what comes back."""
 
+import json
+import uuid
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.domains import ComputeContext
@@ -19,14 +21,29 @@ class SubmissionMeta(Model):
 
 
 class StrategySubmit(Model):
-    """`POST /strategies`."""
+    """`POST /strategies`. `world_ids` with one world and `dag_json` with the DAG as text are read as well. Without an idempotency key each request is a new one."""
 
     world_id: WorldId
     dag: Dag
     node_ids_crc32: int = Field(ge=0, lt=2**32)
-    idempotency_key: str = Field(min_length=8, max_length=128)
+    idempotency_key: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=8, max_length=128)
     runner: str = Field("", max_length=128, description="who will compute; empty: nobody yet")
     meta: SubmissionMeta = SubmissionMeta()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_spellings(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        body = dict(body)
+        if "world_ids" in body and "world_id" not in body:
+            worlds = body.pop("world_ids")
+            if not isinstance(worlds, list | tuple) or len(worlds) != 1:
+                raise ValueError("world_ids holds one world: submit once for each")
+            body["world_id"] = worlds[0]
+        if "dag_json" in body and "dag" not in body:
+            body["dag"] = json.loads(body.pop("dag_json"))  # its fault is a ValueError, as Pydantic wants it
+        return body
 
 
 class StreamBinding(Model):
@@ -114,7 +131,7 @@ class Outcome(Model):
     world_id: str
     strategy_id: str
     run_id: str
-    status: Literal["decided", "failed"]
+    status: Literal["decided", "failed", "shadow"]
     metrics: dict[str, float | None] = {}
     returns_hash: str = ""
     decision: DecisionEnvelope | None = None
@@ -132,7 +149,7 @@ class StrategyStatus(Model):
     workflow_id: str
     run_id: str
     ui_url: str = ""
-    state: Literal["running", "decided", "failed"]
+    state: Literal["running", "decided", "failed", "shadow"]
     step: str = ""
     needs_runner: bool = Field(False, description="nobody computes it now: submit it again")
     outcome: Outcome | None = None

@@ -191,6 +191,10 @@ class ActivationEnvelope(Model):
     run_id: str
     ts: UtcTime
     epoch: int = 1
+    phase: Literal["freeze", "unfreeze"] | None = None
+    requires_ack: bool = False
+    sequence: int = Field(0, description="counts the world's changes of activation")
+    state_hash: str = Field("", description="of the world's whole activation after this change")
 
     @property
     def active_in_effect(self) -> bool:

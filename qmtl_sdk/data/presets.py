@@ -7,7 +7,7 @@ interval. The binding belongs to the world and never enters the NodeID.
 from datetime import datetime
 from functools import lru_cache
 
-from qmtl_sdk.contracts.dag import STREAM, TAG_QUERY, Dag, NodeRecord
+from qmtl_sdk.contracts.dag import STREAM, Dag, NodeRecord
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import StreamBinding
@@ -18,10 +18,7 @@ from qmtl_sdk.data.source import CsvSource, FileSource, ParquetSource, resolved
 
 
 def bind(dag: Dag, world: WorldSpec) -> tuple[StreamBinding, ...]:
-    """The stream of each StreamInput that brings no source of its own. Raises QmtlError: E_STREAM_UNBOUND, E_STREAM_AMBIGUOUS, E_TAGQUERY_UNRESOLVED."""
-    for node in dag.nodes:
-        if node.node_type == TAG_QUERY:
-            raise QmtlError("E_TAGQUERY_UNRESOLVED", f"{node.label} asks for queues by tag, and world {world.world} has none yet", "use StreamInput for the world's data", node=node.node_id)
+    """The stream of each StreamInput that brings no source of its own. Raises QmtlError: E_STREAM_UNBOUND, E_STREAM_AMBIGUOUS."""
     return tuple(_bind(node, world) for node in dag.nodes if node.node_type == STREAM and "source" not in node.params)
 
 

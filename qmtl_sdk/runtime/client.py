@@ -1,26 +1,36 @@
 """The Gateway over HTTP, as authors' processes and the command speak to it. Every call may be repeated, and is while the Gateway can't be reached."""
 
+import random
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, TypeAdapter
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
+from qmtl_sdk.contracts.access import NewToken, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.errors import CODES, QmtlError
+from qmtl_sdk.contracts.events import Subscribe, Subscription
+from qmtl_sdk.contracts.sessions import QueueAppend, QueueAppended, QueueInfo, QueueMessage, QueueRead, SessionBeat, SessionGrant, SessionInfo, SessionOpen
 from qmtl_sdk.contracts.submission import Ack, DryRun, EvidenceRef, Heartbeat, LeaseFailure, StrategyStatus, StrategySubmit
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
 
 M = TypeVar("M", bound=BaseModel)
 _AWAY_LIMIT_S = 30.0
+_EXPONENTIAL = wait_exponential(0.1, max=1.0)
 
 
 class GatewayClient:
-    """One connection pool. Raises QmtlError: what the Gateway refuses, under its code; E_UNAVAILABLE when it can't be reached for `away_limit_s`."""
+    """One connection pool. Raises QmtlError: what the Gateway refuses, under its code; E_UNAVAILABLE when it can't be reached for `away_limit_s`.
 
-    def __init__(self, url: str, away_limit_s: float = _AWAY_LIMIT_S) -> None:
-        self.url, self._away_limit_s = url.rstrip("/"), away_limit_s
-        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(90.0, connect=5.0), trust_env=False)
+    Who asks too often (E_RATE) waits as long as the Gateway says, and asks again.
+    """
+
+    def __init__(self, url: str, token: str | None, away_limit_s: float = _AWAY_LIMIT_S) -> None:
+        self.url, self.token, self._away_limit_s = url.rstrip("/"), token, away_limit_s
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(90.0, connect=5.0), headers=headers, trust_env=False)
 
     def close(self) -> None:
         self._http.close()
@@ -85,6 +95,57 @@ class GatewayClient:
     def activation(self, world_id: str) -> list[ActivationEnvelope]:
         return TypeAdapter(list[ActivationEnvelope]).validate_python(self._call("GET", f"/worlds/{world_id}/activation"))
 
+    # running strategies
+
+    def open_session(self, wanted: SessionOpen) -> SessionGrant:
+        return SessionGrant.model_validate(self._call("POST", "/sessions", wanted))
+
+    def session_beat(self, session_id: str, beat: SessionBeat) -> SessionInfo:
+        """Tried once: the next beat comes soon."""
+        return SessionInfo.model_validate(self._call("POST", f"/sessions/{session_id}/heartbeat", beat, patience_s=0.0, timeout=10.0))
+
+    def end_session(self, session_id: str, reason: str, patience_s: float | None = None) -> SessionInfo:
+        return SessionInfo.model_validate(self._call("DELETE", f"/sessions/{session_id}", params={"reason": reason}, patience_s=patience_s))
+
+    def sessions(self, world_id: str | None = None, ended: bool = False) -> list[SessionInfo]:
+        params = {"ended": ended, **({"world_id": world_id} if world_id else {})}
+        return TypeAdapter(list[SessionInfo]).validate_python(self._call("GET", "/sessions", params=params))
+
+    # queues
+
+    def queues_by_tag(self, tags: Sequence[str], interval: int, match_mode: str, world_id: str, execution_domain: str) -> list[QueueInfo]:
+        params = {"tags": ",".join(tags), "interval": interval, "match_mode": match_mode, "world_id": world_id, "execution_domain": execution_domain}
+        return TypeAdapter(list[QueueInfo]).validate_python(self._call("GET", "/queues/by_tag", params=params))
+
+    def queue_append(self, topic: str, messages: Sequence[QueueMessage]) -> int:
+        return QueueAppended.model_validate(self._call("POST", f"/queues/{topic}/messages", QueueAppend(messages=tuple(messages)))).added
+
+    def queue_read(self, topic: str, after: int, limit: int = 1000, last: bool = False) -> QueueRead:
+        return QueueRead.model_validate(self._call("GET", f"/queues/{topic}/messages", params={"after": after, "limit": limit, "last": last}))
+
+    # events
+
+    def subscribe(self, wanted: Subscribe, patience_s: float | None = None) -> Subscription:
+        return Subscription.model_validate(self._call("POST", "/events/subscribe", wanted, patience_s=patience_s))
+
+    def activation_hash(self, world_id: str) -> str:
+        return str(self._call("GET", f"/worlds/{world_id}/activation/state_hash")["state_hash"])
+
+    # tokens
+
+    def create_token(self, wanted: TokenRequest) -> NewToken:
+        return NewToken.model_validate(self._call("POST", "/tokens", wanted))
+
+    def tokens(self) -> list[TokenInfo]:
+        return TypeAdapter(list[TokenInfo]).validate_python(self._call("GET", "/tokens"))
+
+    def revoke_token(self, token_id: str) -> TokenInfo:
+        return TokenInfo.model_validate(self._call("DELETE", f"/tokens/{token_id}"))
+
+    def rotate_keys(self, overlap_s: int) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("POST", "/tokens/rotate", params={"overlap_s": overlap_s})
+        return found
+
     # the Gateway itself
 
     def health(self) -> dict[str, Any]:
@@ -98,14 +159,15 @@ class GatewayClient:
 
     def _call(self, method: str, path: str, body: BaseModel | None = None, **options: Any) -> Any:
         if body is not None:
-            options |= {"content": body.model_dump_json(), "headers": {"content-type": "application/json"}}
+            options["content"] = body.model_dump_json()
+            options["headers"] = {"content-type": "application/json"}
         response = self._send(method, path, **options)
         return response.json() if response.content else None
 
     def _send(self, method: str, path: str, patience_s: float | None = None, **options: Any) -> httpx.Response:
         stop = stop_after_delay(self._away_limit_s if patience_s is None else patience_s)
         try:
-            for attempt in Retrying(retry=retry_if_exception(_away), wait=wait_exponential(0.1, max=1.0), stop=stop, reraise=True):
+            for attempt in Retrying(retry=retry_if_exception(_away), wait=_pause, stop=stop, reraise=True):
                 with attempt:
                     response = self._http.request(method, path, **options)
                     if response.is_error:
@@ -116,7 +178,15 @@ class GatewayClient:
 
 
 def _away(error: BaseException) -> bool:
-    return isinstance(error, httpx.TransportError) or (isinstance(error, QmtlError) and error.code == "E_UNAVAILABLE")
+    return isinstance(error, httpx.TransportError) or (isinstance(error, QmtlError) and error.code in ("E_UNAVAILABLE", "E_RATE"))
+
+
+def _pause(state: RetryCallState) -> float:
+    """As long as the Gateway asks for, else longer each time."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, QmtlError) and "retry_after" in error.details:
+        return min(5.0, float(error.details["retry_after"]) * random.uniform(1, 2))  # noqa: S311  so that those who were refused together don't come back together
+    return _EXPONENTIAL(state)
 
 
 def _refusal(response: httpx.Response) -> QmtlError:

@@ -32,6 +32,17 @@ class GatewaySettings(_Section):
     max_body_bytes: int = Field(1_048_576, gt=0, description="largest request body, artifacts excepted")
     max_artifact_bytes: int = Field(67_108_864, gt=0)
     lease_heartbeat_s: float = Field(10.0, gt=0, description="a runner that is silent for so long has lost its lease")
+    session_lease_s: float = Field(15.0, gt=0, description="a running strategy that is silent for so long has lost its world")
+    token: str | None = Field(None, description="the bearer token of Runner and qmtl; none: the one that the embedded stack left for its owner")
+    rate_per_s: float = Field(500.0, gt=0, description="requests of one caller a second; twice as many at once")
+    max_sockets: int = Field(50, gt=0, description="open streams of one caller")
+
+
+class EventsSettings(_Section):
+    keep: int = Field(100_000, gt=0, description="events kept in a topic; who comes back from before that gets a snapshot")
+    beat_s: float = Field(2.0, gt=0, description="how often a stream says that it is alive")
+    slow_reader_s: float = Field(10.0, gt=0, description="a reader that takes nothing for so long is dropped")
+    token_s: float = Field(600.0, gt=0, description="how long a stream's token is good; it is refreshed on the open socket")
 
 
 class TemporalSettings(_Section):
@@ -57,6 +68,7 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("qmtl")), description="data of the embedded stack")
     tools_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("qmtl")), description="servers that were installed for it")
     gateway: GatewaySettings = GatewaySettings()
+    events: EventsSettings = EventsSettings()
     temporal: TemporalSettings = TemporalSettings()
     cache: CacheSettings = CacheSettings()
 
@@ -77,6 +89,33 @@ class Settings(BaseSettings):
     @property
     def artifact_dir(self) -> Path:
         return self.home / "artifacts"
+
+    @property
+    def bus_path(self) -> Path:
+        return self.home / "bus.db"
+
+    @property
+    def queues_path(self) -> Path:
+        return self.home / "queues.db"
+
+    @property
+    def keys_path(self) -> Path:
+        """The signing keys of this installation's Gateways."""
+        return self.home / "keys.json"
+
+    def local_token_path(self, role: str = "operator") -> Path:
+        """Where the embedded stack leaves a token for the person who started it."""
+        return self.home / "tokens" / role
+
+    @property
+    def token(self) -> str | None:
+        """The token that this process speaks with."""
+        if self.gateway.token:
+            return self.gateway.token
+        try:
+            return self.local_token_path().read_text().strip()
+        except OSError:  # another person's stack, or none that was started here: the Gateway says what it thinks of that
+            return None
 
     def missing_for_profile(self) -> list[str]:
         """What the profile needs and does not have, all of it at once."""
@@ -136,7 +175,7 @@ def explain() -> list[tuple[str, str, str]]:
         for part in parts:
             inner = inner.get(part) if isinstance(inner, dict) else None
         origin = variable if variable in os.environ else str(path) if inner is not None else "default"
-        shown = "***" if value and (parts[-1] == "api_key") else str(value) if value is not None else ""
+        shown = "***" if value and parts[-1] in ("api_key", "token") else str(value) if value is not None else ""
         rows.append((name, shown, origin))
     return rows
 

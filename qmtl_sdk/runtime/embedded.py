@@ -36,6 +36,7 @@ class Stack(Model):
 
     temporal: Part | None = None
     worker: Part | None = None
+    relay: Part | None = None
     gateway: Part | None = None
     gateway_url: str = ""
     temporal_address: str = ""
@@ -54,7 +55,7 @@ def find(config: Settings) -> str | None:
     if config.gateway.url:
         return config.gateway.url
     stack = Stack.read(config.home)
-    parts = (stack.gateway, stack.worker)
+    parts = (stack.gateway, stack.worker, stack.relay)
     if not stack.gateway_url or not all(part is not None and part.alive for part in parts):
         return None
     try:

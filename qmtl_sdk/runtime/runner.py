@@ -156,7 +156,7 @@ class _Submission:
         if url is None:
             self._display.say("No Gateway is configured: starting the embedded stack. It stays up until `qmtl down`.")
             url = embedded.start(self._config)
-        self._client = GatewayClient(url)
+        self._client = GatewayClient(url, self._config.token)
         return self._client
 
     def _run(self, client: GatewayClient, name: RunnerName) -> SubmitResult:

@@ -57,7 +57,7 @@ def refused(response: httpx.Response, code: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def http(machine: Machine) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=machine.url, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=machine.url, headers=machine.headers, trust_env=False, timeout=60) as client:
         yield client
 
 

@@ -250,7 +250,7 @@ def test_no_gateway_is_one_line(tmp_path: Path, machine: Machine) -> None:
     from qmtl_sdk.runtime.client import GatewayClient
 
     assert config.gateway.url
-    with GatewayClient(config.gateway.url, away_limit_s=0.2) as client, pytest.raises(QmtlError, match="can't be reached") as caught:
+    with GatewayClient(config.gateway.url, None, away_limit_s=0.2) as client, pytest.raises(QmtlError, match="can't be reached") as caught:
         client.worlds()
     assert caught.value.code == "E_UNAVAILABLE"
 

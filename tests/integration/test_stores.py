@@ -87,7 +87,7 @@ def test_every_write_is_done_once_and_leaves_its_audit_and_outbox_row(database: 
     log, graph, worlds = SqlCommitLog(database), SqlGraphStore(database), SqlWorldStore(database)
     written_once(database, lambda: worlds.create(WorldSpec(world="w"), policy_from({"preset": "sandbox"}), "me"))
     written_once(database, lambda: log.append(submission("key-00000001"), "me"))
-    written_once(database, lambda: graph.diff("run", "w", "backtest", "Bands", dag(1, 2)))
+    written_once(database, lambda: graph.diff("run", "w", "backtest", "Bands", dag(1, 2)), rows=3)  # the sentinel, and queues with tags and without
     written_once(database, lambda: worlds.begin_run(context("run")))
     written_once(database, lambda: log.admitted("key-00000001", "run", ack("run")))
     written_once(database, lambda: worlds.save_evidence(EvidenceBody(run_id="run", world_id="w", strategy_id="strategy:s", metrics={"sharpe": 1.0})))

@@ -1,0 +1,68 @@
+"""The register of tokens in the database."""
+
+import json
+from datetime import datetime
+
+from sqlmodel import col, select
+
+from activities.storage.database import Database, utc_now
+from activities.storage.tables import TokenRow
+from qmtl_sdk.contracts.access import Role, TokenInfo
+from qmtl_sdk.contracts.canonical import canonical_json
+from qmtl_sdk.contracts.errors import QmtlError
+
+
+class SqlTokenStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, token: TokenInfo) -> None:
+        row = TokenRow(
+            token_id=token.token_id,
+            subject=token.subject,
+            grants=canonical_json({world: role.value for world, role in token.grants.items()}).decode(),
+            created_by=token.created_by,
+            created_at=token.created_at.isoformat(),
+            expires_at=token.expires_at.isoformat(),
+        )
+        with self._database.write(token.created_by) as tx:
+            tx.session.add(row)
+            tx.record("token.created", "", token.token_id, after={"subject": token.subject, "grants": token.json_dict()["grants"], "expires_at": row.expires_at})
+
+    def find(self, token_id: str) -> TokenInfo | None:
+        with self._database.read() as session:
+            row = session.get(TokenRow, token_id)
+            return _info(row) if row else None
+
+    def all(self) -> list[TokenInfo]:
+        with self._database.read() as session:
+            return [_info(row) for row in session.exec(select(TokenRow).order_by(col(TokenRow.created_at)))]
+
+    def revoke(self, token_id: str, actor: str) -> TokenInfo:
+        """Raises QmtlError (E_TOKEN_UNKNOWN). Revoking twice is revoking once."""
+        with self._database.write(actor) as tx:
+            row = tx.session.get(TokenRow, token_id, with_for_update=True)
+            if row is None:
+                raise QmtlError("E_TOKEN_UNKNOWN", f"there is no token {token_id[:64]!r}", "qmtl token list shows them")
+            if row.revoked_at is None:
+                row.revoked_at = utc_now()
+                tx.session.add(row)
+                tx.record("token.revoked", "", token_id, after={"subject": row.subject})
+            return _info(row)
+
+    def revoked(self) -> set[str]:
+        """The ids of all that were taken back."""
+        with self._database.read() as session:
+            return set(session.exec(select(TokenRow.token_id).where(col(TokenRow.revoked_at).is_not(None))))
+
+
+def _info(row: TokenRow) -> TokenInfo:
+    return TokenInfo(
+        token_id=row.token_id,
+        subject=row.subject,
+        grants={world: Role(role) for world, role in json.loads(row.grants).items()},
+        created_by=row.created_by,
+        created_at=datetime.fromisoformat(row.created_at),
+        expires_at=datetime.fromisoformat(row.expires_at),
+        revoked_at=datetime.fromisoformat(row.revoked_at) if row.revoked_at else None,
+    )

@@ -1,0 +1,176 @@
+"""A log of topics in an SQLite file of its own: appended to, read by position, followed, trimmed.
+
+Each topic numbers its entries 1, 2, 3 … without a gap. An entry with an id that the topic has already is not added again, were it trimmed a while ago. `newest` holds the last entry of
+each subject, so that what a topic says outlives what is trimmed. Writers of several processes queue at a turnstile, and one transaction holds what one call
+appends; so the file's own numbering (`position`) is the order of commits, and a reader that follows it misses nothing.
+"""
+
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from activities.storage.turnstile import Turnstile
+from qmtl_sdk.contracts.errors import QmtlError
+
+_REMEMBERED = 5000  # trimmed entries whose ids are still known
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS log (id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS entry (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, sequence INTEGER NOT NULL, id TEXT NOT NULL, subject TEXT NOT NULL, body TEXT,
+    UNIQUE (topic, sequence), UNIQUE (topic, id)
+);
+CREATE TABLE IF NOT EXISTS newest (
+    topic TEXT NOT NULL, subject TEXT NOT NULL, sequence INTEGER NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (topic, subject)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS topic (topic TEXT PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """`gone` says that the subject exists no more: it leaves what the topic says."""
+
+    topic: str
+    id: str
+    subject: str
+    body: str
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    topic: str
+    sequence: int
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The first sequence that can still be read, and the last one given; 1 and 0 for a topic without entries."""
+
+    first: int = 1
+    last: int = 0
+
+
+class SqliteLog:
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._local, self._lock = path, threading.local(), threading.Lock()
+        self._open: list[tuple[sqlite3.Connection, Turnstile]] = []
+        with self._write() as connection:
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            if connection.execute("SELECT id FROM log").fetchone() is None:
+                connection.execute("INSERT INTO log VALUES (?)", (uuid.uuid4().hex,))
+        self.log_id: str = self._reader().execute("SELECT id FROM log").fetchone()[0]
+
+    def append(self, entries: Sequence[NewEntry]) -> int:
+        """Append, all or nothing; how many were new."""
+        added = 0
+        with self._write() as connection:
+            ends: dict[str, int] = {}
+            for entry in entries:
+                if entry.topic not in ends:
+                    row = connection.execute("SELECT last FROM topic WHERE topic = ?", (entry.topic,)).fetchone()
+                    ends[entry.topic] = row[0] if row else 0
+                sequence = ends[entry.topic] + 1
+                done = connection.execute(
+                    "INSERT INTO entry (topic, sequence, id, subject, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (topic, id) DO NOTHING", (entry.topic, sequence, entry.id, entry.subject, entry.body)
+                )
+                if not done.rowcount:
+                    continue
+                added, ends[entry.topic] = added + 1, sequence
+                if entry.gone:
+                    connection.execute("DELETE FROM newest WHERE topic = ? AND subject = ?", (entry.topic, entry.subject))
+                else:
+                    connection.execute("INSERT OR REPLACE INTO newest VALUES (?, ?, ?, ?, ?)", (entry.topic, entry.subject, sequence, entry.id, entry.body))
+            for topic, last in ends.items():
+                connection.execute("INSERT INTO topic VALUES (?, 1, ?) ON CONFLICT (topic) DO UPDATE SET last = excluded.last", (topic, last))
+        return added
+
+    def read(self, topic: str, after: int, limit: int) -> list[Entry]:
+        kept = "(SELECT first FROM topic WHERE topic = entry.topic)"
+        query = f"SELECT topic, sequence, body FROM entry WHERE topic = ? AND sequence > ? AND sequence >= {kept} ORDER BY sequence LIMIT ?"  # noqa: S608  a text of ours
+        return [Entry(*row) for row in self._reader().execute(query, (topic, after, limit))]
+
+    def follow(self, position: int, limit: int) -> tuple[list[Entry], int]:
+        """What was appended to any topic after the file's `position`, and the position after it."""
+        rows = self._reader().execute("SELECT topic, sequence, body, position FROM entry WHERE position > ? ORDER BY position LIMIT ?", (position, limit)).fetchall()
+        return [Entry(*row[:3]) for row in rows], rows[-1][3] if rows else position
+
+    def end(self) -> int:
+        """The position after everything."""
+        row = self._reader().execute("SELECT max(position) FROM entry").fetchone()
+        return row[0] or 0
+
+    def bounds(self, topic: str) -> Bounds:
+        row = self._reader().execute("SELECT first, last FROM topic WHERE topic = ?", (topic,)).fetchone()
+        return Bounds(*row) if row else Bounds()
+
+    def topics(self) -> dict[str, Bounds]:
+        return {row[0]: Bounds(row[1], row[2]) for row in self._reader().execute("SELECT topic, first, last FROM topic")}
+
+    def newest(self, topic: str) -> tuple[int, list[str]]:
+        """The topic's last sequence, and the newest body of each subject as of it, by subject."""
+        reader = self._reader()
+        reader.execute("BEGIN")
+        try:
+            row = reader.execute("SELECT last FROM topic WHERE topic = ?", (topic,)).fetchone()
+            return (row[0] if row else 0), [row[0] for row in reader.execute("SELECT body FROM newest WHERE topic = ? ORDER BY subject", (topic,))]
+        finally:
+            reader.execute("COMMIT")
+
+    def trim(self, topic: str, first: int) -> int:
+        """Forget what stands before `first`, which may be one past the last; how many entries that were."""
+        with self._write() as connection:
+            row = connection.execute("SELECT first, last FROM topic WHERE topic = ?", (topic,)).fetchone()
+            if row is None or first <= row[0]:
+                return 0
+            first = min(first, row[1] + 1)
+            connection.execute("UPDATE topic SET first = ? WHERE topic = ?", (first, topic))
+            connection.execute("DELETE FROM entry WHERE topic = ? AND sequence < ?", (topic, first - _REMEMBERED))
+            return int(first - row[0])
+
+    def drop(self, topic: str) -> None:
+        with self._write() as connection:
+            for table in ("entry", "newest", "topic"):
+                connection.execute(f"DELETE FROM {table} WHERE topic = ?", (topic,))  # noqa: S608  three names of ours
+
+    def close(self) -> None:
+        with self._lock:
+            for connection, turnstile in self._open:
+                connection.close()
+                turnstile.close()
+            self._open.clear()
+            self._local = threading.local()
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        connection = self._reader()
+        try:
+            with self._local.turnstile:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                except BaseException:
+                    connection.execute("ROLLBACK")
+                    raise
+                connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise QmtlError("E_UNAVAILABLE", f"the log {self._path.name} can't be written: {error}", "check that its disk has room, then try again") from error
+
+    def _reader(self) -> sqlite3.Connection:
+        """A connection for each thread."""
+        if not hasattr(self._local, "connection"):
+            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+                connection.execute(f"PRAGMA {pragma}")
+            self._local.connection, self._local.turnstile = connection, Turnstile(self._path)
+            with self._lock:
+                self._open.append((connection, self._local.turnstile))
+        found: sqlite3.Connection = self._local.connection
+        return found

@@ -1,0 +1,153 @@
+"""The one table of routes and the role that each needs; tests and docs read it, and a route that is not in it does not start.
+
+Where a route's path has a `world_id`, the role is needed in that world. Where the world is in the body or behind an id, the role is needed somewhere, and the route asks
+again (`Caller.in_world`) as soon as it knows the world.
+"""
+
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+from api.auth.limits import RateLimit
+from api.auth.tokens import Tokens
+from qmtl_sdk.contracts import access
+from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.errors import QmtlError
+
+LIVE_HEADER = "X-Allow-Live"
+
+
+@dataclass(frozen=True)
+class Access:
+    """`role` None: anyone. `world`: where the world is that the role is needed in."""
+
+    role: Role | None
+    world: str = "any"
+
+
+_R, _A, _OP, _OWN = Role.READER, Role.AUTHOR, Role.OPERATOR, Role.OWNER
+ROUTES: dict[tuple[str, str], Access] = {
+    ("POST", "/strategies"): Access(_A, "body"),
+    ("POST", "/strategies/dry-run"): Access(_A, "body"),
+    ("GET", "/strategies/{strategy_id}/status"): Access(_R, "run"),
+    ("POST", "/leases/{lease_id}/heartbeat"): Access(_A, "run"),
+    ("POST", "/leases/{lease_id}/complete"): Access(_A, "run"),
+    ("POST", "/leases/{lease_id}/fail"): Access(_A, "run"),
+    ("PUT", "/artifacts/{content_hash}"): Access(_A),
+    ("GET", "/artifacts/{content_hash}"): Access(_R),
+    ("POST", "/worlds"): Access(_OP, "body"),
+    ("GET", "/worlds"): Access(_R),
+    ("GET", "/worlds/{world_id}"): Access(_R, "path"),
+    ("POST", "/worlds/{world_id}/policies"): Access(_OP, "path"),
+    ("GET", "/worlds/{world_id}/policies"): Access(_R, "path"),
+    ("GET", "/worlds/{world_id}/policies/{version}"): Access(_R, "path"),
+    ("POST", "/worlds/{world_id}/decide"): Access(_OP, "path"),
+    ("GET", "/worlds/{world_id}/decisions"): Access(_R, "path"),
+    ("GET", "/worlds/{world_id}/activation"): Access(_R, "path"),
+    ("GET", "/worlds/{world_id}/activation/state_hash"): Access(_R, "path"),
+    ("POST", "/sessions"): Access(_A, "body"),
+    ("GET", "/sessions"): Access(_R),
+    ("POST", "/sessions/{session_id}/heartbeat"): Access(_A, "session"),
+    ("DELETE", "/sessions/{session_id}"): Access(_A, "session"),
+    ("GET", "/queues/by_tag"): Access(_R, "query"),
+    ("GET", "/queues/{topic}/messages"): Access(_R, "queue"),
+    ("POST", "/queues/{topic}/messages"): Access(_A, "queue"),
+    ("POST", "/events/subscribe"): Access(_R, "body"),
+    ("GET", "/events/poll"): Access(None, "stream token"),
+    ("GET", "/events/schema"): Access(None),
+    ("GET", "/events/jwks"): Access(None),
+    ("POST", "/tokens"): Access(_OP),
+    ("GET", "/tokens"): Access(_OP),
+    ("DELETE", "/tokens/{token_id}"): Access(_OP),
+    ("POST", "/tokens/rotate"): Access(_OWN),
+    ("GET", "/status"): Access(_R),
+    ("GET", "/health"): Access(None),
+    ("GET", "/metrics"): Access(None),
+}
+
+
+class Caller(access.Caller):
+    """The caller of a request."""
+
+    live: bool = False
+
+    def in_world(self, world_id: str, role: Role) -> None:
+        """Raises QmtlError: E_WORLD_FORBIDDEN where the caller has no business in the world, E_ROLE where their role there is too low."""
+        mine = self.role_in(world_id)
+        if mine is None:
+            raise QmtlError("E_WORLD_FORBIDDEN", f"{self.subject} has no role in world {world_id[:64]}", "ask an operator of that world for a token")
+        if not mine.covers(role):
+            raise QmtlError("E_ROLE", f"this needs the role {role.value} in world {world_id[:64]}; {self.subject} is {mine.value} there", "ask someone with that role, or for a token with it")
+
+    def require_live(self, world_id: str) -> None:
+        """Whatever leads to live needs the header besides the role, never instead of it."""
+        self.in_world(world_id, Role.OPERATOR)
+        if not self.live:
+            raise QmtlError("E_LIVE_HEADER", "this leads to live trading and was asked for without saying so", f"send the header {LIVE_HEADER}: true")
+
+
+class GuardedRoute(APIRoute):
+    """A route that asks who is there before it reads anything else. (Any: FastAPI's own signature.)"""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        inner = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            await run_in_threadpool(authorise, request)
+            return await inner(request)
+
+        return handler
+
+
+def check_table(routers: Iterable[APIRouter]) -> None:
+    """Every route has its entry and its guard, and every entry its route."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    there = {(method, route.path) for route in routes for method in route.methods}
+    unguarded = [route.path for route in routes if not isinstance(route, GuardedRoute)]
+    if there != set(ROUTES) or unguarded:
+        raise RuntimeError(f"routes without a role: {sorted(there - set(ROUTES))}; roles without a route: {sorted(set(ROUTES) - there)}; routes without a guard: {unguarded}")
+
+
+def authorise(request: Request) -> None:
+    """Who asks, how often, and whether they may. Raises QmtlError."""
+    tokens: Tokens = request.app.state.tokens
+    limit: RateLimit = request.app.state.limit
+    entry = ROUTES[(request.method, request.scope["route"].path)]
+    request.state.caller = None
+    if entry.role is None:
+        limit.take(request.client.host if request.client else "")
+        return
+    try:
+        found = tokens.caller(bearer(request))
+    except QmtlError:
+        limit.take(request.client.host if request.client else "")
+        raise
+    limit.take(found.subject)
+    caller = Caller(**found.model_dump(), live=request.headers.get(LIVE_HEADER, "").lower() == "true")
+    request.state.caller = caller
+    if entry.world == "path":
+        caller.in_world(request.path_params["world_id"], entry.role)
+    elif caller.highest is None or not caller.highest.covers(entry.role):
+        raise QmtlError(
+            "E_ROLE", f"this needs the role {entry.role.value}; {caller.subject} has {caller.highest.value if caller.highest else 'none'}", "ask someone with that role, or for a token with it"
+        )
+
+
+def bearer(request: Request) -> str:
+    """The token of a request. Raises QmtlError (E_TOKEN_MISSING)."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise QmtlError("E_TOKEN_MISSING", "the request carries no bearer token", "qmtl and Runner find the local one by themselves; others send Authorization: Bearer TOKEN")
+    return token.strip()
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+Asker = Annotated[Caller, Depends(_caller)]

@@ -1,0 +1,78 @@
+"""What changed: subscribe, listen, or ask now and then."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, WebSocket
+
+from api.auth.access import Asker, GuardedRoute, bearer
+from api.state import State
+from api.stream import Subscriber
+from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.events import KINDS, NO_WORLD, Polled, Subscribe, Subscription, schemas
+
+router = APIRouter(prefix="/events", tags=["events"], route_class=GuardedRoute)
+socket_router = APIRouter()
+STREAM_PATH = "/events/stream"
+
+
+@router.post("/subscribe", summary="A stream's address and token")
+async def subscribe(wanted: Subscribe, request: Request, state: State, caller: Asker) -> Subscription:
+    """`topics` are kinds of the world's topics. World `_` has what belongs to no world, and takes an operator of all worlds."""
+    for topic in wanted.topics:
+        if topic not in KINDS:
+            raise QmtlError("E_TOPIC_UNKNOWN", f"{topic[:64]!r} is not a topic{nearest(topic, list(KINDS))}", f"there are: {', '.join(KINDS)}")
+    caller.in_world(wanted.world_id, Role.OPERATOR if wanted.world_id == NO_WORLD else Role.READER)
+    if wanted.world_id != NO_WORLD:
+        await asyncio.to_thread(state.stores.worlds.world, wanted.world_id)
+    lifetime = state.config.events.token_s
+    token = state.tokens.issue_stream(caller, wanted, lifetime)
+    base = str(request.base_url).rstrip("/")
+    return Subscription(
+        stream_url="ws" + base.removeprefix("http") + STREAM_PATH,
+        poll_url=f"{base}/events/poll",
+        token=token,
+        topics=wanted.topics,
+        expires_at=datetime.now(UTC) + timedelta(seconds=lifetime),
+        expires_in=lifetime,
+    )
+
+
+@router.get("/poll", summary="What the topics of a stream's token said since a position")
+async def poll(
+    request: Request,
+    state: State,
+    after: Annotated[list[str], Query(max_length=20, description="TOPIC:SEQUENCE, once for each topic that was read before; a topic without one gets a snapshot")] = [],  # noqa: B006  FastAPI copies it
+    log: Annotated[str, Query(max_length=64, description="the log that the positions are of")] = "",
+    wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for something new")] = 0.0,
+) -> Polled:
+    """The same sequences as the stream's. Carries a token of `POST /events/subscribe`."""
+    claims = await asyncio.to_thread(state.tokens.stream, bearer(request))
+    positions: dict[str, int] = {}
+    for item in after:
+        topic, _, sequence = item.partition(":")
+        if topic not in claims.topics:
+            raise QmtlError("E_TOPIC_FORBIDDEN", f"the token is not for {topic[:64]!r}", f"it is for: {', '.join(claims.topics)}")
+        if not sequence.isascii() or not sequence.isdigit() or len(sequence) > 18:
+            raise QmtlError("E_BODY_INVALID", f"after: {item[:80]!r} is not TOPIC:SEQUENCE", "write it like activation:12")
+        positions[topic] = int(sequence)
+    return await state.hub.poll(claims, log, positions, wait)
+
+
+@router.get("/schema", summary="JSON schemas of events and frames")
+def schema() -> dict[str, Any]:
+    return schemas()
+
+
+@router.get("/jwks", summary="The public keys that tokens are signed with")
+def jwks(state: State) -> dict[str, Any]:
+    return state.tokens.jwks()
+
+
+@socket_router.websocket(STREAM_PATH)
+async def stream(socket: WebSocket) -> None:
+    """Asks for its token in the first frame: a browser can't send headers, and addresses end up in logs."""
+    state = socket.app.state.gateway
+    await Subscriber(socket, state.hub, state.tokens, state.sockets, state.revoked, state.config.events).run()

@@ -1,0 +1,105 @@
+"""A running strategy: a session with a lease on its world. And the rows that its nodes put into their queues."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qmtl_sdk.contracts.domains import ComputeContext
+from qmtl_sdk.contracts.events import Positions
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.submission import QueueTarget
+from qmtl_sdk.contracts.worlds import UtcTime, WorldId
+
+
+class SessionOpen(Model):
+    """`POST /sessions`. `shadow` asks for the shadow domain, which only an operator may."""
+
+    world_id: WorldId
+    strategy_id: str = Field(min_length=1, max_length=128)
+    runner: str = Field(min_length=1, max_length=128)
+    host: str = Field("", max_length=128)
+    shadow: bool = False
+
+
+class SessionGrant(Model):
+    """The lease: beat within `lease_s`, or the session ends and its gate closes. `queue_map` is that of the session's own domain."""
+
+    session_id: str
+    world_id: str
+    strategy_id: str
+    context: ComputeContext
+    queue_map: dict[str, QueueTarget]
+    lease_s: float
+
+
+class SessionBeat(Model):
+    """How a session is. `positions`: the last sequence of each topic that it has handled; `lag_s`: how far that is behind; `bar`: the newest close computed, world time."""
+
+    positions: Positions = {}
+    lag_s: float = Field(0.0, ge=0)
+    gate: Literal["open", "closed"] = "closed"
+    reason: str = Field("", max_length=300)
+    bar: str = Field("", max_length=64)
+    bars: int = Field(0, ge=0)
+    dropped_bars: int = Field(0, ge=0, description="bars that came twice or went back in time")
+    fault: str = Field("", max_length=500)
+    cross_context_cache_hits: int = Field(0, ge=0)
+
+
+class SessionInfo(Model):
+    """A session as it is listed."""
+
+    session_id: str
+    world_id: str
+    strategy_id: str
+    name: str
+    actor: str
+    runner: str
+    host: str
+    execution_domain: str
+    opened_at: UtcTime
+    expires_at: UtcTime
+    ended_at: UtcTime | None = None
+    end_reason: str = ""
+    report: SessionBeat = SessionBeat()
+
+
+class QueueMessage(Model):
+    """One bar of a node's output. `key` is the same for the same bar of the same window; who reads drops what it has seen."""
+
+    key: str = Field(min_length=1, max_length=512)
+    ts: int = Field(ge=-(2**63), lt=2**63, description="opening time of the bar, ns since 1970, UTC")
+    values: dict[str, float | None] = Field(max_length=200)
+
+
+class QueueAppend(Model):
+    messages: tuple[QueueMessage, ...] = Field(min_length=1, max_length=5000)
+
+
+class QueueAppended(Model):
+    added: int
+
+
+class QueueRead(Model):
+    """Messages after a position; `position` is where to go on."""
+
+    topic: str
+    messages: tuple[QueueMessage, ...]
+    position: int
+
+
+class QueueInfo(Model):
+    """A queue that a tag query finds."""
+
+    topic: str
+    node_id: str
+    name: str
+    interval: int
+    tags: tuple[str, ...]
+    execution_domain: str
+    created_at: UtcTime
+
+
+def message_key(node_id: str, interval: int, bucket_ts: int, compute_key: str, input_window_hash: str) -> str:
+    """The key of a bar of a node's output: who computed what, where, from which window."""
+    return f"{node_id}:{interval}:{bucket_ts}#ck={compute_key}:{input_window_hash}"

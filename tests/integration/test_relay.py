@@ -1,0 +1,179 @@
+"""From the outbox to the bus: everything once, in the order of commits within a key, whatever dies."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlmodel import select
+
+from activities.events.bus import SqliteBus
+from activities.events.outbox import SqlOutbox
+from activities.events.relay import Relay
+from activities.storage.database import Database
+from activities.storage.tables import Outbox
+from qmtl_sdk.contracts.events import Sequenced
+from tests.events import tell
+from tests.harness import wait_for
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[SqliteBus]:
+    found = SqliteBus(tmp_path / "bus.db")
+    yield found
+    found.close()
+
+
+def told(bus: SqliteBus) -> dict[str, list[Sequenced]]:
+    return {topic: bus.read(topic, 0, 100_000) for topic in bus.topics()}
+
+
+def whole_and_in_order(database: Database, bus: SqliteBus) -> None:
+    """Every row of the outbox is on the bus once; within a world in the order of its number there, which is that of commits."""
+    with database.read() as session:
+        rows = {row.event_id: row for row in session.exec(select(Outbox))}
+    seen: list[str] = []
+    for topic, items in told(bus).items():
+        assert [item.sequence for item in items] == list(range(1, len(items) + 1)), topic
+        numbers = [rows[item.event.id].seq for item in items]
+        assert numbers == sorted(numbers), topic  # type: ignore[type-var]
+        counters: dict[str, int] = defaultdict(lambda: -1)
+        for item in items:
+            if item.event.type == "policy_updated":
+                assert item.event.data is not None
+                assert item.event.data["version"] > counters[item.event.subject], topic
+                counters[item.event.subject] = item.event.data["version"]
+        seen += [item.event.id for item in items]
+    assert sorted(seen) == sorted(rows)
+    assert all(row.published_at for row in rows.values())
+
+
+def write_busily(database: Database, writer: int, rounds: int) -> None:
+    """Short transactions and long ones, on a world of one's own and on one that all share."""
+    rng = random.Random(writer)
+    for i in range(rounds):
+        with database.write("test") as tx:
+            tx.record("test.told", f"own{writer}", f"writer{writer}", event="policy_updated", data={"version": i})
+            if rng.random() < 0.3:
+                time.sleep(rng.random() * 0.01)  # a slow transaction: what has later numbers may commit before it
+        tell(database, f"writer{writer}", i, world="shared")
+
+
+def test_nothing_is_lost_or_doubled_beside_eight_writers(database: Database, bus: SqliteBus) -> None:
+    """Trap 19: numbers are given before the commit."""
+    stop = threading.Event()
+    relay = threading.Thread(target=Relay(database, bus, 100_000).run, args=(stop,))
+    relay.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda writer: write_busily(database, writer, 40), range(8)))
+        wait_for(lambda: not SqlOutbox(database).waiting(1), "empty outbox")
+    finally:
+        stop.set()
+        relay.join()
+    whole_and_in_order(database, bus)
+    assert len(told(bus)["shared.policy"]) == 320
+
+
+@pytest.mark.parametrize("line", ["publish", "told"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_at_any_line_of_a_step_loses_and_doubles_nothing(database: Database, bus: SqliteBus, monkeypatch: pytest.MonkeyPatch, line: str, when: str) -> None:
+    class DiedError(Exception):
+        pass
+
+    for i in range(10):
+        tell(database, "a", i)
+    owner = SqliteBus if line == "publish" else SqlOutbox
+    real = getattr(owner, line)
+
+    def dying(self: object, *args: object) -> None:
+        if when == "after":
+            real(self, *args)
+        raise DiedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, line, dying)
+        with pytest.raises(DiedError):
+            Relay(database, bus, 1000).step()
+    tell(database, "a", 10)
+    relay = Relay(database, bus, 1000)
+    while relay.step():
+        pass
+    whole_and_in_order(database, bus)
+
+
+def start_relay(dsn: str, home: Path) -> "subprocess.Popen[bytes]":
+    env = {
+        **os.environ,
+        "QMTL_HOME": str(home),
+        "QMTL_GATEWAY__DATABASE_DSN": dsn,
+        "QMTL_GATEWAY__DATABASE_BACKEND": "postgres" if dsn.startswith("postgres") else "sqlite",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    return subprocess.Popen([sys.executable, "-m", "activities.events.relay"], env=env, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_relay_that_is_killed_again_and_again_tells_everything_once(database: Database, dsn: str, bus: SqliteBus, tmp_path: Path) -> None:
+    rng = random.Random(5)
+    with ThreadPoolExecutor(2) as pool:
+        writing = [pool.submit(write_busily, database, writer, 150) for writer in range(2)]
+        before = 0
+        for _ in range(4):
+            relay = start_relay(dsn, tmp_path)
+            try:
+                wait_for(lambda: bus.end() > before or all(item.done() for item in writing), "events")  # noqa: B023
+                time.sleep(rng.random() * 0.05)  # somewhere in its work, which is what is tried here
+            finally:
+                relay.kill()
+                relay.wait()
+            before = bus.end()
+        for item in writing:
+            item.result()
+    relay = start_relay(dsn, tmp_path)
+    try:
+        wait_for(lambda: not SqlOutbox(database).waiting(1), "empty outbox")
+    finally:
+        relay.terminate()
+        assert relay.wait(30) == 0
+    whole_and_in_order(database, bus)
+
+
+def test_one_relay_at_a_time_and_the_next_takes_over(database: Database, bus: SqliteBus) -> None:
+    with database.sole("relay") as mine:
+        assert mine
+        with database.sole("relay") as other:
+            assert not other
+        stop = threading.Event()
+        second = threading.Thread(target=Relay(database, bus, 1000).run, args=(stop,))
+        second.start()
+        tell(database, "a", 1)
+        assert SqlOutbox(database).waiting(1)
+    try:
+        wait_for(lambda: not SqlOutbox(database).waiting(1), "empty outbox")
+    finally:
+        stop.set()
+        second.join()
+    whole_and_in_order(database, bus)
+
+
+def test_topics_are_trimmed_to_what_is_kept(database: Database, bus: SqliteBus) -> None:
+    for i in range(30):
+        tell(database, "a", i)
+    relay = Relay(database, bus, 10)
+    relay.step()
+    relay.trim()
+    assert [item.sequence for item in bus.read("equities.policy", 0, 100)] == list(range(21, 31))
+
+
+def test_the_age_of_what_waits(database: Database, bus: SqliteBus) -> None:
+    Relay(database, bus, 10).step()
+    assert SqlOutbox(database).age_s() == 0
+    tell(database, "a", 1)
+    assert SqlOutbox(database).age_s() > 0
