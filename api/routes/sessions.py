@@ -13,7 +13,7 @@ from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.domains import ComputeContext, Domain, resolve
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import compute_key
-from qmtl_sdk.contracts.sessions import SessionBeat, SessionGrant, SessionInfo, SessionOpen
+from qmtl_sdk.contracts.sessions import SessionBeat, SessionGrant, SessionInfo, SessionKept, SessionOpen
 from qmtl_sdk.contracts.submission import QueueTarget
 
 router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=GuardedRoute)
@@ -34,7 +34,15 @@ def open_session(wanted: SessionOpen, state: State, caller: Asker) -> SessionGra
     # No as_of: a bar says itself when it is, and a session that is started again must give its bars the same keys.
     keys = {node_id: compute_key(node_id, wanted.world_id, domain, "", context.partition) for node_id in topics}
     queue_map = {node_id: QueueTarget(topic=topic, compute_key=keys[node_id], reused=True) for node_id, topic in topics.items()}
-    return SessionGrant(session_id=found.session_id, world_id=found.world_id, strategy_id=found.strategy_id, context=context, queue_map=queue_map, lease_s=state.stores.sessions.lease_s)
+    return SessionGrant(
+        session_id=found.session_id,
+        world_id=found.world_id,
+        strategy_id=found.strategy_id,
+        context=context,
+        queue_map=queue_map,
+        lease_s=state.stores.sessions.lease_s,
+        now=datetime.now(UTC),
+    )
 
 
 @router.get("", summary="Sessions, newest first")
@@ -51,9 +59,9 @@ def list_sessions(
 
 
 @router.post("/{session_id}/heartbeat", summary="Keep the lease, and say how it is")
-def heartbeat(session_id: str, beat: SessionBeat, state: State, caller: Asker) -> SessionInfo:
+def heartbeat(session_id: str, beat: SessionBeat, state: State, caller: Asker) -> SessionKept:
     caller.in_world(state.stores.sessions.find(session_id).world_id, Role.AUTHOR)
-    return state.stores.sessions.beat(session_id, beat)
+    return SessionKept(session_id=session_id, expires_at=state.stores.sessions.beat(session_id, beat).expires_at, now=datetime.now(UTC))
 
 
 @router.delete("/{session_id}", summary="End a session: its gate closes")

@@ -149,7 +149,8 @@ class LiveEngine:
                     self.late += 1
                     continue
                 series.append(ts, values)
-                ticked.add(query_id)
+                if close > self._series[query_id].last_close:  # a row that comes after its bar was asked about is seen by the next
+                    ticked.add(query_id)
         yield from self._tick(close, ticked)
 
     def _tick(self, close: int, ticked: set[str]) -> Iterator[Output]:
@@ -187,8 +188,9 @@ class LiveEngine:
             due = [start for start in opened if start + node.interval * NS <= close]
             del opened[: len(due)]
             return due
-        own = any(parent.node_id in ticked and parent.interval == node.interval for parent in node.inputs)
-        return [close - node.interval * NS] if own else []
+        if close <= self._series[node.node_id].last_close:
+            return []
+        return [close - node.interval * NS] if any(parent.node_id in ticked and parent.interval == node.interval for parent in node.inputs) else []
 
     def _ask(self, node: Node, ts: int) -> Output:
         if node.node_id in self._tagged:

@@ -30,6 +30,15 @@ class SessionGrant(Model):
     context: ComputeContext
     queue_map: dict[str, QueueTarget]
     lease_s: float
+    now: UtcTime = Field(description="the Gateway's clock, which the session goes by")
+
+
+class SessionKept(Model):
+    """The answer to a beat: until when the lease holds, and the Gateway's clock."""
+
+    session_id: str
+    expires_at: UtcTime
+    now: UtcTime
 
 
 class SessionBeat(Model):

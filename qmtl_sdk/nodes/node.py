@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qmtl_sdk.contracts.canonical import flatten, hash_of
 from qmtl_sdk.contracts.dag import NODE, SCHEMA_COMPAT_ID, STREAM, TAG_QUERY, NodeRecord
+from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.durations import bars, seconds
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import CanonicalNodeSpec
@@ -56,6 +57,7 @@ class Node:
             if not isinstance(parent, Node):
                 raise QmtlError("E_NODE_INPUT", f"{name or 'a node'} has {parent!r} as an input, which is not a node", "pass nodes in input=")
         self.compute_fn, self.name, self.tags, self.clock = compute_fn, name, tuple(tags), clock
+        self.context: ComputeContext | None = None
         self.interval = self._interval(interval)
         self.period = bars(period, self.interval) if period is not None else max((parent.period for parent in self.inputs), default=1)
         self.params = dict(params or {})
@@ -69,6 +71,10 @@ class Node:
             return found[0]
         why = "has no interval" if not found else f"has inputs of different intervals ({', '.join(f'{s} s' for s in found)})"
         raise QmtlError("E_INTERVAL", f"{self.name or 'a node'} {why}", "say which with interval=")
+
+    def apply_compute_context(self, context: ComputeContext) -> None:
+        """Where it computes from now on, as the services decided it."""
+        self.context = context
 
     @property
     def label(self) -> str:

@@ -7,13 +7,15 @@ world's execution model. Instruments are averaged by weight. A missing position 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
 from qmtl_sdk.compute.engine import Tape
+from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import Execution
-from qmtl_sdk.data.bars import iso
+from qmtl_sdk.data.bars import NS, iso, to_ns
 from qmtl_sdk.nodes.node import Node, StreamInput
 from qmtl_sdk.nodes.strategy import Build
 
@@ -42,11 +44,16 @@ class _Instrument:
     position: np.ndarray
 
 
-def returns_of(build: Build, tapes: Mapping[str, Tape], execution: Execution) -> Returns:
-    """The returns of a computed strategy. Raises QmtlError: E_RETURNS_MISSING, E_RETURNS_AMBIGUOUS, E_COMPUTE_OUTPUT."""
+def returns_of(build: Build, tapes: Mapping[str, Tape], execution: Execution, as_of: datetime | None = None) -> Returns:
+    """The returns of a computed strategy. Raises QmtlError: E_RETURNS_MISSING, E_RETURNS_AMBIGUOUS, E_COMPUTE_OUTPUT.
+
+    One that holds nothing but offers its nodes' outputs by tag, or asks for others', has returns of 0: it is there for what it computes.
+    """
     carriers = [node for node in build.nodes if _position_column(tapes[node.node_id]) and not isinstance(node, StreamInput)]
     if build.strategy.returns_node is not None:
         return _named(build.strategy.returns_node, tapes)
+    if not carriers and any(node.node_type == TAG_QUERY or (node.tags and not isinstance(node, StreamInput)) for node in build.nodes):
+        return _flat(build, tapes, as_of)
     if not carriers:
         raise QmtlError(
             "E_RETURNS_MISSING",
@@ -73,6 +80,19 @@ def returns_of(build: Build, tapes: Mapping[str, Tape], execution: Execution) ->
     values[0] = 0.0
     streams = tuple(dict.fromkeys(item.price.node_id for item in instruments))
     return Returns(ts, values, intervals.pop(), positions, shares, streams)
+
+
+def _flat(build: Build, tapes: Mapping[str, Tape], as_of: datetime | None) -> Returns:
+    """Nothing earned and nothing lost, at the bars of the finest node that has any, or at the last one before `as_of`."""
+    computed = [tapes[node.node_id].bars for node in build.nodes if len(tapes[node.node_id].bars)]
+    if computed:
+        finest = min(computed, key=lambda bars: bars.interval)
+        return Returns(finest.ts, np.zeros(len(finest.ts)), finest.interval, {}, {}, ())
+    interval = min(node.interval for node in build.nodes)
+    if as_of is None:
+        raise QmtlError("E_RETURNS_MISSING", f"{build.name} has neither data nor a time that it is computed for", "submit it to a world with a clock")
+    step = interval * NS
+    return Returns(np.array([to_ns(as_of) // step * step - step], dtype="int64"), np.zeros(1), interval, {}, {}, ())
 
 
 def _instrument(node: Node, tapes: Mapping[str, Tape], cost: float) -> _Instrument:

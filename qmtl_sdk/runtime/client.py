@@ -12,7 +12,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 from qmtl_sdk.contracts.access import NewToken, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.errors import CODES, QmtlError
 from qmtl_sdk.contracts.events import Subscribe, Subscription
-from qmtl_sdk.contracts.sessions import QueueAppend, QueueAppended, QueueInfo, QueueMessage, QueueRead, SessionBeat, SessionGrant, SessionInfo, SessionOpen
+from qmtl_sdk.contracts.sessions import QueueAppend, QueueAppended, QueueInfo, QueueMessage, QueueRead, SessionBeat, SessionGrant, SessionInfo, SessionKept, SessionOpen
 from qmtl_sdk.contracts.submission import Ack, DryRun, EvidenceRef, Heartbeat, LeaseFailure, StrategyStatus, StrategySubmit
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
 
@@ -97,12 +97,12 @@ class GatewayClient:
 
     # running strategies
 
-    def open_session(self, wanted: SessionOpen) -> SessionGrant:
-        return SessionGrant.model_validate(self._call("POST", "/sessions", wanted))
+    def open_session(self, wanted: SessionOpen, patience_s: float | None = None) -> SessionGrant:
+        return SessionGrant.model_validate(self._call("POST", "/sessions", wanted, patience_s=patience_s))
 
-    def session_beat(self, session_id: str, beat: SessionBeat) -> SessionInfo:
+    def session_beat(self, session_id: str, beat: SessionBeat) -> SessionKept:
         """Tried once: the next beat comes soon."""
-        return SessionInfo.model_validate(self._call("POST", f"/sessions/{session_id}/heartbeat", beat, patience_s=0.0, timeout=10.0))
+        return SessionKept.model_validate(self._call("POST", f"/sessions/{session_id}/heartbeat", beat, patience_s=0.0, timeout=10.0))
 
     def end_session(self, session_id: str, reason: str, patience_s: float | None = None) -> SessionInfo:
         return SessionInfo.model_validate(self._call("DELETE", f"/sessions/{session_id}", params={"reason": reason}, patience_s=patience_s))

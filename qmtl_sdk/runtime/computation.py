@@ -9,8 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from qmtl_sdk.compute.cache import ArrowCache
 from qmtl_sdk.compute.engine import Check, Tape, compute
+from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Ack, Heartbeat
 from qmtl_sdk.data.bars import Bars, checked, combined, fingerprint, iso
@@ -64,6 +67,10 @@ def compute_strategy(build: Build, ack: Ack, cache_root: Path, report: Report, p
             if binding is None:
                 own.append(fingerprint({node.node_id: bars}))
             continue
+        if node.node_type == TAG_QUERY or any(not len(tapes[parent.node_id].bars) for parent in node.inputs):
+            # What a tag query finds has no history that the service pinned: it, and what reads it, begin when the strategy runs.
+            tapes[node.node_id] = Tape(Bars(np.empty(0, dtype="int64"), {}, node.interval))
+            continue
         key = ack.queue_map[node.node_id].compute_key
 
         def progress(node: Node, bar: int, bars: int, number: int = number) -> None:
@@ -80,7 +87,7 @@ def compute_strategy(build: Build, ack: Ack, cache_root: Path, report: Report, p
         checks.append(check)
         if not node.seeded and not own:  # a source of one's own has no fingerprint that the service pinned
             cache.put(key, node.node_id, tapes[node.node_id])
-    returns = returns_of(build, tapes, ack.execution)
+    returns = returns_of(build, tapes, ack.execution, as_of)
     precheck = _precheck(build, ack, returns, checks, gaps, cache.counters.cross_context_hits)
     return Computed(returns, tapes, computed, cached, found or combined(own), precheck)
 

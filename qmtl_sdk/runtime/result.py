@@ -1,11 +1,14 @@
 """What a submission came to, as an author reads it: on the console, in a notebook, in code."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, StrategyDecision, Violation
+
+if TYPE_CHECKING:
+    from qmtl_sdk.runtime.running import RunningStrategy
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class NodeCounts:
 
 @dataclass(frozen=True)
 class SubmitResult:
-    """`metrics` are the service's; `precheck` is what this process found by itself and decides nothing."""
+    """`metrics` are the service's; `precheck` is what this process found by itself and decides nothing. `running`: the strategy that goes on, where the world switched it on."""
 
     name: str
     world: str
@@ -45,6 +48,7 @@ class SubmitResult:
     returns_hash: str = ""
     error_code: str = ""
     error: str = ""
+    running: "RunningStrategy | None" = field(default=None, compare=False, repr=False)
 
     @property
     def mine(self) -> StrategyDecision | None:
@@ -100,6 +104,8 @@ class SubmitResult:
             "violations": [item.json_dict() for item in self.violations],
             "precheck": self.precheck,
             "seconds": round(self.seconds, 3),
+            "running": self.running is not None and self.running.alive,
+            "session_id": self.running.grant.session_id if self.running is not None else None,
             "returns_hash": self.returns_hash,
             "error_code": self.error_code,
             "error": self.error,

@@ -5,23 +5,30 @@
 3. Post the submission. The ack carries the context, the data and, unless someone computes it already, a lease.
 4. Compute under the lease, upload the returns by content hash, hand them in.
 5. Wait for the decision. Where it can't be had, or is too old, the result says so: computed only, safe mode, orders off.
+6. Where the world switched the strategy on for paper (or live), or shadow was asked for, it goes on running in this process, on threads of its own, until
+   `shutdown`, the end of the `session` block, or the end of the process. A script waits for that at its end; Ctrl-C ends it.
 
 Everything may be interrupted and submitted again: outputs are cached, and the lease is taken up where it was left.
 """
 
 import asyncio
+import atexit
+import sys
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 from weakref import WeakSet
 
 from qmtl_sdk.contracts.canonical import content_hash
-from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, resolve
+from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, resolve
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, LeaseFailure, Outcome, StrategyStatus, StrategySubmit, SubmissionMeta
+from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.nodes.strategy import Build, Strategy
 from qmtl_sdk.reports.artifact import encode
 from qmtl_sdk.runtime import embedded
@@ -30,8 +37,11 @@ from qmtl_sdk.runtime.computation import Computed, compute_strategy, newest_own_
 from qmtl_sdk.runtime.config import Settings, settings
 from qmtl_sdk.runtime.identity import RunnerName
 from qmtl_sdk.runtime.lease import Heartbeats
+from qmtl_sdk.runtime.orders import OrderGate, TradeExecutionService
 from qmtl_sdk.runtime.progress import Display
 from qmtl_sdk.runtime.result import NodeCounts, SubmitResult, WorldView
+from qmtl_sdk.runtime.running import OnOutput, RunningStrategy
+from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
 
 _POLL_S, _SHUTDOWN_S = 5.0, 30.0
 
@@ -47,6 +57,8 @@ class Runner:
     """The one entry point: there is no client-side mode. What runs where is the world's to decide."""
 
     _open: ClassVar["WeakSet[_Submission]"] = WeakSet()
+    _running: ClassVar[list[RunningStrategy]] = []
+    orders: ClassVar[OrderGate] = OrderGate()
 
     @classmethod
     def submit(
@@ -58,17 +70,21 @@ class Runner:
         parity: Literal["sample", "full"] = "sample",
         progress: bool | None = None,
         decision_timeout_s: float = 600.0,
+        run: bool = True,
+        shadow: bool = False,
+        on_output: OnOutput | None = None,
         config: Settings | None = None,
     ) -> SubmitResult:
         """Submit, compute, and wait for the decision. Works in a script and inside a notebook's running loop, which waits meanwhile.
 
-        `as_of` pins the data to what had closed by then; `parity="full"` compares every bar of batch and bar-by-bar execution. Raises QmtlError
-        for a strategy that can't be built, sent or computed; never for a decision that is missing or stale.
+        `as_of` pins the data to what had closed by then; `parity="full"` compares every bar of batch and bar-by-bar execution. `run=False` only has it
+        judged. `shadow` computes it beside the world, on live inputs and without orders; only an operator may ask for it. `on_output` sees every row that a
+        node puts out while it runs. Raises QmtlError for a strategy that can't be built, sent or computed; never for a decision that is missing or stale.
         """
-        submission = _Submission(strategy, world, as_of, parity, progress, decision_timeout_s, config or settings())
+        submission = _Submission(strategy, world, _Options(as_of, parity, progress, decision_timeout_s, run, shadow, on_output), config or settings())
         cls._open.add(submission)
         try:
-            return submission.run()
+            return cls._kept(submission.run())
         finally:
             submission.close()
 
@@ -76,13 +92,11 @@ class Runner:
     async def submit_async(cls, strategy: Author, *, world: str, **options: Any) -> SubmitResult:
         """`submit` without blocking the running loop. Cancelling it gives the lease back, as Ctrl-C does. (Any: the options of `submit`.)"""
         config = options.pop("config", None) or settings()
-        submission = _Submission(strategy, world, options.pop("as_of", None), options.pop("parity", "sample"), options.pop("progress", None), options.pop("decision_timeout_s", 600.0), config)
-        if options:
-            raise TypeError(f"submit_async got unknown options: {', '.join(options)}")
+        submission = _Submission(strategy, world, _Options(**options), config)
         cls._open.add(submission)
         work = asyncio.create_task(asyncio.to_thread(submission.run))
         try:
-            return await asyncio.shield(work)
+            return cls._kept(await asyncio.shield(work))
         except asyncio.CancelledError:
             submission.stop.set()
             with suppress(StoppedError):
@@ -98,11 +112,69 @@ class Runner:
 
     @classmethod
     def shutdown(cls, what: SubmitResult | None = None) -> None:
-        """End what submissions of this process still hold: leases are given back, connections closed. May be called at any time, and again."""
+        """End what submissions of this process still hold: leases are given back, running strategies ended, connections closed. May be called at any time, and again."""
         for submission in list(cls._open):
             if what is None or submission.strategy_id == what.strategy_id:
                 submission.stop.set()
                 submission.done.wait(_SHUTDOWN_S)
+        for running in list(cls._running):
+            if what is None or running is what.running:
+                cls._running.remove(running)
+                running.close()
+
+    @classmethod
+    def _kept(cls, result: SubmitResult) -> SubmitResult:
+        """Remember what runs, so that the process does not end before it."""
+        if result.running is not None:
+            if not cls._running:
+                atexit.unregister(_wait_at_exit)
+                atexit.register(_wait_at_exit)
+            cls._running.append(result.running)
+        return result
+
+    # orders of a strategy that is fed by hand
+
+    @classmethod
+    def set_enable_trade_submission(cls, enabled: bool) -> None:
+        cls.orders.enabled = enabled
+
+    @classmethod
+    def set_trade_execution_service(cls, service: TradeExecutionService | None) -> None:
+        cls.orders.service = service
+
+    @classmethod
+    def feed_queue_data(cls, node: Node, queue_id: str, interval: int, timestamp: int, payload: Mapping[str, Any]) -> None:
+        """Hand a row of an input to a node, as its queue would. A publisher's order goes through the gate of its context."""
+        if queue_id not in {parent.node_id for parent in node.inputs}:
+            raise QmtlError("E_NODE_INPUT", f"{queue_id[:15]} is not an input of {node.label}", "feed the NodeID of one of its inputs")
+        if interval != node.interval:
+            raise QmtlError("E_INTERVAL", f"{node.label} has an interval of {node.interval} s, not {interval} s", "feed rows of its own interval")
+        if isinstance(node, TradeOrderPublisherNode):
+            order = node.order(payload)
+            if order is not None:
+                cls.orders.send({**order, "timestamp": timestamp}, node.context)
+
+
+def _wait_at_exit() -> None:
+    """A script that has come to its end goes on as long as its strategies run. A notebook or a prompt that is closed takes them with it."""
+    interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
+    try:
+        while not interactive and any(running.alive for running in Runner._running):
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+    Runner.shutdown()
+
+
+@dataclass(frozen=True)
+class _Options:
+    as_of: datetime | str | None = None
+    parity: Literal["sample", "full"] = "sample"
+    progress: bool | None = None
+    decision_timeout_s: float = 600.0
+    run: bool = True
+    shadow: bool = False
+    on_output: OnOutput | None = None
 
 
 class _Session(AbstractContextManager[SubmitResult], AbstractAsyncContextManager[SubmitResult]):
@@ -128,12 +200,12 @@ class _Session(AbstractContextManager[SubmitResult], AbstractAsyncContextManager
 class _Submission:
     """One submission from build to result."""
 
-    def __init__(self, strategy: Author, world: str, as_of: datetime | str | None, parity: Literal["sample", "full"], progress: bool | None, decision_timeout_s: float, config: Settings) -> None:
+    def __init__(self, strategy: Author, world: str, options: _Options, config: Settings) -> None:
         self._began = time.perf_counter()
         self._build = Build(strategy)
-        self._world, self._parity, self._decision_timeout_s, self._config = world, parity, decision_timeout_s, config
-        self._as_of = as_of.isoformat() if isinstance(as_of, datetime) else as_of
-        self._display = Display(self._build.name, progress)
+        self._world, self._options, self._config = world, options, config
+        self._as_of = options.as_of.isoformat() if isinstance(options.as_of, datetime) else options.as_of
+        self._display = Display(self._build.name, options.progress)
         self._client: GatewayClient | None = None
         self.strategy_id = self._build.dag.strategy_id
         self.stop, self.done = threading.Event(), threading.Event()
@@ -175,10 +247,30 @@ class _Submission:
             status = self._decision(client, ack)
             if status is not None and status.needs_runner:
                 continue  # whoever computed it is gone
-            return self._result(ack, computed, status)
+            result = self._result(ack, computed, status)
+            return replace(result, running=self._go_on(client, ack, computed, result, name.value))
+
+    def _go_on(self, client: GatewayClient, ack: Ack, computed: Computed | None, result: SubmitResult, runner: str) -> RunningStrategy | None:
+        """The strategy, running, where the world switched it on."""
+        shadow = self._options.shadow and not result.error_code
+        if not self._options.run or not (shadow or (result.ws.activation is not None and result.ws.activation.active_in_effect and result.context.orders_allowed)):
+            return None
+        if computed is None:  # another runner did it: from the cache, where it was this machine's
+            computed = compute_strategy(self._build, ack, self._config.cache_dir, lambda _: None, self._options.parity)
+        self._display.step("opening its session")
+        gateways = [GatewayClient(client.url, client.token, away_limit_s=0.0)]  # computing does not wait for a Gateway that is away
+        try:
+            running = RunningStrategy(self._build, client.world(self._world), gateways, ack.bindings, computed.tapes, runner=runner, shadow=self._options.shadow, on_output=self._options.on_output)
+        except QmtlError as error:
+            gateways[0].close()
+            if error.code != "E_SESSION_INACTIVE":
+                raise
+            self._display.say(f"It does not run: {error}")  # the world has thought better of it in the meantime
+            return None
+        return running.start()
 
     def _request(self, runner: str, as_of: str | None) -> StrategySubmit:
-        meta = SubmissionMeta(name=self._build.name, as_of=as_of)
+        meta = SubmissionMeta(name=self._build.name, as_of=as_of, execution_domain="shadow" if self._options.shadow else None)
         return StrategySubmit(world_id=self._world, dag=self._build.dag, node_ids_crc32=self._build.crc32, idempotency_key=uuid.uuid4().hex, runner=runner, meta=meta)
 
     def _compute(self, client: GatewayClient, ack: Ack) -> Computed:
@@ -192,7 +284,7 @@ class _Submission:
                     raise StoppedError
 
             try:
-                return compute_strategy(self._build, ack, self._config.cache_dir, report, self._parity)
+                return compute_strategy(self._build, ack, self._config.cache_dir, report, self._options.parity)
             except QmtlError as error:
                 final = error.code != "E_DATASET_CHANGED"
                 self._give_back(client, ack, LeaseFailure(code=error.code, message=str(error)[:4000], final=final, progress=beats.newest))
@@ -230,7 +322,7 @@ class _Submission:
 
     def _decision(self, client: GatewayClient, ack: Ack) -> StrategyStatus | None:
         """The status with its outcome, or one that needs a runner; None where no decision can be had in time."""
-        deadline = time.monotonic() + self._decision_timeout_s
+        deadline = time.monotonic() + self._options.decision_timeout_s
         try:
             while (left := deadline - time.monotonic()) > 0:
                 status = client.status(self.strategy_id, self._world, ack.run_id, min(_POLL_S, left))
@@ -253,7 +345,7 @@ class _Submission:
             run_id=ack.run_id,
             ui_url=status.ui_url if status else "",
             ws=WorldView(outcome.decision if outcome else None, outcome.activation if outcome else None),
-            context=decided_context(ack, outcome, datetime.now(UTC)),
+            context=ack.context if ack.context.execution_domain is Domain.SHADOW else decided_context(ack, outcome, datetime.now(UTC)),
             metrics=outcome.metrics if outcome else {},
             precheck=computed.precheck if computed else {},
             nodes=NodeCounts(ack.nodes_new, ack.nodes_reused, computed.computed if computed else 0, computed.cached if computed else 0),

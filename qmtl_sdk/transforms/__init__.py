@@ -1,0 +1,1 @@
+"""Nodes that turn one thing into another: signals into orders."""

@@ -1,0 +1,1 @@
+"""Texts of the specification, word for word but for their imports."""
