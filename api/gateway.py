@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
 from activities.events.bus import SqliteBus
+from activities.stores import Stores
 from api import problems
 from api.auth.access import check_table
 from api.auth.keys import KeyRing, write_secret
@@ -28,7 +29,6 @@ from temporal import logs
 from temporal.client import connect
 from temporal.shutdown import leave
 from temporal.submissions import Submissions
-from temporal.worker import Stores
 
 RECOVER_EVERY_S, EXPIRE_EVERY_S = 15.0, 1.0
 ROUTERS = (strategies.router, leases.router, worlds.router, sessions.router, queues.router, events.router, tokens.router, system.router)
@@ -70,8 +70,9 @@ def create_app(config: Settings) -> FastAPI:
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=config.gateway.max_body_bytes, artifact_limit=config.gateway.max_artifact_bytes)
     check_table(ROUTERS)
-    for router in (*ROUTERS, events.socket_router):
+    for router in ROUTERS:
         app.include_router(router)
+    app.router.routes.append(events.stream_route)
     return app
 
 

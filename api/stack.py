@@ -22,6 +22,8 @@ from qmtl_sdk.runtime.embedded import STACK_FILE, Part, Stack
 from temporal.server import LocalServer, free_port, obtain, stop_process
 
 _READY_LIMIT_S = 90.0
+# One heap for all threads, and what is free goes back: glibc's defaults keep tens of megabytes that nobody uses.
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
 class EmbeddedStack:
@@ -72,7 +74,7 @@ class EmbeddedStack:
 
     def _start(self, module: str, stack: Stack, extra: dict[str, str]) -> Part:
         settings = {"HOME": str(self._home), "TEMPORAL__ADDRESS": stack.temporal_address, "TEMPORAL__UI_URL": stack.temporal_ui, **extra}
-        env = {**os.environ, **{PREFIX + name: value for name, value in settings.items()}}
+        env = {**os.environ, **MALLOC, **{PREFIX + name: value for name, value in settings.items()}}
         file = config_file()
         if file is not None:
             env[ENV] = str(file.resolve())

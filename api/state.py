@@ -5,13 +5,13 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from activities.stores import Stores
 from api.auth.keys import KeyRing
 from api.auth.limits import SocketLimit
 from api.auth.tokens import Tokens
 from api.stream import Hub
 from qmtl_sdk.runtime.config import Settings
 from temporal.submissions import Submissions
-from temporal.worker import Stores
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 import structlog
@@ -41,7 +41,7 @@ from qmtl_sdk.contracts.events import (
 )
 from qmtl_sdk.runtime.config import EventsSettings
 
-POLL_S, KEEP_FRAMES, BATCH, HELLO_S = 0.02, 5000, 500, 10.0
+POLL_S, KEEP_FRAMES, KEEP_BYTES, BATCH, HELLO_S = 0.02, 5000, 4 * 2**20, 500, 10.0
 _log = structlog.get_logger()
 
 
@@ -49,6 +49,7 @@ class Hub:
     def __init__(self, bus: ControlBus) -> None:
         self.bus = bus
         self._frames: dict[str, deque[tuple[int, str]]] = {}
+        self._bytes: Counter[str] = Counter()
         self._last: dict[str, int] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._position = bus.end()
@@ -78,13 +79,18 @@ class Hub:
 
     def _keep(self, topic: str, item: Sequenced) -> None:
         if topic not in self._listeners:
+            self._bytes.pop(topic, None)
             self._frames.pop(topic, None)  # nobody listens: who comes later reads the bus
             self._last.pop(topic, None)
             return
-        frames = self._frames.setdefault(topic, deque(maxlen=KEEP_FRAMES))
+        frames = self._frames.setdefault(topic, deque())
         if frames and item.sequence != frames[-1][0] + 1:
             frames.clear()
+            self._bytes[topic] = 0
         frames.append((item.sequence, frame_text(topic, item)))
+        self._bytes[topic] += len(frames[-1][1])
+        while self._bytes[topic] > KEEP_BYTES or len(frames) > KEEP_FRAMES:
+            self._bytes[topic] -= len(frames.popleft()[1])
         self._last[topic] = item.sequence
 
     def listen(self, topics: Iterable[str], listener: asyncio.Event) -> None:
@@ -152,7 +158,8 @@ class Hub:
                     newest = await self.newest(topics)
                     return Polled(log=self.bus.log_id, topics=found, newest={kind_in(topic): last for topic, last in newest.items()})
                 try:
-                    await asyncio.wait_for(listener.wait(), left)
+                    async with asyncio.timeout(left):
+                        await listener.wait()
                 except TimeoutError:
                     continue  # the loop above answers with nothing new
         finally:
@@ -169,7 +176,9 @@ class RetentionError(Exception):
 
 
 class Subscriber:
-    """One open socket: says hello, catches up, goes on."""
+    """One open socket: says hello, catches up, goes on. There may be thousands, so each is small."""
+
+    __slots__ = ("_claims", "_config", "_deadline", "_hub", "_news", "_places", "_revoked", "_sending", "_socket", "_sockets", "_tokens", "acknowledged")
 
     def __init__(self, socket: WebSocket, hub: Hub, tokens: Tokens, sockets: SocketLimit, revoked: set[str], config: EventsSettings) -> None:
         self._socket, self._hub, self._tokens, self._sockets, self._revoked, self._config = socket, hub, tokens, sockets, revoked, config
@@ -184,7 +193,9 @@ class Subscriber:
         await self._socket.accept()
         try:
             hello = await self._hello()
-            await self._serve(hello)
+            log, positions = hello.log, hello.positions
+            del hello  # its token is long, and the socket may be open for days
+            await self._serve(log, positions)
         except QmtlError as error:
             DROPPED.labels(error.code).inc()
             await self._close(CLOSE_BINARY if error.code == "E_FRAME_BINARY" else CLOSE_SLOW if error.code in ("E_SLOW_READER", "E_SOCKETS") else CLOSE_POLICY, error)
@@ -217,30 +228,39 @@ class Subscriber:
             claims = claims.model_copy(update={"topics": self._claims.topics})
         self._claims, self._deadline = claims, claims.expires_at
 
-    async def _serve(self, hello: Hello) -> None:
+    async def _serve(self, log: str, positions: Positions) -> None:
         assert self._claims is not None  # hello brought them
         caller, topics = self._claims.subject, topics_in(self._claims)
-        unknown = set(hello.positions) - set(self._claims.topics)
+        unknown = set(positions) - set(self._claims.topics)
         if unknown:
             raise QmtlError("E_TOPIC_FORBIDDEN", f"the token is not for {', '.join(sorted(unknown))[:80]}", "subscribe to these topics, or leave out their positions")
         self._sockets.enter(caller)
         self._hub.listen(topics, self._news)
-        reader = asyncio.create_task(self._read())
-        writer = asyncio.create_task(self._write(topics, hello))
+        reader = asyncio.current_task()
+        assert reader is not None  # this is one
+        writer = asyncio.create_task(self._write(topics, log, positions))
+
+        def wake(_: object) -> None:
+            reader.cancel()
+
+        writer.add_done_callback(wake)
         try:
-            done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await self._read()
+        except asyncio.CancelledError:
+            if not writer.done():
+                raise  # the Gateway ends
+            reader.uncancel()
+            writer.result()
         finally:
-            for task in (reader, writer):
-                task.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            writer.remove_done_callback(wake)
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
             self._hub.unlisten(topics, self._news)
             self._sockets.leave(caller)
 
-    async def _write(self, topics: list[str], hello: Hello) -> None:
+    async def _write(self, topics: list[str], log: str, positions: Positions) -> None:
         for topic in topics:
-            await self._begin(topic, hello.log, hello.positions.get(kind_in(topic)))
+            await self._begin(topic, log, positions.get(kind_in(topic)))
         beat_at = 0.0
         while True:
             self._news.clear()
@@ -263,7 +283,8 @@ class Subscriber:
                 beat_at = time.monotonic() + self._config.beat_s
             if not sent:
                 try:
-                    await asyncio.wait_for(self._news.wait(), max(0.01, min(beat_at - time.monotonic(), self._deadline - time.time())))
+                    async with asyncio.timeout(max(0.01, min(beat_at - time.monotonic(), self._deadline - time.time()))):
+                        await self._news.wait()
                 except TimeoutError:
                     continue  # time for a beat, or for the token's end
 

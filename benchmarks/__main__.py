@@ -3,10 +3,10 @@
 import json
 import sys
 
-from benchmarks import identity, submit
+from benchmarks import identity, stream, submit
 from temporal.shutdown import leave
 
-SUITES = {"identity": identity.run, "submit": submit.run}
+SUITES = {"identity": identity.run, "submit": submit.run, "stream": stream.run}
 
 
 def main() -> int:

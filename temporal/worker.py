@@ -6,26 +6,16 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 from temporalio.client import Client
 from temporalio.worker import Interceptor, Worker
 
-from activities.access.sql import SqlTokenStore
-from activities.artifacts.folder import FolderArtifacts
 from activities.events.activities import LogActivities
-from activities.events.outbox import SqlOutbox
-from activities.events.sql import SqlCommitLog
 from activities.graph.activities import GraphActivities
-from activities.graph.sql import SqlGraphStore
 from activities.lease import compute_lease
-from activities.queues.catalogue import SqlQueueCatalogue
-from activities.queues.store import SqliteQueues
-from activities.storage.database import Database, open_database
+from activities.stores import Stores
 from activities.worlds.activities import EvaluationActivities, WorldActivities
-from activities.worlds.sessions import SqlSessionStore
-from activities.worlds.sql import SqlWorldStore
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal.client import connect
@@ -35,42 +25,6 @@ from workflows.shared import WORKFLOWS, WORLD
 # A workflow whose worker was killed waits so long before another takes it over (10 s unless set).
 STICKY = timedelta(seconds=1)
 _THREADS = 16
-
-
-@dataclass(frozen=True)
-class Stores:
-    """Every store: over one database, a folder of artifacts and the log of node queues."""
-
-    database: Database
-    log: SqlCommitLog
-    graph: SqlGraphStore
-    worlds: SqlWorldStore
-    artifacts: FolderArtifacts
-    tokens: SqlTokenStore
-    sessions: SqlSessionStore
-    catalogue: SqlQueueCatalogue
-    queues: SqliteQueues
-    outbox: SqlOutbox
-
-    @classmethod
-    def open(cls, config: Settings) -> "Stores":
-        database = open_database(config.database_dsn)
-        return cls(
-            database,
-            SqlCommitLog(database),
-            SqlGraphStore(database),
-            SqlWorldStore(database),
-            FolderArtifacts(config.artifact_dir),
-            SqlTokenStore(database),
-            SqlSessionStore(database, config.gateway.session_lease_s),
-            SqlQueueCatalogue(database),
-            SqliteQueues(config.queues_path),
-            SqlOutbox(database),
-        )
-
-    def close(self) -> None:
-        self.queues.close()
-        self.database.close()
 
 
 @asynccontextmanager

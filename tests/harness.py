@@ -15,6 +15,7 @@ from sqlmodel import select
 
 from activities.storage.database import Database, open_database
 from activities.storage.tables import Audit, CommitLog, Decision, EvaluationRequest, Evidence, Outbox, OutcomeRow, Queue, RunContext
+from api.stack import MALLOC
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import CacheSettings, GatewaySettings, Settings, TemporalSettings
 from temporal.server import LocalServer, free_port, obtain
@@ -87,6 +88,7 @@ class Machine:
     def _start(self, name: str, module: str, extra: dict[str, str]) -> None:
         env = {
             **os.environ,
+            **MALLOC,
             "QMTL_HOME": str(self.home),
             "QMTL_TEMPORAL__ADDRESS": self.server.address,
             "QMTL_TEMPORAL__UI_URL": self.server.ui_url,
