@@ -23,7 +23,7 @@ from temporal.server import LocalServer, free_port, obtain, stop_process
 
 _READY_LIMIT_S = 90.0
 # One heap for all threads, and what is free goes back: glibc's defaults keep tens of megabytes that nobody uses.
-MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 class EmbeddedStack:
