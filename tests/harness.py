@@ -70,8 +70,8 @@ class Machine:
     def start_worker(self, module: str = "temporal.worker", **env: str) -> None:
         self._start("worker", module, env)
 
-    def start_relay(self) -> None:
-        self._start("relay", "activities.events.relay", {})
+    def start_relay(self, module: str = "activities.events.relay") -> None:
+        self._start("relay", module, {})
 
     def start_gateway(self, module: str = "api.gateway", **env: str) -> None:
         self._start("gateway", module, env)

@@ -1,0 +1,219 @@
+"""Kill relay, Gateway, worker and runner while events flow, and see whether everyone has heard of everything, once and in order.
+
+A run has a world of its own, a strategy that runs in a process of its own, subscribers that listen from the first event on, and a writer that changes policies and
+asks for decisions. The killer strikes at seeded random moments and starts again what it killed. Then everything is left alone until it is quiet, and the
+store is compared with what each subscriber has handled.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import col, select
+
+from activities.events.outbox import SqlOutbox
+from activities.storage.database import Database
+from activities.storage.tables import Outbox
+from qmtl_sdk.contracts.events import Subscribe, topic_of
+from qmtl_sdk.runtime.stream import StreamClient
+from tests.events import tell
+from tests.harness import Machine, wait_for
+from tests.strategies import POLICY, WORLD
+
+VICTIMS = ("relay", "gateway", "worker", "runner")
+TOPICS = ("activation", "decisions", "policy", "queues", "sessions", "submissions")
+PAPER = {**POLICY, "gating_policy": {"domains": {"from": "backtest", "to": "dryrun"}, "approvals": {"required": 0}}}
+CLOSED = {"selection": {"gates": {"and": ["sharpe >= 50"]}}}
+
+
+class Forgetful(StreamClient):
+    """The resume taken out: it never says where it was."""
+
+    @property
+    def positions(self) -> dict[str, int]:
+        return {}
+
+
+@dataclass
+class Report:
+    seed: int
+    events: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    reconnects: int = 0
+    violations: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def line(self) -> str:
+        return json.dumps({"seed": self.seed, "events": self.events, "kills": dict(self.kills), "reconnects": self.reconnects, "violations": self.violations[:5], "seconds": round(self.seconds, 1)})
+
+
+class Chaos:
+    """A machine on which runs happen one after the other."""
+
+    def __init__(self, home: Path, relay: str = "activities.events.relay", client: type[StreamClient] = StreamClient, rest_s: float = 90.0) -> None:
+        self._relay, self._client, self._rest_s = relay, client, rest_s
+        self.machine = Machine(home, **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "3"})
+        self._runner: subprocess.Popen[bytes] | None = None
+        self._env: dict[str, str] = {}
+
+    def up(self) -> "Chaos":
+        self.machine.start_temporal()
+        self.machine.start_worker()
+        self.machine.start_relay(self._relay)
+        self.machine.start_gateway()
+        return self
+
+    def close(self) -> None:
+        self._end_runner()
+        self.machine.close()
+
+    def run(self, seed: int, changes: int = 30) -> Report:
+        rng, report, began = random.Random(seed), Report(seed), time.monotonic()
+        world = f"chaos{seed}x{int(time.time() * 1000) % 10**9}"
+        database = self.machine.database()
+        with self.machine.client(away_limit_s=120.0) as client:
+            client.create_world({**WORLD, "world": world, "clock": {"replay": {"start": "2017-06-30T00:00:00Z", "speed": 3 * 86_400.0}}}, PAPER)
+            handled: list[list[tuple[str, str]]] = [[] for _ in range(3)]
+            gateways = [self.machine.client(away_limit_s=0.0) for _ in handled]
+            subscribers = [
+                self._client([gateway], Subscribe(world_id=world, topics=TOPICS), on_event=lambda kind, event, mine=mine: mine.append((kind, event.id)))  # type: ignore[misc]
+                for gateway, mine in zip(gateways, handled, strict=True)
+            ]
+            for subscriber in subscribers:
+                subscriber.start()
+            try:
+                assert all(subscriber.ready(60) for subscriber in subscribers), [subscriber.fault for subscriber in subscribers]
+                base = self._sequences(database, world)
+                self._start_runner(world)
+                stop = threading.Event()
+                killer = threading.Thread(target=self._kill, args=(rng, stop, report))
+                killer.start()
+                try:
+                    self._write(random.Random(seed + 1), client, database, world, changes)
+                finally:
+                    stop.set()
+                    killer.join()
+                self._quiet(database, subscribers, world, report)
+                self._check(report, database, client.activation_hash(world), world, subscribers, handled, base)
+            finally:
+                for subscriber, gateway in zip(subscribers, gateways, strict=True):
+                    subscriber.close()
+                    gateway.close()
+                self._end_runner()
+                database.close()
+        report.reconnects = sum(subscriber.counters.reconnects for subscriber in subscribers)
+        report.seconds = time.monotonic() - began
+        return report
+
+    # what happens
+
+    def _write(self, rng: random.Random, client: Any, database: Database, world: str, changes: int) -> None:
+        """Policies that let the strategy in and out, decisions, and changes straight in the store. Every call is repeated until it is answered."""
+        for i in range(changes):
+            what = rng.random()
+            if what < 0.35:
+                client._call("POST", f"/worlds/{world}/policies", json=rng.choice((PAPER, CLOSED)))
+            elif what < 0.7:
+                client.decide(world, f"chaos-decide-{i}")
+            else:
+                for n in range(rng.randint(1, 10)):
+                    tell(database, f"told{n % 3}", i * 100 + n, world)
+            time.sleep(rng.random() * 0.15)
+
+    def _kill(self, rng: random.Random, stop: threading.Event, report: Report) -> None:
+        for _ in range(rng.randint(3, 6)):
+            if stop.wait(0.1 + rng.random() * 2.5):
+                return
+            victim = rng.choice(VICTIMS)
+            if victim == "runner":
+                self._end_runner()
+                self._start_runner()
+            else:
+                self.machine.kill(victim)
+                {"relay": lambda: self.machine.start_relay(self._relay), "worker": self.machine.start_worker, "gateway": lambda: self.machine._start("gateway", "api.gateway", {})}[victim]()
+            report.kills[victim] += 1
+
+    def _start_runner(self, world: str = "") -> None:
+        if world:
+            self._state = self.machine.home / f"{world}.runner.json"
+            self._env = {**os.environ, "QMTL_GATEWAY__URL": self.machine.url, "QMTL_HOME": str(self.machine.home), "PYTHONPATH": str(Path(__file__).parents[2])}
+            self._world = world
+        with (self.machine.home / "runner.log").open("ab") as log:
+            self._runner = subprocess.Popen([sys.executable, "-m", "tests.chaos.runner", self._world, str(self._state)], env=self._env, stdout=log, stderr=log)
+
+    def _end_runner(self) -> None:
+        if self._runner is not None:
+            self._runner.kill()
+            self._runner.wait()
+
+    # what must hold
+
+    def _quiet(self, database: Database, subscribers: list[StreamClient], world: str, report: Report) -> None:
+        """Until the relay has told everything, the runner runs, and everyone has handled what there is. What does not come to that is a violation."""
+        outbox = SqlOutbox(database)
+
+        def quiet() -> bool:
+            ends = {subscriber.states["activation"].sequence for subscriber in subscribers}
+            return not outbox.waiting(1) and all(subscriber.connected and not subscriber.behind for subscriber in subscribers) and len(ends) == 1
+
+        try:
+            wait_for(lambda: self._runner_says(world, database), "runner", self._rest_s)
+            wait_for(quiet, "quiet", self._rest_s)
+        except AssertionError as error:
+            report.violations.append(f"it did not come to rest: {error}; {[subscriber.fault for subscriber in subscribers]}")
+
+    def _runner_says(self, world: str, database: Database) -> bool:
+        """Whether the strategy's process, as it is now, has come to the store's activation."""
+        assert self._runner is not None  # it was started
+        if self._runner.poll() is not None:
+            self._start_runner()  # it may have been refused while its Gateway was away
+            return False
+        try:
+            said = json.loads(self._state.read_text())
+        except (OSError, ValueError):
+            return False
+        if said["pid"] != self._runner.pid:
+            return False
+        from activities.worlds.sql import SqlWorldStore
+
+        return bool(said["state_hash"] == SqlWorldStore(database).activation_hash(world)[1]) or not said["running"]
+
+    @staticmethod
+    def _sequences(database: Database, world: str) -> int:
+        """The newest row of the outbox that was there before the subscribers' first event."""
+        with database.read() as session:
+            rows = session.exec(select(Outbox.seq).where(Outbox.world_id == world).order_by(col(Outbox.seq).desc())).first()
+        return int(rows or 0)
+
+    @staticmethod
+    def _check(report: Report, database: Database, expected_hash: str, world: str, subscribers: list[StreamClient], handled: list[list[tuple[str, str]]], base: int) -> None:
+        with database.read() as session:
+            rows = session.exec(select(Outbox).where(Outbox.world_id == world).order_by(col(Outbox.seq))).all()
+        report.events = len(rows)
+        by_topic: dict[str, list[str]] = {}
+        for row in rows:
+            if row.seq is not None and row.seq > base:
+                by_topic.setdefault(topic_of(world, row.type).rpartition(".")[2], []).append(row.event_id)
+        for number, (subscriber, mine) in enumerate(zip(subscribers, handled, strict=True)):
+            twice = [item for item, count in Counter(mine).items() if count > 1]
+            if twice:
+                report.violations.append(f"subscriber {number} handled {len(twice)} events twice")
+            for topic in TOPICS:
+                heard = [event_id for kind, event_id in mine if kind == topic]
+                told = by_topic.get(topic, [])
+                heard = [event_id for event_id in heard if event_id in set(told)]
+                if heard != told:
+                    missing = len(set(told) - set(heard))
+                    report.violations.append(f"subscriber {number}: {topic}: {missing} of {len(told)} missing" if missing else f"subscriber {number}: {topic}: out of order")
+            if subscriber.states["activation"].state_hash != expected_hash:
+                report.violations.append(f"subscriber {number}: its activation is not the store's")
+            if subscriber.counters.max_gap:
+                report.violations.append(f"subscriber {number}: a gap of {subscriber.counters.max_gap}")
