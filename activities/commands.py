@@ -66,6 +66,26 @@ class RejectCommand(RunCommand):
     error: str
 
 
+class UpkeepInput(Command):
+    """`now` stands in for the time at which the run began, where a person asks for another (ISO, UTC)."""
+
+    now: str = ""
+
+
+class UpkeepTopic(Command):
+    topic: str
+    now: str
+
+
+class UpkeepDone(Model):
+    """What a run of upkeep did; `failed` queues keep everything that they had."""
+
+    looked_at: int
+    archived: int
+    dropped: int
+    failed: tuple[str, ...] = ()
+
+
 class EvaluationInput(Command):
     world_id: str
     judged: int = 0

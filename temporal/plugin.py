@@ -20,9 +20,10 @@ from activities.commands import Command
 from qmtl_sdk.contracts.errors import QmtlError
 from workflows.evaluation import EvaluationWorkflow
 from workflows.submission import SubmissionWorkflow
+from workflows.upkeep import UpkeepWorkflow
 
 LEASE = "compute_lease"
-WORKFLOWS = (SubmissionWorkflow, EvaluationWorkflow)
+WORKFLOWS = (SubmissionWorkflow, EvaluationWorkflow, UpkeepWorkflow)
 
 
 class QmtlPlugin(SimplePlugin):

@@ -14,11 +14,14 @@ from temporalio.worker import Interceptor, Worker
 from activities.events.activities import LogActivities
 from activities.graph.activities import GraphActivities
 from activities.lease import compute_lease
+from activities.queues.activities import QueueActivities
+from activities.queues.upkeep import QueueKeeper
 from activities.stores import Stores
 from activities.worlds.activities import EvaluationActivities, WorldActivities
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal.client import connect
+from temporal.schedules import keep_schedules
 from temporal.shutdown import leave
 from workflows.shared import WORKFLOWS, WORLD
 
@@ -33,7 +36,8 @@ async def working(client: Client, stores: Stores, interceptors: Sequence[Interce
     worlds = WorldActivities(stores.worlds, stores.log, stores.artifacts)
     graph, log, evaluation = GraphActivities(stores.graph, stores.log), LogActivities(stores.log), EvaluationActivities(WORKFLOWS)
     local = [worlds.begin_run, graph.diff, log.admitted, worlds.judge, worlds.reject, worlds.conclude]
-    remote = [compute_lease, worlds.measure, evaluation.request_evaluation]
+    queues = QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts))
+    remote = [compute_lease, worlds.measure, evaluation.request_evaluation, queues.queues_due, queues.keep_queue]
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
         common = {"activity_executor": pool, "interceptors": list(interceptors)}
@@ -49,6 +53,7 @@ async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> Non
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         client = await connect(config.temporal, stores.database.store_id)
+        await keep_schedules(client, stores.database.store_id)
         async with working(client, stores, interceptors):
             print("worker: ready", flush=True)
             await stop.wait()

@@ -60,6 +60,15 @@ def register(tx: Transaction, world_id: str, domain: str, nodes: Sequence[NodeRe
             tell_query(tx, row, correlation_id)
 
 
+def tell_leaving(tx: Transaction, queue: Queue) -> None:
+    """Tell the tag queries that found a queue that it is gone."""
+    tags = set(tx.session.exec(select(QueueTag.tag).where(QueueTag.topic == queue.topic)))
+    node = tx.session.get(GraphNode, queue.node_id)
+    for query in tx.session.exec(select(TagQueryRow).where(TagQueryRow.world_id == queue.world_id, TagQueryRow.execution_domain == queue.execution_domain)):
+        if node is not None and node.interval_s == query.interval_s and _matches(sorted(tags), json.loads(query.tags), query.match_mode):
+            tell_query(tx, query, "")
+
+
 def tell_query(tx: Transaction, query: TagQueryRow, correlation_id: str) -> None:
     tags = tuple(json.loads(query.tags))
     found = matching(tx.session, tags, query.interval_s, query.match_mode, query.world_id, query.execution_domain)

@@ -16,6 +16,9 @@ class QueueStore(Protocol):
 
     def bounds(self, topic: str) -> Bounds: ...
 
+    def last_before(self, topic: str, at: float) -> int:
+        """The sequence of the newest message that was appended before `at` (seconds since 1970); 0 where there is none."""
+
     def trim(self, topic: str, first: int) -> int: ...
 
     def drop(self, topic: str) -> None: ...
@@ -36,6 +39,9 @@ class SqliteQueues:
 
     def bounds(self, topic: str) -> Bounds:
         return self._log.bounds(topic)
+
+    def last_before(self, topic: str, at: float) -> int:
+        return self._log.last_before(topic, at)
 
     def trim(self, topic: str, first: int) -> int:
         return self._log.trim(topic, first)

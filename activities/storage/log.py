@@ -7,6 +7,7 @@ appends; so the file's own numbering (`position`) is the order of commits, and a
 
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ _REMEMBERED = 5000  # trimmed entries whose ids are still known
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS log (id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS entry (
-    position INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, sequence INTEGER NOT NULL, id TEXT NOT NULL, subject TEXT NOT NULL, body TEXT,
+    position INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, sequence INTEGER NOT NULL, id TEXT NOT NULL, subject TEXT NOT NULL, body TEXT, at REAL NOT NULL,
     UNIQUE (topic, sequence), UNIQUE (topic, id)
 );
 CREATE TABLE IF NOT EXISTS newest (
@@ -70,7 +71,7 @@ class SqliteLog:
 
     def append(self, entries: Sequence[NewEntry]) -> int:
         """Append, all or nothing; how many were new."""
-        added = 0
+        added, now = 0, time.time()
         with self._write() as connection:
             ends: dict[str, int] = {}
             for entry in entries:
@@ -79,7 +80,8 @@ class SqliteLog:
                     ends[entry.topic] = row[0] if row else 0
                 sequence = ends[entry.topic] + 1
                 done = connection.execute(
-                    "INSERT INTO entry (topic, sequence, id, subject, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (topic, id) DO NOTHING", (entry.topic, sequence, entry.id, entry.subject, entry.body)
+                    "INSERT INTO entry (topic, sequence, id, subject, body, at) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (topic, id) DO NOTHING",
+                    (entry.topic, sequence, entry.id, entry.subject, entry.body, now),
                 )
                 if not done.rowcount:
                     continue
@@ -110,6 +112,12 @@ class SqliteLog:
     def bounds(self, topic: str) -> Bounds:
         row = self._reader().execute("SELECT first, last FROM topic WHERE topic = ?", (topic,)).fetchone()
         return Bounds(*row) if row else Bounds()
+
+    def last_before(self, topic: str, at: float) -> int:
+        """The sequence of the newest entry that was appended before `at` (seconds since 1970) and is still there; 0 where there is none."""
+        kept = "(SELECT first FROM topic WHERE topic = entry.topic)"
+        row = self._reader().execute(f"SELECT max(sequence) FROM entry WHERE topic = ? AND at < ? AND sequence >= {kept}", (topic, at)).fetchone()  # noqa: S608  a text of ours
+        return row[0] or 0
 
     def topics(self) -> dict[str, Bounds]:
         return {row[0]: Bounds(row[1], row[2]) for row in self._reader().execute("SELECT topic, first, last FROM topic")}

@@ -1,5 +1,7 @@
-"""`qmtl demo`: the whole loop on sample prices, in a world whose clock stands in 2017."""
+"""`qmtl demo`: the whole loop on sample prices, in a world whose clock stands in 2017; then a stretch of replayed time in which strategies run, a stream is cut, and a
+tag query takes in a queue that appears while it runs."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 from api.cli.world import decision_table, gateway
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.events import Subscribe
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from qmtl_sdk.nodes.strategy import Strategy
 from qmtl_sdk.reports.artifact import decode
@@ -15,7 +18,9 @@ from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings
 from qmtl_sdk.runtime.result import SubmitResult
 from qmtl_sdk.runtime.runner import Runner
+from qmtl_sdk.runtime.stream import StreamClient
 from qmtl_sdk.samples.strategies.coin_flip import CoinFlip
+from qmtl_sdk.samples.strategies.indicators import FastStrength, IndicatorCorrelation, SlowStrength
 from qmtl_sdk.samples.strategies.mean_reversion import FxMeanReversion
 from qmtl_sdk.samples.strategies.momentum import Momentum
 
@@ -56,6 +61,7 @@ def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:
         results = [Runner.submit(strategy, world=world) for strategy in STRATEGIES]
         again = Runner.submit(STRATEGIES[0], world=world)
         decision = client.decisions(world)[0]
+        stream = _stream(client, datetime.now(UTC))
         sheets = [_sheet(client, result, decision) for result in results]
         ui = client.gateway_status()["temporal_ui"]
     path = write(report, decision, sheets)
@@ -65,10 +71,73 @@ def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:
         "strategies": [_row(result, decision) for result in results],
         "resubmission": _row(again, decision),
         "decision": decision.json_dict(),
+        "stream": stream,
         "temporal_ui": ui,
         "report": str(path),
     }
     return body, lambda: _text(results, again, decision, body)
+
+
+def running_world(now: datetime) -> dict[str, Any]:
+    """Hours of EUR/USD, six a second; named after the moment, since its clock must stand at its beginning."""
+    fx = {"name": "fx", "source": "replay", "path": "sample:eurusd_1h.parquet", "interval": "1h", "calendar": "24/5", "streams": {"EURUSD": ["EURUSD", "price"]}}
+    return {
+        "world": f"demo_running_{now:%Y%m%d_%H%M%S}",
+        "description": "paper trading, replayed",
+        "clock": {"replay": {"start": "2017-06-06T00:00:00Z", "speed": 6 * 3600}},
+        "data": {"presets": [fx]},
+    }
+
+
+RUNNING_POLICY: dict[str, Any] = {"selection": {"score": "sample_days"}, "gating_policy": {"domains": {"from": "backtest", "to": "dryrun"}, "approvals": {"required": 0}}}
+
+
+def _stream(client: GatewayClient, now: datetime) -> dict[str, Any]:
+    """Run strategies through replayed time, cut the socket on the way, and say what was heard. Raises QmtlError (E_STACK) where something does not come."""
+    spec = running_world(now)
+    client.create_world(spec, RUNNING_POLICY)
+    world = spec["world"]
+    with StreamClient([client], Subscribe(world_id=world, topics=("activation", "decisions", "policy", "queues", "sessions"))) as stream:
+        _come(stream.ready(), "the stream")
+        try:
+            first = Runner.submit(FastStrength, world=world)
+            query = Runner.submit(IndicatorCorrelation, world=world).running
+            if query is None:
+                raise QmtlError("E_STACK", "the demo's strategy was not switched on", "qmtl world show says why")
+            node = query.tags.queries[0]
+            identity = node.node_id
+            _come(query.stream.wait(lambda: query.tags.queues_of(node) == 1, 30) or query.tags.queues_of(node) == 1, "the first queue")
+            before = query.tags.queues_of(node)
+            stream.cut()
+            Runner.submit(SlowStrength, world=world)
+            deadline = time.monotonic() + 30
+            while query.tags.queues_of(node) < 2 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            _come(query.tags.queues_of(node) == 2, "the second queue")
+            bars = first.running.bars if first.running else 0
+            _come(stream.wait(lambda: stream.connected and not stream.behind and stream.counters.events["session.opened"] == 3, 30), "the end of the stream")
+            after = query.tags.queues_of(node)
+            gate = query.gate.reason or "open"
+        finally:
+            Runner.shutdown()
+        _come(stream.wait(lambda: stream.counters.events["session.ended"] == 3, 30), "the end of the sessions")
+        found = stream.counters
+        return {
+            "world": world,
+            "events_by_type": dict(sorted(found.events.items())),
+            "reconnects": found.reconnects,
+            "max_gap": found.max_gap,
+            "delivery_p95_ms": found.p95_ms(),
+            "state_hash_matches": stream.states["activation"].state_hash == client.activation_hash(world),
+            "bars": bars,
+            "gate": gate,
+            "tag_query": {"queues_before": before, "queues_after": after, "node_id_unchanged": node.node_id == identity == node.spec.node_id()},
+        }
+
+
+def _come(came: bool, what: str) -> None:
+    if not came:
+        raise QmtlError("E_STACK", f"the demo waited in vain for {what}", "qmtl status shows what runs; its logs are in the data folder")
 
 
 def _row(result: SubmitResult, decision: DecisionEnvelope) -> dict[str, Any]:
@@ -96,4 +165,10 @@ def _text(results: list[SubmitResult], again: SubmitResult, decision: DecisionEn
         lines.append(f"{result.name}{twice}: {metrics}")
         lines.append(f"  nodes: {counts.new} new, {counts.reused} reused in the graph; {counts.computed} computed, {counts.cached} from the cache; {result.seconds:.1f} s")
         lines.append(f"  {result.ui_url}")
+    told, query = body["stream"], body["stream"]["tag_query"]
+    lines += ["", f"Running in {told['world']}: {told['bars']} bars of replayed time, gate {told['gate']}"]
+    lines.append(
+        f"  heard {sum(told['events_by_type'].values())} events, p95 {told['delivery_p95_ms']} ms after they were written; the socket was cut {told['reconnects']} time(s), largest gap {told['max_gap']}"
+    )
+    lines.append(f"  a tag query took in a new queue while it ran: {query['queues_before']} → {query['queues_after']}, its NodeID {'unchanged' if query['node_id_unchanged'] else 'CHANGED'}")
     return [*lines, "", f"Report       {body['report']}", f"Temporal UI  {body['temporal_ui']}", "Everything stays up until `qmtl down`."]

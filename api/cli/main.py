@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli import token, world
-from api.cli.output import NOT_ACTIVE, Format, Output, console, emit, guarded, table
+from api.cli.output import NOT_ACTIVE, Format, Output, console, emit, errors, guarded, table
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.runtime import embedded
@@ -81,14 +81,25 @@ def submit(
     world: Annotated[str, typer.Option("--world", "-w", help="the world that judges it")],
     as_of: Annotated[str | None, typer.Option(help="use only data that had closed by then (ISO time)")] = None,
     full_parity: Annotated[bool, typer.Option("--full-parity", help="compare every bar of batch and bar-by-bar execution")] = False,
+    run: Annotated[bool, typer.Option(help="go on running where the world switches it on; --no-run: only have it judged")] = True,
+    shadow: Annotated[bool, typer.Option("--shadow", help="beside the world, on live inputs and without orders; for operators")] = False,
     output: Output = Format.TEXT,
 ) -> None:
-    """Submit a strategy, compute it here, and print what the world decided. Exit code 4: judged, and not active."""
+    """Submit a strategy, compute it here, and print what the world decided; run it where it was switched on. Exit code 4: judged, and not active."""
     from qmtl_sdk.runtime.runner import Runner  # with pandas: a second that only this command should take
 
-    result = Runner.submit(load_strategy(strategy), world=world, as_of=as_of, parity="full" if full_parity else "sample")
-    emit(output, result.as_dict(), lambda: result_text(result))
-    if not result.active:
+    result = Runner.submit(load_strategy(strategy), world=world, as_of=as_of, parity="full" if full_parity else "sample", run=run, shadow=shadow)
+    try:
+        emit(output, result.as_dict(), lambda: result_text(result))
+        if result.running is not None:
+            where = result.context.execution_domain.value
+            errors.print(f"{result.name} runs in {where} (session {result.running.grant.session_id}). Ctrl-C ends it; `qmtl world sessions {world}` shows how it is.", markup=False)
+            result.running.wait()
+    except KeyboardInterrupt:
+        errors.print("Stopped: the session has ended.", markup=False)
+    finally:
+        Runner.shutdown(result)
+    if not result.active and not shadow:
         raise typer.Exit(NOT_ACTIVE)
 
 

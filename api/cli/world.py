@@ -1,21 +1,25 @@
-"""`qmtl world create | list | show | decide`."""
+"""`qmtl world create | list | show | decide | sessions | watch`."""
 
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Annotated, Any
 
 import typer
 
-from api.cli.output import Format, Output, emit, guarded, table
+from api.cli.output import Format, Output, emit, errors, guarded, table
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.events import KINDS, CloudEvent, Subscribe
 from qmtl_sdk.contracts.worlds import SAMPLE, DecisionEnvelope, World, WorldSpec, parse_world
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings
+from qmtl_sdk.runtime.stream import StreamClient
 
 app = typer.Typer(help="Worlds: their data, policy and decisions.", no_args_is_help=True)
 WorldArgument = Annotated[str, typer.Argument(metavar="WORLD")]
@@ -78,6 +82,82 @@ def decide(world: WorldArgument, output: Output = Format.TEXT) -> None:
     with gateway() as client:
         decision = client.decide(world, uuid.uuid4().hex)
     emit(output, decision.json_dict(), lambda: decision_table(decision))
+
+
+@app.command()
+@guarded
+def sessions(
+    world: Annotated[str | None, typer.Argument(metavar="[WORLD]", help="of one world; of all where it is left out")] = None,
+    ended: Annotated[bool, typer.Option("--ended", help="those that have ended too")] = False,
+    output: Output = Format.TEXT,
+) -> None:
+    """The strategies that run: who, what, where from, and how they are."""
+    with gateway() as client:
+        found = client.sessions(world, ended)
+    rows = [
+        [
+            item.name or item.strategy_id[:17],
+            item.world_id,
+            item.execution_domain,
+            f"{item.actor} at {item.host}",
+            f"ended: {item.end_reason}" if item.ended_at else f"gate {item.report.gate}{f' ({item.report.reason})' if item.report.reason else ''}",
+            item.report.bar[:16].replace("T", " "),
+            f"{sum(item.report.positions.values())}, {item.report.lag_s:g} s behind",
+            item.report.fault,
+        ]
+        for item in found
+    ]
+    header = ["strategy", "world", "domain", "who", "state", "newest bar", "events", "fault"]
+    emit(output, [item.json_dict() for item in found], lambda: table("", header, rows) if rows else "nothing runs")
+
+
+@app.command()
+@guarded
+def watch(
+    world: WorldArgument,
+    topic: Annotated[list[str] | None, typer.Option("--topic", "-t", help="a kind of topic; several times for several; all where it is left out")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="end after so many events; 0: go on until Ctrl-C")] = 0,
+    output: Output = Format.TEXT,
+) -> None:
+    """What happens in a world, as it happens. -o json prints a CloudEvent a line."""
+    lines: Queue[CloudEvent] = Queue()
+    with gateway() as client:
+        wanted = Subscribe(world_id=world, topics=tuple(topic or KINDS))
+        client.subscribe(wanted)  # so that a mistake is said at once, and not tried again
+        with StreamClient([client], wanted, on_event=lambda _, event: lines.put(event)) as stream:
+            if not stream.ready():
+                raise QmtlError("E_UNAVAILABLE", f"the stream of {world} does not begin: {stream.fault}", "qmtl status shows what runs")
+            if output is Format.TEXT:
+                errors.print(f"watching {world}: {', '.join(f'{kind} at {sequence}' for kind, sequence in sorted(stream.positions.items()))}. Ctrl-C ends it.", markup=False)
+            count = 0
+            while not limit or count < limit:
+                try:
+                    event = lines.get(timeout=0.2)
+                except Empty:
+                    continue
+                count += 1
+                sys.stdout.write((event.model_dump_json() if output is Format.JSON else event_line(event)) + "\n")
+                sys.stdout.flush()
+
+
+def event_line(event: CloudEvent) -> str:
+    """An event as a person would say it."""
+    data: dict[str, Any] = event.data or {}
+    words_of = {
+        "activation_updated": lambda: (
+            f"{str(data.get('strategy_id'))[:17]} is {'switched on' if data.get('active') else 'off'} in mode {data.get('effective_mode')}, weight {data.get('weight', 0):.3g}"
+        ),
+        "decision_updated": lambda: f"decided by policy version {data.get('policy_version')}: {data.get('reason')}",
+        "policy_updated": lambda: f"policy version {data.get('version')} is the default now",
+        "queue_updated": lambda: f"{len(data.get('queues', []))} queue(s) tagged {'+'.join(data.get('tags', [])) or 'with nothing'} in {data.get('execution_domain')}",
+        "tagquery.upsert": lambda: f"the query for {'+'.join(data.get('tags', []))} finds {len(data.get('queues', []))} queue(s) in {data.get('execution_domain')}",
+        "queue_lifecycle": lambda: f"{data.get('queue')}: {data.get('change')}",
+        "sentinel_weight": lambda: f"the traffic of {str(data.get('strategy_id'))[:17]} has weight {data.get('weight')}",
+        "session.opened": lambda: f"{str(data.get('strategy_id'))[:17]} runs (session {str(data.get('session_id'))[:8]})",
+        "session.ended": lambda: f"session {str(data.get('session_id'))[:8]} has ended: {data.get('reason')}",
+    }
+    said = words_of.get(event.type, lambda: f"{event.subject[:60]}")()
+    return f"{event.time:%H:%M:%S}  {event.type:<20} {said}"
 
 
 def decision_table(decision: DecisionEnvelope) -> Any:

@@ -71,7 +71,7 @@ CODES: dict[str, int] = {
     "E_SESSION_INACTIVE": 409,
     "E_SHADOW": 403,
     "E_QUEUE_UNKNOWN": 404,
-    "E_QUEUE_ARCHIVE": 500,
+    "E_QUEUE_ARCHIVE": 409,
     # worlds and policies
     "E_WORLD_UNKNOWN": 404,
     "E_WORLD_EXISTS": 409,

@@ -3,8 +3,10 @@
 import asyncio
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from activities.commands import UpkeepInput
 from qmtl_sdk import QmtlError, Runner
 from qmtl_sdk.nodes.strategy import Build
 from temporal.client import connect
@@ -13,6 +15,8 @@ from temporal.submissions import workflow_id
 from tests.e2e.test_submission import Ahead
 from tests.harness import Machine, wait_for
 from tests.strategies import POLICY, Slow, Trend, world
+from workflows.shared import WORKFLOWS
+from workflows.upkeep import UpkeepWorkflow
 
 HISTORIES = Path(__file__).parent / "histories"
 
@@ -21,6 +25,16 @@ async def save(machine: Machine, name: str, workflow: str, run_id: str | None = 
     client = await connect(machine.config.temporal)
     history = await client.get_workflow_handle(workflow, run_id=run_id).fetch_history()
     (HISTORIES / f"{name}.json").write_text(history.to_json())
+
+
+async def upkeep(machine: Machine) -> None:
+    """A run of upkeep a hundred days from now: every queue is old by then."""
+    client = await connect(machine.config.temporal)
+    with machine.client() as gateway:
+        store_id = gateway.gateway_status()["store_id"]
+    later = (datetime.now(UTC) + timedelta(days=100)).isoformat()
+    await client.execute_workflow(UpkeepWorkflow.run, UpkeepInput(store_id=store_id, now=later), id="upkeep", task_queue=WORKFLOWS)
+    await save(machine, "upkeep", "upkeep")
 
 
 def main() -> int:
@@ -50,6 +64,7 @@ def main() -> int:
                 result = slow.result(60)
             asyncio.run(save(machine, "submission_lease_lost", result.workflow_id, result.run_id))
             asyncio.run(save(machine, "evaluation", "evaluation:equities"))
+            asyncio.run(upkeep(machine))
         finally:
             machine.close()
     return 0

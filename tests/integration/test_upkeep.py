@@ -1,0 +1,145 @@
+"""Queues lose what is old only after its archive was read back and compared."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlmodel import select
+
+from activities.artifacts.folder import FolderArtifacts
+from activities.graph.sql import SqlGraphStore
+from activities.queues.catalogue import SqlQueueCatalogue
+from activities.queues.store import SqliteQueues
+from activities.queues.upkeep import QueueKeeper, decode
+from activities.storage.database import Database
+from activities.storage.tables import Outbox
+from activities.worlds.sessions import SqlSessionStore
+from qmtl_sdk import Node, QmtlError, Strategy, StreamInput, TagQueryNode
+from qmtl_sdk.contracts.sessions import QueueMessage, SessionOpen
+from qmtl_sdk.nodes.strategy import Build
+
+NOW = datetime.now(UTC)
+LATER = NOW + timedelta(days=40)
+
+
+class Tagged(Strategy):
+    def setup(self) -> None:
+        price = StreamInput(tags=["P"], interval="1h", period=1)
+        self.add_nodes([Node(price, lambda view: 1.0, name="rsi", tags=["ta"])])
+
+
+class Query(Strategy):
+    def setup(self) -> None:
+        self.add_nodes([TagQueryNode(query_tags=["ta"], interval="1h", compute_fn=lambda view: 1.0)])
+
+
+def message(number: int) -> QueueMessage:
+    return QueueMessage(key=f"key-{number}", ts=number, values={"value": float(number), "missing": None})
+
+
+class House:
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database, self.queues, self.artifacts = database, SqliteQueues(folder / "queues.db"), FolderArtifacts(folder / "artifacts")
+        self.catalogue, self.graph = SqlQueueCatalogue(database), SqlGraphStore(database)
+        self.keeper = QueueKeeper(database, self.queues, self.artifacts)
+        self.graph.diff("q", "w", "dryrun", "Query", Build(Query).dag)
+        self.graph.diff("t", "w", "dryrun", "Tagged", Build(Tagged).dag)
+        (found,) = self.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")
+        self.topic = found.topic
+
+    def fill(self, count: int) -> None:
+        self.queues.append(self.topic, tuple(message(i) for i in range(count)))
+
+    def told(self, event: str) -> list[str]:
+        with self.database.read() as session:
+            return [row.data for row in session.exec(select(Outbox).where(Outbox.type == event).order_by(Outbox.seq))]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def house(database: Database, tmp_path: Path) -> Iterator[House]:
+    found = House(database, tmp_path)
+    yield found
+    found.queues.close()
+
+
+def test_what_is_young_stays(house: House) -> None:
+    house.fill(10)
+    assert house.keeper.due(NOW) == []
+    assert house.keeper.keep(house.topic, NOW).archived == 0
+    assert len(house.queues.read(house.topic, 0, 100)[0]) == 10
+
+
+def test_what_is_old_is_archived_word_for_word_and_the_empty_queue_dropped(house: House) -> None:
+    house.fill(10)
+    assert house.topic in house.keeper.due(LATER)
+    before = house.told("tagquery.upsert")
+    kept = house.keeper.keep(house.topic, LATER)
+    assert (kept.archived, kept.dropped) == (10, True)
+    assert decode(house.artifacts.get(kept.archive)) == [message(i) for i in range(10)]
+    assert house.queues.read(house.topic, 0, 100)[0] == []
+    assert house.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun") == []
+    with pytest.raises(QmtlError, match="no queue"):
+        house.catalogue.find(house.topic)
+    assert ['"change":"archive"' in text for text in house.told("queue_lifecycle")] == [True, False]
+    assert '"queues":[]' in house.told("tagquery.upsert")[len(before)]
+    assert house.keeper.keep(house.topic, LATER).archived == 0
+
+
+def test_a_queue_that_is_used_is_archived_and_stays(house: House) -> None:
+    SqlSessionStore(house.database, 1e9).open(SessionOpen(world_id="w", strategy_id="strategy:s", runner="r"), "n", "dryrun", "me")
+    house.fill(3)
+    kept = house.keeper.keep(house.topic, LATER)
+    assert (kept.archived, kept.dropped) == (3, False)
+    house.queues.append(house.topic, (message(2), message(3)))
+    found, position = house.queues.read(house.topic, 0, 100)
+    assert ([item.key for item in found], position) == (["key-3"], 4), "what was archived is still known by its key"
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "gone"])
+def test_nothing_is_removed_where_the_archive_is_not_what_the_queue_holds(house: House, tmp_path: Path, damage: str) -> None:
+    """Trap 11: an archive step uploaded an empty object and then dropped the queue."""
+
+    class Broken(FolderArtifacts):
+        def put(self, hash: str, data: bytes) -> None:
+            super().put(hash, data)
+            path = self._path(hash)
+            if damage == "gone":
+                path.unlink()
+            else:
+                path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "changed": data.replace(b"3.0", b"4.0")}[damage])
+
+    house.fill(10)
+    keeper = QueueKeeper(house.database, house.queues, Broken(tmp_path / "broken"))
+    with pytest.raises(QmtlError) as caught:
+        keeper.keep(house.topic, LATER)
+    assert caught.value.code == "E_QUEUE_ARCHIVE"
+    assert [item.key for item in house.queues.read(house.topic, 0, 100)[0]] == [f"key-{i}" for i in range(10)]
+    assert house.told("queue_lifecycle") == []
+    assert house.keeper.keep(house.topic, LATER).archived == 10
+
+
+def test_a_crash_between_note_and_removal_archives_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    class DiedError(Exception):
+        pass
+
+    def dying(self: object, topic: str, first: int) -> int:
+        raise DiedError
+
+    house.fill(10)
+    with monkeypatch.context() as patched:
+        patched.setattr(SqliteQueues, "trim", dying)
+        with pytest.raises(DiedError):
+            house.keeper.keep(house.topic, LATER)
+    assert len(house.queues.read(house.topic, 0, 100)[0]) == 10
+    assert house.keeper.keep(house.topic, LATER).archived == 10
+
+
+def test_a_dropped_queue_comes_back_empty_when_a_strategy_runs_again(house: House) -> None:
+    house.fill(3)
+    house.keeper.keep(house.topic, LATER)
+    topics = house.graph.ensure_queues("w", "dryrun", Build(Tagged).dag, "me")
+    assert house.topic in topics.values()
+    assert [item.topic for item in house.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")] == [house.topic]
+    house.fill(2)
+    assert len(house.queues.read(house.topic, 0, 100)[0]) == 2
