@@ -1,11 +1,11 @@
 # QMTL. Each target sets up what it needs on a machine with Python 3.11, make and a package index:
-#   make demo | test | lint | bench [ONLY=suite]
+#   make demo | test | lint | bench [ONLY=suite] | chaos [RUNS=100 SEED=1] | fuzz [EXAMPLES=250 SEED=1]
 SHELL := /bin/bash
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := $(UV) run --no-sync
 
-.PHONY: demo test lint bench setup server record-histories
+.PHONY: demo test lint bench chaos fuzz setup server record-histories
 
 demo: setup server
 	@$(RUN) qmtl demo
@@ -21,6 +21,14 @@ lint: setup
 
 bench: setup server
 	@$(RUN) python -m benchmarks $(ONLY)
+
+# Processes are killed while events flow, RUNS times from SEED on; a line for each run.
+chaos: setup server
+	@$(RUN) python -m tests.chaos $(or $(RUNS),100) $(or $(SEED),1)
+
+# Requests made from the Gateway's OpenAPI document, some 70 for each of EXAMPLES.
+fuzz: setup server
+	@$(RUN) python -m tests.chaos.fuzz $(or $(EXAMPLES),250) $(or $(SEED),1)
 
 # The histories that tests/replay replays, recorded anew from this code.
 record-histories: setup server

@@ -63,12 +63,12 @@ def create_app(config: Settings) -> FastAPI:
         title="QMTL Gateway",
         version=version("qmtl"),
         lifespan=lifespan,
-        responses={"default": {"model": problems.Problem, "description": "what went wrong"}},
         dependencies=[Depends(HTTPBearer(auto_error=False, scheme_name="token", description="a token of `qmtl token create`"))],
     )
     app.state.limit = RateLimit(config.gateway.rate_per_s)
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=config.gateway.max_body_bytes, artifact_limit=config.gateway.max_artifact_bytes)
+    problems.document(app)
     check_table(ROUTERS)
     for router in ROUTERS:
         app.include_router(router)

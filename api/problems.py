@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem documents, each with a stable `code`, and the limit on a body's size."""
 
 import math
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -64,6 +65,27 @@ def install(app: FastAPI) -> None:
     async def unknown(request: Request, error: Exception) -> JSONResponse:
         _log.error("a request failed", path=request.url.path, exc_info=error)
         return problem(QmtlError("E_INTERNAL", "the Gateway met an error of its own", "its log says which; report it"))
+
+
+def document(app: FastAPI) -> None:
+    """Say in the OpenAPI document how every route refuses: with a problem document, whatever the status."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = plain()
+            schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+            refusal = {"description": "what went wrong", "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)  # FastAPI's own form of a refusal, which is never sent
+                    operation["responses"]["default"] = refusal
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]  # as FastAPI's documentation has it
 
 
 class BodyLimit:

@@ -17,7 +17,7 @@ import portalocker
 from blake3 import blake3
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlmodel import Session, SQLModel, select
 
 from activities.storage.migrate import migrate
@@ -113,6 +113,8 @@ class Database:
             connection = self._engine.connect().execution_options(qmtl_purpose=purpose)
             with connection:
                 yield connection
+        except DataError as error:  # PostgreSQL refuses what no column can hold, such as a text with a zero byte
+            raise QmtlError("E_BODY_INVALID", f"a value can't be stored: {str(error.orig).splitlines()[0]}", "send text and numbers that a database can hold") from error
         except OperationalError as error:
             raise QmtlError("E_UNAVAILABLE", f"the database can't be reached: {str(error.orig).splitlines()[0]}", "check that it runs and has room, then try again") from error
 

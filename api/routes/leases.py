@@ -43,6 +43,6 @@ async def put_artifact(content_hash: str, request: Request, state: State) -> Res
     return Response(status_code=201)
 
 
-@router.get("/artifacts/{content_hash}", summary="The bytes of a hash", response_class=Response)
+@router.get("/artifacts/{content_hash}", summary="The bytes of a hash", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
 def get_artifact(content_hash: str, state: State) -> Response:
     return Response(state.stores.artifacts.get(content_hash), media_type="application/octet-stream")

@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, Body, Path, Query
 from pydantic import Field
 
 from api.auth.access import Asker, GuardedRoute
@@ -86,7 +86,7 @@ def list_policies(world_id: str, state: State) -> list[Policy]:
 
 
 @router.get("/{world_id}/policies/{version}", summary="One version")
-def show_policy(world_id: str, version: int, state: State) -> Policy:
+def show_policy(world_id: str, version: Annotated[int, Path(ge=1, lt=2**31)], state: State) -> Policy:
     return state.stores.worlds.policy(world_id, version)
 
 

@@ -26,7 +26,7 @@ def test_a_recorded_history_replays(path: Path) -> None:
 
 
 def test_every_workflow_has_histories() -> None:
-    assert {path.stem for path in FILES} == {"submission_decided", "submission_rejected", "submission_lease_lost", "evaluation"}
+    assert {path.stem for path in FILES} == {"submission_decided", "submission_rejected", "submission_lease_lost", "evaluation", "upkeep"}
 
 
 def test_a_change_that_breaks_a_workflow_is_found() -> None:
