@@ -159,6 +159,14 @@ def shows_the_loop(demo: dict[str, Any]) -> None:
     assert demo["resubmission"]["strategy_id"] == momentum["strategy_id"]
     assert (demo["resubmission"]["nodes_new"], demo["resubmission"]["nodes_reused"]) == (0, 8)
     assert demo["temporal_ui"].startswith("http://127.0.0.1:")
+    stream = demo["stream"]
+    assert stream["max_gap"] == 0
+    assert stream["reconnects"] >= 1
+    assert stream["delivery_p95_ms"] < 5000
+    assert stream["tag_query"] == {"queues_before": 1, "queues_after": 2, "node_id_unchanged": True}
+    assert {"activation_updated", "decision_updated", "queue_updated", "tagquery.upsert", "session.opened", "session.ended"} <= set(stream["events_by_type"])
+    assert stream["state_hash_matches"]
+    assert stream["bars"] > 0
     page = Path(demo["report"]).read_text()
     assert "Equity, from 1" in page
     assert "Momentum" in page

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from api.auth.access import ROUTES
 from qmtl_sdk.contracts.metrics import METRICS
 from qmtl_sdk.contracts.policy import policy_from
 from qmtl_sdk.contracts.worlds import parse_world
@@ -45,6 +46,12 @@ def test_worlds_and_policies_of_the_docs_parse() -> None:
 def test_the_docs_list_every_metric() -> None:
     listed = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", (ROOT / "docs" / "policy.md").read_text(), re.MULTILINE))
     assert listed.keys() == METRICS.keys()
+
+
+def test_the_docs_list_every_route_with_its_role() -> None:
+    """The table of docs/access.md is the one that the Gateway goes by."""
+    listed = re.findall(r"^\| `(\w+) ([^`]+)` \| (\S+) \| (.+?) \|$", (ROOT / "docs" / "access.md").read_text(), re.MULTILINE)
+    assert {(method, path): (role, world) for method, path, role, world in listed} == {key: (entry.role.value if entry.role else "anyone", entry.world) for key, entry in ROUTES.items()}
 
 
 @pytest.mark.parametrize("file", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
