@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlmodel import col, select
 
+from activities.events.bus import SqliteBus
 from activities.events.outbox import SqlOutbox
 from activities.storage.database import Database
 from activities.storage.tables import Outbox
@@ -158,17 +159,22 @@ class Chaos:
 
     def _quiet(self, database: Database, subscribers: list[StreamClient], world: str, report: Report) -> None:
         """Until the relay has told everything, the runner runs, and everyone has handled what there is. What does not come to that is a violation."""
-        outbox = SqlOutbox(database)
+        outbox, bus = SqlOutbox(database), SqliteBus(self.machine.config.bus_path)
 
         def quiet() -> bool:
-            ends = {subscriber.states["activation"].sequence for subscriber in subscribers}
-            return not outbox.waiting(1) and all(subscriber.connected and not subscriber.behind for subscriber in subscribers) and len(ends) == 1
+            if outbox.waiting(1) or not all(subscriber.connected for subscriber in subscribers):
+                return False
+            # What the log has, not what a beat said of it a moment ago.
+            ends = {topic: bus.bounds(f"{world}.{topic}").last for topic in TOPICS}
+            return all(subscriber.states[topic].sequence >= last for subscriber in subscribers for topic, last in ends.items())
 
         try:
             wait_for(lambda: self._runner_says(world, database), "runner", self._rest_s)
             wait_for(quiet, "quiet", self._rest_s)
         except AssertionError as error:
             report.violations.append(f"it did not come to rest: {error}; {[subscriber.fault for subscriber in subscribers]}")
+        finally:
+            bus.close()
 
     def _runner_says(self, world: str, database: Database) -> bool:
         """Whether the strategy's process, as it is now, has come to the store's activation."""
