@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -18,13 +19,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from activities.events.bus import ControlBus
 from api.auth.limits import SocketLimit
 from api.auth.tokens import StreamClaims, Tokens
-from api.metrics import DELIVERED, DROPPED, UNKNOWN
+from api.metrics import DELIVERED, DROPPED, SENTINEL_SKEW, UNKNOWN
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import (
     CLOSE_BINARY,
     CLOSE_POLICY,
     CLOSE_SLOW,
-    AckFrame,
     Beat,
     ClientFrame,
     EventFrame,
@@ -69,6 +69,8 @@ class Hub:
         """Take what came to the bus, and wake those whom it concerns; how much it was."""
         found, self._position = await asyncio.to_thread(self.bus.follow, self._position)
         for topic, item in found:
+            if item.event.type == "sentinel_weight":
+                SENTINEL_SKEW.set((datetime.now(UTC) - item.event.time).total_seconds())
             if kind_in(topic) == "other":
                 UNKNOWN.labels(item.event.type).inc()
             self._keep(topic, item)
@@ -113,13 +115,12 @@ class Hub:
         if frames and frames[0][0] <= sequence + 1:
             start = sequence + 1 - frames[0][0]
             return [frames[i] for i in range(start, min(len(frames), start + BATCH))]
+        bounds = await asyncio.to_thread(self.bus.bounds, topic)
         found = await asyncio.to_thread(self.bus.read, topic, sequence, BATCH)
-        if found and found[0].sequence != sequence + 1:
+        # In this order: an event that comes between the two looks is in the second one. (The other way round it looks as if it had been trimmed.)
+        if bounds.first > sequence + 1 or (found and found[0].sequence != sequence + 1):
             raise RetentionError
-        if not found:
-            bounds = await asyncio.to_thread(self.bus.bounds, topic)
-            if bounds.last > sequence:
-                raise RetentionError
+        if bounds.last == sequence and not found:
             self._last.setdefault(topic, sequence)  # nothing came since: no need to ask the bus again
         return [(item.sequence, frame_text(topic, item)) for item in found]
 
@@ -178,7 +179,7 @@ class RetentionError(Exception):
 class Subscriber:
     """One open socket: says hello, catches up, goes on. There may be thousands, so each is small."""
 
-    __slots__ = ("_claims", "_config", "_deadline", "_hub", "_news", "_places", "_revoked", "_sending", "_socket", "_sockets", "_tokens", "acknowledged")
+    __slots__ = ("_claims", "_config", "_deadline", "_hub", "_news", "_places", "_revoked", "_sending", "_socket", "_sockets", "_tokens")
 
     def __init__(self, socket: WebSocket, hub: Hub, tokens: Tokens, sockets: SocketLimit, revoked: set[str], config: EventsSettings) -> None:
         self._socket, self._hub, self._tokens, self._sockets, self._revoked, self._config = socket, hub, tokens, sockets, revoked, config
@@ -186,13 +187,17 @@ class Subscriber:
         self._claims: StreamClaims | None = None
         self._deadline = 0.0
         self._places: dict[str, int] = {}
-        self.acknowledged: dict[str, int] = {}
         self._sending = asyncio.Lock()
 
     async def run(self) -> None:
         await self._socket.accept()
+        nobody = f"address {self._socket.client.host if self._socket.client else ''}"  # who has not said yet who they are counts by address
         try:
-            hello = await self._hello()
+            self._sockets.enter(nobody)
+            try:
+                hello = await self._hello()
+            finally:
+                self._sockets.leave(nobody)
             log, positions = hello.log, hello.positions
             del hello  # its token is long, and the socket may be open for days
             await self._serve(log, positions)
@@ -253,10 +258,9 @@ class Subscriber:
             writer.result()
         finally:
             writer.remove_done_callback(wake)
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
             self._hub.unlisten(topics, self._news)
-            self._sockets.leave(caller)
+            self._sockets.leave(caller)  # before anything is awaited: the wake-up may be on its way already
+            writer.cancel()
 
     async def _write(self, topics: list[str], log: str, positions: Positions) -> None:
         for topic in topics:
@@ -312,12 +316,10 @@ class Subscriber:
                 await self._accept(frame.token)
                 await self._tell(Refreshed(expires_in=self._deadline - time.time()).model_dump_json())
                 self._news.set()
-            elif isinstance(frame, AckFrame):
-                self.acknowledged |= frame.positions
             else:
                 raise QmtlError("E_FRAME", "hello came twice", "say it once")
 
-    async def _receive(self) -> Hello | Refresh | AckFrame:
+    async def _receive(self) -> Hello | Refresh:
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
@@ -326,7 +328,7 @@ class Subscriber:
         try:
             return ClientFrame.validate_json(message["text"])
         except ValueError as error:
-            raise QmtlError("E_FRAME", "the frame is none of hello, refresh, ack", "see /events/schema") from error
+            raise QmtlError("E_FRAME", "the frame is neither hello nor refresh", "see /events/schema") from error
 
     async def _tell(self, text: str) -> None:
         """Send a frame. Raises QmtlError (E_SLOW_READER) where the client takes nothing for too long."""

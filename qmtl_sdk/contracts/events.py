@@ -258,12 +258,7 @@ class Refresh(Model):
     token: str = Field(max_length=8192)
 
 
-class AckFrame(Model):
-    type: Literal["ack"] = "ack"
-    positions: Positions
-
-
-ClientFrame: TypeAdapter[Hello | Refresh | AckFrame] = TypeAdapter(Annotated[Hello | Refresh | AckFrame, Field(discriminator="type")])
+ClientFrame: TypeAdapter[Hello | Refresh] = TypeAdapter(Annotated[Hello | Refresh, Field(discriminator="type")])
 
 
 class Snapshot(Model):

@@ -260,7 +260,17 @@ class _Submission:
         self._display.step("opening its session")
         gateways = [GatewayClient(client.url, client.token, away_limit_s=0.0)]  # computing does not wait for a Gateway that is away
         try:
-            running = RunningStrategy(self._build, client.world(self._world), gateways, ack.bindings, computed.tapes, runner=runner, shadow=self._options.shadow, on_output=self._options.on_output)
+            running = RunningStrategy(
+                self._build,
+                client.world(self._world),
+                gateways,
+                ack.bindings,
+                computed.tapes,
+                runner=runner,
+                shadow=self._options.shadow,
+                cross_context_cache_hits=computed.precheck["cross_context_cache_hit"],
+                on_output=self._options.on_output,
+            )
         except QmtlError as error:
             gateways[0].close()
             if error.code != "E_SESSION_INACTIVE":

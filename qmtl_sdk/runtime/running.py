@@ -52,11 +52,12 @@ class RunningStrategy:
         *,
         runner: str,
         shadow: bool = False,
+        cross_context_cache_hits: int = 0,
         on_output: OnOutput | None = None,
     ) -> None:
         self.build, self.world, self._client, self._gateways, self._shadow, self._runner = build, world, gateways[0], gateways, shadow, runner
         self.strategy_id = build.dag.strategy_id
-        self._on_output = on_output
+        self._on_output, self._cross_context_cache_hits = on_output, cross_context_cache_hits
         self.engine = LiveEngine(build.nodes, tapes)
         streams = [node for node in build.nodes if isinstance(node, StreamInput)]
         closes = {node.node_id: int(tapes[node.node_id].bars.closes[-1]) for node in streams if node.node_id in tapes and len(tapes[node.node_id].bars)}
@@ -152,6 +153,7 @@ class RunningStrategy:
             bars=self.bars,
             dropped_bars=self.feed.late + self.engine.late,
             fault=(self.gate.faults.get("data") or self.gate.faults.get("compute") or self._queues_fault or self.stream.fault)[:500],
+            cross_context_cache_hits=self._cross_context_cache_hits,
         )
 
     # the stream, on its thread

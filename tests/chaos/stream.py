@@ -221,5 +221,7 @@ class Chaos:
                     report.violations.append(f"subscriber {number}: {topic}: {missing} of {len(told)} missing" if missing else f"subscriber {number}: {topic}: out of order")
             if subscriber.states["activation"].state_hash != expected_hash:
                 report.violations.append(f"subscriber {number}: its activation is not the store's")
+            if subscriber.counters.snapshots.keys() - {"first"}:
+                report.violations.append(f"subscriber {number}: got a snapshot that it should not need: {dict(subscriber.counters.snapshots)}")
             if subscriber.counters.max_gap:
                 report.violations.append(f"subscriber {number}: a gap of {subscriber.counters.max_gap}")

@@ -484,6 +484,7 @@ def test_ten_thousand_subscriptions_by_one_caller_meet_the_limit_and_others_do_n
             other = client.create_token(TokenRequest(subject="other", grants={HOME: Role.READER})).token
         greedy, answers = {"authorization": f"Bearer {machine.token()}"}, {200: 0, 429: 0}
         with httpx.Client(base_url=machine.url, trust_env=False, timeout=30) as http:
+            began = time.monotonic()
             for _ in range(10_000):
                 response = http.post("/events/subscribe", json={"world_id": HOME}, headers=greedy)
                 answers[response.status_code] += 1
@@ -491,6 +492,7 @@ def test_ten_thousand_subscriptions_by_one_caller_meet_the_limit_and_others_do_n
                     assert response.json()["code"] == "E_RATE"
                     assert int(response.headers["retry-after"]) >= 1
             assert http.post("/events/subscribe", json={"world_id": HOME}, headers={"authorization": f"Bearer {other}"}).status_code == 200
-        assert answers[429] > 5000
+        assert answers[200] <= 200 + 100 * (time.monotonic() - began) + 1
+        assert answers[429] > 1000
     finally:
         machine.close()

@@ -186,7 +186,7 @@ def test_the_demo_from_nothing_and_what_it_leaves_up(newcomer: Person) -> None:
     assert newcomer.reads("down")["stopped"] == []
     again = newcomer.reads("up")
     assert again["temporal_ui"] == first["temporal_ui"]
-    assert len(newcomer.reads("world", "list")) == 1
+    assert len(newcomer.reads("world", "list")) == 2  # the one that judges, and the one that runs
 
 
 def test_runner_starts_the_stack_where_none_is_configured_and_says_so(newcomer: Person) -> None:

@@ -142,6 +142,7 @@ def test_the_figures_for_prometheus(machine: Machine, paper: str) -> None:
         "stream_sockets 1.0",
         "stream_frames_sent_total",
         "session_lag_seconds{",
+        "sentinel_skew_seconds 0.",
         "cross_context_cache_hit{",
         "diff_duration_ms_bucket",
         "process_resident_memory_bytes",

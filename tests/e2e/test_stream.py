@@ -173,7 +173,7 @@ def test_an_unknown_topic_is_refused_with_the_nearest(client: GatewayClient, hom
         ("not json", (1008, "E_FRAME")),
         ('{"type": "dance"}', (1008, "E_FRAME")),
         ('{"type": "hello", "token": "x"}', (1008, "E_FRAME")),
-        ('{"type": "ack", "positions": {"policy": -1}}', (1008, "E_FRAME")),
+        ('{"type": "refresh"}', (1008, "E_FRAME")),
         ("x" * 100_000, (1009, "")),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_frame_that_is_none_closes_the_socket_with_a_reason(client: GatewayCli
 
 def test_a_first_frame_without_a_token_closes_the_socket(client: GatewayClient, home: str) -> None:
     with connect(policy(client, home).stream_url, proxy=None) as socket:
-        socket.send('{"type": "ack", "positions": {}}')
+        socket.send('{"type": "refresh", "token": "x"}')
         assert closed(socket) == (1008, "E_TOKEN_MISSING")
 
 
@@ -215,6 +215,16 @@ def test_the_sockets_of_one_caller_are_limited(client: GatewayClient, home: str)
         for _ in range(12):
             frames(stack.enter_context(opened(subscription)), 1)
         with opened(subscription) as one_more:
+            assert closed(one_more) == (1013, "E_SOCKETS")
+
+
+def test_sockets_that_do_not_say_who_they_are_are_limited_too(client: GatewayClient, home: str) -> None:
+    subscription = policy(client, home)
+    wait_for(lambda: "stream_sockets 0.0" in httpx.get(f"{client.url}/metrics", trust_env=False).text, "end of other tests' sockets")
+    with ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(connect(subscription.stream_url, proxy=None))
+        with connect(subscription.stream_url, proxy=None) as one_more:
             assert closed(one_more) == (1013, "E_SOCKETS")
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from activities.events.bus import SqliteBus
+from activities.storage.log import Bounds
 from api.stream import Hub, RetentionError
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.events import CloudEvent, ServerFrame, Subscribe, TopicState
+from qmtl_sdk.contracts.events import CloudEvent, Sequenced, ServerFrame, Subscribe, TopicState
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.events import event
 
@@ -139,6 +140,50 @@ class Wire(RuleBasedStateMachine):
         while await self.hub.step():
             pass
         await self._serve(10_000, twice=False)
+
+
+class Late(SqliteBus):
+    """A bus to which an event comes between two looks of the hub."""
+
+    def __init__(self, path: Path, look: str) -> None:
+        super().__init__(path)
+        self._look, self.told = look, 0
+
+    def _looked(self, look: str) -> None:
+        if look == self._look and self.told < 5:
+            self.told += 1
+            self.publish([event("late", self.told)])
+
+    def read(self, topic: str, after: int, limit: int) -> list[Sequenced]:
+        found = super().read(topic, after, limit)
+        self._looked("read")
+        return found
+
+    def bounds(self, topic: str) -> Bounds:
+        found = super().bounds(topic)
+        self._looked("bounds")
+        return found
+
+
+@pytest.mark.parametrize("look", ["read", "bounds"])
+def test_an_event_that_comes_between_two_looks_is_not_taken_for_one_that_was_trimmed(tmp_path: Path, look: str) -> None:
+    bus = Late(tmp_path / "bus.db", look)
+
+    async def listen() -> list[int]:
+        hub, heard = Hub(bus), 0
+        hub.listen([TOPIC], asyncio.Event())
+        for _ in range(30):
+            for sequence, _ in await hub.after(TOPIC, heard):
+                assert sequence == heard + 1
+                heard = sequence
+            await hub.step()
+        return [heard, bus.told]
+
+    try:
+        heard, told = asyncio.run(listen())
+        assert heard == told >= 1
+    finally:
+        bus.close()
 
 
 TestWire = Wire.TestCase
