@@ -26,11 +26,13 @@ class TagQueryManager:
         self._waiting: dict[str, dict[int, tuple[float, dict[str, Row]]]] = {query.node_id: {} for query in self.queries}
 
     def resolve(self) -> None:
-        """Ask which queues there are now."""
+        """Ask which queues there are now, for the queries of which the stream has said nothing yet: what it says later is newer."""
         for query in self.queries:
             params = query.params
             found = self._client.queues_by_tag(params["query_tags"], query.interval, params["match_mode"], self.world_id, self._domain)
             with self._lock:
+                if query.node_id in self._wanted:
+                    continue
                 self._wanted[query.node_id] = tuple(QueueRef(queue=item.topic, node_id=item.node_id, name=item.name) for item in found)
 
     def snapshot(self, state: TopicState) -> None:
