@@ -5,7 +5,6 @@ lease, and its data is at hand. It says why it is closed. In shadow it never ope
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, Domain, domain_of
@@ -44,7 +43,6 @@ class Gate:
     manager: ActivationManager
     shadow: bool = False
     faults: dict[str, str] = field(default_factory=dict)
-    now: Callable[[], float] = time.monotonic
 
     @property
     def open(self) -> bool:

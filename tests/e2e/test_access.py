@@ -43,7 +43,6 @@ HOME, OTHER = "home", "other"
 class Place:
     machine: Machine
     owner: GatewayClient
-    session_id: str = "none"
 
     @property
     def keys(self) -> KeyRing:

@@ -9,6 +9,7 @@ from qmtl_sdk.compute.engine import Tape, compute
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.nodes.strategy import Build
 from qmtl_sdk.nodes.view import Window
+from tests.spec.correlation import CorrelationStrategy, calc_corr
 from tests.unit.test_engine import bars, walk
 
 HOUR = 3600 * 10**9
@@ -41,35 +42,6 @@ class GeneralStrategy(Strategy):
 
         self.add_nodes([price_stream, signal_node])
 
-
-# the spec's appendix, tag query strategy
-def calc_corr(view) -> pd.DataFrame:  # type: ignore[no-untyped-def]
-    aligned = view.align_frames([(node_id, 3600) for node_id in view], window=24)
-    frames = [frame.frame for frame in aligned if not frame.frame.empty]
-    if not frames:
-        return pd.DataFrame()
-
-    corr = pd.concat(frames, axis=1).corr(method="pearson")
-    return corr
-
-class CorrelationStrategy(Strategy):
-    def setup(self):  # type: ignore[no-untyped-def]
-        # TagQueryNode: automatically resolves upstreams matching the tag/interval
-        indicators = TagQueryNode(
-            query_tags=["ta-indicator"],  # match existing RSI, MFI, etc.
-            interval="1h",               # hourly bars
-            period=24,                    # keep the last 24 hours
-            match_mode=MatchMode.ANY,     # OR-matching by default
-            compute_fn=calc_corr          # compute correlation directly
-        )
-
-        corr_node = Node(
-            input=indicators,
-            compute_fn=calc_corr,
-            name="indicator_corr"
-        )
-
-        self.add_nodes([indicators, corr_node])
 
 # fmt: on
 
