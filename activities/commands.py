@@ -1,5 +1,7 @@
 """The words between workflows and activities. Each names the store that it is meant for: a worker of another store refuses it."""
 
+from activities.worlds.store import Frozen
+from qmtl_sdk.contracts.applies import Approval, Stage
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat
 
@@ -86,17 +88,28 @@ class UpkeepDone(Model):
     failed: tuple[str, ...] = ()
 
 
+class RenewalInput(Command):
+    pass
+
+
+class RenewalDone(Model):
+    """The worlds whose judgment was asked for."""
+
+    worlds: tuple[str, ...]
+
+
 class EvaluationInput(Command):
     world_id: str
     judged: int = 0
 
 
 class EvaluateRequest(Model):
-    """Judge the world. The same `request_id` gets the same answer. A workflow that asks names itself in `reply_to` and `reply_run`."""
+    """Judge the world. The same `request_id` gets the same answer. A `renewal` only makes the decision fresh again: it counts as no further pass or failure. A workflow that asks names itself in `reply_to` and `reply_run`."""
 
     request_id: str
     reason: str = ""
     asked_by: str = ""
+    renewal: bool = False
     reply_to: str = ""
     reply_run: str = ""
 
@@ -111,6 +124,7 @@ class JudgeCommand(Command):
     run_id: str
     request_ids: tuple[str, ...]
     asked_by: str = ""
+    renewal: bool = False
 
 
 class Judgment(Model):
@@ -143,3 +157,99 @@ class Conclusion(Model):
     weight: float
     reason: str
     metrics: dict[str, float | None] = {}
+
+
+# applies
+
+
+class ApplyInput(Command):
+    """One apply. The plan stays in the store: histories carry what is waited for, not what is changed."""
+
+    world_id: str
+    run_id: str
+
+
+class ApplyBrief(Model):
+    """The plan as the workflow needs it: its stages, and what people are shown."""
+
+    title: str
+    reason: str
+    requested_by: str
+    stages: tuple[Stage, ...]
+    diff: tuple[tuple[str, str, str], ...]
+    left_out: tuple[str, ...] = ()
+    etag: str
+
+
+class Vote(Model):
+    """A signal of approval or rejection. The Gateway sends the `approval_id` of what it has stored; a signal sent by hand gives `actor` and `reason`, and is marked direct."""
+
+    run_id: str = ""
+    approval_id: str = ""
+    actor: str = ""
+    reason: str = ""
+
+
+class DirectVote(ApplyInput):
+    approval_id: str
+    actor: str
+    verdict: str
+    reason: str
+
+
+class Votes(Model):
+    approvals: tuple[Approval, ...]
+
+
+class DrainCommand(ApplyInput):
+    frozen: Frozen
+    timeout_s: float
+    ack_timeout_s: float
+
+
+class AwaitAcks(ApplyInput):
+    told: Frozen
+    phase: str
+    timeout_s: float
+
+
+class Heard(Model):
+    """How a wait ended: who had not said that they heard, and how long it took."""
+
+    missing: tuple[str, ...] = ()
+    waited_s: float = 0.0
+
+
+class Conclude(ApplyInput):
+    outcome: str
+    reason: str
+
+
+class AbortRequest(Model):
+    run_id: str
+    actor: str
+    reason: str = ""
+
+
+class Aborted(Model):
+    run_id: str
+    step: str
+
+
+class ApplyEnd(Model):
+    """How an apply ended."""
+
+    run_id: str
+    outcome: str
+    reason: str = ""
+    epoch: int = 0
+
+
+class ApplyView(Model):
+    """The answer of the query `plan`: where the apply is, and what it waits for."""
+
+    run_id: str
+    title: str
+    step: str
+    waits_for: str
+    approvals: tuple[str, ...] = ()

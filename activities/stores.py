@@ -7,9 +7,12 @@ from activities.artifacts.folder import FolderArtifacts
 from activities.events.outbox import SqlOutbox
 from activities.events.sql import SqlCommitLog
 from activities.graph.sql import SqlGraphStore
+from activities.orders.sql import SqlOrderStore
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
+from activities.storage.audit import SqlAudit
 from activities.storage.database import Database, open_database
+from activities.worlds.applies import SqlApplyStore
 from activities.worlds.sessions import SqlSessionStore
 from activities.worlds.sql import SqlWorldStore
 from qmtl_sdk.runtime.config import Settings
@@ -29,6 +32,9 @@ class Stores:
     catalogue: SqlQueueCatalogue
     queues: SqliteQueues
     outbox: SqlOutbox
+    orders: SqlOrderStore
+    applies: SqlApplyStore
+    audit: SqlAudit
 
     @classmethod
     def open(cls, config: Settings) -> "Stores":
@@ -44,6 +50,9 @@ class Stores:
             SqlQueueCatalogue(database),
             SqliteQueues(config.queues_path),
             SqlOutbox(database),
+            SqlOrderStore(database),
+            SqlApplyStore(database),
+            SqlAudit(database),
         )
 
     def close(self) -> None:

@@ -15,24 +15,40 @@ from fastapi.security import HTTPBearer
 from activities.events.bus import SqliteBus
 from activities.stores import Stores
 from api import problems
+from api.acks import Acknowledged
 from api.auth.access import check_table
 from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
 from api.auth.tokens import Tokens
-from api.routes import events, leases, queues, sessions, strategies, system, tokens, worlds
+from api.desk import Desk
+from api.routes import applies, events, leases, orders, policies, queues, sessions, strategies, system, tokens, worlds
 from api.state import GatewayState
 from api.stream import Hub, watch_revoked
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal import logs
+from temporal.applies import Applies
 from temporal.client import connect
 from temporal.shutdown import leave
 from temporal.submissions import Submissions
 
 RECOVER_EVERY_S, EXPIRE_EVERY_S = 15.0, 1.0
-ROUTERS = (strategies.router, leases.router, worlds.router, sessions.router, queues.router, events.router, tokens.router, system.router)
+ROUTERS = (
+    strategies.router,
+    leases.router,
+    worlds.router,
+    policies.router,
+    applies.router,
+    orders.router,
+    sessions.router,
+    queues.router,
+    events.router,
+    tokens.router,
+    system.router,
+)
 MAX_FRAME = 65_536
+DEMO_PEOPLE = ("ana", "ben")
 _log = structlog.get_logger()
 
 
@@ -45,10 +61,13 @@ def create_app(config: Settings) -> FastAPI:
         client = await connect(config.temporal)
         submissions = Submissions(client, stores.database.store_id, stores.log, stores.worlds, config.gateway.lease_heartbeat_s)
         keys, bus = KeyRing(config.keys_path), SqliteBus(config.bus_path)
-        state = GatewayState(config, stores, submissions, keys, Tokens(keys, stores.tokens, stores.database.store_id), Hub(bus), SocketLimit(config.gateway.max_sockets))
+        applied, acknowledged = Applies(client, stores.database.store_id, stores.applies), Acknowledged(stores.applies)
+        tokens = Tokens(keys, stores.tokens, stores.database.store_id)
+        state = GatewayState(config, stores, submissions, applied, Desk(stores.orders), keys, tokens, Hub(bus, acknowledged.hear), SocketLimit(config.gateway.max_sockets))
         app.state.gateway, app.state.tokens = state, state.tokens
         await asyncio.to_thread(_leave_local_tokens, state)
-        loops = [_recover(submissions), state.hub.run(), watch_revoked(state.tokens, state.revoked), _expire_sessions(state)]
+        await acknowledged.begin()
+        loops = [_recover(state), state.hub.run(), watch_revoked(state.tokens, state.revoked), _expire_sessions(state), acknowledged.run()]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield
@@ -56,6 +75,7 @@ def create_app(config: Settings) -> FastAPI:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await acknowledged.end()
             bus.close()
             stores.close()
 
@@ -77,10 +97,16 @@ def create_app(config: Settings) -> FastAPI:
 
 
 def _leave_local_tokens(state: GatewayState) -> None:
-    """A token for the person who starts this, in a file that only they can read. `owner` is for the keys and for what operators may not take back."""
-    for role in (Role.OPERATOR, Role.OWNER):
-        path = state.config.local_token_path(role.value)
-        fresh = state.tokens.local(role, getpass.getuser(), path.read_text().strip() if path.exists() else None)
+    """A token for the person who starts this, in a file that only they can read. `owner` is for the keys and for what operators may not take back.
+
+    A stack of one's own has two more people, so that what takes two can be tried (`--as ana`); where the profile is `prod`, people have tokens of their own.
+    """
+    people = {"operator": (getpass.getuser(), Role.OPERATOR), "owner": (getpass.getuser(), Role.OWNER)}
+    if state.config.profile == "dev":
+        people |= {name: (name, Role.OPERATOR) for name in DEMO_PEOPLE}
+    for name, (subject, role) in people.items():
+        path = state.config.local_token_path(name)
+        fresh = state.tokens.local(role, subject, path.read_text().strip() if path.exists() else None)
         if fresh is not None:
             write_secret(path, fresh)
 
@@ -95,13 +121,14 @@ async def _expire_sessions(state: GatewayState) -> None:
         await asyncio.sleep(EXPIRE_EVERY_S)
 
 
-async def _recover(submissions: Submissions) -> None:
-    """Pick up what an earlier Gateway logged and did not start; and again now and then, for what a time without Temporal left behind."""
+async def _recover(state: GatewayState) -> None:
+    """Pick up what an earlier Gateway kept and did not start; and again now and then, for what a time without Temporal left behind."""
     while True:
         try:
-            count = await submissions.recover()
+            count = await state.submissions.recover()
             if count:
                 _log.info("picked up submissions from the log", count=count)
+            await state.applies.recover()
         except QmtlError as error:
             _log.warning("the log can't be worked off now", why=str(error))
         await asyncio.sleep(RECOVER_EVERY_S)

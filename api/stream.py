@@ -10,7 +10,7 @@
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -27,6 +27,7 @@ from qmtl_sdk.contracts.events import (
     CLOSE_SLOW,
     Beat,
     ClientFrame,
+    CloudEvent,
     EventFrame,
     Hello,
     Polled,
@@ -46,8 +47,9 @@ _log = structlog.get_logger()
 
 
 class Hub:
-    def __init__(self, bus: ControlBus) -> None:
-        self.bus = bus
+    def __init__(self, bus: ControlBus, heard: Callable[[Sequence[CloudEvent]], None] = lambda _: None) -> None:
+        """`heard` is told of what came, once those whom it concerns have been woken."""
+        self.bus, self._heard = bus, heard
         self._frames: dict[str, deque[tuple[int, str]]] = {}
         self._bytes: Counter[str] = Counter()
         self._last: dict[str, int] = {}
@@ -77,6 +79,7 @@ class Hub:
         for topic in {topic for topic, _ in found}:
             for listener in self._listeners.get(topic, ()):
                 listener.set()
+        self._heard([item.event for _, item in found])
         return len(found)
 
     def _keep(self, topic: str, item: Sequenced) -> None:

@@ -3,10 +3,10 @@
 import json
 import sys
 
-from benchmarks import identity, stream, submit
+from benchmarks import applies, identity, orders, stream, submit
 from temporal.shutdown import leave
 
-SUITES = {"identity": identity.run, "submit": submit.run, "stream": stream.run}
+SUITES = {"identity": identity.run, "submit": submit.run, "stream": stream.run, "orders": orders.run, "applies": applies.run}
 
 
 def main() -> int:

@@ -18,12 +18,14 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 
 from activities.commands import Command
 from qmtl_sdk.contracts.errors import QmtlError
+from workflows.apply import ApplyWorkflow
 from workflows.evaluation import EvaluationWorkflow
+from workflows.renewal import RenewalWorkflow
 from workflows.submission import SubmissionWorkflow
 from workflows.upkeep import UpkeepWorkflow
 
 LEASE = "compute_lease"
-WORKFLOWS = (SubmissionWorkflow, EvaluationWorkflow, UpkeepWorkflow)
+WORKFLOWS = (SubmissionWorkflow, EvaluationWorkflow, ApplyWorkflow, RenewalWorkflow, UpkeepWorkflow)
 
 
 class QmtlPlugin(SimplePlugin):

@@ -1,15 +1,18 @@
-"""What runs by itself: one Temporal Schedule for the upkeep of a store."""
+"""What runs by itself, on Temporal Schedules of a store: the upkeep of its queues, and the renewal of decisions that something trades on."""
 
 from datetime import timedelta
 
 from temporalio.client import Client, Schedule, ScheduleActionStartWorkflow, ScheduleAlreadyRunningError, ScheduleIntervalSpec, ScheduleOverlapPolicy, SchedulePolicy, ScheduleSpec
 
-from activities.commands import UpkeepInput
+from activities.commands import RenewalInput, UpkeepInput
+from activities.worlds.activities import RENEW_EVERY
 from temporal.client import again
+from workflows.renewal import RenewalWorkflow
 from workflows.shared import WORKFLOWS
 from workflows.upkeep import UpkeepWorkflow
 
 UPKEEP_EVERY = timedelta(hours=1)
+_TASK_TIMEOUT = timedelta(seconds=3)
 
 
 def upkeep_id(store_id: str) -> str:
@@ -17,12 +20,21 @@ def upkeep_id(store_id: str) -> str:
     return f"upkeep:{store_id[:12]}"
 
 
+def renewal_id(store_id: str) -> str:
+    return f"renewal:{store_id[:12]}"
+
+
 async def keep_schedules(client: Client, store_id: str) -> None:
-    """Make the schedule, if it is not there."""
-    name = upkeep_id(store_id)
-    action = ScheduleActionStartWorkflow(UpkeepWorkflow.run, UpkeepInput(store_id=store_id), id=name, task_queue=WORKFLOWS, task_timeout=timedelta(seconds=3), static_summary="upkeep of queues")
-    policy = SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP)
-    schedule = Schedule(action=action, spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=UPKEEP_EVERY)]), policy=policy)
+    """Make the schedules, as far as they are not there."""
+    upkeep, renewal = upkeep_id(store_id), renewal_id(store_id)
+    keep = ScheduleActionStartWorkflow(UpkeepWorkflow.run, UpkeepInput(store_id=store_id), id=upkeep, task_queue=WORKFLOWS, task_timeout=_TASK_TIMEOUT, static_summary="upkeep of queues")
+    renew = ScheduleActionStartWorkflow(RenewalWorkflow.run, RenewalInput(store_id=store_id), id=renewal, task_queue=WORKFLOWS, task_timeout=_TASK_TIMEOUT, static_summary="renewal of decisions")
+    await _make(client, upkeep, keep, UPKEEP_EVERY)
+    await _make(client, renewal, renew, RENEW_EVERY)
+
+
+async def _make(client: Client, name: str, action: ScheduleActionStartWorkflow, every: timedelta) -> None:
+    schedule = Schedule(action=action, spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]), policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP))
 
     async def create() -> None:
         try:

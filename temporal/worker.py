@@ -18,12 +18,13 @@ from activities.queues.activities import QueueActivities
 from activities.queues.upkeep import QueueKeeper
 from activities.stores import Stores
 from activities.worlds.activities import EvaluationActivities, WorldActivities
+from activities.worlds.apply_activities import ApplyActivities
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal.client import connect
 from temporal.schedules import keep_schedules
 from temporal.shutdown import leave
-from workflows.shared import WORKFLOWS, WORLD
+from workflows.shared import ORDERS, WORKFLOWS, WORLD
 
 # A workflow whose worker was killed waits so long before another takes it over (10 s unless set).
 STICKY = timedelta(seconds=1)
@@ -35,13 +36,17 @@ async def working(client: Client, stores: Stores, interceptors: Sequence[Interce
     """Workers on every task queue, for as long as the block runs. The client must carry the plugin with the store's id."""
     worlds = WorldActivities(stores.worlds, stores.log, stores.artifacts)
     graph, log, evaluation = GraphActivities(stores.graph, stores.log), LogActivities(stores.log), EvaluationActivities(WORKFLOWS)
-    local = [worlds.begin_run, graph.diff, log.admitted, worlds.judge, worlds.reject, worlds.conclude]
+    local = [worlds.begin_run, graph.diff, log.admitted, worlds.judge, worlds.reject, worlds.conclude, worlds.worlds_to_renew]
+    applies = ApplyActivities(stores.applies)
+    local += [applies.apply_plan, applies.await_approval, applies.take_votes, applies.direct_vote, applies.conclude_apply]
+    fence = [applies.freeze_world, applies.drain_world, applies.switch_world, applies.restore_world, applies.unfreeze_world, applies.await_acks]
     queues = QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts))
     remote = [compute_lease, worlds.measure, evaluation.request_evaluation, queues.queues_due, queues.keep_queue]
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
         common = {"activity_executor": pool, "interceptors": list(interceptors)}
         await stack.enter_async_context(Worker(client, task_queue=WORLD, activities=remote, **common))  # type: ignore[arg-type]  # one mapping for both workers
+        await stack.enter_async_context(Worker(client, task_queue=ORDERS, activities=fence, **common))  # type: ignore[arg-type]  # likewise
         await stack.enter_async_context(Worker(client, task_queue=WORKFLOWS, activities=local, sticky_queue_schedule_to_start_timeout=STICKY, **common))  # type: ignore[arg-type]  # likewise
         yield
 

@@ -1,11 +1,15 @@
 """Shared by all tests: PostgreSQL for this process of the test run."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 
 import pytest
+
+# A shell that runs this in the background ignores SIGINT, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

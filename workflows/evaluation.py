@@ -51,7 +51,14 @@ class EvaluationWorkflow:
         batch = dict(self._waiting)
         first = next(iter(batch.values()))
         self._show("judging", f"judging for {len(batch)} {'request' if len(batch) == 1 else 'requests'}: {first.reason}")
-        command = JudgeCommand(store_id=self._world.store_id, world_id=self._world.world_id, run_id=workflow.info().run_id, request_ids=tuple(batch), asked_by=first.asked_by)
+        command = JudgeCommand(
+            store_id=self._world.store_id,
+            world_id=self._world.world_id,
+            run_id=workflow.info().run_id,
+            request_ids=tuple(batch),
+            asked_by=first.asked_by,
+            renewal=all(request.renewal for request in batch.values()),
+        )
         judgment = await workflow.execute_local_activity_method(WorldActivities.judge, command, summary=f"judge world {self._world.world_id} by its policy", **STORE)
         self._judged += 1
         for request_id in batch:

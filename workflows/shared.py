@@ -5,7 +5,7 @@ from typing import Any
 
 from temporalio.common import RetryPolicy, SearchAttributeKey
 
-WORKFLOWS, WORLD = "qmtl-workflows", "qmtl-world"
+WORKFLOWS, WORLD, ORDERS = "qmtl-workflows", "qmtl-world", "qmtl-orders"
 
 SEARCH_WORLD = SearchAttributeKey.for_keyword("QmtlWorld")
 SEARCH_STRATEGY = SearchAttributeKey.for_keyword("QmtlStrategy")
@@ -19,6 +19,10 @@ _RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=100), maximum_inter
 STORE: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=30), "retry_policy": _RETRY}
 # A call that reads data or asks another workflow. Its worker heartbeats for it (temporal.plugin).
 SLOW: dict[str, Any] = {"start_to_close_timeout": timedelta(minutes=5), "heartbeat_timeout": timedelta(seconds=3), "retry_policy": _RETRY, "task_queue": WORLD}
+# A change of the fence. Scheduled, not local: between two of them lies something durable, so that a lost task never does a step again that others have built on.
+FENCE: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=5), "retry_policy": _RETRY, "task_queue": ORDERS}
+# A wait on the store, as long as its command says. Its worker heartbeats for it.
+WAIT: dict[str, Any] = {"start_to_close_timeout": timedelta(days=2), "heartbeat_timeout": timedelta(seconds=3), "retry_policy": _RETRY, "task_queue": ORDERS}
 
 
 def table(header: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:

@@ -2,7 +2,9 @@
 
 import json
 from datetime import datetime
+from typing import Literal
 
+from sqlalchemy import text
 from sqlmodel import col, select
 
 from activities.storage.database import Database, utc_now
@@ -10,6 +12,8 @@ from activities.storage.tables import TokenRow
 from qmtl_sdk.contracts.access import Role, TokenInfo
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
+
+_REVOKED_AT = text("SELECT revoked_at FROM token WHERE token_id = :token_id")
 
 
 class SqlTokenStore:
@@ -33,6 +37,12 @@ class SqlTokenStore:
         with self._database.read() as session:
             row = session.get(TokenRow, token_id)
             return _info(row) if row else None
+
+    def state(self, token_id: str) -> Literal["good", "revoked", "unknown"]:
+        """Asked for every request, so that a token that was taken back is refused at once."""
+        with self._database.read() as session:
+            found = session.connection().execute(_REVOKED_AT, {"token_id": token_id}).first()
+        return "unknown" if found is None else "good" if found[0] is None else "revoked"
 
     def all(self) -> list[TokenInfo]:
         with self._database.read() as session:

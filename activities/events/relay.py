@@ -1,4 +1,4 @@
-"""The relay: tells the ControlBus what the outbox holds. `python -m activities.events.relay` runs it until SIGTERM.
+"""The relay: tells the ControlBus what the outbox holds. `python -m activities.events.relay` runs it until SIGTERM, and the desk that takes orders to their venues beside it.
 
 1. One relay at a time for a database; others wait until its process ends.
 2. Rows that were not told yet go to the bus in the order of their numbers: within a key that is the order of commits, since a writer holds its key from
@@ -17,6 +17,8 @@ import structlog
 
 from activities.events.bus import ControlBus, SqliteBus
 from activities.events.outbox import SqlOutbox
+from activities.orders.sql import SqlOrderStore
+from activities.orders.venue import VenueDesk, brokers
 from activities.storage.database import Database, open_database
 from activities.storage.tables import Outbox
 from qmtl_sdk.contracts.errors import QmtlError
@@ -91,9 +93,13 @@ def run(config: Settings) -> None:
     try:
         bus = SqliteBus(config.bus_path)
         print("relay: ready", flush=True)
+        desk = threading.Thread(target=VenueDesk(database, SqlOrderStore(database), brokers(config.orders.paper_fill_delay_s)).run, args=(stop,), name="qmtl-venues")
+        desk.start()
         try:
             Relay(database, bus, config.events.keep).run(stop)
         finally:
+            stop.set()
+            desk.join()
             bus.close()
     finally:
         database.close()

@@ -47,12 +47,17 @@ class SqlGraphStore:
         if not plan.queues:
             return plan.topics
         with self._database.write(actor) as tx:
-            tx.lock("graph")
-            plan = _plan(tx.session, world_id, domain, dag)
-            if plan.queues:
-                self._add_queues(tx, plan, world_id, domain)
-                self._tell(tx, plan, world_id, domain, dag, "")
-            return plan.topics
+            return self.bind_queues(tx, world_id, domain, dag, self._brokers)
+
+    @staticmethod
+    def bind_queues(tx: Transaction, world_id: str, domain: str, dag: Dag, brokers: int = 1) -> dict[str, str]:
+        """The same, within a transaction that changes more."""
+        tx.lock("graph")
+        plan = _plan(tx.session, world_id, domain, dag)
+        if plan.queues:
+            SqlGraphStore._add_queues(tx, plan, world_id, domain, brokers)
+            SqlGraphStore._tell(tx, plan, world_id, domain, dag, "")
+        return plan.topics
 
     @staticmethod
     def _tell(tx: Transaction, plan: DiffPlan, world_id: str, domain: str, dag: Dag, correlation_id: str) -> None:
@@ -91,15 +96,16 @@ class SqlGraphStore:
         tx.insert_new([GraphEdge(parent=parent, child=child) for parent, child in sorted(set(dag.edges)) if child in new])
         tx.insert_new([GraphStrategy(strategy_id=strategy_id, name=name, dag=dag.model_dump_json(), created_at=now)])
         tx.insert_new([Sentinel(sentinel_id=result.sentinel_id, world_id=world_id, strategy_id=strategy_id, version=strategy_id, traffic_weight=1.0, created_at=now)])
-        self._add_queues(tx, plan, world_id, domain)
+        self._add_queues(tx, plan, world_id, domain, self._brokers)
         if plan.minor:
             due = (datetime.now(UTC) + RECOMPUTE_AFTER).isoformat()
             tx.session.connection().execute(update(GraphNode).where(col(GraphNode.node_id).in_(plan.minor), col(GraphNode.recompute_after).is_(None)).values(recompute_after=due))
 
-    def _add_queues(self, tx: Transaction, plan: DiffPlan, world_id: str, domain: str) -> None:
+    @staticmethod
+    def _add_queues(tx: Transaction, plan: DiffPlan, world_id: str, domain: str, brokers: int) -> None:
         rows = []
         for queue in plan.queues:
-            layout = layout_of(queue.kind, self._brokers)
+            layout = layout_of(queue.kind, brokers)
             rows.append(Queue(topic=queue.topic, node_id=queue.node_id, world_id=world_id, execution_domain=domain, kind=queue.kind, created_at=utc_now(), **layout.model_dump()))
         tx.insert_new(rows)
         topics = [row.topic for row in rows]  # one that was dropped before comes back empty

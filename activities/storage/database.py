@@ -20,8 +20,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, OperationalError
 from sqlmodel import Session, SQLModel, select
 
+from activities.storage.chain import link
 from activities.storage.migrate import migrate
-from activities.storage.tables import Audit, Outbox, StoreIdentity
+from activities.storage.tables import Audit, AuditHead, Outbox, StoreIdentity
 from activities.storage.turnstile import Turnstile
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
@@ -59,19 +60,32 @@ class Transaction:
     def lock(self, name: str) -> None:
         """Hold `name` until the end of the transaction. SQLite has one writer anyway."""
 
+    def share(self, name: str) -> None:
+        """Hold `name` together with others who share it, against those who `lock` it. They queue fairly: a lock does not starve behind shares."""
+
     def record(
         self, action: str, world_id: str, subject: str, *, before: Any = None, after: Any = None, correlation_id: str = "", event: str = "", about: str = "", data: Mapping[str, Any] | None = None
     ) -> None:
         """The audit row and the outbox row of this transaction. `event` is the event's type, the action's name unless given; `about` its subject likewise."""
         now = utc_now()
         was, became = canonical_json(before).decode(), canonical_json(after).decode()
-        self.session.add(Audit(at=now, actor=self._actor, action=action, world_id=world_id, subject=subject, correlation_id=correlation_id, before=was, after=became))
         payload = canonical_json(dict(data) if data is not None else {"world_id": world_id, "subject": subject}).decode()
         key = world_id or subject
         self.lock(f"outbox:{key}")  # held from the number to the commit: within a key, numbers are in the order of commits
+        self._chained(Audit(at=now, actor=self._actor, action=action, world_id=world_id, subject=subject, correlation_id=correlation_id, before=was, after=became, chain=key))
         self.session.add(Outbox(event_id=uuid.uuid4().hex, type=event or action, key=key, world_id=world_id, subject=about or subject, at=now, data=payload))
         self.session.flush()
         self.recorded = True
+
+    def _chained(self, row: Audit) -> None:
+        """Add a row at the end of its chain. The caller holds the chain's lock."""
+        head = self.session.get(AuditHead, row.chain, populate_existing=True) or AuditHead(chain=row.chain, number=0, hash="")
+        row.number = head.number + 1
+        row.hash = link(head.hash, row.model_dump())
+        head.number, head.hash = row.number, row.hash
+        self.session.add(row)
+        self.session.add(head)
+        self.session.flush()  # the next row of this transaction must find the head
 
 
 class Database:
@@ -193,6 +207,9 @@ class SqliteDatabase(Database):
 class _PostgresTransaction(Transaction):
     def lock(self, name: str) -> None:
         self.session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(name)})
+
+    def share(self, name: str) -> None:
+        self.session.connection().execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": _lock_key(name)})
 
 
 class PostgresDatabase(Database):

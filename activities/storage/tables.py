@@ -25,9 +25,10 @@ class StoreIdentity(SQLModel, table=True):
 
 
 class Audit(SQLModel, table=True):
-    """Who did what: one row for every transaction that changed something."""
+    """Who did what. Rows are never changed: each holds the hash of itself and of the row before it in its chain (the world's, or the subject's)."""
 
     __tablename__ = "audit"
+    __table_args__ = (Index("audit_chain", "chain", "number"),)
     seq: int | None = Field(default=None, sa_column=_seq())
     at: str
     actor: str
@@ -37,6 +38,18 @@ class Audit(SQLModel, table=True):
     correlation_id: str
     before: str = Field(sa_column=_text())
     after: str = Field(sa_column=_text())
+    chain: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    number: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    hash: str = Field(default="", sa_column_kwargs={"server_default": ""})
+
+
+class AuditHead(SQLModel, table=True):
+    """The end of a chain of audit rows, so that rows missing at the end are noticed."""
+
+    __tablename__ = "audit_head"
+    chain: str = Field(primary_key=True)
+    number: int
+    hash: str
 
 
 class Outbox(SQLModel, table=True):
@@ -196,6 +209,8 @@ class WorldRow(SQLModel, table=True):
     created_at: str
     policy_version: int | None = None
     activation_sequence: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    pinned_fingerprint: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    state: str = Field(default="active", sa_column_kwargs={"server_default": "active"})
 
 
 class PolicyRow(SQLModel, table=True):
@@ -267,7 +282,188 @@ class Activation(SQLModel, table=True):
     world_id: str = Field(primary_key=True)
     strategy_id: str = Field(primary_key=True)
     etag: str
+    active: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    mode: str = Field(default="", sa_column_kwargs={"server_default": ""})
     body: str = Field(sa_column=_text())
+
+
+class StandingRow(SQLModel, table=True):
+    """What hysteresis remembers of a strategy: how often in a row it passed or failed, and since when (world time) it is in or out."""
+
+    __tablename__ = "standing"
+    world_id: str = Field(primary_key=True)
+    strategy_id: str = Field(primary_key=True)
+    body: str = Field(sa_column=_text())
+
+
+class JudgedRow(SQLModel, table=True):
+    """What a decision was made from, so that another policy can be tried on it."""
+
+    __tablename__ = "judged"
+    decision_seq: int = Field(sa_column=Column(_Seq, primary_key=True, autoincrement=False))
+    world_id: str = Field(index=True)
+    body: str = Field(sa_column=_text())
+
+
+class EdgeOverride(SQLModel, table=True):
+    """An edge of the world's view graph, between nodes or between domains (`domain:backtest`), that is closed or opened."""
+
+    __tablename__ = "edge_override"
+    world_id: str = Field(primary_key=True)
+    src: str = Field(primary_key=True)
+    dst: str = Field(primary_key=True)
+    active: bool
+    reason: str
+    updated_at: str
+
+
+class WorldNode(SQLModel, table=True):
+    """A node in a world and domain (WorldNodeRef), with its state and the key of its newest validation."""
+
+    __tablename__ = "world_node"
+    world_id: str = Field(primary_key=True)
+    node_id: str = Field(primary_key=True)
+    execution_domain: str = Field(primary_key=True)
+    state: str
+    eval_key: str
+    updated_at: str
+
+
+class Validation(SQLModel, table=True):
+    """The result of a validation, by EvalKey: another dataset, contract, domain or code is another validation."""
+
+    __tablename__ = "validation"
+    eval_key: str = Field(primary_key=True)
+    world_id: str = Field(index=True)
+    node_id: str
+    execution_domain: str
+    result: str
+    body: str = Field(sa_column=_text())
+    created_at: str
+
+
+# promotion
+
+
+class ApplyRow(SQLModel, table=True):
+    """An apply, from its request to its end. One at a time in a world: `ended_at` of the others is set."""
+
+    __tablename__ = "apply"
+    __table_args__ = (Index("apply_running", "world_id", unique=True, sqlite_where=text("ended_at IS NULL"), postgresql_where=text("ended_at IS NULL")),)
+    world_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    seq: int
+    body: str = Field(sa_column=_text())
+    plan: str = Field(sa_column=_text())
+    requested_by: str
+    requested_at: str
+    state: str
+    outcome: str = ""
+    reason: str = ""
+    snapshot: str = Field(default="{}", sa_column=_text())
+    epoch_before: int = 0
+    epoch_after: int = 0
+    ended_at: str | None = None
+
+
+class ApplyStep(SQLModel, table=True):
+    """A step that was done, and what it answered: done once for ever, whatever the world is now."""
+
+    __tablename__ = "apply_step"
+    world_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    step: str = Field(primary_key=True)
+    started_at: str
+    ended_at: str | None = None
+    answer: str = Field(default="{}", sa_column=_text())
+
+
+class ApprovalRow(SQLModel, table=True):
+    """What a person said of an apply or a promotion. `via`: the Gateway, which knows who it was, or a signal sent straight to Temporal, which claims it."""
+
+    __tablename__ = "approval"
+    __table_args__ = (Index("approval_of", "world_id", "subject"),)
+    approval_id: str = Field(primary_key=True)
+    world_id: str
+    subject: str
+    actor: str
+    verdict: str
+    reason: str
+    via: str
+    counts: bool
+    at: str
+    taken_at: str | None = None
+
+
+class AckRow(SQLModel, table=True):
+    """Who has heard of a freeze or unfreeze. `late`: after the apply had stopped waiting."""
+
+    __tablename__ = "ack"
+    world_id: str = Field(primary_key=True)
+    sequence: int = Field(primary_key=True)
+    holder: str = Field(primary_key=True)
+    kind: str
+    at: str
+    late: bool
+
+
+class GatewayRow(SQLModel, table=True):
+    """A Gateway that serves this store, until `expires_at`."""
+
+    __tablename__ = "gateway"
+    gateway_id: str = Field(primary_key=True)
+    expires_at: str
+
+
+# orders
+
+
+class FenceRow(SQLModel, table=True):
+    """What decides about a world's orders, in one row that an order reads in its own transaction."""
+
+    __tablename__ = "fence"
+    world_id: str = Field(primary_key=True)
+    epoch: int = 1
+    state: str = "open"
+    holder: str = ""
+    halted: str = ""
+    allow_live: bool = False
+    live_edge: bool = False
+    fresh_until: str = ""
+    max_orders: int | None = None
+    max_refused: int | None = None
+    minute: str = ""
+    orders: int = 0
+    refused: int = 0
+
+
+class OrderLog(SQLModel, table=True):
+    """Every order with its verdict, every fill, and every change of the fence, in one order. Rows are never changed."""
+
+    __tablename__ = "order_log"
+    __table_args__ = (
+        Index("order_log_once", "ref", unique=True, sqlite_where=text("kind IN ('accepted', 'refused')"), postgresql_where=text("kind IN ('accepted', 'refused')")),
+        Index("order_log_ended", "ref", unique=True, sqlite_where=text("kind IN ('filled', 'cancelled')"), postgresql_where=text("kind IN ('filled', 'cancelled')")),
+        Index("order_log_world", "world_id", "seq"),
+    )
+    seq: int | None = Field(default=None, sa_column=_seq())
+    at: str
+    world_id: str
+    kind: str
+    ref: str
+    epoch: int
+    strategy_id: str = ""
+    reason: str = ""
+    body: str = Field(default="", sa_column=_text())
+
+
+class OpenOrder(SQLModel, table=True):
+    """An accepted order that no venue has ended yet."""
+
+    __tablename__ = "open_order"
+    order_id: str = Field(primary_key=True)
+    world_id: str = Field(index=True)
+    accepted_at: str = Field(index=True)
 
 
 class SessionRow(SQLModel, table=True):

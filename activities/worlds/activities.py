@@ -7,23 +7,27 @@ from temporalio import activity
 from temporalio.common import WorkflowIDConflictPolicy
 
 from activities.artifacts.store import ArtifactStore
-from activities.commands import ConcludeCommand, Conclusion, EvaluationInput, EvaluationRequest, JudgeCommand, Judgment, MeasureCommand, RejectCommand, RunCommand
+from activities.commands import ConcludeCommand, Conclusion, EvaluationInput, EvaluationRequest, JudgeCommand, Judgment, MeasureCommand, RejectCommand, RenewalDone, RenewalInput, RunCommand
 from activities.events.store import CommitLogStore
 from activities.worlds.context import ComputeContextService
+from activities.worlds.correlation import Correlations
 from activities.worlds.decision import etag_of, judge, summary
-from activities.worlds.evidence import data_range, examine
-from activities.worlds.store import EvidenceBody, Judged, RunContextBody, WorldStore
+from activities.worlds.evidence import data_range, examine, sectors, validations
+from activities.worlds.store import Basis, EvidenceBody, Judged, RunContextBody, WorldStore, furthest
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Outcome
 from qmtl_sdk.contracts.worlds import DecisionEnvelope, StrategyDecision
 
 _LINES = 30
+RENEW_EVERY = timedelta(minutes=1)
+RENEW_WITHIN = 2 * RENEW_EVERY
 
 
 class WorldActivities:
     def __init__(self, worlds: WorldStore, log: CommitLogStore, artifacts: ArtifactStore) -> None:
         self._worlds, self._log, self._artifacts = worlds, log, artifacts
+        self._correlations = Correlations(artifacts)
 
     @activity.defn(no_thread_cancel_exception=True)
     def begin_run(self, command: RunCommand) -> RunContextBody:
@@ -50,8 +54,9 @@ class WorldActivities:
             data_last=last,
             precheck=command.evidence.precheck,
             shadow=run.context.execution_domain is Domain.SHADOW,
+            sectors=sectors(returns, run),
         )
-        return self._worlds.save_evidence(evidence).metrics
+        return self._worlds.save_evidence(evidence, validations(submit.dag, run, evidence.dataset_fingerprint)).metrics
 
     @activity.defn(no_thread_cancel_exception=True)
     def reject(self, command: RejectCommand) -> None:
@@ -67,13 +72,15 @@ class WorldActivities:
         if len(answered) == len(command.request_ids):
             return _brief(max(answered.values(), key=lambda judged: judged.seq))
         world, policy, wall = self._worlds.world(command.world_id), self._worlds.policy(command.world_id), datetime.now(UTC)
-        now, mode = world.now(wall), policy.judged_mode
-        strategies = judge(policy, self._worlds.candidates(command.world_id), now)
+        now, candidates, before = world.now(wall), self._worlds.candidates(command.world_id), self._worlds.standings(command.world_id)
+        verdicts = judge(policy, candidates, now, before, self._correlations, counts=not command.renewal)
+        strategies, mode = verdicts.strategies, furthest(policy.judged_mode, verdicts.strategies, self._worlds.activations(command.world_id))
         assert policy.version is not None  # a stored policy has one
         envelope = DecisionEnvelope(
             world_id=command.world_id,
             policy_version=policy.version,
             effective_mode=mode,
+            judged_mode=policy.judged_mode,
             reason=summary(strategies),
             as_of=now,
             decided_at=wall,
@@ -81,7 +88,13 @@ class WorldActivities:
             etag=etag_of(command.world_id, policy.version, mode, strategies),
             strategies=strategies,
         )
-        return _brief(self._worlds.save_decision(command.request_ids, envelope, command.run_id, command.asked_by))
+        basis = Basis(evidence=tuple(candidate.evidence_seq for candidate in candidates), before=before, after=verdicts.standings)
+        return _brief(self._worlds.save_decision(command.request_ids, envelope, command.run_id, command.asked_by, basis))
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def worlds_to_renew(self, command: RenewalInput) -> RenewalDone:
+        """Worlds in which something trades on a decision that is stale, or will be within two rounds of the schedule."""
+        return RenewalDone(worlds=tuple(self._worlds.trading_until(datetime.now(UTC) + RENEW_WITHIN)))
 
     @activity.defn(no_thread_cancel_exception=True)
     def conclude(self, command: ConcludeCommand) -> Conclusion:
@@ -152,6 +165,6 @@ def _brief(judged: Judged) -> Judgment:
 
 
 def _why(item: StrategyDecision) -> str:
-    if item.active:
+    if item.active and not item.violations:
         return f"passed every gate with a score of {item.score:.4g}"
     return "; ".join(f"{violation.rule}: {violation.detail}" for violation in item.violations[:4])

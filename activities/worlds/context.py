@@ -12,12 +12,12 @@ from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, domain_of, resolve
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import StrategySubmit
-from qmtl_sdk.contracts.worlds import DecisionEnvelope, World
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
 from qmtl_sdk.data.presets import bind, fingerprint_of, newest_close
 
 
-def run_context(run_id: str, world: World, submit: StrategySubmit, decision: DecisionEnvelope | None, wall: datetime) -> RunContextBody:
-    """Raises QmtlError: those of `bind`, E_DATA_EMPTY, E_BODY_INVALID for an `as_of` that is no time."""
+def run_context(run_id: str, world: World, submit: StrategySubmit, decision: DecisionEnvelope | None, activation: ActivationEnvelope | None, wall: datetime) -> RunContextBody:
+    """A strategy computes in the stage that its world has brought it to, as long as the world's decision is fresh; one that is not active validates. Raises QmtlError: those of `bind`, E_DATA_EMPTY, E_BODY_INVALID for an `as_of` that is no time."""
     now, shadow = world.now(wall), asks_for_shadow(submit)
     bindings = bind(submit.dag, world.spec)
     pinned = _pinned(submit.meta.as_of)
@@ -26,7 +26,7 @@ def run_context(run_id: str, world: World, submit: StrategySubmit, decision: Dec
     as_of = newest or pinned or _last_close(submit, now)
     context = resolve(
         world.spec.world,
-        SHADOW if shadow else decision.effective_mode if decision else None,
+        SHADOW if shadow else mode_in_effect(decision, activation),
         decided_at=wall if shadow else decision.decided_at if decision else None,
         now=wall,
         ttl_s=decision.ttl if decision else DEFAULT_TTL_S,
@@ -65,7 +65,15 @@ class ComputeContextService:
         assert self._worlds is not None  # only asked where there are worlds
         world = self._worlds.world(submit.world_id)
         self._worlds.policy(submit.world_id)  # a world that can't judge takes no submissions
-        return run_context(run_id, world, submit, self._worlds.decision(submit.world_id), datetime.now(UTC))
+        activation = next(iter(self._worlds.activations(submit.world_id, submit.dag.strategy_id)), None)
+        return run_context(run_id, world, submit, self._worlds.decision(submit.world_id), activation, datetime.now(UTC))
+
+
+def mode_in_effect(decision: DecisionEnvelope | None, activation: ActivationEnvelope | None) -> str | None:
+    """The mode of a strategy's activation; `validate` where the world has decided and not switched it on; None where the world has not decided at all."""
+    if decision is None:
+        return None
+    return activation.effective_mode if activation is not None and activation.active else "validate"
 
 
 SHADOW = Domain.SHADOW.value

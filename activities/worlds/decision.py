@@ -1,55 +1,144 @@
 """The judgment of a world: one pure function of evidence and policy.
 
-Data currency → gates → score → top-k. Each strategy that is left out says at which step, by which rule and by what figure. Ties in score go to the
-older binding, then to the lesser strategy_id. The active share the world's weight equally.
+1. Data currency → gates (with the bands of hysteresis) → score. Ties in score go to the older binding, then to the lesser strategy_id.
+2. Constraints, in order of score, before top-k: a slot that one frees goes to the next.
+3. Top-k, in all and by side.
+4. Hysteresis: who comes in and who goes out waits until it has passed or failed often and long enough. One that is still held keeps its slot.
+
+Each strategy that is left out says at which step, by which rule and by what figure.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from activities.worlds.candidate import Candidate, Scored, Standing
+from activities.worlds.constraints import Correlate, constrain, slot_weight
+from activities.worlds.hysteresis import in_band, judged
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.expressions import evaluate, metrics_in, parse
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Gates, Policy
-from qmtl_sdk.contracts.worlds import StrategyDecision, UtcTime, Violation
+from qmtl_sdk.contracts.worlds import StrategyDecision, Violation
 
 
-class Candidate(Model):
-    """A strategy's newest evidence. `error` says why it has no metrics; `bound` is its binding's age, lower is older."""
+class Verdicts(Model):
+    """A decision for every candidate, the active first by rank, then the rest by name; and what is to be remembered of each."""
 
-    strategy_id: str
-    name: str
-    bound: int
-    metrics: dict[str, float | None] = {}
-    data_first: UtcTime | None = None
-    data_last: UtcTime | None = None
-    error_code: str = ""
-    error: str = ""
+    strategies: tuple[StrategyDecision, ...]
+    standings: dict[str, Standing]
 
 
-def judge(policy: Policy, candidates: tuple[Candidate, ...], now: datetime) -> tuple[StrategyDecision, ...]:
-    """A decision for every candidate, the active first by rank, then the rest by name. `now` is the world's time."""
-    passed: list[tuple[Candidate, float]] = []
+def judge(policy: Policy, candidates: Sequence[Candidate], now: datetime, standings: Mapping[str, Standing], correlate: Correlate, counts: bool = True) -> Verdicts:
+    """`now` is the world's time; `standings` what was remembered of the judgment before. One that only renews a decision does not count as another pass or failure."""
+    passed, failed = _passed(policy, candidates, now, standings)
+    topk = policy.selection.topk
+    slot = slot_weight(policy.selection.constraints.exposure, min(topk.total, len(passed)) if topk else len(passed))
+    kept, constrained = constrain(policy.selection.constraints, passed, slot, correlate)
+    chosen, outranked = _top(policy, kept)
+    today = {item.candidate.strategy_id: (rank, item) for rank, item in enumerate(chosen, 1)}
+    left_out = {item.strategy_id: item for item in (*failed, *constrained, *outranked)}
+    return _settle(policy, candidates, now, standings, today, left_out, slot, counts)
+
+
+def _passed(policy: Policy, candidates: Sequence[Candidate], now: datetime, standings: Mapping[str, Standing]) -> tuple[list[Scored], list[StrategyDecision]]:
+    """Those that pass data currency, gates and bands and have a score, best first; and the rest with the reason."""
+    passed: list[Scored] = []
     out: list[StrategyDecision] = []
     for candidate in candidates:
-        violations = _evidence(candidate) or [*_currency(policy, candidate, now), *_failures(policy.selection.gates, candidate.metrics)]
+        bands = in_band(policy.selection.hysteresis, candidate, standings.get(candidate.strategy_id))
+        violations = _evidence(candidate) or [*_currency(policy, candidate, now), *_failures(policy.selection.gates, candidate.metrics), *bands]
         score = _score(policy, candidate.metrics)
         if not violations and score is None:
             violations = [_insufficient("score", policy.selection.score, candidate.metrics)]
         if violations or score is None:
-            out.append(_left_out(candidate, score, violations))
+            out.append(candidate.left_out(score, violations))
         else:
-            passed.append((candidate, score))
-    passed.sort(key=lambda pair: (-pair[1], pair[0].bound, pair[0].strategy_id))
-    limit = policy.selection.topk.total if policy.selection.topk else len(passed)
-    weight = 1.0 / min(limit, len(passed)) if passed else 0.0
-    chosen = [_active(candidate, score, rank, weight) for rank, (candidate, score) in enumerate(passed[:limit], 1)]
-    for rank, (candidate, score) in enumerate(passed[limit:], limit + 1):
-        last = passed[limit - 1]
-        detail = f"its score of {score:.4g} is rank {rank}; the last one taken, {last[0].name or last[0].strategy_id[:17]}, has {last[1]:.4g}"
-        out.append(_left_out(candidate, score, [Violation(step="topk", kind="outranked", rule=f"topk.total = {limit}", detail=detail)], rank))
-    return (*chosen, *sorted(out, key=lambda item: (item.name, item.strategy_id)))
+            passed.append(Scored(candidate=candidate, score=score))
+    passed.sort(key=lambda item: (-item.score, item.candidate.bound, item.candidate.strategy_id))
+    return passed, out
+
+
+def _top(policy: Policy, kept: Sequence[Scored]) -> tuple[list[Scored], list[StrategyDecision]]:
+    topk = policy.selection.topk
+    if topk is None:
+        return list(kept), []
+    chosen: list[Scored] = []
+    out: list[StrategyDecision] = []
+    sides: Counter[str] = Counter()
+    for rank, item in enumerate(kept, 1):
+        side = item.candidate.side
+        limit = topk.by_side.long if side == "long" else topk.by_side.short
+        if len(chosen) >= topk.total:
+            last = chosen[-1]
+            detail = f"its score of {item.score:.4g} is rank {rank}; the last one taken, {last.candidate.label}, has {last.score:.4g}"
+            rule = f"topk.total = {topk.total}"
+        elif limit is not None and sides[side] >= limit:
+            detail, rule = f"its score of {item.score:.4g} is rank {rank}, and {sides[side]} of its side are taken", f"topk.by_side.{side} = {limit}"
+        else:
+            chosen.append(item)
+            sides[side] += 1
+            continue
+        out.append(item.candidate.left_out(item.score, [Violation(step="topk", kind="outranked", rule=rule, detail=detail)], rank))
+    return chosen, out
+
+
+def _settle(
+    policy: Policy,
+    candidates: Sequence[Candidate],
+    now: datetime,
+    standings: Mapping[str, Standing],
+    today: Mapping[str, tuple[int, Scored]],
+    left_out: Mapping[str, StrategyDecision],
+    slot: float | None,
+    counts: bool,
+) -> Verdicts:
+    """Hysteresis over what today says, and the weights of those that are in."""
+    rules, topk = policy.selection.hysteresis, policy.selection.topk
+    new: dict[str, Standing] = {}
+    active: list[tuple[float, Candidate, StrategyDecision]] = []
+    out: list[StrategyDecision] = []
+    # Who is in comes first: a slot that is still held can't be given to another. Then by today's rank.
+    order = sorted(candidates, key=lambda item: (not _was_active(standings, item), today[item.strategy_id][0] if item.strategy_id in today else len(candidates), item.bound, item.strategy_id))
+    for candidate in order:
+        name, before = candidate.strategy_id, standings.get(candidate.strategy_id)
+        passes = name in today
+        full = topk is not None and len(active) >= topk.total and passes and not _was_active(standings, candidate)
+        verdict, standing, waits = judged(rules, before, passes, bool(candidate.error_code), now, counts)
+        if full and verdict == "promote":
+            assert topk is not None  # only a limit can be full
+            standing = standing.model_copy(update={"active": False, "since": before.since if before else now})
+            waits = f"all {topk.total} slots are still held"
+        new[name] = standing
+        score = today[name][1].score if passes else left_out[name].score
+        if standing.active:
+            held = () if passes else (*left_out[name].violations, Violation(step="hysteresis", kind="held", rule=_rule(policy, "demote_after"), detail=f"held for now: {waits}"))
+            rank = today[name][0] if passes else left_out[name].rank
+            decision = StrategyDecision(strategy_id=name, name=candidate.name, active=True, rank=rank, score=score, violations=held)
+            active.append((today[name][0] if passes else float("inf"), candidate, decision))
+        elif passes:
+            violation = Violation(step="hysteresis", kind="waiting", rule=_rule(policy, "promote_after"), detail=f"it passes, and waits: {waits}")
+            out.append(candidate.left_out(score, [violation], today[name][0]))
+        else:
+            out.append(left_out[name])
+    weight = slot if slot is not None else 1.0 / len(active) if active else 0.0
+    active.sort(key=lambda item: (item[0], item[1].bound, item[1].strategy_id))
+    # Held ones come on top of the slots that were counted: together never more than the world.
+    weight = min(weight, 1.0 / len(active)) if active else weight
+    chosen = [_weighted(candidate, decision, weight) for _, candidate, decision in active]
+    return Verdicts(strategies=(*chosen, *sorted(out, key=lambda item: (item.name, item.strategy_id))), standings=new)
+
+
+def _was_active(standings: Mapping[str, Standing], candidate: Candidate) -> bool:
+    found = standings.get(candidate.strategy_id)
+    return found is not None and found.active
+
+
+def _rule(policy: Policy, name: str) -> str:
+    rules = policy.selection.hysteresis
+    dwell = f", min_dwell = {words(rules.min_dwell)}" if rules.min_dwell else ""
+    return f"{name} = {getattr(rules, name)}{dwell}"
 
 
 def summary(decisions: tuple[StrategyDecision, ...]) -> str:
@@ -118,11 +207,6 @@ def _score(policy: Policy, metrics: Mapping[str, float | None]) -> float | None:
     return None if value is None else float(value)
 
 
-def _active(candidate: Candidate, score: float, rank: int, weight: float) -> StrategyDecision:
+def _weighted(candidate: Candidate, decision: StrategyDecision, weight: float) -> StrategyDecision:
     annual = candidate.metrics.get("annual_return")
-    contribution = None if annual is None else weight * annual
-    return StrategyDecision(strategy_id=candidate.strategy_id, name=candidate.name, active=True, weight=weight, rank=rank, score=score, contribution=contribution)
-
-
-def _left_out(candidate: Candidate, score: float | None, violations: list[Violation], rank: int | None = None) -> StrategyDecision:
-    return StrategyDecision(strategy_id=candidate.strategy_id, name=candidate.name, active=False, rank=rank, score=score, violations=tuple(violations))
+    return decision.model_copy(update={"weight": weight, "side": candidate.holds, "contribution": None if annual is None else weight * annual})

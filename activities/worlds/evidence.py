@@ -5,9 +5,10 @@ The returns must fit the run: an interval that its DAG has, price streams that i
 
 from datetime import datetime
 
-from activities.worlds.store import RunContextBody
+from activities.worlds.store import NodeValidation, RunContextBody
 from qmtl_sdk.contracts.dag import STREAM, Dag
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.identity import eval_key
 from qmtl_sdk.data.bars import NS, from_ns, iso, to_ns
 from qmtl_sdk.data.calendars import ALWAYS, periods_per_year
 from qmtl_sdk.reports.artifact import decode
@@ -37,6 +38,21 @@ def data_range(returns: Returns, run: RunContextBody) -> tuple[datetime, datetim
     first = run.data_first or from_ns(int(returns.ts[0]))
     last = run.data_last or from_ns(int(returns.ts[-1]) + returns.interval * NS)
     return first, last
+
+
+def sectors(returns: Returns, run: RunContextBody) -> tuple[str, ...]:
+    """The sector of each price stream, as its preset says; nothing where one of them is not known."""
+    found = [binding.preset.sectors.get(binding.stream, "") for binding in run.bindings if binding.node_id in returns.price_streams]
+    return tuple(found) if all(found) else ()
+
+
+def validations(dag: Dag, run: RunContextBody, dataset_fingerprint: str) -> tuple[NodeValidation, ...]:
+    """Each node's validation in this world and domain. Its contract is its schema, its code version the hash of its code; resources are not limited by policy."""
+    domain = run.context.execution_domain.value
+    return tuple(
+        NodeValidation(node_id=node.node_id, execution_domain=domain, eval_key=eval_key(node.node_id, run.world_id, domain, node.schema_compat_id, dataset_fingerprint, node.code_hash, ""))
+        for node in dag.nodes
+    )
 
 
 def _periods(returns: Returns, run: RunContextBody) -> float:

@@ -51,6 +51,7 @@ class SqlSessionStore:
         """Ending twice is ending once."""
         with self._database.write(actor) as tx:
             row = self._row(tx, session_id)
+            tx.lock(f"fence:{row.world_id}")  # an order sees the session either running or ended
             self._end(tx, row, reason)
             return _info(row)
 
@@ -63,6 +64,8 @@ class SqlSessionStore:
                 return 0
         with self._database.write("sessions") as tx:
             rows = tx.session.exec(over.with_for_update()).all()
+            for world_id in sorted({row.world_id for row in rows}):
+                tx.lock(f"fence:{world_id}")
             for row in rows:
                 self._end(tx, row, LEASE_ENDED)
             return len(rows)

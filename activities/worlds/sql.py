@@ -1,20 +1,40 @@
 """WorldService's state in the database."""
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from activities.storage.database import Database, Transaction, utc_now
-from activities.storage.tables import Activation, Binding, Decision, EvaluationRequest, Evidence, OutcomeRow, PolicyRow, RunContext, WorldRow
-from activities.worlds.decision import Candidate
-from activities.worlds.store import EvidenceBody, Judged, RunContextBody, activation_of, mode_of
+from activities.storage.tables import (
+    Activation,
+    Binding,
+    Decision,
+    EvaluationRequest,
+    Evidence,
+    FenceRow,
+    JudgedRow,
+    OutcomeRow,
+    PolicyRow,
+    RunContext,
+    StandingRow,
+    Validation,
+    WorldNode,
+    WorldRow,
+)
+from activities.storage.tables import EdgeOverride as EdgeOverrideRow
+from activities.worlds.candidate import Candidate, Standing
+from activities.worlds.gate import LIVE_EDGE, OPEN, hashes, keep, locked_fence
+from activities.worlds.store import Basis, EvidenceBody, Judged, NodeValidation, RunContextBody, activation_of, stage_after
+from qmtl_sdk.contracts.applies import GateStatus
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError, nearest
-from qmtl_sdk.contracts.events import state_hash
+from qmtl_sdk.contracts.events import combined_hash
+from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.submission import Outcome
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World, WorldSpec
+from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope, BindingInfo, DecisionEnvelope, EdgeOverride, World, WorldNodeRef, WorldSpec, WorldUpdate
 
 
 class SqlWorldStore:
@@ -32,19 +52,81 @@ class SqlWorldStore:
                 found = self._world_row(tx.session, spec.world)
                 if found.etag != etag:
                     raise QmtlError("E_WORLD_EXISTS", f"there is a world {spec.world} already, and it is another one", "choose another name; qmtl world show prints the one there is")
-                return _world(found)
+                return world_of(found)
             if policy:
                 tx.session.add(_policy_row(spec.world, policy, 1, now))
+            breaker = spec.circuit_breaker
+            tx.session.add(FenceRow(world_id=spec.world, allow_live=spec.allow_live, max_orders=breaker.max_orders_per_minute, max_refused=breaker.max_refused_per_minute))
+            tx.session.add(EdgeOverrideRow(world_id=spec.world, src=LIVE_EDGE[0], dst=LIVE_EDGE[1], active=False, reason="closed until an apply opens it", updated_at=now))
             tx.record("world.created", spec.world, spec.world, after={"spec": spec.json_dict(), "policy_version": version})
-            return _world(row)
+            return world_of(row)
 
     def world(self, world_id: str) -> World:
         with self._database.read() as session:
-            return _world(self._world_row(session, world_id))
+            return world_of(self._world_row(session, world_id))
 
     def worlds(self) -> list[World]:
         with self._database.read() as session:
-            return [_world(row) for row in session.exec(select(WorldRow).order_by(col(WorldRow.created_at)))]
+            return [world_of(row) for row in session.exec(select(WorldRow).order_by(col(WorldRow.created_at)))]
+
+    def update(self, world_id: str, change: WorldUpdate, actor: str) -> World:
+        """Change what is given. What the fence reads of it holds for the next order."""
+        with self._database.write(actor) as tx:
+            tx.lock(f"world:{world_id}")
+            fence = locked_fence(tx, world_id)
+            row = self._world_row(tx.session, world_id)
+            before = WorldSpec.model_validate_json(row.spec)
+            given = {name: getattr(change, name) for name in ("description", "allow_live", "circuit_breaker", "data") if getattr(change, name) is not None}
+            after = WorldSpec.model_validate({**before.model_dump(), **{name: value.model_dump() if isinstance(value, Model) else value for name, value in given.items()}})
+            row.spec, row.etag, row.state = after.model_dump_json(), hash_of(after.json_dict()), change.state or row.state
+            fence.allow_live = after.allow_live and row.state == "active"
+            fence.max_orders, fence.max_refused = after.circuit_breaker.max_orders_per_minute, after.circuit_breaker.max_refused_per_minute
+            tx.session.add(row)
+            tx.session.add(fence)
+            told = change.model_dump(mode="json", exclude_none=True)
+            tx.record("world.updated", world_id, world_id, before={name: before.json_dict().get(name) for name in told}, after=told)
+            return world_of(row)
+
+    def override(self, world_id: str, edge: EdgeOverride, actor: str) -> EdgeOverride:
+        """Close or open an edge. Raises QmtlError: E_EDGE_LIVE for opening the one to live, which only an apply does."""
+        with self._database.write(actor) as tx:
+            tx.lock(f"world:{world_id}")
+            fence = locked_fence(tx, world_id)
+            if edge.active and edge.dst == LIVE_EDGE[1]:
+                raise QmtlError("E_EDGE_LIVE", "only an apply opens an edge to live", "ask for one: qmtl world apply W --to live")
+            if (edge.src, edge.dst) == LIVE_EDGE:
+                fence.live_edge = edge.active
+                tx.session.add(fence)
+            there = tx.session.get(EdgeOverrideRow, (world_id, edge.src, edge.dst))
+            before = {"active": there.active, "reason": there.reason} if there else None
+            now = utc_now()
+            tx.session.merge(EdgeOverrideRow(world_id=world_id, src=edge.src, dst=edge.dst, active=edge.active, reason=edge.reason, updated_at=now))
+            tx.record("edge.overridden", world_id, f"{edge.src} → {edge.dst}"[:250], before=before, after={"active": edge.active, "reason": edge.reason})
+            return edge.model_copy(update={"updated_at": datetime.fromisoformat(now)})
+
+    def overrides(self, world_id: str) -> list[EdgeOverride]:
+        with self._database.read() as session:
+            self._world_row(session, world_id)
+            rows = session.exec(select(EdgeOverrideRow).where(EdgeOverrideRow.world_id == world_id).order_by(col(EdgeOverrideRow.src), col(EdgeOverrideRow.dst)))
+            return [EdgeOverride(src=row.src, dst=row.dst, active=row.active, reason=row.reason, updated_at=datetime.fromisoformat(row.updated_at)) for row in rows]
+
+    def gate(self, world_id: str) -> GateStatus:
+        """Whether orders can pass at all."""
+        with self._database.read() as session:
+            self._world_row(session, world_id)
+            fence = session.get_one(FenceRow, world_id)
+            return GateStatus.model_validate(
+                {
+                    "world_id": world_id,
+                    "epoch": fence.epoch,
+                    "state": fence.state,
+                    "held_by": fence.holder,
+                    "halted": fence.halted,
+                    "allow_live": fence.allow_live,
+                    "live_edge": fence.live_edge,
+                    "decision_fresh_until": fence.fresh_until or None,
+                }
+            )
 
     def add_policy(self, world_id: str, policy: Policy, actor: str) -> Policy:
         with self._database.write(actor) as tx:
@@ -81,6 +163,33 @@ class SqlWorldStore:
             rows = session.exec(select(PolicyRow).where(PolicyRow.world_id == world_id).order_by(col(PolicyRow.version)))
             return [Policy.model_validate_json(row.body) for row in rows]
 
+    def set_default(self, world_id: str, version: int, actor: str) -> Policy:
+        """Judge by this version from now on. Raises QmtlError (E_POLICY_UNKNOWN)."""
+        found = self.policy(world_id, version)
+        with self._database.write(actor) as tx:
+            tx.lock(f"world:{world_id}")
+            world = self._world_row(tx.session, world_id)
+            before, world.policy_version = world.policy_version, version
+            tx.session.add(world)
+            data = {"world_id": world_id, "version": version}
+            tx.record("policy.default", world_id, f"{world_id}@{version}", before={"version": before}, after={"version": version}, event="policy_updated", data=data)
+        return found
+
+    def bindings(self, world_id: str) -> list[BindingInfo]:
+        with self._database.read() as session:
+            self._world_row(session, world_id)
+            rows = session.exec(select(Binding).where(Binding.world_id == world_id).order_by(col(Binding.seq)))
+            return [BindingInfo(world_id=row.world_id, strategy_id=row.strategy_id, name=row.name, created_at=datetime.fromisoformat(row.created_at)) for row in rows]
+
+    def nodes(self, world_id: str, execution_domain: str | None = None) -> list[WorldNodeRef]:
+        """The world's view of the graph."""
+        query = select(WorldNode).where(WorldNode.world_id == world_id).order_by(col(WorldNode.execution_domain), col(WorldNode.node_id)).limit(10_000)
+        if execution_domain is not None:
+            query = query.where(WorldNode.execution_domain == execution_domain)
+        with self._database.read() as session:
+            self._world_row(session, world_id)
+            return [WorldNodeRef.model_validate(row.model_dump()) for row in session.exec(query)]
+
     # runs and evidence
 
     def begin_run(self, run: RunContextBody) -> RunContextBody:
@@ -108,11 +217,16 @@ class SqlWorldStore:
             row = session.exec(query.order_by(col(RunContext.created_at).desc())).first()
             return RunContextBody.model_validate_json(row.body) if row else None
 
-    def save_evidence(self, evidence: EvidenceBody) -> EvidenceBody:
+    def save_evidence(self, evidence: EvidenceBody, validations: Sequence[NodeValidation] = ()) -> EvidenceBody:
         with self._database.write("evaluation") as tx:
             row = Evidence(run_id=evidence.run_id, world_id=evidence.world_id, strategy_id=evidence.strategy_id, body=evidence.model_dump_json(), shadow=evidence.shadow, created_at=utc_now())
             if not tx.insert_new([row]):
                 return _evidence(tx.session.exec(select(Evidence).where(Evidence.run_id == evidence.run_id)).one())
+            for item in validations:
+                found = {"world_id": evidence.world_id, "node_id": item.node_id, "execution_domain": item.execution_domain, "eval_key": item.eval_key}
+                state = "invalid" if evidence.error_code else "valid"
+                tx.session.merge(WorldNode(**found, state=state, updated_at=utc_now()))
+                tx.insert_new([Validation(**found, result=state, body=evidence.model_dump_json(include={"run_id", "error_code"}), created_at=utc_now())])
             after = {"metrics": evidence.metrics, "error_code": evidence.error_code, "returns": evidence.returns_hash}
             tx.record("evidence.saved", evidence.world_id, evidence.strategy_id, after=after, correlation_id=evidence.run_id)
             return evidence
@@ -126,24 +240,29 @@ class SqlWorldStore:
         newest = select(func.max(Evidence.seq)).where(Evidence.world_id == world_id, col(Evidence.shadow).is_(False)).group_by(col(Evidence.strategy_id))
         query = select(Evidence, Binding).where(col(Evidence.seq).in_(newest), Binding.world_id == Evidence.world_id, Binding.strategy_id == Evidence.strategy_id)
         with self._database.read() as session:
-            return tuple(_candidate(_evidence(row), binding) for row, binding in session.exec(query.order_by(col(Binding.seq))))
+            return tuple(_candidate(_evidence(row), binding, row.seq or 0) for row, binding in session.exec(query.order_by(col(Binding.seq))))
 
     # decisions
 
-    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str, asked_by: str = "") -> Judged:
+    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str, asked_by: str = "", basis: Basis | None = None) -> Judged:
         with self._database.write(asked_by or "evaluation") as tx:
             tx.lock(f"world:{envelope.world_id}")
             done = self._answered(tx.session, request_ids)
             fresh = [request_id for request_id in request_ids if request_id not in done]
             if not fresh:
                 return next(iter(done.values()))
+            fence = locked_fence(tx, envelope.world_id)
             row = Decision(world_id=envelope.world_id, policy_version=envelope.policy_version, etag=envelope.etag, body=envelope.model_dump_json(), created_at=utc_now())
             tx.session.add(row)
             tx.session.flush()
             assert row.seq is not None  # given by the flush
             for request_id in fresh:
                 tx.session.add(EvaluationRequest(request_id=request_id, world_id=envelope.world_id, decision_seq=row.seq))
-            self._activate(tx, envelope, run_id)
+            self._remember(tx, envelope.world_id, row.seq, basis or Basis())
+            fence.fresh_until = (envelope.decided_at + timedelta(seconds=envelope.ttl)).isoformat(timespec="microseconds")
+            tx.session.add(fence)
+            if fence.state == OPEN:  # while an apply holds the world nothing else changes it; its unfreeze takes up what was decided meanwhile
+                follow(tx, self._world_row(tx.session, envelope.world_id), envelope, run_id)
             active = {item.strategy_id: item.weight for item in envelope.strategies if item.active}
             data = {
                 "world_id": envelope.world_id,
@@ -155,41 +274,40 @@ class SqlWorldStore:
                 "reason": envelope.reason,
                 "active": active,
             }
-            after = {"active": active, "etag": envelope.etag, "asked_by": asked_by}
+            after = {"active": active, "etag": envelope.etag, "asked_by": asked_by, "decided_at": data["decided_at"], "ttl": envelope.ttl}
             tx.record("decision.made", envelope.world_id, str(row.seq), after=after, correlation_id=run_id, event="decision_updated", about=envelope.world_id, data=data)
             return Judged(seq=row.seq, envelope=envelope)
 
-    def _activate(self, tx: Transaction, envelope: DecisionEnvelope, run_id: str) -> None:
-        """Set the activations that changed, each with its audit and outbox row."""
-        there = {row.strategy_id: row for row in tx.session.exec(select(Activation).where(Activation.world_id == envelope.world_id))}
-        said = {strategy_id: ActivationEnvelope.model_validate_json(row.body).json_dict() for strategy_id, row in there.items()}
-        world = self._world_row(tx.session, envelope.world_id)
-        for decision in envelope.strategies:
-            mode = mode_of(decision, envelope)
-            etag = hash_of({"world": envelope.world_id, "strategy": decision.strategy_id, "active": decision.active, "weight": decision.weight, "mode": mode})
-            row = there.get(decision.strategy_id)
-            if row is not None and row.etag == etag:
-                continue
-            world.activation_sequence += 1
-            tx.session.add(world)
-            activation = activation_of(decision, envelope, run_id, etag, world.activation_sequence)
-            before = said.get(decision.strategy_id)
-            said[decision.strategy_id] = activation.json_dict()
-            activation = activation.model_copy(update={"state_hash": state_hash(said)})
-            if row is None:
-                row = Activation(world_id=envelope.world_id, strategy_id=decision.strategy_id, etag=etag, body="")
-            row.etag, row.body = etag, activation.model_dump_json()
-            tx.session.add(row)
-            tx.record(
-                "activation.changed",
-                envelope.world_id,
-                decision.strategy_id,
-                before=before,
-                after=activation.json_dict(),
-                correlation_id=run_id,
-                event="activation_updated",
-                data=activation.json_dict(),
-            )
+    @staticmethod
+    def _remember(tx: Transaction, world_id: str, seq: int, basis: Basis) -> None:
+        """What hysteresis goes on from, and what the decision was made of."""
+        tx.session.add(JudgedRow(decision_seq=seq, world_id=world_id, body=basis.model_dump_json(exclude={"after"})))
+        for strategy_id, standing in basis.after.items():
+            tx.session.merge(StandingRow(world_id=world_id, strategy_id=strategy_id, body=standing.model_dump_json()))
+
+    def standings(self, world_id: str) -> dict[str, Standing]:
+        with self._database.read() as session:
+            rows = session.exec(select(StandingRow).where(StandingRow.world_id == world_id))
+            return {row.strategy_id: Standing.model_validate_json(row.body) for row in rows}
+
+    def bases(self, world_id: str, since: datetime | None = None, limit: int = 1000) -> list[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]]:
+        """Past decisions, oldest first, with what each was made of."""
+        query = select(Decision, JudgedRow).where(Decision.world_id == world_id, col(JudgedRow.decision_seq) == col(Decision.seq))
+        if since is not None:
+            query = query.where(Decision.created_at >= since.isoformat(timespec="microseconds"))
+        with self._database.read() as session:
+            found = [(DecisionEnvelope.model_validate_json(row.body), Basis.model_validate_json(judged.body)) for row, judged in session.exec(query.order_by(col(Decision.seq).desc()).limit(limit))]
+            seqs = {seq for _, basis in found for seq in basis.evidence}
+            rows = session.exec(select(Evidence, Binding).where(col(Evidence.seq).in_(seqs), Binding.world_id == Evidence.world_id, Binding.strategy_id == Evidence.strategy_id)).all()
+            candidates = {row.seq: _candidate(_evidence(row), binding, row.seq) for row, binding in rows if row.seq is not None}
+            return [(envelope, basis, tuple(candidates[seq] for seq in basis.evidence)) for envelope, basis in reversed(found)]
+
+    def trading_until(self, moment: datetime) -> list[str]:
+        """Worlds in which a strategy is on for paper or live, and whose newest decision is fresh no longer than `moment`."""
+        trading = select(Activation.world_id).where(col(Activation.active).is_(True), col(Activation.mode).in_(("paper", "live")))
+        until = moment.isoformat(timespec="microseconds")
+        with self._database.read() as session:
+            return list(session.exec(select(FenceRow.world_id).where(FenceRow.fresh_until < until, col(FenceRow.world_id).in_(trading)).order_by(col(FenceRow.world_id))))
 
     def answered(self, request_ids: tuple[str, ...]) -> dict[str, Judged]:
         with self._database.read() as session:
@@ -212,7 +330,7 @@ class SqlWorldStore:
 
     def activations(self, world_id: str, strategy_id: str | None = None) -> list[ActivationEnvelope]:
         with self._database.read() as session:
-            query = select(Activation).where(Activation.world_id == world_id).order_by(col(Activation.strategy_id))
+            query = select(Activation).where(Activation.world_id == world_id, Activation.strategy_id != WHOLE_WORLD).order_by(col(Activation.strategy_id))
             if strategy_id is not None:
                 query = query.where(Activation.strategy_id == strategy_id)
             return [ActivationEnvelope.model_validate_json(row.body) for row in session.exec(query)]
@@ -221,8 +339,7 @@ class SqlWorldStore:
         """How often the world's activation has changed, and the hash of what it is."""
         with self._database.read() as session:
             world = self._world_row(session, world_id)
-            rows = session.exec(select(Activation).where(Activation.world_id == world_id))
-            return world.activation_sequence, state_hash({row.strategy_id: ActivationEnvelope.model_validate_json(row.body).json_dict() for row in rows})
+            return world.activation_sequence, combined_hash(hashes(session, world_id))
 
     def save_outcome(self, outcome: Outcome) -> Outcome:
         with self._database.write("submission") as tx:
@@ -249,8 +366,46 @@ class SqlWorldStore:
         return row
 
 
-def _world(row: WorldRow) -> World:
-    return World(spec=WorldSpec.model_validate_json(row.spec), created_at=datetime.fromisoformat(row.created_at), policy_version=row.policy_version, etag=row.etag)
+def follow(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id: str) -> None:
+    """Set the activations that a decision changes by itself, each with its audit and outbox row: what needs an apply stays as it is. The caller holds the fence."""
+    there = {row.strategy_id: ActivationEnvelope.model_validate_json(row.body) for row in tx.session.exec(select(Activation).where(Activation.world_id == world.world_id))}
+    entries: dict[str, str] | None = None
+    for decision in envelope.strategies:
+        before = there.get(decision.strategy_id)
+        mode, weight = stage_after(decision, envelope, before)
+        etag = activation_etag(world.world_id, decision.strategy_id, decision.active, weight, mode)
+        if before is not None and before.etag == etag:
+            continue
+        entries = hashes(tx.session, world.world_id) if entries is None else entries
+        activate(tx, world, activation_of(decision, envelope, run_id, etag, mode, weight), before, entries)
+
+
+def activate(tx: Transaction, world: WorldRow, envelope: ActivationEnvelope, before: ActivationEnvelope | None, entries: dict[str, str]) -> None:
+    """Store one strategy's activation under the world's next sequence, and tell of it."""
+    world.activation_sequence += 1
+    tx.session.add(world)
+    stays = before is not None and (before.active, before.effective_mode) == (envelope.active, envelope.effective_mode)
+    since = before.stage_since if before is not None and stays else envelope.ts
+    envelope = envelope.model_copy(update={"sequence": world.activation_sequence, "stage_since": since})
+    envelope = envelope.model_copy(update={"state_hash": keep(tx, envelope, entries)})
+    was = before.json_dict() if before else None
+    data = envelope.json_dict()
+    tx.record("activation.changed", world.world_id, envelope.strategy_id, before=was, after=data, correlation_id=envelope.run_id, event="activation_updated", data=data)
+
+
+def activation_etag(world_id: str, strategy_id: str, active: bool, weight: float, mode: str) -> str:
+    return hash_of({"world": world_id, "strategy": strategy_id, "active": active, "weight": weight, "mode": mode})
+
+
+def world_of(row: WorldRow) -> World:
+    return World(
+        spec=WorldSpec.model_validate_json(row.spec),
+        created_at=datetime.fromisoformat(row.created_at),
+        policy_version=row.policy_version,
+        etag=row.etag,
+        pinned_fingerprint=row.pinned_fingerprint,
+        state=row.state,
+    )
 
 
 def _policy_row(world_id: str, policy: Policy, version: int, now: str) -> PolicyRow:
@@ -262,9 +417,13 @@ def _evidence(row: Evidence) -> EvidenceBody:
     return EvidenceBody.model_validate_json(row.body)
 
 
-def _candidate(evidence: EvidenceBody, binding: Binding) -> Candidate:
+def _candidate(evidence: EvidenceBody, binding: Binding, evidence_seq: int) -> Candidate:
     assert binding.seq is not None  # a stored row has one
     return Candidate(
+        evidence_seq=evidence_seq,
+        returns_hash=evidence.returns_hash,
+        sectors=evidence.sectors,
+        dataset_fingerprint=evidence.dataset_fingerprint,
         strategy_id=evidence.strategy_id,
         name=binding.name,
         bound=binding.seq,

@@ -1,8 +1,10 @@
 """What the services need of WorldService's state."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
-from activities.worlds.decision import Candidate
+from activities.worlds.candidate import Candidate, Standing
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
@@ -40,6 +42,42 @@ class EvidenceBody(Model):
     error_code: str = ""
     error: str = ""
     shadow: bool = False
+    sectors: tuple[str, ...] = ()
+
+
+class Basis(Model):
+    """What a decision was made of: the numbers of the evidence, what hysteresis remembered before, and what it remembers `after`."""
+
+    evidence: tuple[int, ...] = ()
+    before: dict[str, Standing] = {}
+    after: dict[str, Standing] = {}
+
+
+class NodeValidation(Model):
+    """A node's place in a world's view of the graph, and the key of what was found of it."""
+
+    node_id: str
+    execution_domain: str
+    eval_key: str
+
+
+class StepDone(Model):
+    """A step of an apply was done."""
+
+
+class Frozen(StepDone):
+    """The epoch and the sequence that a freeze or unfreeze was told under, and when."""
+
+    epoch: int
+    sequence: int
+    at: UtcTime
+
+
+class Drained(Model):
+    """How far a drain is: accepted orders that are still open, and who has not said yet that they have heard."""
+
+    open_orders: int
+    missing: tuple[str, ...] = ()
 
 
 class Judged(Model):
@@ -73,16 +111,25 @@ class WorldStore(Protocol):
 
     def newest_run(self, strategy_id: str, world_id: str | None) -> RunContextBody | None: ...
 
-    def save_evidence(self, evidence: EvidenceBody) -> EvidenceBody:
-        """Done once for a run; asked again, the first answer."""
+    def save_evidence(self, evidence: EvidenceBody, validations: Sequence[NodeValidation] = ()) -> EvidenceBody:
+        """The evidence, and what it says of the strategy's nodes in this world. Done once for a run; asked again, the first answer."""
 
     def evidence(self, run_id: str) -> EvidenceBody | None: ...
 
     def candidates(self, world_id: str) -> tuple[Candidate, ...]:
         """The newest evidence of every strategy of a world that has any."""
 
-    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str, asked_by: str = "") -> Judged:
-        """Keep the decision and the activations that follow from it, as the answer to these requests. `asked_by`: the person who asked for it, if one did."""
+    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str, asked_by: str = "", basis: Basis | None = None) -> Judged:
+        """Keep the decision, what it was made of, and the activations that follow from it, as the answer to these requests. `asked_by`: the person who asked, if one did."""
+
+    def standings(self, world_id: str) -> dict[str, Standing]:
+        """What hysteresis remembers, by strategy."""
+
+    def bases(self, world_id: str, since: datetime | None = None, limit: int = 1000) -> list[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]]:
+        """The newest decisions, oldest first, with what each was made of."""
+
+    def trading_until(self, moment: datetime) -> list[str]:
+        """Worlds in which something trades on a decision that is fresh no longer than `moment`."""
 
     def answered(self, request_ids: tuple[str, ...]) -> dict[str, Judged]:
         """Which requests have been answered, and by which decision."""
@@ -102,21 +149,40 @@ class WorldStore(Protocol):
     def outcome(self, run_id: str) -> Outcome | None: ...
 
 
-def mode_of(decision: StrategyDecision, envelope: DecisionEnvelope) -> str:
-    """What a decision lets one strategy do: one that is not active goes no further than validation."""
-    return envelope.effective_mode if decision.active else "validate"
+STAGES = ("validate", "paper", "live")
 
 
-def activation_of(decision: StrategyDecision, envelope: DecisionEnvelope, run_id: str, etag: str, sequence: int) -> ActivationEnvelope:
-    """The activation that a decision calls for."""
+def stage_after(decision: StrategyDecision, envelope: DecisionEnvelope, before: ActivationEnvelope | None) -> tuple[str, float]:
+    """The mode and weight that a decision gives a strategy by itself. It may switch off at once; up it goes no further than a judgment alone may (`judged_mode`), and what an
+    apply has brought further keeps its stage and its weight until another apply."""
+    if not decision.active:
+        return "validate", 0.0
+    if before is not None and before.active and _rank(before.effective_mode) > _rank(envelope.judged_mode):
+        return before.effective_mode or "validate", before.weight
+    return envelope.judged_mode, decision.weight
+
+
+def furthest(judged_mode: str, strategies: Sequence[StrategyDecision], activations: Sequence[ActivationEnvelope]) -> str:
+    """The furthest stage of the strategies that a decision leaves active."""
+    active = {item.strategy_id for item in strategies if item.active}
+    modes = [item.effective_mode for item in activations if item.active and item.strategy_id in active]
+    return max([judged_mode, *(mode for mode in modes if mode)], key=_rank)
+
+
+def _rank(mode: str | None) -> int:
+    return STAGES.index(mode) if mode in STAGES else 0
+
+
+def activation_of(decision: StrategyDecision, envelope: DecisionEnvelope, run_id: str, etag: str, mode: str, weight: float) -> ActivationEnvelope:
+    """The activation that a decision calls for. Its sequence is given when it is stored."""
     return ActivationEnvelope(
         world_id=envelope.world_id,
         strategy_id=decision.strategy_id,
+        side=decision.side,
         active=decision.active,
-        weight=decision.weight,
-        effective_mode=mode_of(decision, envelope),
+        weight=weight,
+        effective_mode=mode,
         etag=etag,
         run_id=run_id,
         ts=envelope.decided_at,
-        sequence=sequence,
     )

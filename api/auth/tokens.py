@@ -19,7 +19,7 @@ from qmtl_sdk.contracts.events import Subscribe
 from qmtl_sdk.contracts.model import Model
 
 GATEWAY, CONTROLBUS, ALGORITHM = "gateway", "controlbus", "EdDSA"
-LEEWAY_S = 10.0
+LEEWAY_S, _REMEMBERED = 10.0, 1000
 _REQUIRED = ["exp", "nbf", "iss", "aud", "sub", "jti"]
 _OWN = {GATEWAY: ("grants",), CONTROLBUS: ("world_id", "topics", "parent")}
 
@@ -38,6 +38,8 @@ class StreamClaims(Model):
 class Tokens:
     def __init__(self, keys: KeyRing, store: SqlTokenStore, store_id: str) -> None:
         self._keys, self._store, self._issuer = keys, store, f"qmtl:{store_id}"
+        self._checked: dict[tuple[str, str, str], dict[str, Any]] = {}
+        """Claims whose signature was checked: it can't become wrong. Whether its key is believed, its time has come, and it was not taken back, is asked each time."""
 
     def issue(self, request: TokenRequest, created_by: str) -> NewToken:
         now = datetime.now(UTC)
@@ -57,9 +59,9 @@ class Tokens:
         return caller
 
     def require_valid(self, token_id: str) -> None:
-        info = self._store.find(token_id)
-        if info is None or info.revoked_at is not None:
-            raise QmtlError("E_TOKEN_REVOKED", "the token was taken back" if info else "the token is not in the register", "ask an operator for a new one: qmtl token create")
+        state = self._store.state(token_id)
+        if state != "good":
+            raise QmtlError("E_TOKEN_REVOKED", "the token was taken back" if state == "revoked" else "the token is not in the register", "ask an operator for a new one: qmtl token create")
 
     def issue_stream(self, caller: Caller, wanted: Subscribe, lifetime_s: float) -> str:
         claims = {"aud": CONTROLBUS, "sub": caller.subject, "jti": uuid.uuid4().hex, "parent": caller.token_id, "world_id": wanted.world_id, "strategy_id": wanted.strategy_id, "topics": wanted.topics}
@@ -110,6 +112,9 @@ class Tokens:
         key = self._keys.find(str(header.get("kid", "")))
         if key is None:
             raise QmtlError("E_TOKEN_KEY", "the token was signed with a key that this Gateway does not know, or no longer believes", "ask for a new token: the keys may have been rotated")
+        known = self._checked.get((token, audience, key.kid))
+        if known is not None and known["nbf"] - LEEWAY_S <= datetime.now(UTC).timestamp() < known["exp"] + LEEWAY_S:
+            return known
         try:
             claims: dict[str, Any] = jwt.decode(token, key.public, algorithms=[ALGORITHM], audience=audience, issuer=self._issuer, leeway=LEEWAY_S, options={"require": _REQUIRED})
         except jwt.ExpiredSignatureError as error:
@@ -123,6 +128,9 @@ class Tokens:
         missing = [name for name in _OWN[audience] if name not in claims]
         if missing:
             raise _invalid(f"it has no {missing[0]}")
+        if len(self._checked) >= _REMEMBERED:
+            self._checked.clear()
+        self._checked[token, audience, key.kid] = claims
         return claims
 
 

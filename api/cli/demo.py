@@ -1,5 +1,5 @@
 """`qmtl demo`: the whole loop on sample prices, in a world whose clock stands in 2017; then a stretch of replayed time in which strategies run, a stream is cut, and a
-tag query takes in a queue that appears while it runs."""
+tag query takes in a queue that appears while it runs; and at last a strategy that trades, through two applies and a rollback."""
 
 import time
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from api.cli import demo_apply
 from api.cli.world import decision_table, gateway
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import Subscribe
@@ -62,6 +63,7 @@ def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:
         again = Runner.submit(STRATEGIES[0], world=world)
         decision = client.decisions(world)[0]
         stream = _stream(client, datetime.now(UTC))
+        trading = demo_apply.run(client, datetime.now(UTC))
         sheets = [_sheet(client, result, decision) for result in results]
         ui = client.gateway_status()["temporal_ui"]
     path = write(report, decision, sheets)
@@ -72,6 +74,8 @@ def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:
         "resubmission": _row(again, decision),
         "decision": decision.json_dict(),
         "stream": stream,
+        **{name: trading[name] for name in ("apply", "orders", "rollback")},
+        "trading": {name: trading[name] for name in ("world", "strategy_id", "dryrun", "audit_entries")},
         "temporal_ui": ui,
         "report": str(path),
     }
@@ -171,4 +175,5 @@ def _text(results: list[SubmitResult], again: SubmitResult, decision: DecisionEn
         f"  heard {sum(told['events_by_type'].values())} events, p95 {told['delivery_p95_ms']} ms after they were written; the socket was cut {told['reconnects']} time(s), largest gap {told['max_gap']}"
     )
     lines.append(f"  a tag query took in a new queue while it ran: {query['queues_before']} → {query['queues_after']}, its NodeID {'unchanged' if query['node_id_unchanged'] else 'CHANGED'}")
+    lines += ["", *demo_apply.text({**body["trading"], **{name: body[name] for name in ("apply", "orders", "rollback")}})]
     return [*lines, "", f"Report       {body['report']}", f"Temporal UI  {body['temporal_ui']}", "Everything stays up until `qmtl down`."]

@@ -13,7 +13,7 @@ from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.domains import ComputeContext, Domain, resolve
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import compute_key
-from qmtl_sdk.contracts.sessions import SessionBeat, SessionGrant, SessionInfo, SessionKept, SessionOpen
+from qmtl_sdk.contracts.sessions import SessionAck, SessionAcked, SessionBeat, SessionGrant, SessionInfo, SessionKept, SessionOpen
 from qmtl_sdk.contracts.submission import QueueTarget
 
 router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=GuardedRoute)
@@ -40,6 +40,7 @@ def open_session(wanted: SessionOpen, state: State, caller: Asker) -> SessionGra
         strategy_id=found.strategy_id,
         context=context,
         queue_map=queue_map,
+        history_keys={node_id: compute_key(node_id, wanted.world_id, domain, context.as_of or "", context.partition) for node_id in topics},
         lease_s=state.stores.sessions.lease_s,
         now=datetime.now(UTC),
     )
@@ -60,8 +61,18 @@ def list_sessions(
 
 @router.post("/{session_id}/heartbeat", summary="Keep the lease, and say how it is")
 def heartbeat(session_id: str, beat: SessionBeat, state: State, caller: Asker) -> SessionKept:
-    caller.in_world(state.stores.sessions.find(session_id).world_id, Role.AUTHOR)
+    world_id = state.stores.sessions.find(session_id).world_id
+    caller.in_world(world_id, Role.AUTHOR)
+    if beat.cross_context_cache_hits:  # its objective is 0: what computes on another context's outputs must not trade
+        state.stores.applies.halt(world_id, "the Gateway", f"session {session_id[:8]} had {beat.cross_context_cache_hits} cache hit(s) from another context")
     return SessionKept(session_id=session_id, expires_at=state.stores.sessions.beat(session_id, beat).expires_at, now=datetime.now(UTC))
+
+
+@router.post("/{session_id}/ack", summary="Say that a freeze or unfreeze was heard of, by its sequence")
+def ack(session_id: str, body: SessionAck, state: State, caller: Asker) -> SessionAcked:
+    found = state.stores.sessions.find(session_id)
+    caller.in_world(found.world_id, Role.AUTHOR)
+    return SessionAcked(in_time=state.stores.applies.ack(found.world_id, body.sequence, session_id, "session"))
 
 
 @router.delete("/{session_id}", summary="End a session: its gate closes")
@@ -79,7 +90,7 @@ def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
     context = resolve(
         wanted.world_id,
         SHADOW if wanted.shadow else activation.effective_mode if activation else None,
-        decided_at=now,  # an activation holds until it is changed; whether it is still heard of, the session's own gate watches
+        decided_at=now,  # an activation holds until it is changed; whether its decision is fresh, the session's own gate and the fence watch
         now=now,
         as_of=world.now(now).isoformat(),
         dataset_fingerprint=run.context.dataset_fingerprint if run else None,

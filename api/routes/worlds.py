@@ -4,16 +4,18 @@ import asyncio
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path, Query
+from fastapi import APIRouter, Body, Query
 from pydantic import Field
 
+from activities.worlds.explain import explain as explain_strategy
 from api.auth.access import Asker, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.access import Role, visible
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.policy import Policy, policy_from, validated
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World, WorldSpec
+from qmtl_sdk.contracts.policy import policy_from, validated
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, BindingInfo, DecisionEnvelope, Explanation, World, WorldNodeRef, WorldSpec, WorldUpdate
 from qmtl_sdk.data.presets import inspect_world
 
 router = APIRouter(prefix="/worlds", tags=["worlds"], route_class=GuardedRoute)
@@ -74,20 +76,36 @@ def show(world_id: str, state: State) -> World:
     return state.stores.worlds.world(world_id)
 
 
-@router.post("/{world_id}/policies", status_code=201, summary="Add a policy version, which becomes the default")
-def add_policy(world_id: str, body: Annotated[dict[str, Any], Body(openapi_examples={"a preset, changed": {"value": _POLICY}})], state: State, caller: Asker) -> Policy:
-    """A policy that does not parse is refused, and the earlier default stays."""
-    return state.stores.worlds.add_policy(world_id, policy_from(body), caller.subject)
+@router.patch("/{world_id}", summary="Change a world: what is given, and nothing else")
+def update(world_id: str, body: WorldUpdate, state: State, caller: Asker) -> World:
+    """To allow live needs the live header. New data is read once, so that a fault in it is said now."""
+    if body.allow_live:
+        caller.require_live(world_id)
+    if body.data is not None:
+        inspect_world(state.stores.worlds.world(world_id).spec.model_copy(update={"data": body.data}))
+    return state.stores.worlds.update(world_id, body, caller.subject)
 
 
-@router.get("/{world_id}/policies", summary="All versions, oldest first")
-def list_policies(world_id: str, state: State) -> list[Policy]:
-    return state.stores.worlds.policies(world_id)
+@router.get("/{world_id}/bindings", summary="The strategies that were submitted to a world, oldest first")
+def bindings(world_id: str, state: State) -> list[BindingInfo]:
+    return state.stores.worlds.bindings(world_id)
 
 
-@router.get("/{world_id}/policies/{version}", summary="One version")
-def show_policy(world_id: str, version: Annotated[int, Path(ge=1, lt=2**31)], state: State) -> Policy:
-    return state.stores.worlds.policy(world_id, version)
+@router.get("/{world_id}/fingerprints", summary="The fingerprints of the data that the newest evidence was judged on")
+def fingerprints(world_id: str, state: State) -> list[str]:
+    """What a policy pins as `gating_policy.dataset_fingerprint` is one of these."""
+    state.stores.worlds.world(world_id)
+    return sorted({item.dataset_fingerprint for item in state.stores.worlds.candidates(world_id) if item.dataset_fingerprint})
+
+
+@router.get("/{world_id}/nodes", summary="The world's view of the graph: its nodes by domain, with their state")
+def nodes(world_id: str, state: State, execution_domain: Domain | None = None) -> list[WorldNodeRef]:
+    return state.stores.worlds.nodes(world_id, execution_domain.value if execution_domain else None)
+
+
+@router.get("/{world_id}/explain/{strategy_id}", summary="Where a strategy stands, and why")
+def explain(world_id: str, strategy_id: str, state: State) -> Explanation:
+    return explain_strategy(strategy_id, state.stores.applies.situation(world_id), state.stores.worlds.standings(world_id))
 
 
 @router.post("/{world_id}/decide", summary="Judge the world as it stands")

@@ -19,7 +19,7 @@ from qmtl_sdk.contracts.worlds import ActivationEnvelope, UtcTime
 NO_WORLD = "_"
 _RECENT = 5000
 _ENDS = {"session.ended"}
-KINDS = ("activation", "decisions", "policy", "queues", "sessions", "submissions", "worlds", "rebalancing", "other")
+KINDS = ("activation", "decisions", "policy", "queues", "sessions", "submissions", "worlds", "applies", "rebalancing", "other")
 SUBSCRIBED = ("activation", "decisions", "policy", "queues")
 """The kinds that a running strategy follows unless it says otherwise."""
 
@@ -33,7 +33,18 @@ _KIND_OF = {
     "sentinel_weight": "queues",
     "rebalancing.planned": "rebalancing",
 }
-_KIND_OF_PREFIX = {"session": "sessions", "submission": "submissions", "run": "submissions", "evidence": "submissions", "world": "worlds", "store": "worlds", "token": "worlds"}
+_KIND_OF_PREFIX = {
+    "apply": "applies",
+    "approval": "applies",
+    "promotion": "applies",
+    "session": "sessions",
+    "submission": "submissions",
+    "run": "submissions",
+    "evidence": "submissions",
+    "world": "worlds",
+    "store": "worlds",
+    "token": "worlds",
+}
 
 
 def kind_of(event_type: str) -> str:
@@ -140,6 +151,23 @@ class SentinelWeight(Model):
     version: str = ""
 
 
+class ApplyState(Model):
+    world_id: str
+    run_id: str
+    state: str
+    title: str = ""
+    reason: str = ""
+
+
+class ApprovalGiven(Model):
+    world_id: str
+    run_id: str
+    actor: str
+    verdict: Literal["approve", "reject"]
+    via: Literal["gateway", "direct"]
+    counts: bool
+
+
 class SessionChanged(Model):
     world_id: str
     session_id: str
@@ -156,6 +184,9 @@ DATA: dict[str, type[Model]] = {
     "queue_lifecycle": QueueLifecycle,
     "tagquery.upsert": TagQueryUpsert,
     "sentinel_weight": SentinelWeight,
+    "apply.requested": ApplyState,
+    "apply.state": ApplyState,
+    "approval.given": ApprovalGiven,
     "session.opened": SessionChanged,
     "session.ended": SessionChanged,
 }
@@ -211,10 +242,19 @@ class GapError(Exception):
         self.seen, self.came = seen, came
 
 
+def entry_hash(data: Mapping[str, Any]) -> str:
+    """The hash of what is said of one subject; of the data's own `state_hash`, nothing."""
+    return hash_of({key: value for key, value in data.items() if key != "state_hash"})
+
+
+def combined_hash(entries: Mapping[str, str]) -> str:
+    """The hash of a whole state, from the hash of each subject's entry: one that changes is hashed anew, not all of them."""
+    return hash_of(dict(entries))
+
+
 def state_hash(entries: Mapping[str, Any]) -> str:
-    """The hash of what is said of each subject; of the data's own `state_hash`, nothing."""
-    plain = {subject: {key: value for key, value in data.items() if key != "state_hash"} for subject, data in entries.items()}
-    return hash_of(plain)
+    """The hash of what is said of each subject."""
+    return combined_hash({subject: entry_hash(data) for subject, data in entries.items()})
 
 
 # subscribing

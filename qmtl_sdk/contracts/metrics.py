@@ -12,4 +12,7 @@ METRICS: dict[str, str] = {
     "total_return": "compounded return over the sample, as a fraction",
     "annual_return": "mean return of a bar · periods a year, as a fraction",
     "annual_volatility": "std(r, ddof 1) · √(periods a year), as a fraction",
+    "gross_long": "mean over the sample of the weighted long positions, as a fraction",
+    "gross_short": "mean over the sample of the weighted short positions, as a positive fraction",
+    "leverage": "largest sum of the weighted absolute positions, as a fraction",
 }

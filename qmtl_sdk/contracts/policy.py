@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from qmtl_sdk.contracts.durations import Seconds
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.expressions import is_condition, parse
+from qmtl_sdk.contracts.metrics import METRICS
 from qmtl_sdk.contracts.model import Model
 
 
@@ -28,8 +29,15 @@ def _number(text: str) -> str:
     return text
 
 
+def _metric(name: str) -> str:
+    if name not in METRICS:
+        raise QmtlError("E_METRIC_UNKNOWN", f"{name!r} is not a metric{nearest(name, list(METRICS))}", f"known: {', '.join(METRICS)}")
+    return name
+
+
 Condition = Annotated[str, AfterValidator(_condition)]
 Score = Annotated[str, AfterValidator(_number)]
+MetricName = Annotated[str, AfterValidator(_metric)]
 
 
 class DataCurrency(Model):
@@ -52,34 +60,152 @@ class Gates(Model):
         return self
 
 
+class BySide(Model):
+    """At most so many of the strategies that only buy, and of those that only sell. One that does both counts by what it mostly does."""
+
+    long: int | None = Field(None, ge=0)
+    short: int | None = Field(None, ge=0)
+
+
 class TopK(Model):
     """How many strategies may be active at once."""
 
     total: int = Field(gt=0)
+    by_side: BySide = BySide()
+
+
+class Correlation(Model):
+    """The largest absolute correlation of daily returns that two chosen strategies may have."""
+
+    max_pairwise: float = Field(ge=0, le=1)
+
+
+class GrossBudget(Model):
+    """The largest share of the world (weight · gross exposure) on either side."""
+
+    long: float | None = Field(None, ge=0)
+    short: float | None = Field(None, ge=0)
+
+
+class Exposure(Model):
+    """`max_leverage`: the largest sum of absolute positions that a strategy may hold. `sector_cap`: the largest share of the chosen in one sector (0…1)."""
+
+    gross_budget: GrossBudget = GrossBudget()
+    max_leverage: float | None = Field(None, gt=0)
+    sector_cap: float | None = Field(None, gt=0, le=1)
+
+
+class Constraints(Model):
+    correlation: Correlation | None = None
+    exposure: Exposure = Exposure()
+
+
+class Bands(Model):
+    """One that was active stays while `metric` ≥ `exit`; a new one comes in at ≥ `enter`."""
+
+    metric: MetricName
+    enter: float
+    exit: float
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Bands":
+        if self.exit > self.enter:
+            raise ValueError(f"exit ({self.exit:g}) lies above enter ({self.enter:g}): what comes in would go out at once")
+        return self
+
+
+class Hysteresis(Model):
+    """In after `promote_after` passes in a row, out after `demote_after` failures in a row, and neither before `min_dwell` in the present state (world time)."""
+
+    promote_after: int = Field(1, ge=1)
+    demote_after: int = Field(1, ge=1)
+    min_dwell: Seconds | None = None
+    bands: Bands | None = None
 
 
 class Selection(Model):
     gates: Gates = Gates()
     score: Score = "sharpe"
     topk: TopK | None = None
+    constraints: Constraints = Constraints()
+    hysteresis: Hysteresis = Hysteresis()
 
 
 class DomainPath(Model):
-    """How far a passing strategy may go: from validation to paper trading. (Live needs a gate and an apply.)"""
+    """How far a passing strategy may go: from validation over paper trading to live."""
 
     start: Literal["backtest"] = Field("backtest", alias="from")
-    to: Literal["backtest", "dryrun"] = "backtest"
+    to: Literal["backtest", "dryrun", "live"] = "backtest"
 
 
 class Approvals(Model):
-    """How many people must agree before a strategy goes further."""
+    """How many people must agree before a strategy goes further: `required` to paper trading, `live` to live (never nobody), each with one of `roles` in the world.
 
-    required: int = Field(1, ge=0)
+    `direct_signals`: whether an approval counts that was sent straight to Temporal, in a name that nobody checked.
+    """
+
+    required: int = Field(1, ge=0, le=20)
+    live: int = Field(1, ge=1, le=20)
+    roles: tuple[Literal["author", "operator", "owner"], ...] = Field(("operator", "owner"), min_length=1)
+    expires: Seconds = 86_400
+    direct_signals: bool = False
+
+
+class ApplyLimits(Model):
+    """How long an apply waits: for everyone to say that they have heard of a freeze or unfreeze, and for open orders to end."""
+
+    freeze_timeout_ms: int = Field(30_000, ge=0, le=3_600_000)
+    drain_timeout_ms: int = Field(60_000, ge=0, le=86_400_000)
+
+
+class EdgesBefore(Model):
+    disable_edges_to: Literal["live"] | None = None
+
+
+class EdgesAfter(Model):
+    enable_edges_to: Literal["live"] | None = None
+
+
+class Edges(Model):
+    """Which edges between domains an apply closes before and opens after a promotion."""
+
+    pre_promotion: EdgesBefore = EdgesBefore(disable_edges_to="live")
+    post_promotion: EdgesAfter = EdgesAfter(enable_edges_to="live")
+
+
+class Slo(Model):
+    """`cross_context_cache_hit` above 0 halts the world."""
+
+    cross_context_cache_hit: Literal[0] = 0
+
+
+class Observability(Model):
+    slo: Slo = Slo()
+
+
+class Campaign(Model):
+    """How long a strategy must have been good in a stage before it goes to the next, on the wall clock: `backtest` before paper trading, `dryrun` before live."""
+
+    backtest: Seconds | None = None
+    dryrun: Seconds | None = None
 
 
 class GatingPolicy(Model):
+    """What stands between a decision and a promotion. `required_signals`: metrics that must be there, not missing."""
+
     domains: DomainPath = DomainPath()
+    dataset_fingerprint: str | None = Field(None, min_length=1, max_length=200)
+    share_policy: Literal["feature-artifacts-only"] | None = None
     approvals: Approvals = Approvals()
+    apply: ApplyLimits = ApplyLimits()
+    edges: Edges = Edges()
+    observability: Observability = Observability()
+    required_signals: tuple[MetricName, ...] = ()
+    campaign: Campaign = Campaign()
+
+    def approvals_for(self, mode: str) -> int:
+        """How many must agree before a strategy comes to `mode`."""
+        return self.approvals.live if mode == "live" else self.approvals.required if mode == "paper" else 0
 
 
 class Policy(Model):
@@ -97,7 +223,12 @@ class Policy(Model):
     def judged_mode(self) -> str:
         """What a judgment alone lets a passing strategy do: paper trading where nobody need approve of it, else validation. Never live."""
         gating = self.gating_policy
-        return "paper" if gating.domains.to == "dryrun" and gating.approvals.required == 0 else "validate"
+        return "paper" if gating.domains.to != "backtest" and gating.approvals.required == 0 else "validate"
+
+    @property
+    def highest_mode(self) -> str:
+        """How far a strategy may come at all."""
+        return {"backtest": "validate", "dryrun": "paper", "live": "live"}[self.gating_policy.domains.to]
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -127,6 +258,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
+class Difference(Model):
+    """A key that two versions of a policy have otherwise; None: it is not set. (Any: a policy's values.)"""
+
+    key: str
+    before: Any = None
+    after: Any = None
+
+
+def differences(one: Policy, other: Policy) -> list[Difference]:
+    """By dotted key, in order."""
+    before, after = (_dotted(policy.model_dump(mode="json", by_alias=True, exclude={"world", "version"})) for policy in (one, other))
+    return [Difference(key=key, before=before.get(key), after=after.get(key)) for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+
+
+def _dotted(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in body.items():
+        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def parse_policy(text: str) -> Policy:

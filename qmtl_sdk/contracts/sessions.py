@@ -29,6 +29,7 @@ class SessionGrant(Model):
     strategy_id: str
     context: ComputeContext
     queue_map: dict[str, QueueTarget]
+    history_keys: dict[str, str] = Field(description="by NodeID, the ComputeKey of what is computed up to the context's as_of")
     lease_s: float
     now: UtcTime = Field(description="the Gateway's clock, which the session goes by")
 
@@ -53,6 +54,18 @@ class SessionBeat(Model):
     dropped_bars: int = Field(0, ge=0, description="bars that came twice or went back in time")
     fault: str = Field("", max_length=500)
     cross_context_cache_hits: int = Field(0, ge=0)
+
+
+class SessionAck(Model):
+    """A freeze or unfreeze that the session has acted on, by its `sequence`."""
+
+    sequence: int = Field(ge=0, lt=2**31)
+
+
+class SessionAcked(Model):
+    """`in_time`: whether an apply was still waiting for it."""
+
+    in_time: bool
 
 
 class SessionInfo(Model):

@@ -66,6 +66,7 @@ class Preset(Model):
     calendar: str = "24/7"
     streams: dict[str, tuple[str, ...]] = Field(min_length=1)
     on_missing: Literal["skip", "fail"] = "skip"
+    sectors: dict[str, str] = Field({}, description="the sector of a stream, for policies that cap one")
 
 
 class Data(Model):
@@ -86,6 +87,13 @@ class Execution(Model):
     slippage_bps: float = Field(0.0, ge=0)
 
 
+class CircuitBreaker(Model):
+    """Halts the world by itself: above so many accepted orders within a minute, or so many refused ones."""
+
+    max_orders_per_minute: int | None = Field(None, gt=0)
+    max_refused_per_minute: int | None = Field(None, gt=0)
+
+
 class WorldSpec(Model):
     """What a person writes to create a world."""
 
@@ -95,6 +103,7 @@ class WorldSpec(Model):
     data: Data = Data()
     execution: Execution = Execution()
     allow_live: bool = False
+    circuit_breaker: CircuitBreaker = CircuitBreaker()
 
     @model_validator(mode="before")
     @classmethod
@@ -118,6 +127,8 @@ class World(Model):
     created_at: UtcTime
     policy_version: int | None = None
     etag: str
+    pinned_fingerprint: str = Field("", description="the data that the newest promotion was judged on")
+    state: Literal["active", "archived"] = "active"
 
     def now(self, wall: datetime) -> datetime:
         return self.spec.clock.now(self.created_at, wall)
@@ -140,8 +151,8 @@ def parse_world(text: str) -> tuple[WorldSpec, dict[str, Any] | None]:
 class Violation(Model):
     """Why a strategy was left out: the step of the decision, the stable kind, the rule and the figure in words."""
 
-    step: Literal["evidence", "data_currency", "gates", "score", "topk"]
-    kind: Literal["failed", "insufficient", "stale", "short_history", "rejected", "outranked"]
+    step: Literal["evidence", "data_currency", "gates", "score", "constraints", "topk", "hysteresis"]
+    kind: Literal["failed", "insufficient", "stale", "short_history", "rejected", "correlated", "exposed", "leveraged", "concentrated", "outranked", "waiting", "held"]
     rule: str
     detail: str
 
@@ -153,6 +164,7 @@ class StrategyDecision(Model):
     name: str = ""
     active: bool
     weight: float = Field(0.0, ge=0, le=1)
+    side: Literal["long", "short", "both"] = "both"
     rank: int | None = None
     score: float | None = None
     contribution: float | None = None
@@ -164,7 +176,8 @@ class DecisionEnvelope(Model):
 
     world_id: str
     policy_version: int
-    effective_mode: str
+    effective_mode: str = Field(description="the furthest stage that a strategy of the world has")
+    judged_mode: str = Field("validate", description="what this judgment alone lets a passing strategy do")
     reason: str
     as_of: UtcTime
     decided_at: UtcTime
@@ -174,6 +187,10 @@ class DecisionEnvelope(Model):
 
     def of(self, strategy_id: str) -> StrategyDecision | None:
         return next((item for item in self.strategies if item.strategy_id == strategy_id), None)
+
+
+WHOLE_WORLD = "*"
+"""The `strategy_id` of an activation that is about the world itself: its epoch, and whether its gate is open."""
 
 
 class ActivationEnvelope(Model):
@@ -190,12 +207,64 @@ class ActivationEnvelope(Model):
     etag: str
     run_id: str
     ts: UtcTime
+    stage_since: UtcTime | None = Field(None, description="since when it has been active in this mode")
     epoch: int = 1
-    phase: Literal["freeze", "unfreeze"] | None = None
+    halted: bool = False
+    phase: Literal["freeze", "unfreeze", "halt", "resume"] | None = None
     requires_ack: bool = False
     sequence: int = Field(0, description="counts the world's changes of activation")
     state_hash: str = Field("", description="of the world's whole activation after this change")
 
     @property
     def active_in_effect(self) -> bool:
-        return self.active and not self.freeze and not self.drain
+        return self.active and not self.freeze and not self.drain and not self.halted
+
+
+class Explanation(Model):
+    """Where a strategy stands, step by step, in words."""
+
+    world_id: str
+    strategy_id: str
+    name: str
+    decision: StrategyDecision
+    lines: tuple[str, ...]
+
+
+class BindingInfo(Model):
+    """A strategy in a world (WSB)."""
+
+    world_id: str
+    strategy_id: str
+    name: str
+    created_at: UtcTime
+
+
+class WorldNodeRef(Model):
+    """A node of the global graph in a world and domain: what was found of it there. Domains share nothing of this."""
+
+    world_id: str
+    node_id: str
+    execution_domain: str
+    state: Literal["valid", "invalid", "running", "stopped"]
+    eval_key: str = Field("", description="of its newest validation: another dataset, contract or code is another validation")
+    updated_at: UtcTime
+
+
+class WorldUpdate(Model):
+    """`PATCH /worlds/{id}`: what is given is changed, the rest stays. An archived world takes no submissions and no applies."""
+
+    description: str | None = Field(None, max_length=500)
+    allow_live: bool | None = None
+    circuit_breaker: CircuitBreaker | None = None
+    data: Data | None = None
+    state: Literal["active", "archived"] | None = None
+
+
+class EdgeOverride(Model):
+    """An edge of the world's graph that is closed or opened: between nodes, or between domains (`domain:backtest` → `domain:live`)."""
+
+    src: str = Field(min_length=1, max_length=128)
+    dst: str = Field(min_length=1, max_length=128)
+    active: bool
+    reason: str = Field("", max_length=500)
+    updated_at: UtcTime | None = None

@@ -45,11 +45,15 @@ def measure(returns: Returns, periods: float) -> dict[str, float | None]:
     r = returns.values
     falls, years, moved = drawdown(r), len(r) / periods, r[r != 0]
     deviation = _std(r)
-    trades = turnover = None
+    trades = turnover = gross_long = gross_short = leverage = None
     if returns.positions:
         changes = {name: np.abs(np.diff(position, prepend=0.0)) for name, position in returns.positions.items()}
         trades = float(sum(np.count_nonzero(change) for change in changes.values()))
         turnover = float(sum(abs(returns.weights[name]) * change.sum() for name, change in changes.items()) / years)
+        held = [returns.weights[name] * position for name, position in returns.positions.items()]
+        gross_long = float(sum(np.maximum(position, 0.0) for position in held).mean())
+        gross_short = float(sum(np.maximum(-position, 0.0) for position in held).mean())
+        leverage = float(sum(np.abs(position) for position in held).max())
     found: dict[str, float | None] = {
         "sharpe": sharpe(r, periods),
         "max_drawdown": float(falls.max()),
@@ -62,6 +66,9 @@ def measure(returns: Returns, periods: float) -> dict[str, float | None]:
         "total_return": float(equity(r)[-1] - 1.0),
         "annual_return": float(r.mean() * periods),
         "annual_volatility": None if deviation is None else float(deviation * np.sqrt(periods)),
+        "gross_long": gross_long,
+        "gross_short": gross_short,
+        "leverage": leverage,
     }
     assert found.keys() == METRICS.keys()
     return found

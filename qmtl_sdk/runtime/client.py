@@ -10,11 +10,14 @@ from pydantic import BaseModel, TypeAdapter
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from qmtl_sdk.contracts.access import NewToken, TokenInfo, TokenRequest
+from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, Approval, GateStatus, Verdict
 from qmtl_sdk.contracts.errors import CODES, QmtlError
 from qmtl_sdk.contracts.events import Subscribe, Subscription
-from qmtl_sdk.contracts.sessions import QueueAppend, QueueAppended, QueueInfo, QueueMessage, QueueRead, SessionBeat, SessionGrant, SessionInfo, SessionKept, SessionOpen
+from qmtl_sdk.contracts.orders import Order, OrderBatch, OrderRecord, OrderVerdict, OrderVerdicts
+from qmtl_sdk.contracts.policy import Difference, Policy
+from qmtl_sdk.contracts.sessions import QueueAppend, QueueAppended, QueueInfo, QueueMessage, QueueRead, SessionAck, SessionAcked, SessionBeat, SessionGrant, SessionInfo, SessionKept, SessionOpen
 from qmtl_sdk.contracts.submission import Ack, DryRun, EvidenceRef, Heartbeat, LeaseFailure, StrategyStatus, StrategySubmit
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, EdgeOverride, Explanation, World, WorldUpdate
 
 M = TypeVar("M", bound=BaseModel)
 _AWAY_LIMIT_S = 30.0
@@ -95,6 +98,89 @@ class GatewayClient:
     def activation(self, world_id: str) -> list[ActivationEnvelope]:
         return TypeAdapter(list[ActivationEnvelope]).validate_python(self._call("GET", f"/worlds/{world_id}/activation"))
 
+    def update_world(self, world_id: str, change: WorldUpdate, live: bool = False) -> World:
+        return World.model_validate(self._call("PATCH", f"/worlds/{world_id}", json=change.model_dump(mode="json", exclude_none=True), headers=_live(live)))
+
+    def fingerprints(self, world_id: str) -> list[str]:
+        """Of the data that the newest evidence of the world's strategies was judged on."""
+        found: list[str] = self._call("GET", f"/worlds/{world_id}/fingerprints")
+        return found
+
+    def explain(self, world_id: str, strategy_id: str) -> Explanation:
+        return Explanation.model_validate(self._call("GET", f"/worlds/{world_id}/explain/{strategy_id}"))
+
+    # policies
+
+    def add_policy(self, world_id: str, policy: dict[str, Any]) -> Policy:
+        return Policy.model_validate(self._call("POST", f"/worlds/{world_id}/policies", json=policy))
+
+    def set_default_policy(self, world_id: str, version: int) -> Policy:
+        return Policy.model_validate(self._call("POST", f"/worlds/{world_id}/policies/{version}/set-default"))
+
+    def diff_policies(self, world_id: str, version: int, to: int) -> list[Difference]:
+        return TypeAdapter(list[Difference]).validate_python(self._call("GET", f"/worlds/{world_id}/policies/{version}/diff", params={"to": to}))
+
+    def replay_policy(self, world_id: str, policy: dict[str, Any], since: str | None = None) -> dict[str, Any]:
+        """Which past decisions the draft would have made otherwise."""
+        found: dict[str, Any] = self._call("POST", f"/worlds/{world_id}/policies/replay", json={"policy": policy, "since": since})
+        return found
+
+    # applies and the gate
+
+    def apply(self, world_id: str, request: ApplyRequest, live: bool = False) -> ApplyStatus:
+        return ApplyStatus.model_validate(self._call("POST", f"/worlds/{world_id}/apply", json=request.json_dict(), headers=_live(live)))
+
+    def plan_apply(self, world_id: str, request: ApplyRequest) -> ApplyPlan:
+        return ApplyPlan.model_validate(self._call("POST", f"/worlds/{world_id}/apply/plan", json=request.json_dict()))
+
+    def applies(self, world_id: str, limit: int = 20) -> list[ApplyStatus]:
+        return TypeAdapter(list[ApplyStatus]).validate_python(self._call("GET", f"/worlds/{world_id}/applies", params={"limit": limit}))
+
+    def apply_status(self, world_id: str, run_id: str, wait_s: float = 0.0) -> ApplyStatus:
+        """The apply; with `wait_s`, once it has ended, or as it is after so long."""
+        return ApplyStatus.model_validate(self._call("GET", f"/worlds/{world_id}/applies/{run_id}", params={"wait": wait_s}))
+
+    def approve(self, world_id: str, run_id: str, verdict: Verdict, live: bool = False) -> Approval:
+        return Approval.model_validate(self._call("POST", f"/worlds/{world_id}/applies/{run_id}/approve", json=verdict.json_dict(), headers=_live(live)))
+
+    def reject(self, world_id: str, run_id: str, verdict: Verdict) -> Approval:
+        return Approval.model_validate(self._call("POST", f"/worlds/{world_id}/applies/{run_id}/reject", json=verdict.json_dict()))
+
+    def abort(self, world_id: str, run_id: str, reason: str = "") -> ApplyStatus:
+        return ApplyStatus.model_validate(self._call("POST", f"/worlds/{world_id}/applies/{run_id}/abort", json={"reason": reason}))
+
+    def gate(self, world_id: str) -> GateStatus:
+        return GateStatus.model_validate(self._call("GET", f"/worlds/{world_id}/gate"))
+
+    def halt(self, world_id: str, reason: str = "") -> GateStatus:
+        return GateStatus.model_validate(self._call("POST", f"/worlds/{world_id}/halt", json={"reason": reason}))
+
+    def resume(self, world_id: str, reason: str = "") -> dict[str, Any]:
+        """What was lifted, and the gate."""
+        found: dict[str, Any] = self._call("POST", f"/worlds/{world_id}/resume", json={"reason": reason})
+        return found
+
+    def overrides(self, world_id: str) -> list[EdgeOverride]:
+        return TypeAdapter(list[EdgeOverride]).validate_python(self._call("GET", f"/worlds/{world_id}/edges/overrides"))
+
+    def override(self, world_id: str, edge: EdgeOverride) -> EdgeOverride:
+        return EdgeOverride.model_validate(self._call("POST", f"/worlds/{world_id}/edges/overrides", edge))
+
+    def audit(self, world_id: str, after: int = 0, limit: int = 100, verify: bool = False) -> dict[str, Any]:
+        """Entries of the audit trail, oldest first; with `verify`, over how many of them the chain was found whole."""
+        found: dict[str, Any] = self._call("GET", f"/worlds/{world_id}/audit", params={"after": after, "limit": limit, "verify": verify})
+        return found
+
+    # orders
+
+    def publish_orders(self, orders: Sequence[Order], patience_s: float | None = None) -> list[OrderVerdict]:
+        """A verdict for each. May be repeated: an order id is answered once."""
+        return list(OrderVerdicts.model_validate(self._call("POST", "/orders", OrderBatch(orders=tuple(orders)), patience_s=patience_s)).verdicts)
+
+    def orders(self, world_id: str, after: int = 0, limit: int = 100, reason: str | None = None) -> list[OrderRecord]:
+        params = {"world_id": world_id, "after": after, "limit": limit, **({"reason": reason} if reason else {})}
+        return TypeAdapter(list[OrderRecord]).validate_python(self._call("GET", "/orders", params=params))
+
     # running strategies
 
     def open_session(self, wanted: SessionOpen, patience_s: float | None = None) -> SessionGrant:
@@ -106,6 +192,10 @@ class GatewayClient:
 
     def end_session(self, session_id: str, reason: str, patience_s: float | None = None) -> SessionInfo:
         return SessionInfo.model_validate(self._call("DELETE", f"/sessions/{session_id}", params={"reason": reason}, patience_s=patience_s))
+
+    def ack_session(self, session_id: str, sequence: int) -> bool:
+        """Say that a freeze or unfreeze was acted on; whether an apply was still waiting for it."""
+        return SessionAcked.model_validate(self._call("POST", f"/sessions/{session_id}/ack", SessionAck(sequence=sequence), patience_s=2.0)).in_time
 
     def sessions(self, world_id: str | None = None, ended: bool = False) -> list[SessionInfo]:
         params = {"ended": ended, **({"world_id": world_id} if world_id else {})}
@@ -175,6 +265,10 @@ class GatewayClient:
         except httpx.TransportError as error:
             raise QmtlError("E_UNAVAILABLE", f"the Gateway at {self.url} can't be reached: {error}", "qmtl status shows what runs; qmtl up starts it") from error
         return response
+
+
+def _live(live: bool) -> dict[str, str]:
+    return {"X-Allow-Live": "true"} if live else {}
 
 
 def _away(error: BaseException) -> bool:

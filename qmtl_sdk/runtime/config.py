@@ -45,6 +45,10 @@ class EventsSettings(_Section):
     token_s: float = Field(600.0, gt=0, description="how long a stream's token is good; it is refreshed on the open socket")
 
 
+class OrdersSettings(_Section):
+    paper_fill_delay_s: float = Field(0.0, ge=0, description="how long after its acceptance the paper venue fills an order")
+
+
 class TemporalSettings(_Section):
     address: str | None = Field(None, description="HOST:PORT of a Temporal server; none: a local one that qmtl up starts")
     namespace: str = "default"
@@ -69,6 +73,7 @@ class Settings(BaseSettings):
     tools_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("qmtl")), description="servers that were installed for it")
     gateway: GatewaySettings = GatewaySettings()
     events: EventsSettings = EventsSettings()
+    orders: OrdersSettings = OrdersSettings()
     temporal: TemporalSettings = TemporalSettings()
     cache: CacheSettings = CacheSettings()
 

@@ -24,10 +24,12 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 from weakref import WeakSet
 
+from qmtl_sdk.compute.engine import Tape
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, resolve
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, LeaseFailure, Outcome, StrategyStatus, StrategySubmit, SubmissionMeta
+from qmtl_sdk.contracts.sessions import SessionGrant
+from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, LeaseFailure, Outcome, QueueTarget, StrategyStatus, StrategySubmit, SubmissionMeta
 from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.nodes.strategy import Build, Strategy
 from qmtl_sdk.reports.artifact import encode
@@ -37,7 +39,7 @@ from qmtl_sdk.runtime.computation import Computed, compute_strategy, newest_own_
 from qmtl_sdk.runtime.config import Settings, settings
 from qmtl_sdk.runtime.identity import RunnerName
 from qmtl_sdk.runtime.lease import Heartbeats
-from qmtl_sdk.runtime.orders import OrderGate, TradeExecutionService
+from qmtl_sdk.runtime.orders import OnVerdict, OrderGate, TradeExecutionService
 from qmtl_sdk.runtime.progress import Display
 from qmtl_sdk.runtime.result import NodeCounts, SubmitResult, WorldView
 from qmtl_sdk.runtime.running import OnOutput, RunningStrategy
@@ -73,15 +75,16 @@ class Runner:
         run: bool = True,
         shadow: bool = False,
         on_output: OnOutput | None = None,
+        on_verdict: OnVerdict | None = None,
         config: Settings | None = None,
     ) -> SubmitResult:
         """Submit, compute, and wait for the decision. Works in a script and inside a notebook's running loop, which waits meanwhile.
 
         `as_of` pins the data to what had closed by then; `parity="full"` compares every bar of batch and bar-by-bar execution. `run=False` only has it
         judged. `shadow` computes it beside the world, on live inputs and without orders; only an operator may ask for it. `on_output` sees every row that a
-        node puts out while it runs. Raises QmtlError for a strategy that can't be built, sent or computed; never for a decision that is missing or stale.
+        node puts out while it runs, `on_verdict` every order with what the fence said of it. Raises QmtlError for a strategy that can't be built, sent or computed; never for a decision that is missing or stale.
         """
-        submission = _Submission(strategy, world, _Options(as_of, parity, progress, decision_timeout_s, run, shadow, on_output), config or settings())
+        submission = _Submission(strategy, world, _Options(as_of, parity, progress, decision_timeout_s, run, shadow, on_output, on_verdict), config or settings())
         cls._open.add(submission)
         try:
             return cls._kept(submission.run())
@@ -175,6 +178,7 @@ class _Options:
     run: bool = True
     shadow: bool = False
     on_output: OnOutput | None = None
+    on_verdict: OnVerdict | None = None
 
 
 class _Session(AbstractContextManager[SubmitResult], AbstractAsyncContextManager[SubmitResult]):
@@ -270,6 +274,8 @@ class _Submission:
                 shadow=self._options.shadow,
                 cross_context_cache_hits=computed.precheck["cross_context_cache_hit"],
                 on_output=self._options.on_output,
+                on_verdict=self._options.on_verdict,
+                recompute=lambda grant: self._computed_in(ack, grant),
             )
         except QmtlError as error:
             gateways[0].close()
@@ -278,6 +284,13 @@ class _Submission:
             self._display.say(f"It does not run: {error}")  # the world has thought better of it in the meantime
             return None
         return running.start()
+
+    def _computed_in(self, ack: Ack, grant: SessionGrant) -> Mapping[str, Tape]:
+        """The outputs in another domain: computed there, under its own keys, up to its own time."""
+        context = grant.context.model_copy(update={"dataset_fingerprint": ack.context.dataset_fingerprint})
+        targets = {node_id: QueueTarget(topic=target.topic, compute_key=grant.history_keys[node_id], reused=True) for node_id, target in grant.queue_map.items()}
+        moved = ack.model_copy(update={"context": context, "queue_map": targets})
+        return compute_strategy(self._build, moved, self._config.cache_dir, lambda _: None, self._options.parity).tapes
 
     def _request(self, runner: str, as_of: str | None) -> StrategySubmit:
         meta = SubmissionMeta(name=self._build.name, as_of=as_of, execution_domain="shadow" if self._options.shadow else None)
@@ -379,4 +392,5 @@ def decided_context(ack: Ack, outcome: Outcome | None, now: datetime) -> Compute
         as_of=ack.context.as_of,
         partition=ack.context.partition,
         dataset_fingerprint=ack.context.dataset_fingerprint,
+        allow_live=ack.context.execution_domain is Domain.LIVE,  # the services let it compute there
     )

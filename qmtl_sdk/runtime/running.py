@@ -3,9 +3,11 @@
 1. Open a session: a lease on the world, the domain, the topics of the nodes. Its answer also sets the clock, so that this machine's own may be wrong.
 2. Go on from the outputs that the submission has computed. New bars come from the world's streams as they fall due, rows of tag queries from their queues.
 3. Every row goes to its node's queue under a key that says from what it was computed, so that sending it again adds nothing.
-4. Beats keep the lease and say how it is. The stream brings activation and new queues; the gate looks at both.
-5. Where a source, the stream or the Gateway fails, the gate closes and computing goes on as far as it can. A lost session is opened anew.
-6. `close` ends all of it.
+4. Beats keep the lease and say how it is. The stream brings activation and new queues; the gate looks at both, and freezes are acknowledged once it has closed.
+5. Rows of a publisher node are orders: through the gate to the fence, under the epoch of the activation that is known. Bars that were caught up on are too old to trade on.
+6. Where its world brings the strategy to another domain, it begins there anew, from that domain's own outputs: domains share nothing.
+7. Where a source, the stream or the Gateway fails, the gate closes and computing goes on as far as it can. A lost session is opened anew.
+8. `close` ends all of it.
 """
 
 import math
@@ -19,24 +21,30 @@ from datetime import datetime, timedelta
 from qmtl_sdk.compute.engine import Tape
 from qmtl_sdk.compute.live import LiveEngine, Output, Row
 from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import CloudEvent, Subscribe, TopicState
 from qmtl_sdk.contracts.sessions import QueueMessage, SessionBeat, SessionGrant, SessionOpen, message_key
 from qmtl_sdk.contracts.submission import StreamBinding
-from qmtl_sdk.contracts.worlds import World
-from qmtl_sdk.data.bars import iso, to_ns
+from qmtl_sdk.contracts.worlds import WHOLE_WORLD, World
+from qmtl_sdk.data.bars import NS, iso, to_ns
 from qmtl_sdk.nodes.node import Node, StreamInput
 from qmtl_sdk.nodes.strategy import Build
 from qmtl_sdk.runtime.activation import ActivationManager, Gate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.feed import Feed
+from qmtl_sdk.runtime.orders import OnVerdict, OrderPublisher, Wanted
 from qmtl_sdk.runtime.stream import StreamClient
 from qmtl_sdk.runtime.tagquery import TagQueryManager
+from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
 
 TICK_S, TAGS_EVERY_S, AWAY_S, HISTORY, SEND_AT_ONCE, KEEP_UNSENT = 0.05, 0.25, 0.5, 500, 500, 50_000
-SILENT_INTERVALS = 5
+SILENT_INTERVALS, STALE_BARS, STALE_S = 5, 2, 5
+CLOSE = "close"
 OnOutput = Callable[[Output], None]
+Recompute = Callable[[SessionGrant], Mapping[str, Tape]]
+"""The outputs of a strategy in the context of a session: what a strategy that comes to another domain goes on from."""
 
 
 class RunningStrategy:
@@ -54,28 +62,41 @@ class RunningStrategy:
         shadow: bool = False,
         cross_context_cache_hits: int = 0,
         on_output: OnOutput | None = None,
+        on_verdict: OnVerdict | None = None,
+        recompute: Recompute | None = None,
     ) -> None:
         self.build, self.world, self._client, self._gateways, self._shadow, self._runner = build, world, gateways[0], gateways, shadow, runner
         self.strategy_id = build.dag.strategy_id
         self._on_output, self._cross_context_cache_hits = on_output, cross_context_cache_hits
-        self.engine = LiveEngine(build.nodes, tapes)
-        streams = [node for node in build.nodes if isinstance(node, StreamInput)]
-        closes = {node.node_id: int(tapes[node.node_id].bars.closes[-1]) for node in streams if node.node_id in tapes and len(tapes[node.node_id].bars)}
-        self.feed = Feed(streams, {binding.node_id: binding for binding in bindings}, closes)
+        self._bindings, self._recompute, self._prices = {binding.node_id: binding for binding in bindings}, recompute, dict[str, float]()
+        self._markets = {node.node_id: _market(node) for node in build.nodes if isinstance(node, TradeOrderPublisherNode)}
+        self._begin(tapes)
         self.grant = self._open(patience_s=30.0)
         self.stream = StreamClient(gateways, Subscribe(world_id=world.spec.world, strategy_id=self.strategy_id), self._hear, self._snapshot)
         self.activation = ActivationManager(self.stream, world.spec.world, self.strategy_id)
-        self.gate = Gate(self.activation, shadow)
-        self.tags = TagQueryManager(self._client, self.engine, world.spec.world, self.grant.context.execution_domain.value, set(build.by_id))
+        self.gate = Gate(self.activation, shadow, self._wall, self.grant.context.execution_domain)
+        self.orders = OrderPublisher(self._client, self.gate, world.spec.world, self.strategy_id, lambda: self.grant.session_id, on_verdict)
+        self.tags = self._tag_queries()
         self.bars = self.unsent_dropped = 0
         self._queues_fault = ""
-        self._tapes: Mapping[str, Tape] = tapes
         self._unsent: deque[tuple[str, QueueMessage]] = deque()
         self._stop, self._tags_at, self._send_at, self._resolved = threading.Event(), 0.0, 0.0, False
         self._threads = [threading.Thread(target=self._run, name="qmtl-running", daemon=True), threading.Thread(target=self._keep, name="qmtl-session", daemon=True)]
 
+    def _begin(self, tapes: Mapping[str, Tape]) -> None:
+        """Go on from these outputs."""
+        self.engine = LiveEngine(self.build.nodes, tapes)
+        streams = [node for node in self.build.nodes if isinstance(node, StreamInput)]
+        closes = {node.node_id: int(tapes[node.node_id].bars.closes[-1]) for node in streams if node.node_id in tapes and len(tapes[node.node_id].bars)}
+        self.feed = Feed(streams, self._bindings, closes)
+        self._tapes: Mapping[str, Tape] = tapes
+
+    def _tag_queries(self) -> TagQueryManager:
+        return TagQueryManager(self._client, self.engine, self.world.spec.world, self.grant.context.execution_domain.value, set(self.build.by_id))
+
     def start(self) -> "RunningStrategy":
         self.stream.start()
+        self.orders.start()
         for thread in self._threads:
             thread.start()
         return self
@@ -87,6 +108,7 @@ class RunningStrategy:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        self.orders.close()
         self.stream.close()
         try:
             self._client.end_session(self.grant.session_id, reason, patience_s=2.0)
@@ -161,19 +183,49 @@ class RunningStrategy:
     def _hear(self, kind: str, event: CloudEvent) -> None:
         if kind == "queues":
             self.tags.hear(event)
+        elif kind == "activation" and event.subject == WHOLE_WORLD:
+            self._acknowledge(event)
 
     def _snapshot(self, kind: str, state: TopicState) -> None:
         if kind == "queues":
             self.tags.snapshot(state)
+        elif kind == "activation" and WHOLE_WORLD in state.events:
+            self._acknowledge(state.events[WHOLE_WORLD])
+
+    def _acknowledge(self, event: CloudEvent) -> None:
+        """The stream has folded the event before it hands it on: the gate stands as it says."""
+        if event.data and event.data.get("requires_ack"):
+            self.orders.acknowledge(self.grant.session_id, int(event.data["sequence"]))
 
     # the strategy
 
     def _run(self) -> None:
         self._history()
         while not self._stop.is_set():
+            self._follow_domain()
             moved = self._step()
             if not moved:
                 self._stop.wait(TICK_S)
+
+    def _follow_domain(self) -> None:
+        """Begin anew in the domain that the world has brought the strategy to, from that domain's own outputs."""
+        domain = self.activation.domain
+        if self._shadow or domain is self.gate.domain or domain not in (Domain.DRYRUN, Domain.LIVE) or self._recompute is None:
+            return
+        self.gate.faults["domain"] = f"it moves to {domain.value}"
+        try:
+            old, grant = self.grant.session_id, self._open()
+            self._begin(self._recompute(grant))
+            self.grant, self.gate.domain = grant, grant.context.execution_domain
+            self.tags, self._resolved = self._tag_queries(), False
+            self._unsent.clear()
+            self._history()
+            self._client.end_session(old, f"moved to {domain.value}", patience_s=2.0)
+        except QmtlError as error:
+            self._stop.wait(AWAY_S)  # tried again; until then the gate says why it is closed
+            self.gate.faults["domain"] = f"it can't move to {domain.value}: {error.message}"
+            return
+        del self.gate.faults["domain"]
 
     def _step(self) -> bool:
         """Handle what has fallen due; whether there was something."""
@@ -183,6 +235,8 @@ class RunningStrategy:
                 if self._stop.is_set():
                     return False
                 for node_id, row in bars.items():
+                    if CLOSE in row[1]:
+                        self._prices[node_id] = row[1][CLOSE]
                     self._put(self.build.by_id[node_id], row, hash_of(iso(row[0])))
                 self._advance(self.engine.advance(close, bars))
                 self.bars, moved = self.bars + len(bars), True
@@ -215,8 +269,23 @@ class RunningStrategy:
                 self.gate.faults.pop("compute", None)
             if output.window:
                 self._put(output.node, (output.ts, output.values), output.window)
+            if output.window and isinstance(output.node, TradeOrderPublisherNode):
+                self._order(output.node, output.ts, output.values)
             if self._on_output is not None:
                 self._on_output(output)
+
+    def _order(self, node: TradeOrderPublisherNode, ts: int, values: Mapping[str, float]) -> None:
+        quantity = node.quantity(values)
+        if not quantity:
+            return
+        close = ts + node.interval * NS
+        late = (to_ns(self.now()) - close) / NS
+        if late > STALE_BARS * node.interval + STALE_S * (self.world.spec.clock.replay.speed if self.world.spec.clock.replay else 1):
+            self.orders.blocked["the bar is too old to trade on"] += 1
+            return
+        symbol, stream = self._markets[node.node_id]
+        price = values.get("price", self._prices.get(stream))
+        self.orders.offer(Wanted(node.node_id, ts, datetime.fromisoformat(iso(close)), symbol, quantity, None if price is None or math.isnan(price) else price))
 
     def _watch_silence(self) -> None:
         """A source that stops closes the gate once its newest bar is older than several intervals on the world's clock."""
@@ -259,3 +328,22 @@ class RunningStrategy:
                 self._client.queue_append(topic, messages)
             for _ in range(count):
                 self._unsent.popleft()
+
+
+def _market(node: TradeOrderPublisherNode) -> tuple[str, str]:
+    """What a publisher trades, and the NodeID of the stream that its price comes from. Raises QmtlError (E_NODE_INPUT) where that is not one."""
+    seen, stack, found = set[str](), list[Node](node.inputs), dict[str, StreamInput]()
+    while stack:
+        parent = stack.pop()
+        if parent.node_id in seen:
+            continue
+        seen.add(parent.node_id)
+        if isinstance(parent, StreamInput):
+            found[parent.node_id] = parent
+        stack.extend(parent.inputs)
+    if len(found) == 1:
+        stream = next(iter(found.values()))
+        return node.symbol or (stream.tags[0] if stream.tags else stream.label), stream.node_id
+    if node.symbol:
+        return node.symbol, next((key for key, stream in found.items() if node.symbol in stream.tags), "")
+    raise QmtlError("E_NODE_INPUT", f"{node.label} derives from {len(found)} streams, and does not say what it trades", "name it: TradeOrderPublisherNode(…, symbol=…)", node=node.node_id)

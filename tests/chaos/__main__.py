@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [RUNS] [SEED]`: a line of JSON for each run, and a summary. Exit code 1 if any promise was broken."""
+"""`python -m tests.chaos stream|orders|leaks [RUNS] [SEED]`: a line of JSON for each run, and a summary. Exit code 1 if any promise was broken, or a leak was not found."""
 
 import json
 import sys
@@ -6,11 +6,16 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from qmtl_sdk.contracts.orders import Refusal
 from temporal.shutdown import leave
+from tests.chaos.orders import OrderChaos
 from tests.chaos.stream import Chaos
 
+APPLIES_A_RUN, KILLS_AN_APPLY = 20, 0.4
 
-def main(runs: int, seed: int) -> int:
+
+def stream(runs: int, seed: int) -> int:
+    """Events flow while relay, Gateway, worker and runner are killed."""
     kills: Counter[str] = Counter()
     events = broken = reconnects = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -28,5 +33,48 @@ def main(runs: int, seed: int) -> int:
     return 1 if broken else 0
 
 
+def orders(applies: int, seed: int) -> int:
+    """Orders and applies while worker, Gateway, Temporal server and runners are killed; `applies` in all, twenty to a world."""
+    kills: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
+    violations = acknowledged = 0
+    with tempfile.TemporaryDirectory() as folder:
+        chaos = OrderChaos(Path(folder))
+        try:
+            chaos.up()
+            for number in range(-(-applies // APPLIES_A_RUN)):
+                count = min(APPLIES_A_RUN, applies - number * APPLIES_A_RUN)
+                report = chaos.run(seed + number, count, round(count * KILLS_AN_APPLY))
+                print(report.line(), flush=True)
+                kills, outcomes, verdicts = kills + report.kills, outcomes + report.applies, verdicts + Counter(report.orders)
+                violations, acknowledged = violations + len(report.violations), acknowledged + report.acknowledged
+        finally:
+            chaos.close()
+    summary = {"applies": sum(outcomes.values()), "outcomes": dict(outcomes), "kills": dict(kills), "orders": dict(verdicts), "acknowledged": acknowledged, "violations": violations}
+    print(json.dumps({"first_seed": seed, **summary}), flush=True)
+    return 1 if violations else 0
+
+
+def leaks(applies: int, seed: int) -> int:
+    """The same with each check of the fence taken out in turn: the checker must find every one."""
+    missed = []
+    for leak in Refusal:
+        with tempfile.TemporaryDirectory() as folder:
+            chaos = OrderChaos(Path(folder), leak.value)
+            try:
+                report = chaos.up().run(seed, applies, 0, thorough=True)
+            finally:
+                chaos.close()
+        print(json.dumps({"leak": leak.value, "violations": len(report.violations), "first": report.violations[:1], "seconds": round(report.seconds, 1)}), flush=True)
+        missed += [] if report.violations else [leak.value]
+    print(json.dumps({"leaks": len(Refusal), "missed": missed}), flush=True)
+    return 1 if missed else 0
+
+
+SUITES = {"stream": (stream, 100), "orders": (orders, 200), "leaks": (leaks, 6)}
+
 if __name__ == "__main__":
-    leave(main(int(sys.argv[1]) if len(sys.argv) > 1 else 100, int(sys.argv[2]) if len(sys.argv) > 2 else 1))
+    name = sys.argv[1] if len(sys.argv) > 1 else "orders"
+    run, count = SUITES[name]
+    leave(run(int(sys.argv[2]) if len(sys.argv) > 2 else count, int(sys.argv[3]) if len(sys.argv) > 3 else 1))

@@ -37,6 +37,7 @@ from tests.harness import Machine
 from tests.strategies import POLICY, Trend, world
 
 HOME, OTHER = "home", "other"
+ORDER = {"order_id": "order:0000", "world_id": HOME, "strategy_id": "strategy:x", "execution_domain": "dryrun", "epoch": 1, "symbol": "AAPL", "side": "buy", "quantity": "1"}
 
 
 @dataclass
@@ -70,7 +71,25 @@ class Place:
             with database.read() as session:
                 rows = {
                     name: session.connection().exec_driver_sql(f"SELECT * FROM {name} ORDER BY 1").fetchall()
-                    for name in ("world", "policy", "commit_log", "decision", "activation", "session", "queue", "evidence", "outcome", "run_context", "token")
+                    for name in (
+                        "world",
+                        "policy",
+                        "commit_log",
+                        "decision",
+                        "activation",
+                        "session",
+                        "queue",
+                        "evidence",
+                        "outcome",
+                        "run_context",
+                        "token",
+                        "fence",
+                        "apply",
+                        "approval",
+                        "order_log",
+                        "edge_override",
+                        "ack",
+                    )
                 }
             return hashlib.sha256(repr(rows).encode()).hexdigest() + str(len(list((self.machine.home / "artifacts").rglob("*"))))
         finally:
@@ -100,7 +119,7 @@ def submission(world_id: str = HOME) -> dict[str, Any]:
 def request_of(method: str, path: str) -> dict[str, Any]:
     """A request that a route would take from who may."""
     filled = path.format(
-        world_id=HOME, strategy_id="strategy:x", lease_id="run.lease-1", content_hash="blake3:" + "0" * 64, version=1, session_id="none", token_id="none", topic=f"{HOME}.backtest.none"
+        world_id=HOME, strategy_id="strategy:x", lease_id="run.lease-1", content_hash="blake3:" + "0" * 64, version=1, session_id="none", token_id="none", topic=f"{HOME}.backtest.none", run_id="run-1"
     )
     bodies: dict[tuple[str, str], Any] = {
         ("POST", "/strategies"): submission(),
@@ -110,13 +129,23 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         ("POST", "/worlds"): {"spec": world(HOME)},
         ("POST", "/worlds/{world_id}/policies"): {"preset": "sandbox"},
         ("POST", "/worlds/{world_id}/decide"): {"idempotency_key": "key-00000000"},
+        ("POST", "/worlds/{world_id}/policies/replay"): {"policy": {"preset": "sandbox"}},
+        ("POST", "/worlds/{world_id}/apply"): {"run_id": "run-1"},
+        ("POST", "/worlds/{world_id}/apply/plan"): {"run_id": "run-1"},
+        ("POST", "/worlds/{world_id}/edges/overrides"): {"src": "a", "dst": "b", "active": False},
+        ("POST", "/orders"): {"orders": [ORDER]},
+        ("POST", "/sessions/{session_id}/ack"): {"sequence": 1},
         ("POST", "/sessions"): {"world_id": HOME, "strategy_id": "strategy:x", "runner": "r"},
         ("POST", "/queues/{topic}/messages"): {"messages": [{"key": "k", "ts": 0, "values": {}}]},
         ("POST", "/events/subscribe"): {"world_id": HOME},
         ("POST", "/tokens"): {"subject": "x", "grants": {HOME: "reader"}},
     }
-    params = {"/queues/by_tag": {"tags": "a", "interval": "1d", "world_id": HOME}}.get(path, {})
-    return {"method": method, "url": filled, "json": bodies.get((method, path), {} if method == "POST" else None), "params": params}
+    asked = {
+        "/queues/by_tag": {"tags": "a", "interval": "1d", "world_id": HOME},
+        "/orders": {"world_id": HOME} if method == "GET" else {},
+        "/worlds/{world_id}/policies/{version}/diff": {"to": 1},
+    }
+    return {"method": method, "url": filled, "json": bodies.get((method, path), {} if method in ("POST", "PATCH") else None), "params": asked.get(path, {})}
 
 
 def public_pem(place: Place) -> bytes:
@@ -161,8 +190,8 @@ MISUSES: dict[str, tuple[Callable[[Place], str | None], str]] = {
     "far too long": (lambda _: "a" * 20_000, "E_TOKEN_INVALID"),
     "expired": (lambda p: p.signed(p.claims(exp=NOW - 3600)), "E_TOKEN_EXPIRED"),
     "expired a minute ago": (lambda p: p.signed(p.claims(exp=NOW - 60)), "E_TOKEN_EXPIRED"),
-    "not valid yet": (lambda p: p.signed(p.claims(nbf=NOW + 3600)), "E_TOKEN_EARLY"),
-    "issued in the future": (lambda p: p.signed(p.claims(iat=NOW + 7200, nbf=NOW + 7200)), "E_TOKEN_EARLY"),
+    "not valid yet": (lambda p: p.signed(p.claims(nbf=NOW + 86_400)), "E_TOKEN_EARLY"),
+    "issued in the future": (lambda p: p.signed(p.claims(iat=NOW + 86_400, nbf=NOW + 86_400)), "E_TOKEN_EARLY"),
     "another's key": (lambda p: p.signed(p.claims(), key=Ed25519PrivateKey.generate()), "E_TOKEN_INVALID"),
     "alg none": (lambda p: p.signed(p.claims(), key="", algorithm="none"), "E_TOKEN_INVALID"),
     "alg HS256 with a secret": (lambda p: p.signed(p.claims(), key="s" * 40, algorithm="HS256"), "E_TOKEN_INVALID"),
@@ -269,7 +298,7 @@ SOCKET_MISUSES: dict[str, tuple[Callable[[Place], str], str]] = {
     },  # type: ignore[misc]
     "a request's token": (lambda p: p.machine.token(), "E_TOKEN_AUDIENCE"),
     "expired": (lambda p: p.signed(stream_claims(p, exp=NOW - 60)), "E_TOKEN_EXPIRED"),
-    "not valid yet": (lambda p: p.signed(stream_claims(p, nbf=NOW + 600)), "E_TOKEN_EARLY"),
+    "not valid yet": (lambda p: p.signed(stream_claims(p, nbf=NOW + 86_400)), "E_TOKEN_EARLY"),
     "another's key": (lambda p: p.signed(stream_claims(p), key=Ed25519PrivateKey.generate()), "E_TOKEN_INVALID"),
     "no topics": (lambda p: p.signed(stream_claims(p, topics=None)), "E_TOKEN_INVALID"),
     "topics that are a number": (lambda p: p.signed(stream_claims(p, topics=7)), "E_TOKEN_INVALID"),

@@ -167,6 +167,18 @@ def shows_the_loop(demo: dict[str, Any]) -> None:
     assert {"activation_updated", "decision_updated", "queue_updated", "tagquery.upsert", "session.opened", "session.ended"} <= set(stream["events_by_type"])
     assert stream["state_hash_matches"]
     assert stream["bars"] > 0
+    applied, orders = demo["apply"], demo["orders"]
+    assert [step["name"] for step in applied["steps"]] == ["requested", "approval", "freeze", "drain", "switch", "unfreeze"]
+    assert [item["actor"] for item in applied["approvals"]] == ["ana", "ben"]
+    assert applied["epoch_after"] > applied["epoch_before"]
+    assert {item["kind"] for item in applied["acks"]} == {"session", "gateway"}
+    assert orders["before"].keys() == {"dryrun accepted"}
+    assert "live accepted" in orders["after"]
+    assert orders["accepted"] >= 10
+    assert orders["filled"] <= orders["accepted"]
+    assert not any("accepted" in kind for kind in orders["during"])
+    assert demo["rollback"]["outcome"] == "completed"
+    assert demo["trading"]["audit_entries"] > 20
     page = Path(demo["report"]).read_text()
     assert "Equity, from 1" in page
     assert "Momentum" in page
@@ -186,7 +198,7 @@ def test_the_demo_from_nothing_and_what_it_leaves_up(newcomer: Person) -> None:
     assert newcomer.reads("down")["stopped"] == []
     again = newcomer.reads("up")
     assert again["temporal_ui"] == first["temporal_ui"]
-    assert len(newcomer.reads("world", "list")) == 2  # the one that judges, and the one that runs
+    assert len(newcomer.reads("world", "list")) == 3  # the one that judges, the one that runs, the one that trades
 
 
 def test_runner_starts_the_stack_where_none_is_configured_and_says_so(newcomer: Person) -> None:

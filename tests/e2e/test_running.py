@@ -1,6 +1,8 @@
 """A strategy that its world has switched on goes on running: on the world's clock, heard of, and with a gate that closes when it should."""
 
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,22 +132,32 @@ def test_a_strategy_that_is_switched_off_closes_its_gate_and_computes_on(machine
     wait_for(lambda: strategy.gate.open, "open gate")
 
 
+def open_when_fresh(machine: Machine, strategy: RunningStrategy) -> bool:
+    """Whether the gate is open soon after the world was judged again: a decision that is older than its ttl closes it."""
+    with machine.client() as client:
+        client.decide("w", uuid.uuid4().hex)
+    deadline = time.monotonic() + 2
+    while not strategy.gate.open and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return strategy.gate.open
+
+
 def test_losing_the_stream_closes_the_gate_after_the_decisions_ttl_and_computing_goes_on(tmp_path: Path) -> None:
     machine = Machine(tmp_path, **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "60"})
     try:
         machine.up()
         with machine.client() as client:
-            make(client, "w", {**PAPER, "decision_ttl": 2}, speed=DAYS_A_SECOND * 3)
+            make(client, "w", {**PAPER, "decision_ttl": 4}, speed=DAYS_A_SECOND * 3)
         strategy = running(Runner.submit(Trend, world="w", config=machine.config))
-        wait_for(lambda: strategy.gate.open and strategy.bars > 2, "open gate")
+        wait_for(lambda: open_when_fresh(machine, strategy) and strategy.bars > 2, "open gate")
         machine.kill("gateway")
         wait_for(lambda: not strategy.gate.open, "closed gate")
-        assert strategy.gate.reason.startswith("the stream was not heard for")
-        assert strategy.activation.silence_s >= 2
+        wait_for(lambda: strategy.gate.reason.startswith("the stream was not heard for"), "reason")  # a moment before, it was the decision that had become stale
+        assert strategy.activation.silence_s >= 4
         bars = strategy.bars
         wait_for(lambda: strategy.bars > bars + 3, "bars")
         machine.start_gateway()
-        wait_for(lambda: strategy.gate.open, "open gate")
+        wait_for(lambda: open_when_fresh(machine, strategy), "open gate")
         node = next(iter(strategy.grant.queue_map.values()))
         with machine.client() as client:
             wait_for(lambda: len(client.queue_read(node.topic, 0).messages) >= bars, "the rows of that time")

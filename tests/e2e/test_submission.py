@@ -179,6 +179,9 @@ def test_the_service_measures_what_a_plain_script_measures(machine: Machine) -> 
         "total_return": curve.iloc[-1] - 1,
         "annual_return": r.mean() * 252,
         "annual_volatility": r.std() * np.sqrt(252),
+        "gross_long": position.mean(axis=1).mean(),
+        "gross_short": 0.0,
+        "leverage": position.mean(axis=1).max(),
     }
     assert result.metrics == pytest.approx(expected, abs=1e-9)
 

@@ -6,15 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from activities.commands import UpkeepInput
+from activities.commands import RenewalInput, UpkeepInput
 from qmtl_sdk import QmtlError, Runner
+from qmtl_sdk.contracts.applies import Verdict
+from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import Build
 from temporal.client import connect
 from temporal.shutdown import leave
 from temporal.submissions import workflow_id
+from tests.e2e.test_apply import Stage
 from tests.e2e.test_submission import Ahead
 from tests.harness import Machine, wait_for
 from tests.strategies import POLICY, Slow, Trend, world
+from workflows.renewal import RenewalWorkflow
 from workflows.shared import WORKFLOWS
 from workflows.upkeep import UpkeepWorkflow
 
@@ -35,6 +39,39 @@ async def upkeep(machine: Machine) -> None:
     later = (datetime.now(UTC) + timedelta(days=100)).isoformat()
     await client.execute_workflow(UpkeepWorkflow.run, UpkeepInput(store_id=store_id, now=later), id="upkeep", task_queue=WORKFLOWS)
     await save(machine, "upkeep", "upkeep")
+
+
+def applies(machine: Machine) -> None:
+    """One that completes, one that is rejected, one that is aborted while it drains, one whose switch is refused; and a renewal of the world's decision."""
+    stage = Stage(machine, "promoted")
+    try:
+        assert stage.promote("dryrun", stage.ana).outcome == "completed"
+        asyncio.run(save(machine, "apply_completed", "apply:promoted"))
+        run = stage.ask("live").run_id
+        stage.at(run, "approval")
+        stage.ana.reject(stage.world, run, Verdict(reason="no"))
+        stage.client.apply_status(stage.world, run, wait_s=30)
+        asyncio.run(save(machine, "apply_rejected", "apply:promoted"))
+        with stage.stuck_order() as unstick:
+            run = stage.drains("live")
+            stage.client.abort(stage.world, run, "changed my mind")
+            asyncio.run(save(machine, "apply_aborted", "apply:promoted"))
+            run = stage.drains("live")
+            stage.client.update_world(stage.world, WorldUpdate(allow_live=False))
+            unstick()
+            stage.client.apply_status(stage.world, run, wait_s=30)
+            asyncio.run(save(machine, "apply_frozen", "apply:promoted"))
+        asyncio.run(renewal(machine))
+    finally:
+        stage.close()
+
+
+async def renewal(machine: Machine) -> None:
+    client = await connect(machine.config.temporal)
+    with machine.client() as gateway:
+        store_id = gateway.gateway_status()["store_id"]
+    await client.execute_workflow(RenewalWorkflow.run, RenewalInput(store_id=store_id), id="renewal", task_queue=WORKFLOWS)
+    await save(machine, "renewal", "renewal")
 
 
 def main() -> int:
@@ -65,6 +102,7 @@ def main() -> int:
             asyncio.run(save(machine, "submission_lease_lost", result.workflow_id, result.run_id))
             asyncio.run(save(machine, "evaluation", "evaluation:equities"))
             asyncio.run(upkeep(machine))
+            applies(machine)
         finally:
             machine.close()
     return 0

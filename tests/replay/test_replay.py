@@ -9,7 +9,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from temporal.plugin import QmtlPlugin
+from temporal.plugin import WORKFLOWS, QmtlPlugin
 from tests.replay.changed import Changed
 from tests.replay.record import HISTORIES
 
@@ -26,7 +26,10 @@ def test_a_recorded_history_replays(path: Path) -> None:
 
 
 def test_every_workflow_has_histories() -> None:
-    assert {path.stem for path in FILES} == {"submission_decided", "submission_rejected", "submission_lease_lost", "evaluation", "upkeep"}
+    submissions = {"submission_decided", "submission_rejected", "submission_lease_lost"}
+    applies = {"apply_completed", "apply_rejected", "apply_aborted", "apply_frozen"}
+    assert {path.stem for path in FILES} == submissions | applies | {"evaluation", "renewal", "upkeep"}
+    assert {Path(path.stem).name.split("_")[0] for path in FILES} == {name.removesuffix("Workflow").lower() for name in (item.__name__ for item in WORKFLOWS)}
 
 
 def test_a_change_that_breaks_a_workflow_is_found() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.worlds.decision import Candidate, etag_of, judge, summary
+from activities.worlds.candidate import Candidate
+from activities.worlds.decision import etag_of, judge, summary
 from qmtl_sdk.contracts.policy import policy_from
 from qmtl_sdk.contracts.worlds import StrategyDecision
 
@@ -24,8 +25,13 @@ def candidate(name: str, sharpe: float | None = 1.0, bound: int = 1, **fields: o
     return Candidate(**{"strategy_id": name, "name": name, "bound": bound, **base, **fields})  # type: ignore[arg-type]
 
 
+def verdicts(policy: object, candidates: tuple[Candidate, ...], now: datetime = NOW) -> tuple[StrategyDecision, ...]:
+    """The judgment of candidates that nobody has judged before, and that have nothing to do with each other."""
+    return judge(policy, candidates, now, {}, lambda *_: 0.0).strategies  # type: ignore[arg-type]
+
+
 def decided(*candidates: Candidate, policy: object = POLICY) -> dict[str, StrategyDecision]:
-    return {item.strategy_id: item for item in judge(policy, candidates, NOW)}  # type: ignore[arg-type]
+    return {item.strategy_id: item for item in verdicts(policy, candidates)}
 
 
 @pytest.mark.parametrize(
@@ -80,19 +86,19 @@ def test_a_score_without_its_metric_is_insufficient() -> None:
 
 
 def test_an_empty_world_has_an_empty_decision() -> None:
-    assert judge(POLICY, (), NOW) == ()
+    assert verdicts(POLICY, ()) == ()
     assert summary(()) == "0 of 0 active"
 
 
 @given(st.permutations([candidate("a", 0.9), candidate("b", 0.5), candidate("c", 0.9, bound=2), candidate("d", None)]))
 def test_the_same_evidence_gives_the_same_decision_in_any_order(found: list[Candidate]) -> None:
-    decisions = judge(POLICY, tuple(found), NOW)
+    decisions = verdicts(POLICY, tuple(found))
     assert [item.strategy_id for item in decisions] == ["a", "c", "b", "d"]
 
 
 def test_an_etag_hashes_content_and_not_the_clock() -> None:
     """Trap 13: the etag held the clock, so it never matched."""
-    first, later = judge(POLICY, (candidate("a"),), NOW), judge(POLICY, (candidate("a"),), NOW + timedelta(hours=1))
+    first, later = verdicts(POLICY, (candidate("a"),)), verdicts(POLICY, (candidate("a"),), NOW + timedelta(hours=1))
     assert etag_of("w", 1, "validate", first) == etag_of("w", 1, "validate", later)
     assert etag_of("w", 1, "validate", first) != etag_of("w", 2, "validate", first)
-    assert etag_of("w", 1, "validate", first) != etag_of("w", 1, "validate", judge(POLICY, (candidate("a", 0.7),), NOW))
+    assert etag_of("w", 1, "validate", first) != etag_of("w", 1, "validate", verdicts(POLICY, (candidate("a", 0.7),)))

@@ -1,0 +1,1 @@
+"""The order log, the fence in front of it, and the venues behind it."""

@@ -1,0 +1,78 @@
+"""Reading the audit trail, and following its hash chain."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import col, select
+
+from activities.storage.chain import link
+from activities.storage.database import Database
+from activities.storage.tables import Audit, AuditHead
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.worlds import UtcTime
+
+_CHUNK = 2000
+
+
+class AuditEntry(Model):
+    """Who did what to which subject, what it was before and what after. (Any: whatever JSON the action is about.)"""
+
+    number: int
+    at: UtcTime
+    actor: str
+    action: str
+    subject: str
+    correlation_id: str
+    before: Any
+    after: Any
+    hash: str
+
+
+class AuditPage(Model):
+    """`verified`: how many entries the chain was found whole over; None where that was not asked for."""
+
+    entries: tuple[AuditEntry, ...]
+    verified: int | None = None
+
+
+class SqlAudit:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def page(self, chain: str, after: int, limit: int, verify: bool = False) -> AuditPage:
+        """Raises QmtlError (E_AUDIT_BROKEN)."""
+        verified = self.verify(chain) if verify else None
+        with self._database.read() as session:
+            rows = session.exec(select(Audit).where(Audit.chain == chain, Audit.number > after).order_by(col(Audit.number)).limit(limit)).all()
+        return AuditPage(entries=tuple(_entry(row) for row in rows), verified=verified)
+
+    def verify(self, chain: str) -> int:
+        """How many entries there are, each with the right hash and none missing. Raises QmtlError (E_AUDIT_BROKEN) with the first place where that is not so."""
+        number, before = 0, ""
+        with self._database.read() as session:
+            head = session.get(AuditHead, chain)
+            while True:
+                rows = session.exec(select(Audit).where(Audit.chain == chain, Audit.number > number).order_by(col(Audit.number)).limit(_CHUNK)).all()
+                for row in rows:
+                    if row.number != number + 1:
+                        raise _broken(chain, number + 1, f"entry {number + 1} is missing, the next one is {row.number}")
+                    if row.hash != link(before, row.model_dump()):
+                        raise _broken(chain, row.number, f"entry {row.number} ({row.action} by {row.actor}) is not what was written")
+                    number, before = row.number, row.hash
+                session.expunge_all()
+                if len(rows) < _CHUNK:
+                    break
+        if (number, before) != ((head.number, head.hash) if head else (0, "")):
+            raise _broken(chain, number + 1, f"the chain ends at entry {number}, and {head.number if head else 0} were written")
+        return number
+
+
+def _broken(chain: str, number: int, what: str) -> QmtlError:
+    return QmtlError("E_AUDIT_BROKEN", f"the audit trail of {chain} has been changed: {what}", "compare the database with a backup; nothing after that entry can be relied on", entry=number)
+
+
+def _entry(row: Audit) -> AuditEntry:
+    base = {name: getattr(row, name) for name in ("number", "actor", "action", "subject", "correlation_id", "hash")}
+    return AuditEntry.model_validate({**base, "at": datetime.fromisoformat(row.at), "before": json.loads(row.before), "after": json.loads(row.after)})

@@ -1,0 +1,222 @@
+"""The plan of an apply: a pure function of what is asked for and what the world is now.
+
+1. Which strategies: those that the fresh decision has active and that nothing holds back (fingerprint, signals, the stage before, its window).
+2. Which stages: approvals as the policy wants them for the furthest step up, then freeze, drain, switch, unfreeze.
+3. A rollback takes what an earlier apply found, except that it switches nothing on that the newest decision has off.
+
+Whatever can't be planned is refused here, before anything has changed.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from qmtl_sdk.contracts.applies import MODE_OF, RANK, ApplyPlan, ApplyRequest, AwaitApprovals, Change, Drain, Freeze, LeftOut, Stage, Standpoint, Switch, Unfreeze, plan_etag
+from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, StrategyDecision, World
+
+
+class Snapshot(Model):
+    """What an apply found, so that it can be put back."""
+
+    standpoints: dict[str, Standpoint] = {}
+    live_edge: bool = False
+    fingerprint: str = ""
+
+
+class Facts(Model):
+    """A strategy's newest evidence, as far as a promotion asks for it."""
+
+    name: str = ""
+    dataset_fingerprint: str = ""
+    metrics: dict[str, float | None] = {}
+
+
+class Situation(Model):
+    """The world as the planner sees it."""
+
+    world: World
+    policy: Policy
+    decision: DecisionEnvelope | None
+    activations: tuple[ActivationEnvelope, ...]
+    facts: dict[str, Facts]
+    live_edge: bool
+    now: datetime
+
+    @property
+    def etag(self) -> str:
+        return plan_etag([(item.strategy_id, item.etag) for item in self.activations], self.world.pinned_fingerprint, self.live_edge, self.policy.version)
+
+    def standpoint(self, strategy_id: str) -> Standpoint:
+        found = next((item for item in self.activations if item.strategy_id == strategy_id), None)
+        return standpoint(found) if found else Standpoint()
+
+    def stage_since(self, strategy_id: str) -> datetime | None:
+        return next((item.stage_since for item in self.activations if item.strategy_id == strategy_id), None)
+
+
+def standpoint(activation: ActivationEnvelope) -> Standpoint:
+    return Standpoint(active=activation.active, mode=activation.effective_mode or "validate", weight=activation.weight)
+
+
+def plan_apply(request: ApplyRequest, requested_by: str, situation: Situation) -> ApplyPlan:
+    """Raises QmtlError: E_SHARE_POLICY, E_FINGERPRINT_MISSING, E_LIVE_NOT_ALLOWED, E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN, E_WEIGHT, E_APPLY_EMPTY, E_ETAG."""
+    _pinned(situation.policy)
+    if request.etag and request.etag != situation.etag:
+        raise QmtlError("E_ETAG", "the world has changed since that plan was made", "look at the new plan (qmtl world apply W --dry-run), and ask again", etag=situation.etag)
+    target = _target(request, situation)
+    decision = _fresh(situation)
+    known = {item.strategy_id for item in decision.strategies}
+    for strategy_id in (*request.strategies, *request.weights):
+        if strategy_id not in known:
+            raise QmtlError("E_STRATEGY_UNKNOWN", f"world {situation.world.spec.world} has not decided about {strategy_id[:80]}{nearest(strategy_id, sorted(known))}", "submit it first")
+    changes, left_out = [], []
+    for item in decision.strategies:
+        if request.strategies and item.strategy_id not in request.strategies:
+            continue
+        before = situation.standpoint(item.strategy_id)
+        after, why = _after(item, before, target, request, situation)
+        if why:
+            left_out.append(LeftOut(strategy_id=item.strategy_id, name=item.name, why=why))
+        elif after != before:
+            changes.append(Change(strategy_id=item.strategy_id, name=item.name, before=before, after=after))
+    if not changes:
+        raise _empty(situation, left_out)
+    goes_live = any(change.after.active and change.after.mode == "live" for change in changes)
+    live_after = situation.live_edge or (goes_live and situation.policy.gating_policy.edges.post_promotion.enable_edges_to == "live")
+    fingerprint = situation.policy.gating_policy.dataset_fingerprint or ""
+    return _plan(request, requested_by, situation, {"paper": "dryrun", "live": "live"}[target], changes, left_out, live_after, fingerprint)
+
+
+def plan_rollback(request: ApplyRequest, requested_by: str, situation: Situation, snapshot: Snapshot) -> ApplyPlan:
+    """Back to what the apply `request.rollback_of` found. Raises QmtlError: E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED."""
+    if request.etag and request.etag != situation.etag:
+        raise QmtlError("E_ETAG", "the world has changed since that plan was made", "look at the new plan, and ask again", etag=situation.etag)
+    wanted = {item.strategy_id for item in situation.decision.strategies if item.active} if situation.decision else set()
+    changes, left_out = [], []
+    for strategy_id in sorted({*snapshot.standpoints, *(item.strategy_id for item in situation.activations)}):
+        before, after = situation.standpoint(strategy_id), snapshot.standpoints.get(strategy_id, Standpoint())
+        name = situation.facts[strategy_id].name if strategy_id in situation.facts else ""
+        if after.active and after.rank > before.rank and strategy_id not in wanted:
+            left_out.append(LeftOut(strategy_id=strategy_id, name=name, why="the newest decision has it off"))
+        elif after != before:
+            changes.append(Change(strategy_id=strategy_id, name=name, before=before, after=after))
+    opens = snapshot.live_edge and not situation.live_edge
+    if not situation.world.spec.allow_live and (opens or any(change.after.mode == "live" and change.goes_up for change in changes)):
+        raise _no_live(situation.world)
+    return _plan(request, requested_by, situation, "before", changes, left_out, snapshot.live_edge, snapshot.fingerprint)
+
+
+def _after(item: StrategyDecision, before: Standpoint, target: str, request: ApplyRequest, situation: Situation) -> tuple[Standpoint, str]:
+    """Where a strategy comes to, or why it is not taken along."""
+    if not item.active:
+        return Standpoint(), ""
+    if before.active and RANK[before.mode] > RANK[target]:
+        return before, ""  # it is further already
+    weight = request.weights.get(item.strategy_id, item.weight)
+    after = Standpoint(active=True, mode=target, weight=weight)
+    if before.mode == target and before.active:
+        return after, ""
+    return (before, why) if (why := held_back(item, before, target, situation)) else (after, "")
+
+
+def held_back(item: StrategyDecision, before: Standpoint, target: str, situation: Situation) -> str:
+    """What a strategy that passes still lacks for a stage; nothing where it may go."""
+    gating, facts = situation.policy.gating_policy, situation.facts.get(item.strategy_id, Facts())
+    if target == "live" and before.mode != "paper":
+        return "it must run in dryrun before it can go live"
+    if facts.dataset_fingerprint != gating.dataset_fingerprint:
+        return f"it was judged on data with the fingerprint {facts.dataset_fingerprint[:24] or 'none'}, the policy pins {(gating.dataset_fingerprint or 'none')[:24]}"
+    missing = [name for name in gating.required_signals if facts.metrics.get(name) is None]
+    if missing:
+        return f"the required signal {missing[0]} is missing"
+    window = gating.campaign.dryrun if target == "live" else gating.campaign.backtest
+    since = situation.stage_since(item.strategy_id)
+    spent = (situation.now - since).total_seconds() if since else 0.0
+    if window and spent < window:
+        return f"it has been good in {'dryrun' if target == 'live' else 'backtest'} for {words(spent)} of {words(window)}"
+    return ""
+
+
+def _target(request: ApplyRequest, situation: Situation) -> str:
+    """The mode to come to. Raises QmtlError (E_LIVE_NOT_ALLOWED)."""
+    highest = situation.policy.highest_mode
+    active = [item.strategy_id for item in situation.decision.strategies if item.active] if situation.decision else []
+    all_in_paper = bool(active) and all(situation.standpoint(strategy_id).rank >= RANK["paper"] for strategy_id in active)
+    target = MODE_OF[request.to] if request.to else "live" if highest == "live" and situation.world.spec.allow_live and all_in_paper else "paper"
+    if target == "live" and not situation.world.spec.allow_live:
+        raise _no_live(situation.world)
+    if RANK[target] > RANK[highest]:
+        to = situation.policy.gating_policy.domains.to
+        raise QmtlError("E_LIVE_NOT_ALLOWED" if target == "live" else "E_APPLY_EMPTY", f"the policy lets strategies go no further than {to}", "add a policy version with gating_policy.domains.to")
+    return target
+
+
+def _empty(situation: Situation, left_out: Sequence[LeftOut]) -> QmtlError:
+    why = "; ".join(f"{item.name or item.strategy_id[:17]}: {item.why}" for item in left_out[:5])
+    return QmtlError("E_APPLY_EMPTY", f"there is nothing to change in {situation.world.spec.world}{f': {why}' if why else ''}", "qmtl world explain W STRATEGY says where a strategy stands")
+
+
+def _no_live(world: World) -> QmtlError:
+    return QmtlError("E_LIVE_NOT_ALLOWED", f"world {world.spec.world} does not allow live", "an operator allows it with: qmtl world allow-live W")
+
+
+def _pinned(policy: Policy) -> None:
+    gating = policy.gating_policy
+    if gating.dataset_fingerprint is None:
+        raise QmtlError(
+            "E_FINGERPRINT_MISSING", "the policy pins no data: gating_policy.dataset_fingerprint is missing", "add a policy version with it; qmtl world status prints the fingerprint of the evidence"
+        )
+    if gating.share_policy is None:
+        raise QmtlError("E_SHARE_POLICY", "the policy does not say what domains may share", "add a policy version with gating_policy.share_policy: feature-artifacts-only")
+
+
+def _fresh(situation: Situation) -> DecisionEnvelope:
+    decision, world = situation.decision, situation.world.spec.world
+    if decision is None:
+        raise QmtlError("E_DECISION_UNKNOWN", f"world {world} has not been judged yet", "submit a strategy, or qmtl world decide")
+    age = (situation.now - decision.decided_at).total_seconds()
+    if age > decision.ttl:
+        raise QmtlError("E_DECISION_UNKNOWN", f"the newest decision of {world} is {words(age)} old, its ttl is {words(decision.ttl)}", "judge it anew: qmtl world decide")
+    return decision
+
+
+def _plan(request: ApplyRequest, requested_by: str, situation: Situation, target: str, changes: Sequence[Change], left_out: Sequence[LeftOut], live_edge: bool, fingerprint: str) -> ApplyPlan:
+    total = sum(change.after.weight for change in changes if change.after.active)
+    total += sum(item.weight for item in situation.activations if item.active and item.strategy_id not in {change.strategy_id for change in changes})
+    if total > 1 + 1e-9 and any(change.goes_up for change in changes):
+        raise QmtlError("E_WEIGHT", f"the weights of the active strategies would add up to {total:.4g}, more than the world", "give smaller weights")
+    if not changes and live_edge == situation.live_edge and fingerprint == situation.world.pinned_fingerprint:
+        raise _empty(situation, left_out)
+    gating = situation.policy.gating_policy
+    # An edge to live that is opened is a step to live, whoever stands behind it.
+    up = [*(change.after.mode for change in changes if change.goes_up), *(["live"] if live_edge and not situation.live_edge else [])]
+    required = max((gating.approvals_for(mode) for mode in up), default=0)
+    acks, drain = gating.apply.freeze_timeout_ms / 1000, gating.apply.drain_timeout_ms / 1000
+    stages: tuple[Stage, ...] = (
+        AwaitApprovals(required=required, roles=gating.approvals.roles, expires_s=gating.approvals.expires, direct_signals=gating.approvals.direct_signals, requested_by=requested_by),
+        Freeze(close_live_edge=situation.live_edge and gating.edges.pre_promotion.disable_edges_to == "live", ack_timeout_s=acks),
+        Drain(timeout_s=drain),
+        Switch(changes=len(changes), open_live_edge=live_edge),
+        Unfreeze(ack_timeout_s=acks),
+    )
+    assert situation.policy.version is not None  # a stored policy has one
+    return ApplyPlan(
+        world_id=situation.world.spec.world,
+        run_id=request.run_id,
+        target=target,
+        requested_by=requested_by,
+        reason=request.reason,
+        rollback_of=request.rollback_of,
+        changes=tuple(changes),
+        left_out=tuple(left_out),
+        live_edge_before=situation.live_edge,
+        live_edge_after=live_edge,
+        fingerprint_before=situation.world.pinned_fingerprint,
+        fingerprint_after=fingerprint,
+        policy_version=situation.policy.version,
+        etag=situation.etag,
+        stages=stages,
+    )

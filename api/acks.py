@@ -1,0 +1,53 @@
+"""This Gateway says that it has heard: of every freeze and unfreeze that asks for it, in order, once its subscribers have been told."""
+
+import asyncio
+import uuid
+from collections.abc import Iterable
+
+import structlog
+
+from activities.worlds.applies import SqlApplyStore
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.events import CloudEvent
+
+LEASE_S = 10.0
+_log = structlog.get_logger()
+
+
+class Acknowledged:
+    """As long as it beats, an apply waits for this Gateway; one that was killed is not waited for beyond its lease."""
+
+    def __init__(self, applies: SqlApplyStore) -> None:
+        self._applies, self.gateway_id = applies, f"gateway:{uuid.uuid4().hex[:12]}"
+        self._heard: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+
+    async def begin(self) -> None:
+        await asyncio.to_thread(self._applies.beat, self.gateway_id, LEASE_S)
+
+    async def end(self) -> None:
+        try:
+            await asyncio.to_thread(self._applies.gone, self.gateway_id)
+        except QmtlError as error:
+            _log.warning("this Gateway could not say that it goes", why=str(error))  # its lease runs out
+
+    def hear(self, events: Iterable[CloudEvent]) -> None:
+        for event in events:
+            if event.type == "activation_updated" and event.data and event.data.get("requires_ack"):
+                self._heard.put_nowait((event.worldid, int(event.data["sequence"])))
+
+    async def run(self) -> None:
+        """Beat and acknowledge until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(LEASE_S / 3):
+                    world_id, sequence = await self._heard.get()
+            except TimeoutError:
+                await self._try(self._applies.beat, self.gateway_id, LEASE_S)
+                continue
+            await self._try(self._applies.ack, world_id, sequence, self.gateway_id, "gateway")
+
+    async def _try(self, call, *arguments: object) -> None:  # type: ignore[no-untyped-def]  # any of the store's calls
+        try:
+            await asyncio.to_thread(call, *arguments)
+        except QmtlError as error:
+            _log.warning("an apply may wait for this Gateway", why=str(error))

@@ -1,0 +1,57 @@
+"""A world's policies: versions, the default, what differs, and what another policy would have decided."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path, Query
+
+from activities.worlds.correlation import Correlations
+from activities.worlds.replay import Replayed, replay
+from api.auth.access import Asker, GuardedRoute
+from api.state import State
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.policy import Difference, Policy, differences, policy_from
+
+router = APIRouter(prefix="/worlds/{world_id}/policies", tags=["policies"], route_class=GuardedRoute)
+Version = Annotated[int, Path(ge=1, lt=2**31)]
+_POLICY = {"preset": "moderate", "selection": {"topk": {"total": 3}}}
+
+
+class PolicyReplay(Model):
+    """A draft, and from when on past decisions are looked at (`since`: a time; none: all that are kept)."""
+
+    policy: dict[str, Any]
+    since: datetime | None = None
+
+
+@router.post("", status_code=201, summary="Add a policy version, which becomes the default")
+def add_policy(world_id: str, body: Annotated[dict[str, Any], Body(openapi_examples={"a preset, changed": {"value": _POLICY}})], state: State, caller: Asker) -> Policy:
+    """A policy that does not parse is refused, and the earlier default stays."""
+    return state.stores.worlds.add_policy(world_id, policy_from(body), caller.subject)
+
+
+@router.get("", summary="All versions, oldest first")
+def list_policies(world_id: str, state: State) -> list[Policy]:
+    return state.stores.worlds.policies(world_id)
+
+
+@router.get("/{version}", summary="One version")
+def show_policy(world_id: str, version: Version, state: State) -> Policy:
+    return state.stores.worlds.policy(world_id, version)
+
+
+@router.post("/{version}/set-default", summary="Judge by this version from now on")
+def set_default(world_id: str, version: Version, state: State, caller: Asker) -> Policy:
+    return state.stores.worlds.set_default(world_id, version, caller.subject)
+
+
+@router.get("/{version}/diff", summary="What differs between two versions")
+def diff(world_id: str, version: Version, state: State, to: Annotated[int, Query(ge=1, lt=2**31)]) -> list[Difference]:
+    return differences(state.stores.worlds.policy(world_id, version), state.stores.worlds.policy(world_id, to))
+
+
+@router.post("/replay", summary="What a draft would have decided; nothing is written")
+def replay_policy(world_id: str, body: PolicyReplay, state: State) -> Replayed:
+    draft = policy_from(body.policy)
+    state.stores.worlds.world(world_id)
+    return replay(draft, state.stores.worlds.bases(world_id, body.since), Correlations(state.stores.artifacts))

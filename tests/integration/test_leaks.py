@@ -1,0 +1,149 @@
+"""The checker is checked: with any one check of the fence taken out, a storm of orders leaves violations (trap 16); with all of them in place, none."""
+
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from activities.orders.fence import CHECKS
+from activities.orders.sql import SqlOrderStore
+from activities.orders.venue import VenueDesk, brokers
+from activities.storage.database import Database, open_database
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.orders import Order, Refusal
+from qmtl_sdk.contracts.sessions import SessionOpen
+from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
+from tests.chaos.checker import broken_promises
+from tests.orders import Desk
+
+ACTS = ("halt", "freeze", "stale", "inactive", "no live", "edge", "breaker", "dryrun", "live", "rollback")
+
+
+class Storm:
+    """An operator who does everything that an operator may, one thing after another, and a publisher who tries every kind of order at each moment."""
+
+    def __init__(self, database: Database, seed: int) -> None:
+        self.desk, self.orders, self.rng = Desk(database, strategies=2), SqlOrderStore(database), random.Random(seed)
+        self.venues = VenueDesk(database, self.orders, brokers(0.0))
+        self.told: dict[str, str] = {}
+        self.epochs = [1]
+        self.sessions: dict[tuple[str, str], str] = {}
+        self.ended = ""
+
+    def run(self, rounds: int) -> list[str]:
+        for _ in range(rounds):
+            for act in self.rng.sample(ACTS, len(ACTS)):
+                self._to("dryrun")
+                if self.rng.random() < 0.5:
+                    self._to("live")
+                getattr(self, f"_{act.replace(' ', '_')}")()
+                self._publish()
+        while self.venues.step():
+            pass
+        return broken_promises(self.desk.database, self.desk.world, self.told)
+
+    def _session(self, strategy: str, domain: str) -> str:
+        if (strategy, domain) not in self.sessions:
+            wanted = SessionOpen(world_id=self.desk.world, strategy_id=strategy, runner="storm", shadow=domain == "shadow")
+            self.sessions[strategy, domain] = self.desk.sessions.open(wanted, "s", domain, "ana").session_id
+        return self.sessions[strategy, domain]
+
+    def _publish(self) -> None:
+        epoch = self.desk.epoch
+        self.epochs = sorted({*self.epochs[-3:], epoch})
+        batch: list[Order] = []
+        for strategy in self.desk.strategies:
+            for domain in ("dryrun", "live", "shadow"):
+                for at in (epoch, self.epochs[0]):
+                    for session in (self._session(strategy, domain), self.ended):
+                        batch.append(self.desk.order(session, at, strategy_id=strategy, execution_domain=domain, order_id=f"order:{uuid.uuid4().hex}"))
+        for order, verdict in zip(batch, self.orders.publish(batch), strict=True):
+            self.told[order.order_id] = verdict.reason.value if verdict.reason else "accepted"
+        if self.rng.random() < 0.3:
+            strategy, domain = self.rng.choice(sorted(self.sessions))
+            self.ended = self.sessions.pop((strategy, domain))
+            self.desk.sessions.end(self.ended, "storm", "ana")
+
+    def _halt(self) -> None:
+        self.desk.applies.halt(self.desk.world, "olga", "storm")
+        self._publish()
+        self.desk.applies.resume(self.desk.world, "olga", "storm")
+
+    def _freeze(self) -> None:
+        try:
+            run = self.desk.request(weights={name: round(self.rng.random() / 2, 6) for name in self.desk.strategies})
+        except QmtlError:
+            return  # nothing to change
+        for step in (self.desk.applies.freeze, self.desk.applies.drain, self.desk.applies.switch, self.desk.applies.unfreeze):
+            step(self.desk.world, run)
+            self._publish()
+        self.desk.applies.conclude(self.desk.world, run, "completed", "")
+
+    def _stale(self) -> None:
+        self.desk.decide(ttl=1)
+        time.sleep(1.01)  # the one thing here that only time can do: a decision of a second becomes stale
+        self._publish()
+        self.desk.decide()
+
+    def _inactive(self) -> None:
+        self.desk.decide(active=False)
+        self._publish()
+        self.desk.decide()
+
+    def _no_live(self) -> None:
+        self.desk.worlds.update(self.desk.world, WorldUpdate(allow_live=False), "olga")
+        self._publish()
+        self.desk.worlds.update(self.desk.world, WorldUpdate(allow_live=True), "olga")
+
+    def _edge(self) -> None:
+        self.desk.worlds.override(self.desk.world, EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="storm"), "olga")
+
+    def _breaker(self) -> None:
+        self.desk.worlds.update(self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=1)), "olga")
+        for _ in range(3):
+            self._publish()
+        self.desk.worlds.update(self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker()), "olga")
+        if self.desk.gate().halted:
+            self.desk.applies.resume(self.desk.world, "olga", "storm")
+
+    def _dryrun(self) -> None:
+        self._to("dryrun")
+
+    def _live(self) -> None:
+        self._to("dryrun")
+        self._publish()
+        self._to("live")
+
+    def _to(self, stage: str) -> None:
+        weights = {name: round(self.rng.random() / 2, 6) for name in self.desk.strategies}
+        with suppress(QmtlError):  # there may be nothing to bring there
+            self.desk.apply(stage, weights=weights)
+
+    def _rollback(self) -> None:
+        earlier = next((item.run_id for item in self.desk.applies.newest(self.desk.world) if item.outcome == "completed" and not item.plan.rollback_of), None)
+        with suppress(QmtlError):  # it may be as it was already
+            if earlier is not None:
+                self.desk.apply(rollback_of=earlier)
+
+
+@pytest.fixture
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    found = open_database(f"sqlite:///{tmp_path_factory.mktemp('storm') / 'qmtl.db'}")
+    yield found
+    found.close()
+
+
+def test_a_storm_breaks_no_promise(own: Database) -> None:
+    storm = Storm(own, 1)
+    assert storm.run(2) == []
+    refused = storm.orders.counts(storm.desk.world)
+    assert refused.keys() >= {reason.value for reason in Refusal} - {"wrong_domain"} | {"accepted"}, "every reason was tried"
+
+
+@pytest.mark.parametrize("leak", list(Refusal))
+def test_each_check_taken_out_is_found(own: Database, leak: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(CHECKS, leak)
+    assert Storm(own, 1).run(2)

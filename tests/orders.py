@@ -1,0 +1,104 @@
+"""Worlds and orders of the tests of the fence."""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from activities.storage.database import Database
+from activities.worlds.applies import SqlApplyStore
+from activities.worlds.sessions import SqlSessionStore
+from activities.worlds.sql import SqlWorldStore
+from activities.worlds.store import EvidenceBody, RunContextBody
+from qmtl_sdk.contracts.applies import ApplyRequest
+from qmtl_sdk.contracts.domains import ComputeContext, Domain
+from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.policy import Policy, policy_from
+from qmtl_sdk.contracts.sessions import SessionOpen
+from qmtl_sdk.contracts.worlds import DecisionEnvelope, Execution, StrategyDecision, WorldSpec
+
+FINGERPRINT = "blake3:" + "f" * 64
+GATED: dict[str, Any] = {
+    "selection": {"gates": {"and": ["sharpe >= 0"]}, "score": "sharpe"},
+    "gating_policy": {
+        "domains": {"from": "backtest", "to": "live"},
+        "dataset_fingerprint": FINGERPRINT,
+        "share_policy": "feature-artifacts-only",
+        "approvals": {"required": 1, "live": 1},
+        "apply": {"freeze_timeout_ms": 2000, "drain_timeout_ms": 3000},
+    },
+    "decision_ttl": 3600,
+}
+
+
+def policy(**gating: Any) -> Policy:
+    """`GATED` with other keys in its gating policy."""
+    return policy_from({**GATED, "gating_policy": {**GATED["gating_policy"], **gating}})
+
+
+class Desk:
+    """A world with strategies whose evidence is good, in a store: what a promotion begins with."""
+
+    def __init__(self, database: Database, world: str = "w", strategies: int = 1, allow_live: bool = True, found: Policy | None = None) -> None:
+        self.database, self.world = database, world
+        self.worlds, self.applies, self.sessions = SqlWorldStore(database), SqlApplyStore(database), SqlSessionStore(database, 60.0)
+        self.worlds.create(WorldSpec(world=world, allow_live=allow_live), found or policy(), "olga")
+        self.strategies = [f"strategy:{world}{n}" for n in range(strategies)]
+        for strategy in self.strategies:
+            self.evidence(strategy)
+        self.decide()
+
+    def evidence(self, strategy: str, sharpe: float = 1.0) -> None:
+        run = uuid.uuid4().hex
+        context = ComputeContext(world_id=self.world, execution_domain=Domain.BACKTEST, dataset_fingerprint=FINGERPRINT)
+        self.worlds.begin_run(RunContextBody(run_id=run, world_id=self.world, strategy_id=strategy, name=strategy[9:], context=context, bindings=(), execution=Execution()))
+        self.worlds.save_evidence(EvidenceBody(run_id=run, world_id=self.world, strategy_id=strategy, metrics={"sharpe": sharpe}, dataset_fingerprint=FINGERPRINT))
+
+    def decide(self, active: bool = True, ttl: int = 3600, at: datetime | None = None, weight: float | None = None) -> DecisionEnvelope:
+        share = weight if weight is not None else 1 / len(self.strategies)
+        decisions = tuple(StrategyDecision(strategy_id=name, name=name[9:], active=active, weight=share if active else 0.0, score=1.0) for name in self.strategies)
+        envelope = DecisionEnvelope(
+            world_id=self.world,
+            policy_version=1,
+            effective_mode="validate",
+            reason="r",
+            as_of=at or datetime.now(UTC),
+            decided_at=at or datetime.now(UTC),
+            ttl=ttl,
+            etag=uuid.uuid4().hex,
+            strategies=decisions,
+        )
+        return self.worlds.save_decision((uuid.uuid4().hex,), envelope, "judge").envelope
+
+    def apply(self, to: str | None = None, run_id: str | None = None, **fields: Any) -> str:
+        """An apply from its request to its end, step by step."""
+        run = self.request(to, run_id, **fields)
+        self.applies.freeze(self.world, run)
+        self.applies.drain(self.world, run)
+        self.applies.switch(self.world, run)
+        self.applies.unfreeze(self.world, run)
+        self.applies.conclude(self.world, run, "completed", "")
+        return run
+
+    def request(self, to: str | None = None, run_id: str | None = None, **fields: Any) -> str:
+        run = run_id or f"run-{uuid.uuid4().hex[:8]}"
+        self.applies.request(self.world, ApplyRequest.model_validate({"run_id": run, "to": to, **fields}), "olga")
+        return run
+
+    def session(self, strategy: str | None = None, domain: str = "dryrun") -> str:
+        wanted = SessionOpen(world_id=self.world, strategy_id=strategy or self.strategies[0], runner="r", host="h")
+        return self.sessions.open(wanted, "s", domain, "ana").session_id
+
+    def order(self, session: str, epoch: int, **fields: Any) -> Order:
+        base = {"order_id": f"order:{uuid.uuid4().hex}", "world_id": self.world, "strategy_id": self.strategies[0], "session_id": session, "execution_domain": "dryrun", "epoch": epoch}
+        return Order.model_validate({**base, "symbol": "AAPL", "side": "buy", "quantity": "1", "reference_price": "100", **fields})
+
+    @property
+    def epoch(self) -> int:
+        return self.gate().epoch
+
+    def gate(self) -> Any:
+        """The fence row."""
+        from activities.storage.tables import FenceRow
+
+        with self.database.read() as session:
+            return session.get_one(FenceRow, self.world)

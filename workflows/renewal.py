@@ -1,0 +1,24 @@
+"""Renewal, by a Temporal Schedule: which worlds trade on a decision that will soon be stale → have each judged again.
+
+A judgment that only renews counts nobody in or out; one whose data is no longer current, or whose gates no longer hold, switches off what it must.
+"""
+
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from activities.commands import EvaluateRequest, EvaluationRequest, RenewalDone, RenewalInput
+    from activities.worlds.activities import EvaluationActivities, WorldActivities
+    from workflows.shared import SLOW, STORE
+
+
+@workflow.defn
+class RenewalWorkflow:
+    @workflow.run
+    async def run(self, renewal: RenewalInput) -> RenewalDone:
+        due = await workflow.execute_local_activity_method(WorldActivities.worlds_to_renew, renewal, summary="which decisions will soon be stale", **STORE)
+        for world_id in due.worlds:
+            request = EvaluateRequest(request_id=f"renew:{world_id}:{workflow.info().run_id}", reason="its decision would become stale", renewal=True)
+            command = EvaluationRequest(store_id=renewal.store_id, world_id=world_id, request=request)
+            await workflow.execute_activity_method(EvaluationActivities.request_evaluation, command, summary=f"judge world {world_id} again"[:200], **SLOW)
+        workflow.set_current_details(f"**renewed** {', '.join(due.worlds) or 'nothing: no decision that something trades on is about to become stale'}")
+        return due
