@@ -5,7 +5,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := $(UV) run --no-sync
 
-.PHONY: demo test lint bench chaos fuzz setup server record-histories
+.PHONY: demo test lint bench chaos fuzz picture setup server record-histories
 
 demo: setup server
 	@$(RUN) qmtl demo
@@ -29,6 +29,10 @@ chaos: setup server
 # Requests made from the Gateway's OpenAPI document, some 70 for each of EXAMPLES.
 fuzz: setup server
 	@$(RUN) python -m tests.chaos.fuzz $(or $(EXAMPLES),250) $(or $(SEED),1)
+
+# The README's picture of the Temporal UI; needs Debian's packages chromium and chromium-driver.
+picture: setup server
+	@$(RUN) python -m tests.picture docs/pictures/apply.png >/dev/null
 
 # The histories that tests/replay replays, recorded anew from this code.
 record-histories: setup server

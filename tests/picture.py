@@ -6,6 +6,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 from qmtl_sdk.contracts.applies import Verdict
 from temporal.shutdown import leave
@@ -22,7 +23,7 @@ def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str
     from selenium.webdriver.common.by import By
 
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,1500", "--hide-scrollbars"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,870", "--hide-scrollbars"):
         options.add_argument(argument)
     options.binary_location = shutil.which("chromium") or ""
     driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
@@ -34,17 +35,14 @@ def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str
             time.sleep(0.2)
         driver.execute_script("arguments[0].click()", tabs[0])  # where current details stand
         while True:
-            text = driver.find_element(By.TAG_NAME, "body").text
+            text = "\n".join(texts(driver))
             if all(word in text for word in wanted):
                 break
             assert time.monotonic() < deadline, f"the page lacks {[word for word in wanted if word not in text]}: {text[-2500:]}"
             time.sleep(0.2)
         # The box of the details shows some five lines; the picture shall have them all.
-        driver.execute_script(
-            "document.querySelectorAll('*').forEach(e => { const s = getComputedStyle(e);"
-            " if (e.innerText && e.innerText.includes(arguments[0]) && ['auto', 'scroll'].includes(s.overflowY) && e.clientHeight < 500) { e.style.maxHeight = 'none'; e.style.height = 'auto'; } })",
-            wanted[0],
-        )
+        driver.execute_script("document.querySelectorAll('iframe').forEach(e => { e.style.height = '430px'; e.style.maxHeight = 'none'; e.parentElement.style.maxHeight = 'none'; })")
+        driver.execute_script("document.querySelectorAll('iframe').forEach(e => { if (e.offsetHeight > 0) e.scrollIntoView({block: 'end'}); })")
         time.sleep(0.5)
         if picture is not None:
             picture.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +50,18 @@ def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str
         return str(text)
     finally:
         driver.quit()
+
+
+def texts(driver: Any) -> list[str]:
+    """Of the page and of each frame in it: details are rendered in frames. (Any: selenium's driver.)"""
+    from selenium.webdriver.common.by import By
+
+    found = [driver.find_element(By.TAG_NAME, "body").text]
+    for frame in driver.find_elements(By.TAG_NAME, "iframe"):
+        driver.switch_to.frame(frame)
+        found.append(driver.find_element(By.TAG_NAME, "body").text)
+        driver.switch_to.default_content()
+    return found
 
 
 def main(picture: Path) -> int:
