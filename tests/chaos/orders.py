@@ -86,7 +86,7 @@ class OrderChaos:
             for number, act in enumerate(ACTS if thorough else ()):
                 for stage in ("dryrun", "live"):
                     self._ask({"run_id": f"to-{stage}-{number}", "to": stage, "weights": {name: round(rng.random() / 4, 4) for name in self._strategies}})
-                    time.sleep(0.7)
+                    self._await_trading()
                 self._act(act, rng)
             for number in range(applies):
                 self._episode(rng, report, number)
@@ -99,6 +99,11 @@ class OrderChaos:
         return report
 
     # what happens
+
+    def _await_trading(self) -> None:
+        """Until the traders have brought a good many orders since: only what is tried can be found."""
+        before = sum(self.client.gate(self._world).orders.values())
+        wait_for(lambda: sum(self.client.gate(self._world).orders.values()) > before + 200, "orders", 60)
 
     def _prepare(self, seed: int) -> None:
         """A world with four strategies that pass, two people, and a fingerprint that is pinned."""
