@@ -20,9 +20,6 @@ SESSIONS = Gauge("sessions", "running strategies", ["world_id", "execution_domai
 SESSION_LAG = Gauge("session_lag_seconds", "how far the slowest session of a world is behind the stream", ["world_id"])
 SENTINEL_SKEW = Gauge("sentinel_skew_seconds", "how long the newest change of a sentinel's weight took to reach this Gateway")
 ORDERS = Counter("orders", "orders that came to the fence, by what it said", ["world_id", "verdict"])
-OPEN_ORDERS = Gauge("orders_open", "accepted orders that no venue has ended yet", ["world_id"])
-GATE_EPOCH = Gauge("gate_epoch", "the epoch of a world's gate", ["world_id"])
-GATE_OPEN = Gauge("gate_open", "whether a world's gate lets orders in: not frozen, draining or halted", ["world_id"])
 CROSS_CONTEXT_HITS = Gauge("cross_context_cache_hit", "cache hits from another context that running strategies reported; must stay 0", ["world_id"])
 
 
