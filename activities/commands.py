@@ -89,7 +89,7 @@ class UpkeepDone(Model):
 
 
 class RenewalInput(Command):
-    pass
+    """Which store's worlds."""
 
 
 class RenewalDone(Model):

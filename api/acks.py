@@ -1,8 +1,10 @@
 """This Gateway says that it has heard: of every freeze and unfreeze that asks for it, in order, once its subscribers have been told."""
 
 import asyncio
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import structlog
 
@@ -38,16 +40,18 @@ class Acknowledged:
     async def run(self) -> None:
         """Beat and acknowledge until cancelled."""
         while True:
-            try:
-                async with asyncio.timeout(LEASE_S / 3):
-                    world_id, sequence = await self._heard.get()
-            except TimeoutError:
-                await self._try(self._applies.beat, self.gateway_id, LEASE_S)
-                continue
-            await self._try(self._applies.ack, world_id, sequence, self.gateway_id, "gateway")
+            next_beat = time.monotonic() + LEASE_S / 3
+            await self._try(lambda: self._applies.beat(self.gateway_id, LEASE_S))
+            while (left := next_beat - time.monotonic()) > 0:
+                try:
+                    world_id, sequence = await asyncio.wait_for(self._heard.get(), left)
+                except TimeoutError:
+                    break
+                await self._try(partial(self._applies.ack, world_id, sequence, self.gateway_id, "gateway"))
 
-    async def _try(self, call, *arguments: object) -> None:  # type: ignore[no-untyped-def]  # any of the store's calls
+    @staticmethod
+    async def _try(call: Callable[[], object]) -> None:
         try:
-            await asyncio.to_thread(call, *arguments)
+            await asyncio.to_thread(call)
         except QmtlError as error:
             _log.warning("an apply may wait for this Gateway", why=str(error))

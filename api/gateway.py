@@ -20,7 +20,6 @@ from api.auth.access import check_table
 from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
 from api.auth.tokens import Tokens
-from api.desk import Desk
 from api.routes import applies, events, leases, orders, policies, queues, sessions, strategies, system, tokens, worlds
 from api.state import GatewayState
 from api.stream import Hub, watch_revoked
@@ -63,7 +62,7 @@ def create_app(config: Settings) -> FastAPI:
         keys, bus = KeyRing(config.keys_path), SqliteBus(config.bus_path)
         applied, acknowledged = Applies(client, stores.database.store_id, stores.applies), Acknowledged(stores.applies)
         tokens = Tokens(keys, stores.tokens, stores.database.store_id)
-        state = GatewayState(config, stores, submissions, applied, Desk(stores.orders), keys, tokens, Hub(bus, acknowledged.hear), SocketLimit(config.gateway.max_sockets))
+        state = GatewayState(config, stores, submissions, applied, keys, tokens, Hub(bus, acknowledged.hear), SocketLimit(config.gateway.max_sockets))
         app.state.gateway, app.state.tokens = state, state.tokens
         await asyncio.to_thread(_leave_local_tokens, state)
         await acknowledged.begin()

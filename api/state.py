@@ -9,7 +9,6 @@ from activities.stores import Stores
 from api.auth.keys import KeyRing
 from api.auth.limits import SocketLimit
 from api.auth.tokens import Tokens
-from api.desk import Desk
 from api.stream import Hub
 from qmtl_sdk.runtime.config import Settings
 from temporal.applies import Applies
@@ -22,7 +21,6 @@ class GatewayState:
     stores: Stores
     submissions: Submissions
     applies: Applies
-    desk: Desk
     keys: KeyRing
     tokens: Tokens
     hub: Hub

@@ -1,6 +1,6 @@
 """Orders at the fence, from eight publishers at once, on SQLite and on PostgreSQL: at the store, and over HTTP to a Gateway.
 
-At the store a freeze comes every tenth of a second in the midst of it, as an apply makes it; how long it waits for its turn is measured, and orders that it refuses don't count.
+At the store a freeze comes every tenth of a second in the midst of it, from another process, as a worker makes it; how long it takes is measured, and orders that it refuses don't count.
 Over HTTP a request carries ten orders, as the SDK's publisher sends together what waits; and, for comparison, one. The publishers share the two cores with what they measure.
 """
 
@@ -68,9 +68,14 @@ def store(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
     try:
         desk = trading(database)
         session = desk.session()
-        yield {"workload": "store", "peer": backend, **measured(SqlOrderStore(database), desk, session, None)}
-        freezes: list[float] = []
-        found = measured(SqlOrderStore(database), desk, session, freezes)
+        yield {"workload": "store", "peer": backend, **measured(SqlOrderStore(database), desk, session)}
+        command = [sys.executable, "-m", "benchmarks.orders", "freezes", dsn]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as freezer:
+            assert freezer.stdin is not None and freezer.stdout is not None  # noqa: PT018  pipes were asked for
+            freezer.stdout.readline()  # it is ready
+            found = measured(SqlOrderStore(database), desk, session)
+            freezer.stdin.close()
+            freezes = json.loads(freezer.stdout.read())
         p95 = 1000 * statistics.quantiles(freezes, n=100)[94]
         limit = LIMITS["freeze_p95_ms"]
         yield {
@@ -94,32 +99,42 @@ def trading(database: Database) -> Desk:
     return desk
 
 
-def measured(orders: SqlOrderStore, desk: Desk, session: str, freezes: list[float] | None) -> dict[str, Any]:
-    """Accepted orders a second and how long each waited, with freezes in the midst of it where they are asked for."""
+def measured(orders: SqlOrderStore, desk: Desk, session: str) -> dict[str, Any]:
+    """Accepted orders a second and how long each waited. A publisher learns of a new epoch from the verdicts."""
     stop, waits, accepted = threading.Event(), [list[float]() for _ in range(PUBLISHERS)], [0] * PUBLISHERS
-    epoch = [desk.epoch]
+    epoch, template = [desk.epoch], desk.order(session, desk.epoch)
 
     def publish(number: int) -> None:
         while not stop.is_set():
-            order = desk.order(session, epoch[0])
+            order = template.model_copy(update={"order_id": f"order:{uuid.uuid4().hex}", "epoch": epoch[0]})
             began = time.perf_counter()
-            accepted[number] += orders.publish([order])[0].accepted
+            verdict = orders.publish([order])[0]
             waits[number].append(time.perf_counter() - began)
+            accepted[number], epoch[0] = accepted[number] + verdict.accepted, verdict.epoch
 
     threads = [threading.Thread(target=publish, args=(number,)) for number in range(PUBLISHERS)]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
-    while time.perf_counter() - began < SECONDS:
-        time.sleep(0.1)
-        if freezes is not None:
-            freezes.append(freeze(desk))
-            epoch[0] = desk.epoch
+    time.sleep(SECONDS)
     stop.set()
     for thread in threads:
         thread.join()
     seconds = time.perf_counter() - began
     return figures(sum(accepted), seconds, [wait for mine in waits for wait in mine], LIMITS["store_per_s"])
+
+
+def freezes(dsn: str) -> None:
+    """In a process of its own: a freeze every tenth of a second, until its input ends."""
+    database, over = open_database(dsn), threading.Event()
+    desk = Desk.found(database)
+    print("ready", flush=True)
+    threading.Thread(target=lambda: (sys.stdin.read(), over.set())).start()
+    found = []
+    while not over.wait(0.1):
+        found.append(freeze(desk))
+    print(json.dumps(found))
+    database.close()
 
 
 def freeze(desk: Desk) -> float:
@@ -160,7 +175,7 @@ def over_http(backend: str, home: Path, dsn: str | None) -> Iterator[dict[str, A
         finally:
             database.close()
         for together in (10, 1):
-            command = [sys.executable, "-m", "benchmarks.orders", machine.url, machine.token(), template, str(together)]
+            command = [sys.executable, "-m", "benchmarks.orders", "publishers", machine.url, machine.token(), template, str(together)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
             found = json.loads(done.stdout)
             yield {"workload": "http", "peer": backend, "orders_a_request": together, **figures(found["accepted"], found["seconds"], found["waits"], LIMITS["http_per_s"])}
@@ -202,4 +217,4 @@ def publishers(url: str, token: str, template: str, together: str) -> None:
 
 
 if __name__ == "__main__":
-    publishers(*sys.argv[1:])
+    {"publishers": publishers, "freezes": freezes}[sys.argv[1]](*sys.argv[2:])

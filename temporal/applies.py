@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from datetime import timedelta
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -14,14 +13,14 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.commands import AbortRequest, ApplyInput, Vote
 from activities.worlds.applies import SqlApplyStore, new_approval_id
-from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, Verdict
+from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, Approval, Verdict
 from qmtl_sdk.contracts.errors import QmtlError
 from temporal.client import again
 from temporal.plugin import qmtl_error
 from workflows.apply import ApplyWorkflow
-from workflows.shared import SEARCH_RUN, SEARCH_WORLD, WORKFLOWS
+from workflows.shared import SEARCH_RUN, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS
 
-_TASK_TIMEOUT, _PREDECESSOR_S = timedelta(seconds=3), 15.0
+_PREDECESSOR_S = 15.0
 _log = structlog.get_logger()
 
 
@@ -34,9 +33,9 @@ class Applies:
     def __init__(self, client: Client, store_id: str, store: SqlApplyStore) -> None:
         self._client, self._store_id, self._store = client, store_id, store
 
-    async def request(self, world_id: str, request: ApplyRequest, actor: str) -> ApplyStatus:
+    async def request(self, world_id: str, request: ApplyRequest, actor: str, agree: Callable[[ApplyPlan], None]) -> ApplyStatus:
         """Raises QmtlError, as the store. With Temporal away the request is kept, and started when it comes back."""
-        found = await asyncio.to_thread(self._store.request, world_id, request, actor)
+        found = await asyncio.to_thread(self._store.request, world_id, request, actor, agree)
         if found.outcome is None:
             await self.start(world_id, request.run_id)
         return found
@@ -54,7 +53,7 @@ class Applies:
                         id=apply_id(world_id),
                         task_queue=WORKFLOWS,
                         id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-                        task_timeout=_TASK_TIMEOUT,
+                        task_timeout=TASK_TIMEOUT,
                         search_attributes=attributes,
                         static_summary=f"apply {run_id} in world {world_id}"[:190],
                     ),

@@ -8,11 +8,10 @@ from activities.commands import RenewalInput, UpkeepInput
 from activities.worlds.activities import RENEW_EVERY
 from temporal.client import again
 from workflows.renewal import RenewalWorkflow
-from workflows.shared import WORKFLOWS
+from workflows.shared import TASK_TIMEOUT, WORKFLOWS
 from workflows.upkeep import UpkeepWorkflow
 
 UPKEEP_EVERY = timedelta(hours=1)
-_TASK_TIMEOUT = timedelta(seconds=3)
 
 
 def upkeep_id(store_id: str) -> str:
@@ -27,8 +26,8 @@ def renewal_id(store_id: str) -> str:
 async def keep_schedules(client: Client, store_id: str) -> None:
     """Make the schedules, as far as they are not there."""
     upkeep, renewal = upkeep_id(store_id), renewal_id(store_id)
-    keep = ScheduleActionStartWorkflow(UpkeepWorkflow.run, UpkeepInput(store_id=store_id), id=upkeep, task_queue=WORKFLOWS, task_timeout=_TASK_TIMEOUT, static_summary="upkeep of queues")
-    renew = ScheduleActionStartWorkflow(RenewalWorkflow.run, RenewalInput(store_id=store_id), id=renewal, task_queue=WORKFLOWS, task_timeout=_TASK_TIMEOUT, static_summary="renewal of decisions")
+    keep = ScheduleActionStartWorkflow(UpkeepWorkflow.run, UpkeepInput(store_id=store_id), id=upkeep, task_queue=WORKFLOWS, task_timeout=TASK_TIMEOUT, static_summary="upkeep of queues")
+    renew = ScheduleActionStartWorkflow(RenewalWorkflow.run, RenewalInput(store_id=store_id), id=renewal, task_queue=WORKFLOWS, task_timeout=TASK_TIMEOUT, static_summary="renewal of decisions")
     await _make(client, upkeep, keep, UPKEEP_EVERY)
     await _make(client, renewal, renew, RENEW_EVERY)
 

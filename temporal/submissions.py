@@ -31,12 +31,11 @@ from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from temporal.client import again, away
 from temporal.plugin import qmtl_error
 from workflows.evaluation import EvaluationWorkflow
-from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, WORKFLOWS
+from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS
 from workflows.submission import SubmissionWorkflow
 
 T = TypeVar("T")
 _LEASE_BEGINS_S = 15.0  # a lease is handed out a moment before its activity has started
-_TASK_TIMEOUT = timedelta(seconds=3)  # a task in the hands of a worker that was killed waits that long (10 s unless set)
 _log = structlog.get_logger()
 
 
@@ -102,7 +101,7 @@ class Submissions:
             id=workflow_id(world_id, strategy_id, asks_for_shadow(submit)),
             task_queue=WORKFLOWS,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            task_timeout=_TASK_TIMEOUT,
+            task_timeout=TASK_TIMEOUT,
             search_attributes=attributes,
             static_summary=f"{name or 'strategy'} in world {world_id}"[:190],
         )

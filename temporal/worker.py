@@ -37,7 +37,7 @@ async def working(client: Client, stores: Stores, interceptors: Sequence[Interce
     worlds = WorldActivities(stores.worlds, stores.log, stores.artifacts)
     graph, log, evaluation = GraphActivities(stores.graph, stores.log), LogActivities(stores.log), EvaluationActivities(WORKFLOWS)
     local = [worlds.begin_run, graph.diff, log.admitted, worlds.judge, worlds.reject, worlds.conclude, worlds.worlds_to_renew]
-    applies = ApplyActivities(stores.applies)
+    applies = ApplyActivities(stores.applies, stores.orders)
     local += [applies.apply_plan, applies.await_approval, applies.take_votes, applies.direct_vote, applies.conclude_apply]
     fence = [applies.freeze_world, applies.drain_world, applies.switch_world, applies.restore_world, applies.unfreeze_world, applies.await_acks]
     queues = QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts))

@@ -39,13 +39,24 @@ class Desk:
     """A world with strategies whose evidence is good, in a store: what a promotion begins with."""
 
     def __init__(self, database: Database, world: str = "w", strategies: int = 1, allow_live: bool = True, found: Policy | None = None) -> None:
-        self.database, self.world = database, world
-        self.worlds, self.applies, self.sessions = SqlWorldStore(database), SqlApplyStore(database), SqlSessionStore(database, 60.0)
+        self._of(database, world)
         self.worlds.create(WorldSpec(world=world, allow_live=allow_live), found or policy(), "olga")
         self.strategies = [f"strategy:{world}{n}" for n in range(strategies)]
         for strategy in self.strategies:
             self.evidence(strategy)
         self.decide()
+
+    def _of(self, database: Database, world: str) -> None:
+        self.database, self.world = database, world
+        self.worlds, self.applies, self.sessions = SqlWorldStore(database), SqlApplyStore(database), SqlSessionStore(database, 60.0)
+
+    @classmethod
+    def found(cls, database: Database, world: str = "w") -> "Desk":
+        """One that another process has made."""
+        desk = cls.__new__(cls)
+        desk._of(database, world)
+        desk.strategies = [item.strategy_id for item in desk.worlds.activations(world)]
+        return desk
 
     def evidence(self, strategy: str, sharpe: float = 1.0) -> None:
         run = uuid.uuid4().hex

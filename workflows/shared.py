@@ -14,6 +14,8 @@ SEARCH_RUN = SearchAttributeKey.for_keyword("QmtlRunId")
 SEARCH_DOMAIN = SearchAttributeKey.for_keyword("QmtlDomain")
 SEARCH_ATTRIBUTES = (SEARCH_WORLD, SEARCH_STRATEGY, SEARCH_STAGE, SEARCH_RUN, SEARCH_DOMAIN)
 
+# A task in the hands of a worker that was killed waits that long (10 s unless set).
+TASK_TIMEOUT = timedelta(seconds=3)
 _RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(seconds=5))
 # A short store call, in the acknowledged path. (Any: the keywords of execute_local_activity.)
 STORE: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=30), "retry_policy": _RETRY}

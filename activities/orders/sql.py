@@ -1,6 +1,6 @@
 """The order log in the database, behind the fence.
 
-1. Orders come in from many threads; whoever is first takes what waits along, so that one transaction serves many (`_Together`).
+1. Orders come in from many callers; one transaction serves all that came while the one before it was at work.
 2. The transaction holds each world's fence in share, reads the fence row, activations and sessions, asks `fence.refusal`, and writes a row for every order, accepted or refused.
 3. An order id is answered once for ever: sent again it gets the same answer.
 
@@ -10,117 +10,122 @@ The order log is its own audit trail: rows are only ever added, and changes of t
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, select, text
+from sqlalchemy import Connection, delete, func, select, text
 from sqlmodel import SQLModel, col
 
-from activities.orders.fence import Activation, Session, Sight, Tally, World, refusal
+from activities.orders.fence import Sight, Tally, World, refusal
+from activities.orders.rows import ACCEPTED, FILLED, REFUSED, Line, Seen, order_rows
 from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import FenceRow, OpenOrder
 from activities.worlds.gate import halt
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Order, OrderRecord, OrderVerdict, Refusal
 
-ACCEPTED, REFUSED, FILLED, CANCELLED = "accepted", "refused", "filled", "cancelled"
 _AT_ONCE, _GATHER_S = 500, 0.001
-_tables = SQLModel.metadata.tables
-_fences, _activations, _sessions, _log, _open = (_tables[name] for name in ("fence", "activation", "session", "order_log", "open_order"))
-# The words of the partial indexes, as they stand there: with parameters in their place neither database would use them.
+_log, _open = (SQLModel.metadata.tables[name] for name in ("order_log", "open_order"))
+# The words of the partial indexes, as they stand there (see rows.py).
 _VERDICT, _ENDED = text("order_log.kind IN ('accepted', 'refused')"), text("order_log.kind IN ('filled', 'cancelled')")
-_EARLIER = select(_log.c.ref, _log.c.kind, _log.c.reason, _log.c.epoch, _log.c.body).where(_log.c.ref.in_(bindparam("ids", expanding=True)), _VERDICT)
-_FENCES = select(_fences).where(_fences.c.world_id.in_(bindparam("worlds", expanding=True)))
-_ACTIVATIONS = select(_activations.c.world_id, _activations.c.strategy_id, _activations.c.active, _activations.c.mode).where(
-    _activations.c.world_id.in_(bindparam("worlds", expanding=True)), _activations.c.strategy_id.in_(bindparam("strategies", expanding=True))
-)
-_SESSIONS = select(_sessions.c.session_id, _sessions.c.world_id, _sessions.c.strategy_id, _sessions.c.execution_domain, _sessions.c.expires_at, _sessions.c.ended_at).where(
-    _sessions.c.session_id.in_(bindparam("sessions", expanding=True))
-)
-_WORLD_FIELDS = tuple(World.__dataclass_fields__)
 
 
 class SqlOrderStore:
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._together, self._counted = _Together(self._answer), set[str]()
+        self._database, self._rows, self._counted = database, order_rows(database), set[str]()
+        self._waiting, self._mutex, self._serving, self._last = deque[_Request](), threading.Lock(), False, 1
+        self._threads = ThreadPoolExecutor(1, "fence")
 
     def publish(self, orders: Sequence[Order]) -> list[OrderVerdict]:
         """A verdict for each order, in the same order. Raises QmtlError: E_WORLD_UNKNOWN, E_ORDER_REUSED where an id was used for another order; then none of them was taken."""
-        return self._together(orders)
+        return self.submit(orders).result()
 
-    def publish_all(self, requests: Sequence[Sequence[Order]]) -> list[list[OrderVerdict] | QmtlError]:
-        """Several requests at once: the verdicts of each, or why it was refused as a whole."""
-        tickets = [_Ticket(orders) for orders in requests]
-        try:
-            self._together.serve(tickets)
-        except QmtlError as error:  # the store can't be reached: nobody was answered
-            return [error for _ in tickets]
-        return [ticket.error if isinstance(ticket.error, QmtlError) else ticket.verdicts for ticket in tickets]
+    def submit(self, orders: Sequence[Order]) -> "Future[list[OrderVerdict]]":
+        """The same, without waiting for it."""
+        request = _Request(orders)
+        with self._mutex:
+            self._waiting.append(request)
+            if not self._serving:
+                self._serving = True
+                self._threads.submit(self._serve)
+        return request.answer
 
-    def _answer(self, tickets: "Sequence[_Ticket]") -> None:
+    def _serve(self) -> None:
+        """Answer until nobody waits."""
+        while batch := self._next():
+            try:
+                self._answer(batch)
+            except BaseException as error:  # everyone whom it concerns is told
+                for request in batch:
+                    request.error = error
+            for request in batch:
+                request.tell()
+
+    def _next(self) -> "list[_Request]":
+        """Who is served together: those who wait, after a moment for as many as came last time."""
+        until = time.perf_counter() + _GATHER_S
+        while len(self._waiting) < self._last and time.perf_counter() < until:
+            time.sleep(_GATHER_S / 20)  # lets those run who were answered a moment ago
+        batch, count = list[_Request](), 0
+        with self._mutex:
+            while self._waiting and (not batch or count + len(self._waiting[0].orders) <= _AT_ONCE):
+                request = self._waiting.popleft()
+                if request.answer.set_running_or_notify_cancel():  # else its caller has gone
+                    count += len(request.orders)
+                    batch.append(request)
+            self._serving = bool(batch)
+        self._last = len(batch) or 1
+        return batch
+
+    def _answer(self, requests: "Sequence[_Request]") -> None:
         while True:
             try:
-                return self._attempt(tickets)
+                return self._attempt(requests)
             except _CountedError:
                 continue  # once more, and now it is known
 
-    def _attempt(self, tickets: "Sequence[_Ticket]") -> None:
+    def _attempt(self, requests: "Sequence[_Request]") -> None:
         with self._database.write("fence", bookkeeping=True) as tx:
-            orders = {order.order_id: order for ticket in tickets for order in ticket.orders}
-            worlds = sorted({order.world_id for order in orders.values()})
+            orders = {order.order_id: order for request in requests for order in request.orders}
             connection = tx.session.connection()
-            for world_id in worlds:
-                (tx.lock if world_id in self._counted else tx.share)(f"fence:{world_id}")
-            fences = {row.world_id: World(**{name: getattr(row, name) for name in _WORLD_FIELDS}) for row in connection.execute(_FENCES, {"worlds": worlds})}
-            counted = {world_id for world_id, world in fences.items() if world.max_orders is not None or world.max_refused is not None}
+            seen = self._rows.look(connection, orders.values(), self._counted)
+            counted = {world_id for world_id, world in seen.worlds.items() if world.max_orders is not None or world.max_refused is not None}
             if not counted <= self._counted:  # its circuit breaker was set since: whoever counts holds the fence alone
                 self._counted |= counted
                 raise _CountedError
-            earlier = {row.ref: row for row in connection.execute(_EARLIER, {"ids": sorted(orders)})}
-            good = [ticket for ticket in tickets if not ticket.refuse(earlier, orders, fences)]
-            fresh = {order.order_id: order for ticket in good for order in ticket.orders if order.order_id not in earlier}
-            verdicts = {ref: _again(row, fences[orders[ref].world_id].epoch) for ref, row in earlier.items()}
-            verdicts |= self._judge(tx, connection, fresh, fences)
-            for ticket in good:
-                ticket.verdicts = [verdicts[order.order_id] for order in ticket.orders]
+            good = [request for request in requests if not request.refuse(seen, orders)]
+            asked = [order for request in good for order in request.orders]
+            verdicts = {order.order_id: _again(seen.earlier[order.order_id], seen) for order in asked if order.order_id in seen.earlier}
+            verdicts |= self._judge(tx, connection, {order.order_id: order for order in asked if order.order_id not in seen.earlier}, seen)
+            for request in good:
+                request.verdicts = [verdicts[order.order_id] for order in request.orders]
 
-    def _judge(self, tx: Transaction, connection: Connection, orders: dict[str, Order], fences: dict[str, World]) -> dict[str, OrderVerdict]:
+    def _judge(self, tx: Transaction, connection: Connection, orders: dict[str, Order], seen: Seen) -> dict[str, OrderVerdict]:
         """Decide about new orders and write each down."""
         if not orders:
             return {}
-        of = orders.values()
-        asked = {"worlds": sorted({order.world_id for order in of}), "strategies": sorted({order.strategy_id for order in of})}
-        activations = {(row.world_id, row.strategy_id): Activation(row.active, row.mode) for row in connection.execute(_ACTIVATIONS, asked)}
-        found = connection.execute(_SESSIONS, {"sessions": sorted({order.session_id for order in of})})
-        sessions = {row.session_id: Session(row.world_id, row.strategy_id, row.execution_domain, row.expires_at, row.ended_at is not None) for row in found}
-        tallies = {world_id: Tally(world) for world_id, world in fences.items()}
-        verdicts, rows, now = {}, [], utc_now()
-        for order in sorted(of, key=lambda order: order.order_id):  # one order of locks in the index, whoever writes
-            world = fences[order.world_id]
-            reason = refusal(Sight(order, world, activations.get((order.world_id, order.strategy_id)), sessions.get(order.session_id), now))
+        tallies = {world_id: Tally(world) for world_id, world in seen.worlds.items()}
+        verdicts, lines, now = {}, [], utc_now()
+        for _, order in sorted(orders.items()):  # one order of locks in the index, whoever writes
+            world = seen.worlds[order.world_id]
+            reason = refusal(Sight(order, world, seen.activations.get((order.world_id, order.strategy_id)), seen.sessions.get(order.session_id), now))
             tallies[order.world_id].count(reason, now)
             verdicts[order.order_id] = OrderVerdict(order_id=order.order_id, accepted=reason is None, reason=reason, epoch=world.epoch)
-            body = order.model_dump_json()
-            rows.append(
-                {"at": now, "world_id": order.world_id, "kind": REFUSED if reason else ACCEPTED, "ref": order.order_id, "epoch": order.epoch, "strategy_id": order.strategy_id}
-                | {"reason": reason.value if reason else "", "body": body}
-            )
-        written = set(connection.execute(self._database.insert(_log).on_conflict_do_nothing().returning(_log.c.ref), rows).scalars())
-        opened = [{"order_id": row["ref"], "world_id": row["world_id"], "accepted_at": now} for row in rows if row["kind"] == ACCEPTED and row["ref"] in written]
-        if opened:
-            connection.execute(_open.insert(), opened)
-        if len(written) < len(rows):  # another Gateway was quicker with the same ids: what it was told stands
-            missing = sorted(set(orders) - written)
-            verdicts |= {row.ref: _again(row, fences[orders[row.ref].world_id].epoch) for row in connection.execute(_EARLIER, {"ids": missing})}
-        self._count(tx, fences, tallies)
+            kind, why = (REFUSED, reason.value) if reason else (ACCEPTED, "")
+            lines.append(Line(now, order.world_id, kind, order.order_id, order.epoch, order.strategy_id, why, order.model_dump_json()))
+        written = self._rows.keep(connection, lines)
+        if len(written) < len(lines):  # another Gateway was quicker with the same ids: what it was told stands
+            earlier = self._rows.earlier(connection, sorted(set(orders) - written))
+            verdicts |= {order_id: _again(line, seen) for order_id, line in earlier.items()}
+        self._count(tx, seen.worlds, tallies)
         return verdicts
 
     @staticmethod
-    def _count(tx: Transaction, fences: dict[str, World], tallies: dict[str, Tally]) -> None:
+    def _count(tx: Transaction, worlds: dict[str, World], tallies: dict[str, Tally]) -> None:
         """Keep the counts of worlds with a circuit breaker, whose fence this transaction holds alone, and halt those where it has tripped."""
-        for world_id, world in fences.items():
+        for world_id, world in worlds.items():
             if world.max_orders is None and world.max_refused is None:
                 continue
             row = tx.session.get_one(FenceRow, world_id, populate_existing=True)
@@ -182,9 +187,9 @@ class SqlOrderStore:
             return dict(found)
 
 
-def _again(row: Any, epoch: int) -> OrderVerdict:
-    """The answer that an order was given before. (Any: a row of the order log.)"""
-    return OrderVerdict(order_id=row.ref, accepted=row.kind == ACCEPTED, reason=Refusal(row.reason) if row.reason else None, epoch=epoch)
+def _again(line: Line, seen: Seen) -> OrderVerdict:
+    """The answer that an order was given before."""
+    return OrderVerdict(order_id=line.ref, accepted=line.kind == ACCEPTED, reason=Refusal(line.reason) if line.reason else None, epoch=seen.worlds[line.world_id].epoch)
 
 
 def _record(row: Any, ended: Any) -> OrderRecord:
@@ -200,79 +205,28 @@ class _CountedError(Exception):
     """A world has a circuit breaker, and its fence was only shared."""
 
 
-class _Ticket:
-    """What one caller asks, and what it is answered. `news`: it is done, or its thread is the one that leads now."""
+class _Request:
+    """What one caller asks, and what it will be answered: `verdicts`, or the `error` that the whole of it is refused with."""
 
-    __slots__ = ("done", "error", "news", "orders", "verdicts")
+    __slots__ = ("answer", "error", "orders", "verdicts")
 
     def __init__(self, orders: Sequence[Order]) -> None:
-        self.orders, self.done, self.news = orders, False, threading.Event()
+        self.orders, self.answer = orders, Future[list[OrderVerdict]]()
         self.verdicts: list[OrderVerdict] = []
         self.error: BaseException | None = None
 
-    def refuse(self, earlier: dict[str, Any], orders: dict[str, Order], fences: dict[str, World]) -> bool:
-        """Whether the whole request is refused; then `error` says why. (Any: rows of the order log.)"""
+    def refuse(self, seen: Seen, orders: dict[str, Order]) -> bool:
+        """Whether the whole request is refused."""
         for order in self.orders:
-            if order.world_id not in fences:
+            earlier = seen.earlier.get(order.order_id)
+            if order.world_id not in seen.worlds:
                 self.error = QmtlError("E_WORLD_UNKNOWN", f"there is no world {order.world_id!r}", "qmtl world list prints them")
-            elif orders[order.order_id] != order or (order.order_id in earlier and Order.model_validate_json(earlier[order.order_id].body) != order):
+            elif orders[order.order_id] != order or (earlier is not None and Order.model_validate_json(earlier.body) != order):
                 self.error = QmtlError("E_ORDER_REUSED", f"the order id {order.order_id[:64]} was used for another order", "give every order an id of its own")
         return self.error is not None
 
-
-class _Together:
-    """Serves the callers of several threads with one call. One leads: it waits a moment for as many as came last time, serves them together, and hands the lead to who came meanwhile."""
-
-    def __init__(self, serve: Callable[[Sequence[_Ticket]], None]) -> None:
-        self._serve, self._waiting = serve, deque[_Ticket]()
-        self._mutex, self._led, self._last = threading.Lock(), False, 1
-
-    def __call__(self, orders: Sequence[Order]) -> list[OrderVerdict]:
-        ticket = _Ticket(orders)
-        self.serve([ticket])
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket.verdicts
-
-    def serve(self, tickets: Sequence[_Ticket]) -> None:
-        """Until all of them are done."""
-        with self._mutex:
-            self._waiting += tickets
-            leads, self._led = not self._led, True
-        for ticket in tickets:
-            while not ticket.done:
-                if leads:
-                    leads = self._lead()
-                else:
-                    ticket.news.wait()
-                    ticket.news.clear()
-                    leads = not ticket.done
-        if leads:
-            self._hand_over()
-
-    def _lead(self) -> bool:
-        """Serve a batch. True: the caller leads still."""
-        until = time.perf_counter() + _GATHER_S
-        while len(self._waiting) < self._last and time.perf_counter() < until:
-            time.sleep(_GATHER_S / 20)  # lets those run who were answered a moment ago
-        batch, count = list[_Ticket](), 0
-        while self._waiting and (not batch or count + len(self._waiting[0].orders) <= _AT_ONCE):
-            count += len(self._waiting[0].orders)
-            batch.append(self._waiting.popleft())
-        self._last = len(batch)
-        try:
-            self._serve(batch)
-        except BaseException as error:  # everyone whom it concerns is told, the leader among them
-            for ticket in batch:
-                ticket.error = ticket.error or error
-        for ticket in batch:
-            ticket.done = True
-            ticket.news.set()
-        return True
-
-    def _hand_over(self) -> None:
-        with self._mutex:
-            if self._waiting:
-                self._waiting[0].news.set()
-            else:
-                self._led = False
+    def tell(self) -> None:
+        if self.error is not None:
+            self.answer.set_exception(self.error)
+        else:
+            self.answer.set_result(self.verdicts)

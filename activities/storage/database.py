@@ -6,7 +6,9 @@ recorded nothing is rolled back, because a change that nobody can see later is a
 
 import sqlite3
 import threading
+import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -14,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import portalocker
+import psycopg
 from blake3 import blake3
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, DisconnectionError, OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlmodel import Session, SQLModel, select
 
 from activities.storage.chain import link
@@ -27,7 +31,7 @@ from activities.storage.turnstile import Turnstile
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
 
-_WROTE = "qmtl_wrote"
+_WROTE, _IDLE_S = "qmtl_wrote", 1.0
 
 
 def utc_now() -> str:
@@ -74,7 +78,7 @@ class Transaction:
         self.lock(f"outbox:{key}")  # held from the number to the commit: within a key, numbers are in the order of commits
         self._chained(Audit(at=now, actor=self._actor, action=action, world_id=world_id, subject=subject, correlation_id=correlation_id, before=was, after=became, chain=key))
         self.session.add(Outbox(event_id=uuid.uuid4().hex, type=event or action, key=key, world_id=world_id, subject=about or subject, at=now, data=payload))
-        self.session.flush()
+        self.session.flush()  # the next row of this transaction must find the head
         self.recorded = True
 
     def _chained(self, row: Audit) -> None:
@@ -85,10 +89,9 @@ class Transaction:
         head.number, head.hash = row.number, row.hash
         self.session.add(row)
         self.session.add(head)
-        self.session.flush()  # the next row of this transaction must find the head
 
 
-class Database:
+class Database(ABC):
     """Connections, transactions and the store's identity. Made by `open_database`."""
 
     transaction_type: type[Transaction] = Transaction
@@ -126,11 +129,15 @@ class Database:
         try:
             connection = self._engine.connect().execution_options(qmtl_purpose=purpose)
             with connection:
-                yield connection
-        except DataError as error:  # PostgreSQL refuses what no column can hold, such as a text with a zero byte
-            raise QmtlError("E_BODY_INVALID", f"a value can't be stored: {str(error.orig).splitlines()[0]}", "send text and numbers that a database can hold") from error
-        except OperationalError as error:
-            raise QmtlError("E_UNAVAILABLE", f"the database can't be reached: {str(error.orig).splitlines()[0]}", "check that it runs and has room, then try again") from error
+                try:
+                    yield connection
+                except psycopg.OperationalError:  # past SQLAlchemy: it could not know that this connection is lost
+                    connection.invalidate()
+                    raise
+        except (DataError, psycopg.DataError) as error:  # PostgreSQL refuses what no column can hold, such as a text with a zero byte
+            raise QmtlError("E_BODY_INVALID", f"a value can't be stored: {_said(error)}", "send text and numbers that a database can hold") from error
+        except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
+            raise QmtlError("E_UNAVAILABLE", f"the database can't be reached: {_said(error)}", "check that it runs and has room, then try again") from error
 
     def _changed(self, connection: Connection) -> bool:
         """Whether this transaction wrote anything, as far as the database says."""
@@ -154,9 +161,9 @@ class Database:
         """Held while migrations run, so that two processes that start don't both do them."""
         return nullcontext()
 
+    @abstractmethod
     def sole(self, role: str) -> AbstractContextManager[bool]:
         """Whether this process is now the one that plays `role`; it is until the block ends, or the process."""
-        raise NotImplementedError
 
     def close(self) -> None:
         self._engine.dispose()
@@ -206,10 +213,10 @@ class SqliteDatabase(Database):
 
 class _PostgresTransaction(Transaction):
     def lock(self, name: str) -> None:
-        self.session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _lock_key(name)})
+        self.session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(name)})
 
     def share(self, name: str) -> None:
-        self.session.connection().execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": _lock_key(name)})
+        self.session.connection().execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": lock_key(name)})
 
 
 class PostgresDatabase(Database):
@@ -217,25 +224,26 @@ class PostgresDatabase(Database):
     insert = staticmethod(postgresql.insert)
 
     def __init__(self, dsn: str) -> None:
-        engine = create_engine("postgresql+psycopg://" + dsn.split("://", 1)[1], pool_size=16, pool_pre_ping=True)
+        engine = create_engine("postgresql+psycopg://" + dsn.split("://", 1)[1], pool_size=16)
+        _try_idle(engine)
         _watch_writes(engine)
         super().__init__(engine)
 
     @contextmanager
     def migrating(self) -> Iterator[None]:
         with self._connection("migrate") as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _lock_key("migrate")})
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": lock_key("migrate")})
             connection.commit()
             try:
                 yield
             finally:
-                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _lock_key("migrate")})
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": lock_key("migrate")})
                 connection.commit()
 
     @contextmanager
     def sole(self, role: str) -> Iterator[bool]:
         with self._connection("sole") as connection:  # the lock is this connection's, and ends with it
-            mine = bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _lock_key(role)}).scalar_one())
+            mine = bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": lock_key(role)}).scalar_one())
             connection.commit()
             try:
                 yield mine
@@ -273,5 +281,29 @@ def _watch_writes(engine: Engine) -> None:
     event.listen(engine, "begin", begin)
 
 
-def _lock_key(name: str) -> int:
+def _try_idle(engine: Engine) -> None:
+    """Try a connection that lay idle before it is used: the server may have gone meanwhile. One that was used a moment ago is not worth a round trip."""
+
+    def checkin(_: object, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    def checkout(driver: "psycopg.Connection[Any]", record: ConnectionPoolEntry, _: object) -> None:
+        if time.monotonic() - record.info.get("idle_since", 0.0) > _IDLE_S:
+            try:
+                driver.execute("SELECT 1")
+                driver.rollback()
+            except psycopg.OperationalError as error:
+                raise DisconnectionError from error
+
+    event.listen(engine, "checkin", checkin)
+    event.listen(engine, "checkout", checkout)
+
+
+def _said(error: Exception) -> str:
+    """What the database's driver said, in one line."""
+    return str(getattr(error, "orig", None) or error).splitlines()[0]
+
+
+def lock_key(name: str) -> int:
+    """The number of an advisory lock."""
     return int.from_bytes(blake3(name.encode()).digest(8), "big", signed=True)

@@ -160,7 +160,7 @@ def evaluation_options(world_id: str, task_queue: str) -> dict[str, Any]:
 
 def _brief(judged: Judged) -> Judgment:
     envelope = judged.envelope
-    lines = tuple((item.name or item.strategy_id[:17], f"active, rank {item.rank}, weight {item.weight:.3g}" if item.active else "not active", _why(item)) for item in envelope.strategies[:_LINES])
+    lines = tuple((item.label, f"active, rank {item.rank}, weight {item.weight:.3g}" if item.active else "not active", _why(item)) for item in envelope.strategies[:_LINES])
     return Judgment(seq=judged.seq, etag=envelope.etag, reason=envelope.reason, policy_version=envelope.policy_version, strategies=len(envelope.strategies), lines=lines)
 
 

@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import func, update
 from sqlmodel import Session, col, select
@@ -17,33 +17,30 @@ from activities.graph.sql import SqlGraphStore
 from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import (
     AckRow,
-    Activation,
     ApplyRow,
     ApplyStep,
     ApprovalRow,
-    Binding,
-    Decision,
     EdgeOverride,
-    Evidence,
     FenceRow,
     GatewayRow,
     GraphStrategy,
-    OpenOrder,
     PolicyRow,
     SessionRow,
     WorldNode,
     WorldRow,
 )
 from activities.worlds.gate import DRAINING, FROZEN, LIVE_EDGE, OPEN, halt, hashes, journal, locked_fence, tell
-from activities.worlds.plan import Facts, Situation, Snapshot, plan_apply, plan_rollback, standpoint
-from activities.worlds.sql import activate, activation_etag, follow, world_of
-from activities.worlds.store import Drained, EvidenceBody, Frozen, StepDone
+from activities.worlds.plan import Situation, Snapshot, plan_apply, plan_rollback, standpoint
+from activities.worlds.sql import activate, activation_etag, activations_of, follow, newest_decision, newest_evidence, world_of
+from activities.worlds.store import Frozen, StepDone
 from qmtl_sdk.contracts.applies import Ack, ApplyPlan, ApplyRequest, ApplyStatus, Approval, Change, Standpoint, Step, Verdict, plan_etag
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.domains import Domain, domain_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
-from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope
+from qmtl_sdk.contracts.worlds import ActivationEnvelope
+
+StepT = TypeVar("StepT", bound=StepDone)
 
 
 class SqlApplyStore:
@@ -57,8 +54,8 @@ class SqlApplyStore:
         with self._database.read() as session:
             return self._planned(session, world_id, request, actor)
 
-    def request(self, world_id: str, request: ApplyRequest, actor: str) -> ApplyStatus:
-        """Keep the request with its plan. Raises QmtlError: as `plan_apply`, E_RUN_ID_REUSED, E_APPLY_RUNNING, E_WORLD_FROZEN."""
+    def request(self, world_id: str, request: ApplyRequest, actor: str, agree: Callable[[ApplyPlan], None] = lambda _: None) -> ApplyStatus:
+        """Keep the request with its plan, unless `agree` raises at it. Raises QmtlError: as `plan_apply`, E_RUN_ID_REUSED, E_APPLY_RUNNING, E_WORLD_FROZEN."""
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
             known = tx.session.get(ApplyRow, (world_id, request.run_id))
@@ -66,13 +63,14 @@ class SqlApplyStore:
                 if known.body != request.model_dump_json():
                     raise QmtlError("E_RUN_ID_REUSED", f"run {request.run_id} was asked for with another body", "give another apply another run_id")
                 return _status(tx.session, known)
-            running = tx.session.exec(select(ApplyRow).where(ApplyRow.world_id == world_id, col(ApplyRow.ended_at).is_(None))).first()
+            running = _running(tx.session, world_id)
             if running is not None:
                 raise QmtlError("E_APPLY_RUNNING", f"{running.run_id} of {running.requested_by} is under way in {world_id}, at {running.state}", "wait for it, or abort it", run_id=running.run_id)
             fence = locked_fence(tx, world_id)
             if fence.state != OPEN:
                 raise QmtlError("E_WORLD_FROZEN", f"{world_id} is {fence.state}: {fence.holder} left it so", "look at that run; then qmtl world resume W")
             plan = self._planned(tx.session, world_id, request, actor)
+            agree(plan)
             seq = (tx.session.exec(select(func.max(ApplyRow.seq))).one() or 0) + 1
             row = ApplyRow(
                 world_id=world_id,
@@ -163,10 +161,6 @@ class SqlApplyStore:
         tx.record("approval.given", row.world_id, row.subject, after=approval.json_dict(), correlation_id=row.subject, data=data)
         return approval
 
-    def approvals(self, world_id: str, subject: str) -> tuple[Approval, ...]:
-        with self._database.read() as session:
-            return _approvals(session, world_id, subject)
-
     def untaken(self) -> list[tuple[str, str, Approval]]:
         """Approvals that their apply has not heard of yet: world, run, approval."""
         with self._database.read() as session:
@@ -186,11 +180,10 @@ class SqlApplyStore:
 
     def await_approval(self, world_id: str, run_id: str) -> StepDone:
         def do(tx: Transaction, row: ApplyRow, _: FenceRow) -> StepDone:
-            data = {"world_id": world_id, "run_id": run_id, "state": "approval", "title": ApplyPlan.model_validate_json(row.plan).title}
-            tx.record("apply.waiting", world_id, run_id, after={"state": "approval"}, correlation_id=run_id, event="apply.state", data=data)
+            _progress(tx, row, "apply.waiting", "approval", after={"state": "approval"}, title=ApplyPlan.model_validate_json(row.plan).title)
             return StepDone()
 
-        return StepDone.model_validate(self._once(world_id, run_id, "approval", do))
+        return self._once(world_id, run_id, "approval", StepDone, do)
 
     def freeze(self, world_id: str, run_id: str) -> Frozen:
         """Close the world for this run. Raises QmtlError: E_WORLD_FROZEN where it is not open, E_ETAG where it has changed since the plan was made."""
@@ -201,18 +194,18 @@ class SqlApplyStore:
                 raise QmtlError("E_WORLD_FROZEN", f"{world_id} is {fence.state} by {fence.holder}", "resume it first")
             _unchanged(tx.session, fence, plan)
             world = tx.session.get_one(WorldRow, world_id)
-            there = _activations(tx.session, world_id)
+            there = activations_of(tx.session, world_id)
             row.snapshot = Snapshot(standpoints={item.strategy_id: standpoint(item) for item in there}, live_edge=fence.live_edge, fingerprint=world.pinned_fingerprint).model_dump_json()
             row.epoch_before = fence.epoch
             before = {"state": fence.state, "epoch": fence.epoch}
             fence.state, fence.holder, fence.epoch = FROZEN, run_id, fence.epoch + 1
-            if plan.live_edge_before and any(getattr(stage, "close_live_edge", False) for stage in plan.stages):
+            if plan.live_edge_before and plan.freeze.close_live_edge:
                 _edge(tx, fence, False, f"closed by {run_id}")
             journal(tx, fence, "freeze", run_id)
             told = tell(tx, world, fence, "freeze", run_id, action="apply.frozen", before=before, after={"state": fence.state, "epoch": fence.epoch, "live_edge": fence.live_edge}, requires_ack=True)
             return Frozen(epoch=fence.epoch, sequence=told.sequence, at=told.ts)
 
-        return Frozen.model_validate(self._once(world_id, run_id, "freeze", do))
+        return self._once(world_id, run_id, "freeze", Frozen, do)
 
     def drain(self, world_id: str, run_id: str) -> StepDone:
         """From frozen to draining: open orders may end, new ones are still refused."""
@@ -224,14 +217,7 @@ class SqlApplyStore:
             tell(tx, tx.session.get_one(WorldRow, world_id), fence, "freeze", run_id, action="apply.draining", before={"state": FROZEN}, after={"state": DRAINING, "epoch": fence.epoch})
             return StepDone()
 
-        return StepDone.model_validate(self._once(world_id, run_id, "drain", do))
-
-    def drained(self, world_id: str, frozen: Frozen) -> Drained:
-        """How far the drain is: open orders, and who has not said yet that they have heard of the freeze."""
-        with self._database.read() as session:
-            count = session.exec(select(func.count()).select_from(OpenOrder).where(OpenOrder.world_id == world_id)).one()
-            missing = tuple(item.holder for item in _acks(session, world_id, frozen.sequence, "freeze", frozen.at) if item.at is None)
-            return Drained(open_orders=count, missing=missing)
+        return self._once(world_id, run_id, "drain", StepDone, do)
 
     def switch(self, world_id: str, run_id: str) -> StepDone:
         """Change everything that the plan changes, or nothing. Raises QmtlError: E_ETAG, E_LIVE_NOT_ALLOWED."""
@@ -250,12 +236,11 @@ class SqlApplyStore:
             world.pinned_fingerprint = plan.fingerprint_after
             tx.session.add(world)
             journal(tx, fence, "switch", run_id)
-            data = {"world_id": world_id, "run_id": run_id, "state": "switch", "title": plan.title}
             after = {"changes": [change.json_dict() for change in plan.changes], "live_edge": plan.live_edge_after, "fingerprint": plan.fingerprint_after}
-            tx.record("apply.switched", world_id, run_id, before=json.loads(row.snapshot), after=after, correlation_id=run_id, event="apply.state", data=data)
+            _progress(tx, row, "apply.switched", "switch", before=json.loads(row.snapshot), after=after, title=plan.title)
             return StepDone()
 
-        return StepDone.model_validate(self._once(world_id, run_id, "switch", do))
+        return self._once(world_id, run_id, "switch", StepDone, do)
 
     def restore(self, world_id: str, run_id: str) -> StepDone:
         """Put back what the freeze found. The world stays closed."""
@@ -264,24 +249,23 @@ class SqlApplyStore:
             _held(fence, run_id)
             self._put_back(tx, row, fence)
             journal(tx, fence, "restore", run_id)
-            data = {"world_id": world_id, "run_id": run_id, "state": "restore"}
-            tx.record("apply.restored", world_id, run_id, after=json.loads(row.snapshot), correlation_id=run_id, event="apply.state", data=data)
+            _progress(tx, row, "apply.restored", "restore", after=json.loads(row.snapshot))
             return StepDone()
 
-        return StepDone.model_validate(self._once(world_id, run_id, "restore", do))
+        return self._once(world_id, run_id, "restore", StepDone, do)
 
     def unfreeze(self, world_id: str, run_id: str) -> Frozen:
         """Open the world again, under a new epoch, as the newest decision has it."""
 
         def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> Frozen:
             _held(fence, run_id)
-            if "switch" not in _steps(tx.session, world_id, run_id):
+            if tx.session.get(ApplyStep, (world_id, run_id, "switch")) is None:
                 self._put_back(tx, row, fence)
             told = self._open(tx, fence, run_id)
             row.epoch_after = fence.epoch
             return Frozen(epoch=fence.epoch, sequence=told.sequence, at=told.ts)
 
-        return Frozen.model_validate(self._once(world_id, run_id, "unfreeze", do))
+        return self._once(world_id, run_id, "unfreeze", Frozen, do)
 
     def conclude(self, world_id: str, run_id: str, outcome: str, reason: str) -> StepDone:
         """The apply has ended."""
@@ -290,11 +274,10 @@ class SqlApplyStore:
             if outcome != "frozen" and fence.holder == run_id:
                 raise RuntimeError(f"{run_id} would end as {outcome} and still holds {world_id}")
             row.outcome, row.reason, row.ended_at, row.epoch_after = outcome, reason[:1000], utc_now(), fence.epoch
-            data = {"world_id": world_id, "run_id": run_id, "state": outcome, "reason": row.reason}
-            tx.record("apply.ended", world_id, run_id, after={"outcome": outcome, "reason": row.reason, "epoch": fence.epoch}, correlation_id=run_id, event="apply.state", data=data)
+            _progress(tx, row, "apply.ended", outcome, after={"outcome": outcome, "reason": row.reason, "epoch": fence.epoch}, reason=row.reason)
             return StepDone()
 
-        return StepDone.model_validate(self._once(world_id, run_id, "end", do))
+        return self._once(world_id, run_id, "end", StepDone, do)
 
     def halt(self, world_id: str, actor: str, reason: str) -> bool:
         """Close the world's gate at once, whatever else is under way, until someone resumes it; False where it was halted already."""
@@ -310,7 +293,7 @@ class SqlApplyStore:
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
             fence = locked_fence(tx, world_id)
-            running = tx.session.exec(select(ApplyRow).where(ApplyRow.world_id == world_id, col(ApplyRow.ended_at).is_(None))).first()
+            running = _running(tx.session, world_id)
             lifted = []
             if fence.halted:
                 lifted.append(f"halt ({fence.halted})")
@@ -347,7 +330,7 @@ class SqlApplyStore:
     @staticmethod
     def _awaited(session: Session, world_id: str, sequence: int) -> bool:
         """Whether the apply that is under way told this sequence and still waits for who has heard."""
-        row = session.exec(select(ApplyRow).where(ApplyRow.world_id == world_id, col(ApplyRow.ended_at).is_(None))).first()
+        row = _running(session, world_id)
         told = {"freeze": "freeze", "drain": "freeze", "unfreeze": "unfreeze"}.get(row.state) if row else None
         step = session.get(ApplyStep, (world_id, row.run_id, told)) if row and told else None
         return step is not None and Frozen.model_validate_json(step.answer).sequence == sequence
@@ -366,24 +349,24 @@ class SqlApplyStore:
 
     # pieces of the steps
 
-    def _once(self, world_id: str, run_id: str, step: str, do: Callable[[Transaction, ApplyRow, FenceRow], StepDone]) -> dict[str, Any]:
-        """Do a step if it was not done before; its answer. (Any: the answer as JSON.)"""
+    def _once(self, world_id: str, run_id: str, step: str, answer_type: type[StepT], do: Callable[[Transaction, ApplyRow, FenceRow], StepT]) -> StepT:
+        """Do a step if it was not done before; its answer."""
         with self._database.write("apply") as tx:
             tx.lock(f"world:{world_id}")
             done = tx.session.get(ApplyStep, (world_id, run_id, step))
             if done is not None:
-                return dict(json.loads(done.answer))
+                return answer_type.model_validate_json(done.answer)
             row = _row(tx.session, world_id, run_id)
             if row.ended_at is not None:
                 raise QmtlError("E_APPLY_ENDED", f"{run_id} has ended: {row.outcome}", "ask for another apply")
             fence = locked_fence(tx, world_id)
-            answer = do(tx, row, fence).model_dump(mode="json")
+            answer = do(tx, row, fence)
             self._begin(tx, row, step, answer)
             return answer
 
     @staticmethod
-    def _begin(tx: Transaction, row: ApplyRow, step: str, answer: dict[str, Any] | None = None) -> None:
-        """The step before has ended, this one begins. (Any: the answer as JSON.)"""
+    def _begin(tx: Transaction, row: ApplyRow, step: str, answer: StepDone | None = None) -> None:
+        """The step before has ended, this one begins."""
         now = utc_now()
         for earlier in tx.session.exec(select(ApplyStep).where(ApplyStep.world_id == row.world_id, ApplyStep.run_id == row.run_id, col(ApplyStep.ended_at).is_(None))):
             earlier.ended_at = now
@@ -391,12 +374,12 @@ class SqlApplyStore:
         if step != "end":
             row.state = step
         tx.session.add(row)
-        tx.session.add(ApplyStep(world_id=row.world_id, run_id=row.run_id, step=step, started_at=now, ended_at=now if step == "end" else None, answer=json.dumps(answer or {})))
+        tx.session.add(ApplyStep(world_id=row.world_id, run_id=row.run_id, step=step, started_at=now, ended_at=now if step == "end" else None, answer=(answer or StepDone()).model_dump_json()))
 
     @staticmethod
     def _stand(tx: Transaction, world: WorldRow, wanted: dict[str, Standpoint], run_id: str) -> None:
         """Bring strategies to where they shall stand."""
-        there = {item.strategy_id: item for item in _activations(tx.session, world.world_id)}
+        there = {item.strategy_id: item for item in activations_of(tx.session, world.world_id)}
         entries = hashes(tx.session, world.world_id)
         for strategy_id, after in sorted(wanted.items()):
             before = there.get(strategy_id)
@@ -421,7 +404,10 @@ class SqlApplyStore:
                 if state == "running":
                     SqlGraphStore.bind_queues(tx, world_id, domain.value, dag)
                 for node in dag.nodes:
-                    tx.session.merge(WorldNode(world_id=world_id, node_id=node.node_id, execution_domain=domain.value, state=state, eval_key="", updated_at=now))
+                    at = {"world_id": world_id, "node_id": node.node_id, "execution_domain": domain.value}
+                    there = tx.session.get(WorldNode, tuple(at.values())) or WorldNode(**at, eval_key="", state=state, updated_at=now)
+                    there.state, there.updated_at = state, now
+                    tx.session.add(there)
 
     def _put_back(self, tx: Transaction, row: ApplyRow, fence: FenceRow) -> None:
         snapshot, world = Snapshot.model_validate_json(row.snapshot), tx.session.get_one(WorldRow, row.world_id)
@@ -436,9 +422,9 @@ class SqlApplyStore:
         world = tx.session.get_one(WorldRow, fence.world_id)
         before = before or {"state": fence.state, "epoch": fence.epoch}
         fence.state, fence.holder, fence.epoch = OPEN, "", fence.epoch + 1
-        decision = tx.session.exec(select(Decision).where(Decision.world_id == fence.world_id).order_by(col(Decision.seq).desc()).limit(1)).first()
+        decision = newest_decision(tx.session, fence.world_id)
         if decision is not None:
-            follow(tx, world, DecisionEnvelope.model_validate_json(decision.body), run_id)
+            follow(tx, world, decision, run_id)
         journal(tx, fence, "unfreeze", run_id, reason)
         return tell(
             tx, world, fence, "unfreeze", run_id, action="apply.unfrozen", before=before, after={"state": OPEN, "epoch": fence.epoch, "live_edge": fence.live_edge, "reason": reason}, requires_ack=True
@@ -453,31 +439,33 @@ def situation_of(session: Session, world_id: str) -> Situation:
     policy = session.get(PolicyRow, (world_id, row.policy_version)) if row.policy_version else None
     if policy is None:
         raise QmtlError("E_POLICY_MISSING", f"world {world_id} has no policy", "add one: qmtl world policy add W FILE")
-    decision = session.exec(select(Decision).where(Decision.world_id == world_id).order_by(col(Decision.seq).desc()).limit(1)).first()
-    newest = select(func.max(Evidence.seq)).where(Evidence.world_id == world_id, col(Evidence.shadow).is_(False)).group_by(col(Evidence.strategy_id))
-    bodies = session.exec(select(Evidence, Binding).where(col(Evidence.seq).in_(newest), Binding.world_id == Evidence.world_id, Binding.strategy_id == Evidence.strategy_id))
-    evidence = {found.strategy_id: (EvidenceBody.model_validate_json(found.body), binding.name) for found, binding in bodies}
     return Situation(
         world=world_of(row),
         policy=Policy.model_validate_json(policy.body),
-        decision=DecisionEnvelope.model_validate_json(decision.body) if decision else None,
-        activations=tuple(_activations(session, world_id)),
-        facts={strategy_id: Facts(name=name, dataset_fingerprint=body.dataset_fingerprint, metrics=body.metrics) for strategy_id, (body, name) in evidence.items()},
+        decision=newest_decision(session, world_id),
+        activations=tuple(activations_of(session, world_id)),
+        evidence={candidate.strategy_id: candidate for candidate in newest_evidence(session, world_id)},
         live_edge=fence.live_edge,
         now=datetime.now(UTC),
     )
 
 
-def _activations(session: Session, world_id: str) -> list[ActivationEnvelope]:
-    rows = session.exec(select(Activation).where(Activation.world_id == world_id, Activation.strategy_id != WHOLE_WORLD).order_by(col(Activation.strategy_id)))
-    return [ActivationEnvelope.model_validate_json(row.body) for row in rows]
+def _running(session: Session, world_id: str) -> ApplyRow | None:
+    """The apply that is under way in a world: at most one."""
+    return session.exec(select(ApplyRow).where(ApplyRow.world_id == world_id, col(ApplyRow.ended_at).is_(None))).first()
+
+
+def _progress(tx: Transaction, row: ApplyRow, action: str, state: str, *, before: object = None, after: object, **data: str) -> None:
+    """Record what an apply has come to, and tell of it."""
+    told = {"world_id": row.world_id, "run_id": row.run_id, "state": state, **data}
+    tx.record(action, row.world_id, row.run_id, before=before, after=after, correlation_id=row.run_id, event="apply.state", data=told)
 
 
 def _unchanged(session: Session, fence: FenceRow, plan: ApplyPlan, closed_by_us: bool = False) -> None:
     """Raises QmtlError (E_ETAG) where the world is no longer what the plan was made from."""
     world = session.get_one(WorldRow, plan.world_id)
     edge = plan.live_edge_before if closed_by_us else fence.live_edge
-    now = plan_etag([(item.strategy_id, item.etag) for item in _activations(session, plan.world_id)], world.pinned_fingerprint, edge, world.policy_version)
+    now = plan_etag([(item.strategy_id, item.etag) for item in activations_of(session, plan.world_id)], world.pinned_fingerprint, edge, world.policy_version)
     if now != plan.etag:
         raise QmtlError("E_ETAG", f"{plan.world_id} has changed since the plan was made: its activations, its policy, or the edge to live", "ask for a new apply", etag=now)
 
@@ -501,10 +489,6 @@ def _row(session: Session, world_id: str, run_id: str) -> ApplyRow:
     if row is None:
         raise QmtlError("E_APPLY_UNKNOWN", f"there is no apply {run_id[:80]!r} in {world_id[:64]}", "qmtl world applies W lists them")
     return row
-
-
-def _steps(session: Session, world_id: str, run_id: str) -> set[str]:
-    return set(session.exec(select(ApplyStep.step).where(ApplyStep.world_id == world_id, ApplyStep.run_id == run_id)))
 
 
 def _status(session: Session, row: ApplyRow) -> ApplyStatus:

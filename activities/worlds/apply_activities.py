@@ -6,6 +6,7 @@ import time
 from temporalio import activity
 
 from activities.commands import ApplyBrief, ApplyInput, AwaitAcks, Conclude, DirectVote, DrainCommand, Heard, Votes
+from activities.orders.sql import SqlOrderStore
 from activities.worlds.applies import SqlApplyStore
 from activities.worlds.store import Frozen, StepDone
 from qmtl_sdk.contracts.errors import QmtlError
@@ -14,15 +15,15 @@ LOOK_S, LINES = 0.02, 40
 
 
 class ApplyActivities:
-    def __init__(self, applies: SqlApplyStore) -> None:
-        self._applies = applies
+    def __init__(self, applies: SqlApplyStore, orders: SqlOrderStore) -> None:
+        self._applies, self._orders = applies, orders
 
     @activity.defn(no_thread_cancel_exception=True)
     def apply_plan(self, command: ApplyInput) -> ApplyBrief:
         plan = self._applies.find(command.world_id, command.run_id).plan
         rows = plan.diff()
         more = [(f"and {len(rows) - LINES} more", "", "")] if len(rows) > LINES else []
-        left_out = tuple(f"{item.name or item.strategy_id[:17]}: {item.why}" for item in plan.left_out[:10])
+        left_out = tuple(str(item) for item in plan.left_out[:10])
         return ApplyBrief(title=plan.title, reason=plan.reason, requested_by=plan.requested_by, stages=plan.stages, diff=(*rows[:LINES], *more), left_out=left_out, etag=plan.etag)
 
     @activity.defn(no_thread_cancel_exception=True)
@@ -48,13 +49,17 @@ class ApplyActivities:
         await asyncio.to_thread(self._applies.drain, command.world_id, command.run_id)
         began = command.frozen.at.timestamp()
         while True:
-            found = await asyncio.to_thread(self._applies.drained, command.world_id, command.frozen)
+            still_open, missing = await asyncio.to_thread(self._left, command)
             waited = time.time() - began  # since the freeze, whichever worker has seen it
-            if not found.open_orders and (not found.missing or waited >= command.ack_timeout_s):
-                return Heard(missing=found.missing, waited_s=round(waited, 3))
-            if found.open_orders and waited >= command.timeout_s:
-                raise QmtlError("E_DRAIN_TIMEOUT", f"{found.open_orders} orders were still open after {command.timeout_s:g} s", "cancel them at their venue, or give the drain more time")
+            if not still_open and (not missing or waited >= command.ack_timeout_s):
+                return Heard(missing=missing, waited_s=round(waited, 3))
+            if still_open and waited >= command.timeout_s:
+                raise QmtlError("E_DRAIN_TIMEOUT", f"{still_open} orders were still open after {command.timeout_s:g} s", "cancel them at their venue, or give the drain more time")
             await asyncio.sleep(LOOK_S)
+
+    def _left(self, command: DrainCommand) -> tuple[int, tuple[str, ...]]:
+        """How many orders are open, and who has not said yet that they have heard of the freeze."""
+        return self._orders.open_orders(command.world_id), self._applies.missing_acks(command.world_id, command.frozen, "freeze")
 
     @activity.defn(no_thread_cancel_exception=True)
     def switch_world(self, command: ApplyInput) -> StepDone:

@@ -2,17 +2,13 @@
 
 from typing import Literal
 
-from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.worlds import StrategyDecision, UtcTime, Violation
 
-Step = Literal["evidence", "data_currency", "gates", "score", "constraints", "topk", "hysteresis"]
 
-
-class Candidate(Model):
+class Candidate(OfStrategy):
     """A strategy's newest evidence. `error` says why it has no metrics; `bound` is its binding's age, lower is older; `sectors` are those of its price streams."""
 
-    strategy_id: str
-    name: str
     bound: int
     evidence_seq: int = 0
     metrics: dict[str, float | None] = {}
@@ -23,10 +19,6 @@ class Candidate(Model):
     data_last: UtcTime | None = None
     error_code: str = ""
     error: str = ""
-
-    @property
-    def label(self) -> str:
-        return self.name or self.strategy_id[:17]
 
     @property
     def side(self) -> Literal["long", "short"]:

@@ -143,7 +143,7 @@ def _rule(policy: Policy, name: str) -> str:
 
 def summary(decisions: tuple[StrategyDecision, ...]) -> str:
     """The judgment in one line."""
-    active = [item.name or item.strategy_id[:17] for item in decisions if item.active]
+    active = [item.label for item in decisions if item.active]
     return f"{len(active)} of {len(decisions)} active" + (f": {', '.join(active[:5])}{' …' if len(active) > 5 else ''}" if active else "")
 
 

@@ -8,8 +8,8 @@ from qmtl_sdk.contracts.applies import MODE_OF
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.worlds import Explanation
 
-_STEPS = ("evidence", "data_currency", "gates", "score", "constraints", "topk", "hysteresis")
 _NAMES = {"evidence": "evidence", "data_currency": "data currency", "gates": "gates", "score": "score", "constraints": "constraints", "topk": "top-k", "hysteresis": "hysteresis"}
+_STEPS = tuple(_NAMES)
 
 
 def explain(strategy_id: str, situation: Situation, standings: Mapping[str, Standing]) -> Explanation:
@@ -24,7 +24,7 @@ def explain(strategy_id: str, situation: Situation, standings: Mapping[str, Stan
         raise QmtlError("E_STRATEGY_UNKNOWN", f"{strategy_id[:80]!r} {what}", "give its whole strategy_id; qmtl world show W lists them")
     mine = found[0]
     stands = situation.standpoint(mine.strategy_id)
-    lines = [f"{mine.name or mine.strategy_id[:17]} in {world}: {stands} (policy version {decision.policy_version}, judged {decision.decided_at:%Y-%m-%d %H:%M:%S} UTC)"]
+    lines = [f"{mine.label} in {world}: {stands} (policy version {decision.policy_version}, judged {decision.decided_at:%Y-%m-%d %H:%M:%S} UTC)"]
     stopped = {violation.step for violation in mine.violations}
     first = min((_STEPS.index(step) for step in stopped), default=len(_STEPS))
     for number, step in enumerate(_STEPS):

@@ -10,7 +10,9 @@ Whatever can't be planned is refused here, before anything has changed.
 from collections.abc import Sequence
 from datetime import datetime
 
-from qmtl_sdk.contracts.applies import MODE_OF, RANK, ApplyPlan, ApplyRequest, AwaitApprovals, Change, Drain, Freeze, LeftOut, Stage, Standpoint, Switch, Unfreeze, plan_etag
+from activities.worlds.candidate import Candidate
+from qmtl_sdk.contracts.applies import MODE_OF, ApplyPlan, ApplyRequest, AwaitApprovals, Change, Drain, Freeze, LeftOut, Stage, Standpoint, Switch, Unfreeze, plan_etag, rank_of
+from qmtl_sdk.contracts.domains import domain_of
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.model import Model
@@ -26,14 +28,6 @@ class Snapshot(Model):
     fingerprint: str = ""
 
 
-class Facts(Model):
-    """A strategy's newest evidence, as far as a promotion asks for it."""
-
-    name: str = ""
-    dataset_fingerprint: str = ""
-    metrics: dict[str, float | None] = {}
-
-
 class Situation(Model):
     """The world as the planner sees it."""
 
@@ -41,7 +35,7 @@ class Situation(Model):
     policy: Policy
     decision: DecisionEnvelope | None
     activations: tuple[ActivationEnvelope, ...]
-    facts: dict[str, Facts]
+    evidence: dict[str, Candidate]
     live_edge: bool
     now: datetime
 
@@ -64,8 +58,7 @@ def standpoint(activation: ActivationEnvelope) -> Standpoint:
 def plan_apply(request: ApplyRequest, requested_by: str, situation: Situation) -> ApplyPlan:
     """Raises QmtlError: E_SHARE_POLICY, E_FINGERPRINT_MISSING, E_LIVE_NOT_ALLOWED, E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN, E_WEIGHT, E_APPLY_EMPTY, E_ETAG."""
     _pinned(situation.policy)
-    if request.etag and request.etag != situation.etag:
-        raise QmtlError("E_ETAG", "the world has changed since that plan was made", "look at the new plan (qmtl world apply W --dry-run), and ask again", etag=situation.etag)
+    _as_seen(request, situation)
     target = _target(request, situation)
     decision = _fresh(situation)
     known = {item.strategy_id for item in decision.strategies}
@@ -87,18 +80,17 @@ def plan_apply(request: ApplyRequest, requested_by: str, situation: Situation) -
     goes_live = any(change.after.active and change.after.mode == "live" for change in changes)
     live_after = situation.live_edge or (goes_live and situation.policy.gating_policy.edges.post_promotion.enable_edges_to == "live")
     fingerprint = situation.policy.gating_policy.dataset_fingerprint or ""
-    return _plan(request, requested_by, situation, {"paper": "dryrun", "live": "live"}[target], changes, left_out, live_after, fingerprint)
+    return _plan(request, requested_by, situation, str(domain_of(target)), changes, left_out, live_after, fingerprint)
 
 
 def plan_rollback(request: ApplyRequest, requested_by: str, situation: Situation, snapshot: Snapshot) -> ApplyPlan:
     """Back to what the apply `request.rollback_of` found. Raises QmtlError: E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED."""
-    if request.etag and request.etag != situation.etag:
-        raise QmtlError("E_ETAG", "the world has changed since that plan was made", "look at the new plan, and ask again", etag=situation.etag)
+    _as_seen(request, situation)
     wanted = {item.strategy_id for item in situation.decision.strategies if item.active} if situation.decision else set()
     changes, left_out = [], []
     for strategy_id in sorted({*snapshot.standpoints, *(item.strategy_id for item in situation.activations)}):
         before, after = situation.standpoint(strategy_id), snapshot.standpoints.get(strategy_id, Standpoint())
-        name = situation.facts[strategy_id].name if strategy_id in situation.facts else ""
+        name = situation.evidence[strategy_id].name if strategy_id in situation.evidence else ""
         if after.active and after.rank > before.rank and strategy_id not in wanted:
             left_out.append(LeftOut(strategy_id=strategy_id, name=name, why="the newest decision has it off"))
         elif after != before:
@@ -113,7 +105,7 @@ def _after(item: StrategyDecision, before: Standpoint, target: str, request: App
     """Where a strategy comes to, or why it is not taken along."""
     if not item.active:
         return Standpoint(), ""
-    if before.active and RANK[before.mode] > RANK[target]:
+    if before.active and rank_of(before.mode) > rank_of(target):
         return before, ""  # it is further already
     weight = request.weights.get(item.strategy_id, item.weight)
     after = Standpoint(active=True, mode=target, weight=weight)
@@ -124,12 +116,13 @@ def _after(item: StrategyDecision, before: Standpoint, target: str, request: App
 
 def held_back(item: StrategyDecision, before: Standpoint, target: str, situation: Situation) -> str:
     """What a strategy that passes still lacks for a stage; nothing where it may go."""
-    gating, facts = situation.policy.gating_policy, situation.facts.get(item.strategy_id, Facts())
+    gating, evidence = situation.policy.gating_policy, situation.evidence.get(item.strategy_id)
+    fingerprint, metrics = (evidence.dataset_fingerprint, evidence.metrics) if evidence else ("", {})
     if target == "live" and before.mode != "paper":
         return "it must run in dryrun before it can go live"
-    if facts.dataset_fingerprint != gating.dataset_fingerprint:
-        return f"it was judged on data with the fingerprint {facts.dataset_fingerprint[:24] or 'none'}, the policy pins {(gating.dataset_fingerprint or 'none')[:24]}"
-    missing = [name for name in gating.required_signals if facts.metrics.get(name) is None]
+    if fingerprint != gating.dataset_fingerprint:
+        return f"it was judged on data with the fingerprint {fingerprint[:24] or 'none'}, the policy pins {(gating.dataset_fingerprint or 'none')[:24]}"
+    missing = [name for name in gating.required_signals if metrics.get(name) is None]
     if missing:
         return f"the required signal {missing[0]} is missing"
     window = gating.campaign.dryrun if target == "live" else gating.campaign.backtest
@@ -144,23 +137,29 @@ def _target(request: ApplyRequest, situation: Situation) -> str:
     """The mode to come to. Raises QmtlError (E_LIVE_NOT_ALLOWED)."""
     highest = situation.policy.highest_mode
     active = [item.strategy_id for item in situation.decision.strategies if item.active] if situation.decision else []
-    all_in_paper = bool(active) and all(situation.standpoint(strategy_id).rank >= RANK["paper"] for strategy_id in active)
+    all_in_paper = bool(active) and all(situation.standpoint(strategy_id).rank >= rank_of("paper") for strategy_id in active)
     target = MODE_OF[request.to] if request.to else "live" if highest == "live" and situation.world.spec.allow_live and all_in_paper else "paper"
     if target == "live" and not situation.world.spec.allow_live:
         raise _no_live(situation.world)
-    if RANK[target] > RANK[highest]:
+    if rank_of(target) > rank_of(highest):
         to = situation.policy.gating_policy.domains.to
         raise QmtlError("E_LIVE_NOT_ALLOWED" if target == "live" else "E_APPLY_EMPTY", f"the policy lets strategies go no further than {to}", "add a policy version with gating_policy.domains.to")
     return target
 
 
 def _empty(situation: Situation, left_out: Sequence[LeftOut]) -> QmtlError:
-    why = "; ".join(f"{item.name or item.strategy_id[:17]}: {item.why}" for item in left_out[:5])
+    why = "; ".join(str(item) for item in left_out[:5])
     return QmtlError("E_APPLY_EMPTY", f"there is nothing to change in {situation.world.spec.world}{f': {why}' if why else ''}", "qmtl world explain W STRATEGY says where a strategy stands")
 
 
 def _no_live(world: World) -> QmtlError:
     return QmtlError("E_LIVE_NOT_ALLOWED", f"world {world.spec.world} does not allow live", "an operator allows it with: qmtl world allow-live W")
+
+
+def _as_seen(request: ApplyRequest, situation: Situation) -> None:
+    """Raises QmtlError (E_ETAG) where the plan would be another than the one that was looked at."""
+    if request.etag and request.etag != situation.etag:
+        raise QmtlError("E_ETAG", "the world has changed since that plan was made", "look at the new plan (--dry-run), and ask again", etag=situation.etag)
 
 
 def _pinned(policy: Policy) -> None:

@@ -237,10 +237,8 @@ class SqlWorldStore:
             return _evidence(row) if row else None
 
     def candidates(self, world_id: str) -> tuple[Candidate, ...]:
-        newest = select(func.max(Evidence.seq)).where(Evidence.world_id == world_id, col(Evidence.shadow).is_(False)).group_by(col(Evidence.strategy_id))
-        query = select(Evidence, Binding).where(col(Evidence.seq).in_(newest), Binding.world_id == Evidence.world_id, Binding.strategy_id == Evidence.strategy_id)
         with self._database.read() as session:
-            return tuple(_candidate(_evidence(row), binding, row.seq or 0) for row, binding in session.exec(query.order_by(col(Binding.seq))))
+            return newest_evidence(session, world_id)
 
     # decisions
 
@@ -321,19 +319,16 @@ class SqlWorldStore:
         return {item.request_id: judged[item.decision_seq] for item in requests}
 
     def decision(self, world_id: str) -> DecisionEnvelope | None:
-        return next(iter(self.decisions(world_id, 1)), None)
+        with self._database.read() as session:
+            return newest_decision(session, world_id)
 
     def decisions(self, world_id: str, limit: int) -> list[DecisionEnvelope]:
         with self._database.read() as session:
-            query = select(Decision).where(Decision.world_id == world_id).order_by(col(Decision.seq).desc()).limit(limit)
-            return [DecisionEnvelope.model_validate_json(row.body) for row in session.exec(query)]
+            return newest_decisions(session, world_id, limit)
 
     def activations(self, world_id: str, strategy_id: str | None = None) -> list[ActivationEnvelope]:
         with self._database.read() as session:
-            query = select(Activation).where(Activation.world_id == world_id, Activation.strategy_id != WHOLE_WORLD).order_by(col(Activation.strategy_id))
-            if strategy_id is not None:
-                query = query.where(Activation.strategy_id == strategy_id)
-            return [ActivationEnvelope.model_validate_json(row.body) for row in session.exec(query)]
+            return activations_of(session, world_id, strategy_id)
 
     def activation_hash(self, world_id: str) -> tuple[int, str]:
         """How often the world's activation has changed, and the hash of what it is."""
@@ -366,9 +361,34 @@ class SqlWorldStore:
         return row
 
 
+def newest_decisions(session: Session, world_id: str, limit: int) -> list[DecisionEnvelope]:
+    """Newest first."""
+    query = select(Decision).where(Decision.world_id == world_id).order_by(col(Decision.seq).desc()).limit(limit)
+    return [DecisionEnvelope.model_validate_json(row.body) for row in session.exec(query)]
+
+
+def newest_decision(session: Session, world_id: str) -> DecisionEnvelope | None:
+    return next(iter(newest_decisions(session, world_id, 1)), None)
+
+
+def newest_evidence(session: Session, world_id: str) -> tuple[Candidate, ...]:
+    """The newest evidence of every strategy of a world that has any, in the order of their bindings."""
+    newest = select(func.max(Evidence.seq)).where(Evidence.world_id == world_id, col(Evidence.shadow).is_(False)).group_by(col(Evidence.strategy_id))
+    query = select(Evidence, Binding).where(col(Evidence.seq).in_(newest), Binding.world_id == Evidence.world_id, Binding.strategy_id == Evidence.strategy_id)
+    return tuple(_candidate(_evidence(row), binding, row.seq or 0) for row, binding in session.exec(query.order_by(col(Binding.seq))))
+
+
+def activations_of(session: Session, world_id: str, strategy_id: str | None = None) -> list[ActivationEnvelope]:
+    """Of every strategy of a world, or of this one; the world's own is not among them."""
+    query = select(Activation).where(Activation.world_id == world_id, Activation.strategy_id != WHOLE_WORLD).order_by(col(Activation.strategy_id))
+    if strategy_id is not None:
+        query = query.where(Activation.strategy_id == strategy_id)
+    return [ActivationEnvelope.model_validate_json(row.body) for row in session.exec(query)]
+
+
 def follow(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id: str) -> None:
     """Set the activations that a decision changes by itself, each with its audit and outbox row: what needs an apply stays as it is. The caller holds the fence."""
-    there = {row.strategy_id: ActivationEnvelope.model_validate_json(row.body) for row in tx.session.exec(select(Activation).where(Activation.world_id == world.world_id))}
+    there = {item.strategy_id: item for item in activations_of(tx.session, world.world_id)}
     entries: dict[str, str] | None = None
     for decision in envelope.strategies:
         before = there.get(decision.strategy_id)

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Protocol
 
 from activities.worlds.candidate import Candidate, Standing
+from qmtl_sdk.contracts.applies import rank_of
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
@@ -71,13 +72,6 @@ class Frozen(StepDone):
     epoch: int
     sequence: int
     at: UtcTime
-
-
-class Drained(Model):
-    """How far a drain is: accepted orders that are still open, and who has not said yet that they have heard."""
-
-    open_orders: int
-    missing: tuple[str, ...] = ()
 
 
 class Judged(Model):
@@ -149,15 +143,12 @@ class WorldStore(Protocol):
     def outcome(self, run_id: str) -> Outcome | None: ...
 
 
-STAGES = ("validate", "paper", "live")
-
-
 def stage_after(decision: StrategyDecision, envelope: DecisionEnvelope, before: ActivationEnvelope | None) -> tuple[str, float]:
     """The mode and weight that a decision gives a strategy by itself. It may switch off at once; up it goes no further than a judgment alone may (`judged_mode`), and what an
     apply has brought further keeps its stage and its weight until another apply."""
     if not decision.active:
         return "validate", 0.0
-    if before is not None and before.active and _rank(before.effective_mode) > _rank(envelope.judged_mode):
+    if before is not None and before.active and rank_of(before.effective_mode) > rank_of(envelope.judged_mode):
         return before.effective_mode or "validate", before.weight
     return envelope.judged_mode, decision.weight
 
@@ -166,11 +157,7 @@ def furthest(judged_mode: str, strategies: Sequence[StrategyDecision], activatio
     """The furthest stage of the strategies that a decision leaves active."""
     active = {item.strategy_id for item in strategies if item.active}
     modes = [item.effective_mode for item in activations if item.active and item.strategy_id in active]
-    return max([judged_mode, *(mode for mode in modes if mode)], key=_rank)
-
-
-def _rank(mode: str | None) -> int:
-    return STAGES.index(mode) if mode in STAGES else 0
+    return max([judged_mode, *(mode for mode in modes if mode)], key=rank_of)
 
 
 def activation_of(decision: StrategyDecision, envelope: DecisionEnvelope, run_id: str, etag: str, mode: str, weight: float) -> ActivationEnvelope:

@@ -4,18 +4,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
-from api.cli.output import Format, Output, emit, guarded, table
+from api.cli.output import Format, Output, emit, guarded, read, table
 from api.cli.world import WorldArgument, gateway
 from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, GateStatus, Verdict
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import REFUSALS, Refusal
-from qmtl_sdk.contracts.policy import validated
+from qmtl_sdk.contracts.policy import mapping_of, validated
 from qmtl_sdk.contracts.worlds import EdgeOverride, WorldUpdate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings
@@ -24,6 +24,8 @@ app = typer.Typer()
 RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="the apply, as qmtl world applies lists it")]
 As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="speak with the token in HOME/tokens/NAME; a local stack has `ana` and `ben`, to try what takes two people")]
 Reason = Annotated[str, typer.Option("--reason", help="kept in the audit trail")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and do nothing")]
+NewRun = Annotated[str | None, typer.Option("--run-id", help="a name of your own: asked for again it is the same apply")]
 Live = Annotated[bool, typer.Option("--live", help="say that this leads to live trading; needed for what does")]
 WAIT_S = 30.0
 
@@ -51,9 +53,9 @@ def apply(
     world: WorldArgument,
     to: Annotated[str | None, typer.Option(help="dryrun or live; the next stage of the policy where it is left out")] = None,
     strategy: Annotated[list[str] | None, typer.Option("--strategy", "-s", help="only this strategy_id; several times for several")] = None,
-    run_id: Annotated[str | None, typer.Option(help="a name of your own: asked for again it is the same apply")] = None,
-    plan_file: Annotated[typer.FileText | None, typer.Option(help="the request as YAML: to, strategies, weights, reason")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and do nothing")] = False,
+    run_id: NewRun = None,
+    plan_file: Annotated[Path | None, typer.Option(help="the request as YAML: to, strategies, weights, reason")] = None,
+    dry_run: DryRun = False,
     reason: Reason = "",
     live: Live = False,
     name: As = None,
@@ -62,10 +64,7 @@ def apply(
     """Bring the strategies that pass to the next stage: prints the plan, then waits for approvals elsewhere."""
     body: dict[str, Any] = {"run_id": run_id or _new_run(), "to": to, "strategies": strategy or [], "reason": reason}
     if plan_file is not None:
-        given = yaml.safe_load(plan_file)
-        if not isinstance(given, dict):
-            raise QmtlError("E_BODY_INVALID", f"{plan_file.name} is not a mapping of keys", "write to:, strategies:, weights: or reason:")
-        body |= given
+        body |= mapping_of(read(plan_file, "E_BODY_INVALID", "request"), "E_BODY_INVALID", "request", "write to:, strategies:, weights: or reason:")
     _ask(world, validated(ApplyRequest, body, "E_BODY_INVALID", "request"), dry_run, live, name, output)
 
 
@@ -74,8 +73,8 @@ def apply(
 def rollback(
     world: WorldArgument,
     to: Annotated[str | None, typer.Option("--to", metavar="RUN_ID", help="back to how the world was before this apply; the newest completed one where it is left out")] = None,
-    run_id: Annotated[str | None, typer.Option(help="a name of your own for the rollback, which is an apply itself")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and do nothing")] = False,
+    run_id: NewRun = None,
+    dry_run: DryRun = False,
     reason: Reason = "",
     live: Live = False,
     name: As = None,
@@ -305,7 +304,7 @@ def plan_text(plan: ApplyPlan) -> list[Any]:
     """Who goes where, and what will be done, stage by stage."""
     lines: list[Any] = [plan.title + (f": {plan.reason}" if plan.reason else "")]
     lines.append(table("", ["what", "before", "after"], [list(row) for row in plan.diff()]))
-    lines += [f"left out: {item.name or item.strategy_id[:17]}: {item.why}" for item in plan.left_out]
+    lines += [f"left out: {item}" for item in plan.left_out]
     return [*lines, *(f"{number}. {stage.explain()}" for number, stage in enumerate(plan.stages, 1))]
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -49,6 +50,14 @@ def table(title: str, header: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         found.add_row(*[cell.replace("[", "\\[") for cell in row])
     return found
+
+
+def read(file: Path, code: str, what: str) -> str:
+    """The text of a file that a person named. Raises QmtlError (`code`)."""
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QmtlError(code, f"{file} can't be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8 text'}", f"name the {what}'s YAML file") from error
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

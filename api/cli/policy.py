@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from api.cli.output import Format, Output, emit, guarded, table
+from api.cli.output import Format, Output, emit, guarded, read, table
 from api.cli.world import WorldArgument, gateway
 from qmtl_sdk.contracts.durations import seconds
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.policy import parse_policy
+from qmtl_sdk.contracts.policy import policy_from, policy_mapping
 
 app = typer.Typer()
 policy_app = typer.Typer(help="A world's policies: versions, the default, what differs.", no_args_is_help=True)
@@ -21,12 +21,8 @@ File = Annotated[Path, typer.Argument(help="the policy's YAML file")]
 
 def _read(file: Path) -> dict[str, Any]:
     """The mapping in a policy's file, checked here first, so that a mistake is said with its place. Raises QmtlError."""
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise QmtlError("E_POLICY_INVALID", f"{file} can't be read: {error.strerror}", "name the policy's YAML file") from error
-    parse_policy(text)
-    body: dict[str, Any] = yaml.safe_load(text)
+    body = policy_mapping(read(file, "E_POLICY_INVALID", "policy"))
+    policy_from(body)
     return body
 
 

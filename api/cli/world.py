@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.output import Format, Output, emit, errors, guarded, table
+from api.cli.output import Format, Output, emit, errors, guarded, read, table
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError
@@ -40,11 +40,7 @@ def gateway(start: bool = False) -> Iterator[GatewayClient]:
 @guarded
 def create(file: Annotated[Path, typer.Argument(help="the world's YAML file; a policy: in it becomes version 1")], output: Output = Format.TEXT) -> None:
     """Create a world from a YAML file. Its data is read once, so that faults in it are said now."""
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise QmtlError("E_WORLD_INVALID", f"{file} can't be read: {error.strerror}", "name the world's YAML file") from error
-    spec, policy = parse_world(text)
+    spec, policy = parse_world(read(file, "E_WORLD_INVALID", "world"))
     with gateway(start=True) as client:
         created = client.create_world(_absolute(spec, file.resolve().parent).json_dict(), policy)
     emit(output, created, lambda: _created_text(created))
@@ -96,7 +92,7 @@ def sessions(
         found = client.sessions(world, ended)
     rows = [
         [
-            item.name or item.strategy_id[:17],
+            item.label,
             item.world_id,
             item.execution_domain,
             f"{item.actor} at {item.host}",
@@ -167,7 +163,7 @@ def decision_table(decision: DecisionEnvelope) -> Any:
         why = "; ".join(f"{violation.rule}: {violation.detail}" for violation in item.violations) or "passed every gate"
         rows.append(
             [
-                item.name or item.strategy_id[:17],
+                item.label,
                 "active" if item.active else "not active",
                 str(item.rank or ""),
                 f"{item.weight:.3g}" if item.active else "",

@@ -33,10 +33,12 @@ class Resumed(Model):
 @router.post("/apply", status_code=202, summary="Ask for an apply: bring strategies further, or roll one back")
 async def request_apply(world_id: str, body: ApplyRequest, state: State, caller: Asker) -> ApplyStatus:
     """The same `run_id` with the same body is the same apply. What leads to live needs the live header."""
-    plan = await asyncio.to_thread(_plan, state, world_id, body, caller.subject)
-    if plan is not None and plan.leads_to_live:
-        caller.require_live(world_id)
-    return _linked(await state.applies.request(world_id, body, caller.subject), state)
+
+    def agree(plan: ApplyPlan) -> None:
+        if plan.leads_to_live:
+            caller.require_live(world_id)
+
+    return _linked(await state.applies.request(world_id, body, caller.subject, agree), state)
 
 
 @router.post("/apply/plan", summary="What an apply would do; nothing is written")
@@ -110,17 +112,6 @@ def audit(world_id: str, state: State, after: Annotated[int, Query(ge=0, lt=2**3
     """`verify`: follow the hash chain from its beginning. A broken one is refused with the place (E_AUDIT_BROKEN)."""
     state.stores.worlds.world(world_id)
     return state.stores.audit.page(world_id, after, limit, verify)
-
-
-def _plan(state: GatewayState, world_id: str, body: ApplyRequest, actor: str) -> ApplyPlan | None:
-    """The plan of a new apply; None for one that was asked for before."""
-    try:
-        state.stores.applies.find(world_id, body.run_id)
-    except QmtlError as error:
-        if error.code != "E_APPLY_UNKNOWN":
-            raise
-        return state.stores.applies.plan(world_id, body, actor)
-    return None
 
 
 def _approver(plan: ApplyPlan, caller: Asker) -> None:

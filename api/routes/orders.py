@@ -19,7 +19,7 @@ async def publish(batch: OrderBatch, state: State, caller: Asker) -> OrderVerdic
     """An order id is answered once for ever. A refused order is kept with its reason; the request itself succeeds."""
     for world_id in {order.world_id for order in batch.orders}:
         caller.in_world(world_id, Role.AUTHOR)
-    verdicts = await state.desk.publish(batch.orders)
+    verdicts = await asyncio.wrap_future(state.stores.orders.submit(batch.orders))
     for order, verdict in zip(batch.orders, verdicts, strict=True):
         ORDERS.labels(order.world_id, verdict.reason.value if verdict.reason else "accepted").inc()
     return OrderVerdicts(verdicts=tuple(verdicts))

@@ -10,13 +10,18 @@ from pydantic import Field
 
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.durations import words
-from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.worlds import UtcTime
 
 RunId = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:\-]*$")]
 Outcome = Literal["completed", "rolled_back", "frozen"]
 MODE_OF = {"dryrun": "paper", "live": "live"}
-RANK = {"validate": 0, "paper": 1, "live": 2}
+_RANK = {"validate": 0, "paper": 1, "live": 2}
+
+
+def rank_of(mode: str | None) -> int:
+    """How far a mode is on the way to live; 0 for one that is not on it."""
+    return _RANK.get(mode or "", 0)
 
 
 class ApplyRequest(Model):
@@ -44,23 +49,17 @@ class Standpoint(Model):
 
     @property
     def rank(self) -> int:
-        return RANK.get(self.mode, 0) if self.active else -1
+        return rank_of(self.mode) if self.active else -1
 
     def __str__(self) -> str:
         return f"{self.mode} at {self.weight:.4g}" if self.active else "off"
 
 
-class Change(Model):
+class Change(OfStrategy):
     """What becomes of one strategy."""
 
-    strategy_id: str
-    name: str = ""
     before: Standpoint
     after: Standpoint
-
-    @property
-    def label(self) -> str:
-        return self.name or self.strategy_id[:17]
 
     @property
     def goes_up(self) -> bool:
@@ -68,12 +67,13 @@ class Change(Model):
         return self.after.rank > self.before.rank or (self.after.rank == self.before.rank > 0 and self.after.weight > self.before.weight)
 
 
-class LeftOut(Model):
+class LeftOut(OfStrategy):
     """A strategy that passes and is not taken along, and why."""
 
-    strategy_id: str
-    name: str = ""
     why: str
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.why}"
 
 
 class AwaitApprovals(Model):
@@ -162,6 +162,10 @@ class ApplyPlan(Model):
     @property
     def approval(self) -> AwaitApprovals:
         return next(stage for stage in self.stages if isinstance(stage, AwaitApprovals))
+
+    @property
+    def freeze(self) -> Freeze:
+        return next(stage for stage in self.stages if isinstance(stage, Freeze))
 
     @property
     def leads_to_live(self) -> bool:

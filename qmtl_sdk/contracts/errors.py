@@ -98,11 +98,9 @@ CODES: dict[str, int] = {
     "E_APPROVAL_OWN": 403,
     "E_APPROVAL_ROLE": 403,
     "E_WORLD_FROZEN": 409,
-    "E_WORLD_HALTED": 409,
     "E_WORLD_OPEN": 409,
     "E_EDGE_LIVE": 403,
     "E_WEIGHT": 422,
-    "E_PROMOTION_UNKNOWN": 404,
     "E_ORDER_REUSED": 409,
     "E_AUDIT_BROKEN": 409,
     # data

@@ -36,7 +36,6 @@ _KIND_OF = {
 _KIND_OF_PREFIX = {
     "apply": "applies",
     "approval": "applies",
-    "promotion": "applies",
     "session": "sessions",
     "submission": "submissions",
     "run": "submissions",

@@ -13,3 +13,15 @@ class Model(BaseModel):
     def json_dict(self) -> dict[str, Any]:
         """The model as plain JSON types."""
         return self.model_dump(mode="json")
+
+
+class OfStrategy(Model):
+    """Something about one strategy. `name` is what its author calls it."""
+
+    strategy_id: str
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a person calls the strategy; of one without a name, the beginning of its id."""
+        return self.name or self.strategy_id[:17]

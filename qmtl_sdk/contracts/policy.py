@@ -283,13 +283,12 @@ def _dotted(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def parse_policy(text: str) -> Policy:
     """A policy from YAML. Raises QmtlError: E_POLICY_INVALID, E_EXPRESSION, E_METRIC_UNKNOWN."""
-    try:
-        body = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise QmtlError("E_POLICY_INVALID", f"the policy is not YAML: {_one_line(error)}", "mend the text at that place") from error
-    if not isinstance(body, dict):
-        raise QmtlError("E_POLICY_INVALID", "a policy is a mapping of keys", "see docs/policy.md for an example")
-    return policy_from(body)
+    return policy_from(policy_mapping(text))
+
+
+def policy_mapping(text: str) -> dict[str, Any]:
+    """What a policy's YAML says, unchecked. Raises QmtlError (E_POLICY_INVALID). (Any: whatever YAML has.)"""
+    return mapping_of(text, "E_POLICY_INVALID", "policy", "see docs/policy.md for an example")
 
 
 def policy_from(body: dict[str, Any]) -> Policy:
@@ -301,6 +300,17 @@ def policy_from(body: dict[str, Any]) -> Policy:
         body = _merge(PRESETS[preset], body)
     policy: Policy = validated(Policy, body, "E_POLICY_INVALID", "policy")
     return policy
+
+
+def mapping_of(text: str, code: str, what: str, remedy: str) -> dict[str, Any]:
+    """The mapping that a person's YAML holds. Raises QmtlError (`code`). (Any: whatever YAML has; a contract checks it.)"""
+    try:
+        body = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise QmtlError(code, f"the {what} is not YAML: {_one_line(error)}", "mend the text at that place") from error
+    if not isinstance(body, dict):
+        raise QmtlError(code, f"a {what} is a mapping of keys", remedy)
+    return body
 
 
 def validated(model: type[Any], body: Any, code: str, what: str) -> Any:

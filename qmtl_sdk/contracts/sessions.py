@@ -6,7 +6,7 @@ from pydantic import Field
 
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.events import Positions
-from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.submission import QueueTarget
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 
@@ -68,13 +68,11 @@ class SessionAcked(Model):
     in_time: bool
 
 
-class SessionInfo(Model):
+class SessionInfo(OfStrategy):
     """A session as it is listed."""
 
     session_id: str
     world_id: str
-    strategy_id: str
-    name: str
     actor: str
     runner: str
     host: str

@@ -3,14 +3,13 @@
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, model_validator
 
 from qmtl_sdk.contracts.domains import DEFAULT_TTL_S
 from qmtl_sdk.contracts.durations import Seconds
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.policy import validated
+from qmtl_sdk.contracts.model import Model, OfStrategy
+from qmtl_sdk.contracts.policy import mapping_of, validated
 
 SAMPLE = "sample:"  # a path that names a file that QMTL ships
 
@@ -136,12 +135,7 @@ class World(Model):
 
 def parse_world(text: str) -> tuple[WorldSpec, dict[str, Any] | None]:
     """A world from YAML, and its policy's mapping if the text has one. Raises QmtlError (E_WORLD_INVALID)."""
-    try:
-        body = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise QmtlError("E_WORLD_INVALID", f"the world is not YAML: {' '.join(str(error).split())}", "mend the text at that place") from error
-    if not isinstance(body, dict):
-        raise QmtlError("E_WORLD_INVALID", "a world is a mapping of keys", "see docs/worlds.md for an example")
+    body = mapping_of(text, "E_WORLD_INVALID", "world", "see docs/worlds.md for an example")
     policy = body.pop("policy", None)
     if policy is not None and not isinstance(policy, dict):
         raise QmtlError("E_POLICY_INVALID", "a policy is a mapping of keys", "see docs/policy.md for an example")
@@ -157,11 +151,9 @@ class Violation(Model):
     detail: str
 
 
-class StrategyDecision(Model):
+class StrategyDecision(OfStrategy):
     """A decision about one strategy. `weight` is its share of the world (0…1), `contribution` weight · annual return."""
 
-    strategy_id: str
-    name: str = ""
     active: bool
     weight: float = Field(0.0, ge=0, le=1)
     side: Literal["long", "short", "both"] = "both"

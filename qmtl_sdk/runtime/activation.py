@@ -102,6 +102,6 @@ class Gate:
             return "the strategy is not active"
         if domain_of(activation.effective_mode) not in (Domain.DRYRUN, Domain.LIVE):
             return f"the strategy's mode is {activation.effective_mode}"
-        if self.domain is not None and self.manager.domain is not self.domain:
+        if self.domain is not None and domain_of(activation.effective_mode) is not self.domain:
             return f"the strategy's mode is {activation.effective_mode}, its session computes in {self.domain.value}"
         return ""

@@ -116,7 +116,7 @@ class OrderChaos:
         self._strategies = [Runner.submit(Trend(symbol), world=self._world, config=self.machine.config, run=False).strategy_id for symbol in SYMBOLS]
         database = self.machine.database()
         try:
-            fingerprints = {facts.dataset_fingerprint for facts in SqlApplyStore(database).situation(self._world).facts.values()}
+            fingerprints = {candidate.dataset_fingerprint for candidate in SqlApplyStore(database).situation(self._world).evidence.values()}
         finally:
             database.close()
         gating = {
