@@ -253,3 +253,57 @@ class ApplyView(Model):
     step: str
     waits_for: str
     approvals: tuple[str, ...] = ()
+
+
+class PromotionInput(Command):
+    """One strategy on its way to dryrun or live. `run_id` and `applies`: what a run that continues as new goes on with."""
+
+    world_id: str
+    strategy_id: str
+    to: str
+    requested_by: str
+    reason: str = ""
+    run_id: str = ""
+    applies: int = 0
+
+
+class LookCommand(Command):
+    world_id: str
+    strategy_id: str
+    to: str
+
+
+class PromotionApply(Command):
+    """The apply that takes a strategy to the mode `target`."""
+
+    world_id: str
+    strategy_id: str
+    run_id: str
+    target: str
+    requested_by: str
+    reason: str
+
+
+class Asked(Model):
+    """`refused`: why not; empty where it went well."""
+
+    refused: str = ""
+
+
+class TellPromotion(Command):
+    world_id: str
+    strategy_id: str
+    run_id: str
+    state: str
+    actor: str
+    reason: str
+
+
+class EndPromotion(Model):
+    actor: str
+    reason: str = ""
+
+
+class PromotionEnd(Model):
+    outcome: str
+    reason: str = ""

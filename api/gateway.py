@@ -20,7 +20,7 @@ from api.auth.access import check_table
 from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
 from api.auth.tokens import Tokens
-from api.routes import applies, events, leases, orders, policies, queues, sessions, strategies, system, tokens, worlds
+from api.routes import applies, events, leases, orders, policies, promotions, queues, sessions, strategies, system, tokens, worlds
 from api.state import GatewayState
 from api.stream import Hub, watch_revoked
 from qmtl_sdk.contracts.access import Role
@@ -29,17 +29,19 @@ from qmtl_sdk.runtime.config import Settings, settings
 from temporal import logs
 from temporal.applies import Applies
 from temporal.client import connect
+from temporal.promotions import Promotions
 from temporal.shutdown import leave
 from temporal.submissions import Submissions
 
 RECOVER_EVERY_S, EXPIRE_EVERY_S = 15.0, 1.0
 ROUTERS = (
+    orders.router,  # asked most, and routes are looked through in this order
     strategies.router,
     leases.router,
     worlds.router,
     policies.router,
     applies.router,
-    orders.router,
+    promotions.router,
     sessions.router,
     queues.router,
     events.router,
@@ -61,8 +63,9 @@ def create_app(config: Settings) -> FastAPI:
         submissions = Submissions(client, stores.database.store_id, stores.log, stores.worlds, config.gateway.lease_heartbeat_s)
         keys, bus = KeyRing(config.keys_path), SqliteBus(config.bus_path)
         applied, acknowledged = Applies(client, stores.database.store_id, stores.applies), Acknowledged(stores.applies)
+        promoted = Promotions(client, stores.database.store_id, stores.applies)
         tokens = Tokens(keys, stores.tokens, stores.database.store_id)
-        state = GatewayState(config, stores, submissions, applied, keys, tokens, Hub(bus, acknowledged.hear), SocketLimit(config.gateway.max_sockets))
+        state = GatewayState(config, stores, submissions, applied, promoted, keys, tokens, Hub(bus, acknowledged.hear), SocketLimit(config.gateway.max_sockets))
         app.state.gateway, app.state.tokens = state, state.tokens
         await asyncio.to_thread(_leave_local_tokens, state)
         await acknowledged.begin()

@@ -12,6 +12,7 @@ from api.auth.tokens import Tokens
 from api.stream import Hub
 from qmtl_sdk.runtime.config import Settings
 from temporal.applies import Applies
+from temporal.promotions import Promotions
 from temporal.submissions import Submissions
 
 
@@ -21,6 +22,7 @@ class GatewayState:
     stores: Stores
     submissions: Submissions
     applies: Applies
+    promotions: Promotions
     keys: KeyRing
     tokens: Tokens
     hub: Hub

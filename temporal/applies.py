@@ -18,15 +18,10 @@ from qmtl_sdk.contracts.errors import QmtlError
 from temporal.client import again
 from temporal.plugin import qmtl_error
 from workflows.apply import ApplyWorkflow
-from workflows.shared import SEARCH_RUN, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS
+from workflows.shared import SEARCH_RUN, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS, apply_id
 
 _PREDECESSOR_S = 15.0
 _log = structlog.get_logger()
-
-
-def apply_id(world_id: str) -> str:
-    """One at a time in a world."""
-    return f"apply:{world_id}"
 
 
 class Applies:

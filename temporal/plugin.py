@@ -20,12 +20,13 @@ from activities.commands import Command
 from qmtl_sdk.contracts.errors import QmtlError
 from workflows.apply import ApplyWorkflow
 from workflows.evaluation import EvaluationWorkflow
+from workflows.promotion import PromotionWorkflow
 from workflows.renewal import RenewalWorkflow
 from workflows.submission import SubmissionWorkflow
 from workflows.upkeep import UpkeepWorkflow
 
 LEASE = "compute_lease"
-WORKFLOWS = (SubmissionWorkflow, EvaluationWorkflow, ApplyWorkflow, RenewalWorkflow, UpkeepWorkflow)
+WORKFLOWS = (SubmissionWorkflow, EvaluationWorkflow, PromotionWorkflow, ApplyWorkflow, RenewalWorkflow, UpkeepWorkflow)
 
 
 class QmtlPlugin(SimplePlugin):

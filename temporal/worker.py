@@ -19,6 +19,8 @@ from activities.queues.upkeep import QueueKeeper
 from activities.stores import Stores
 from activities.worlds.activities import EvaluationActivities, WorldActivities
 from activities.worlds.apply_activities import ApplyActivities
+from activities.worlds.promotion_activities import PromotionActivities
+from activities.worlds.promotions import SqlPromotions
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal.client import connect
@@ -38,8 +40,10 @@ async def working(client: Client, stores: Stores, interceptors: Sequence[Interce
     graph, log, evaluation = GraphActivities(stores.graph, stores.log), LogActivities(stores.log), EvaluationActivities(WORKFLOWS)
     local = [worlds.begin_run, graph.diff, log.admitted, worlds.judge, worlds.reject, worlds.conclude, worlds.worlds_to_renew]
     applies = ApplyActivities(stores.applies, stores.orders)
+    promotions = PromotionActivities(SqlPromotions(stores.database, stores.applies), stores.applies)
+    local += [promotions.look, promotions.ask_for_apply, promotions.tell_promotion]
     local += [applies.apply_plan, applies.await_approval, applies.take_votes, applies.direct_vote, applies.conclude_apply]
-    fence = [applies.freeze_world, applies.drain_world, applies.switch_world, applies.restore_world, applies.unfreeze_world, applies.await_acks]
+    fence = [applies.freeze_world, applies.drain_world, applies.switch_world, applies.restore_world, applies.unfreeze_world, applies.await_acks, promotions.apply_ended]
     queues = QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts))
     remote = [compute_lease, worlds.measure, evaluation.request_evaluation, queues.queues_due, queues.keep_queue]
     async with AsyncExitStack() as stack:

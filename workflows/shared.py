@@ -27,6 +27,11 @@ FENCE: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=5), "retry_
 WAIT: dict[str, Any] = {"start_to_close_timeout": timedelta(days=2), "heartbeat_timeout": timedelta(seconds=3), "retry_policy": _RETRY, "task_queue": ORDERS}
 
 
+def apply_id(world_id: str) -> str:
+    """One at a time in a world."""
+    return f"apply:{world_id}"
+
+
 def table(header: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:
     """A Markdown table. Cells lose what would break it."""
     lines = [header, tuple("---" for _ in header), *rows]

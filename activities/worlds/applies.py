@@ -30,7 +30,8 @@ from activities.storage.tables import (
     WorldRow,
 )
 from activities.worlds.gate import DRAINING, FROZEN, LIVE_EDGE, OPEN, halt, hashes, journal, locked_fence, tell
-from activities.worlds.plan import Situation, Snapshot, plan_apply, plan_rollback, standpoint
+from activities.worlds.plan import plan_apply, plan_rollback
+from activities.worlds.situation import Situation, Snapshot, standpoint
 from activities.worlds.sql import activate, activation_etag, activations_of, follow, newest_decision, newest_evidence, world_of
 from activities.worlds.store import Frozen, StepDone
 from qmtl_sdk.contracts.applies import Ack, ApplyPlan, ApplyRequest, ApplyStatus, Approval, Change, Standpoint, Step, Verdict, plan_etag
@@ -289,10 +290,11 @@ class SqlApplyStore:
             return True
 
     def resume(self, world_id: str, actor: str, reason: str) -> list[str]:
-        """Lift a halt, and open a world that an apply has left frozen; what was lifted. Raises QmtlError: E_WORLD_OPEN, E_APPLY_RUNNING."""
+        """Lift a halt, and open a world that an apply has left frozen; what was lifted. Raises QmtlError: E_WORLD_ARCHIVED, E_WORLD_OPEN, E_APPLY_RUNNING."""
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
             fence = locked_fence(tx, world_id)
+            world_of(tx.session.get_one(WorldRow, world_id)).require_active()
             running = _running(tx.session, world_id)
             lifted = []
             if fence.halted:

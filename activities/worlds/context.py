@@ -61,9 +61,10 @@ class ComputeContextService:
         return resolve(submit.world_id, SHADOW if shadow else None, decided_at=datetime.now(UTC) if shadow else None, now=datetime.now(UTC), as_of=submit.meta.as_of)
 
     def run(self, run_id: str, submit: StrategySubmit) -> RunContextBody:
-        """All that is decided about a run. Raises as `run_context`, and E_WORLD_UNKNOWN, E_POLICY_MISSING."""
+        """All that is decided about a run. Raises as `run_context`, and E_WORLD_UNKNOWN, E_WORLD_ARCHIVED, E_POLICY_MISSING."""
         assert self._worlds is not None  # only asked where there are worlds
         world = self._worlds.world(submit.world_id)
+        world.require_active()
         self._worlds.policy(submit.world_id)  # a world that can't judge takes no submissions
         activation = next(iter(self._worlds.activations(submit.world_id, submit.dag.strategy_id)), None)
         return run_context(run_id, world, submit, self._worlds.decision(submit.world_id), activation, datetime.now(UTC))

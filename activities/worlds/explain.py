@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 
 from activities.worlds.candidate import Standing
-from activities.worlds.plan import Situation, held_back
+from activities.worlds.conditions import held_back
+from activities.worlds.situation import Situation
 from qmtl_sdk.contracts.applies import MODE_OF
 from qmtl_sdk.contracts.errors import QmtlError, nearest
-from qmtl_sdk.contracts.worlds import Explanation
+from qmtl_sdk.contracts.worlds import Explanation, StrategyDecision
 
 _NAMES = {"evidence": "evidence", "data_currency": "data currency", "gates": "gates", "score": "score", "constraints": "constraints", "topk": "top-k", "hysteresis": "hysteresis"}
 _STEPS = tuple(_NAMES)
 
 
-def explain(strategy_id: str, situation: Situation, standings: Mapping[str, Standing]) -> Explanation:
-    """`strategy_id`, its beginning, or its name. Raises QmtlError: E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN."""
+def named(strategy_id: str, situation: Situation) -> StrategyDecision:
+    """The strategy of the newest decision that has this strategy_id, this name, or a strategy_id that begins so. Raises QmtlError: E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN."""
     decision, world = situation.decision, situation.world.spec.world
     if decision is None:
         raise QmtlError("E_DECISION_UNKNOWN", f"world {world} has not been judged yet", "submit a strategy, or qmtl world decide")
@@ -22,7 +23,14 @@ def explain(strategy_id: str, situation: Situation, standings: Mapping[str, Stan
         names = [item.name for item in decision.strategies if item.name]
         what = f"names several strategies of {world}" if found else f"is no strategy of {world}{nearest(strategy_id, names)}"
         raise QmtlError("E_STRATEGY_UNKNOWN", f"{strategy_id[:80]!r} {what}", "give its whole strategy_id; qmtl world show W lists them")
-    mine = found[0]
+    return found[0]
+
+
+def explain(strategy_id: str, situation: Situation, standings: Mapping[str, Standing]) -> Explanation:
+    """`strategy_id` as `named` takes it. Raises QmtlError: E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN."""
+    mine = named(strategy_id, situation)
+    decision, world = situation.decision, situation.world.spec.world
+    assert decision is not None  # it names the strategy
     stands = situation.standpoint(mine.strategy_id)
     lines = [f"{mine.label} in {world}: {stands} (policy version {decision.policy_version}, judged {decision.decided_at:%Y-%m-%d %H:%M:%S} UTC)"]
     stopped = {violation.step for violation in mine.violations}
@@ -41,6 +49,6 @@ def explain(strategy_id: str, situation: Situation, standings: Mapping[str, Stan
         lines.append(f"  remembered: {'in' if standing.active else 'out'} since {standing.since:%Y-%m-%d %H:%M} (world time), {count} in a row")
     if mine.active and stands.mode != situation.policy.highest_mode:
         target = MODE_OF["dryrun"] if stands.rank < 1 else MODE_OF["live"]
-        why = held_back(mine, stands, target, situation)
+        why = held_back(mine.strategy_id, stands, target, situation)
         lines.append(f"  next stage, {target}: {why or 'an apply may take it there: qmtl world apply ' + world}")
     return Explanation(world_id=world, strategy_id=mine.strategy_id, name=mine.name, decision=mine, lines=tuple(lines))

@@ -8,55 +8,20 @@ Whatever can't be planned is refused here, before anything has changed.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
 
-from activities.worlds.candidate import Candidate
-from qmtl_sdk.contracts.applies import MODE_OF, ApplyPlan, ApplyRequest, AwaitApprovals, Change, Drain, Freeze, LeftOut, Stage, Standpoint, Switch, Unfreeze, plan_etag, rank_of
+from activities.worlds.conditions import held_back
+from activities.worlds.situation import Situation, Snapshot
+from qmtl_sdk.contracts.applies import MODE_OF, ApplyPlan, ApplyRequest, AwaitApprovals, Change, Drain, Freeze, LeftOut, Stage, Standpoint, Switch, Unfreeze, rank_of
 from qmtl_sdk.contracts.domains import domain_of
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError, nearest
-from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, StrategyDecision, World
-
-
-class Snapshot(Model):
-    """What an apply found, so that it can be put back."""
-
-    standpoints: dict[str, Standpoint] = {}
-    live_edge: bool = False
-    fingerprint: str = ""
-
-
-class Situation(Model):
-    """The world as the planner sees it."""
-
-    world: World
-    policy: Policy
-    decision: DecisionEnvelope | None
-    activations: tuple[ActivationEnvelope, ...]
-    evidence: dict[str, Candidate]
-    live_edge: bool
-    now: datetime
-
-    @property
-    def etag(self) -> str:
-        return plan_etag([(item.strategy_id, item.etag) for item in self.activations], self.world.pinned_fingerprint, self.live_edge, self.policy.version)
-
-    def standpoint(self, strategy_id: str) -> Standpoint:
-        found = next((item for item in self.activations if item.strategy_id == strategy_id), None)
-        return standpoint(found) if found else Standpoint()
-
-    def stage_since(self, strategy_id: str) -> datetime | None:
-        return next((item.stage_since for item in self.activations if item.strategy_id == strategy_id), None)
-
-
-def standpoint(activation: ActivationEnvelope) -> Standpoint:
-    return Standpoint(active=activation.active, mode=activation.effective_mode or "validate", weight=activation.weight)
+from qmtl_sdk.contracts.worlds import DecisionEnvelope, StrategyDecision, World
 
 
 def plan_apply(request: ApplyRequest, requested_by: str, situation: Situation) -> ApplyPlan:
-    """Raises QmtlError: E_SHARE_POLICY, E_FINGERPRINT_MISSING, E_LIVE_NOT_ALLOWED, E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN, E_WEIGHT, E_APPLY_EMPTY, E_ETAG."""
+    """Raises QmtlError: E_WORLD_ARCHIVED, E_SHARE_POLICY, E_FINGERPRINT_MISSING, E_LIVE_NOT_ALLOWED, E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN, E_WEIGHT, E_APPLY_EMPTY, E_ETAG."""
+    situation.world.require_active()
     _pinned(situation.policy)
     _as_seen(request, situation)
     target = _target(request, situation)
@@ -84,7 +49,8 @@ def plan_apply(request: ApplyRequest, requested_by: str, situation: Situation) -
 
 
 def plan_rollback(request: ApplyRequest, requested_by: str, situation: Situation, snapshot: Snapshot) -> ApplyPlan:
-    """Back to what the apply `request.rollback_of` found. Raises QmtlError: E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED."""
+    """Back to what the apply `request.rollback_of` found. Raises QmtlError: E_WORLD_ARCHIVED, E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED."""
+    situation.world.require_active()
     _as_seen(request, situation)
     wanted = {item.strategy_id for item in situation.decision.strategies if item.active} if situation.decision else set()
     changes, left_out = [], []
@@ -111,26 +77,7 @@ def _after(item: StrategyDecision, before: Standpoint, target: str, request: App
     after = Standpoint(active=True, mode=target, weight=weight)
     if before.mode == target and before.active:
         return after, ""
-    return (before, why) if (why := held_back(item, before, target, situation)) else (after, "")
-
-
-def held_back(item: StrategyDecision, before: Standpoint, target: str, situation: Situation) -> str:
-    """What a strategy that passes still lacks for a stage; nothing where it may go."""
-    gating, evidence = situation.policy.gating_policy, situation.evidence.get(item.strategy_id)
-    fingerprint, metrics = (evidence.dataset_fingerprint, evidence.metrics) if evidence else ("", {})
-    if target == "live" and before.mode != "paper":
-        return "it must run in dryrun before it can go live"
-    if fingerprint != gating.dataset_fingerprint:
-        return f"it was judged on data with the fingerprint {fingerprint[:24] or 'none'}, the policy pins {(gating.dataset_fingerprint or 'none')[:24]}"
-    missing = [name for name in gating.required_signals if metrics.get(name) is None]
-    if missing:
-        return f"the required signal {missing[0]} is missing"
-    window = gating.campaign.dryrun if target == "live" else gating.campaign.backtest
-    since = situation.stage_since(item.strategy_id)
-    spent = (situation.now - since).total_seconds() if since else 0.0
-    if window and spent < window:
-        return f"it has been good in {'dryrun' if target == 'live' else 'backtest'} for {words(spent)} of {words(window)}"
-    return ""
+    return (before, why) if (why := held_back(item.strategy_id, before, target, situation)) else (after, "")
 
 
 def _target(request: ApplyRequest, situation: Situation) -> str:

@@ -25,7 +25,7 @@ from activities.storage.tables import (
 )
 from activities.storage.tables import EdgeOverride as EdgeOverrideRow
 from activities.worlds.candidate import Candidate, Standing
-from activities.worlds.gate import LIVE_EDGE, OPEN, hashes, keep, locked_fence
+from activities.worlds.gate import LIVE_EDGE, OPEN, halt, hashes, keep, locked_fence
 from activities.worlds.store import Basis, EvidenceBody, Judged, NodeValidation, RunContextBody, activation_of, stage_after
 from qmtl_sdk.contracts.applies import GateStatus
 from qmtl_sdk.contracts.canonical import hash_of
@@ -83,6 +83,8 @@ class SqlWorldStore:
             fence.max_orders, fence.max_refused = after.circuit_breaker.max_orders_per_minute, after.circuit_breaker.max_refused_per_minute
             tx.session.add(row)
             tx.session.add(fence)
+            if row.state == "archived" and not fence.halted:
+                halt(tx, fence, f"archived by {actor}")
             told = change.model_dump(mode="json", exclude_none=True)
             tx.record("world.updated", world_id, world_id, before={name: before.json_dict().get(name) for name in told}, after=told)
             return world_of(row)

@@ -14,7 +14,7 @@ from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, App
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.worlds import EdgeOverride
-from temporal.applies import apply_id
+from workflows.shared import apply_id
 
 router = APIRouter(prefix="/worlds/{world_id}", tags=["applies"], route_class=GuardedRoute)
 

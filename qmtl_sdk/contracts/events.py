@@ -36,6 +36,7 @@ _KIND_OF = {
 _KIND_OF_PREFIX = {
     "apply": "applies",
     "approval": "applies",
+    "promotion": "applies",
     "session": "sessions",
     "submission": "submissions",
     "run": "submissions",
@@ -158,6 +159,14 @@ class ApplyState(Model):
     reason: str = ""
 
 
+class PromotionState(Model):
+    world_id: str
+    strategy_id: str
+    run_id: str
+    state: Literal["requested", "completed", "stopped"]
+    reason: str = ""
+
+
 class ApprovalGiven(Model):
     world_id: str
     run_id: str
@@ -186,6 +195,7 @@ DATA: dict[str, type[Model]] = {
     "apply.requested": ApplyState,
     "apply.state": ApplyState,
     "approval.given": ApprovalGiven,
+    "promotion.state": PromotionState,
     "session.opened": SessionChanged,
     "session.ended": SessionChanged,
 }

@@ -132,6 +132,13 @@ class World(Model):
     def now(self, wall: datetime) -> datetime:
         return self.spec.clock.now(self.created_at, wall)
 
+    def require_active(self) -> None:
+        """Raises QmtlError (E_WORLD_ARCHIVED)."""
+        if self.state == "archived":
+            raise QmtlError(
+                "E_WORLD_ARCHIVED", f"world {self.spec.world} is archived: it takes no submissions, no applies and no orders", "an operator takes it back with: qmtl world archive W --undo"
+            )
+
 
 def parse_world(text: str) -> tuple[WorldSpec, dict[str, Any] | None]:
     """A world from YAML, and its policy's mapping if the text has one. Raises QmtlError (E_WORLD_INVALID)."""
@@ -243,7 +250,7 @@ class WorldNodeRef(Model):
 
 
 class WorldUpdate(Model):
-    """`PATCH /worlds/{id}`: what is given is changed, the rest stays. An archived world takes no submissions and no applies."""
+    """`PATCH /worlds/{id}`: what is given is changed, the rest stays. An archived world takes no submissions, no applies and no orders: its gate is halted, and stays so when it is taken back."""
 
     description: str | None = Field(None, max_length=500)
     allow_live: bool | None = None

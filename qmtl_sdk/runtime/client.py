@@ -15,6 +15,7 @@ from qmtl_sdk.contracts.errors import CODES, QmtlError
 from qmtl_sdk.contracts.events import Subscribe, Subscription
 from qmtl_sdk.contracts.orders import Order, OrderBatch, OrderRecord, OrderVerdict, OrderVerdicts
 from qmtl_sdk.contracts.policy import Difference, Policy
+from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from qmtl_sdk.contracts.sessions import QueueAppend, QueueAppended, QueueInfo, QueueMessage, QueueRead, SessionAck, SessionAcked, SessionBeat, SessionGrant, SessionInfo, SessionKept, SessionOpen
 from qmtl_sdk.contracts.submission import Ack, DryRun, EvidenceRef, Heartbeat, LeaseFailure, StrategyStatus, StrategySubmit
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, EdgeOverride, Explanation, World, WorldUpdate
@@ -139,6 +140,19 @@ class GatewayClient:
     def apply_status(self, world_id: str, run_id: str, wait_s: float = 0.0) -> ApplyStatus:
         """The apply; with `wait_s`, once it has ended, or as it is after so long."""
         return ApplyStatus.model_validate(self._call("GET", f"/worlds/{world_id}/applies/{run_id}", params={"wait": wait_s}))
+
+    def promote(self, world_id: str, request: PromotionRequest, live: bool = False) -> PromotionView:
+        return PromotionView.model_validate(self._call("POST", f"/worlds/{world_id}/promotions", json=request.json_dict(), headers=_live(live)))
+
+    def promotions(self, world_id: str) -> list[PromotionView]:
+        """Those that are under way."""
+        return TypeAdapter(list[PromotionView]).validate_python(self._call("GET", f"/worlds/{world_id}/promotions"))
+
+    def promotion(self, world_id: str, strategy_id: str) -> PromotionView:
+        return PromotionView.model_validate(self._call("GET", f"/worlds/{world_id}/promotions/{strategy_id}"))
+
+    def end_promotion(self, world_id: str, strategy_id: str, reason: str = "") -> PromotionView:
+        return PromotionView.model_validate(self._call("POST", f"/worlds/{world_id}/promotions/{strategy_id}/end", json={"reason": reason}))
 
     def approve(self, world_id: str, run_id: str, verdict: Verdict, live: bool = False) -> Approval:
         return Approval.model_validate(self._call("POST", f"/worlds/{world_id}/applies/{run_id}/approve", json=verdict.json_dict(), headers=_live(live)))

@@ -12,9 +12,11 @@ from qmtl_sdk.contracts.applies import Verdict
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import Build
 from temporal.client import connect
+from temporal.promotions import promotion_id
 from temporal.shutdown import leave
 from temporal.submissions import workflow_id
 from tests.e2e.test_apply import Stage
+from tests.e2e.test_promotion import Promoted
 from tests.e2e.test_submission import Ahead
 from tests.harness import Machine, wait_for
 from tests.strategies import POLICY, Slow, Trend, world
@@ -66,6 +68,29 @@ def applies(machine: Machine) -> None:
         stage.close()
 
 
+def promotions(machine: Machine) -> None:
+    """A campaign through both its stages; and one that waits and is ended."""
+    stage = Promoted(machine, "campaign", {"campaign": {"dryrun": "2s"}, "approvals": {"required": 1, "live": 1}})
+    try:
+        stage.promotion("live")
+        first = stage.asked().run_id
+        stage.ana.approve(stage.world, first, Verdict())
+        stage.ana.approve(stage.world, stage.asked(first).run_id, Verdict(), live=True)
+        stage.ended()
+        workflow = promotion_id(stage.world, stage.strategy)
+        asyncio.run(save(machine, "promotion_completed", workflow))
+        stage.client.apply_status(stage.world, stage.ask(None, rollback_of=first).run_id, wait_s=30)
+        stage.client.update_world(stage.world, WorldUpdate(allow_live=False))
+        stage.promotion("live")
+        run = stage.asked().run_id
+        stage.ana.approve(stage.world, run, Verdict())
+        stage.waits("does not allow live")
+        stage.client.end_promotion(stage.world, stage.strategy, "no")
+        asyncio.run(save(machine, "promotion_ended", workflow))
+    finally:
+        stage.close()
+
+
 async def renewal(machine: Machine) -> None:
     client = await connect(machine.config.temporal)
     with machine.client() as gateway:
@@ -103,6 +128,7 @@ def main() -> int:
             asyncio.run(save(machine, "evaluation", "evaluation:equities"))
             asyncio.run(upkeep(machine))
             applies(machine)
+            promotions(machine)
         finally:
             machine.close()
     return 0

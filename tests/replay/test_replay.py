@@ -28,7 +28,8 @@ def test_a_recorded_history_replays(path: Path) -> None:
 def test_every_workflow_has_histories() -> None:
     submissions = {"submission_decided", "submission_rejected", "submission_lease_lost"}
     applies = {"apply_completed", "apply_rejected", "apply_aborted", "apply_frozen"}
-    assert {path.stem for path in FILES} == submissions | applies | {"evaluation", "renewal", "upkeep"}
+    promotions = {"promotion_completed", "promotion_ended"}
+    assert {path.stem for path in FILES} == submissions | applies | promotions | {"evaluation", "renewal", "upkeep"}
     assert {Path(path.stem).name.split("_")[0] for path in FILES} == {name.removesuffix("Workflow").lower() for name in (item.__name__ for item in WORKFLOWS)}
 
 

@@ -1,0 +1,44 @@
+"""A world as planner and promotions see it."""
+
+from datetime import datetime
+
+from activities.worlds.candidate import Candidate
+from qmtl_sdk.contracts.applies import Standpoint, plan_etag
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
+
+
+class Snapshot(Model):
+    """What an apply found, so that it can be put back."""
+
+    standpoints: dict[str, Standpoint] = {}
+    live_edge: bool = False
+    fingerprint: str = ""
+
+
+class Situation(Model):
+    """The world as the planner sees it."""
+
+    world: World
+    policy: Policy
+    decision: DecisionEnvelope | None
+    activations: tuple[ActivationEnvelope, ...]
+    evidence: dict[str, Candidate]
+    live_edge: bool
+    now: datetime
+
+    @property
+    def etag(self) -> str:
+        return plan_etag([(item.strategy_id, item.etag) for item in self.activations], self.world.pinned_fingerprint, self.live_edge, self.policy.version)
+
+    def standpoint(self, strategy_id: str) -> Standpoint:
+        found = next((item for item in self.activations if item.strategy_id == strategy_id), None)
+        return standpoint(found) if found else Standpoint()
+
+    def stage_since(self, strategy_id: str) -> datetime | None:
+        return next((item.stage_since for item in self.activations if item.strategy_id == strategy_id), None)
+
+
+def standpoint(activation: ActivationEnvelope) -> Standpoint:
+    return Standpoint(active=activation.active, mode=activation.effective_mode or "validate", weight=activation.weight)

@@ -1,0 +1,275 @@
+"""Every limit in time, on Temporal's time-skipping server: days pass in moments, and the machine's clock follows the server's."""
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import time_machine
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.client import WorkflowHandle
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from activities.commands import ApplyInput, EvaluateRequest, EvaluationInput, PromotionInput, Vote
+from activities.storage.tables import GatewayRow, OpenOrder
+from activities.stores import Stores
+from activities.worlds.activities import evaluation_options
+from qmtl_sdk.contracts.applies import ApplyStatus, Verdict
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.promotions import PromotionView
+from qmtl_sdk.runtime.config import Settings, settings
+from temporal.plugin import QmtlPlugin
+from temporal.worker import working
+from tests.orders import Desk, policy
+from tests.testserver import launcher
+from workflows.apply import ApplyWorkflow
+from workflows.evaluation import EvaluationWorkflow
+from workflows.promotion import PromotionWorkflow
+from workflows.shared import SEARCH_ATTRIBUTES, WORKFLOWS, apply_id
+
+T = TypeVar("T")
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(scope="session")
+def server() -> Path:
+    found = launcher(settings().tools_dir)
+    if found is None and os.environ.get("CI") != "true":
+        pytest.skip("the time-skipping server takes Java and Maven")
+    assert found is not None, "the time-skipping server takes Java and Maven"
+    return found
+
+
+class Follow(Interceptor):
+    """Set the machine's clock to the server's before each activity."""
+
+    def __init__(self, env: WorkflowEnvironment, clock: time_machine.Traveller) -> None:
+        self.env, self.clock = env, clock
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _Following(next, self)
+
+
+class _Following(ActivityInboundInterceptor):
+    def __init__(self, next: ActivityInboundInterceptor, follow: Follow) -> None:
+        super().__init__(next)
+        self._follow = follow
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        self._follow.clock.move_to(await self._follow.env.get_current_time())
+        return await super().execute_activity(input)
+
+
+@dataclass
+class Skipping:
+    """A world in a store, a worker over it, and the time-skipping server."""
+
+    env: WorkflowEnvironment
+    stores: Stores
+    desk: Desk
+    clock: time_machine.Traveller
+
+    async def now(self) -> datetime:
+        return await self.env.get_current_time()
+
+    async def passes(self, span: timedelta) -> None:
+        await self.env.sleep(span)
+        self.clock.move_to(await self.now())
+
+    async def apply(self, run: str) -> WorkflowHandle[Any, Any]:
+        command = ApplyInput(store_id=self.stores.database.store_id, world_id=self.desk.world, run_id=run)
+        return await self.env.client.start_workflow(ApplyWorkflow.run, command, id=apply_id(self.desk.world), task_queue=WORKFLOWS)
+
+    async def until(self, condition: Callable[[], Awaitable[T]], what: str, limit_s: float = 30.0) -> T:
+        """The condition's first true answer; no time is skipped meanwhile."""
+        deadline = time.monotonic() + limit_s
+        while not (answer := await condition()):
+            assert time.monotonic() < deadline, f"no {what} within {limit_s} s"
+            await asyncio.sleep(0.02)
+        return answer
+
+    async def waiting(self) -> ApplyStatus:
+        """The apply that waits for approval."""
+
+        async def found() -> ApplyStatus | None:
+            applies = await asyncio.to_thread(self.desk.applies.newest, self.desk.world, 1)
+            return applies[0] if applies and applies[0].state == "approval" else None
+
+        return await self.until(found, "apply that waits for approval")
+
+    async def approve(self) -> None:
+        """As the Gateway does it: kept, then told."""
+        run = (await self.waiting()).run_id
+        kept = self.desk.applies.vote(self.desk.world, run, "ana", "approve", Verdict(), f"approval:{uuid.uuid4().hex}")
+        await self.env.client.get_workflow_handle(apply_id(self.desk.world)).signal("approve", Vote(run_id=run, approval_id=kept.approval_id))
+
+        async def ended() -> bool:
+            return self.desk.applies.find(self.desk.world, run).outcome == "completed"
+
+        await self.until(ended, "end of the apply")
+
+
+@asynccontextmanager
+async def skipping(server: Path, home: Path, found: Policy) -> AsyncIterator[Skipping]:
+    stores = Stores.open(Settings(home=home))
+    desk = Desk(stores.database, found=found)
+    plugin = QmtlPlugin(stores.database.store_id)
+    async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(server), plugins=[plugin]) as env:
+        kinds = dict.fromkeys((key.name for key in SEARCH_ATTRIBUTES), IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
+        await env.client.operator_service.add_search_attributes(AddSearchAttributesRequest(namespace="default", search_attributes=kinds))
+        with time_machine.travel(await env.get_current_time(), tick=True) as clock:
+            async with working(env.client, stores, [Follow(env, clock)]):
+                yield Skipping(env, stores, desk, clock)
+    stores.close()
+
+
+def test_an_approval_that_does_not_come_ends_the_apply_after_its_limit(server: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with skipping(server, tmp_path, policy(approvals={"required": 1, "live": 1, "expires": "7d"})) as stage:
+            began = await stage.now()
+            handle = await stage.apply(stage.desk.request("dryrun"))
+            await stage.passes(6 * DAY)
+            assert (await stage.waiting()).outcome is None, "six days are not seven"
+            ended = await handle.result()
+            assert (ended.outcome, ended.reason) == ("rolled_back", "no approval within 7d")
+            assert timedelta(days=7) <= await stage.now() - began < timedelta(days=7, hours=1)
+            assert stage.desk.gate().state == "open"
+
+    asyncio.run(run())
+
+
+def test_an_open_order_holds_a_drain_up_no_longer_than_its_limit(server: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        limits = {"freeze_timeout_ms": 1000, "drain_timeout_ms": 86_400_000}
+        async with skipping(server, tmp_path, policy(apply=limits)) as stage:
+            with stage.stores.database.write("test", bookkeeping=True) as tx:
+                tx.session.add(OpenOrder(order_id="order:stuck", world_id=stage.desk.world, accepted_at="2024"))
+            handle = await stage.apply(stage.desk.request("dryrun"))
+            run = (await stage.waiting()).run_id
+            kept = stage.desk.applies.vote(stage.desk.world, run, "ana", "approve", Verdict(), f"approval:{uuid.uuid4().hex}")
+            await handle.signal("approve", Vote(run_id=run, approval_id=kept.approval_id))
+
+            async def drains() -> bool:
+                return stage.desk.gate().state == "draining"
+
+            await stage.until(drains, "drain")
+            stage.clock.shift(0.9 * DAY)
+            await asyncio.sleep(0.2)
+            assert stage.desk.gate().state == "draining", "nine tenths of the limit are not the limit"
+            stage.clock.shift(0.2 * DAY)
+            ended = await handle.result()
+            assert ended.outcome == "rolled_back"
+            assert ended.reason.startswith("not drained: 1 orders were still open after 86400 s")
+            assert stage.desk.gate().state == "open"
+
+    asyncio.run(run())
+
+
+def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_limit(server: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with skipping(server, tmp_path, policy(apply={"freeze_timeout_ms": 3_600_000, "drain_timeout_ms": 7_200_000})) as stage:
+            with stage.stores.database.write("test", bookkeeping=True) as tx:
+                tx.session.add(GatewayRow(gateway_id="gateway:mute", expires_at="9999"))
+            handle = await stage.apply(stage.desk.request("dryrun"))
+            run = (await stage.waiting()).run_id
+            kept = stage.desk.applies.vote(stage.desk.world, run, "ana", "approve", Verdict(), f"approval:{uuid.uuid4().hex}")
+            await handle.signal("approve", Vote(run_id=run, approval_id=kept.approval_id))
+
+            def state() -> str:
+                return stage.desk.applies.find(stage.desk.world, run).state
+
+            for step in ("drain", "unfreeze"):
+
+                async def there(step: str = step) -> bool:
+                    return state() == step
+
+                async def past(step: str = step) -> bool:
+                    stage.clock.shift(timedelta(hours=1.1))  # an activity that begins meanwhile sets it back
+                    return state() != step
+
+                await stage.until(there, step)
+                await asyncio.sleep(0.3)
+                assert state() == step, "it waits for the Gateway that says nothing"
+                await stage.until(past, f"end of {step}")
+            assert (await handle.result()).outcome == "completed"
+            assert [item.at for item in stage.desk.applies.find(stage.desk.world, run).acks] == [None, None]
+
+    asyncio.run(run())
+
+
+def test_a_campaign_takes_its_windows(server: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        gating = {"campaign": {"backtest": "30d", "dryrun": "60d"}, "approvals": {"required": 1, "live": 1, "expires": "7d"}}
+        found = policy(**gating).model_copy(update={"decision_ttl": 400 * 86_400})
+        async with skipping(server, tmp_path, found) as stage:
+            stage.desk.decide(ttl=400 * 86_400)
+            began = await stage.now()
+            strategy = stage.desk.strategies[0]
+            promotion = PromotionInput(store_id=stage.stores.database.store_id, world_id=stage.desk.world, strategy_id=strategy, to="live", requested_by="olga")
+            handle = await stage.env.client.start_workflow(PromotionWorkflow.run, promotion, id=f"promotion:w:{strategy}", task_queue=WORKFLOWS)
+
+            async def waits(word: str) -> PromotionView:
+                async def said() -> PromotionView | None:
+                    view = await handle.query(PromotionWorkflow.gate)
+                    return view if word in view.waits_for else None
+
+                return await stage.until(said, word)
+
+            await waits("good in backtest for")
+            await stage.passes(29 * DAY)
+            await waits("good in backtest for")
+            assert stage.desk.applies.newest(stage.desk.world) == [], "29 days are not 30"
+            await stage.passes(2 * DAY)
+            await stage.approve()
+            assert stage.desk.worlds.activations(stage.desk.world)[0].effective_mode == "paper"
+            await waits("good in dryrun for")
+            await stage.passes(59 * DAY)
+            await waits("good in dryrun for")
+            assert len(stage.desk.applies.newest(stage.desk.world)) == 1, "59 days are not 60"
+            await stage.passes(2 * DAY)
+            await stage.approve()
+            assert timedelta(days=91) <= await stage.now() - began < timedelta(days=93)
+            assert (await handle.result()).outcome == "completed"
+            assert stage.desk.worlds.activations(stage.desk.world)[0].effective_mode == "live"
+            history = await handle.fetch_history()
+            assert len(history.events) < 150, "a window is one timer, not a look every minute"
+
+    asyncio.run(run())
+
+
+def test_a_strategy_dwells_as_long_as_the_policy_wants(server: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        body = policy().model_dump(by_alias=True)
+        body["selection"] |= {"gates": {"and": ["sharpe >= 0.5"]}, "hysteresis": {"min_dwell": "3h"}}
+        async with skipping(server, tmp_path, Policy.model_validate(body)) as stage:
+            strategy = stage.desk.strategies[0]
+
+            async def active() -> bool:
+                options = evaluation_options(stage.desk.world, WORKFLOWS)
+                handle = await stage.env.client.start_workflow(EvaluationWorkflow.run, EvaluationInput(store_id=stage.stores.database.store_id, world_id=stage.desk.world), **options)
+                await handle.execute_update(EvaluationWorkflow.evaluate, EvaluateRequest(request_id=uuid.uuid4().hex))
+                found = stage.desk.worlds.decision(stage.desk.world)
+                assert found is not None
+                return found.strategies[0].active
+
+            assert not await active(), "three hours out before it may come in"
+            await stage.passes(timedelta(hours=2.9))
+            assert not await active()
+            await stage.passes(timedelta(hours=0.2))
+            assert await active()
+            stage.desk.evidence(strategy, sharpe=0.1)
+            await stage.passes(timedelta(hours=2.9))
+            assert await active(), "it fails, and dwells"
+            await stage.passes(timedelta(hours=0.2))
+            assert not await active()
+
+    asyncio.run(run())
