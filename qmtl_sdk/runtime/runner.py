@@ -26,7 +26,7 @@ from weakref import WeakSet
 
 from qmtl_sdk.compute.engine import Tape
 from qmtl_sdk.contracts.canonical import content_hash
-from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, resolve
+from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, Downgrade, resolve
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionGrant
 from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, LeaseFailure, Outcome, QueueTarget, StrategyStatus, StrategySubmit, SubmissionMeta
@@ -392,5 +392,6 @@ def decided_context(ack: Ack, outcome: Outcome | None, now: datetime) -> Compute
         as_of=ack.context.as_of,
         partition=ack.context.partition,
         dataset_fingerprint=ack.context.dataset_fingerprint,
-        allow_live=ack.context.execution_domain is Domain.LIVE,  # the services let it compute there
+        # The services let it compute there, or would but for the fingerprint, which is missing here too.
+        allow_live=ack.context.execution_domain is Domain.LIVE or ack.context.downgrade_reason is Downgrade.MISSING_FINGERPRINT,
     )

@@ -1,0 +1,152 @@
+"""Every reason for which a context is closed: as the Gateway answers, as the SDK holds to it, and as the fence takes an order that comes all the same."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activities.storage.tables import WorldRow
+from activities.worlds.gate import hashes
+from activities.worlds.sql import SqlWorldStore, activate, activations_of
+from qmtl_sdk import CsvSource, QmtlError, Strategy, StreamInput
+from qmtl_sdk.contracts.domains import ComputeContext, Domain, Downgrade
+from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.sessions import SessionOpen
+from qmtl_sdk.contracts.submission import Ack, Outcome, StrategySubmit, SubmissionMeta
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, StrategyDecision, WorldUpdate
+from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.runtime.orders import OrderGate
+from qmtl_sdk.runtime.runner import decided_context
+from tests.harness import Machine
+from tests.strategies import POLICY, Trend, world
+
+
+class Own(Strategy):
+    """Brings its own prices: the services know neither their end nor their fingerprint."""
+
+    def setup(self) -> None:
+        self.add_nodes([StreamInput(interval="1d", period=5, source=CsvSource(Path("prices.csv"), interval="1d"))])
+
+
+class Standing:
+    """A strategy that stands somewhere in a world of its own, with a client that hints at live all the time."""
+
+    def __init__(self, machine: Machine, strategy: Strategy) -> None:
+        self.machine, self.client, self.build = machine, machine.client(), Build(strategy)
+        self.world, self.strategy_id = "w" + uuid.uuid4().hex[:10], self.build.dag.strategy_id
+        self.client._call("POST", "/worlds", json={"spec": {**world(self.world), "allow_live": True}, "policy": POLICY}, headers={"X-Allow-Live": "true"})
+
+    def stands(self, mode: str, age_s: float = 0.0) -> None:
+        """Judged `age_s` ago, and switched on in this mode."""
+        at = datetime.now(UTC) - timedelta(seconds=age_s)
+        decision = StrategyDecision(strategy_id=self.strategy_id, active=True, weight=1.0)
+        base: dict[str, Any] = {"world_id": self.world, "policy_version": 1, "effective_mode": mode, "reason": "r", "as_of": at, "etag": uuid.uuid4().hex}
+        database = self.machine.database()
+        try:
+            SqlWorldStore(database).save_decision((uuid.uuid4().hex,), DecisionEnvelope(**base, decided_at=at, strategies=(decision,)), "judge")
+            with database.write("test") as tx:
+                before = activations_of(tx.session, self.world)[0]
+                after = ActivationEnvelope.model_validate({**before.model_dump(), "effective_mode": mode, "etag": mode})
+                activate(tx, tx.session.get_one(WorldRow, self.world), after, before, hashes(tx.session, self.world))
+        finally:
+            database.close()
+
+    def gateway(self) -> ComputeContext:
+        hint = SubmissionMeta(execution_domain="live")
+        return self.client.dry_run(StrategySubmit(world_id=self.world, dag=self.build.dag, node_ids_crc32=self.build.crc32, idempotency_key=uuid.uuid4().hex, meta=hint)).context
+
+    def sdk(self, context: ComputeContext) -> ComputeContext:
+        """What the SDK makes of the Gateway's context and of the decision and activation that it was answered with."""
+        decisions, activations = self.client.decisions(self.world), self.client.activation(self.world)
+        outcome = None
+        if decisions:
+            outcome = Outcome(world_id=self.world, strategy_id=self.strategy_id, run_id="r", status="decided", decision=decisions[0], activation=activations[0])
+        return decided_context(Ack.model_construct(world_id=self.world, context=context), outcome, datetime.now(UTC))
+
+    def orders(self) -> list[Order]:
+        """For dryrun and for live, with a session where one is to be had."""
+        try:
+            session = self.client.open_session(SessionOpen(world_id=self.world, strategy_id=self.strategy_id, runner=uuid.uuid4().hex)).session_id
+        except QmtlError as error:
+            if error.code not in ("E_SESSION_INACTIVE", "E_STRATEGY_UNKNOWN"):
+                raise
+            session = "none"
+        base = {"world_id": self.world, "strategy_id": self.strategy_id, "session_id": session, "epoch": self.client.gate(self.world).epoch, "symbol": "AAPL", "side": "buy", "quantity": "1"}
+        return [Order.model_validate({**base, "order_id": f"order:{uuid.uuid4().hex}", "execution_domain": domain}) for domain in ("dryrun", "live")]
+
+
+def unjudged(machine: Machine) -> Standing:
+    return Standing(machine, Trend())
+
+
+def stale(machine: Machine) -> Standing:
+    found = Standing(machine, Trend())
+    found.stands("live", age_s=301)
+    return found
+
+
+def not_allowed(machine: Machine) -> Standing:
+    found = Standing(machine, Trend())
+    found.stands("live")
+    found.client.update_world(found.world, WorldUpdate(allow_live=False))
+    return found
+
+
+def no_fingerprint(machine: Machine) -> Standing:
+    found = Standing(machine, Own())
+    found.stands("live")
+    return found
+
+
+def no_as_of(machine: Machine) -> Standing:
+    found = Standing(machine, Own())
+    found.stands("paper")
+    return found
+
+
+def unknown_mode(machine: Machine) -> Standing:
+    found = Standing(machine, Trend())
+    found.stands("moon")
+    return found
+
+
+WAYS = {
+    Downgrade.DECISION_UNAVAILABLE: unjudged,
+    Downgrade.STALE_DECISION: stale,
+    Downgrade.LIVE_NOT_ALLOWED: not_allowed,
+    Downgrade.MISSING_FINGERPRINT: no_fingerprint,
+    Downgrade.MISSING_AS_OF: no_as_of,
+    Downgrade.UNKNOWN_MODE: unknown_mode,
+}
+
+
+def test_every_reason_has_a_way() -> None:
+    assert set(WAYS) == set(Downgrade)
+
+
+@pytest.mark.parametrize("reason", WAYS, ids=lambda reason: reason.value)
+def test_a_closed_context_is_closed_at_the_gateway_in_the_sdk_and_at_the_fence(machine: Machine, reason: Downgrade) -> None:
+    standing = WAYS[reason](machine)
+    with standing.client:
+        told = standing.gateway()
+        assert (told.execution_domain, told.downgrade_reason, told.downgraded, told.safe_mode) == (Domain.BACKTEST, reason, True, True)
+        mine = standing.sdk(told)
+        assert (mine.execution_domain, mine.downgrade_reason, mine.downgraded, mine.safe_mode) == (Domain.BACKTEST, reason, True, True)
+        gate = OrderGate()
+        gate.enabled = True
+        assert not gate.send({"side": "buy"}, mine)
+        assert gate.blocked == {reason.value: 1}
+        assert [verdict.accepted for verdict in standing.client.publish_orders(standing.orders())] == [False, False]
+        assert standing.client.gate(standing.world).orders.get("accepted", 0) == 0
+
+
+def test_a_fresh_live_decision_is_what_it_takes(machine: Machine) -> None:
+    """The same hint, with everything in place: else the table above would show nothing."""
+    standing = Standing(machine, Trend())
+    standing.stands("live")
+    with standing.client:
+        told = standing.gateway()
+        assert (told.execution_domain, told.downgrade_reason, told.safe_mode) == (Domain.LIVE, None, False)
+        assert standing.sdk(told).execution_domain is Domain.LIVE
