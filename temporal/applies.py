@@ -93,9 +93,7 @@ class Applies:
 
     async def abort(self, world_id: str, run_id: str, actor: str, reason: str) -> ApplyStatus:
         """Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED."""
-        found = await asyncio.to_thread(self._store.find, world_id, run_id)
-        if found.outcome is not None:
-            raise QmtlError("E_APPLY_ENDED", f"{run_id} has ended: {found.outcome}", "there is nothing to abort; qmtl world rollback W --to RUN_ID takes back what it did")
+        await asyncio.to_thread(self._store.abort_asked, world_id, run_id, actor, reason)
         await self.start(world_id, run_id)
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
         try:

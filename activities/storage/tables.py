@@ -260,8 +260,9 @@ class Evidence(SQLModel, table=True):
 
 class Decision(SQLModel, table=True):
     __tablename__ = "decision"
+    __table_args__ = (Index("decision_of", "world_id", "seq"),)
     seq: int | None = Field(default=None, sa_column=_seq())
-    world_id: str = Field(index=True)
+    world_id: str
     policy_version: int
     etag: str
     body: str = Field(sa_column=_text())

@@ -162,6 +162,15 @@ class SqlApplyStore:
         tx.record("approval.given", row.world_id, row.subject, after=approval.json_dict(), correlation_id=row.subject, data=data)
         return approval
 
+    def abort_asked(self, world_id: str, run_id: str, actor: str, reason: str) -> None:
+        """Keep who asked for an abort, before the workflow is told. One that stands in no such entry was sent straight to Temporal. Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED."""
+        with self._database.write(actor) as tx:
+            tx.lock(f"world:{world_id}")
+            row = _row(tx.session, world_id, run_id)
+            if row.ended_at is not None:
+                raise QmtlError("E_APPLY_ENDED", f"{run_id} has ended: {row.outcome}", "there is nothing to abort; qmtl world rollback W --to RUN_ID takes back what it did")
+            tx.record("apply.abort_asked", world_id, run_id, after={"reason": reason}, correlation_id=run_id)
+
     def untaken(self) -> list[tuple[str, str, Approval]]:
         """Approvals that their apply has not heard of yet: world, run, approval."""
         with self._database.read() as session:

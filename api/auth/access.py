@@ -115,7 +115,7 @@ class Caller(access.Caller):
         """Whatever leads to live needs the header besides the role, never instead of it."""
         self.in_world(world_id, Role.OPERATOR)
         if not self.live:
-            raise QmtlError("E_LIVE_HEADER", "this leads to live trading and was asked for without saying so", f"send the header {LIVE_HEADER}: true")
+            raise QmtlError("E_LIVE_HEADER", "this leads to live trading and was asked for without saying so", f"add --live; by HTTP, send the header {LIVE_HEADER}: true")
 
 
 class GuardedRoute(APIRoute):

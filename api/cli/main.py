@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli import operate, policy, token, world
+from api.cli import operate, policy, promotion, token, world
 from api.cli.output import NOT_ACTIVE, Format, Output, console, emit, errors, guarded, table
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.errors import QmtlError, nearest
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="qmtl", help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(help="The configuration in force.", no_args_is_help=True)
-for part in (operate.app, policy.app):
+for part in (operate.app, promotion.app, policy.app):
     world.app.add_typer(part)
 app.add_typer(world.app, name="world")
 app.add_typer(token.app, name="token")

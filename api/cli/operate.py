@@ -1,6 +1,5 @@
-"""`qmtl world apply | applies | approve | reject | abort | rollback | promote | promotions | archive | halt | resume | status | explain | override | audit | orders | allow-live`: what an operator does."""
+"""`qmtl world apply | applies | approve | reject | abort | rollback | archive | halt | resume | status | explain | override | audit | orders | allow-live`: what an operator does."""
 
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import REFUSALS, Refusal
 from qmtl_sdk.contracts.policy import mapping_of, validated
-from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from qmtl_sdk.contracts.worlds import EdgeOverride, WorldUpdate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings
@@ -29,7 +27,7 @@ Reason = Annotated[str, typer.Option("--reason", help="kept in the audit trail")
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and do nothing")]
 NewRun = Annotated[str | None, typer.Option("--run-id", help="a name of your own: asked for again it is the same apply")]
 Live = Annotated[bool, typer.Option("--live", help="say that this leads to live trading; needed for what does")]
-WAIT_S, LOOK_S = 30.0, 10.0
+WAIT_S = 30.0
 
 
 @contextmanager
@@ -157,59 +155,6 @@ def _moved_on(client: GatewayClient, world: str, run_id: str) -> ApplyStatus:
     found = client.apply_status(world, run_id)
     stage, agreed = found.plan.approval, {item.actor for item in found.approvals if item.counts and item.verdict == "approve"}
     return client.apply_status(world, run_id, wait_s=WAIT_S) if len(agreed) >= stage.required else found
-
-
-@app.command()
-@guarded
-def promote(
-    world: WorldArgument,
-    strategy: Annotated[str, typer.Argument(help="its name, its strategy_id, or the beginning of that")],
-    to: Annotated[str, typer.Option(help="dryrun or live: how far it shall come")] = "dryrun",
-    end: Annotated[bool, typer.Option("--end", help="end the promotion that is under way")] = False,
-    reason: Reason = "",
-    live: Live = False,
-    name: As = None,
-    output: Output = Format.TEXT,
-) -> None:
-    """Bring a strategy to dryrun or live, stage by stage: waits for what the policy asks for, then asks for an apply, which other people approve."""
-    with speaking(name) as client:
-        if end:
-            found = client.end_promotion(world, client.explain(world, strategy).strategy_id, reason)
-        else:
-            request = validated(PromotionRequest, {"strategy": strategy, "to": to, "reason": reason}, "E_BODY_INVALID", "request")
-            found = _looked(client, client.promote(world, request, live))
-    emit(output, found.json_dict(), lambda: promotion_text(found))
-
-
-@app.command()
-@guarded
-def promotions(world: WorldArgument, output: Output = Format.TEXT) -> None:
-    """The promotions that are under way in a world, and what each waits for."""
-    with gateway() as client:
-        found = client.promotions(world)
-    rows = [[item.progress.label if item.progress else item.strategy_id[:17], item.to, item.requested_by, item.progress.stage if item.progress else "", item.waits_for] for item in found]
-    emit(output, [item.json_dict() for item in found], lambda: table("", ["strategy", "to", "asked by", "stage", "waits for"], rows) if rows else f"no promotion is under way in {world}")
-
-
-def _looked(client: GatewayClient, found: PromotionView) -> PromotionView:
-    """A promotion that was asked for a moment ago, once it has looked at its conditions."""
-    deadline = time.monotonic() + LOOK_S
-    while not found.waits_for and time.monotonic() < deadline:
-        time.sleep(0.05)
-        found = client.promotion(found.world_id, found.strategy_id)
-    return found
-
-
-def promotion_text(found: PromotionView) -> list[Any]:
-    progress = found.progress
-    lines: list[Any] = [f"{progress.label if progress else found.strategy_id[:17]} of {found.world_id} to {found.to}, asked for by {found.requested_by}"]
-    if progress is not None and progress.target:
-        rows = [[condition.name, "holds" if condition.met else "is missing", condition.detail] for condition in progress.conditions]
-        lines.append(table(f"for {progress.target}; it is in {progress.stage}", ["condition", "", ""], rows))
-    lines.append(f"{found.outcome or 'waits'}: {found.waits_for}")
-    if found.apply_run:
-        lines.append(f"  qmtl world approve {found.world_id} {found.apply_run}   (another person; on this machine, to try it: --as ana)")
-    return [*lines, *([f"  {found.workflow_url}"] if found.workflow_url else [])]
 
 
 @app.command()

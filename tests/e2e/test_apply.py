@@ -150,6 +150,8 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
     assert aborted.outcome == "rolled_back"
     assert "aborted by" in aborted.reason
     assert "changed my mind" in aborted.reason
+    asked = [item for item in stage.client.audit(stage.world, limit=1000)["entries"] if item["action"] == "apply.abort_asked"]
+    assert [(item["actor"], item["after"]) for item in asked] == [(aborted.requested_by, {"reason": "changed my mind"})], "whoever it was, an abort that has no entry came straight to Temporal"
     assert stage.client.gate(stage.world).epoch == epoch, "nothing was frozen"
     assert stage.mode() == (True, "validate")
     with pytest.raises(QmtlError, match="E_APPLY_ENDED"):

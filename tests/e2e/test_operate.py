@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from qmtl_sdk.contracts.worlds import WorldUpdate
 from tests.e2e.test_apply import Stage
 from tests.e2e.test_command import Person
-from tests.harness import Machine
+from tests.harness import Machine, wait_for
 
 
 @pytest.fixture
@@ -87,3 +88,41 @@ def test_an_operators_day(stage: Stage, machine: Machine, tmp_path: Path) -> Non
     draft.write_text("selection: { score: sharp }")
     assert "did you mean 'sharpe'" in refused("policy", "add", world, str(draft))
     assert "can't be read" in refused("policy", "add", world, str(tmp_path / "nothing.yml"))
+
+
+def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> None:
+    stage = Stage(machine, "advanced")
+    person, world = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home)), stage.world
+
+    def types(code: int, *words: str) -> str:
+        done = person.types("world", *words)
+        assert done.returncode == code, done.stderr or done.stdout
+        assert "Traceback" not in done.stderr
+        return str(done.stderr if code else done.stdout)
+
+    try:
+        assert "no promotion is under way" in types(0, "promotions", world)
+        assert "did you mean 'Trend'" in types(1, "promote", world, "Trent")
+        assert "to: Input should be 'dryrun' or 'live'" in types(1, "promote", world, "Trend", "--to", "moon")
+        assert "nobody has asked to promote" in types(1, "promote", world, "Trend", "--end")
+        assert "--live" in types(1, "promote", world, "Trend", "--to", "live")
+        asked = types(0, "promote", world, "Trend", "--reason", "it is good")
+        assert "Trend of advanced to dryrun, asked for by " in asked
+        assert f"qmtl world approve {world} promote-" in asked
+        run = json.loads(types(0, "promote", world, "Trend", "--reason", "it is good", "-o", "json"))["apply_run"]
+        assert "abort that, and the promotion ends with it" in types(1, "promote", world, "Trend", "--end")
+        assert f"{run}: completed" in types(0, "approve", world, run, "--as", "ana")
+        wait_for(lambda: stage.client.promotion(world, stage.strategy).outcome == "completed", "end of the promotion")
+        stage.client.update_world(world, WorldUpdate(allow_live=False))
+        waiting = types(0, "promote", world, "Trend", "--to", "live", "--live")
+        assert "is missing" in waiting
+        assert "the world does not allow live: qmtl world allow-live" in waiting
+        assert wait_for(lambda: found if "does not allow live" in (found := types(0, "promotions", world)) else "", "the list")
+        assert "stopped: ended by" in types(0, "promote", world, "Trend", "--end", "--reason", "enough")
+        assert "advanced is archived" in types(0, "archive", world)
+        assert "is archived: it takes no submissions" in types(1, "promote", world, "Trend")
+        assert "qmtl world archive W --undo" in types(1, "resume", world)
+        assert "qmtl world resume advanced opens its gate" in types(0, "archive", world, "--undo")
+        assert "lifted: halt" in types(0, "resume", world)
+    finally:
+        stage.close()

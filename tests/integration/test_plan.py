@@ -1,8 +1,11 @@
 """What a plan asks for before anything leads to live."""
 
-import pytest
+from pathlib import Path
 
-from activities.storage.database import Database
+import pytest
+from sqlalchemy import event
+
+from activities.storage.database import Database, SqliteDatabase
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.worlds import EdgeOverride
@@ -37,3 +40,36 @@ def test_a_plan_that_the_world_has_outrun_is_not_carried_out(database: Database)
     with pytest.raises(QmtlError, match="E_ETAG"):
         desk.applies.freeze(desk.world, run)
     assert desk.gate().state == "open"
+
+
+def test_an_apply_in_an_old_world_does_the_work_of_one_in_a_clean_world(tmp_path: Path) -> None:
+    """Trap 5: an apply became slower with every evaluation. Counted in steps of SQLite's machine, which no other load of this machine changes."""
+    database = SqliteDatabase(tmp_path / "qmtl.db")
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+
+    event.listen(database._engine, "checkout", lambda driver, *_: driver.set_progress_handler(tick, 20))
+
+    def steps(desk: Desk) -> int:
+        before = done
+        run = desk.request("dryrun")
+        between = done - before
+        for step in (desk.applies.freeze, desk.applies.drain, desk.applies.switch, desk.applies.unfreeze):
+            step(desk.world, run)
+        desk.applies.conclude(desk.world, run, "completed", "")
+        assert between > 0
+        return done - before
+
+    try:
+        clean, old = (Desk(database, world=name, strategies=5, found=policy(approvals={"required": 1, "live": 1})) for name in ("clean", "old"))
+        for _ in range(60):
+            for strategy in old.strategies:
+                old.evidence(strategy)
+            old.decide()
+        one, other = steps(clean), steps(old)
+        assert other <= 1.2 * one, (one, other)
+    finally:
+        database.close()
