@@ -55,13 +55,21 @@ class SqlOrderStore:
     def _serve(self) -> None:
         """Answer until nobody waits."""
         while batch := self._next():
-            try:
-                self._answer(batch)
-            except BaseException as error:  # everyone whom it concerns is told
+            self._told(batch)
+
+    def _told(self, batch: "Sequence[_Request]") -> None:
+        """Answer these, each with its verdicts or the reason why there are none. What no database can hold is refused alone: it costs nobody else their answer."""
+        try:
+            self._answer(batch)
+        except BaseException as error:  # everyone whom it concerns is told
+            if len(batch) > 1 and isinstance(error, QmtlError) and error.status < 500:
                 for request in batch:
-                    request.error = error
+                    self._told([request])
+                return
             for request in batch:
-                request.tell()
+                request.error = error
+        for request in batch:
+            request.tell()
 
     def _next(self) -> "list[_Request]":
         """Who is served together: those who wait, after a moment for as many as came last time."""
@@ -221,7 +229,7 @@ class _Request:
             earlier = seen.earlier.get(order.order_id)
             if order.world_id not in seen.worlds:
                 self.error = QmtlError("E_WORLD_UNKNOWN", f"there is no world {order.world_id!r}", "qmtl world list prints them")
-            elif orders[order.order_id] != order or (earlier is not None and Order.model_validate_json(earlier.body) != order):
+            elif order != (orders[order.order_id] if earlier is None else Order.model_validate_json(earlier.body)):
                 self.error = QmtlError("E_ORDER_REUSED", f"the order id {order.order_id[:64]} was used for another order", "give every order an id of its own")
         return self.error is not None
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from activities.orders.sql import SqlOrderStore
 from activities.storage.database import Database
@@ -166,3 +167,42 @@ def test_a_world_that_does_not_exist_refuses_the_request_and_no_other(desk: Desk
     with pytest.raises(QmtlError, match="E_WORLD_UNKNOWN"):
         orders.publish([lost])
     assert orders.counts(desk.world) == {}
+
+
+def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> None:
+    """Requests that wait together are served together: a world that nobody knows, an id used twice, a text that no database can hold."""
+    orders, session, epoch = SqlOrderStore(desk.database), desk.session(), desk.epoch
+    known, good, blocker = (desk.order(session, epoch) for _ in range(3))
+    orders.publish([known])
+    bad = {
+        "nowhere": known.model_copy(update={"world_id": "nowhere"}),
+        "reused": known.model_copy(update={"quantity": known.quantity * 2}),
+        "unstorable": desk.order(session, epoch).model_copy(update={"strategy_id": "strategy:\x00"}),
+    }
+    with desk.database.write("test", bookkeeping=True) as tx:  # while this holds the fence, the first is tried and the others wait behind it
+        tx.lock(f"fence:{desk.world}")
+        answers = {"blocker": orders.submit([blocker]), **{name: orders.submit([order]) for name, order in bad.items()}, "known": orders.submit([known]), "good": orders.submit([good])}
+    for name in ("blocker", "known", "good"):
+        assert answers[name].result(30)[0].accepted, name
+    with pytest.raises(QmtlError, match="E_WORLD_UNKNOWN"):
+        answers["nowhere"].result(30)
+    with pytest.raises(QmtlError, match="E_ORDER_REUSED"):
+        answers["reused"].result(30)
+    if answers["unstorable"].exception(30) is None:
+        assert not answers["unstorable"].result()[0].accepted
+    else:
+        with pytest.raises(QmtlError, match="E_BODY_INVALID"):
+            answers["unstorable"].result()
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_a_lost_connection_is_said_and_not_used_again(desk: Desk) -> None:
+    orders, session, epoch = SqlOrderStore(desk.database), desk.session(), desk.epoch
+    orders.publish([desk.order(session, epoch)])
+    with desk.database.read() as other:
+        other.connection().execute(text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"))
+    with pytest.raises(QmtlError, match="E_UNAVAILABLE"):
+        while True:
+            orders.publish([desk.order(session, epoch)])
+    lost = desk.order(session, epoch)
+    assert [orders.publish([lost])[0].accepted for _ in range(2)] == [True, True]
