@@ -112,6 +112,12 @@ def measured(orders: SqlOrderStore, desk: Desk, session: str) -> dict[str, Any]:
             waits[number].append(time.perf_counter() - began)
             accepted[number], epoch[0] = accepted[number] + verdict.accepted, verdict.epoch
 
+    seconds = side_by_side(publish, stop)
+    return figures(sum(accepted), seconds, [wait for mine in waits for wait in mine], LIMITS["store_per_s"])
+
+
+def side_by_side(publish: Callable[[int], None], stop: threading.Event) -> float:
+    """Every publisher on a thread of its own until the time is over; how long that was."""
     threads = [threading.Thread(target=publish, args=(number,)) for number in range(PUBLISHERS)]
     began = time.perf_counter()
     for thread in threads:
@@ -120,8 +126,7 @@ def measured(orders: SqlOrderStore, desk: Desk, session: str) -> dict[str, Any]:
     stop.set()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - began
-    return figures(sum(accepted), seconds, [wait for mine in waits for wait in mine], LIMITS["store_per_s"])
+    return time.perf_counter() - began
 
 
 def freezes(dsn: str) -> None:
@@ -205,15 +210,8 @@ def publishers(url: str, token: str, template: str, together: str) -> None:
             accepted[number] += answer.count(b'"accepted":true')
         connection.close()
 
-    threads = [threading.Thread(target=publish, args=(number,)) for number in range(PUBLISHERS)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    time.sleep(SECONDS)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    print(json.dumps({"accepted": sum(accepted), "seconds": time.perf_counter() - began, "waits": [wait for mine in found for wait in mine]}))
+    seconds = side_by_side(publish, stop)
+    print(json.dumps({"accepted": sum(accepted), "seconds": seconds, "waits": [wait for mine in found for wait in mine]}))
 
 
 if __name__ == "__main__":

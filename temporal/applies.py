@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.commands import AbortRequest, ApplyInput, Vote
@@ -16,7 +16,7 @@ from activities.worlds.applies import SqlApplyStore, new_approval_id
 from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, Approval, Verdict
 from qmtl_sdk.contracts.errors import QmtlError
 from temporal.client import again
-from temporal.plugin import qmtl_error
+from temporal.plugin import refused
 from workflows.apply import ApplyWorkflow
 from workflows.shared import SEARCH_RUN, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS, apply_id
 
@@ -99,9 +99,7 @@ class Applies:
         try:
             await again(lambda: handle.execute_update(ApplyWorkflow.abort, AbortRequest(run_id=run_id, actor=actor, reason=reason)))
         except WorkflowUpdateFailedError as error:
-            if not isinstance(error.cause, ApplicationError):
-                raise
-            raise qmtl_error(error.cause) from error
+            raise refused(error) from error
         return await self.ended(world_id, run_id)
 
     async def ended(self, world_id: str, run_id: str, limit_s: float = 30.0) -> ApplyStatus:

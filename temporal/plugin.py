@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from temporalio import activity
+from temporalio.client import WorkflowUpdateFailedError
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import ApplicationError
 from temporalio.plugin import SimplePlugin
@@ -93,6 +94,11 @@ async def _beat(every_s: float, in_thread: bool) -> None:
 def application_error(error: QmtlError) -> ApplicationError:
     """A QmtlError as workflows see it: `type` is the code; details hold the remedy and the facts."""
     return ApplicationError(error.message, {"remedy": error.remedy, "details": error.details}, type=error.code, non_retryable=error.status < 500)
+
+
+def refused(error: WorkflowUpdateFailedError) -> Exception:
+    """What an update was refused with; the failure itself where that was no refusal."""
+    return qmtl_error(error.cause) if isinstance(error.cause, ApplicationError) else error
 
 
 def qmtl_error(error: ApplicationError) -> QmtlError:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError, WorkflowUpdateFailedError
 from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.commands import EndPromotion, PromotionEnd, PromotionInput
@@ -15,7 +15,7 @@ from activities.worlds.explain import named
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from temporal.client import again
-from temporal.plugin import qmtl_error
+from temporal.plugin import refused
 from workflows.promotion import PromotionWorkflow
 from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS
 
@@ -95,9 +95,7 @@ class Promotions:
         except RPCError as error:
             raise _unknown(error, world_id, strategy_id) from error
         except WorkflowUpdateFailedError as error:
-            if not isinstance(error.cause, ApplicationError):
-                raise
-            raise qmtl_error(error.cause) from error
+            raise refused(error) from error
 
     async def _tell_to_look(self, world_id: str, strategy_id: str) -> None:
         try:

@@ -18,7 +18,7 @@ from activities.orders.fence import Activation, Session, World
 from activities.storage.database import Database, PostgresDatabase, lock_key
 from qmtl_sdk.contracts.orders import Order
 
-ACCEPTED, REFUSED, FILLED, CANCELLED = "accepted", "refused", "filled", "cancelled"
+ACCEPTED, REFUSED, FILLED = "accepted", "refused", "filled"
 _WORLD = tuple(World.__dataclass_fields__)
 
 

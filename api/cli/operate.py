@@ -335,8 +335,12 @@ def status_text(found: ApplyStatus) -> list[str]:
         late = f"; not in time: {', '.join(missing)}" if missing else ""
         lines.append(f"  heard by {heard} of {len(found.acks)}{late}")
     if found.outcome is None and found.state in ("requested", "approval") and found.plan.approval.required:
-        lines.append(f"  qmtl world approve {found.world_id} {found.run_id}   (another person; on this machine, to try it: --as ana)")
+        lines.append(approve_with(found.world_id, found.run_id))
     return [*lines, *([f"  {found.workflow_url}"] if found.workflow_url else [])]
+
+
+def approve_with(world: str, run_id: str) -> str:
+    return f"  qmtl world approve {world} {run_id}   (another person; on this machine, to try it: --as ana)"
 
 
 def gate_text(gate: GateStatus) -> list[Any]:

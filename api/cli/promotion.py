@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.operate import As, Live, Reason, speaking
+from api.cli.operate import As, Live, Reason, approve_with, speaking
 from api.cli.output import Format, Output, emit, guarded, table
 from api.cli.world import WorldArgument, gateway
 from qmtl_sdk.contracts.policy import validated
@@ -65,5 +65,5 @@ def promotion_text(found: PromotionView) -> list[Any]:
         lines.append(table(f"for {progress.target}; it is in {progress.stage}", ["condition", "", ""], rows))
     lines.append(f"{found.outcome or 'waits'}: {found.waits_for}")
     if found.apply_run:
-        lines.append(f"  qmtl world approve {found.world_id} {found.apply_run}   (another person; on this machine, to try it: --as ana)")
+        lines.append(approve_with(found.world_id, found.apply_run))
     return [*lines, *([f"  {found.workflow_url}"] if found.workflow_url else [])]

@@ -106,11 +106,16 @@ class Skipping:
 
         return await self.until(found, "apply that waits for approval")
 
-    async def approve(self) -> None:
-        """As the Gateway does it: kept, then told."""
+    async def agree(self) -> str:
+        """To the apply that waits, as the Gateway does it: kept, then told. Its run."""
         run = (await self.waiting()).run_id
         kept = self.desk.applies.vote(self.desk.world, run, "ana", "approve", Verdict(), f"approval:{uuid.uuid4().hex}")
         await self.env.client.get_workflow_handle(apply_id(self.desk.world)).signal("approve", Vote(run_id=run, approval_id=kept.approval_id))
+        return run
+
+    async def approve(self) -> None:
+        """Agree, and see it through."""
+        run = await self.agree()
 
         async def ended() -> bool:
             return self.desk.applies.find(self.desk.world, run).outcome == "completed"
@@ -154,9 +159,7 @@ def test_an_open_order_holds_a_drain_up_no_longer_than_its_limit(server: Path, t
             with stage.stores.database.write("test", bookkeeping=True) as tx:
                 tx.session.add(OpenOrder(order_id="order:stuck", world_id=stage.desk.world, accepted_at="2024"))
             handle = await stage.apply(stage.desk.request("dryrun"))
-            run = (await stage.waiting()).run_id
-            kept = stage.desk.applies.vote(stage.desk.world, run, "ana", "approve", Verdict(), f"approval:{uuid.uuid4().hex}")
-            await handle.signal("approve", Vote(run_id=run, approval_id=kept.approval_id))
+            await stage.agree()
 
             async def drains() -> bool:
                 return stage.desk.gate().state == "draining"
@@ -180,9 +183,7 @@ def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_
             with stage.stores.database.write("test", bookkeeping=True) as tx:
                 tx.session.add(GatewayRow(gateway_id="gateway:mute", expires_at="9999"))
             handle = await stage.apply(stage.desk.request("dryrun"))
-            run = (await stage.waiting()).run_id
-            kept = stage.desk.applies.vote(stage.desk.world, run, "ana", "approve", Verdict(), f"approval:{uuid.uuid4().hex}")
-            await handle.signal("approve", Vote(run_id=run, approval_id=kept.approval_id))
+            run = await stage.agree()
 
             def state() -> str:
                 return stage.desk.applies.find(stage.desk.world, run).state
