@@ -61,6 +61,14 @@ class Transaction:
             self.session.connection().info[_WROTE] = True
         return found
 
+    def upsert(self, row: SQLModel) -> None:
+        """Insert the row, or put it in the place of the one with its primary key, in one statement."""
+        table: Table = type(row).__table__  # type: ignore[attr-defined]  # as above
+        keys = [column.key for column in table.primary_key.columns]
+        values = {column.key: getattr(row, column.key) for column in table.columns}
+        statement = self._insert(table).values(values).on_conflict_do_update(index_elements=keys, set_={key: value for key, value in values.items() if key not in keys})
+        self.session.connection().execute(statement)
+
     def lock(self, name: str) -> None:
         """Hold `name` until the end of the transaction. SQLite has one writer anyway."""
 
@@ -75,20 +83,25 @@ class Transaction:
         was, became = canonical_json(before).decode(), canonical_json(after).decode()
         payload = canonical_json(dict(data) if data is not None else {"world_id": world_id, "subject": subject}).decode()
         key = world_id or subject
-        self.lock(f"outbox:{key}")  # held from the number to the commit: within a key, numbers are in the order of commits
         self._chained(Audit(at=now, actor=self._actor, action=action, world_id=world_id, subject=subject, correlation_id=correlation_id, before=was, after=became, chain=key))
         self.session.add(Outbox(event_id=uuid.uuid4().hex, type=event or action, key=key, world_id=world_id, subject=about or subject, at=now, data=payload))
         self.session.flush()  # the next row of this transaction must find the head
         self.recorded = True
 
     def _chained(self, row: Audit) -> None:
-        """Add a row at the end of its chain. The caller holds the chain's lock."""
-        head = self.session.get(AuditHead, row.chain, populate_existing=True) or AuditHead(chain=row.chain, number=0, hash="")
+        """Add a row at the end of its chain. The head is held from here to the commit: within a key, numbers are in the order of commits, those of the outbox too."""
+        head = self._head(row.chain)
+        if head is None:  # nothing is there to be held yet
+            self.lock(f"audit:{row.chain}")
+            head = self._head(row.chain) or AuditHead(chain=row.chain, number=0, hash="")
         row.number = head.number + 1
         row.hash = link(head.hash, row.model_dump())
         head.number, head.hash = row.number, row.hash
         self.session.add(row)
         self.session.add(head)
+
+    def _head(self, chain: str) -> AuditHead | None:
+        return self.session.get(AuditHead, chain, populate_existing=True, with_for_update=True)
 
 
 class Database(ABC):

@@ -29,7 +29,7 @@ from activities.storage.tables import (
     WorldNode,
     WorldRow,
 )
-from activities.worlds.gate import DRAINING, FROZEN, LIVE_EDGE, OPEN, halt, hashes, journal, locked_fence, tell
+from activities.worlds.gate import DRAINING, FROZEN, LIVE_EDGE, OPEN, entry_hashes, halt, hashes, journal, locked_fence, tell
 from activities.worlds.plan import plan_apply, plan_rollback
 from activities.worlds.situation import Situation, Snapshot, standpoint
 from activities.worlds.sql import activate, activation_etag, activations_of, follow, newest_decision, newest_evidence, world_of
@@ -202,9 +202,9 @@ class SqlApplyStore:
             plan = ApplyPlan.model_validate_json(row.plan)
             if fence.state != OPEN:
                 raise QmtlError("E_WORLD_FROZEN", f"{world_id} is {fence.state} by {fence.holder}", "resume it first")
-            _unchanged(tx.session, fence, plan)
-            world = tx.session.get_one(WorldRow, world_id)
-            there = activations_of(tx.session, world_id)
+            with tx.session.no_autoflush:  # orders wait for this transaction: what it changes is written together
+                world = tx.session.get_one(WorldRow, world_id)
+                there = _unchanged(tx.session, world, plan, fence.live_edge)
             row.snapshot = Snapshot(standpoints={item.strategy_id: standpoint(item) for item in there}, live_edge=fence.live_edge, fingerprint=world.pinned_fingerprint).model_dump_json()
             row.epoch_before = fence.epoch
             before = {"state": fence.state, "epoch": fence.epoch}
@@ -212,7 +212,8 @@ class SqlApplyStore:
             if plan.live_edge_before and plan.freeze.close_live_edge:
                 _edge(tx, fence, False, f"closed by {run_id}")
             journal(tx, fence, "freeze", run_id)
-            told = tell(tx, world, fence, "freeze", run_id, action="apply.frozen", before=before, after={"state": fence.state, "epoch": fence.epoch, "live_edge": fence.live_edge}, requires_ack=True)
+            after, entries = {"state": fence.state, "epoch": fence.epoch, "live_edge": fence.live_edge}, entry_hashes(there)
+            told = tell(tx, world, fence, "freeze", run_id, action="apply.frozen", before=before, after=after, requires_ack=True, entries=entries)
             return Frozen(epoch=fence.epoch, sequence=told.sequence, at=told.ts)
 
         return self._once(world_id, run_id, "freeze", Frozen, do)
@@ -235,8 +236,8 @@ class SqlApplyStore:
         def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
             _held(fence, run_id)
             plan = ApplyPlan.model_validate_json(row.plan)
-            _unchanged(tx.session, fence, plan, closed_by_us=True)
             world = tx.session.get_one(WorldRow, world_id)
+            _unchanged(tx.session, world, plan, plan.live_edge_before)  # the freeze has closed it
             if not fence.allow_live and (plan.live_edge_after or any(change.after.active and change.after.mode == "live" and change.goes_up for change in plan.changes)):
                 raise QmtlError("E_LIVE_NOT_ALLOWED", f"world {world_id} does not allow live any more", "an operator allows it with: qmtl world allow-live W")
             self._stand(tx, world, {change.strategy_id: change.after for change in plan.changes}, run_id)
@@ -371,6 +372,9 @@ class SqlApplyStore:
             if row.ended_at is not None:
                 raise QmtlError("E_APPLY_ENDED", f"{run_id} has ended: {row.outcome}", "ask for another apply")
             fence = locked_fence(tx, world_id)
+            if step != "end":
+                row.state = step
+            tx.session.add(row)
             answer = do(tx, row, fence)
             self._begin(tx, row, step, answer)
             return answer
@@ -379,12 +383,8 @@ class SqlApplyStore:
     def _begin(tx: Transaction, row: ApplyRow, step: str, answer: StepDone | None = None) -> None:
         """The step before has ended, this one begins."""
         now = utc_now()
-        for earlier in tx.session.exec(select(ApplyStep).where(ApplyStep.world_id == row.world_id, ApplyStep.run_id == row.run_id, col(ApplyStep.ended_at).is_(None))):
-            earlier.ended_at = now
-            tx.session.add(earlier)
-        if step != "end":
-            row.state = step
-        tx.session.add(row)
+        earlier = col(ApplyStep.world_id) == row.world_id, col(ApplyStep.run_id) == row.run_id, col(ApplyStep.ended_at).is_(None)
+        tx.session.connection().execute(update(ApplyStep).where(*earlier).values(ended_at=now))
         tx.session.add(ApplyStep(world_id=row.world_id, run_id=row.run_id, step=step, started_at=now, ended_at=now if step == "end" else None, answer=(answer or StepDone()).model_dump_json()))
 
     @staticmethod
@@ -472,13 +472,13 @@ def _progress(tx: Transaction, row: ApplyRow, action: str, state: str, *, before
     tx.record(action, row.world_id, row.run_id, before=before, after=after, correlation_id=row.run_id, event="apply.state", data=told)
 
 
-def _unchanged(session: Session, fence: FenceRow, plan: ApplyPlan, closed_by_us: bool = False) -> None:
-    """Raises QmtlError (E_ETAG) where the world is no longer what the plan was made from."""
-    world = session.get_one(WorldRow, plan.world_id)
-    edge = plan.live_edge_before if closed_by_us else fence.live_edge
-    now = plan_etag([(item.strategy_id, item.etag) for item in activations_of(session, plan.world_id)], world.pinned_fingerprint, edge, world.policy_version)
+def _unchanged(session: Session, world: WorldRow, plan: ApplyPlan, live_edge: bool) -> list[ActivationEnvelope]:
+    """The world's activations. Raises QmtlError (E_ETAG) where the world is no longer what the plan was made from."""
+    there = activations_of(session, plan.world_id)
+    now = plan_etag([(item.strategy_id, item.etag) for item in there], world.pinned_fingerprint, live_edge, world.policy_version)
     if now != plan.etag:
         raise QmtlError("E_ETAG", f"{plan.world_id} has changed since the plan was made: its activations, its policy, or the edge to live", "ask for a new apply", etag=now)
+    return there
 
 
 def _held(fence: FenceRow, run_id: str) -> None:

@@ -3,6 +3,7 @@
 Whoever changes something that the fence reads holds `fence:{world}` from before the change to the commit; orders share it. So an order sees all of a change or nothing.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -33,8 +34,10 @@ def journal(tx: Transaction, fence: FenceRow, kind: str, ref: str, reason: str =
     tx.session.add(OrderLog(at=utc_now(), world_id=fence.world_id, kind=kind, ref=ref, epoch=fence.epoch, reason=reason))
 
 
-def tell(tx: Transaction, world: WorldRow, fence: FenceRow, phase: Phase, run_id: str, *, action: str, before: object, after: object, requires_ack: bool = False) -> ActivationEnvelope:
-    """Record a change of the gate and tell everyone: an activation of the whole world, with its epoch."""
+def tell(
+    tx: Transaction, world: WorldRow, fence: FenceRow, phase: Phase, run_id: str, *, action: str, before: object, after: object, requires_ack: bool = False, entries: dict[str, str] | None = None
+) -> ActivationEnvelope:
+    """Record a change of the gate and tell everyone: an activation of the whole world, with its epoch. `entries`: the hashes of its strategies' activations, where they are known."""
     world.activation_sequence += 1
     is_open = fence.state == OPEN and not fence.halted
     envelope = ActivationEnvelope(
@@ -54,7 +57,7 @@ def tell(tx: Transaction, world: WorldRow, fence: FenceRow, phase: Phase, run_id
         requires_ack=requires_ack,
         sequence=world.activation_sequence,
     )
-    envelope = envelope.model_copy(update={"state_hash": keep(tx, envelope, hashes(tx.session, fence.world_id))})
+    envelope = envelope.model_copy(update={"state_hash": keep(tx, envelope, hashes(tx.session, fence.world_id) if entries is None else entries)})
     tx.session.add(world)
     tx.session.add(fence)
     tx.record(action, fence.world_id, run_id or fence.world_id, before=before, after=after, correlation_id=run_id, event="activation_updated", about=WHOLE_WORLD, data=envelope.json_dict())
@@ -73,15 +76,17 @@ def halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
 def hashes(session: Session, world_id: str) -> dict[str, str]:
     """The entry hash of each activation of a world, the whole world's among them."""
     rows = session.exec(select(Activation).where(Activation.world_id == world_id))
-    return {row.strategy_id: entry_hash(ActivationEnvelope.model_validate_json(row.body).json_dict()) for row in rows}
+    return entry_hashes(ActivationEnvelope.model_validate_json(row.body) for row in rows)
+
+
+def entry_hashes(activations: Iterable[ActivationEnvelope]) -> dict[str, str]:
+    return {item.strategy_id: entry_hash(item.json_dict()) for item in activations}
 
 
 def keep(tx: Transaction, envelope: ActivationEnvelope, entries: dict[str, str]) -> str:
     """Store an activation; `entries` is brought up to date. The hash of the world's whole activation with it."""
     entries[envelope.strategy_id] = entry_hash(envelope.json_dict())
     found = combined_hash(entries)
-    row = tx.session.get(Activation, (envelope.world_id, envelope.strategy_id)) or Activation(world_id=envelope.world_id, strategy_id=envelope.strategy_id, etag="", body="")
-    row.etag, row.active, row.mode = envelope.etag, envelope.active, envelope.effective_mode or ""
-    row.body = envelope.model_copy(update={"state_hash": found}).model_dump_json()
-    tx.session.add(row)
+    body = envelope.model_copy(update={"state_hash": found}).model_dump_json()
+    tx.upsert(Activation(world_id=envelope.world_id, strategy_id=envelope.strategy_id, etag=envelope.etag, active=envelope.active, mode=envelope.effective_mode or "", body=body))
     return found

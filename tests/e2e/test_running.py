@@ -338,6 +338,7 @@ def test_shadow_is_for_operators_has_its_own_namespace_and_no_orders(machine: Ma
     with pytest.raises(QmtlError) as caught:
         Runner.submit(Indicator("rsi", 14), world=home, config=config, shadow=True)
     assert caught.value.code == "E_SHADOW"
+    assert "run.begun" not in {entry["action"] for entry in client.audit(home)["entries"]}, "it is the submission that was refused"
     seen: list[Output] = []
     shadow = Runner.submit(Indicator("rsi", 14), world=home, config=machine.config, shadow=True, on_output=seen.append)
     plain = Runner.submit(Indicator("rsi", 14), world=home, config=machine.config)

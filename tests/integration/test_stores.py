@@ -16,6 +16,7 @@ from sqlmodel import SQLModel, select
 from activities.events.sql import SqlCommitLog
 from activities.graph.sql import SqlGraphStore
 from activities.queues.topics import folded
+from activities.storage.audit import SqlAudit
 from activities.storage.database import Database, SqliteDatabase, open_database
 from activities.storage.tables import Audit, GraphEdge, GraphNode, Outbox, Queue, Sentinel
 from activities.worlds.sql import SqlWorldStore
@@ -251,6 +252,20 @@ def test_policies_added_at_once_get_versions_of_their_own(database: Database) ->
     with ThreadPoolExecutor(6) as pool:
         versions = list(pool.map(lambda _: store.add_policy("w", policy_from({"preset": "sandbox"}), "me").version, range(6)))
     assert sorted(versions) == [2, 3, 4, 5, 6, 7]  # type: ignore[type-var]
+
+
+def test_what_is_recorded_at_once_makes_one_chain(database: Database) -> None:
+    """From the first entry on, whoever writes it; and a transaction that takes long holds up those after it."""
+
+    def write(writer: int) -> None:
+        for number in range(30):
+            with database.write(f"writer{writer}") as tx:
+                tx.record("test.told", f"world{number % 10}", "first")
+                tx.record("test.told", f"world{number % 10}", "second")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert [SqlAudit(database).verify(f"world{number}") for number in range(10)] == [48] * 10
 
 
 def test_the_newest_evidence_of_each_strategy_is_judged(database: Database) -> None:
