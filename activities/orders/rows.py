@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import psycopg
+from psycopg.pq import ExecStatus
 from psycopg.types.json import Json
 from sqlalchemy import Connection
 
@@ -119,7 +120,7 @@ class _SqliteRows:
 
 
 class _PostgresRows:
-    """A look is one round trip: the locks first, and a statement after them, which sees what was committed before they were had."""
+    """A look is the locks and, after them, one statement, which sees what was committed before they were had."""
 
     _SELECTS = _selects("= ANY(%({})s)")
     _LOOK = "SELECT " + ", ".join(f"(SELECT json_agg(found) FROM ({statement}) found)" for statement in _SELECTS.values())
@@ -136,10 +137,9 @@ class _PostgresRows:
     def look(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> Seen:
         asked = _asked(orders)
         driver = self._driver(connection)
-        with driver.pipeline():
-            for world_id in asked["worlds"]:
-                driver.execute(f"SELECT pg_advisory_xact_lock{'' if world_id in alone else '_shared'}(%s)", (lock_key(f"fence:{world_id}"),))
-            found = driver.execute(self._LOOK, asked).fetchone() or ()
+        locks = [f"SELECT pg_advisory_xact_lock{'' if world_id in alone else '_shared'}({lock_key(f'fence:{world_id}')})" for world_id in asked["worlds"]]
+        self._begin(driver, locks)
+        found = driver.execute(self._LOOK, asked).fetchone() or ()
         return _seen({name: [tuple(row.values()) for row in rows or ()] for name, rows in zip(self._SELECTS, found, strict=True)})
 
     def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, Line]:
@@ -148,6 +148,13 @@ class _PostgresRows:
     def keep(self, connection: Connection, lines: Sequence[Line]) -> set[str]:
         given = Json([line._asdict() for line in lines])
         return {row[0] for row in self._driver(connection).execute(self._KEEP, (given,)).fetchall()}
+
+    @staticmethod
+    def _begin(driver: "psycopg.Connection[tuple[Any, ...]]", first: Sequence[str]) -> None:
+        """Open the transaction with these statements, in one round trip and past the driver, which would make one of each."""
+        result = driver.pgconn.exec_(";".join(["BEGIN", *first]).encode())
+        if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+            raise psycopg.OperationalError(result.get_error_message())
 
     @staticmethod
     def _driver(connection: Connection) -> "psycopg.Connection[tuple[Any, ...]]":

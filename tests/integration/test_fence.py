@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from sqlalchemy import text
 
 from activities.orders.sql import SqlOrderStore
 from activities.storage.database import Database
+from activities.worlds.gate import FROZEN, locked_fence
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
@@ -159,6 +161,47 @@ def test_the_same_order_from_two_gateways_at_once_is_one_order(desk: Desk) -> No
         thread.join()
     assert stores[0].counts(desk.world) == {"accepted": 20}
     assert stores[0].open_orders(desk.world) == 20
+
+
+def test_orders_wait_for_a_freeze_that_is_under_way(desk: Desk) -> None:
+    orders, order = SqlOrderStore(desk.database), desk.order(desk.session(), desk.epoch)
+    with desk.database.write("test", bookkeeping=True) as tx:
+        fence = locked_fence(tx, desk.world)
+        fence.state, fence.epoch = FROZEN, fence.epoch + 1
+        tx.session.add(fence)
+        tx.session.flush()
+        answer = orders.submit([order])
+        with pytest.raises(TimeoutError):
+            answer.result(0.5)
+    assert answer.result(30)[0].reason is Refusal.FROZEN
+
+
+def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An order that saw an open world is in the log before the freeze."""
+    orders, order, run = SqlOrderStore(desk.database), desk.order(desk.session(), desk.epoch), desk.request("live")
+    looked, go, look = threading.Event(), threading.Event(), orders._rows.look
+
+    def slow(*args: Any) -> Any:
+        seen = look(*args)
+        looked.set()
+        assert go.wait(30)
+        return seen
+
+    monkeypatch.setattr(orders._rows, "look", slow)
+    answer = orders.submit([order])
+    assert looked.wait(30)
+    with ThreadPoolExecutor(1) as pool:
+        frozen = pool.submit(desk.applies.freeze, desk.world, run)
+        try:
+            with pytest.raises(TimeoutError):
+                frozen.result(0.5)
+        finally:
+            go.set()
+        assert answer.result(30)[0].accepted
+        frozen.result(30)
+    with desk.database.read() as session:
+        kinds = session.connection().execute(text("SELECT kind FROM order_log ORDER BY seq")).scalars().all()
+    assert kinds[-2:] == ["accepted", "freeze"]
 
 
 def test_a_world_that_does_not_exist_refuses_the_request_and_no_other(desk: Desk) -> None:
