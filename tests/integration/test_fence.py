@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from activities.orders.sql import SqlOrderStore
-from activities.storage.database import Database
+from activities.storage.database import Database, utc_now
 from activities.worlds.gate import FROZEN, locked_fence
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Refusal
@@ -116,6 +116,19 @@ def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Da
     assert orders.publish([desk.order(session, desk.epoch)])[0].reason is Refusal.HALTED
     assert "circuit breaker" in desk.applies.resume(desk.world, "olga", "looked at it")[0]
     assert desk.gate().halted == ""
+
+
+def test_several_gateways_count_together_for_the_circuit_breaker(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.worlds.update(desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=40)), "olga")
+    session, epoch, moment = desk.session(), desk.epoch, utc_now()
+    monkeypatch.setattr("activities.orders.sql.utc_now", lambda: moment)  # all in one minute
+
+    def publish(orders: SqlOrderStore) -> int:
+        return sum(orders.publish([desk.order(session, epoch)])[0].accepted for _ in range(30))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(publish, [SqlOrderStore(desk.database) for _ in range(4)])) == 40
+    assert "more than 40 orders" in desk.gate().halted
 
 
 def test_fills_end_an_order_once(desk: Desk) -> None:
