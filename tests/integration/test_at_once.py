@@ -1,0 +1,58 @@
+"""Several processes at the same world at once: one apply at a time, each of its steps once."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sqlalchemy import text
+
+from activities.storage.audit import SqlAudit
+from activities.storage.database import Database
+from activities.worlds.applies import SqlApplyStore
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.applies import ApplyRequest
+from tests.orders import Desk
+
+T = TypeVar("T")
+
+
+def at_once(do: Callable[[int], T], count: int = 6) -> list[T]:
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(do, range(count)))
+
+
+def test_of_applies_asked_for_at_once_one_is_taken(database: Database) -> None:
+    desk = Desk(database)
+
+    def ask(number: int) -> str:
+        try:
+            SqlApplyStore(database).request(desk.world, ApplyRequest(run_id=f"run{number}", to="dryrun"), "olga")
+        except QmtlError as error:
+            return error.code
+        return "taken"
+
+    for _ in range(5):
+        assert sorted(at_once(ask)) == ["E_APPLY_RUNNING"] * 5 + ["taken"]
+        taken = desk.applies.unfinished()
+        assert len(taken) == 1
+        desk.applies.conclude(*taken[0], "rolled_back", "only asked for")
+        desk = Desk(database, f"{desk.world}x")
+
+
+def test_a_step_that_several_workers_do_at_once_is_done_once(database: Database) -> None:
+    """A worker that was taken for dead, and the one that repeats its step."""
+    desk = Desk(database)
+    run = desk.request("dryrun")
+    steps: list[Callable[[int], object]] = [
+        lambda _: SqlApplyStore(database).freeze(desk.world, run),
+        lambda _: SqlApplyStore(database).drain(desk.world, run),
+        lambda _: SqlApplyStore(database).switch(desk.world, run),
+        lambda _: SqlApplyStore(database).unfreeze(desk.world, run),
+        lambda _: SqlApplyStore(database).conclude(desk.world, run, "completed", ""),
+    ]
+    for step in steps:
+        answers = at_once(step)
+        assert all(answer == answers[0] for answer in answers)
+    with database.read() as session:
+        assert session.connection().execute(text("SELECT kind FROM order_log ORDER BY seq")).scalars().all() == ["freeze", "drain", "switch", "unfreeze"]
+    SqlAudit(database).verify(desk.world)
