@@ -9,6 +9,7 @@ from typing import Any
 
 from api.cli import demo_apply
 from api.cli.world import decision_table, gateway
+from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import Subscribe
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
@@ -39,16 +40,16 @@ POLICY: dict[str, Any] = {
 
 
 def world_spec(now: datetime) -> dict[str, Any]:
-    """The demo's world. It is named after the day, since a replay clock that has run for days has left the sample prices behind."""
+    """The demo's world. It is named after the day, since a replay clock that has run for days has left the sample prices behind, and after what it is, so that another version's demo makes its own."""
     equities = {"name": "us_equities", "source": "replay", "path": "sample:us_equities_1d.parquet", "interval": "1d", "calendar": "XNYS", "streams": {name: [name, "price"] for name in _SYMBOLS}}
     fx = {"name": "fx", "source": "replay", "path": "sample:eurusd_1h.parquet", "interval": "1h", "calendar": "24/5", "streams": {"EURUSD": ["EURUSD", "price"]}}
-    return {
-        "world": f"demo_{now:%Y%m%d}",
+    spec = {
         "description": "sample prices, replayed from the end of 2017",
         "clock": {"replay": {"start": "2017-12-30T00:00:00Z", "speed": 1}},
         "data": {"presets": [equities, fx]},
         "execution": {"fee_bps": 0.2, "slippage_bps": 0.3},
     }
+    return {"world": f"demo_{now:%Y%m%d}_{hash_of({'spec': spec, 'policy': POLICY}).split(':')[1][:6]}", **spec}
 
 
 def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:

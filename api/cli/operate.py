@@ -349,7 +349,7 @@ def gate_text(gate: GateStatus) -> list[Any]:
     age = (
         "none yet"
         if fresh is None
-        else f"until {fresh:%H:%M:%S} UTC"
+        else f"fresh until {fresh:%H:%M:%S} UTC"
         if fresh > datetime.now(UTC)
         else f"stale since {fresh:%Y-%m-%d %H:%M:%S} UTC: orders are refused; qmtl world decide {gate.world_id}"
     )
@@ -357,7 +357,7 @@ def gate_text(gate: GateStatus) -> list[Any]:
     return [
         f"gate       {state}, epoch {gate.epoch}",
         f"live       {'allowed' if gate.allow_live else 'not allowed'}, edge from backtest to live {'open' if gate.live_edge else 'closed'}",
-        f"decision   fresh {age}" if fresh is None or fresh > datetime.now(UTC) else f"decision   {age}",
+        f"decision   {age}",
         f"orders     {gate.orders.get('accepted', 0)} accepted, {gate.open_orders} open{f'; refused: {refused}' if refused else ''}",
     ]
 
