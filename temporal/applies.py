@@ -99,7 +99,7 @@ class Applies:
         try:
             await again(lambda: handle.execute_update(ApplyWorkflow.abort, AbortRequest(run_id=run_id, actor=actor, reason=reason)))
         except WorkflowUpdateFailedError as error:
-            raise refused(error) from error
+            raise refused(error) from error.cause
         return await self.ended(world_id, run_id)
 
     async def ended(self, world_id: str, run_id: str, limit_s: float = 30.0) -> ApplyStatus:

@@ -95,7 +95,7 @@ class Promotions:
         except RPCError as error:
             raise _unknown(error, world_id, strategy_id) from error
         except WorkflowUpdateFailedError as error:
-            raise refused(error) from error
+            raise refused(error) from error.cause
 
     async def _tell_to_look(self, world_id: str, strategy_id: str) -> None:
         try:

@@ -4,6 +4,8 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
+from sqlalchemy import text
+
 from activities.storage.database import Database
 from activities.worlds.applies import SqlApplyStore
 from activities.worlds.sessions import SqlSessionStore
@@ -113,3 +115,8 @@ class Desk:
 
         with self.database.read() as session:
             return session.get_one(FenceRow, self.world)
+
+    def logged(self) -> list[str]:
+        """What the order log tells of this world, by kind, oldest first."""
+        with self.database.read() as session:
+            return list(session.connection().execute(text("SELECT kind FROM order_log WHERE world_id = :world ORDER BY seq"), {"world": self.world}).scalars())

@@ -351,7 +351,7 @@ class SqlApplyStore:
         """A Gateway serves this store for so long from now."""
         with self._database.write(gateway_id, bookkeeping=True) as tx:
             until = (datetime.now(UTC) + timedelta(seconds=lease_s)).isoformat(timespec="microseconds")
-            tx.session.merge(GatewayRow(gateway_id=gateway_id, expires_at=until))
+            tx.upsert(GatewayRow(gateway_id=gateway_id, expires_at=until))
 
     def gone(self, gateway_id: str) -> None:
         with self._database.write(gateway_id, bookkeeping=True) as tx:
@@ -492,7 +492,7 @@ def _edge(tx: Transaction, fence: FenceRow, active: bool, reason: str) -> None:
         return
     fence.live_edge = active
     tx.session.add(fence)
-    tx.session.merge(EdgeOverride(world_id=fence.world_id, src=LIVE_EDGE[0], dst=LIVE_EDGE[1], active=active, reason=reason, updated_at=utc_now()))
+    tx.upsert(EdgeOverride(world_id=fence.world_id, src=LIVE_EDGE[0], dst=LIVE_EDGE[1], active=active, reason=reason, updated_at=utc_now()))
 
 
 def _row(session: Session, world_id: str, run_id: str) -> ApplyRow:

@@ -103,7 +103,7 @@ class SqlWorldStore:
             there = tx.session.get(EdgeOverrideRow, (world_id, edge.src, edge.dst))
             before = {"active": there.active, "reason": there.reason} if there else None
             now = utc_now()
-            tx.session.merge(EdgeOverrideRow(world_id=world_id, src=edge.src, dst=edge.dst, active=edge.active, reason=edge.reason, updated_at=now))
+            tx.upsert(EdgeOverrideRow(world_id=world_id, src=edge.src, dst=edge.dst, active=edge.active, reason=edge.reason, updated_at=now))
             tx.record("edge.overridden", world_id, f"{edge.src} → {edge.dst}"[:250], before=before, after={"active": edge.active, "reason": edge.reason})
             return edge.model_copy(update={"updated_at": datetime.fromisoformat(now)})
 
@@ -228,7 +228,7 @@ class SqlWorldStore:
             for item in validations:
                 found = {"world_id": evidence.world_id, "node_id": item.node_id, "execution_domain": item.execution_domain, "eval_key": item.eval_key}
                 state = "invalid" if evidence.error_code else "valid"
-                tx.session.merge(WorldNode(**found, state=state, updated_at=utc_now()))
+                tx.upsert(WorldNode(**found, state=state, updated_at=utc_now()))
                 tx.insert_new([Validation(**found, result=state, body=evidence.model_dump_json(include={"run_id", "error_code"}), created_at=utc_now())])
             after = {"metrics": evidence.metrics, "error_code": evidence.error_code, "returns": evidence.returns_hash}
             tx.record("evidence.saved", evidence.world_id, evidence.strategy_id, after=after, correlation_id=evidence.run_id)
@@ -284,7 +284,7 @@ class SqlWorldStore:
         """What hysteresis goes on from, and what the decision was made of."""
         tx.session.add(JudgedRow(decision_seq=seq, world_id=world_id, body=basis.model_dump_json(exclude={"after"})))
         for strategy_id, standing in basis.after.items():
-            tx.session.merge(StandingRow(world_id=world_id, strategy_id=strategy_id, body=standing.model_dump_json()))
+            tx.upsert(StandingRow(world_id=world_id, strategy_id=strategy_id, body=standing.model_dump_json()))
 
     def standings(self, world_id: str) -> dict[str, Standing]:
         with self._database.read() as session:

@@ -49,7 +49,7 @@ def world_spec(now: datetime) -> dict[str, Any]:
         "data": {"presets": [equities, fx]},
         "execution": {"fee_bps": 0.2, "slippage_bps": 0.3},
     }
-    return {"world": f"demo_{now:%Y%m%d}_{hash_of({'spec': spec, 'policy': POLICY}).split(':')[1][:6]}", **spec}
+    return {"world": f"demo_{now:%Y%m%d}_{hash_of({'spec': spec, 'policy': POLICY}).removeprefix('blake3:')[:6]}", **spec}
 
 
 def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:

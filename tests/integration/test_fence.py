@@ -212,9 +212,7 @@ def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: p
             go.set()
         assert answer.result(30)[0].accepted
         frozen.result(30)
-    with desk.database.read() as session:
-        kinds = session.connection().execute(text("SELECT kind FROM order_log ORDER BY seq")).scalars().all()
-    assert kinds[-2:] == ["accepted", "freeze"]
+    assert desk.logged()[-2:] == ["accepted", "freeze"]
 
 
 def test_a_world_that_does_not_exist_refuses_the_request_and_no_other(desk: Desk) -> None:

@@ -255,7 +255,7 @@ def test_policies_added_at_once_get_versions_of_their_own(database: Database) ->
 
 
 def test_what_is_recorded_at_once_makes_one_chain(database: Database) -> None:
-    """From the first entry on, whoever writes it; and a transaction that takes long holds up those after it."""
+    """From the first entry on, whoever writes it."""
 
     def write(writer: int) -> None:
         for number in range(30):
