@@ -3,8 +3,9 @@
 The checks are asked in this order and the first that objects gives the reason. Each must be found missing by the chaos run when it is taken out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from qmtl_sdk.contracts.domains import Domain, domain_of
 from qmtl_sdk.contracts.orders import Order, Refusal
@@ -75,20 +76,23 @@ def _live(sight: Sight) -> bool:
     return sight.order.execution_domain is Domain.LIVE
 
 
-CHECKS: dict[Refusal, Check] = {
-    Refusal.SHADOW: lambda sight: sight.order.execution_domain is Domain.SHADOW,
-    Refusal.HALTED: lambda sight: bool(sight.world.halted),
-    Refusal.FROZEN: lambda sight: sight.world.state == "frozen",
-    Refusal.DRAINING: lambda sight: sight.world.state == "draining",
-    Refusal.STALE_EPOCH: lambda sight: sight.order.epoch != sight.world.epoch,
-    Refusal.STALE_DECISION: lambda sight: sight.world.fresh_until < sight.now,
-    Refusal.NO_SESSION: _no_session,
-    Refusal.NOT_ACTIVE: lambda sight: sight.activation is None or not sight.activation.active,
-    Refusal.WRONG_DOMAIN: _wrong_domain,
-    Refusal.LIVE_NOT_ALLOWED: lambda sight: _live(sight) and not sight.world.allow_live,
-    Refusal.EDGE_CLOSED: lambda sight: _live(sight) and not sight.world.live_edge,
-    Refusal.CIRCUIT_BREAKER: lambda sight: sight.world.max_orders is not None and sight.world.orders >= sight.world.max_orders,
-}
+# Read-only: nobody takes a check out in passing, or changes their order.
+CHECKS: Mapping[Refusal, Check] = MappingProxyType(
+    {
+        Refusal.SHADOW: lambda sight: sight.order.execution_domain is Domain.SHADOW,
+        Refusal.HALTED: lambda sight: bool(sight.world.halted),
+        Refusal.FROZEN: lambda sight: sight.world.state == "frozen",
+        Refusal.DRAINING: lambda sight: sight.world.state == "draining",
+        Refusal.STALE_EPOCH: lambda sight: sight.order.epoch != sight.world.epoch,
+        Refusal.STALE_DECISION: lambda sight: sight.world.fresh_until < sight.now,
+        Refusal.NO_SESSION: _no_session,
+        Refusal.NOT_ACTIVE: lambda sight: sight.activation is None or not sight.activation.active,
+        Refusal.WRONG_DOMAIN: _wrong_domain,
+        Refusal.LIVE_NOT_ALLOWED: lambda sight: _live(sight) and not sight.world.allow_live,
+        Refusal.EDGE_CLOSED: lambda sight: _live(sight) and not sight.world.live_edge,
+        Refusal.CIRCUIT_BREAKER: lambda sight: sight.world.max_orders is not None and sight.world.orders >= sight.world.max_orders,
+    }
+)
 
 
 def refusal(sight: Sight) -> Refusal | None:

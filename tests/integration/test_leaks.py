@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from activities.orders.fence import CHECKS
+from activities.orders import fence
 from activities.orders.sql import SqlOrderStore
 from activities.orders.venue import VenueDesk, brokers
 from activities.storage.database import Database, open_database
@@ -17,6 +17,7 @@ from qmtl_sdk.contracts.orders import Order, Refusal
 from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
 from tests.chaos.checker import broken_promises
+from tests.chaos.leaky_gateway import without
 from tests.orders import Desk
 
 ACTS = ("halt", "freeze", "stale", "inactive", "no live", "edge", "breaker", "dryrun", "live", "rollback")
@@ -145,5 +146,5 @@ def test_a_storm_breaks_no_promise(own: Database) -> None:
 
 @pytest.mark.parametrize("leak", list(Refusal))
 def test_each_check_taken_out_is_found(own: Database, leak: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(CHECKS, leak)
+    monkeypatch.setattr(fence, "CHECKS", without(leak))
     assert Storm(own, 1).run(2)
