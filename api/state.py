@@ -36,7 +36,7 @@ class GatewayState:
         return f"{temporal.ui_url}/namespaces/{temporal.namespace}/workflows/{workflow_id}" if temporal.ui_url else ""
 
 
-def _state(request: Request) -> GatewayState:
+async def _state(request: Request) -> GatewayState:  # async: FastAPI gives each plain function a thread, and every request waited for it
     state: GatewayState = request.app.state.gateway
     return state
 

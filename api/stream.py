@@ -223,7 +223,7 @@ class Subscriber:
 
     async def _accept(self, token: str) -> None:
         """Go on under this token. Raises QmtlError where it is not good, or is for something else than the one before."""
-        claims = await asyncio.to_thread(self._tokens.stream, token)
+        claims = await self._tokens.stream(token)
         if self._claims is not None:
             if claims.world_id != self._claims.world_id:
                 raise QmtlError("E_WORLD_FORBIDDEN", f"the stream is of world {self._claims.world_id}, the token is for {claims.world_id}", "open a stream of its own for another world")

@@ -1,10 +1,11 @@
 """The register of tokens in the database."""
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
 from sqlmodel import col, select
 
 from activities.storage.database import Database, utc_now
@@ -13,7 +14,8 @@ from qmtl_sdk.contracts.access import Role, TokenInfo
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
 
-_REVOKED_AT = text("SELECT revoked_at FROM token WHERE token_id = :token_id")
+_REVOKED_AT = text("SELECT token_id, revoked_at FROM token WHERE token_id IN :token_ids").bindparams(bindparam("token_ids", expanding=True))
+TokenState = Literal["good", "revoked", "unknown"]
 
 
 class SqlTokenStore:
@@ -38,11 +40,12 @@ class SqlTokenStore:
             row = session.get(TokenRow, token_id)
             return _info(row) if row else None
 
-    def state(self, token_id: str) -> Literal["good", "revoked", "unknown"]:
+    def states(self, token_ids: Iterable[str]) -> dict[str, TokenState]:
         """Asked for every request, so that a token that was taken back is refused at once."""
+        wanted = list(token_ids)
         with self._database.read() as session:
-            found = session.connection().execute(_REVOKED_AT, {"token_id": token_id}).first()
-        return "unknown" if found is None else "good" if found[0] is None else "revoked"
+            found = {row.token_id: row.revoked_at for row in session.connection().execute(_REVOKED_AT, {"token_ids": wanted})}
+        return {token_id: "unknown" if token_id not in found else "revoked" if found[token_id] else "good" for token_id in wanted}
 
     def all(self) -> list[TokenInfo]:
         with self._database.read() as session:

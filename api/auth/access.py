@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 
 from api.auth.limits import RateLimit
 from api.auth.tokens import Tokens
@@ -125,7 +124,7 @@ class GuardedRoute(APIRoute):
         inner = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
-            await run_in_threadpool(authorise, request)
+            await authorise(request)
             return await inner(request)
 
         return handler
@@ -140,7 +139,7 @@ def check_table(routers: Iterable[APIRouter]) -> None:
         raise RuntimeError(f"routes without a role: {sorted(there - set(ROUTES))}; roles without a route: {sorted(set(ROUTES) - there)}; routes without a guard: {unguarded}")
 
 
-def authorise(request: Request) -> None:
+async def authorise(request: Request) -> None:
     """Who asks, how often, and whether they may. Raises QmtlError."""
     tokens: Tokens = request.app.state.tokens
     limit: RateLimit = request.app.state.limit
@@ -150,7 +149,7 @@ def authorise(request: Request) -> None:
         limit.take(request.client.host if request.client else "")
         return
     try:
-        found = tokens.caller(bearer(request))
+        found = await tokens.caller(bearer(request))
     except QmtlError:
         limit.take(request.client.host if request.client else "")
         raise
@@ -173,7 +172,7 @@ def bearer(request: Request) -> str:
     return token.strip()
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:  # async, as `_state` is
     caller: Caller = request.state.caller
     return caller
 

@@ -11,8 +11,9 @@ from typing import Any
 import jwt
 from pydantic import ValidationError
 
-from activities.access.sql import SqlTokenStore
+from activities.access.sql import SqlTokenStore, TokenState
 from api.auth.keys import KeyRing
+from api.auth.register import Register
 from qmtl_sdk.contracts.access import EVERY_WORLD, Caller, NewToken, Role, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import Subscribe
@@ -38,8 +39,10 @@ class StreamClaims(Model):
 class Tokens:
     def __init__(self, keys: KeyRing, store: SqlTokenStore, store_id: str) -> None:
         self._keys, self._store, self._issuer = keys, store, f"qmtl:{store_id}"
-        self._checked: dict[tuple[str, str, str], dict[str, Any]] = {}
-        """Claims whose signature was checked: it can't become wrong. Whether its key is believed, its time has come, and it was not taken back, is asked each time."""
+        self._register = Register(store)
+        self._checked: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+        """By token and audience: the id of its key, and the claims whose signature was checked; it can't become wrong. Whether the key is believed, the token's time has
+        come, and it was not taken back, is asked each time."""
 
     def issue(self, request: TokenRequest, created_by: str) -> NewToken:
         now = datetime.now(UTC)
@@ -48,26 +51,21 @@ class Tokens:
         self._store.add(info)
         return NewToken(token=token, info=info)
 
-    def caller(self, token: str) -> Caller:
+    async def caller(self, token: str) -> Caller:
         """Who holds it. Raises QmtlError: E_TOKEN_INVALID, E_TOKEN_KEY, E_TOKEN_EXPIRED, E_TOKEN_EARLY, E_TOKEN_AUDIENCE, E_TOKEN_REVOKED."""
         claims = self._claims(token, GATEWAY)
         try:
             caller = Caller(subject=claims["sub"], token_id=claims["jti"], grants=claims["grants"])
         except ValidationError as error:
             raise _invalid("its claims are malformed") from error
-        self.require_valid(caller.token_id)
+        _require_good(await self._register.state(caller.token_id))
         return caller
-
-    def require_valid(self, token_id: str) -> None:
-        state = self._store.state(token_id)
-        if state != "good":
-            raise QmtlError("E_TOKEN_REVOKED", "the token was taken back" if state == "revoked" else "the token is not in the register", "ask an operator for a new one: qmtl token create")
 
     def issue_stream(self, caller: Caller, wanted: Subscribe, lifetime_s: float) -> str:
         claims = {"aud": CONTROLBUS, "sub": caller.subject, "jti": uuid.uuid4().hex, "parent": caller.token_id, "world_id": wanted.world_id, "strategy_id": wanted.strategy_id, "topics": wanted.topics}
         return self._sign(claims, lifetime_s)
 
-    def stream(self, token: str) -> StreamClaims:
+    async def stream(self, token: str) -> StreamClaims:
         """What it allows. Raises as `caller`."""
         claims = self._claims(token, CONTROLBUS)
         try:
@@ -76,7 +74,7 @@ class Tokens:
             )
         except (ValidationError, ValueError, TypeError) as error:
             raise _invalid("its claims are malformed") from error
-        self.require_valid(found.parent)
+        _require_good(await self._register.state(found.parent))
         return found
 
     def revoked(self) -> set[str]:
@@ -90,7 +88,7 @@ class Tokens:
         try:
             if current is not None:
                 claims = self._claims(current, GATEWAY)
-                self.require_valid(claims["jti"])
+                _require_good(self._store.states([claims["jti"]])[claims["jti"]])
                 if claims["exp"] - datetime.now(UTC).timestamp() > 30 * 86_400:
                     return None
         except QmtlError:
@@ -103,16 +101,10 @@ class Tokens:
         return jwt.encode({**claims, "iss": self._issuer, "iat": int(now), "nbf": int(now), "exp": now + lifetime_s}, key.private, algorithm=ALGORITHM, headers={"kid": key.kid})
 
     def _claims(self, token: str, audience: str) -> dict[str, Any]:
-        try:
-            header = jwt.get_unverified_header(token)
-        except jwt.InvalidTokenError as error:
-            raise _invalid("it is not a JWT") from error
-        if header.get("alg") != ALGORITHM:
-            raise _invalid(f"it is signed with {str(header.get('alg'))[:16]!r}, which is not {ALGORITHM}")
-        key = self._keys.find(str(header.get("kid", "")))
+        kid, known = self._checked.get((token, audience)) or (_kid(token), None)
+        key = self._keys.find(kid)
         if key is None:
             raise QmtlError("E_TOKEN_KEY", "the token was signed with a key that this Gateway does not know, or no longer believes", "ask for a new token: the keys may have been rotated")
-        known = self._checked.get((token, audience, key.kid))
         if known is not None and known["nbf"] - LEEWAY_S <= datetime.now(UTC).timestamp() < known["exp"] + LEEWAY_S:
             return known
         try:
@@ -130,8 +122,24 @@ class Tokens:
             raise _invalid(f"it has no {missing[0]}")
         if len(self._checked) >= _REMEMBERED:
             self._checked.clear()
-        self._checked[token, audience, key.kid] = claims
+        self._checked[token, audience] = (kid, claims)
         return claims
+
+
+def _kid(token: str) -> str:
+    """The key that the token says it was signed with. Raises QmtlError (E_TOKEN_INVALID)."""
+    try:
+        header = jwt.get_unverified_header(token)
+    except jwt.InvalidTokenError as error:
+        raise _invalid("it is not a JWT") from error
+    if header.get("alg") != ALGORITHM:
+        raise _invalid(f"it is signed with {str(header.get('alg'))[:16]!r}, which is not {ALGORITHM}")
+    return str(header.get("kid", ""))
+
+
+def _require_good(state: TokenState) -> None:
+    if state != "good":
+        raise QmtlError("E_TOKEN_REVOKED", "the token was taken back" if state == "revoked" else "the token is not in the register", "ask an operator for a new one: qmtl token create")
 
 
 def _invalid(why: str) -> QmtlError:

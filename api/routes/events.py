@@ -49,7 +49,7 @@ async def poll(
     wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for something new")] = 0.0,
 ) -> Polled:
     """The same sequences as the stream's. Carries a token of `POST /events/subscribe`."""
-    claims = await asyncio.to_thread(state.tokens.stream, bearer(request))
+    claims = await state.tokens.stream(bearer(request))
     positions: dict[str, int] = {}
     for item in after:
         topic, _, sequence = item.partition(":")
