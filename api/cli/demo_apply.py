@@ -1,12 +1,18 @@
 """The demo's last part: a strategy that trades is brought to dryrun and then live, each by an apply that other people approve, while it goes on trading; then it is rolled back.
 
-The approvals are given as a person gives them: with `qmtl world approve … --as ana`. Live in a replay world reaches the paper venue only.
+The approvals are given as a person gives them: with `qmtl world approve … --as ana`. Live in a replay world reaches the paper venue only. The strategy's own gate closes
+at the freeze; so that the fence has something to refuse, one order goes past it.
 """
 
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -52,8 +58,10 @@ def run(client: GatewayClient, now: datetime) -> dict[str, Any]:
     client.decide(world, f"demo-{now:%H%M%S%f}")
     dryrun = promote(client, world, "dryrun", PEOPLE[:1])
     told: Counter[str] = Counter()
+    sent: list[Order] = []
 
     def hear(order: Order, verdict: OrderVerdict) -> None:
+        sent.append(order)
         told[f"{order.execution_domain.value}:{verdict.reason.value if verdict.reason else 'accepted'}"] += 1
 
     try:
@@ -61,7 +69,8 @@ def run(client: GatewayClient, now: datetime) -> dict[str, Any]:
         if running is None:
             raise QmtlError("E_STACK", "the demo's trader was not switched on", "qmtl world explain says why")
         _until(lambda: told["dryrun:accepted"] >= ENOUGH, "orders in dryrun")
-        live = promote(client, world, "live", PEOPLE)
+        with unheeding(client, sent[-1]):
+            live = promote(client, world, "live", PEOPLE)
         _until(lambda: told["live:accepted"] >= ENOUGH, "orders after the apply")
         back = client.apply(world, ApplyRequest(run_id=f"back-{live.run_id}", rollback_of=live.run_id, reason="the demo is over"))
         back = client.apply_status(world, back.run_id, wait_s=30)
@@ -87,6 +96,25 @@ def run(client: GatewayClient, now: datetime) -> dict[str, Any]:
         },
         "audit_entries": client.audit(world, limit=1, verify=True)["verified"],
     }
+
+
+@contextmanager
+def unheeding(client: GatewayClient, order: Order) -> Iterator[None]:
+    """While the block runs: an order like this one, sent by someone who pays no heed to the freeze; at the latest when all is over, and late then."""
+    over = threading.Event()
+
+    def send() -> None:
+        while client.gate(order.world_id).state == "open" and not over.wait(0.02):
+            pass
+        client.publish_orders([order.model_copy(update={"order_id": f"order:{uuid.uuid4().hex}"})])
+
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send)
+        try:
+            yield
+        finally:
+            over.set()
+        sending.result()
 
 
 def promote(client: GatewayClient, world: str, to: str, people: tuple[str, ...]) -> ApplyStatus:

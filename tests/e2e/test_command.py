@@ -177,6 +177,7 @@ def shows_the_loop(demo: dict[str, Any]) -> None:
     assert orders["accepted"] >= 10
     assert orders["filled"] <= orders["accepted"]
     assert not any("accepted" in kind for kind in orders["during"])
+    assert sum(orders["refused_by_reason"].values()) >= 1
     assert demo["rollback"]["outcome"] == "completed"
     assert demo["trading"]["audit_entries"] > 20
     page = Path(demo["report"]).read_text()
