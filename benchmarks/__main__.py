@@ -5,6 +5,7 @@ import sys
 
 from benchmarks import applies, identity, orders, stream, submit
 from temporal.shutdown import leave
+from tests.harness import unwind_when_told_to_end
 
 SUITES = {"identity": identity.run, "submit": submit.run, "stream": stream.run, "orders": orders.run, "applies": applies.run}
 
@@ -22,4 +23,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    unwind_when_told_to_end()
     leave(main())

@@ -32,6 +32,11 @@ def wait_for(condition: Callable[[], T], what: str, limit_s: float = 60.0) -> T:
     return answer
 
 
+def unwind_when_told_to_end() -> None:
+    """SIGTERM ends a long run as an exception would, so that the servers that it started are stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 class Machine:
     """Processes by name: temporal, worker, relay, gateway. All end with `close`, by the pids that were started."""
 

@@ -10,6 +10,7 @@ from qmtl_sdk.contracts.orders import Refusal
 from temporal.shutdown import leave
 from tests.chaos.orders import OrderChaos
 from tests.chaos.stream import Chaos
+from tests.harness import unwind_when_told_to_end
 
 APPLIES_A_RUN, KILLS_AN_APPLY = 20, 0.4
 
@@ -75,6 +76,7 @@ def leaks(applies: int, seed: int) -> int:
 SUITES = {"stream": (stream, 100), "orders": (orders, 200), "leaks": (leaks, 6)}
 
 if __name__ == "__main__":
+    unwind_when_told_to_end()
     name = sys.argv[1] if len(sys.argv) > 1 else "orders"
     run, count = SUITES[name]
     leave(run(int(sys.argv[2]) if len(sys.argv) > 2 else count, int(sys.argv[3]) if len(sys.argv) > 3 else 1))

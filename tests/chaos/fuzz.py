@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from temporal.shutdown import leave
-from tests.harness import Machine
+from tests.harness import Machine, unwind_when_told_to_end
 from tests.strategies import POLICY, world
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -57,4 +57,5 @@ def main(examples: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
+    unwind_when_told_to_end()
     leave(main(int(sys.argv[1]) if len(sys.argv) > 1 else 250, int(sys.argv[2]) if len(sys.argv) > 2 else 1))
