@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := $(UV) run --no-sync
+# Tests start hundreds of processes. Where compiled modules are not kept, each compiles all of its own anew, which takes it a second.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint bench chaos fuzz picture setup server record-histories
 
