@@ -5,13 +5,14 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import tenacity
 import time_machine
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
@@ -123,18 +124,22 @@ class Skipping:
         await self.until(ended, "end of the apply")
 
 
+@tenacity.retry(retry=tenacity.retry_if_exception_message(match=".*did not start within"), stop=tenacity.stop_after_attempt(6), reraise=True)
+async def started(server: Path, plugin: QmtlPlugin) -> WorkflowEnvironment:
+    """The library gives the server's JVM five seconds, which are not enough for one that is read from a slow disk for the first time."""
+    return await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(server), plugins=[plugin])
+
+
 @asynccontextmanager
 async def skipping(server: Path, home: Path, found: Policy) -> AsyncIterator[Skipping]:
-    stores = Stores.open(Settings(home=home))
-    desk = Desk(stores.database, found=found)
-    plugin = QmtlPlugin(stores.database.store_id)
-    async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(server), plugins=[plugin]) as env:
-        kinds = dict.fromkeys((key.name for key in SEARCH_ATTRIBUTES), IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
-        await env.client.operator_service.add_search_attributes(AddSearchAttributesRequest(namespace="default", search_attributes=kinds))
-        with time_machine.travel(await env.get_current_time(), tick=True) as clock:
-            async with working(env.client, stores, [Follow(env, clock)]):
-                yield Skipping(env, stores, desk, clock)
-    stores.close()
+    with closing(Stores.open(Settings(home=home))) as stores:
+        desk = Desk(stores.database, found=found)
+        async with await started(server, QmtlPlugin(stores.database.store_id)) as env:
+            kinds = dict.fromkeys((key.name for key in SEARCH_ATTRIBUTES), IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
+            await env.client.operator_service.add_search_attributes(AddSearchAttributesRequest(namespace="default", search_attributes=kinds))
+            with time_machine.travel(await env.get_current_time(), tick=True) as clock:
+                async with working(env.client, stores, [Follow(env, clock)]):
+                    yield Skipping(env, stores, desk, clock)
 
 
 def test_an_approval_that_does_not_come_ends_the_apply_after_its_limit(server: Path, tmp_path: Path) -> None:
