@@ -164,6 +164,7 @@ def figures(accepted: int, seconds: float, waits: list[float], asked: int) -> di
         "ratio": round(accepted / seconds / asked, 2),
         "p50_ms": round(1000 * statistics.median(waits), 2),
         "p99_ms": round(p99, 2),
+        "max_ms": round(1000 * max(waits), 2),
         "limit_p99_ms": LIMITS["p99_ms"],
     }
 

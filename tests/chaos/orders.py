@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import text
+
+from activities.storage.database import Database
 from activities.worlds.applies import SqlApplyStore
 from qmtl_sdk import QmtlError, Runner
 from qmtl_sdk.contracts.access import Role, TokenRequest
@@ -83,11 +86,8 @@ class OrderChaos:
         for thread in threads:
             thread.start()
         try:
-            for number, act in enumerate(ACTS if thorough else ()):
-                for stage in ("dryrun", "live"):
-                    self._ask({"run_id": f"to-{stage}-{number}", "to": stage, "weights": {name: round(rng.random() / 4, 4) for name in self._strategies}})
-                    self._await_trading()
-                self._act(act, rng)
+            if thorough:
+                self._try_everything(rng)
             for number in range(applies):
                 self._episode(rng, report, number)
         finally:
@@ -99,6 +99,21 @@ class OrderChaos:
         return report
 
     # what happens
+
+    def _try_everything(self, rng: random.Random) -> None:
+        """Each act in a world that is live, and from one to the next by way of dryrun: a freeze must find strategies there, as live ones are kept out by the closed edge as well."""
+        self._carry_out(rng, run_id="to-dryrun", to="dryrun")
+        for number, act in enumerate(ACTS):
+            self._carry_out(rng, run_id=f"to-live-{number}", to="live")
+            self._act(act, rng)
+            self._carry_out(rng, run_id=f"back-{number}", rollback_of=f"to-live-{number}")
+        self._lose_the_worker_while_frozen(rng)
+
+    def _carry_out(self, rng: random.Random, **wanted: Any) -> None:
+        """An apply to its end, and orders since; one that is refused is let be."""
+        self._ask(rng, **wanted)
+        self._quietly(lambda: self.client.apply_status(self._world, wanted["run_id"], wait_s=20))
+        self._await_trading()
 
     def _await_trading(self) -> None:
         """Until the traders have brought a good many orders since: only what is tried can be found."""
@@ -180,11 +195,35 @@ class OrderChaos:
         self.client.update_world(self._world, WorldUpdate(circuit_breaker=CircuitBreaker()))
         self._resume()
 
-    def _ask(self, wanted: dict[str, Any]) -> None:
-        """An apply that is approved at once; one that is refused is let be."""
-        self._quietly(lambda: self.client.apply(self._world, ApplyRequest.model_validate(wanted), live=True))
+    def _lose_the_worker_while_frozen(self, rng: random.Random) -> None:
+        """A world is frozen for a tenth of a second before it drains, too short for orders under the new epoch to come: now it stays so until there is a worker again."""
+        database = self.machine.database()
+        try:
+            for number in range(10):
+                self._ask(rng, run_id=f"to-freeze-{number}", to="live")
+                wait_for(lambda: self._state(database) != "open", "freeze")
+                self.machine.kill("worker")
+                caught = self._state(database) == "frozen"
+                if caught:
+                    self._await_trading()
+                self.machine.start_worker()
+                wait_for(lambda: self._state(database) == "open", "unfreeze", 120)
+                if caught:
+                    return
+                self._carry_out(rng, run_id=f"to-thaw-{number}", rollback_of=f"to-freeze-{number}")
+        finally:
+            database.close()
+        raise AssertionError("no kill of the worker came between freeze and drain")
+
+    def _state(self, database: Database) -> str:
+        with database.read() as session:
+            return str(session.connection().execute(text("SELECT state FROM fence WHERE world_id = :w"), {"w": self._world}).scalar_one())
+
+    def _ask(self, rng: random.Random, **wanted: Any) -> None:
+        """An apply of all strategies that is approved at once."""
+        weights = {} if "rollback_of" in wanted else {name: round(rng.random() / 4, 4) for name in self._strategies}
+        self._quietly(lambda: self.client.apply(self._world, ApplyRequest(**wanted, weights=weights), live=True))
         self._quietly(lambda: self._ana.approve(self._world, wanted["run_id"], Verdict(), live=True))
-        self._quietly(lambda: self.client.apply_status(self._world, wanted["run_id"], wait_s=20))
 
     def _apply(self, rng: random.Random, run_id: str) -> str:
         """An apply to its end; how it ended, or why it was refused."""

@@ -28,6 +28,7 @@ class Life:
 
     session: str = ""
     ended: str = ""
+    shadow: str = ""
     domain: str = "dryrun"
 
 
@@ -92,10 +93,10 @@ class Trader:
         return order
 
     def _shadow_session(self) -> str:
-        if not getattr(self, "_shadow", ""):
-            self._shadow = self._client.open_session(SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos", shadow=True)).session_id
-        self._client.session_beat(self._shadow, SessionBeat())
-        return self._shadow
+        if not self._life.shadow:
+            self._life.shadow = self._client.open_session(SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos", shadow=True)).session_id
+        self._client.session_beat(self._life.shadow, SessionBeat())
+        return self._life.shadow
 
     def _send(self, orders: list[Order]) -> None:
         for order, verdict in zip(orders, self._client.publish_orders(orders), strict=True):
@@ -106,15 +107,16 @@ class Trader:
         self._diary.flush()
 
     def _hear(self, kind: str, event: CloudEvent) -> None:
-        if kind == "activation" and event.subject == WHOLE_WORLD and event.data and event.data.get("requires_ack") and self._life.session:
-            self._publisher.acknowledge(self._life.session, int(event.data["sequence"]))
+        if kind == "activation" and event.subject == WHOLE_WORLD and event.data and event.data.get("requires_ack"):
+            for session in filter(None, (self._life.session, self._life.shadow)):
+                self._publisher.acknowledge(session, int(event.data["sequence"]))
 
     def _try(self, call: Callable[[], None]) -> None:
         try:
             call()
         except QmtlError as error:
             if error.code in ("E_SESSION_LOST", "E_SESSION_UNKNOWN"):
-                self._life.ended, self._life.session, self._shadow = self._life.session, "", ""
+                self._life.ended, self._life.session, self._life.shadow = self._life.session, "", ""
             time.sleep(0.02)
 
 
