@@ -12,13 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import portalocker
 import psycopg
+import sqlalchemy
 from blake3 import blake3
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy import Connection, Engine, Table, bindparam, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -26,12 +28,15 @@ from sqlmodel import Session, SQLModel, select
 
 from activities.storage.chain import link
 from activities.storage.migrate import migrate
-from activities.storage.tables import Audit, AuditHead, Outbox, StoreIdentity
+from activities.storage.tables import StoreIdentity
 from activities.storage.turnstile import Turnstile
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
 
 _WROTE, _IDLE_S = "qmtl_wrote", 1.0
+_AUDIT, _HEAD, _OUTBOX = (SQLModel.metadata.tables[name] for name in ("audit", "audit_head", "outbox"))
+_HELD_HEAD = sqlalchemy.select(_HEAD.c.number, _HEAD.c.hash).where(_HEAD.c.chain == bindparam("chain")).with_for_update()
+_LOCK, _SHARE = text("SELECT pg_advisory_xact_lock(:key)"), text("SELECT pg_advisory_xact_lock_shared(:key)")
 
 
 def utc_now() -> str:
@@ -64,10 +69,10 @@ class Transaction:
     def upsert(self, row: SQLModel) -> None:
         """Insert the row, or put it in the place of the one with its primary key, in one statement."""
         table: Table = type(row).__table__  # type: ignore[attr-defined]  # as above
-        keys = [column.key for column in table.primary_key.columns]
-        values = {column.key: getattr(row, column.key) for column in table.columns}
-        statement = self._insert(table).values(values).on_conflict_do_update(index_elements=keys, set_={key: value for key, value in values.items() if key not in keys})
-        self.session.connection().execute(statement)
+        self._put(table, {column.key: getattr(row, column.key) for column in table.columns})
+
+    def _put(self, table: Table, values: dict[str, Any]) -> None:
+        self.session.connection().execute(_upsert(self._insert, table), values)
 
     def lock(self, name: str) -> None:
         """Hold `name` until the end of the transaction. SQLite has one writer anyway."""
@@ -83,25 +88,23 @@ class Transaction:
         was, became = canonical_json(before).decode(), canonical_json(after).decode()
         payload = canonical_json(dict(data) if data is not None else {"world_id": world_id, "subject": subject}).decode()
         key = world_id or subject
-        self._chained(Audit(at=now, actor=self._actor, action=action, world_id=world_id, subject=subject, correlation_id=correlation_id, before=was, after=became, chain=key))
-        self.session.add(Outbox(event_id=uuid.uuid4().hex, type=event or action, key=key, world_id=world_id, subject=about or subject, at=now, data=payload))
-        self.session.flush()  # the next row of this transaction must find the head
+        self._chained({"at": now, "actor": self._actor, "action": action, "world_id": world_id, "subject": subject, "correlation_id": correlation_id, "before": was, "after": became, "chain": key})
+        event_row = {"event_id": uuid.uuid4().hex, "type": event or action, "key": key, "world_id": world_id, "subject": about or subject, "at": now, "data": payload}
+        self.session.connection().execute(_OUTBOX.insert(), event_row)
         self.recorded = True
 
-    def _chained(self, row: Audit) -> None:
+    def _chained(self, row: dict[str, Any]) -> None:
         """Add a row at the end of its chain. The head is held from here to the commit: within a key, numbers are in the order of commits, those of the outbox too."""
-        head = self._head(row.chain)
+        connection, chain = self.session.connection(), {"chain": row["chain"]}
+        head = connection.execute(_HELD_HEAD, chain).first()
         if head is None:  # nothing is there to be held yet
-            self.lock(f"audit:{row.chain}")
-            head = self._head(row.chain) or AuditHead(chain=row.chain, number=0, hash="")
-        row.number = head.number + 1
-        row.hash = link(head.hash, row.model_dump())
-        head.number, head.hash = row.number, row.hash
-        self.session.add(row)
-        self.session.add(head)
-
-    def _head(self, chain: str) -> AuditHead | None:
-        return self.session.get(AuditHead, chain, populate_existing=True, with_for_update=True)
+            self.lock(f"audit:{row['chain']}")
+            head = connection.execute(_HELD_HEAD, chain).first()
+        number, before = (head.number, head.hash) if head else (0, "")
+        row["number"] = number + 1
+        row["hash"] = link(before, row)
+        connection.execute(_AUDIT.insert(), row)
+        self._put(_HEAD, {**chain, "number": row["number"], "hash": row["hash"]})
 
 
 class Database(ABC):
@@ -226,10 +229,10 @@ class SqliteDatabase(Database):
 
 class _PostgresTransaction(Transaction):
     def lock(self, name: str) -> None:
-        self.session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(name)})
+        self.session.connection().execute(_LOCK, {"key": lock_key(name)})
 
     def share(self, name: str) -> None:
-        self.session.connection().execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": lock_key(name)})
+        self.session.connection().execute(_SHARE, {"key": lock_key(name)})
 
 
 class PostgresDatabase(Database):
@@ -310,6 +313,13 @@ def _try_idle(engine: Engine) -> None:
 
     event.listen(engine, "checkin", checkin)
     event.listen(engine, "checkout", checkout)
+
+
+@cache
+def _upsert(insert: Any, table: Table) -> Any:
+    """The statement of `upsert`, made once for each table: to make it takes longer than to carry it out. (Any: the dialect's.)"""
+    statement, keys = insert(table), [column.key for column in table.primary_key.columns]
+    return statement.on_conflict_do_update(index_elements=keys, set_={column.key: statement.excluded[column.key] for column in table.columns if column.key not in keys})
 
 
 def _said(error: Exception) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import func, update
+from sqlalchemy import bindparam, func, update
 from sqlmodel import Session, col, select
 
 from activities.graph.sql import SqlGraphStore
@@ -42,6 +42,9 @@ from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import ActivationEnvelope
 
 StepT = TypeVar("StepT", bound=StepDone)
+_SAME_RUN = (col(ApplyStep.world_id) == ApplyRow.world_id) & (col(ApplyStep.run_id) == ApplyRow.run_id) & (col(ApplyStep.step) == bindparam("step"))
+_RUN_AND_STEP = select(ApplyRow, ApplyStep.answer).join(ApplyStep, _SAME_RUN, isouter=True).where(ApplyRow.world_id == bindparam("world"), ApplyRow.run_id == bindparam("run"))
+"""A run, and what was answered when a step of it was done, if it was."""
 
 
 class SqlApplyStore:
@@ -365,10 +368,12 @@ class SqlApplyStore:
         """Do a step if it was not done before; its answer."""
         with self._database.write("apply") as tx:
             tx.lock(f"world:{world_id}")
-            done = tx.session.get(ApplyStep, (world_id, run_id, step))
+            found = tx.session.execute(_RUN_AND_STEP, {"world": world_id, "run": run_id, "step": step}).first()
+            if found is None:
+                raise _unknown(world_id, run_id)
+            row, done = found
             if done is not None:
-                return answer_type.model_validate_json(done.answer)
-            row = _row(tx.session, world_id, run_id)
+                return answer_type.model_validate_json(done)
             if row.ended_at is not None:
                 raise QmtlError("E_APPLY_ENDED", f"{run_id} has ended: {row.outcome}", "ask for another apply")
             fence = locked_fence(tx, world_id)
@@ -498,8 +503,12 @@ def _edge(tx: Transaction, fence: FenceRow, active: bool, reason: str) -> None:
 def _row(session: Session, world_id: str, run_id: str) -> ApplyRow:
     row = session.get(ApplyRow, (world_id, run_id))
     if row is None:
-        raise QmtlError("E_APPLY_UNKNOWN", f"there is no apply {run_id[:80]!r} in {world_id[:64]}", "qmtl world applies W lists them")
+        raise _unknown(world_id, run_id)
     return row
+
+
+def _unknown(world_id: str, run_id: str) -> QmtlError:
+    return QmtlError("E_APPLY_UNKNOWN", f"there is no apply {run_id[:80]!r} in {world_id[:64]}", "qmtl world applies W lists them")
 
 
 def _status(session: Session, row: ApplyRow) -> ApplyStatus:

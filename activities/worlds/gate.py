@@ -7,16 +7,17 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Literal
 
-from sqlmodel import Session, select
+from sqlmodel import Session, SQLModel, select
 
 from activities.storage.database import Transaction, utc_now
-from activities.storage.tables import Activation, FenceRow, OrderLog, WorldRow
+from activities.storage.tables import Activation, FenceRow, WorldRow
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import combined_hash, entry_hash
 from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope
 
 OPEN, FROZEN, DRAINING = "open", "frozen", "draining"
 LIVE_EDGE = ("domain:backtest", "domain:live")
+_LOG = SQLModel.metadata.tables["order_log"]
 Phase = Literal["freeze", "unfreeze", "halt", "resume"]
 
 
@@ -31,7 +32,8 @@ def locked_fence(tx: Transaction, world_id: str) -> FenceRow:
 
 def journal(tx: Transaction, fence: FenceRow, kind: str, ref: str, reason: str = "") -> None:
     """Put a change of the fence between the orders of its world, where it happened."""
-    tx.session.add(OrderLog(at=utc_now(), world_id=fence.world_id, kind=kind, ref=ref, epoch=fence.epoch, reason=reason))
+    row = {"at": utc_now(), "world_id": fence.world_id, "kind": kind, "ref": ref, "epoch": fence.epoch, "strategy_id": "", "reason": reason, "body": ""}
+    tx.session.connection().execute(_LOG.insert(), row)
 
 
 def tell(
