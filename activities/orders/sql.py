@@ -8,7 +8,6 @@ The order log is its own audit trail: rows are only ever added, and changes of t
 """
 
 import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +34,8 @@ _VERDICT, _ENDED = text("order_log.kind IN ('accepted', 'refused')"), text("orde
 class SqlOrderStore:
     def __init__(self, database: Database) -> None:
         self._database, self._rows, self._counted = database, order_rows(database), set[str]()
-        self._waiting, self._mutex, self._serving, self._last = deque[_Request](), threading.Lock(), False, 1
+        self._waiting, self._mutex, self._serving, self._last, self._expected = deque[_Request](), threading.Lock(), False, 1, 1
+        self._all_there = threading.Condition(self._mutex)
         self._threads = ThreadPoolExecutor(1, "fence")
 
     def publish(self, orders: Sequence[Order]) -> list[OrderVerdict]:
@@ -47,6 +47,8 @@ class SqlOrderStore:
         request = _Request(orders)
         with self._mutex:
             self._waiting.append(request)
+            if len(self._waiting) >= self._expected:
+                self._all_there.notify()
             if not self._serving:
                 self._serving = True
                 self._threads.submit(self._serve)
@@ -73,11 +75,10 @@ class SqlOrderStore:
 
     def _next(self) -> "list[_Request]":
         """Who is served together: those who wait, and those who were answered a moment ago and come again. Without them two halves would take turns, each at the price of all."""
-        until, expected = time.perf_counter() + _GATHER_S, self._last + len(self._waiting)
-        while len(self._waiting) < expected and time.perf_counter() < until:
-            time.sleep(_GATHER_S / 20)  # lets those run who were answered a moment ago
         batch, count = list[_Request](), 0
         with self._mutex:
+            self._expected = self._last + len(self._waiting)
+            self._all_there.wait_for(lambda: len(self._waiting) >= self._expected, _GATHER_S)
             while self._waiting and (not batch or count + len(self._waiting[0].orders) <= _AT_ONCE):
                 request = self._waiting.popleft()
                 if request.answer.set_running_or_notify_cancel():  # else its caller has gone

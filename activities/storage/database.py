@@ -139,6 +139,9 @@ class Database(ABC):
         """A consistent look at the store."""
         with self._connection("read") as connection, Session(connection) as session:
             yield session
+            if self._changed(connection):
+                raise RuntimeError("a look changed the store")
+            connection.commit()  # psycopg forgets its prepared statements at a rollback, and would plan every one anew
 
     @contextmanager
     def _connection(self, purpose: str) -> Iterator[Connection]:
@@ -307,7 +310,7 @@ def _try_idle(engine: Engine) -> None:
         if time.monotonic() - record.info.get("idle_since", 0.0) > _IDLE_S:
             try:
                 driver.execute("SELECT 1")
-                driver.rollback()
+                driver.commit()
             except psycopg.OperationalError as error:
                 raise DisconnectionError from error
 
