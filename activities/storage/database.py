@@ -243,7 +243,8 @@ class PostgresDatabase(Database):
     insert = staticmethod(postgresql.insert)
 
     def __init__(self, dsn: str) -> None:
-        engine = create_engine("postgresql+psycopg://" + dsn.split("://", 1)[1], pool_size=16)
+        # The connection that was used last is used next: it has most statements prepared.
+        engine = create_engine("postgresql+psycopg://" + dsn.split("://", 1)[1], pool_size=16, pool_use_lifo=True)
         _try_idle(engine)
         _watch_writes(engine)
         super().__init__(engine)

@@ -103,6 +103,24 @@ def test_a_transaction_that_records_nothing_is_rolled_back(database: Database) -
         assert session.exec(select(GraphEdge)).all() == []
 
 
+def test_a_look_that_changes_the_store_is_rolled_back(database: Database) -> None:
+    with pytest.raises(RuntimeError, match="a look changed"), database.read() as session:
+        session.add(GraphEdge(parent="a", child="b"))
+        session.flush()
+    with database.read() as session:
+        assert session.exec(select(GraphEdge)).all() == []
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_a_statement_stays_prepared_from_one_look_to_the_next(database: Database) -> None:
+    for _ in range(10):
+        with database.read() as session:
+            session.exec(select(GraphEdge)).all()
+    with database.read() as session:
+        prepared = session.connection().execute(text("SELECT statement FROM pg_prepared_statements")).scalars().all()
+    assert any("FROM graph_edge" in statement for statement in prepared)
+
+
 def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
     before = counts(database)
     with pytest.raises(ZeroDivisionError), database.write("me") as tx:
