@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import text
 
 from activities.orders.sql import SqlOrderStore
 from activities.storage.database import Database, utc_now
@@ -250,13 +250,18 @@ def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
-def test_a_lost_connection_is_said_and_not_used_again(desk: Desk) -> None:
+def test_a_lost_connection_is_said_and_not_used_again(desk: Desk, dsn: str) -> None:
     orders, session, epoch = SqlOrderStore(desk.database), desk.session(), desk.epoch
     orders.publish([desk.order(session, epoch)])
-    with desk.database.read() as other:
-        other.connection().execute(text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"))
-    with pytest.raises(QmtlError, match="E_UNAVAILABLE"):
-        while True:
-            orders.publish([desk.order(session, epoch)])
-    lost = desk.order(session, epoch)
+    with psycopg.connect(dsn) as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    lost, said = desk.order(session, epoch), 0
+    while said < 16:  # each connection of the pool is lost, and each is met once at most
+        try:
+            orders.publish([lost])
+            break
+        except QmtlError as error:
+            assert error.code == "E_UNAVAILABLE"  # noqa: PT017  how often it comes depends on how long each lay idle
+            said += 1
+    assert said >= 1
     assert [orders.publish([lost])[0].accepted for _ in range(2)] == [True, True]
