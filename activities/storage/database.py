@@ -148,11 +148,7 @@ class Database(ABC):
         try:
             connection = self._engine.connect().execution_options(qmtl_purpose=purpose)
             with connection:
-                try:
-                    yield connection
-                except psycopg.OperationalError:  # past SQLAlchemy: it could not know that this connection is lost
-                    connection.invalidate()
-                    raise
+                yield connection
         except (DataError, psycopg.DataError) as error:  # PostgreSQL refuses what no column can hold, such as a text with a zero byte
             raise QmtlError("E_BODY_INVALID", f"a value can't be stored: {_said(error)}", "send text and numbers that a database can hold") from error
         except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
