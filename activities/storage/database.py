@@ -95,6 +95,7 @@ class Transaction:
 
     def _chained(self, row: dict[str, Any]) -> None:
         """Add a row at the end of its chain. The head is held from here to the commit: within a key, numbers are in the order of commits, those of the outbox too."""
+        self.session.flush()  # what changed is held before the head, by whatever way it is written: two who held them the other way round would wait for each other
         connection, chain = self.session.connection(), {"chain": row["chain"]}
         head = connection.execute(_HELD_HEAD, chain).first()
         if head is None:  # nothing is there to be held yet

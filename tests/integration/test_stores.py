@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, text
+from sqlalchemy import event, func, text
 from sqlmodel import SQLModel, select
 
 from activities.events.sql import SqlCommitLog
@@ -101,6 +101,15 @@ def test_a_transaction_that_records_nothing_is_rolled_back(database: Database) -
         tx.insert_new([GraphEdge(parent="a", child="b")])
     with database.read() as session:
         assert session.exec(select(GraphEdge)).all() == []
+
+
+def test_what_changed_is_held_before_the_head_of_its_chain(database: Database) -> None:
+    touched = list[str]()
+    event.listen(database._engine, "before_cursor_execute", lambda _c, _cursor, statement, *_: touched.extend(name for name in ("graph_edge", "audit_head") if name in statement))
+    with database.write("me") as tx:
+        tx.session.add(GraphEdge(parent="a", child="b"))
+        tx.record("edge.added", "w", "a")
+    assert touched[:2] == ["graph_edge", "audit_head"]
 
 
 def test_a_look_that_changes_the_store_is_rolled_back(database: Database) -> None:
