@@ -1,7 +1,7 @@
 """Orders at the fence, from eight publishers at once, on SQLite and on PostgreSQL: at the store, and over HTTP to a Gateway.
 
-At the store a freeze comes every tenth of a second in the midst of it, from another process, as a worker makes it; how long it takes is measured, and orders that it refuses don't count.
-Over HTTP a request carries ten orders, as the SDK's publisher sends together what waits; and, for comparison, one. The publishers share the two cores with what they measure.
+A call carries ten orders, as the SDK's publisher sends together what waits; and, for comparison, one. At the store, with one order a call, a freeze comes every tenth of a second in the
+midst of it, from another process, as a worker makes it; how long it takes is measured, and orders that it refuses don't count. The publishers share the two cores with what they measure.
 """
 
 import http.client
@@ -68,12 +68,13 @@ def store(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
     try:
         desk = trading(database)
         session = desk.session()
-        yield {"workload": "store", "peer": backend, **measured(SqlOrderStore(database), desk, session)}
+        for count in (10, 1):
+            yield {"workload": "store", "peer": backend, "orders_a_call": count, **measured(SqlOrderStore(database), desk, session, count)}
         command = [sys.executable, "-m", "benchmarks.orders", "freezes", dsn]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as freezer:
             assert freezer.stdin is not None and freezer.stdout is not None  # noqa: PT018  pipes were asked for
             freezer.stdout.readline()  # it is ready
-            found = measured(SqlOrderStore(database), desk, session)
+            found = measured(SqlOrderStore(database), desk, session, 1)
             freezer.stdin.close()
             freezes = json.loads(freezer.stdout.read())
         p95 = 1000 * statistics.quantiles(freezes, n=100)[94]
@@ -81,6 +82,7 @@ def store(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
         yield {
             "workload": "store beside a freeze every 100 ms",
             "peer": backend,
+            "orders_a_call": 1,
             **found,
             "freezes": len(freezes),
             "freeze_p50_ms": round(1000 * statistics.median(freezes), 1),
@@ -99,18 +101,18 @@ def trading(database: Database) -> Desk:
     return desk
 
 
-def measured(orders: SqlOrderStore, desk: Desk, session: str) -> dict[str, Any]:
-    """Accepted orders a second and how long each waited. A publisher learns of a new epoch from the verdicts."""
+def measured(orders: SqlOrderStore, desk: Desk, session: str, count: int) -> dict[str, Any]:
+    """Accepted orders a second and how long each call of `count` orders waited. A publisher learns of a new epoch from the verdicts."""
     stop, waits, accepted = threading.Event(), [list[float]() for _ in range(PUBLISHERS)], [0] * PUBLISHERS
     epoch, template = [desk.epoch], desk.order(session, desk.epoch)
 
     def publish(number: int) -> None:
         while not stop.is_set():
-            order = template.model_copy(update={"order_id": f"order:{uuid.uuid4().hex}", "epoch": epoch[0]})
+            call = [template.model_copy(update={"order_id": f"order:{uuid.uuid4().hex}", "epoch": epoch[0]}) for _ in range(count)]
             began = time.perf_counter()
-            verdict = orders.publish([order])[0]
+            verdicts = orders.publish(call)
             waits[number].append(time.perf_counter() - began)
-            accepted[number], epoch[0] = accepted[number] + verdict.accepted, verdict.epoch
+            accepted[number], epoch[0] = accepted[number] + sum(verdict.accepted for verdict in verdicts), verdicts[-1].epoch
 
     seconds = side_by_side(publish, stop)
     return figures(sum(accepted), seconds, [wait for mine in waits for wait in mine], LIMITS["store_per_s"])
