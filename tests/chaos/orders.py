@@ -17,10 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
-
-from activities.storage.database import Database
 from activities.worlds.applies import SqlApplyStore
+from activities.worlds.sql import SqlWorldStore
 from qmtl_sdk import QmtlError, Runner
 from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.applies import ApplyRequest, Verdict
@@ -197,28 +195,25 @@ class OrderChaos:
 
     def _lose_the_worker_while_frozen(self, rng: random.Random) -> None:
         """A world is frozen for a tenth of a second before it drains, too short for orders under the new epoch to come: now it stays so until there is a worker again."""
-        database = self.machine.database()
+        database = self.machine.database()  # past the Gateway: a request takes half as long as the freeze
         try:
+            worlds, applies = SqlWorldStore(database), SqlApplyStore(database)
             for number in range(10):
                 run_id = f"to-freeze-{number}"
                 if not self._ask(rng, run_id=run_id, to="live"):
                     return  # what leaks here keeps strategies from coming so far
-                wait_for(lambda run_id=run_id: self._state(database) != "open" or self.client.apply_status(self._world, run_id).outcome, "freeze")
+                wait_for(lambda run_id=run_id: worlds.gate(self._world).state != "open" or applies.find(self._world, run_id).outcome, "freeze")
                 self.machine.kill("worker")
-                caught = self._state(database) == "frozen"
+                caught = worlds.gate(self._world).state == "frozen"
                 if caught:
                     self._await_trading()
                 self.machine.start_worker()
-                wait_for(lambda: self._state(database) == "open", "unfreeze", 120)
+                wait_for(lambda: worlds.gate(self._world).state == "open", "unfreeze", 120)
                 if caught:
                     return
                 self._carry_out(rng, run_id=f"to-thaw-{number}", rollback_of=run_id)
         finally:
             database.close()
-
-    def _state(self, database: Database) -> str:
-        with database.read() as session:
-            return str(session.connection().execute(text("SELECT state FROM fence WHERE world_id = :w"), {"w": self._world}).scalar_one())
 
     def _ask(self, rng: random.Random, **wanted: Any) -> bool:
         """An apply of all strategies that is approved at once; whether it was taken."""
