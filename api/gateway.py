@@ -21,7 +21,20 @@ from api.auth.access import check_table
 from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
 from api.auth.tokens import Tokens
-from api.routes import applies, events, leases, orders, policies, promotions, queues, sessions, strategies, system, tokens, worlds
+from api.routes import (
+    applies,
+    events,
+    leases,
+    orders,
+    policies,
+    promotions,
+    queues,
+    sessions,
+    strategies,
+    system,
+    tokens,
+    worlds,
+)
 from api.state import GatewayState
 from api.stream import Hub, watch_revoked
 from qmtl_sdk.contracts.access import Role
@@ -61,16 +74,37 @@ def create_app(config: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stores = await asyncio.to_thread(Stores.open, config)
         client = await connect(config.temporal)
-        submissions = Submissions(client, stores.database.store_id, stores.log, stores.worlds, config.gateway.lease_heartbeat_s)
+        submissions = Submissions(
+            client, stores.database.store_id, stores.log, stores.worlds, config.gateway.lease_heartbeat_s
+        )
         keys, bus = KeyRing(config.keys_path), SqliteBus(config.bus_path)
-        applied, acknowledged = Applies(client, stores.database.store_id, stores.applies), Acknowledged(stores.applies)
+        applied, acknowledged = (
+            Applies(client, stores.database.store_id, stores.applies),
+            Acknowledged(stores.applies),
+        )
         promoted = Promotions(client, stores.database.store_id, stores.applies)
         tokens = Tokens(keys, stores.tokens, stores.database.store_id)
-        state = GatewayState(config, stores, submissions, applied, promoted, keys, tokens, Hub(bus, acknowledged.hear), SocketLimit(config.gateway.max_sockets))
+        state = GatewayState(
+            config,
+            stores,
+            submissions,
+            applied,
+            promoted,
+            keys,
+            tokens,
+            Hub(bus, acknowledged.hear),
+            SocketLimit(config.gateway.max_sockets),
+        )
         app.state.gateway, app.state.tokens = state, state.tokens
         await asyncio.to_thread(_leave_local_tokens, state)
         await acknowledged.begin()
-        loops = [_recover(state), state.hub.run(), watch_revoked(state.tokens, state.revoked), _expire_sessions(state), acknowledged.run()]
+        loops = [
+            _recover(state),
+            state.hub.run(),
+            watch_revoked(state.tokens, state.revoked),
+            _expire_sessions(state),
+            acknowledged.run(),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         gc.collect()
         gc.freeze()  # what is here now stays: looking through it for garbage held all requests up, a fifth of a second each time
@@ -88,11 +122,21 @@ def create_app(config: Settings) -> FastAPI:
         title="QMTL Gateway",
         version=version("qmtl"),
         lifespan=lifespan,
-        dependencies=[Depends(HTTPBearer(auto_error=False, scheme_name="token", description="a token of `qmtl token create`"))],
+        dependencies=[
+            Depends(
+                HTTPBearer(
+                    auto_error=False, scheme_name="token", description="a token of `qmtl token create`"
+                )
+            )
+        ],
     )
     app.state.limit = RateLimit(config.gateway.rate_per_s)
     problems.install(app)
-    app.add_middleware(problems.BodyLimit, limit=config.gateway.max_body_bytes, artifact_limit=config.gateway.max_artifact_bytes)
+    app.add_middleware(
+        problems.BodyLimit,
+        limit=config.gateway.max_body_bytes,
+        artifact_limit=config.gateway.max_artifact_bytes,
+    )
     problems.document(app)
     check_table(ROUTERS)
     for router in ROUTERS:

@@ -32,7 +32,15 @@ class Problem(BaseModel):
 
 def problem(error: QmtlError) -> JSONResponse:
     count_refusal(error)
-    body = Problem(type=f"urn:qmtl:{error.code}", title=error.code, status=error.status, code=error.code, detail=error.message, remedy=error.remedy, details=error.details)
+    body = Problem(
+        type=f"urn:qmtl:{error.code}",
+        title=error.code,
+        status=error.status,
+        code=error.code,
+        detail=error.message,
+        remedy=error.remedy,
+        details=error.details,
+    )
     headers = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -50,21 +58,45 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        faults = [{"where": ".".join(str(part) for part in item["loc"] if part != "body"), "what": item["msg"]} for item in error.errors()]
+        faults = [
+            {"where": ".".join(str(part) for part in item["loc"] if part != "body"), "what": item["msg"]}
+            for item in error.errors()
+        ]
         if any(item["type"] == "json_invalid" for item in error.errors()):
-            return problem(QmtlError("E_BODY_JSON", f"the body is not JSON: {error.errors()[0].get('ctx', {}).get('error', '')}", "send valid JSON"))
+            return problem(
+                QmtlError(
+                    "E_BODY_JSON",
+                    f"the body is not JSON: {error.errors()[0].get('ctx', {}).get('error', '')}",
+                    "send valid JSON",
+                )
+            )
         first = faults[0]
-        return problem(QmtlError("E_BODY_INVALID", f"{first['where'] or 'the body'}: {first['what']}", "see /openapi.json for the schema", faults=faults[:20]))
+        return problem(
+            QmtlError(
+                "E_BODY_INVALID",
+                f"{first['where'] or 'the body'}: {first['what']}",
+                "see /openapi.json for the schema",
+                faults=faults[:20],
+            )
+        )
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        code = "E_METHOD" if error.status_code == 405 else "E_NOT_FOUND" if error.status_code == 404 else "E_BODY_INVALID"
+        code = (
+            "E_METHOD"
+            if error.status_code == 405
+            else "E_NOT_FOUND"
+            if error.status_code == 404
+            else "E_BODY_INVALID"
+        )
         return problem(QmtlError(code, str(error.detail), "see /docs for the routes"))
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
         _log.error("a request failed", path=request.url.path, exc_info=error)
-        return problem(QmtlError("E_INTERNAL", "the Gateway met an error of its own", "its log says which; report it"))
+        return problem(
+            QmtlError("E_INTERNAL", "the Gateway met an error of its own", "its log says which; report it")
+        )
 
 
 def document(app: FastAPI) -> None:
@@ -75,10 +107,15 @@ def document(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = plain()
             schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
-            refusal = {"description": "what went wrong", "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+            refusal = {
+                "description": "what went wrong",
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            }
             for operations in schema["paths"].values():
                 for operation in operations.values():
-                    operation["responses"].pop("422", None)  # FastAPI's own form of a refusal, which is never sent
+                    operation["responses"].pop(
+                        "422", None
+                    )  # FastAPI's own form of a refusal, which is never sent
                     operation["responses"]["default"] = refusal
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
@@ -98,7 +135,10 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         limit = self._artifact_limit if scope["path"].startswith("/artifacts/") else self._limit
-        said = next((int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()), 0)
+        said = next(
+            (int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()),
+            0,
+        )
         read = 0
 
         async def counted() -> Message:
@@ -120,4 +160,9 @@ class BodyLimit:
 
 
 def _too_large(limit: int) -> QmtlError:
-    return QmtlError("E_BODY_TOO_LARGE", f"the body is larger than {limit} bytes", "send less; gateway.max_body_bytes sets the limit", limit=limit)
+    return QmtlError(
+        "E_BODY_TOO_LARGE",
+        f"the body is larger than {limit} bytes",
+        "send less; gateway.max_body_bytes sets the limit",
+        limit=limit,
+    )

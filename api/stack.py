@@ -23,7 +23,12 @@ from temporal.server import LocalServer, free_port, obtain, stop_process
 
 _READY_LIMIT_S = 90.0
 # One heap for all threads, and what is free goes back: glibc's defaults keep tens of megabytes that nobody uses.
-MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
 
 
 class EmbeddedStack:
@@ -34,19 +39,34 @@ class EmbeddedStack:
         """Start what is missing; return when submissions can go all the way. Raises QmtlError: E_TEMPORAL_MISSING, E_STACK, E_CONFIG."""
         self._config.require_profile()
         if self._config.gateway.url:
-            raise QmtlError("E_CONFIG", f"gateway.url names a Gateway already: {self._config.gateway.url}", "remove it to use the embedded stack")
+            raise QmtlError(
+                "E_CONFIG",
+                f"gateway.url names a Gateway already: {self._config.gateway.url}",
+                "remove it to use the embedded stack",
+            )
         with self._lock():
             stack = self._temporal(Stack.read(self._home))
             gateway_dead = not (stack.gateway and stack.gateway.alive)
             if not (stack.worker and stack.worker.alive):
-                stack = self._write(stack.model_copy(update={"worker": self._start("temporal.worker", stack, {})}))
+                stack = self._write(
+                    stack.model_copy(update={"worker": self._start("temporal.worker", stack, {})})
+                )
             if not (stack.relay and stack.relay.alive):
-                stack = self._write(stack.model_copy(update={"relay": self._start("activities.events.relay", stack, {})}))
+                stack = self._write(
+                    stack.model_copy(update={"relay": self._start("activities.events.relay", stack, {})})
+                )
             if gateway_dead:
                 port = self._config.gateway.port or _port(stack.gateway)
                 host = self._config.gateway.host
                 part = self._start("api.gateway", stack, {"GATEWAY__PORT": str(port), "GATEWAY__HOST": host})
-                stack = self._write(stack.model_copy(update={"gateway": part.model_copy(update={"port": port}), "gateway_url": f"http://{host}:{port}"}))
+                stack = self._write(
+                    stack.model_copy(
+                        update={
+                            "gateway": part.model_copy(update={"port": port}),
+                            "gateway_url": f"http://{host}:{port}",
+                        }
+                    )
+                )
             self._wait(stack)
             return stack
 
@@ -63,23 +83,54 @@ class EmbeddedStack:
     def _temporal(self, stack: Stack) -> Stack:
         given = self._config.temporal
         if given.address:
-            return self._write(stack.model_copy(update={"temporal": None, "temporal_address": given.address, "temporal_ui": given.ui_url or ""}))
+            return self._write(
+                stack.model_copy(
+                    update={
+                        "temporal": None,
+                        "temporal_address": given.address,
+                        "temporal_ui": given.ui_url or "",
+                    }
+                )
+            )
         if stack.temporal and stack.temporal.alive:
             return stack
         ui_port = int(stack.temporal_ui.rpartition(":")[2]) if stack.temporal_ui else 0
         binary = obtain(self._config.tools_dir, given.binary)
-        server = LocalServer(binary, self._home / "temporal", _port(stack.temporal), ui_port if ui_port and _free(ui_port) else free_port(), given.namespace)
+        server = LocalServer(
+            binary,
+            self._home / "temporal",
+            _port(stack.temporal),
+            ui_port if ui_port and _free(ui_port) else free_port(),
+            given.namespace,
+        )
         part = _part(server.start(), server.port)
-        return self._write(stack.model_copy(update={"temporal": part, "temporal_address": server.address, "temporal_ui": server.ui_url}))
+        return self._write(
+            stack.model_copy(
+                update={"temporal": part, "temporal_address": server.address, "temporal_ui": server.ui_url}
+            )
+        )
 
     def _start(self, module: str, stack: Stack, extra: dict[str, str]) -> Part:
-        settings = {"HOME": str(self._home), "TEMPORAL__ADDRESS": stack.temporal_address, "TEMPORAL__UI_URL": stack.temporal_ui, **extra}
+        settings = {
+            "HOME": str(self._home),
+            "TEMPORAL__ADDRESS": stack.temporal_address,
+            "TEMPORAL__UI_URL": stack.temporal_ui,
+            **extra,
+        }
         env = {**os.environ, **MALLOC, **{PREFIX + name: value for name, value in settings.items()}}
         file = config_file()
         if file is not None:
             env[ENV] = str(file.resolve())
         with self._log(module).open("ab") as log:
-            process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=env, cwd=self._home)
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=env,
+                cwd=self._home,
+            )
         return _part(process.pid)
 
     def _log(self, module: str) -> Path:
@@ -88,17 +139,29 @@ class EmbeddedStack:
     def _wait(self, stack: Stack) -> None:
         deadline = time.monotonic() + _READY_LIMIT_S
         while True:
-            for name, module in (("gateway", "api.gateway"), ("worker", "temporal.worker"), ("relay", "activities.events.relay")):
+            for name, module in (
+                ("gateway", "api.gateway"),
+                ("worker", "temporal.worker"),
+                ("relay", "activities.events.relay"),
+            ):
                 part: Part | None = getattr(stack, name)
                 if part is not None and not part.alive:
-                    raise QmtlError("E_STACK", f"the {name} ended while it started: {_last_line(self._log(module))}", f"its log: {self._log(module)}")
+                    raise QmtlError(
+                        "E_STACK",
+                        f"the {name} ended while it started: {_last_line(self._log(module))}",
+                        f"its log: {self._log(module)}",
+                    )
             try:
                 if httpx.get(f"{stack.gateway_url}/health", timeout=5.0, trust_env=False).status_code == 200:
                     return
             except httpx.TransportError:
                 pass  # not listening yet; the deadline below ends the wait
             if time.monotonic() > deadline:
-                raise QmtlError("E_STACK", f"the stack was not ready within {_READY_LIMIT_S:g} s", f"its logs are in {self._home}")
+                raise QmtlError(
+                    "E_STACK",
+                    f"the stack was not ready within {_READY_LIMIT_S:g} s",
+                    f"its logs are in {self._home}",
+                )
             time.sleep(0.05)
 
     def _write(self, stack: Stack) -> Stack:
@@ -120,7 +183,11 @@ def _part(pid: int, port: int = 0) -> Part:
     try:
         return Part(pid=pid, created=psutil.Process(pid).create_time(), port=port)
     except psutil.NoSuchProcess as error:
-        raise QmtlError("E_STACK", "a process of the stack ended as soon as it was started", "qmtl status names the folder with the logs") from error
+        raise QmtlError(
+            "E_STACK",
+            "a process of the stack ended as soon as it was started",
+            "qmtl status names the folder with the logs",
+        ) from error
 
 
 def _port(earlier: Part | None) -> int:
@@ -129,7 +196,11 @@ def _port(earlier: Part | None) -> int:
 
 
 def _free(port: int) -> bool:
-    return all(connection.laddr.port != port for connection in psutil.net_connections("tcp") if connection.status == psutil.CONN_LISTEN)
+    return all(
+        connection.laddr.port != port
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    )
 
 
 def _last_line(log: Path) -> str:

@@ -33,10 +33,16 @@ class GatewayState:
     def ui_link(self, workflow_id: str) -> str:
         """The workflow's page in the Temporal UI; empty where none is known."""
         temporal = self.config.temporal
-        return f"{temporal.ui_url}/namespaces/{temporal.namespace}/workflows/{workflow_id}" if temporal.ui_url else ""
+        return (
+            f"{temporal.ui_url}/namespaces/{temporal.namespace}/workflows/{workflow_id}"
+            if temporal.ui_url
+            else ""
+        )
 
 
-async def _state(request: Request) -> GatewayState:  # async: FastAPI gives each plain function a thread, and every request waited for it
+async def _state(
+    request: Request,
+) -> GatewayState:  # async: FastAPI gives each plain function a thread, and every request waited for it
     state: GatewayState = request.app.state.gateway
     return state
 

@@ -47,7 +47,9 @@ _log = structlog.get_logger()
 
 
 class Hub:
-    def __init__(self, bus: ControlBus, heard: Callable[[Sequence[CloudEvent]], None] = lambda _: None) -> None:
+    def __init__(
+        self, bus: ControlBus, heard: Callable[[Sequence[CloudEvent]], None] = lambda _: None
+    ) -> None:
         """`heard` is told of what came, once those whom it concerns have been woken."""
         self.bus, self._heard = bus, heard
         self._frames: dict[str, deque[tuple[int, str]]] = {}
@@ -128,12 +130,26 @@ class Hub:
         return [(item.sequence, frame_text(topic, item)) for item in found]
 
     async def newest(self, topics: Iterable[str]) -> dict[str, int]:
-        return {topic: self._last[topic] if topic in self._last else (await asyncio.to_thread(self.bus.bounds, topic)).last for topic in topics}
+        return {
+            topic: self._last[topic]
+            if topic in self._last
+            else (await asyncio.to_thread(self.bus.bounds, topic)).last
+            for topic in topics
+        }
 
     async def snapshot(self, topic: str, reason: str) -> Snapshot:
         sequence, events = await asyncio.to_thread(self.bus.snapshot, topic)
         found = state_hash({event.subject: event.data for event in events})
-        return Snapshot.model_validate({"topic": kind_in(topic), "log": self.bus.log_id, "sequence": sequence, "reason": reason, "events": events, "state_hash": found})
+        return Snapshot.model_validate(
+            {
+                "topic": kind_in(topic),
+                "log": self.bus.log_id,
+                "sequence": sequence,
+                "reason": reason,
+                "events": events,
+                "state_hash": found,
+            }
+        )
 
     async def begin(self, topic: str, log: str, position: int | None) -> Snapshot | Resumed:
         """How a subscriber begins: a snapshot, or from its own position on. Raises QmtlError (E_SEQUENCE_FUTURE)."""
@@ -143,7 +159,12 @@ class Hub:
             return await self.snapshot(topic, "log")
         bounds = await asyncio.to_thread(self.bus.bounds, topic)
         if position > bounds.last:
-            raise QmtlError("E_SEQUENCE_FUTURE", f"{kind_in(topic)} has come to {bounds.last}, and the client says that it has seen {position}", "begin again without a position", last=bounds.last)
+            raise QmtlError(
+                "E_SEQUENCE_FUTURE",
+                f"{kind_in(topic)} has come to {bounds.last}, and the client says that it has seen {position}",
+                "begin again without a position",
+                last=bounds.last,
+            )
         if position + 1 < bounds.first:
             return await self.snapshot(topic, "retention")
         return Resumed(topic=kind_in(topic), log=self.bus.log_id, sequence=position)
@@ -156,11 +177,18 @@ class Hub:
             deadline = time.monotonic() + wait_s
             while True:
                 listener.clear()
-                found = {kind_in(topic): await self._polled(topic, log, positions.get(kind_in(topic))) for topic in topics}
+                found = {
+                    kind_in(topic): await self._polled(topic, log, positions.get(kind_in(topic)))
+                    for topic in topics
+                }
                 left = deadline - time.monotonic()
                 if any(item.snapshot or item.events for item in found.values()) or left <= 0:
                     newest = await self.newest(topics)
-                    return Polled(log=self.bus.log_id, topics=found, newest={kind_in(topic): last for topic, last in newest.items()})
+                    return Polled(
+                        log=self.bus.log_id,
+                        topics=found,
+                        newest={kind_in(topic): last for topic, last in newest.items()},
+                    )
                 try:
                     async with asyncio.timeout(left):
                         await listener.wait()
@@ -182,10 +210,37 @@ class RetentionError(Exception):
 class Subscriber:
     """One open socket: says hello, catches up, goes on. There may be thousands, so each is small."""
 
-    __slots__ = ("_claims", "_config", "_deadline", "_hub", "_news", "_places", "_revoked", "_sending", "_socket", "_sockets", "_tokens")
+    __slots__ = (
+        "_claims",
+        "_config",
+        "_deadline",
+        "_hub",
+        "_news",
+        "_places",
+        "_revoked",
+        "_sending",
+        "_socket",
+        "_sockets",
+        "_tokens",
+    )
 
-    def __init__(self, socket: WebSocket, hub: Hub, tokens: Tokens, sockets: SocketLimit, revoked: set[str], config: EventsSettings) -> None:
-        self._socket, self._hub, self._tokens, self._sockets, self._revoked, self._config = socket, hub, tokens, sockets, revoked, config
+    def __init__(
+        self,
+        socket: WebSocket,
+        hub: Hub,
+        tokens: Tokens,
+        sockets: SocketLimit,
+        revoked: set[str],
+        config: EventsSettings,
+    ) -> None:
+        self._socket, self._hub, self._tokens, self._sockets, self._revoked, self._config = (
+            socket,
+            hub,
+            tokens,
+            sockets,
+            revoked,
+            config,
+        )
         self._news = asyncio.Event()
         self._claims: StreamClaims | None = None
         self._deadline = 0.0
@@ -206,7 +261,14 @@ class Subscriber:
             await self._serve(log, positions)
         except QmtlError as error:
             DROPPED.labels(error.code).inc()
-            await self._close(CLOSE_BINARY if error.code == "E_FRAME_BINARY" else CLOSE_SLOW if error.code in ("E_SLOW_READER", "E_SOCKETS") else CLOSE_POLICY, error)
+            await self._close(
+                CLOSE_BINARY
+                if error.code == "E_FRAME_BINARY"
+                else CLOSE_SLOW
+                if error.code in ("E_SLOW_READER", "E_SOCKETS")
+                else CLOSE_POLICY,
+                error,
+            )
         except WebSocketDisconnect:
             return
 
@@ -215,9 +277,15 @@ class Subscriber:
             async with asyncio.timeout(HELLO_S):
                 frame = await self._receive()
         except TimeoutError as error:
-            raise QmtlError("E_TOKEN_MISSING", f"no hello within {HELLO_S:g} s", "send a hello frame with the token first") from error
+            raise QmtlError(
+                "E_TOKEN_MISSING", f"no hello within {HELLO_S:g} s", "send a hello frame with the token first"
+            ) from error
         if not isinstance(frame, Hello):
-            raise QmtlError("E_TOKEN_MISSING", f"the first frame is {frame.type}, not hello", "send a hello frame with the token first")
+            raise QmtlError(
+                "E_TOKEN_MISSING",
+                f"the first frame is {frame.type}, not hello",
+                "send a hello frame with the token first",
+            )
         await self._accept(frame.token)
         return frame
 
@@ -226,13 +294,29 @@ class Subscriber:
         claims = await self._tokens.stream(token)
         if self._claims is not None:
             if claims.world_id != self._claims.world_id:
-                raise QmtlError("E_WORLD_FORBIDDEN", f"the stream is of world {self._claims.world_id}, the token is for {claims.world_id}", "open a stream of its own for another world")
+                raise QmtlError(
+                    "E_WORLD_FORBIDDEN",
+                    f"the stream is of world {self._claims.world_id}, the token is for {claims.world_id}",
+                    "open a stream of its own for another world",
+                )
             if claims.strategy_id != self._claims.strategy_id:
-                raise QmtlError("E_STRATEGY_FORBIDDEN", "the token is for another strategy", "refresh with a token of the same subscription")
+                raise QmtlError(
+                    "E_STRATEGY_FORBIDDEN",
+                    "the token is for another strategy",
+                    "refresh with a token of the same subscription",
+                )
             if not set(self._claims.topics) <= set(claims.topics):
-                raise QmtlError("E_TOPIC_FORBIDDEN", "the token does not have all topics of the stream", "refresh with a token of the same subscription")
+                raise QmtlError(
+                    "E_TOPIC_FORBIDDEN",
+                    "the token does not have all topics of the stream",
+                    "refresh with a token of the same subscription",
+                )
             if claims.subject != self._claims.subject:
-                raise QmtlError("E_TOKEN_INVALID", "the token is another caller's", "refresh with a token of the same subscription")
+                raise QmtlError(
+                    "E_TOKEN_INVALID",
+                    "the token is another caller's",
+                    "refresh with a token of the same subscription",
+                )
             claims = claims.model_copy(update={"topics": self._claims.topics})
         self._claims, self._deadline = claims, claims.expires_at
 
@@ -241,7 +325,11 @@ class Subscriber:
         caller, topics = self._claims.subject, topics_in(self._claims)
         unknown = set(positions) - set(self._claims.topics)
         if unknown:
-            raise QmtlError("E_TOPIC_FORBIDDEN", f"the token is not for {', '.join(sorted(unknown))[:80]}", "subscribe to these topics, or leave out their positions")
+            raise QmtlError(
+                "E_TOPIC_FORBIDDEN",
+                f"the token is not for {', '.join(sorted(unknown))[:80]}",
+                "subscribe to these topics, or leave out their positions",
+            )
         self._sockets.enter(caller)
         self._hub.listen(topics, self._news)
         reader = asyncio.current_task()
@@ -286,11 +374,15 @@ class Subscriber:
             self._require_token()
             if time.monotonic() >= beat_at:
                 newest = await self._hub.newest(topics)
-                await self._tell(Beat(positions={kind_in(topic): last for topic, last in newest.items()}).model_dump_json())
+                await self._tell(
+                    Beat(positions={kind_in(topic): last for topic, last in newest.items()}).model_dump_json()
+                )
                 beat_at = time.monotonic() + self._config.beat_s
             if not sent:
                 try:
-                    async with asyncio.timeout(max(0.01, min(beat_at - time.monotonic(), self._deadline - time.time()))):
+                    async with asyncio.timeout(
+                        max(0.01, min(beat_at - time.monotonic(), self._deadline - time.time()))
+                    ):
                         await self._news.wait()
                 except TimeoutError:
                     continue  # time for a beat, or for the token's end
@@ -308,9 +400,17 @@ class Subscriber:
     def _require_token(self) -> None:
         assert self._claims is not None  # hello brought them
         if time.time() > self._deadline:
-            raise QmtlError("E_TOKEN_EXPIRED", "the stream's token has expired", "refresh it on the open socket before it does")
+            raise QmtlError(
+                "E_TOKEN_EXPIRED",
+                "the stream's token has expired",
+                "refresh it on the open socket before it does",
+            )
         if self._claims.parent in self._revoked:
-            raise QmtlError("E_TOKEN_REVOKED", "the token was taken back", "ask an operator for a new one: qmtl token create")
+            raise QmtlError(
+                "E_TOKEN_REVOKED",
+                "the token was taken back",
+                "ask an operator for a new one: qmtl token create",
+            )
 
     async def _read(self) -> None:
         while True:
@@ -331,7 +431,9 @@ class Subscriber:
         try:
             return ClientFrame.validate_json(message["text"])
         except ValueError as error:
-            raise QmtlError("E_FRAME", "the frame is neither hello nor refresh", "see /events/schema") from error
+            raise QmtlError(
+                "E_FRAME", "the frame is neither hello nor refresh", "see /events/schema"
+            ) from error
 
     async def _tell(self, text: str) -> None:
         """Send a frame. Raises QmtlError (E_SLOW_READER) where the client takes nothing for too long."""
@@ -340,7 +442,9 @@ class Subscriber:
                 await self._socket.send_text(text)
         except TimeoutError as error:
             raise QmtlError(
-                "E_SLOW_READER", f"the client took nothing for {self._config.slow_reader_s:g} s", "read faster, or subscribe to fewer topics, and come back with the last sequence"
+                "E_SLOW_READER",
+                f"the client took nothing for {self._config.slow_reader_s:g} s",
+                "read faster, or subscribe to fewer topics, and come back with the last sequence",
             ) from error
         DELIVERED.inc()
 

@@ -7,7 +7,13 @@ from benchmarks import applies, identity, orders, stream, submit
 from temporal.shutdown import leave
 from tests.harness import unwind_when_told_to_end
 
-SUITES = {"identity": identity.run, "submit": submit.run, "stream": stream.run, "orders": orders.run, "applies": applies.run}
+SUITES = {
+    "identity": identity.run,
+    "submit": submit.run,
+    "stream": stream.run,
+    "orders": orders.run,
+    "applies": applies.run,
+}
 
 
 def main() -> int:

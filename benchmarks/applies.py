@@ -68,14 +68,24 @@ def compared(client: GatewayClient, clean: Desk, old: Desk) -> Iterator[dict[str
             "frozen_max_s": round(max(frozen[name]), 3),
             "limit_frozen_s": LIMITS["frozen_s"],
         }
-    yield {"workload": "apply", "peer": "old world against clean", "ratio": round(medians["old"] / medians["clean"], 3), "limit_ratio": LIMITS["ratio"]}
+    yield {
+        "workload": "apply",
+        "peer": "old world against clean",
+        "ratio": round(medians["old"] / medians["clean"], 3),
+        "limit_ratio": LIMITS["ratio"],
+    }
 
 
 def applied(client: GatewayClient, desk: Desk, number: int) -> tuple[float, float]:
     """An apply that takes a little weight away, which needs nobody's approval: from its request to its end, and from freeze to unfreeze."""
     name = desk.strategies[0]
     weight = next(item.weight for item in client.activation(desk.world) if item.strategy_id == name)
-    request = ApplyRequest(run_id=f"bench-{number}-{uuid.uuid4().hex[:6]}", to="dryrun", strategies=(name,), weights={name: weight * 0.99})
+    request = ApplyRequest(
+        run_id=f"bench-{number}-{uuid.uuid4().hex[:6]}",
+        to="dryrun",
+        strategies=(name,),
+        weights={name: weight * 0.99},
+    )
     began = time.perf_counter()
     client.apply(desk.world, request)
     found = client.apply_status(desk.world, request.run_id, wait_s=30)
@@ -90,7 +100,13 @@ def gates(machine: Machine, client: GatewayClient, desk: Desk) -> dict[str, Any]
     waits: list[float] = []
 
     def hear(kind: str, event: CloudEvent) -> None:
-        if kind == "activation" and event.subject == WHOLE_WORLD and event.data and event.data["phase"] == "freeze" and not event.data["drain"]:
+        if (
+            kind == "activation"
+            and event.subject == WHOLE_WORLD
+            and event.data
+            and event.data["phase"] == "freeze"
+            and not event.data["drain"]
+        ):
             waits.append(time.time() - event.time.timestamp())
 
     clients = [machine.client() for _ in range(RUNNERS)]

@@ -16,7 +16,11 @@ def specs() -> list[CanonicalNodeSpec]:
     found: list[CanonicalNodeSpec] = []
     ids: list[str] = []
     for i in range(NODES):
-        params = {"window": i, "band": 1.5 + i, "source": {"instrument": f"S{i}", "fields": ["close", "volume"]}}
+        params = {
+            "window": i,
+            "band": 1.5 + i,
+            "source": {"instrument": f"S{i}", "fields": ["close", "volume"]},
+        }
         found.append(CanonicalNodeSpec("Node", 60, 30, params, tuple(ids[-2:]), "v1", f"blake3:{i:064x}"))
         ids.append(f"blake3:{i:064x}")
     return found
@@ -24,7 +28,15 @@ def specs() -> list[CanonicalNodeSpec]:
 
 def plain(nodes: list[CanonicalNodeSpec]) -> None:
     for node in nodes:
-        body = {"t": node.node_type, "i": node.interval, "p": node.period, "params": node.params, "d": node.dependencies, "s": node.schema_compat_id, "c": node.code_hash}
+        body = {
+            "t": node.node_type,
+            "i": node.interval,
+            "p": node.period,
+            "params": node.params,
+            "d": node.dependencies,
+            "s": node.schema_compat_id,
+            "c": node.code_hash,
+        }
         blake3(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -35,9 +47,18 @@ def ours(nodes: list[CanonicalNodeSpec]) -> None:
 
 def run() -> Iterator[dict[str, Any]]:
     nodes = specs()
-    rates = {name: NODES / best(lambda work=work: work(nodes)) for name, work in (("qmtl", ours), ("orjson + blake3", plain))}  # type: ignore[misc]
+    rates = {
+        name: NODES / best(lambda work=work: work(nodes))
+        for name, work in (("qmtl", ours), ("orjson + blake3", plain))
+    }  # type: ignore[misc]
     for peer, rate in rates.items():
-        yield {"workload": "node ids", "peer": peer, "nodes": NODES, "nodes_per_s": round(rate), "ratio_to_limit": round(rate / rates["orjson + blake3"], 3)}
+        yield {
+            "workload": "node ids",
+            "peer": peer,
+            "nodes": NODES,
+            "nodes_per_s": round(rate),
+            "ratio_to_limit": round(rate / rates["orjson + blake3"], 3),
+        }
 
 
 def best(work: Callable[[], object]) -> float:

@@ -69,7 +69,12 @@ def store(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
         desk = trading(database)
         session = desk.session()
         for count in (10, 1):
-            yield {"workload": "store", "peer": backend, "orders_a_call": count, **measured(SqlOrderStore(database), desk, session, count)}
+            yield {
+                "workload": "store",
+                "peer": backend,
+                "orders_a_call": count,
+                **measured(SqlOrderStore(database), desk, session, count),
+            }
         command = [sys.executable, "-m", "benchmarks.orders", "freezes", dsn]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as freezer:
             assert freezer.stdin is not None and freezer.stdout is not None  # noqa: PT018  pipes were asked for
@@ -108,11 +113,17 @@ def measured(orders: SqlOrderStore, desk: Desk, session: str, count: int) -> dic
 
     def publish(number: int) -> None:
         while not stop.is_set():
-            call = [template.model_copy(update={"order_id": f"order:{uuid.uuid4().hex}", "epoch": epoch[0]}) for _ in range(count)]
+            call = [
+                template.model_copy(update={"order_id": f"order:{uuid.uuid4().hex}", "epoch": epoch[0]})
+                for _ in range(count)
+            ]
             began = time.perf_counter()
             verdicts = orders.publish(call)
             waits[number].append(time.perf_counter() - began)
-            accepted[number], epoch[0] = accepted[number] + sum(verdict.accepted for verdict in verdicts), verdicts[-1].epoch
+            accepted[number], epoch[0] = (
+                accepted[number] + sum(verdict.accepted for verdict in verdicts),
+                verdicts[-1].epoch,
+            )
 
     seconds = side_by_side(publish, stop)
     return figures(sum(accepted), seconds, [wait for mine in waits for wait in mine], LIMITS["store_per_s"])
@@ -172,7 +183,9 @@ def figures(accepted: int, seconds: float, waits: list[float], asked: int) -> di
 
 
 def over_http(backend: str, home: Path, dsn: str | None) -> Iterator[dict[str, Any]]:
-    machine = Machine(home, dsn, **{"QMTL_GATEWAY__RATE_PER_S": "100000", "QMTL_GATEWAY__DATABASE_BACKEND": backend})
+    machine = Machine(
+        home, dsn, **{"QMTL_GATEWAY__RATE_PER_S": "100000", "QMTL_GATEWAY__DATABASE_BACKEND": backend}
+    )
     try:
         machine.start_temporal()
         machine.start_gateway()
@@ -183,10 +196,24 @@ def over_http(backend: str, home: Path, dsn: str | None) -> Iterator[dict[str, A
         finally:
             database.close()
         for together in (10, 1):
-            command = [sys.executable, "-m", "benchmarks.orders", "publishers", machine.url, machine.token(), template, str(together)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.orders",
+                "publishers",
+                machine.url,
+                machine.token(),
+                template,
+                str(together),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
             found = json.loads(done.stdout)
-            yield {"workload": "http", "peer": backend, "orders_a_request": together, **figures(found["accepted"], found["seconds"], found["waits"], LIMITS["http_per_s"])}
+            yield {
+                "workload": "http",
+                "peer": backend,
+                "orders_a_request": together,
+                **figures(found["accepted"], found["seconds"], found["waits"], LIMITS["http_per_s"]),
+            }
     finally:
         machine.close()
 
@@ -205,7 +232,9 @@ def publishers(url: str, token: str, template: str, together: str) -> None:
         connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
         order = json.loads(template)["orders"][0]
         while not stop.is_set():
-            data = json.dumps({"orders": [{**order, "order_id": f"order:{uuid.uuid4().hex}"} for _ in range(int(together))]})
+            data = json.dumps(
+                {"orders": [{**order, "order_id": f"order:{uuid.uuid4().hex}"} for _ in range(int(together))]}
+            )
             began = time.perf_counter()
             connection.request("POST", "/orders", data, headers)
             answer = connection.getresponse().read()
@@ -214,7 +243,15 @@ def publishers(url: str, token: str, template: str, together: str) -> None:
         connection.close()
 
     seconds = side_by_side(publish, stop)
-    print(json.dumps({"accepted": sum(accepted), "seconds": seconds, "waits": [wait for mine in found for wait in mine]}))
+    print(
+        json.dumps(
+            {
+                "accepted": sum(accepted),
+                "seconds": seconds,
+                "waits": [wait for mine in found for wait in mine],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,14 @@ WORLD, TOPICS = "equities", ("policy",)
 
 def run() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        machine = Machine(Path(folder), **{"QMTL_GATEWAY__MAX_SOCKETS": "5000", "QMTL_GATEWAY__RATE_PER_S": "5000", "QMTL_EVENTS__SLOW_READER_S": "60"})
+        machine = Machine(
+            Path(folder),
+            **{
+                "QMTL_GATEWAY__MAX_SOCKETS": "5000",
+                "QMTL_GATEWAY__RATE_PER_S": "5000",
+                "QMTL_EVENTS__SLOW_READER_S": "60",
+            },
+        )
         try:
             machine.start_temporal()
             machine.start_relay()
@@ -57,7 +64,15 @@ def run() -> Iterator[dict[str, Any]]:
 @contextmanager
 def subscribers(machine: Machine, events: int) -> Iterator[list["subprocess.Popen[str]"]]:
     """Ten of them in two processes, listening."""
-    command = [sys.executable, "-m", "benchmarks.stream", machine.url, machine.token(), str(SUBSCRIBERS // PROCESSES), str(events)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.stream",
+        machine.url,
+        machine.token(),
+        str(SUBSCRIBERS // PROCESSES),
+        str(events),
+    ]
     found = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
     try:
         for process in found:
@@ -80,7 +95,9 @@ def results(processes: "list[subprocess.Popen[str]]") -> list[dict[str, Any]]:
     return lines
 
 
-def steady(machine: Machine, database: Database, name: str, rate: float = 40.0, events: int = 300) -> dict[str, Any]:
+def steady(
+    machine: Machine, database: Database, name: str, rate: float = 40.0, events: int = 300
+) -> dict[str, Any]:
     """A commit every 25 ms; the time from its return to each handler."""
     with subscribers(machine, events) as listening:
         committed: list[float] = []
@@ -104,14 +121,22 @@ def steady(machine: Machine, database: Database, name: str, rate: float = 40.0, 
     }
 
 
-def burst(machine: Machine, database: Database, events: int = 3000, together: int = 20) -> Iterator[dict[str, Any]]:
+def burst(
+    machine: Machine, database: Database, events: int = 3000, together: int = 20
+) -> Iterator[dict[str, Any]]:
     bus = SqliteBus(machine.home / "bus.db")
     with subscribers(machine, events) as listening:
         began, position = time.time(), bus.end()
         for start in range(0, events, together):
             with database.write("bench") as tx:
                 for i in range(start, start + together):
-                    tx.record("bench.told", WORLD, f"s{i % 10}", event="policy_updated", data={"world_id": WORLD, "version": i})
+                    tx.record(
+                        "bench.told",
+                        WORLD,
+                        f"s{i % 10}",
+                        event="policy_updated",
+                        data={"world_id": WORLD, "version": i},
+                    )
         found = results(listening)
     last = max(at for part in found for _, at in part["handled"])
     read = time.perf_counter()
@@ -124,7 +149,14 @@ def burst(machine: Machine, database: Database, events: int = 3000, together: in
     delivered = sum(len(part["handled"]) for part in found)
     assert delivered == events * SUBSCRIBERS, "a subscriber missed an event"
     for peer, rate in (("qmtl", delivered / (last - began)), ("one reader of the bus", limit)):
-        yield {"workload": "burst", "peer": peer, "subscribers": SUBSCRIBERS, "events": events, "delivered_per_s": round(rate), "asked_for": 2000}
+        yield {
+            "workload": "burst",
+            "peer": peer,
+            "subscribers": SUBSCRIBERS,
+            "events": events,
+            "delivered_per_s": round(rate),
+            "asked_for": 2000,
+        }
 
 
 def slow_reader(machine: Machine, database: Database, client: GatewayClient) -> dict[str, Any]:
@@ -135,10 +167,22 @@ def slow_reader(machine: Machine, database: Database, client: GatewayClient) -> 
         stuck.send(json.dumps({"type": "hello", "token": subscription.token}))
         for i in range(200):
             with database.write("bench") as tx:
-                tx.record("bench.told", WORLD, f"wide{i % 5}", event="world.wide", data={"version": i, "filler": "x" * 60_000})
+                tx.record(
+                    "bench.told",
+                    WORLD,
+                    f"wide{i % 5}",
+                    event="world.wide",
+                    data={"version": i, "filler": "x" * 60_000},
+                )
         beside = steady(machine, database, "slow reader")
     key = "commit_to_handler_p95_ms"
-    return {"workload": "slow reader", "peer": "qmtl without one", "p95_ms_without": without[key], "p95_ms_beside": beside[key], "ratio": round(beside[key] / without[key], 3)}
+    return {
+        "workload": "slow reader",
+        "peer": "qmtl without one",
+        "p95_ms_without": without[key],
+        "p95_ms_beside": beside[key],
+        "ratio": round(beside[key] / without[key], 3),
+    }
 
 
 def idle(machine: Machine, client: GatewayClient) -> dict[str, Any]:
@@ -149,7 +193,9 @@ def idle(machine: Machine, client: GatewayClient) -> dict[str, Any]:
         subscription = client.subscribe(Subscribe(world_id=WORLD, topics=("activation", "decisions")))
 
         async def one() -> Any:
-            socket = await connect_async(subscription.stream_url, compression=None, proxy=None, open_timeout=60).__aenter__()
+            socket = await connect_async(
+                subscription.stream_url, compression=None, proxy=None, open_timeout=60
+            ).__aenter__()
             await socket.send(json.dumps({"type": "hello", "token": subscription.token}))
             await socket.recv()
             return socket
@@ -183,7 +229,11 @@ def listen(url: str, token: str, count: int, events: int) -> None:
     handled: list[tuple[int, float]] = []
     with GatewayClient(url, token) as client:
         streams = [
-            StreamClient([client], Subscribe(world_id=WORLD, topics=TOPICS), on_event=lambda _, event: handled.append((event.data["version"], time.time()))).start()  # type: ignore[index]
+            StreamClient(
+                [client],
+                Subscribe(world_id=WORLD, topics=TOPICS),
+                on_event=lambda _, event: handled.append((event.data["version"], time.time())),
+            ).start()  # type: ignore[index]
             for _ in range(count)
         ]
         assert all(stream.ready() for stream in streams)
@@ -192,7 +242,10 @@ def listen(url: str, token: str, count: int, events: int) -> None:
         deadline = time.monotonic() + 120
         while len(handled) < goal and time.monotonic() < deadline:
             time.sleep(0.01)
-        print(json.dumps({"handled": handled, "gaps": max(stream.counters.max_gap for stream in streams)}), flush=True)
+        print(
+            json.dumps({"handled": handled, "gaps": max(stream.counters.max_gap for stream in streams)}),
+            flush=True,
+        )
         for stream in streams:
             stream.close()
 

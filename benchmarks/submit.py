@@ -39,14 +39,23 @@ class Chain(Strategy):
         node: Node = StreamInput(tags=["AAPL", "price"], interval="1d", period=20)
         nodes = [node]
         for depth in range(NODES - 1):
-            node = Node(node, lambda view: view, name=f"step {depth}", params={"number": self.number, "depth": depth})
+            node = Node(
+                node, lambda view: view, name=f"step {depth}", params={"number": self.number, "depth": depth}
+            )
             nodes.append(node)
         self.add_nodes(nodes)
 
 
 def submission(number: int) -> StrategySubmit:
     build = Build(Chain(number))
-    return StrategySubmit(world_id="equities", dag=build.dag, node_ids_crc32=build.crc32, idempotency_key=uuid.uuid4().hex, runner=f"bench-{number}", meta=SubmissionMeta(name=f"chain {number}"))
+    return StrategySubmit(
+        world_id="equities",
+        dag=build.dag,
+        node_ids_crc32=build.crc32,
+        idempotency_key=uuid.uuid4().hex,
+        runner=f"bench-{number}",
+        meta=SubmissionMeta(name=f"chain {number}"),
+    )
 
 
 def evidence(client: GatewayClient) -> EvidenceRef:
@@ -82,7 +91,13 @@ def acks(client: GatewayClient) -> dict[str, Any]:
         times.append((time.perf_counter() - began) * 1000)
         assert len(ack.queue_map) == NODES
     times.sort()
-    return {"workload": "ack of a 20-node DAG", "peer": "qmtl", "submissions": SUBMISSIONS, "ack_p50_ms": round(statistics.median(times), 1), "ack_p95_ms": round(times[int(SUBMISSIONS * 0.95)], 1)}
+    return {
+        "workload": "ack of a 20-node DAG",
+        "peer": "qmtl",
+        "submissions": SUBMISSIONS,
+        "ack_p50_ms": round(statistics.median(times), 1),
+        "ack_p95_ms": round(times[int(SUBMISSIONS * 0.95)], 1),
+    }
 
 
 def burst(machine: Machine, client: GatewayClient) -> dict[str, Any]:
@@ -107,14 +122,23 @@ def burst(machine: Machine, client: GatewayClient) -> dict[str, Any]:
         return acknowledged
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        acknowledged = [ack for part in pool.map(author, [ready[i::CLIENTS] for i in range(CLIENTS)]) for ack in part]
+        acknowledged = [
+            ack for part in pool.map(author, [ready[i::CLIENTS] for i in range(CLIENTS)]) for ack in part
+        ]
     seconds = time.perf_counter() - began
     database = open_database(machine.dsn)
     mine = {ack.run_id for ack in acknowledged}
     with database.read() as session:
-        decided = Counter(row[0].removeprefix("submission:") for row in session.connection().exec_driver_sql("SELECT request_id FROM evaluation_request"))
+        decided = Counter(
+            row[0].removeprefix("submission:")
+            for row in session.connection().exec_driver_sql("SELECT request_id FROM evaluation_request")
+        )
     # The runs of the ack suite still hold their leases: they are not this burst's to judge.
-    broken = [line for line in broken_promises(database) if any(run in line for run in mine) or line.startswith("run ") is False]
+    broken = [
+        line
+        for line in broken_promises(database)
+        if any(run in line for run in mine) or line.startswith("run ") is False
+    ]
     database.close()
     times.sort()
     return {

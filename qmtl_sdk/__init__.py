@@ -32,7 +32,20 @@ _HOMES = {
     "TagQueryNode": "nodes.node",
 }
 
-__all__ = ["CacheView", "CsvSource", "MatchMode", "Node", "ParquetSource", "ProcessingNode", "QmtlError", "Runner", "Strategy", "StreamInput", "SubmitResult", "TagQueryNode"]
+__all__ = [
+    "CacheView",
+    "CsvSource",
+    "MatchMode",
+    "Node",
+    "ParquetSource",
+    "ProcessingNode",
+    "QmtlError",
+    "Runner",
+    "Strategy",
+    "StreamInput",
+    "SubmitResult",
+    "TagQueryNode",
+]
 
 
 def __getattr__(name: str) -> Any:

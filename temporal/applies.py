@@ -28,7 +28,9 @@ class Applies:
     def __init__(self, client: Client, store_id: str, store: SqlApplyStore) -> None:
         self._client, self._store_id, self._store = client, store_id, store
 
-    async def request(self, world_id: str, request: ApplyRequest, actor: str, agree: Callable[[ApplyPlan], None]) -> ApplyStatus:
+    async def request(
+        self, world_id: str, request: ApplyRequest, actor: str, agree: Callable[[ApplyPlan], None]
+    ) -> ApplyStatus:
         """Raises QmtlError, as the store. With Temporal away the request is kept, and started when it comes back."""
         found = await asyncio.to_thread(self._store.request, world_id, request, actor, agree)
         if found.outcome is None:
@@ -37,7 +39,9 @@ class Applies:
 
     async def start(self, world_id: str, run_id: str) -> None:
         """See to it that the workflow of an unfinished apply runs. Raises QmtlError (E_UNAVAILABLE)."""
-        attributes = TypedSearchAttributes([SearchAttributePair(SEARCH_WORLD, world_id), SearchAttributePair(SEARCH_RUN, run_id)])
+        attributes = TypedSearchAttributes(
+            [SearchAttributePair(SEARCH_WORLD, world_id), SearchAttributePair(SEARCH_RUN, run_id)]
+        )
         deadline = time.monotonic() + _PREDECESSOR_S
         while True:
             try:
@@ -59,13 +63,19 @@ class Applies:
                 if await self._running(world_id) == run_id:
                     return
                 if time.monotonic() > deadline:
-                    raise QmtlError("E_UNAVAILABLE", f"an earlier apply of {world_id} does not end in Temporal", "look at its workflow in the Temporal UI") from None
+                    raise QmtlError(
+                        "E_UNAVAILABLE",
+                        f"an earlier apply of {world_id} does not end in Temporal",
+                        "look at its workflow in the Temporal UI",
+                    ) from None
                 await asyncio.sleep(0.02)  # the one before has concluded in the store and is about to end
 
     async def _running(self, world_id: str) -> str:
         """The run_id of the workflow that runs now, as its search attributes say."""
         try:
-            found = await again(lambda: self._client.get_workflow_handle(apply_id(world_id)).describe(), limit_s=10.0)
+            found = await again(
+                lambda: self._client.get_workflow_handle(apply_id(world_id)).describe(), limit_s=10.0
+            )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
@@ -74,7 +84,9 @@ class Applies:
 
     async def vote(self, world_id: str, run_id: str, actor: str, verdict: str, body: Verdict) -> Approval:
         """Keep what an authenticated person says, and tell the workflow. What Temporal does not hear now it is told later."""
-        found = await asyncio.to_thread(self._store.vote, world_id, run_id, actor, verdict, body, new_approval_id())
+        found = await asyncio.to_thread(
+            self._store.vote, world_id, run_id, actor, verdict, body, new_approval_id()
+        )
         try:
             await self._tell(world_id, run_id, found)
         except QmtlError as error:
@@ -85,7 +97,10 @@ class Applies:
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
         signal = ApplyWorkflow.approve if approval.verdict == "approve" else ApplyWorkflow.reject
         try:
-            await again(lambda: handle.signal(signal, Vote(run_id=run_id, approval_id=approval.approval_id)), limit_s=10.0)
+            await again(
+                lambda: handle.signal(signal, Vote(run_id=run_id, approval_id=approval.approval_id)),
+                limit_s=10.0,
+            )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
@@ -97,7 +112,11 @@ class Applies:
         await self.start(world_id, run_id)
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
         try:
-            await again(lambda: handle.execute_update(ApplyWorkflow.abort, AbortRequest(run_id=run_id, actor=actor, reason=reason)))
+            await again(
+                lambda: handle.execute_update(
+                    ApplyWorkflow.abort, AbortRequest(run_id=run_id, actor=actor, reason=reason)
+                )
+            )
         except WorkflowUpdateFailedError as error:
             raise refused(error) from error.cause
         return await self.ended(world_id, run_id)

@@ -15,7 +15,14 @@ from temporal.plugin import QmtlPlugin
 from workflows.shared import SEARCH_ATTRIBUTES
 
 T = TypeVar("T")
-_AWAY = {RPCStatusCode.UNKNOWN, RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStatusCode.INTERNAL, RPCStatusCode.RESOURCE_EXHAUSTED}
+_AWAY = {
+    RPCStatusCode.UNKNOWN,
+    RPCStatusCode.UNAVAILABLE,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.INTERNAL,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+}
 
 
 def away(error: BaseException) -> bool:
@@ -30,12 +37,21 @@ def away(error: BaseException) -> bool:
 async def again(call: Callable[[], Awaitable[T]], limit_s: float = 60.0) -> T:
     """The call's answer, tried again while the server is away, for `limit_s` at the most. Raises QmtlError (E_UNAVAILABLE) then."""
     try:
-        async for attempt in AsyncRetrying(retry=retry_if_exception(away), wait=wait_exponential(0.05, max=0.5), stop=stop_after_delay(limit_s), reraise=True):
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception(away),
+            wait=wait_exponential(0.05, max=0.5),
+            stop=stop_after_delay(limit_s),
+            reraise=True,
+        ):
             with attempt:
                 return await call()
     except Exception as error:
         if away(error):
-            raise QmtlError("E_UNAVAILABLE", f"the Temporal server can't be reached: {error}", "start it (qmtl up), then try again") from error
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"the Temporal server can't be reached: {error}",
+                "start it (qmtl up), then try again",
+            ) from error
         raise
     raise AssertionError("unreachable")  # the loop returns or raises
 
@@ -43,15 +59,24 @@ async def again(call: Callable[[], Awaitable[T]], limit_s: float = 60.0) -> T:
 async def connect(config: TemporalSettings, store_id: str | None = None, limit_s: float = 60.0) -> Client:
     """A client with QMTL's plugin. Raises QmtlError: E_CONFIG, E_UNAVAILABLE."""
     if config.address is None:
-        raise QmtlError("E_CONFIG", "temporal.address is not set", "run qmtl up, which starts a local server, or name one")
+        raise QmtlError(
+            "E_CONFIG", "temporal.address is not set", "run qmtl up, which starts a local server, or name one"
+        )
     address = config.address
     tls: TLSConfig | bool | None = None
     if config.tls_cert and config.tls_key:
-        tls = TLSConfig(client_cert=config.tls_cert.read_bytes(), client_private_key=config.tls_key.read_bytes())
+        tls = TLSConfig(
+            client_cert=config.tls_cert.read_bytes(), client_private_key=config.tls_key.read_bytes()
+        )
     elif config.api_key:
         tls = True
     plugins = [QmtlPlugin(store_id)]
-    client = await again(lambda: Client.connect(address, namespace=config.namespace, api_key=config.api_key, tls=tls, plugins=plugins), limit_s)
+    client = await again(
+        lambda: Client.connect(
+            address, namespace=config.namespace, api_key=config.api_key, tls=tls, plugins=plugins
+        ),
+        limit_s,
+    )
     await again(lambda: _register(client, config.namespace), limit_s)
     return client
 
@@ -64,7 +89,9 @@ async def _register(client: Client, namespace: str) -> None:
     if missing:
         kinds = dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
         try:
-            await service.add_search_attributes(AddSearchAttributesRequest(namespace=namespace, search_attributes=kinds))
+            await service.add_search_attributes(
+                AddSearchAttributesRequest(namespace=namespace, search_attributes=kinds)
+            )
         except RPCError as error:
             if error.status != RPCStatusCode.ALREADY_EXISTS:  # another process was quicker
                 raise

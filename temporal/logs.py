@@ -12,4 +12,6 @@ def configure() -> None:
         structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer(),
     ]
-    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(), cache_logger_on_first_use=True)
+    structlog.configure(
+        processors=processors, logger_factory=structlog.PrintLoggerFactory(), cache_logger_on_first_use=True
+    )

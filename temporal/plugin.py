@@ -27,7 +27,14 @@ from workflows.submission import SubmissionWorkflow
 from workflows.upkeep import UpkeepWorkflow
 
 LEASE = "compute_lease"
-WORKFLOWS = (SubmissionWorkflow, EvaluationWorkflow, PromotionWorkflow, ApplyWorkflow, RenewalWorkflow, UpkeepWorkflow)
+WORKFLOWS = (
+    SubmissionWorkflow,
+    EvaluationWorkflow,
+    PromotionWorkflow,
+    ApplyWorkflow,
+    RenewalWorkflow,
+    UpkeepWorkflow,
+)
 
 
 class QmtlPlugin(SimplePlugin):
@@ -35,7 +42,9 @@ class QmtlPlugin(SimplePlugin):
 
     def __init__(self, store_id: str | None = None) -> None:
         interceptors = [ActivityRules(store_id)] if store_id else []
-        super().__init__("qmtl", data_converter=pydantic_data_converter, interceptors=interceptors, workflows=WORKFLOWS)
+        super().__init__(
+            "qmtl", data_converter=pydantic_data_converter, interceptors=interceptors, workflows=WORKFLOWS
+        )
 
 
 class ActivityRules(Interceptor):
@@ -55,7 +64,10 @@ class _Activity(ActivityInboundInterceptor):
         for argument in input.args:
             if isinstance(argument, Command) and argument.store_id != self._store_id:
                 # Retried: the worker that serves the right store will take it.
-                raise ApplicationError(f"this worker serves store {self._store_id[:8]}, the work belongs to {argument.store_id[:8]}", type="E_FOREIGN_STORE")
+                raise ApplicationError(
+                    f"this worker serves store {self._store_id[:8]}, the work belongs to {argument.store_id[:8]}",
+                    type="E_FOREIGN_STORE",
+                )
         try:
             async with _beating(in_thread=not inspect.iscoroutinefunction(input.fn)):
                 return await super().execute_activity(input)
@@ -84,7 +96,9 @@ async def _beating(in_thread: bool) -> AsyncIterator[None]:
 
 async def _beat(every_s: float, in_thread: bool) -> None:
     while True:
-        if in_thread:  # the heartbeat of a synchronous activity waits for the loop, and so must not be called on it
+        if (
+            in_thread
+        ):  # the heartbeat of a synchronous activity waits for the loop, and so must not be called on it
             await asyncio.to_thread(activity.heartbeat)
         else:
             activity.heartbeat()
@@ -93,7 +107,12 @@ async def _beat(every_s: float, in_thread: bool) -> None:
 
 def application_error(error: QmtlError) -> ApplicationError:
     """A QmtlError as workflows see it: `type` is the code; details hold the remedy and the facts."""
-    return ApplicationError(error.message, {"remedy": error.remedy, "details": error.details}, type=error.code, non_retryable=error.status < 500)
+    return ApplicationError(
+        error.message,
+        {"remedy": error.remedy, "details": error.details},
+        type=error.code,
+        non_retryable=error.status < 500,
+    )
 
 
 def refused(error: WorkflowUpdateFailedError) -> Exception:

@@ -35,20 +35,34 @@ class Promotions:
         situation = await asyncio.to_thread(self._applies.situation, world_id)
         situation.world.require_active()
         strategy_id = named(request.strategy, situation).strategy_id
-        promotion = PromotionInput(store_id=self._store_id, world_id=world_id, strategy_id=strategy_id, to=request.to, requested_by=actor, reason=request.reason)
+        promotion = PromotionInput(
+            store_id=self._store_id,
+            world_id=world_id,
+            strategy_id=strategy_id,
+            to=request.to,
+            requested_by=actor,
+            reason=request.reason,
+        )
         try:
             await again(lambda: self._start(promotion), limit_s=10.0)
         except WorkflowAlreadyStartedError:
             there = await self.find(world_id, strategy_id)
             if (there.to, there.requested_by) != (request.to, actor):
                 raise QmtlError(
-                    "E_PROMOTION_RUNNING", f"{there.requested_by} has asked to bring it to {there.to} already; {there.waits_for}", "wait for that, or end it: qmtl world promote W STRATEGY --end"
+                    "E_PROMOTION_RUNNING",
+                    f"{there.requested_by} has asked to bring it to {there.to} already; {there.waits_for}",
+                    "wait for that, or end it: qmtl world promote W STRATEGY --end",
                 ) from None
             await self._tell_to_look(world_id, strategy_id)
         return await self.find(world_id, strategy_id)
 
     async def _start(self, promotion: PromotionInput) -> None:
-        attributes = TypedSearchAttributes([SearchAttributePair(SEARCH_WORLD, promotion.world_id), SearchAttributePair(SEARCH_STRATEGY, promotion.strategy_id)])
+        attributes = TypedSearchAttributes(
+            [
+                SearchAttributePair(SEARCH_WORLD, promotion.world_id),
+                SearchAttributePair(SEARCH_STRATEGY, promotion.strategy_id),
+            ]
+        )
         await self._client.start_workflow(
             PromotionWorkflow.run,
             promotion,
@@ -57,7 +71,9 @@ class Promotions:
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             task_timeout=TASK_TIMEOUT,
             search_attributes=attributes,
-            static_summary=f"bring {promotion.strategy_id[:17]} of world {promotion.world_id} to {promotion.to}"[:190],
+            static_summary=f"bring {promotion.strategy_id[:17]} of world {promotion.world_id} to {promotion.to}"[
+                :190
+            ],
         )
 
     async def find(self, world_id: str, strategy_id: str) -> PromotionView:
@@ -68,7 +84,11 @@ class Promotions:
         except RPCError as error:
             raise _unknown(error, world_id, strategy_id) from error
         except WorkflowQueryFailedError as error:
-            raise QmtlError("E_UNAVAILABLE", f"the promotion does not answer: {error}", "is a worker running? qmtl status says") from error
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"the promotion does not answer: {error}",
+                "is a worker running? qmtl status says",
+            ) from error
 
     async def running(self, world_id: str) -> list[PromotionView]:
         """Those that are under way. (Temporal's list lags a moment behind.)"""
@@ -88,10 +108,16 @@ class Promotions:
     async def end(self, world_id: str, strategy_id: str, actor: str, reason: str) -> PromotionView:
         """Raises QmtlError: E_PROMOTION_UNKNOWN, E_PROMOTION_ENDED, E_APPLY_RUNNING while its apply is under way."""
         if (there := await self.find(world_id, strategy_id)).outcome:
-            raise QmtlError("E_PROMOTION_ENDED", f"it has ended: {there.outcome}, {there.waits_for}", "there is nothing to end")
+            raise QmtlError(
+                "E_PROMOTION_ENDED",
+                f"it has ended: {there.outcome}, {there.waits_for}",
+                "there is nothing to end",
+            )
         handle = self._handle(world_id, strategy_id)
         try:
-            return await again(lambda: handle.execute_update(PromotionWorkflow.end, EndPromotion(actor=actor, reason=reason)))
+            return await again(
+                lambda: handle.execute_update(PromotionWorkflow.end, EndPromotion(actor=actor, reason=reason))
+            )
         except RPCError as error:
             raise _unknown(error, world_id, strategy_id) from error
         except WorkflowUpdateFailedError as error:
@@ -99,16 +125,24 @@ class Promotions:
 
     async def _tell_to_look(self, world_id: str, strategy_id: str) -> None:
         try:
-            await again(lambda: self._handle(world_id, strategy_id).signal(PromotionWorkflow.look), limit_s=10.0)
+            await again(
+                lambda: self._handle(world_id, strategy_id).signal(PromotionWorkflow.look), limit_s=10.0
+            )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise  # else it has ended meanwhile, which its view says
 
     def _handle(self, world_id: str, strategy_id: str) -> WorkflowHandle[PromotionWorkflow, PromotionEnd]:
-        return self._client.get_workflow_handle_for(PromotionWorkflow.run, promotion_id(world_id, strategy_id))
+        return self._client.get_workflow_handle_for(
+            PromotionWorkflow.run, promotion_id(world_id, strategy_id)
+        )
 
 
 def _unknown(error: RPCError, world_id: str, strategy_id: str) -> Exception:
     if error.status != RPCStatusCode.NOT_FOUND:
         return error
-    return QmtlError("E_PROMOTION_UNKNOWN", f"nobody has asked to promote {strategy_id[:80]} in {world_id}", "qmtl world promote W STRATEGY asks for it")
+    return QmtlError(
+        "E_PROMOTION_UNKNOWN",
+        f"nobody has asked to promote {strategy_id[:80]} in {world_id}",
+        "qmtl world promote W STRATEGY asks for it",
+    )

@@ -2,7 +2,16 @@
 
 from datetime import timedelta
 
-from temporalio.client import Client, Schedule, ScheduleActionStartWorkflow, ScheduleAlreadyRunningError, ScheduleIntervalSpec, ScheduleOverlapPolicy, SchedulePolicy, ScheduleSpec
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+)
 
 from activities.commands import RenewalInput, UpkeepInput
 from activities.worlds.activities import RENEW_EVERY
@@ -26,14 +35,32 @@ def renewal_id(store_id: str) -> str:
 async def keep_schedules(client: Client, store_id: str) -> None:
     """Make the schedules, as far as they are not there."""
     upkeep, renewal = upkeep_id(store_id), renewal_id(store_id)
-    keep = ScheduleActionStartWorkflow(UpkeepWorkflow.run, UpkeepInput(store_id=store_id), id=upkeep, task_queue=WORKFLOWS, task_timeout=TASK_TIMEOUT, static_summary="upkeep of queues")
-    renew = ScheduleActionStartWorkflow(RenewalWorkflow.run, RenewalInput(store_id=store_id), id=renewal, task_queue=WORKFLOWS, task_timeout=TASK_TIMEOUT, static_summary="renewal of decisions")
+    keep = ScheduleActionStartWorkflow(
+        UpkeepWorkflow.run,
+        UpkeepInput(store_id=store_id),
+        id=upkeep,
+        task_queue=WORKFLOWS,
+        task_timeout=TASK_TIMEOUT,
+        static_summary="upkeep of queues",
+    )
+    renew = ScheduleActionStartWorkflow(
+        RenewalWorkflow.run,
+        RenewalInput(store_id=store_id),
+        id=renewal,
+        task_queue=WORKFLOWS,
+        task_timeout=TASK_TIMEOUT,
+        static_summary="renewal of decisions",
+    )
     await _make(client, upkeep, keep, UPKEEP_EVERY)
     await _make(client, renewal, renew, RENEW_EVERY)
 
 
 async def _make(client: Client, name: str, action: ScheduleActionStartWorkflow, every: timedelta) -> None:
-    schedule = Schedule(action=action, spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]), policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP))
+    schedule = Schedule(
+        action=action,
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP),
+    )
 
     async def create() -> None:
         try:

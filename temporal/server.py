@@ -26,7 +26,11 @@ def obtain(tools: Path, named: Path | None = None) -> Path:
     """The executable, fetched if need be. Raises QmtlError (E_TEMPORAL_MISSING) that says what was tried."""
     if named is not None:
         if not os.access(named, os.X_OK):
-            raise QmtlError("E_TEMPORAL_MISSING", f"temporal.binary names {named}, which is no executable", "mend temporal.binary or QMTL_TEMPORAL__BINARY")
+            raise QmtlError(
+                "E_TEMPORAL_MISSING",
+                f"temporal.binary names {named}, which is no executable",
+                "mend temporal.binary or QMTL_TEMPORAL__BINARY",
+            )
         return named
     found = shutil.which("temporal") or _cached(tools)
     if found:
@@ -36,7 +40,9 @@ def obtain(tools: Path, named: Path | None = None) -> Path:
     # Building takes minutes, a download that is refused a second: so it is tried first.
     said = _run([sys.executable, "-m", "temporal.download", str(tools)], _DOWNLOAD_LIMIT_S)
     if not _cached(tools) and go:
-        print("building the Temporal server with go install (some minutes, once) …", file=sys.stderr, flush=True)
+        print(
+            "building the Temporal server with go install (some minutes, once) …", file=sys.stderr, flush=True
+        )
         said = _run([go, "install", GO_MODULE], _BUILD_LIMIT_S, GOBIN=str(tools / "bin"))
     found = _cached(tools)
     if not found:
@@ -59,7 +65,9 @@ def _cached(tools: Path) -> str | None:
 def _run(command: list[str], limit_s: float, **env: str) -> str:
     """The last line that a command says."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env={**os.environ, **env})
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit_s, env={**os.environ, **env}
+        )
     except subprocess.TimeoutExpired:
         return f"no answer within {limit_s:g} s"
     lines = (done.stderr or done.stdout).strip().splitlines()
@@ -75,8 +83,16 @@ def free_port() -> int:
 class LocalServer:
     """One server with its data in `folder`. `start` leaves it running; its pid is all that is needed to stop it later."""
 
-    def __init__(self, binary: Path, folder: Path, port: int, ui_port: int, namespace: str = "default") -> None:
-        self._binary, self._folder, self.port, self.ui_port, self._namespace = binary, folder, port, ui_port, namespace
+    def __init__(
+        self, binary: Path, folder: Path, port: int, ui_port: int, namespace: str = "default"
+    ) -> None:
+        self._binary, self._folder, self.port, self.ui_port, self._namespace = (
+            binary,
+            folder,
+            port,
+            ui_port,
+            namespace,
+        )
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -90,19 +106,41 @@ class LocalServer:
     def start(self) -> int:
         """Start it, wait until it serves, and return its pid. Raises QmtlError (E_STACK)."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        command = [str(self._binary), "server", "start-dev", "--ip", "127.0.0.1", "--port", str(self.port), "--ui-port", str(self.ui_port), "--namespace", self._namespace]
+        command = [
+            str(self._binary),
+            "server",
+            "start-dev",
+            "--ip",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--ui-port",
+            str(self.ui_port),
+            "--namespace",
+            self._namespace,
+        ]
         command += ["--db-filename", str(self._folder / "temporal.db"), "--log-level", "warn"]
         command += [part for pragma in _PRAGMAS for part in ("--sqlite-pragma", pragma)]
         command += [part for value in _DYNAMIC for part in ("--dynamic-config-value", value)]
         with (self._folder / "temporal.log").open("ab") as log:
-            self.process = process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self.process = process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + _READY_LIMIT_S
         while not self.serves():
             if process.poll() is not None:
-                raise QmtlError("E_STACK", f"the Temporal server ended with code {process.returncode} while it started", f"its log: {self._folder / 'temporal.log'}")
+                raise QmtlError(
+                    "E_STACK",
+                    f"the Temporal server ended with code {process.returncode} while it started",
+                    f"its log: {self._folder / 'temporal.log'}",
+                )
             if time.monotonic() > deadline:
                 process.kill()
-                raise QmtlError("E_STACK", f"the Temporal server was not ready within {_READY_LIMIT_S} s", f"its log: {self._folder / 'temporal.log'}")
+                raise QmtlError(
+                    "E_STACK",
+                    f"the Temporal server was not ready within {_READY_LIMIT_S} s",
+                    f"its log: {self._folder / 'temporal.log'}",
+                )
             time.sleep(0.05)
         return process.pid
 

@@ -14,12 +14,26 @@ import structlog
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
-from temporalio.client import AsyncActivityHandle, Client, WithStartWorkflowOperation, WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import (
+    AsyncActivityHandle,
+    Client,
+    WithStartWorkflowOperation,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
 from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.commands import Admit, EvaluateRequest, EvaluationInput, EvaluationRequest, Progress, SubmissionInput
+from activities.commands import (
+    Admit,
+    EvaluateRequest,
+    EvaluationInput,
+    EvaluationRequest,
+    Progress,
+    SubmissionInput,
+)
 from activities.events.store import CommitLogStore
 from activities.worlds.activities import evaluation_options
 from activities.worlds.context import asks_for_shadow
@@ -40,8 +54,21 @@ _log = structlog.get_logger()
 
 
 class Submissions:
-    def __init__(self, client: Client, store_id: str, log: CommitLogStore, worlds: WorldStore, heartbeat_timeout_s: float) -> None:
-        self._client, self._store_id, self._log, self._worlds, self._heartbeat_s = client, store_id, log, worlds, heartbeat_timeout_s
+    def __init__(
+        self,
+        client: Client,
+        store_id: str,
+        log: CommitLogStore,
+        worlds: WorldStore,
+        heartbeat_timeout_s: float,
+    ) -> None:
+        self._client, self._store_id, self._log, self._worlds, self._heartbeat_s = (
+            client,
+            store_id,
+            log,
+            worlds,
+            heartbeat_timeout_s,
+        )
 
     async def submit(self, submit: StrategySubmit, actor: str) -> Ack:
         """The ack. The same key with the same body gets the same one. Raises QmtlError, also where the workflow refused it."""
@@ -49,17 +76,25 @@ class Submissions:
         if entry.ack is not None:
             return await self._lease_for(submit, entry.ack)
         if entry.refused is not None:
-            raise QmtlError(entry.refused, "this submission was refused before", "submit again with a new idempotency key")
+            raise QmtlError(
+                entry.refused, "this submission was refused before", "submit again with a new idempotency key"
+            )
         return await self._admit(submit)
 
     async def _lease_for(self, submit: StrategySubmit, ack: Ack) -> Ack:
         """The ack that was given; with a lease where the runner asks for one and a recovery, which asks for none, had been quicker."""
         if ack.lease is not None or not submit.runner:
             return ack
-        handle = self._client.get_workflow_handle_for(SubmissionWorkflow.run, ack.workflow_id, run_id=ack.run_id)
+        handle = self._client.get_workflow_handle_for(
+            SubmissionWorkflow.run, ack.workflow_id, run_id=ack.run_id
+        )
         ask = Admit(idempotency_key=submit.idempotency_key, runner=submit.runner)
         try:
-            return await again(lambda: handle.execute_update(SubmissionWorkflow.admit, ask, id=f"{submit.idempotency_key}:{submit.runner}"))
+            return await again(
+                lambda: handle.execute_update(
+                    SubmissionWorkflow.admit, ask, id=f"{submit.idempotency_key}:{submit.runner}"
+                )
+            )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
@@ -86,7 +121,9 @@ class Submissions:
 
     async def _update_with_start(self, submit: StrategySubmit) -> Ack:
         world_id, strategy_id, name = submit.world_id, submit.dag.strategy_id, submit.meta.name
-        attributes = TypedSearchAttributes([SearchAttributePair(SEARCH_WORLD, world_id), SearchAttributePair(SEARCH_STRATEGY, strategy_id)])
+        attributes = TypedSearchAttributes(
+            [SearchAttributePair(SEARCH_WORLD, world_id), SearchAttributePair(SEARCH_STRATEGY, strategy_id)]
+        )
         start = WithStartWorkflowOperation(
             SubmissionWorkflow.run,
             SubmissionInput(
@@ -107,7 +144,9 @@ class Submissions:
         )
         ask = Admit(idempotency_key=submit.idempotency_key, runner=submit.runner)
         try:
-            return await self._client.execute_update_with_start_workflow(SubmissionWorkflow.admit, ask, start_workflow_operation=start, id=submit.idempotency_key)
+            return await self._client.execute_update_with_start_workflow(
+                SubmissionWorkflow.admit, ask, start_workflow_operation=start, id=submit.idempotency_key
+            )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
@@ -123,19 +162,25 @@ class Submissions:
         await self._on_lease(lease_id, lambda handle: handle.complete(evidence))
 
     async def fail(self, lease_id: str, failure: LeaseFailure) -> None:
-        error = ApplicationError(failure.message, failure.progress.json_dict(), type=failure.code, non_retryable=failure.final)
+        error = ApplicationError(
+            failure.message, failure.progress.json_dict(), type=failure.code, non_retryable=failure.final
+        )
         await self._on_lease(lease_id, lambda handle: handle.fail(error))
 
     async def lease_run(self, lease_id: str) -> RunContextBody:
         """The run that a lease belongs to. Raises QmtlError (E_LEASE_UNKNOWN)."""
         run = await asyncio.to_thread(self._worlds.run, lease_id.partition(".")[0])
         if run is None:
-            raise QmtlError("E_LEASE_UNKNOWN", f"there is no lease {lease_id[:80]!r}", "use the lease_id of the ack")
+            raise QmtlError(
+                "E_LEASE_UNKNOWN", f"there is no lease {lease_id[:80]!r}", "use the lease_id of the ack"
+            )
         return run
 
     async def _on_lease(self, lease_id: str, call: Callable[[AsyncActivityHandle], Awaitable[None]]) -> None:
         run = await self.lease_run(lease_id)
-        handle = self._client.get_async_activity_handle(workflow_id=workflow_of(run), run_id=run.run_id, activity_id=lease_id.partition(".")[2])
+        handle = self._client.get_async_activity_handle(
+            workflow_id=workflow_of(run), run_id=run.run_id, activity_id=lease_id.partition(".")[2]
+        )
         deadline = time.monotonic() + _LEASE_BEGINS_S
         while True:
             try:
@@ -145,16 +190,25 @@ class Submissions:
                     raise
                 progress = await self.progress(run)
                 if progress is None or progress.lease_id != lease_id or time.monotonic() > deadline:
-                    raise QmtlError("E_LEASE_LOST", "the lease has ended: it timed out, was given back, or the submission is past it", "submit again; it goes on from what was computed") from error
+                    raise QmtlError(
+                        "E_LEASE_LOST",
+                        "the lease has ended: it timed out, was given back, or the submission is past it",
+                        "submit again; it goes on from what was computed",
+                    ) from error
             await asyncio.sleep(0.05)
 
     # what became of it
 
     async def progress(self, run: RunContextBody) -> Progress | None:
         """Where a run is, as its workflow says; None when that can't be learnt now."""
-        handle = self._client.get_workflow_handle_for(SubmissionWorkflow.run, workflow_of(run), run_id=run.run_id)
+        handle = self._client.get_workflow_handle_for(
+            SubmissionWorkflow.run, workflow_of(run), run_id=run.run_id
+        )
         try:
-            return await again(lambda: handle.query(SubmissionWorkflow.progress, rpc_timeout=timedelta(seconds=5)), limit_s=5.0)
+            return await again(
+                lambda: handle.query(SubmissionWorkflow.progress, rpc_timeout=timedelta(seconds=5)),
+                limit_s=5.0,
+            )
         except (RPCError, QmtlError) as error:
             _log.info("no progress to be had", run_id=run.run_id, why=str(error))
             return None
@@ -162,7 +216,9 @@ class Submissions:
     async def outcome(self, run: RunContextBody, wait_s: float) -> Outcome | None:
         """How a run ended, waiting for it if need be. Raises QmtlError where its workflow ended without an outcome."""
         deadline = time.monotonic() + wait_s
-        handle: WorkflowHandle[SubmissionWorkflow, object] = self._client.get_workflow_handle(workflow_of(run), run_id=run.run_id)
+        handle: WorkflowHandle[SubmissionWorkflow, object] = self._client.get_workflow_handle(
+            workflow_of(run), run_id=run.run_id
+        )
         while True:
             outcome = await asyncio.to_thread(self._worlds.outcome, run.run_id)
             left = deadline - time.monotonic()
@@ -173,7 +229,9 @@ class Submissions:
             except TimeoutError:
                 continue
             except WorkflowFailureError as error:
-                raise QmtlError("E_CANCELLED", f"the submission ended without a decision: {error.cause}", "submit again") from error
+                raise QmtlError(
+                    "E_CANCELLED", f"the submission ended without a decision: {error.cause}", "submit again"
+                ) from error
             except (RPCError, RuntimeError) as error:
                 if not away(error):
                     raise
@@ -181,20 +239,38 @@ class Submissions:
 
     async def decide(self, world_id: str, request_id: str, reason: str, asked_by: str) -> DecisionEnvelope:
         """Have the world judged as it stands."""
-        command = EvaluationRequest(store_id=self._store_id, world_id=world_id, request=EvaluateRequest(request_id=request_id, reason=reason, asked_by=asked_by))
+        command = EvaluationRequest(
+            store_id=self._store_id,
+            world_id=world_id,
+            request=EvaluateRequest(request_id=request_id, reason=reason, asked_by=asked_by),
+        )
         await again(lambda: self._evaluate(command))
         answered = await asyncio.to_thread(self._worlds.answered, (request_id,))
         return answered[request_id].envelope
 
     async def _evaluate(self, command: EvaluationRequest) -> None:
         world = EvaluationInput(store_id=command.store_id, world_id=command.world_id)
-        start = WithStartWorkflowOperation(EvaluationWorkflow.run, world, **evaluation_options(command.world_id, WORKFLOWS))
-        await self._client.execute_update_with_start_workflow(EvaluationWorkflow.evaluate, command.request, start_workflow_operation=start, id=command.request.request_id)
+        start = WithStartWorkflowOperation(
+            EvaluationWorkflow.run, world, **evaluation_options(command.world_id, WORKFLOWS)
+        )
+        await self._client.execute_update_with_start_workflow(
+            EvaluationWorkflow.evaluate,
+            command.request,
+            start_workflow_operation=start,
+            id=command.request.request_id,
+        )
 
     async def workers(self) -> int:
         """How many workers ask for workflow tasks."""
-        request = DescribeTaskQueueRequest(namespace=self._client.namespace, task_queue=TaskQueue(name=WORKFLOWS), task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
-        answer = await again(lambda: self._client.workflow_service.describe_task_queue(request, timeout=timedelta(seconds=3)), limit_s=3.0)
+        request = DescribeTaskQueueRequest(
+            namespace=self._client.namespace,
+            task_queue=TaskQueue(name=WORKFLOWS),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+        )
+        answer = await again(
+            lambda: self._client.workflow_service.describe_task_queue(request, timeout=timedelta(seconds=3)),
+            limit_s=3.0,
+        )
         return len(answer.pollers)
 
 

@@ -34,24 +34,66 @@ _THREADS = 16
 
 
 @asynccontextmanager
-async def working(client: Client, stores: Stores, interceptors: Sequence[Interceptor] = ()) -> AsyncIterator[None]:
+async def working(
+    client: Client, stores: Stores, interceptors: Sequence[Interceptor] = ()
+) -> AsyncIterator[None]:
     """Workers on every task queue, for as long as the block runs. The client must carry the plugin with the store's id."""
     worlds = WorldActivities(stores.worlds, stores.log, stores.artifacts)
-    graph, log, evaluation = GraphActivities(stores.graph, stores.log), LogActivities(stores.log), EvaluationActivities(WORKFLOWS)
-    local = [worlds.begin_run, graph.diff, log.admitted, worlds.judge, worlds.reject, worlds.conclude, worlds.worlds_to_renew]
+    graph, log, evaluation = (
+        GraphActivities(stores.graph, stores.log),
+        LogActivities(stores.log),
+        EvaluationActivities(WORKFLOWS),
+    )
+    local = [
+        worlds.begin_run,
+        graph.diff,
+        log.admitted,
+        worlds.judge,
+        worlds.reject,
+        worlds.conclude,
+        worlds.worlds_to_renew,
+    ]
     applies = ApplyActivities(stores.applies, stores.orders)
     promotions = PromotionActivities(SqlPromotions(stores.database, stores.applies), stores.applies)
     local += [promotions.look, promotions.ask_for_apply, promotions.tell_promotion]
-    local += [applies.apply_plan, applies.await_approval, applies.take_votes, applies.direct_vote, applies.conclude_apply]
-    fence = [applies.freeze_world, applies.drain_world, applies.switch_world, applies.restore_world, applies.unfreeze_world, applies.await_acks, promotions.apply_ended]
+    local += [
+        applies.apply_plan,
+        applies.await_approval,
+        applies.take_votes,
+        applies.direct_vote,
+        applies.conclude_apply,
+    ]
+    fence = [
+        applies.freeze_world,
+        applies.drain_world,
+        applies.switch_world,
+        applies.restore_world,
+        applies.unfreeze_world,
+        applies.await_acks,
+        promotions.apply_ended,
+    ]
     queues = QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts))
-    remote = [compute_lease, worlds.measure, evaluation.request_evaluation, queues.queues_due, queues.keep_queue]
+    remote = [
+        compute_lease,
+        worlds.measure,
+        evaluation.request_evaluation,
+        queues.queues_due,
+        queues.keep_queue,
+    ]
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
         common = {"activity_executor": pool, "interceptors": list(interceptors)}
         await stack.enter_async_context(Worker(client, task_queue=WORLD, activities=remote, **common))  # type: ignore[arg-type]  # one mapping for both workers
         await stack.enter_async_context(Worker(client, task_queue=ORDERS, activities=fence, **common))  # type: ignore[arg-type]  # likewise
-        await stack.enter_async_context(Worker(client, task_queue=WORKFLOWS, activities=local, sticky_queue_schedule_to_start_timeout=STICKY, **common))  # type: ignore[arg-type]  # likewise
+        await stack.enter_async_context(
+            Worker(
+                client,
+                task_queue=WORKFLOWS,
+                activities=local,
+                sticky_queue_schedule_to_start_timeout=STICKY,
+                **common,
+            )
+        )  # type: ignore[arg-type]  # likewise
         yield
 
 

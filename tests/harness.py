@@ -14,7 +14,17 @@ from sqlalchemy import func, text
 from sqlmodel import select
 
 from activities.storage.database import Database, open_database
-from activities.storage.tables import Audit, CommitLog, Decision, EvaluationRequest, Evidence, Outbox, OutcomeRow, Queue, RunContext
+from activities.storage.tables import (
+    Audit,
+    CommitLog,
+    Decision,
+    EvaluationRequest,
+    Evidence,
+    Outbox,
+    OutcomeRow,
+    Queue,
+    RunContext,
+)
 from api.stack import MALLOC
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import CacheSettings, GatewaySettings, Settings, TemporalSettings
@@ -45,7 +55,9 @@ class Machine:
         self.dsn = dsn or f"sqlite:///{home / 'qmtl.db'}"
         base = Settings(_env_file=None)  # type: ignore[call-arg]
         self._tools = base.tools_dir
-        self.server = LocalServer(obtain(base.tools_dir, base.temporal.binary), home / "temporal", free_port(), free_port())
+        self.server = LocalServer(
+            obtain(base.tools_dir, base.temporal.binary), home / "temporal", free_port(), free_port()
+        )
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.second_port = 0
@@ -59,14 +71,21 @@ class Machine:
 
     def settings(self, cache: Path) -> Settings:
         temporal = TemporalSettings(address=self.server.address, ui_url=self.server.ui_url)
-        return Settings(home=self.home, gateway=GatewaySettings(url=self.url, database_dsn=self.dsn), temporal=temporal, cache=CacheSettings(dir=cache))
+        return Settings(
+            home=self.home,
+            gateway=GatewaySettings(url=self.url, database_dsn=self.dsn),
+            temporal=temporal,
+            cache=CacheSettings(dir=cache),
+        )
 
     def up(self) -> "Machine":
         self.start_temporal()
         self.start_worker()
         self.start_relay()
         self.start_gateway()
-        wait_for(lambda: httpx.get(f"{self.url}/health", trust_env=False, timeout=10).status_code == 200, "health")
+        wait_for(
+            lambda: httpx.get(f"{self.url}/health", trust_env=False, timeout=10).status_code == 200, "health"
+        )
         return self
 
     def start_temporal(self) -> None:
@@ -105,7 +124,14 @@ class Machine:
             **extra,
         }
         with (self.home / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.home)
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+                cwd=self.home,
+            )
         self.pids[name] = self._processes[name].pid
 
     def _listens(self, name: str = "gateway", url: str = "") -> bool:
@@ -146,7 +172,10 @@ class Machine:
         return open_database(self.dsn)
 
     def close(self) -> None:
-        for process in (*(self._processes.get(name) for name in ("gateway2", "gateway", "relay", "worker")), self.server.process):
+        for process in (
+            *(self._processes.get(name) for name in ("gateway2", "gateway", "relay", "worker")),
+            self.server.process,
+        ):
             if process is not None and process.poll() is None:
                 process.terminate()
                 try:
@@ -168,27 +197,56 @@ def broken_promises(database: Database) -> list[str]:
                 broken.append(f"{row.idempotency_key} was admitted by a run that does not exist")
         outcomes = {row.run_id for row in session.exec(select(OutcomeRow))}
         evidence = {row.run_id for row in session.exec(select(Evidence))}
-        requests = {row.request_id.removeprefix("submission:") for row in session.exec(select(EvaluationRequest))}
+        requests = {
+            row.request_id.removeprefix("submission:") for row in session.exec(select(EvaluationRequest))
+        }
         broken += [f"run {run} has no outcome" for run in runs - outcomes]
         broken += [f"run {run} has no evidence" for run in runs - evidence]
         broken += [f"run {run} was not judged" for run in runs - requests]
-        once = ("submission.received", "submission.admitted", "run.begun", "graph.diff", "evidence.saved", "submission.concluded")
+        once = (
+            "submission.received",
+            "submission.admitted",
+            "run.begun",
+            "graph.diff",
+            "evidence.saved",
+            "submission.concluded",
+        )
         twice = session.exec(
-            select(Audit.action, Audit.subject, Audit.correlation_id).where(Audit.action.in_(once)).group_by(Audit.action, Audit.subject, Audit.correlation_id).having(func.count() > 1)
+            select(Audit.action, Audit.subject, Audit.correlation_id)
+            .where(Audit.action.in_(once))
+            .group_by(Audit.action, Audit.subject, Audit.correlation_id)
+            .having(func.count() > 1)
         )  # type: ignore[attr-defined]
         broken += [f"{action} of {subject[:20]} was recorded twice" for action, subject, _ in twice]
         decisions = session.exec(select(func.count()).select_from(Decision)).one()
-        recorded = session.exec(select(func.count()).select_from(Audit).where(Audit.action == "decision.made")).one()
+        recorded = session.exec(
+            select(func.count()).select_from(Audit).where(Audit.action == "decision.made")
+        ).one()
         if decisions != recorded:
             broken.append(f"{decisions} decisions, {recorded} in the audit trail")
         answered = {row.decision_seq for row in session.exec(select(EvaluationRequest))}
         unasked = {row.seq for row in session.exec(select(Decision))} - answered
         broken += [f"decision {seq} answers nobody" for seq in unasked]
-        doubled = session.exec(select(Queue.node_id, Queue.world_id, Queue.execution_domain).group_by(Queue.node_id, Queue.world_id, Queue.execution_domain).having(func.count() > 1)).all()
+        doubled = session.exec(
+            select(Queue.node_id, Queue.world_id, Queue.execution_domain)
+            .group_by(Queue.node_id, Queue.world_id, Queue.execution_domain)
+            .having(func.count() > 1)
+        ).all()
         broken += [f"{node[:20]} has two queues" for node, _, _ in doubled]
-        if session.exec(select(func.count()).select_from(Audit)).one() != session.exec(select(func.count()).select_from(Outbox)).one():
+        if (
+            session.exec(select(func.count()).select_from(Audit)).one()
+            != session.exec(select(func.count()).select_from(Outbox)).one()
+        ):
             broken.append("audit and outbox have different lengths")
-        orphans = session.connection().execute(text("SELECT count(*) FROM graph_edge e WHERE NOT EXISTS (SELECT 1 FROM graph_node n WHERE n.node_id = e.child)")).scalar_one()
+        orphans = (
+            session.connection()
+            .execute(
+                text(
+                    "SELECT count(*) FROM graph_edge e WHERE NOT EXISTS (SELECT 1 FROM graph_node n WHERE n.node_id = e.child)"
+                )
+            )
+            .scalar_one()
+        )
         if orphans:
             broken.append(f"{orphans} edges lead to no node")
     return broken

@@ -40,7 +40,14 @@ def policy(**gating: Any) -> Policy:
 class Desk:
     """A world with strategies whose evidence is good, in a store: what a promotion begins with."""
 
-    def __init__(self, database: Database, world: str = "w", strategies: int = 1, allow_live: bool = True, found: Policy | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        world: str = "w",
+        strategies: int = 1,
+        allow_live: bool = True,
+        found: Policy | None = None,
+    ) -> None:
         self._of(database, world)
         self.worlds.create(WorldSpec(world=world, allow_live=allow_live), found or policy(), "olga")
         self.strategies = [f"strategy:{world}{n}" for n in range(strategies)]
@@ -50,7 +57,11 @@ class Desk:
 
     def _of(self, database: Database, world: str) -> None:
         self.database, self.world = database, world
-        self.worlds, self.applies, self.sessions = SqlWorldStore(database), SqlApplyStore(database), SqlSessionStore(database, 60.0)
+        self.worlds, self.applies, self.sessions = (
+            SqlWorldStore(database),
+            SqlApplyStore(database),
+            SqlSessionStore(database, 60.0),
+        )
 
     @classmethod
     def found(cls, database: Database, world: str = "w") -> "Desk":
@@ -62,13 +73,40 @@ class Desk:
 
     def evidence(self, strategy: str, sharpe: float = 1.0) -> None:
         run = uuid.uuid4().hex
-        context = ComputeContext(world_id=self.world, execution_domain=Domain.BACKTEST, dataset_fingerprint=FINGERPRINT)
-        self.worlds.begin_run(RunContextBody(run_id=run, world_id=self.world, strategy_id=strategy, name=strategy[9:], context=context, bindings=(), execution=Execution()))
-        self.worlds.save_evidence(EvidenceBody(run_id=run, world_id=self.world, strategy_id=strategy, metrics={"sharpe": sharpe}, dataset_fingerprint=FINGERPRINT))
+        context = ComputeContext(
+            world_id=self.world, execution_domain=Domain.BACKTEST, dataset_fingerprint=FINGERPRINT
+        )
+        self.worlds.begin_run(
+            RunContextBody(
+                run_id=run,
+                world_id=self.world,
+                strategy_id=strategy,
+                name=strategy[9:],
+                context=context,
+                bindings=(),
+                execution=Execution(),
+            )
+        )
+        self.worlds.save_evidence(
+            EvidenceBody(
+                run_id=run,
+                world_id=self.world,
+                strategy_id=strategy,
+                metrics={"sharpe": sharpe},
+                dataset_fingerprint=FINGERPRINT,
+            )
+        )
 
-    def decide(self, active: bool = True, ttl: int = 3600, at: datetime | None = None, weight: float | None = None) -> DecisionEnvelope:
+    def decide(
+        self, active: bool = True, ttl: int = 3600, at: datetime | None = None, weight: float | None = None
+    ) -> DecisionEnvelope:
         share = weight if weight is not None else 1 / len(self.strategies)
-        decisions = tuple(StrategyDecision(strategy_id=name, name=name[9:], active=active, weight=share if active else 0.0, score=1.0) for name in self.strategies)
+        decisions = tuple(
+            StrategyDecision(
+                strategy_id=name, name=name[9:], active=active, weight=share if active else 0.0, score=1.0
+            )
+            for name in self.strategies
+        )
         envelope = DecisionEnvelope(
             world_id=self.world,
             policy_version=1,
@@ -94,16 +132,29 @@ class Desk:
 
     def request(self, to: str | None = None, run_id: str | None = None, **fields: Any) -> str:
         run = run_id or f"run-{uuid.uuid4().hex[:8]}"
-        self.applies.request(self.world, ApplyRequest.model_validate({"run_id": run, "to": to, **fields}), "olga")
+        self.applies.request(
+            self.world, ApplyRequest.model_validate({"run_id": run, "to": to, **fields}), "olga"
+        )
         return run
 
     def session(self, strategy: str | None = None, domain: str = "dryrun") -> str:
-        wanted = SessionOpen(world_id=self.world, strategy_id=strategy or self.strategies[0], runner="r", host="h")
+        wanted = SessionOpen(
+            world_id=self.world, strategy_id=strategy or self.strategies[0], runner="r", host="h"
+        )
         return self.sessions.open(wanted, "s", domain, "ana").session_id
 
     def order(self, session: str, epoch: int, **fields: Any) -> Order:
-        base = {"order_id": f"order:{uuid.uuid4().hex}", "world_id": self.world, "strategy_id": self.strategies[0], "session_id": session, "execution_domain": "dryrun", "epoch": epoch}
-        return Order.model_validate({**base, "symbol": "AAPL", "side": "buy", "quantity": "1", "reference_price": "100", **fields})
+        base = {
+            "order_id": f"order:{uuid.uuid4().hex}",
+            "world_id": self.world,
+            "strategy_id": self.strategies[0],
+            "session_id": session,
+            "execution_domain": "dryrun",
+            "epoch": epoch,
+        }
+        return Order.model_validate(
+            {**base, "symbol": "AAPL", "side": "buy", "quantity": "1", "reference_price": "100", **fields}
+        )
 
     @property
     def epoch(self) -> int:
@@ -119,4 +170,11 @@ class Desk:
     def logged(self) -> list[str]:
         """What the order log tells of this world, by kind, oldest first."""
         with self.database.read() as session:
-            return list(session.connection().execute(text("SELECT kind FROM order_log WHERE world_id = :world ORDER BY seq"), {"world": self.world}).scalars())
+            return list(
+                session.connection()
+                .execute(
+                    text("SELECT kind FROM order_log WHERE world_id = :world ORDER BY seq"),
+                    {"world": self.world},
+                )
+                .scalars()
+            )

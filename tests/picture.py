@@ -23,7 +23,13 @@ def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str
     from selenium.webdriver.common.by import By
 
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,870", "--hide-scrollbars"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1500,870",
+        "--hide-scrollbars",
+    ):
         options.add_argument(argument)
     options.binary_location = shutil.which("chromium") or ""
     driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
@@ -38,11 +44,17 @@ def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str
             text = "\n".join(texts(driver))
             if all(word in text for word in wanted):
                 break
-            assert time.monotonic() < deadline, f"the page lacks {[word for word in wanted if word not in text]}: {text[-2500:]}"
+            assert time.monotonic() < deadline, (
+                f"the page lacks {[word for word in wanted if word not in text]}: {text[-2500:]}"
+            )
             time.sleep(0.2)
         # The box of the details shows some five lines; the picture shall have them all.
-        driver.execute_script("document.querySelectorAll('iframe').forEach(e => { e.style.height = '430px'; e.style.maxHeight = 'none'; e.parentElement.style.maxHeight = 'none'; })")
-        driver.execute_script("document.querySelectorAll('iframe').forEach(e => { if (e.offsetHeight > 0) e.scrollIntoView({block: 'end'}); })")
+        driver.execute_script(
+            "document.querySelectorAll('iframe').forEach(e => { e.style.height = '430px'; e.style.maxHeight = 'none'; e.parentElement.style.maxHeight = 'none'; })"
+        )
+        driver.execute_script(
+            "document.querySelectorAll('iframe').forEach(e => { if (e.offsetHeight > 0) e.scrollIntoView({block: 'end'}); })"
+        )
         time.sleep(0.5)
         if picture is not None:
             picture.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +84,19 @@ def main(picture: Path) -> int:
             stage = Stage(machine, "us-equities")
             try:
                 assert stage.promote("dryrun", stage.ana).outcome == "completed"
-                run = stage.ask("live", run_id=f"to-live-{uuid.uuid4().hex[:4]}", reason="thirty good days in dryrun").run_id
+                run = stage.ask(
+                    "live", run_id=f"to-live-{uuid.uuid4().hex[:4]}", reason="thirty good days in dryrun"
+                ).run_id
                 stage.at(run, "approval")
                 stage.ana.approve(stage.world, run, Verdict(reason="the figures hold"), live=True)
                 url = f"{machine.server.ui_url}/namespaces/default/workflows/apply:{stage.world}"
-                print(shown(url, ("waits for 1 more approval", "ana: approve", "paper at", "live at", "freeze"), picture))
+                print(
+                    shown(
+                        url,
+                        ("waits for 1 more approval", "ana: approve", "paper at", "live at", "freeze"),
+                        picture,
+                    )
+                )
                 stage.client.abort(stage.world, run)
             finally:
                 stage.close()

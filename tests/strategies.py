@@ -17,7 +17,9 @@ WORLD = {
                 "path": "sample:us_equities_1d.parquet",
                 "interval": "1d",
                 "calendar": "XNYS",
-                "streams": {name: [name, "price"] for name in ("AAPL", "JNJ", "JPM", "KO", "MSFT", "PG", "WMT", "XOM")},
+                "streams": {
+                    name: [name, "price"] for name in ("AAPL", "JNJ", "JPM", "KO", "MSFT", "PG", "WMT", "XOM")
+                },
             }
         ]
     },

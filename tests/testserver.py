@@ -26,9 +26,16 @@ def launcher(tools: Path) -> Path | None:
     with portalocker.Lock(folder / "lock", timeout=_LIMIT_S):
         if not found.exists():
             (folder / "pom.xml").write_text(_POM)
-            subprocess.run([maven, "--quiet", "--batch-mode", "dependency:copy-dependencies", "-DoutputDirectory=lib"], cwd=folder, check=True, timeout=_LIMIT_S)
+            subprocess.run(
+                [maven, "--quiet", "--batch-mode", "dependency:copy-dependencies", "-DoutputDirectory=lib"],
+                cwd=folder,
+                check=True,
+                timeout=_LIMIT_S,
+            )
             aside = folder / "start.new"
-            aside.write_text(f'#!/bin/sh\nexec {java} -cp "{folder}/lib/*" io.temporal.testserver.TestServer "$@"\n')
+            aside.write_text(
+                f'#!/bin/sh\nexec {java} -cp "{folder}/lib/*" io.temporal.testserver.TestServer "$@"\n'
+            )
             aside.chmod(0o755)
             aside.rename(found)  # the last thing, so that a fetch that was cut off is done again
     return found

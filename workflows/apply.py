@@ -17,7 +17,19 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import Aborted, AbortRequest, ApplyBrief, ApplyEnd, ApplyInput, ApplyView, AwaitAcks, Conclude, DirectVote, DrainCommand, Vote
+    from activities.commands import (
+        Aborted,
+        AbortRequest,
+        ApplyBrief,
+        ApplyEnd,
+        ApplyInput,
+        ApplyView,
+        AwaitAcks,
+        Conclude,
+        DirectVote,
+        DrainCommand,
+        Vote,
+    )
     from activities.worlds.apply_activities import ApplyActivities
     from activities.worlds.store import Frozen
     from qmtl_sdk.contracts.applies import Approval, AwaitApprovals, Drain, Freeze, Switch, Unfreeze
@@ -51,7 +63,9 @@ class ApplyWorkflow:
 
     @workflow.run
     async def run(self, apply: ApplyInput) -> ApplyEnd:
-        self._plan = await workflow.execute_local_activity_method(ApplyActivities.apply_plan, apply, summary="read the plan", **STORE)
+        self._plan = await workflow.execute_local_activity_method(
+            ApplyActivities.apply_plan, apply, summary="read the plan", **STORE
+        )
         try:
             for stage in self._plan.stages:
                 await self._carry_out(stage)
@@ -60,7 +74,9 @@ class ApplyWorkflow:
             outcome, reason = end.outcome, end.reason
         self._past_abort = True
         conclude = Conclude(**apply.model_dump(), outcome=outcome, reason=reason)
-        await workflow.execute_local_activity_method(ApplyActivities.conclude_apply, conclude, summary=f"conclude: {outcome}", **STORE)
+        await workflow.execute_local_activity_method(
+            ApplyActivities.conclude_apply, conclude, summary=f"conclude: {outcome}", **STORE
+        )
         self._show(outcome, reason)
         await workflow.wait_condition(workflow.all_handlers_finished)
         return ApplyEnd(run_id=apply.run_id, outcome=outcome, reason=reason, epoch=self._epoch)
@@ -82,14 +98,20 @@ class ApplyWorkflow:
     # approval
 
     async def _await_approvals(self, stage: AwaitApprovals) -> None:
-        await workflow.execute_local_activity_method(ApplyActivities.await_approval, self._apply, summary="wait for approvals", **STORE)
+        await workflow.execute_local_activity_method(
+            ApplyActivities.await_approval, self._apply, summary="wait for approvals", **STORE
+        )
         deadline = workflow.now() + timedelta(seconds=stage.expires_s)
         await self._take_votes()  # what was said while an earlier run of this workflow was lost
         while not self._decided(stage):
             self._show("approval", self._missing(stage))
             left = deadline - workflow.now()
             try:
-                await workflow.wait_condition(lambda: bool(self._votes) or self._abort is not None, timeout=max(left, timedelta(0)), timeout_summary="waiting for approval")
+                await workflow.wait_condition(
+                    lambda: bool(self._votes) or self._abort is not None,
+                    timeout=max(left, timedelta(0)),
+                    timeout_summary="waiting for approval",
+                )
             except TimeoutError:
                 raise EndedError("rolled_back", f"no approval within {words(stage.expires_s)}") from None
             self._give_way()
@@ -101,9 +123,15 @@ class ApplyWorkflow:
             if vote.approval_id.startswith("approval:"):
                 continue  # the Gateway has stored it
             about = self._apply.model_dump()
-            direct = DirectVote(**about, approval_id=vote.approval_id, actor=vote.actor, verdict=verdict, reason=vote.reason)
-            await workflow.execute_local_activity_method(ApplyActivities.direct_vote, direct, summary="keep what came straight to Temporal", **STORE)
-        found = await workflow.execute_local_activity_method(ApplyActivities.take_votes, self._apply, summary="read what was said", **STORE)
+            direct = DirectVote(
+                **about, approval_id=vote.approval_id, actor=vote.actor, verdict=verdict, reason=vote.reason
+            )
+            await workflow.execute_local_activity_method(
+                ApplyActivities.direct_vote, direct, summary="keep what came straight to Temporal", **STORE
+            )
+        found = await workflow.execute_local_activity_method(
+            ApplyActivities.take_votes, self._apply, summary="read what was said", **STORE
+        )
         self._approvals = found.approvals
 
     def _decided(self, stage: AwaitApprovals) -> bool:
@@ -124,7 +152,12 @@ class ApplyWorkflow:
 
     async def _freeze(self) -> None:
         try:
-            self._frozen = await workflow.execute_activity_method(ApplyActivities.freeze_world, self._apply, summary="freeze: refuse orders, raise the epoch", **FENCE)
+            self._frozen = await workflow.execute_activity_method(
+                ApplyActivities.freeze_world,
+                self._apply,
+                summary="freeze: refuse orders, raise the epoch",
+                **FENCE,
+            )
         except ActivityError as error:
             raise EndedError("rolled_back", f"not frozen: {_why(error)}") from error
         self._epoch = self._frozen.epoch
@@ -134,7 +167,9 @@ class ApplyWorkflow:
         if self._abort is not None:
             await self._go_back(self._abort_reason())
         acks = next(item.ack_timeout_s for item in self._plan.stages if isinstance(item, Freeze))
-        command = DrainCommand(**self._apply.model_dump(), frozen=self._frozen, timeout_s=stage.timeout_s, ack_timeout_s=acks)
+        command = DrainCommand(
+            **self._apply.model_dump(), frozen=self._frozen, timeout_s=stage.timeout_s, ack_timeout_s=acks
+        )
         self._draining = asyncio.create_task(self._wait_drained(command))
         try:
             await self._draining
@@ -149,24 +184,48 @@ class ApplyWorkflow:
             await self._go_back(self._abort_reason())
 
     async def _wait_drained(self, command: DrainCommand) -> None:
-        heard = await workflow.execute_activity_method(ApplyActivities.drain_world, command, summary="drain: wait for open orders and for who has heard", **WAIT)
+        heard = await workflow.execute_activity_method(
+            ApplyActivities.drain_world,
+            command,
+            summary="drain: wait for open orders and for who has heard",
+            **WAIT,
+        )
         if heard.missing:
             self._notes.append(f"not heard of the freeze in time: {', '.join(heard.missing[:10])}")
 
     async def _switch(self) -> None:
         self._past_abort = True
         try:
-            await workflow.execute_activity_method(ApplyActivities.switch_world, self._apply, summary="switch activations, edges, queues, fingerprint", **FENCE)
+            await workflow.execute_activity_method(
+                ApplyActivities.switch_world,
+                self._apply,
+                summary="switch activations, edges, queues, fingerprint",
+                **FENCE,
+            )
         except ActivityError as error:
             self._show("restore", f"the switch was refused: {_why(error)}")
-            await workflow.execute_activity_method(ApplyActivities.restore_world, self._apply, summary="restore what was before", **FENCE)
-            raise EndedError("frozen", f"the switch was refused: {_why(error)}; what was before is restored, and the world stays frozen: `qmtl world resume {self._apply.world_id}`") from error
+            await workflow.execute_activity_method(
+                ApplyActivities.restore_world, self._apply, summary="restore what was before", **FENCE
+            )
+            raise EndedError(
+                "frozen",
+                f"the switch was refused: {_why(error)}; what was before is restored, and the world stays frozen: `qmtl world resume {self._apply.world_id}`",
+            ) from error
 
     async def _unfreeze(self, stage: Unfreeze) -> None:
-        opened = await workflow.execute_activity_method(ApplyActivities.unfreeze_world, self._apply, summary="unfreeze: take orders again, under a new epoch", **FENCE)
+        opened = await workflow.execute_activity_method(
+            ApplyActivities.unfreeze_world,
+            self._apply,
+            summary="unfreeze: take orders again, under a new epoch",
+            **FENCE,
+        )
         self._epoch = opened.epoch
-        command = AwaitAcks(**self._apply.model_dump(), told=opened, phase="unfreeze", timeout_s=stage.ack_timeout_s)
-        heard = await workflow.execute_activity_method(ApplyActivities.await_acks, command, summary="wait for who has heard of the unfreeze", **WAIT)
+        command = AwaitAcks(
+            **self._apply.model_dump(), told=opened, phase="unfreeze", timeout_s=stage.ack_timeout_s
+        )
+        heard = await workflow.execute_activity_method(
+            ApplyActivities.await_acks, command, summary="wait for who has heard of the unfreeze", **WAIT
+        )
         if heard.missing:
             self._notes.append(f"not heard of the unfreeze in time: {', '.join(heard.missing[:10])}")
 
@@ -174,7 +233,9 @@ class ApplyWorkflow:
         """Nothing was switched: open the world again as it was."""
         self._past_abort = True
         self._show("going back", reason)
-        opened = await workflow.execute_activity_method(ApplyActivities.unfreeze_world, self._apply, summary="unfreeze: nothing was switched", **FENCE)
+        opened = await workflow.execute_activity_method(
+            ApplyActivities.unfreeze_world, self._apply, summary="unfreeze: nothing was switched", **FENCE
+        )
         self._epoch = opened.epoch
         raise EndedError("rolled_back", reason)
 
@@ -200,9 +261,14 @@ class ApplyWorkflow:
     @abort.validator
     def _may_abort(self, request: AbortRequest) -> None:
         if request.run_id != self._apply.run_id:
-            raise ApplicationError(f"{request.run_id} is not under way, {self._apply.run_id} is", type="E_APPLY_ENDED")
+            raise ApplicationError(
+                f"{request.run_id} is not under way, {self._apply.run_id} is", type="E_APPLY_ENDED"
+            )
         if self._past_abort:
-            raise ApplicationError(f"{self._apply.run_id} can't be aborted any more: it is at {self._step}", type="E_APPLY_SWITCHED")
+            raise ApplicationError(
+                f"{self._apply.run_id} can't be aborted any more: it is at {self._step}",
+                type="E_APPLY_SWITCHED",
+            )
 
     @workflow.signal
     def approve(self, vote: Vote) -> None:
@@ -217,13 +283,26 @@ class ApplyWorkflow:
             return  # for another apply
         if not vote.approval_id.startswith("approval:"):
             # Whatever id a hand-made signal claims, it gets one of its own: the same event of the history always the same.
-            vote = vote.model_copy(update={"approval_id": f"direct:{workflow.info().run_id}:{workflow.info().get_current_history_length()}:{len(self._votes)}"})
+            vote = vote.model_copy(
+                update={
+                    "approval_id": f"direct:{workflow.info().run_id}:{workflow.info().get_current_history_length()}:{len(self._votes)}"
+                }
+            )
         self._votes.append((verdict, vote))
 
     @workflow.query
     def plan(self) -> ApplyView:
-        said = tuple(f"{vote.actor} {vote.verdict} ({vote.via}{'' if vote.counts else ', does not count'})" for vote in self._approvals)
-        return ApplyView(run_id=self._apply.run_id, title=self._plan.title if self._plan else "", step=self._step, waits_for=self._waits_for, approvals=said)
+        said = tuple(
+            f"{vote.actor} {vote.verdict} ({vote.via}{'' if vote.counts else ', does not count'})"
+            for vote in self._approvals
+        )
+        return ApplyView(
+            run_id=self._apply.run_id,
+            title=self._plan.title if self._plan else "",
+            step=self._step,
+            waits_for=self._waits_for,
+            approvals=said,
+        )
 
     # what people see
 
@@ -231,12 +310,30 @@ class ApplyWorkflow:
         self._step, self._waits_for = step, waits_for
         plan = self._plan
         assert plan is not None  # read first
-        said = "; ".join(f"{vote.actor}: {vote.verdict}{f' ({vote.reason})' if vote.reason else ''}{'' if vote.counts else ', direct, does not count'}" for vote in self._approvals) or "none yet"
-        lines = [f"**{step}**: {waits_for}" if waits_for else f"**{step}**", f"approvals: {said}", f"{plan.title}, asked for by {plan.requested_by}{f': {plan.reason}' if plan.reason else ''}"]
-        lines += [table(("what", "before", "after"), plan.diff), *(f"- left out: {text}" for text in plan.left_out), *(f"- {note}" for note in self._notes)]
-        lines.append(table(("stage", "what happens"), tuple((stage.kind, stage.explain()) for stage in plan.stages)))
+        said = (
+            "; ".join(
+                f"{vote.actor}: {vote.verdict}{f' ({vote.reason})' if vote.reason else ''}{'' if vote.counts else ', direct, does not count'}"
+                for vote in self._approvals
+            )
+            or "none yet"
+        )
+        lines = [
+            f"**{step}**: {waits_for}" if waits_for else f"**{step}**",
+            f"approvals: {said}",
+            f"{plan.title}, asked for by {plan.requested_by}{f': {plan.reason}' if plan.reason else ''}",
+        ]
+        lines += [
+            table(("what", "before", "after"), plan.diff),
+            *(f"- left out: {text}" for text in plan.left_out),
+            *(f"- {note}" for note in self._notes),
+        ]
+        lines.append(
+            table(("stage", "what happens"), tuple((stage.kind, stage.explain()) for stage in plan.stages))
+        )
         workflow.set_current_details("\n\n".join(lines)[:18_000])
-        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(step), SEARCH_RUN.value_set(self._apply.run_id)])
+        workflow.upsert_search_attributes(
+            [SEARCH_STAGE.value_set(step), SEARCH_RUN.value_set(self._apply.run_id)]
+        )
 
 
 def _why(error: ActivityError) -> str:

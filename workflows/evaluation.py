@@ -42,7 +42,9 @@ class EvaluationWorkflow:
     async def _someone_asks(self) -> bool:
         """False when nobody has asked for a while and everyone has their answer."""
         try:
-            await workflow.wait_condition(lambda: bool(self._waiting), timeout=IDLE, timeout_summary="waiting for another request")
+            await workflow.wait_condition(
+                lambda: bool(self._waiting), timeout=IDLE, timeout_summary="waiting for another request"
+            )
         except TimeoutError:
             await workflow.wait_condition(workflow.all_handlers_finished)
         return bool(self._waiting)
@@ -50,7 +52,10 @@ class EvaluationWorkflow:
     async def _judge(self) -> Judgment:
         batch = dict(self._waiting)
         first = next(iter(batch.values()))
-        self._show("judging", f"judging for {len(batch)} {'request' if len(batch) == 1 else 'requests'}: {first.reason}")
+        self._show(
+            "judging",
+            f"judging for {len(batch)} {'request' if len(batch) == 1 else 'requests'}: {first.reason}",
+        )
         command = JudgeCommand(
             store_id=self._world.store_id,
             world_id=self._world.world_id,
@@ -59,7 +64,12 @@ class EvaluationWorkflow:
             asked_by=first.asked_by,
             renewal=all(request.renewal for request in batch.values()),
         )
-        judgment = await workflow.execute_local_activity_method(WorldActivities.judge, command, summary=f"judge world {self._world.world_id} by its policy", **STORE)
+        judgment = await workflow.execute_local_activity_method(
+            WorldActivities.judge,
+            command,
+            summary=f"judge world {self._world.world_id} by its policy",
+            **STORE,
+        )
         self._judged += 1
         for request_id in batch:
             del self._waiting[request_id]

@@ -13,11 +13,30 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError, ChildWorkflowError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import ApplyInput, Asked, EndPromotion, LookCommand, PromotionApply, PromotionEnd, PromotionInput, TellPromotion, Vote
+    from activities.commands import (
+        ApplyInput,
+        Asked,
+        EndPromotion,
+        LookCommand,
+        PromotionApply,
+        PromotionEnd,
+        PromotionInput,
+        TellPromotion,
+        Vote,
+    )
     from activities.worlds.promotion_activities import PromotionActivities
     from qmtl_sdk.contracts.promotions import Progress, PromotionView
     from workflows.apply import ApplyWorkflow
-    from workflows.shared import SEARCH_RUN, SEARCH_STAGE, SEARCH_WORLD, STORE, TASK_TIMEOUT, WAIT, apply_id, table
+    from workflows.shared import (
+        SEARCH_RUN,
+        SEARCH_STAGE,
+        SEARCH_WORLD,
+        STORE,
+        TASK_TIMEOUT,
+        WAIT,
+        apply_id,
+        table,
+    )
 
 LOOK_EVERY = timedelta(minutes=1)
 
@@ -48,19 +67,40 @@ class PromotionWorkflow:
 
     async def _go(self) -> tuple[str, str]:
         while True:
-            about = {"store_id": self._promotion.store_id, "world_id": self._promotion.world_id, "strategy_id": self._promotion.strategy_id}
-            self._progress = await workflow.execute_local_activity_method(PromotionActivities.look, LookCommand(**about, to=self._promotion.to), summary="what the next stage asks for", **STORE)
+            about = {
+                "store_id": self._promotion.store_id,
+                "world_id": self._promotion.world_id,
+                "strategy_id": self._promotion.strategy_id,
+            }
+            self._progress = await workflow.execute_local_activity_method(
+                PromotionActivities.look,
+                LookCommand(**about, to=self._promotion.to),
+                summary="what the next stage asks for",
+                **STORE,
+            )
             if not self._progress.target:
                 return "completed", f"it runs in {self._promotion.to}"
             if self._end is not None:
-                return "stopped", f"ended by {self._end.actor}{f': {self._end.reason}' if self._end.reason else ''}"
+                return (
+                    "stopped",
+                    f"ended by {self._end.actor}{f': {self._end.reason}' if self._end.reason else ''}",
+                )
             if self._progress.unmet:
                 await self._wait("; ".join(condition.detail for condition in self._progress.unmet))
                 continue
             command = PromotionApply(
-                **about, run_id=f"promote-{self._run[-12:]}-{self._applies + 1}", target=self._progress.target, requested_by=self._promotion.requested_by, reason=self._promotion.reason
+                **about,
+                run_id=f"promote-{self._run[-12:]}-{self._applies + 1}",
+                target=self._progress.target,
+                requested_by=self._promotion.requested_by,
+                reason=self._promotion.reason,
             )
-            asked = await workflow.execute_local_activity_method(PromotionActivities.ask_for_apply, command, summary=f"ask for an apply to {command.target}", **STORE)
+            asked = await workflow.execute_local_activity_method(
+                PromotionActivities.ask_for_apply,
+                command,
+                summary=f"ask for an apply to {command.target}",
+                **STORE,
+            )
             if asked.refused:
                 await self._wait(f"an apply can't be asked for now: {asked.refused}")
                 continue
@@ -72,7 +112,10 @@ class PromotionWorkflow:
     async def _apply(self, command: PromotionApply) -> str:
         """Carry the apply out; why it did not complete."""
         self._apply_run = command.run_id
-        self._show("apply", f"apply {command.run_id} takes it to {command.target}: `qmtl world applies {command.world_id} {command.run_id}`")
+        self._show(
+            "apply",
+            f"apply {command.run_id} takes it to {command.target}: `qmtl world applies {command.world_id} {command.run_id}`",
+        )
         try:
             await workflow.execute_child_workflow(
                 ApplyWorkflow.run,
@@ -80,12 +123,19 @@ class PromotionWorkflow:
                 id=apply_id(command.world_id),
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 task_timeout=TASK_TIMEOUT,
-                search_attributes=TypedSearchAttributes([SearchAttributePair(SEARCH_WORLD, command.world_id), SearchAttributePair(SEARCH_RUN, command.run_id)]),
+                search_attributes=TypedSearchAttributes(
+                    [
+                        SearchAttributePair(SEARCH_WORLD, command.world_id),
+                        SearchAttributePair(SEARCH_RUN, command.run_id),
+                    ]
+                ),
                 static_summary=f"apply {command.run_id} in world {command.world_id}"[:190],
             )
         except (WorkflowAlreadyStartedError, ChildWorkflowError) as error:
             workflow.logger.info("the apply is carried out by another run: %s", error)
-        ended: Asked = await workflow.execute_activity_method(PromotionActivities.apply_ended, command, summary="how the apply has ended", **WAIT)
+        ended: Asked = await workflow.execute_activity_method(
+            PromotionActivities.apply_ended, command, summary="how the apply has ended", **WAIT
+        )
         self._apply_run = ""
         return ended.refused
 
@@ -98,15 +148,31 @@ class PromotionWorkflow:
         left = max(until - workflow.now(), timedelta(0)) + timedelta(milliseconds=1) if until else LOOK_EVERY
         if workflow.info().is_continue_as_new_suggested():
             await workflow.wait_condition(workflow.all_handlers_finished)
-            workflow.continue_as_new(self._promotion.model_copy(update={"run_id": self._run, "applies": self._applies}))
+            workflow.continue_as_new(
+                self._promotion.model_copy(update={"run_id": self._run, "applies": self._applies})
+            )
         with suppress(TimeoutError):  # time to look again
-            await workflow.wait_condition(lambda: self._look_now or self._end is not None, timeout=left, timeout_summary=f"waiting: {waits_for}"[:190])
+            await workflow.wait_condition(
+                lambda: self._look_now or self._end is not None,
+                timeout=left,
+                timeout_summary=f"waiting: {waits_for}"[:190],
+            )
         self._look_now = False
 
     async def _tell(self, state: str, actor: str, reason: str) -> None:
         promotion = self._promotion
-        about = TellPromotion(store_id=promotion.store_id, world_id=promotion.world_id, strategy_id=promotion.strategy_id, run_id=self._run, state=state, actor=actor, reason=reason)
-        await workflow.execute_local_activity_method(PromotionActivities.tell_promotion, about, summary=f"record: {state}", **STORE)
+        about = TellPromotion(
+            store_id=promotion.store_id,
+            world_id=promotion.world_id,
+            strategy_id=promotion.strategy_id,
+            run_id=self._run,
+            state=state,
+            actor=actor,
+            reason=reason,
+        )
+        await workflow.execute_local_activity_method(
+            PromotionActivities.tell_promotion, about, summary=f"record: {state}", **STORE
+        )
 
     # messages
 
@@ -143,7 +209,10 @@ class PromotionWorkflow:
     @end.validator
     def _may_end(self, request: EndPromotion) -> None:
         if self._apply_run:
-            raise ApplicationError(f"its apply {self._apply_run} is under way: abort that, and the promotion ends with it", type="E_APPLY_RUNNING")
+            raise ApplicationError(
+                f"its apply {self._apply_run} is under way: abort that, and the promotion ends with it",
+                type="E_APPLY_RUNNING",
+            )
 
     @workflow.query
     def gate(self) -> PromotionView:
@@ -165,11 +234,17 @@ class PromotionWorkflow:
     def _show(self, stage: str, waits_for: str) -> None:
         self._waits_for = waits_for
         promotion, progress = self._promotion, self._progress
-        lines = [f"**{stage}**: {waits_for}", f"{progress.label if progress else promotion.strategy_id[:17]} of {promotion.world_id} to {promotion.to}, asked for by {promotion.requested_by}"]
+        lines = [
+            f"**{stage}**: {waits_for}",
+            f"{progress.label if progress else promotion.strategy_id[:17]} of {promotion.world_id} to {promotion.to}, asked for by {promotion.requested_by}",
+        ]
         if promotion.reason:
             lines.append(promotion.reason)
         if progress is not None and progress.target:
-            rows = tuple((condition.name, "holds" if condition.met else "is missing", condition.detail) for condition in progress.conditions)
+            rows = tuple(
+                (condition.name, "holds" if condition.met else "is missing", condition.detail)
+                for condition in progress.conditions
+            )
             lines.append(table((f"for {progress.target} (it is in {progress.stage})", "", ""), rows))
         workflow.set_current_details("\n\n".join(lines)[:18_000])
         workflow.upsert_search_attributes([SEARCH_STAGE.value_set(stage)])

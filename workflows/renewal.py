@@ -15,10 +15,23 @@ with workflow.unsafe.imports_passed_through():
 class RenewalWorkflow:
     @workflow.run
     async def run(self, renewal: RenewalInput) -> RenewalDone:
-        due = await workflow.execute_local_activity_method(WorldActivities.worlds_to_renew, renewal, summary="which decisions will soon be stale", **STORE)
+        due = await workflow.execute_local_activity_method(
+            WorldActivities.worlds_to_renew, renewal, summary="which decisions will soon be stale", **STORE
+        )
         for world_id in due.worlds:
-            request = EvaluateRequest(request_id=f"renew:{world_id}:{workflow.info().run_id}", reason="its decision would become stale", renewal=True)
+            request = EvaluateRequest(
+                request_id=f"renew:{world_id}:{workflow.info().run_id}",
+                reason="its decision would become stale",
+                renewal=True,
+            )
             command = EvaluationRequest(store_id=renewal.store_id, world_id=world_id, request=request)
-            await workflow.execute_activity_method(EvaluationActivities.request_evaluation, command, summary=f"judge world {world_id} again"[:200], **SLOW)
-        workflow.set_current_details(f"**renewed** {', '.join(due.worlds) or 'nothing: no decision that something trades on is about to become stale'}")
+            await workflow.execute_activity_method(
+                EvaluationActivities.request_evaluation,
+                command,
+                summary=f"judge world {world_id} again"[:200],
+                **SLOW,
+            )
+        workflow.set_current_details(
+            f"**renewed** {', '.join(due.worlds) or 'nothing: no decision that something trades on is about to become stale'}"
+        )
         return due

@@ -20,11 +20,25 @@ _RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=100), maximum_inter
 # A short store call, in the acknowledged path. (Any: the keywords of execute_local_activity.)
 STORE: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=30), "retry_policy": _RETRY}
 # A call that reads data or asks another workflow. Its worker heartbeats for it (temporal.plugin).
-SLOW: dict[str, Any] = {"start_to_close_timeout": timedelta(minutes=5), "heartbeat_timeout": timedelta(seconds=3), "retry_policy": _RETRY, "task_queue": WORLD}
+SLOW: dict[str, Any] = {
+    "start_to_close_timeout": timedelta(minutes=5),
+    "heartbeat_timeout": timedelta(seconds=3),
+    "retry_policy": _RETRY,
+    "task_queue": WORLD,
+}
 # A change of the fence. Scheduled, not local: between two of them lies something durable, so that a lost task never does a step again that others have built on.
-FENCE: dict[str, Any] = {"start_to_close_timeout": timedelta(seconds=5), "retry_policy": _RETRY, "task_queue": ORDERS}
+FENCE: dict[str, Any] = {
+    "start_to_close_timeout": timedelta(seconds=5),
+    "retry_policy": _RETRY,
+    "task_queue": ORDERS,
+}
 # A wait on the store, as long as its command says. Its worker heartbeats for it.
-WAIT: dict[str, Any] = {"start_to_close_timeout": timedelta(days=2), "heartbeat_timeout": timedelta(seconds=3), "retry_policy": _RETRY, "task_queue": ORDERS}
+WAIT: dict[str, Any] = {
+    "start_to_close_timeout": timedelta(days=2),
+    "heartbeat_timeout": timedelta(seconds=3),
+    "retry_policy": _RETRY,
+    "task_queue": ORDERS,
+}
 
 
 def apply_id(world_id: str) -> str:
@@ -35,10 +49,17 @@ def apply_id(world_id: str) -> str:
 def table(header: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:
     """A Markdown table. Cells lose what would break it."""
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
 
 
-def figures(metrics: dict[str, float | None], names: tuple[str, ...] = ("sharpe", "max_drawdown", "trades", "sample_days", "total_return")) -> str:
+def figures(
+    metrics: dict[str, float | None],
+    names: tuple[str, ...] = ("sharpe", "max_drawdown", "trades", "sample_days", "total_return"),
+) -> str:
     """The main metrics in one line."""
     known = [(name, metrics[name]) for name in names if name in metrics]
-    return ", ".join(f"{name} {'missing' if value is None else format(value, '.4g')}" for name, value in known)
+    return ", ".join(
+        f"{name} {'missing' if value is None else format(value, '.4g')}" for name, value in known
+    )

@@ -79,7 +79,10 @@ class SubmissionWorkflow:
         try:
             error = await self._come_to_evidence()
         except TimeoutError:
-            error = RejectionError("E_ABANDONED", f"no runner came to compute it within {timedelta(seconds=submission.abandon_after_s)}")
+            error = RejectionError(
+                "E_ABANDONED",
+                f"no runner came to compute it within {timedelta(seconds=submission.abandon_after_s)}",
+            )
         self._past_computing = True
         if self._refusal is not None:
             await workflow.wait_condition(workflow.all_handlers_finished)
@@ -101,17 +104,30 @@ class SubmissionWorkflow:
         except RejectionError as error:
             self._past_computing = True  # who asks while this is being judged gets no lease
             if self._run is not None and not self._cancelled:
-                reject = RejectCommand(**self._about(), strategy_id=self._submission.strategy_id, error_code=error.code, error=error.message)
-                await workflow.execute_local_activity_method(WorldActivities.reject, reject, summary="keep why there are no metrics", **STORE)
+                reject = RejectCommand(
+                    **self._about(),
+                    strategy_id=self._submission.strategy_id,
+                    error_code=error.code,
+                    error=error.message,
+                )
+                await workflow.execute_local_activity_method(
+                    WorldActivities.reject, reject, summary="keep why there are no metrics", **STORE
+                )
             return error
 
     async def _compute(self) -> EvidenceRef | None:
         """Wait for a runner and for its evidence; None when it is gone. What it had reached is kept for the next one."""
         if not self._holder:
-            reached = f" It had reached {self._reached.node} bar {self._reached.bar}." if self._reached.node else ""
+            reached = (
+                f" It had reached {self._reached.node} bar {self._reached.bar}." if self._reached.node else ""
+            )
             self._show("waiting", f"waiting for a runner: submit the strategy again to compute it.{reached}")
         limit = timedelta(seconds=self._submission.abandon_after_s)
-        await workflow.wait_condition(lambda: bool(self._holder) or self._refusal is not None or self._cancelled, timeout=limit, timeout_summary="waiting for a runner")
+        await workflow.wait_condition(
+            lambda: bool(self._holder) or self._refusal is not None or self._cancelled,
+            timeout=limit,
+            timeout_summary="waiting for a runner",
+        )
         if self._refusal is not None:
             raise RejectionError(self._refusal.type or "E_INTERNAL", str(self._refusal))
         if self._cancelled:
@@ -161,7 +177,9 @@ class SubmissionWorkflow:
 
     async def _measure(self, command: MeasureCommand) -> dict[str, float | None]:
         try:
-            return await workflow.execute_activity_method(WorldActivities.measure, command, summary="compute the metrics from the returns", **SLOW)
+            return await workflow.execute_activity_method(
+                WorldActivities.measure, command, summary="compute the metrics from the returns", **SLOW
+            )
         except ActivityError as error:
             cause = error.cause
             if isinstance(cause, ApplicationError) and cause.non_retryable:
@@ -177,12 +195,21 @@ class SubmissionWorkflow:
             reply_to=workflow.info().workflow_id,
             reply_run=self._run_id,
         )
-        command = EvaluationRequest(store_id=self._submission.store_id, world_id=self._submission.world_id, request=request)
+        command = EvaluationRequest(
+            store_id=self._submission.store_id, world_id=self._submission.world_id, request=request
+        )
         while not self._judged:
             # Asked again where no answer comes: the judgment may have been terminated by hand. The same request is answered once.
-            await workflow.execute_activity_method(EvaluationActivities.request_evaluation, command, summary=f"ask for a judgment of world {self._submission.world_id}", **SLOW)
+            await workflow.execute_activity_method(
+                EvaluationActivities.request_evaluation,
+                command,
+                summary=f"ask for a judgment of world {self._submission.world_id}",
+                **SLOW,
+            )
             with suppress(TimeoutError):
-                await workflow.wait_condition(lambda: self._judged, timeout=ASK_AGAIN, timeout_summary="waiting for the judgment")
+                await workflow.wait_condition(
+                    lambda: self._judged, timeout=ASK_AGAIN, timeout_summary="waiting for the judgment"
+                )
         return request.request_id
 
     async def _conclude(self, request_id: str, error: RejectionError | None) -> Conclusion:
@@ -195,8 +222,16 @@ class SubmissionWorkflow:
             error_code=error.code if error else "",
             error=error.message if error else "",
         )
-        conclusion = await workflow.execute_local_activity_method(WorldActivities.conclude, command, summary="keep the outcome", **STORE)
-        verdict = "computed in shadow" if conclusion.status == "shadow" else f"active, rank {conclusion.rank}, weight {conclusion.weight:.3g}" if conclusion.active else "not active"
+        conclusion = await workflow.execute_local_activity_method(
+            WorldActivities.conclude, command, summary="keep the outcome", **STORE
+        )
+        verdict = (
+            "computed in shadow"
+            if conclusion.status == "shadow"
+            else f"active, rank {conclusion.rank}, weight {conclusion.weight:.3g}"
+            if conclusion.active
+            else "not active"
+        )
         self._show(conclusion.status, f"{conclusion.status}: {verdict}. {conclusion.reason}")
         return conclusion
 
@@ -217,17 +252,28 @@ class SubmissionWorkflow:
                 self._leases += 1
                 self._open_lease = f"lease-{self._leases}"
             ack = self._ack(ask)
-            admitted = Admitted(store_id=self._submission.store_id, idempotency_key=ask.idempotency_key, run_id=self._run_id, ack=ack)
-            await workflow.execute_local_activity_method(LogActivities.admitted, admitted, summary="note the answer in the commit log", **STORE)
+            admitted = Admitted(
+                store_id=self._submission.store_id,
+                idempotency_key=ask.idempotency_key,
+                run_id=self._run_id,
+                ack=ack,
+            )
+            await workflow.execute_local_activity_method(
+                LogActivities.admitted, admitted, summary="note the answer in the commit log", **STORE
+            )
             return ack
 
     async def _begin(self) -> None:
         self._show("admitting", "binding the strategy and its data to the world")
         about = RunCommand(**self._about())
-        self._run = await workflow.execute_local_activity_method(WorldActivities.begin_run, about, summary="bind to the world, decide the context", **STORE)
+        self._run = await workflow.execute_local_activity_method(
+            WorldActivities.begin_run, about, summary="bind to the world, decide the context", **STORE
+        )
         domain = self._run.context.execution_domain.value
         diff = DiffCommand(**self._about(), execution_domain=domain)
-        self._diff = await workflow.execute_local_activity_method(GraphActivities.diff, diff, summary="add what is new to the graph, plan queues", **STORE)
+        self._diff = await workflow.execute_local_activity_method(
+            GraphActivities.diff, diff, summary="add what is new to the graph, plan queues", **STORE
+        )
         workflow.upsert_search_attributes([SEARCH_DOMAIN.value_set(domain)])
 
     def _ack(self, ask: Admit) -> Ack:
@@ -241,14 +287,25 @@ class SubmissionWorkflow:
             strategy_id=self._submission.strategy_id,
             workflow_id=workflow.info().workflow_id,
             run_id=self._run_id,
-            queue_map={node_id: QueueTarget(topic=topic, compute_key=compute_key(node_id, *scope), reused=node_id in reused) for node_id, topic in self._diff.topics.items()},
+            queue_map={
+                node_id: QueueTarget(
+                    topic=topic, compute_key=compute_key(node_id, *scope), reused=node_id in reused
+                )
+                for node_id, topic in self._diff.topics.items()
+            },
             nodes_new=len(self._diff.new),
             nodes_reused=len(self._diff.reused),
             sentinel_id=self._diff.sentinel_id,
             context=context,
             bindings=self._run.bindings,
             execution=self._run.execution,
-            lease=Lease(lease_id=f"{self._run_id}.{self._open_lease}", heartbeat_timeout_s=self._submission.heartbeat_timeout_s, resume_from=self._reached.json_dict()) if held else None,
+            lease=Lease(
+                lease_id=f"{self._run_id}.{self._open_lease}",
+                heartbeat_timeout_s=self._submission.heartbeat_timeout_s,
+                resume_from=self._reached.json_dict(),
+            )
+            if held
+            else None,
         )
 
     @workflow.signal
@@ -263,7 +320,12 @@ class SubmissionWorkflow:
 
     @workflow.query
     def progress(self) -> Progress:
-        return Progress(step=self._step, needs_runner=self._needs_runner, lease_id=f"{self._run_id}.{self._open_lease}" if self._open_lease else "", reached=self._reached)
+        return Progress(
+            step=self._step,
+            needs_runner=self._needs_runner,
+            lease_id=f"{self._run_id}.{self._open_lease}" if self._open_lease else "",
+            reached=self._reached,
+        )
 
     @property
     def _needs_runner(self) -> bool:
@@ -276,7 +338,12 @@ class SubmissionWorkflow:
 
     def _about(self) -> dict[str, str]:
         mine = self._submission
-        return {"store_id": mine.store_id, "run_id": self._run_id, "log_key": mine.log_key, "world_id": mine.world_id}
+        return {
+            "store_id": mine.store_id,
+            "run_id": self._run_id,
+            "log_key": mine.log_key,
+            "world_id": mine.world_id,
+        }
 
     def _show(self, stage: str, step: str) -> None:
         self._step = step
@@ -286,7 +353,10 @@ class SubmissionWorkflow:
             lines[-1] += f", {len(self._diff.new)} new, {len(self._diff.reused)} reused"
         if self._run is not None:
             context = self._run.context
-            lines.append(f"computed in {context.execution_domain.value} as of {context.as_of or 'no pinned time'}" + (f" (safe mode: {context.downgrade_reason})" if context.downgrade_reason else ""))
+            lines.append(
+                f"computed in {context.execution_domain.value} as of {context.as_of or 'no pinned time'}"
+                + (f" (safe mode: {context.downgrade_reason})" if context.downgrade_reason else "")
+            )
         if self._metrics:
             lines.append(f"measured: {figures(self._metrics)}")
         workflow.set_current_details("\n\n".join(lines))

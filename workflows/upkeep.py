@@ -25,17 +25,29 @@ class UpkeepWorkflow:
     @workflow.run
     async def run(self, upkeep: UpkeepInput) -> UpkeepDone:
         self._show("looking", "looking for queues with messages beyond their retention")
-        due = await workflow.execute_activity_method(QueueActivities.queues_due, self._upkeep, summary="which queues have something to go", **SLOW)
+        due = await workflow.execute_activity_method(
+            QueueActivities.queues_due, self._upkeep, summary="which queues have something to go", **SLOW
+        )
         for number, topic in enumerate(due[:AT_ONCE], 1):
             self._show("keeping", f"queue {number} of {len(due)}: {topic}")
             await self._keep(topic)
-        self._show("done", f"{len(due)} queues looked at: {self._archived} messages archived, {self._dropped} queues dropped, {len(self._failed)} failed")
-        return UpkeepDone(looked_at=len(due), archived=self._archived, dropped=self._dropped, failed=tuple(self._failed))
+        self._show(
+            "done",
+            f"{len(due)} queues looked at: {self._archived} messages archived, {self._dropped} queues dropped, {len(self._failed)} failed",
+        )
+        return UpkeepDone(
+            looked_at=len(due), archived=self._archived, dropped=self._dropped, failed=tuple(self._failed)
+        )
 
     async def _keep(self, topic: str) -> None:
         command = UpkeepTopic(store_id=self._upkeep.store_id, topic=topic, now=self._upkeep.now)
         try:
-            kept = await workflow.execute_activity_method(QueueActivities.keep_queue, command, summary=f"archive, read back, compare: {topic}"[:200], **SLOW)
+            kept = await workflow.execute_activity_method(
+                QueueActivities.keep_queue,
+                command,
+                summary=f"archive, read back, compare: {topic}"[:200],
+                **SLOW,
+            )
         except ActivityError as error:
             if not isinstance(error.cause, ApplicationError):
                 raise

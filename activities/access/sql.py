@@ -14,7 +14,9 @@ from qmtl_sdk.contracts.access import Role, TokenInfo
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
 
-_REVOKED_AT = text("SELECT token_id, revoked_at FROM token WHERE token_id IN :token_ids").bindparams(bindparam("token_ids", expanding=True))
+_REVOKED_AT = text("SELECT token_id, revoked_at FROM token WHERE token_id IN :token_ids").bindparams(
+    bindparam("token_ids", expanding=True)
+)
 TokenState = Literal["good", "revoked", "unknown"]
 
 
@@ -33,7 +35,16 @@ class SqlTokenStore:
         )
         with self._database.write(token.created_by) as tx:
             tx.session.add(row)
-            tx.record("token.created", "", token.token_id, after={"subject": token.subject, "grants": token.json_dict()["grants"], "expires_at": row.expires_at})
+            tx.record(
+                "token.created",
+                "",
+                token.token_id,
+                after={
+                    "subject": token.subject,
+                    "grants": token.json_dict()["grants"],
+                    "expires_at": row.expires_at,
+                },
+            )
 
     def find(self, token_id: str) -> TokenInfo | None:
         with self._database.read() as session:
@@ -44,8 +55,14 @@ class SqlTokenStore:
         """Asked for every request, so that a token that was taken back is refused at once."""
         wanted = list(token_ids)
         with self._database.read() as session:
-            found = {row.token_id: row.revoked_at for row in session.connection().execute(_REVOKED_AT, {"token_ids": wanted})}
-        return {token_id: "unknown" if token_id not in found else "revoked" if found[token_id] else "good" for token_id in wanted}
+            found = {
+                row.token_id: row.revoked_at
+                for row in session.connection().execute(_REVOKED_AT, {"token_ids": wanted})
+            }
+        return {
+            token_id: "unknown" if token_id not in found else "revoked" if found[token_id] else "good"
+            for token_id in wanted
+        }
 
     def all(self) -> list[TokenInfo]:
         with self._database.read() as session:
@@ -56,7 +73,9 @@ class SqlTokenStore:
         with self._database.write(actor) as tx:
             row = tx.session.get(TokenRow, token_id, with_for_update=True)
             if row is None:
-                raise QmtlError("E_TOKEN_UNKNOWN", f"there is no token {token_id[:64]!r}", "qmtl token list shows them")
+                raise QmtlError(
+                    "E_TOKEN_UNKNOWN", f"there is no token {token_id[:64]!r}", "qmtl token list shows them"
+                )
             if row.revoked_at is None:
                 row.revoked_at = utc_now()
                 tx.session.add(row)

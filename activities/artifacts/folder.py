@@ -20,7 +20,13 @@ class FolderArtifacts:
         path = self._path(hash)
         found = content_hash(data)
         if found != hash:
-            raise QmtlError("E_ARTIFACT_HASH", f"the bytes hash to {found}, not to {hash}", "send the bytes that were hashed", expected=hash, received=found)
+            raise QmtlError(
+                "E_ARTIFACT_HASH",
+                f"the bytes hash to {found}, not to {hash}",
+                "send the bytes that were hashed",
+                expected=hash,
+                received=found,
+            )
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,10 +42,16 @@ class FolderArtifacts:
         try:
             return path.read_bytes()
         except FileNotFoundError as error:
-            raise QmtlError("E_ARTIFACT_UNKNOWN", f"there is no artifact {hash}", "upload it first with PUT /artifacts/{hash}") from error
+            raise QmtlError(
+                "E_ARTIFACT_UNKNOWN",
+                f"there is no artifact {hash}",
+                "upload it first with PUT /artifacts/{hash}",
+            ) from error
 
     def _path(self, hash: str) -> Path:
         if not _HASH.fullmatch(hash):
-            raise QmtlError("E_ARTIFACT_HASH", f"{hash[:80]!r} is not a content hash", "write blake3: and 64 hex digits")
+            raise QmtlError(
+                "E_ARTIFACT_HASH", f"{hash[:80]!r} is not a content hash", "write blake3: and 64 hex digits"
+            )
         digest = hash.removeprefix(PREFIX)
         return self._root / digest[:2] / digest

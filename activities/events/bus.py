@@ -46,10 +46,24 @@ class SqliteBus:
         self.log_id = self._log.log_id
 
     def publish(self, events: Sequence[CloudEvent]) -> None:
-        self._log.append([NewEntry(event.topic, event.idempotencykey, event.subject, event.model_dump_json(), event.ends_subject) for event in events])
+        self._log.append(
+            [
+                NewEntry(
+                    event.topic,
+                    event.idempotencykey,
+                    event.subject,
+                    event.model_dump_json(),
+                    event.ends_subject,
+                )
+                for event in events
+            ]
+        )
 
     def read(self, topic: str, after: int, limit: int) -> list[Sequenced]:
-        return [Sequenced(sequence=entry.sequence, event=_event(entry.body)) for entry in self._log.read(topic, after, limit)]
+        return [
+            Sequenced(sequence=entry.sequence, event=_event(entry.body))
+            for entry in self._log.read(topic, after, limit)
+        ]
 
     def bounds(self, topic: str) -> Bounds:
         return self._log.bounds(topic)
@@ -66,7 +80,9 @@ class SqliteBus:
 
     def follow(self, position: int, limit: int = 1000) -> tuple[list[tuple[str, Sequenced]], int]:
         entries, position = self._log.follow(position, limit)
-        return [(entry.topic, Sequenced(sequence=entry.sequence, event=_event(entry.body))) for entry in entries], position
+        return [
+            (entry.topic, Sequenced(sequence=entry.sequence, event=_event(entry.body))) for entry in entries
+        ], position
 
     def trim(self, topic: str, first: int) -> int:
         return self._log.trim(topic, first)

@@ -17,14 +17,25 @@ class SqlOutbox:
     def waiting(self, limit: int) -> list[Outbox]:
         """What was not told yet, in the order of its numbers. A number may be given before another and become visible after it: nothing is skipped for that."""
         with self._database.read() as session:
-            return list(session.exec(select(Outbox).where(col(Outbox.published_at).is_(None)).order_by(col(Outbox.seq)).limit(limit)))
+            return list(
+                session.exec(
+                    select(Outbox)
+                    .where(col(Outbox.published_at).is_(None))
+                    .order_by(col(Outbox.seq))
+                    .limit(limit)
+                )
+            )
 
     def told(self, seqs: Sequence[int]) -> None:
         with self._database.write("relay", bookkeeping=True) as tx:
-            tx.session.connection().execute(update(Outbox).where(col(Outbox.seq).in_(seqs)).values(published_at=utc_now()))
+            tx.session.connection().execute(
+                update(Outbox).where(col(Outbox.seq).in_(seqs)).values(published_at=utc_now())
+            )
 
     def age_s(self) -> float:
         """How long the oldest row has waited; 0 where none does."""
         with self._database.read() as session:
             oldest = session.exec(select(func.min(Outbox.at)).where(col(Outbox.published_at).is_(None))).one()
-        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(oldest)).total_seconds()) if oldest else 0.0
+        return (
+            max(0.0, (datetime.now(UTC) - datetime.fromisoformat(oldest)).total_seconds()) if oldest else 0.0
+        )

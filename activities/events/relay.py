@@ -93,7 +93,13 @@ def run(config: Settings) -> None:
     try:
         bus = SqliteBus(config.bus_path)
         print("relay: ready", flush=True)
-        desk = threading.Thread(target=VenueDesk(database, SqlOrderStore(database), brokers(config.orders.paper_fill_delay_s)).run, args=(stop,), name="qmtl-venues")
+        desk = threading.Thread(
+            target=VenueDesk(
+                database, SqlOrderStore(database), brokers(config.orders.paper_fill_delay_s)
+            ).run,
+            args=(stop,),
+            name="qmtl-venues",
+        )
         desk.start()
         try:
             Relay(database, bus, config.events.keep).run(stop)

@@ -26,11 +26,23 @@ class SqlCommitLog:
                 received_at=utc_now(),
             )
             if tx.insert_new([row]):
-                tx.record("submission.received", submit.world_id, row.strategy_id, after={"body_hash": body_hash}, correlation_id=submit.idempotency_key)
-                return LogEntry(idempotency_key=row.idempotency_key, world_id=row.world_id, strategy_id=row.strategy_id)
+                tx.record(
+                    "submission.received",
+                    submit.world_id,
+                    row.strategy_id,
+                    after={"body_hash": body_hash},
+                    correlation_id=submit.idempotency_key,
+                )
+                return LogEntry(
+                    idempotency_key=row.idempotency_key, world_id=row.world_id, strategy_id=row.strategy_id
+                )
             found = self._row(tx, submit.idempotency_key)
             if found.body_hash != body_hash:
-                raise QmtlError("E_IDEMPOTENCY_KEY_REUSED", f"the idempotency key {submit.idempotency_key!r} came with another body before", "use a new key for a new submission")
+                raise QmtlError(
+                    "E_IDEMPOTENCY_KEY_REUSED",
+                    f"the idempotency key {submit.idempotency_key!r} came with another body before",
+                    "use a new key for a new submission",
+                )
             return _entry(found)
 
     def entry(self, idempotency_key: str) -> LogEntry | None:
@@ -42,7 +54,11 @@ class SqlCommitLog:
         with self._database.read() as session:
             row = session.exec(select(CommitLog).where(CommitLog.idempotency_key == idempotency_key)).first()
         if row is None:
-            raise QmtlError("E_STRATEGY_UNKNOWN", f"the commit log has no submission {idempotency_key!r}", "this worker may serve another store")
+            raise QmtlError(
+                "E_STRATEGY_UNKNOWN",
+                f"the commit log has no submission {idempotency_key!r}",
+                "this worker may serve another store",
+            )
         return StrategySubmit.model_validate_json(row.body)
 
     def admitted(self, idempotency_key: str, run_id: str, ack: Ack) -> None:
@@ -53,7 +69,13 @@ class SqlCommitLog:
             row.run_id, row.ack = run_id, ack.model_dump_json()
             tx.session.add(row)
             after = {"run_id": run_id, "nodes_new": ack.nodes_new, "nodes_reused": ack.nodes_reused}
-            tx.record("submission.admitted", row.world_id, row.strategy_id, after=after, correlation_id=idempotency_key)
+            tx.record(
+                "submission.admitted",
+                row.world_id,
+                row.strategy_id,
+                after=after,
+                correlation_id=idempotency_key,
+            )
 
     def refuse(self, idempotency_key: str, code: str) -> None:
         with self._database.write("submission") as tx:
@@ -62,18 +84,37 @@ class SqlCommitLog:
                 return
             row.refused = code
             tx.session.add(row)
-            tx.record("submission.refused", row.world_id, row.strategy_id, after={"code": code}, correlation_id=idempotency_key)
+            tx.record(
+                "submission.refused",
+                row.world_id,
+                row.strategy_id,
+                after={"code": code},
+                correlation_id=idempotency_key,
+            )
 
     def waiting(self) -> list[LogEntry]:
         with self._database.read() as session:
-            query = select(CommitLog).where(col(CommitLog.run_id).is_(None), col(CommitLog.refused).is_(None)).order_by(col(CommitLog.seq))
+            query = (
+                select(CommitLog)
+                .where(col(CommitLog.run_id).is_(None), col(CommitLog.refused).is_(None))
+                .order_by(col(CommitLog.seq))
+            )
             return [_entry(row) for row in session.exec(query)]
 
     @staticmethod
     def _row(tx: Transaction, idempotency_key: str) -> CommitLog:
-        return tx.session.exec(select(CommitLog).where(CommitLog.idempotency_key == idempotency_key).with_for_update()).one()
+        return tx.session.exec(
+            select(CommitLog).where(CommitLog.idempotency_key == idempotency_key).with_for_update()
+        ).one()
 
 
 def _entry(row: CommitLog) -> LogEntry:
     ack = Ack.model_validate_json(row.ack) if row.ack else None
-    return LogEntry(idempotency_key=row.idempotency_key, world_id=row.world_id, strategy_id=row.strategy_id, run_id=row.run_id, ack=ack, refused=row.refused)
+    return LogEntry(
+        idempotency_key=row.idempotency_key,
+        world_id=row.world_id,
+        strategy_id=row.strategy_id,
+        run_id=row.run_id,
+        ack=ack,
+        refused=row.refused,
+    )

@@ -14,4 +14,6 @@ class GraphActivities:
     @activity.defn(no_thread_cancel_exception=True)
     def diff(self, command: DiffCommand) -> DiffResult:
         submit = self._log.body(command.log_key)
-        return self._graph.diff(command.run_id, command.world_id, command.execution_domain, submit.meta.name, submit.dag)
+        return self._graph.diff(
+            command.run_id, command.world_id, command.execution_domain, submit.meta.name, submit.dag
+        )

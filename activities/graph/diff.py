@@ -31,7 +31,14 @@ class DiffPlan(Model):
     topics: dict[str, str]
 
 
-def plan_diff(dag: Dag, world_id: str, domain: str, known: Mapping[str, str], queues: Mapping[str, str], taken: Mapping[str, str]) -> DiffPlan:
+def plan_diff(
+    dag: Dag,
+    world_id: str,
+    domain: str,
+    known: Mapping[str, str],
+    queues: Mapping[str, str],
+    taken: Mapping[str, str],
+) -> DiffPlan:
     """`known`: NodeID → schema_hash in the graph; `queues`: NodeID → topic in this world and domain; `taken`: folded topic → NodeID."""
     nodes = {node.node_id: node for node in dag.nodes}
     taken, topics, planned = dict(taken), dict(queues), []

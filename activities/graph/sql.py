@@ -31,12 +31,37 @@ class SqlGraphStore:
                 return DiffResult.model_validate_json(done.body)
             tx.lock("graph")
             plan = _plan(tx.session, world_id, domain, dag)
-            result = DiffResult(new=plan.new, reused=plan.reused, topics=plan.topics, sentinel_id=sentinel_id(world_id, dag.strategy_id))
+            result = DiffResult(
+                new=plan.new,
+                reused=plan.reused,
+                topics=plan.topics,
+                sentinel_id=sentinel_id(world_id, dag.strategy_id),
+            )
             self._write(tx, plan, result, world_id, domain, name, dag)
             tx.session.add(Diff(run_id=run_id, body=result.model_dump_json()))
-            after = {"new": len(plan.new), "reused": len(plan.reused), "queues": len(plan.queues), "sentinel": result.sentinel_id}
-            data = {"world_id": world_id, "sentinel_id": result.sentinel_id, "strategy_id": dag.strategy_id, "weight": 1.0, "version": dag.strategy_id}
-            tx.record("graph.diff", world_id, dag.strategy_id, after=after, correlation_id=run_id, event="sentinel_weight", about=result.sentinel_id, data=data)
+            after = {
+                "new": len(plan.new),
+                "reused": len(plan.reused),
+                "queues": len(plan.queues),
+                "sentinel": result.sentinel_id,
+            }
+            data = {
+                "world_id": world_id,
+                "sentinel_id": result.sentinel_id,
+                "strategy_id": dag.strategy_id,
+                "weight": 1.0,
+                "version": dag.strategy_id,
+            }
+            tx.record(
+                "graph.diff",
+                world_id,
+                dag.strategy_id,
+                after=after,
+                correlation_id=run_id,
+                event="sentinel_weight",
+                about=result.sentinel_id,
+                data=data,
+            )
             self._tell(tx, plan, world_id, domain, dag, run_id)
             return result
 
@@ -50,7 +75,9 @@ class SqlGraphStore:
             return self.bind_queues(tx, world_id, domain, dag, self._brokers)
 
     @staticmethod
-    def bind_queues(tx: Transaction, world_id: str, domain: str, dag: Dag, brokers: int = 1) -> dict[str, str]:
+    def bind_queues(
+        tx: Transaction, world_id: str, domain: str, dag: Dag, brokers: int = 1
+    ) -> dict[str, str]:
         """The same, within a transaction that changes more."""
         tx.lock("graph")
         plan = _plan(tx.session, world_id, domain, dag)
@@ -60,10 +87,19 @@ class SqlGraphStore:
         return plan.topics
 
     @staticmethod
-    def _tell(tx: Transaction, plan: DiffPlan, world_id: str, domain: str, dag: Dag, correlation_id: str) -> None:
+    def _tell(
+        tx: Transaction, plan: DiffPlan, world_id: str, domain: str, dag: Dag, correlation_id: str
+    ) -> None:
         nodes = {node.node_id: node for node in dag.nodes}
         if plan.queues:
-            announce(tx, world_id, domain, [(nodes[queue.node_id], queue.topic) for queue in plan.queues], dag.strategy_id, correlation_id)
+            announce(
+                tx,
+                world_id,
+                domain,
+                [(nodes[queue.node_id], queue.topic) for queue in plan.queues],
+                dag.strategy_id,
+                correlation_id,
+            )
         register(tx, world_id, domain, dag.nodes, correlation_id)
 
     def dag(self, strategy_id: str) -> Dag:
@@ -73,7 +109,16 @@ class SqlGraphStore:
             raise QmtlError("E_STRATEGY_UNKNOWN", f"the graph has no {strategy_id[:80]}", "submit it first")
         return Dag.model_validate_json(row.dag)
 
-    def _write(self, tx: Transaction, plan: DiffPlan, result: DiffResult, world_id: str, domain: str, name: str, dag: Dag) -> None:
+    def _write(
+        self,
+        tx: Transaction,
+        plan: DiffPlan,
+        result: DiffResult,
+        world_id: str,
+        domain: str,
+        name: str,
+        dag: Dag,
+    ) -> None:
         now, strategy_id, new = utc_now(), dag.strategy_id, set(plan.new)
         nodes = {node.node_id: node for node in dag.nodes}
         tx.insert_new(
@@ -93,25 +138,62 @@ class SqlGraphStore:
                 for node in (nodes[node_id] for node_id in plan.new)
             ]
         )
-        tx.insert_new([GraphEdge(parent=parent, child=child) for parent, child in sorted(set(dag.edges)) if child in new])
-        tx.insert_new([GraphStrategy(strategy_id=strategy_id, name=name, dag=dag.model_dump_json(), created_at=now)])
-        tx.insert_new([Sentinel(sentinel_id=result.sentinel_id, world_id=world_id, strategy_id=strategy_id, version=strategy_id, traffic_weight=1.0, created_at=now)])
+        tx.insert_new(
+            [
+                GraphEdge(parent=parent, child=child)
+                for parent, child in sorted(set(dag.edges))
+                if child in new
+            ]
+        )
+        tx.insert_new(
+            [GraphStrategy(strategy_id=strategy_id, name=name, dag=dag.model_dump_json(), created_at=now)]
+        )
+        tx.insert_new(
+            [
+                Sentinel(
+                    sentinel_id=result.sentinel_id,
+                    world_id=world_id,
+                    strategy_id=strategy_id,
+                    version=strategy_id,
+                    traffic_weight=1.0,
+                    created_at=now,
+                )
+            ]
+        )
         self._add_queues(tx, plan, world_id, domain, self._brokers)
         if plan.minor:
             due = (datetime.now(UTC) + RECOMPUTE_AFTER).isoformat()
-            tx.session.connection().execute(update(GraphNode).where(col(GraphNode.node_id).in_(plan.minor), col(GraphNode.recompute_after).is_(None)).values(recompute_after=due))
+            tx.session.connection().execute(
+                update(GraphNode)
+                .where(col(GraphNode.node_id).in_(plan.minor), col(GraphNode.recompute_after).is_(None))
+                .values(recompute_after=due)
+            )
 
     @staticmethod
     def _add_queues(tx: Transaction, plan: DiffPlan, world_id: str, domain: str, brokers: int) -> None:
         rows = []
         for queue in plan.queues:
             layout = layout_of(queue.kind, brokers)
-            rows.append(Queue(topic=queue.topic, node_id=queue.node_id, world_id=world_id, execution_domain=domain, kind=queue.kind, created_at=utc_now(), **layout.model_dump()))
+            rows.append(
+                Queue(
+                    topic=queue.topic,
+                    node_id=queue.node_id,
+                    world_id=world_id,
+                    execution_domain=domain,
+                    kind=queue.kind,
+                    created_at=utc_now(),
+                    **layout.model_dump(),
+                )
+            )
         tx.insert_new(rows)
         topics = [row.topic for row in rows]  # one that was dropped before comes back empty
         for start in range(0, len(topics), _CHUNK):
             again = col(Queue.topic).in_(topics[start : start + _CHUNK]), col(Queue.dropped_at).is_not(None)
-            tx.session.connection().execute(update(Queue).where(*again).values(dropped_at=None, archived_at=None, archive=None, created_at=utc_now()))
+            tx.session.connection().execute(
+                update(Queue)
+                .where(*again)
+                .values(dropped_at=None, archived_at=None, archive=None, created_at=utc_now())
+            )
 
 
 def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
@@ -121,8 +203,18 @@ def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
     queues: dict[str, str] = {}
     for start in range(0, len(ids), _CHUNK):
         part = ids[start : start + _CHUNK]
-        known |= {row[0]: row[1] for row in session.exec(select(GraphNode.node_id, GraphNode.schema_hash).where(col(GraphNode.node_id).in_(part)))}
-        found = select(Queue.node_id, Queue.topic).where(col(Queue.node_id).in_(part), Queue.world_id == world_id, Queue.execution_domain == domain, col(Queue.dropped_at).is_(None))
+        known |= {
+            row[0]: row[1]
+            for row in session.exec(
+                select(GraphNode.node_id, GraphNode.schema_hash).where(col(GraphNode.node_id).in_(part))
+            )
+        }
+        found = select(Queue.node_id, Queue.topic).where(
+            col(Queue.node_id).in_(part),
+            Queue.world_id == world_id,
+            Queue.execution_domain == domain,
+            col(Queue.dropped_at).is_(None),
+        )
         queues |= {row[0]: row[1] for row in session.exec(found)}
     return plan_diff(dag, world_id, domain, known, queues, _taken(session, world_id, domain, dag, queues))
 
@@ -130,9 +222,15 @@ def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
 def _taken(session: Session, world_id: str, domain: str, dag: Dag, queues: dict[str, str]) -> dict[str, str]:
     """Which of the names that would be chosen first belong to another node."""
     nodes = {node.node_id: node for node in dag.nodes}
-    first = [topic_name(world_id, domain, asset_of(node, nodes), node, {}) for node in dag.nodes if node.node_id not in queues]
+    first = [
+        topic_name(world_id, domain, asset_of(node, nodes), node, {})
+        for node in dag.nodes
+        if node.node_id not in queues
+    ]
     taken: dict[str, str] = {}
     for start in range(0, len(first), _CHUNK):
-        rows = session.exec(select(Queue.topic, Queue.node_id).where(col(Queue.topic).in_(first[start : start + _CHUNK])))
+        rows = session.exec(
+            select(Queue.topic, Queue.node_id).where(col(Queue.topic).in_(first[start : start + _CHUNK]))
+        )
         taken |= {folded(topic): node_id for topic, node_id in rows}
     return taken

@@ -69,7 +69,11 @@ def _no_session(sight: Sight) -> bool:
     session, order = sight.session, sight.order
     if session is None or session.ended or session.expires_at < sight.now:
         return True
-    return (session.world_id, session.strategy_id, session.execution_domain) != (order.world_id, order.strategy_id, order.execution_domain.value)
+    return (session.world_id, session.strategy_id, session.execution_domain) != (
+        order.world_id,
+        order.strategy_id,
+        order.execution_domain.value,
+    )
 
 
 def _live(sight: Sight) -> bool:
@@ -90,7 +94,9 @@ CHECKS: Mapping[Refusal, Check] = MappingProxyType(
         Refusal.WRONG_DOMAIN: _wrong_domain,
         Refusal.LIVE_NOT_ALLOWED: lambda sight: _live(sight) and not sight.world.allow_live,
         Refusal.EDGE_CLOSED: lambda sight: _live(sight) and not sight.world.live_edge,
-        Refusal.CIRCUIT_BREAKER: lambda sight: sight.world.max_orders is not None and sight.world.orders >= sight.world.max_orders,
+        Refusal.CIRCUIT_BREAKER: lambda sight: (
+            sight.world.max_orders is not None and sight.world.orders >= sight.world.max_orders
+        ),
     }
 )
 

@@ -73,7 +73,12 @@ def _selects(among: str) -> dict[str, str]:
 
 def _asked(orders: Iterable[Order]) -> dict[str, list[str]]:
     of = list(orders)
-    found = {"worlds": {o.world_id for o in of}, "ids": {o.order_id for o in of}, "strategies": {o.strategy_id for o in of}, "sessions": {o.session_id for o in of}}
+    found = {
+        "worlds": {o.world_id for o in of},
+        "ids": {o.order_id for o in of},
+        "strategies": {o.strategy_id for o in of},
+        "sessions": {o.session_id for o in of},
+    }
     return {name: sorted(values) for name, values in found.items()}
 
 
@@ -101,15 +106,23 @@ class _SqliteRows:
     def look(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> Seen:
         asked = {name: json.dumps(values) for name, values in _asked(orders).items()}
         driver = self._driver(connection)
-        return _seen({name: driver.execute(statement, asked).fetchall() for name, statement in self._SELECTS.items()})
+        return _seen(
+            {name: driver.execute(statement, asked).fetchall() for name, statement in self._SELECTS.items()}
+        )
 
     def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, Line]:
-        return _lines(self._driver(connection).execute(self._SELECTS["earlier"], {"ids": json.dumps(list(ids))}).fetchall())
+        return _lines(
+            self._driver(connection)
+            .execute(self._SELECTS["earlier"], {"ids": json.dumps(list(ids))})
+            .fetchall()
+        )
 
     def keep(self, connection: Connection, lines: Sequence[Line]) -> set[str]:
         driver = self._driver(connection)
         new = [line for line in lines if driver.execute(self._KEEP, line).rowcount]
-        driver.executemany(self._OPEN, [(line.ref, line.world_id, line.at) for line in new if line.kind == ACCEPTED])
+        driver.executemany(
+            self._OPEN, [(line.ref, line.world_id, line.at) for line in new if line.kind == ACCEPTED]
+        )
         return {line.ref for line in new}
 
     @staticmethod
@@ -123,7 +136,9 @@ class _PostgresRows:
     """A look is the locks and, after them, one statement, which sees what was committed before they were had."""
 
     _SELECTS = _selects("= ANY(%({})s)")
-    _LOOK = "SELECT " + ", ".join(f"(SELECT json_agg(found) FROM ({statement}) found)" for statement in _SELECTS.values())
+    _LOOK = "SELECT " + ", ".join(
+        f"(SELECT json_agg(found) FROM ({statement}) found)" for statement in _SELECTS.values()
+    )
     _KEEP = f"""
         WITH line AS (
             INSERT INTO order_log ({", ".join(Line._fields)})
@@ -137,13 +152,23 @@ class _PostgresRows:
     def look(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> Seen:
         asked = _asked(orders)
         driver = self._driver(connection)
-        locks = [f"SELECT pg_advisory_xact_lock{'' if world_id in alone else '_shared'}({lock_key(f'fence:{world_id}')})" for world_id in asked["worlds"]]
+        locks = [
+            f"SELECT pg_advisory_xact_lock{'' if world_id in alone else '_shared'}({lock_key(f'fence:{world_id}')})"
+            for world_id in asked["worlds"]
+        ]
         self._begin(driver, locks)
         found = driver.execute(self._LOOK, asked).fetchone() or ()
-        return _seen({name: [tuple(row.values()) for row in rows or ()] for name, rows in zip(self._SELECTS, found, strict=True)})
+        return _seen(
+            {
+                name: [tuple(row.values()) for row in rows or ()]
+                for name, rows in zip(self._SELECTS, found, strict=True)
+            }
+        )
 
     def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, Line]:
-        return _lines(self._driver(connection).execute(self._SELECTS["earlier"], {"ids": list(ids)}).fetchall())
+        return _lines(
+            self._driver(connection).execute(self._SELECTS["earlier"], {"ids": list(ids)}).fetchall()
+        )
 
     def keep(self, connection: Connection, lines: Sequence[Line]) -> set[str]:
         given = Json([line._asdict() for line in lines])

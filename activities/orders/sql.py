@@ -28,13 +28,22 @@ from qmtl_sdk.contracts.orders import Fill, Order, OrderRecord, OrderVerdict, Re
 _AT_ONCE, _GATHER_S = 500, 0.001
 _log, _open = (SQLModel.metadata.tables[name] for name in ("order_log", "open_order"))
 # The words of the partial indexes, as they stand there (see rows.py).
-_VERDICT, _ENDED = text("order_log.kind IN ('accepted', 'refused')"), text("order_log.kind IN ('filled', 'cancelled')")
+_VERDICT, _ENDED = (
+    text("order_log.kind IN ('accepted', 'refused')"),
+    text("order_log.kind IN ('filled', 'cancelled')"),
+)
 
 
 class SqlOrderStore:
     def __init__(self, database: Database) -> None:
         self._database, self._rows, self._counted = database, order_rows(database), set[str]()
-        self._waiting, self._mutex, self._serving, self._last, self._expected = deque[_Request](), threading.Lock(), False, 1, 1
+        self._waiting, self._mutex, self._serving, self._last, self._expected = (
+            deque[_Request](),
+            threading.Lock(),
+            False,
+            1,
+            1,
+        )
         self._all_there = threading.Condition(self._mutex)
         self._threads = ThreadPoolExecutor(1, "fence")
 
@@ -100,18 +109,35 @@ class SqlOrderStore:
             orders = {order.order_id: order for request in requests for order in request.orders}
             connection = tx.session.connection()
             seen = self._rows.look(connection, orders.values(), self._counted)
-            counted = {world_id for world_id, world in seen.worlds.items() if world.max_orders is not None or world.max_refused is not None}
-            if not counted <= self._counted:  # its circuit breaker was set since: whoever counts holds the fence alone
+            counted = {
+                world_id
+                for world_id, world in seen.worlds.items()
+                if world.max_orders is not None or world.max_refused is not None
+            }
+            if (
+                not counted <= self._counted
+            ):  # its circuit breaker was set since: whoever counts holds the fence alone
                 self._counted |= counted
                 raise _CountedError
             good = [request for request in requests if not request.refuse(seen, orders)]
             asked = [order for request in good for order in request.orders]
-            verdicts = {order.order_id: _again(seen.earlier[order.order_id], seen) for order in asked if order.order_id in seen.earlier}
-            verdicts |= self._judge(tx, connection, {order.order_id: order for order in asked if order.order_id not in seen.earlier}, seen)
+            verdicts = {
+                order.order_id: _again(seen.earlier[order.order_id], seen)
+                for order in asked
+                if order.order_id in seen.earlier
+            }
+            verdicts |= self._judge(
+                tx,
+                connection,
+                {order.order_id: order for order in asked if order.order_id not in seen.earlier},
+                seen,
+            )
             for request in good:
                 request.verdicts = [verdicts[order.order_id] for order in request.orders]
 
-    def _judge(self, tx: Transaction, connection: Connection, orders: dict[str, Order], seen: Seen) -> dict[str, OrderVerdict]:
+    def _judge(
+        self, tx: Transaction, connection: Connection, orders: dict[str, Order], seen: Seen
+    ) -> dict[str, OrderVerdict]:
         """Decide about new orders and write each down."""
         if not orders:
             return {}
@@ -119,13 +145,36 @@ class SqlOrderStore:
         verdicts, lines, now = {}, [], utc_now()
         for _, order in sorted(orders.items()):  # one order of locks in the index, whoever writes
             world = seen.worlds[order.world_id]
-            reason = refusal(Sight(order, world, seen.activations.get((order.world_id, order.strategy_id)), seen.sessions.get(order.session_id), now))
+            reason = refusal(
+                Sight(
+                    order,
+                    world,
+                    seen.activations.get((order.world_id, order.strategy_id)),
+                    seen.sessions.get(order.session_id),
+                    now,
+                )
+            )
             tallies[order.world_id].count(reason, now)
-            verdicts[order.order_id] = OrderVerdict(order_id=order.order_id, accepted=reason is None, reason=reason, epoch=world.epoch)
+            verdicts[order.order_id] = OrderVerdict(
+                order_id=order.order_id, accepted=reason is None, reason=reason, epoch=world.epoch
+            )
             kind, why = (REFUSED, reason.value) if reason else (ACCEPTED, "")
-            lines.append(Line(now, order.world_id, kind, order.order_id, order.epoch, order.strategy_id, why, order.model_dump_json()))
+            lines.append(
+                Line(
+                    now,
+                    order.world_id,
+                    kind,
+                    order.order_id,
+                    order.epoch,
+                    order.strategy_id,
+                    why,
+                    order.model_dump_json(),
+                )
+            )
         written = self._rows.keep(connection, lines)
-        if len(written) < len(lines):  # another Gateway was quicker with the same ids: what it was told stands
+        if len(written) < len(
+            lines
+        ):  # another Gateway was quicker with the same ids: what it was told stands
             earlier = self._rows.earlier(connection, sorted(set(orders) - written))
             verdicts |= {order_id: _again(line, seen) for order_id, line in earlier.items()}
         self._count(tx, seen.worlds, tallies)
@@ -152,9 +201,25 @@ class SqlOrderStore:
         with self._database.write("venue", bookkeeping=True) as tx:
             connection, now = tx.session.connection(), utc_now()
             ids = [fill.order_id for fill in fills]
-            accepted = {row.ref: row for row in connection.execute(select(_log.c.ref, _log.c.world_id, _log.c.epoch, _log.c.strategy_id).where(_log.c.ref.in_(ids), _VERDICT, _log.c.kind == ACCEPTED))}
+            accepted = {
+                row.ref: row
+                for row in connection.execute(
+                    select(_log.c.ref, _log.c.world_id, _log.c.epoch, _log.c.strategy_id).where(
+                        _log.c.ref.in_(ids), _VERDICT, _log.c.kind == ACCEPTED
+                    )
+                )
+            }
             rows = [
-                {"at": now, "world_id": was.world_id, "kind": FILLED, "ref": fill.order_id, "epoch": was.epoch, "strategy_id": was.strategy_id, "reason": "", "body": fill.model_dump_json()}
+                {
+                    "at": now,
+                    "world_id": was.world_id,
+                    "kind": FILLED,
+                    "ref": fill.order_id,
+                    "epoch": was.epoch,
+                    "strategy_id": was.strategy_id,
+                    "reason": "",
+                    "body": fill.model_dump_json(),
+                }
                 for fill in sorted(fills, key=lambda fill: fill.order_id)
                 if (was := accepted.get(fill.order_id)) is not None
             ]
@@ -164,13 +229,25 @@ class SqlOrderStore:
 
     def waiting(self, limit: int) -> list[tuple[Order, datetime]]:
         """Accepted orders that no venue has ended, oldest first, with the time of their acceptance."""
-        query = select(_log.c.body, _open.c.accepted_at).join_from(_open, _log, (_log.c.ref == _open.c.order_id) & _VERDICT & (_log.c.kind == ACCEPTED)).order_by(_open.c.accepted_at).limit(limit)
+        query = (
+            select(_log.c.body, _open.c.accepted_at)
+            .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & _VERDICT & (_log.c.kind == ACCEPTED))
+            .order_by(_open.c.accepted_at)
+            .limit(limit)
+        )
         with self._database.read() as session:
-            return [(Order.model_validate_json(body), datetime.fromisoformat(at)) for body, at in session.connection().execute(query)]
+            return [
+                (Order.model_validate_json(body), datetime.fromisoformat(at))
+                for body, at in session.connection().execute(query)
+            ]
 
     def open_orders(self, world_id: str) -> int:
         with self._database.read() as session:
-            return int(session.connection().execute(select(func.count()).where(_open.c.world_id == world_id)).scalar_one())
+            return int(
+                session.connection()
+                .execute(select(func.count()).where(_open.c.world_id == world_id))
+                .scalar_one()
+            )
 
     # the log
 
@@ -188,7 +265,11 @@ class SqlOrderStore:
 
     def counts(self, world_id: str) -> dict[str, int]:
         """How many orders were accepted, and how many refused, by reason."""
-        query = select(_log.c.kind, _log.c.reason, func.count()).where(_log.c.world_id == world_id, _VERDICT).group_by(_log.c.kind, _log.c.reason)
+        query = (
+            select(_log.c.kind, _log.c.reason, func.count())
+            .where(_log.c.world_id == world_id, _VERDICT)
+            .group_by(_log.c.kind, _log.c.reason)
+        )
         with self._database.read() as session:
             found: defaultdict[str, int] = defaultdict(int)
             for kind, reason, count in session.connection().execute(query):
@@ -198,7 +279,12 @@ class SqlOrderStore:
 
 def _again(line: Line, seen: Seen) -> OrderVerdict:
     """The answer that an order was given before."""
-    return OrderVerdict(order_id=line.ref, accepted=line.kind == ACCEPTED, reason=Refusal(line.reason) if line.reason else None, epoch=seen.worlds[line.world_id].epoch)
+    return OrderVerdict(
+        order_id=line.ref,
+        accepted=line.kind == ACCEPTED,
+        reason=Refusal(line.reason) if line.reason else None,
+        epoch=seen.worlds[line.world_id].epoch,
+    )
 
 
 def _record(row: Any, ended: Any) -> OrderRecord:
@@ -206,7 +292,15 @@ def _record(row: Any, ended: Any) -> OrderRecord:
     state = "refused" if row.kind == REFUSED else ended.kind if ended else "open"
     fill = Fill.model_validate_json(ended.body) if ended is not None and ended.kind == FILLED else None
     return OrderRecord.model_validate(
-        {"seq": row.seq, "at": row.at, "order": Order.model_validate_json(row.body), "accepted": row.kind == ACCEPTED, "reason": row.reason or None, "state": state, "fill": fill}
+        {
+            "seq": row.seq,
+            "at": row.at,
+            "order": Order.model_validate_json(row.body),
+            "accepted": row.kind == ACCEPTED,
+            "reason": row.reason or None,
+            "state": state,
+            "fill": fill,
+        }
     )
 
 
@@ -229,9 +323,17 @@ class _Request:
         for order in self.orders:
             earlier = seen.earlier.get(order.order_id)
             if order.world_id not in seen.worlds:
-                self.error = QmtlError("E_WORLD_UNKNOWN", f"there is no world {order.world_id!r}", "qmtl world list prints them")
-            elif order != (orders[order.order_id] if earlier is None else Order.model_validate_json(earlier.body)):
-                self.error = QmtlError("E_ORDER_REUSED", f"the order id {order.order_id[:64]} was used for another order", "give every order an id of its own")
+                self.error = QmtlError(
+                    "E_WORLD_UNKNOWN", f"there is no world {order.world_id!r}", "qmtl world list prints them"
+                )
+            elif order != (
+                orders[order.order_id] if earlier is None else Order.model_validate_json(earlier.body)
+            ):
+                self.error = QmtlError(
+                    "E_ORDER_REUSED",
+                    f"the order id {order.order_id[:64]} was used for another order",
+                    "give every order an id of its own",
+                )
         return self.error is not None
 
     def tell(self) -> None:

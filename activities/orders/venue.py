@@ -34,7 +34,13 @@ class PaperBroker:
         self.name, self._delay = name, timedelta(seconds=delay_s)
 
     def place(self, orders: Sequence[tuple[Order, datetime]], now: datetime) -> list[Fill]:
-        return [Fill(order_id=order.order_id, quantity=order.quantity, price=order.reference_price, venue=self.name) for order, at in orders if now - at >= self._delay]
+        return [
+            Fill(
+                order_id=order.order_id, quantity=order.quantity, price=order.reference_price, venue=self.name
+            )
+            for order, at in orders
+            if now - at >= self._delay
+        ]
 
 
 def brokers(delay_s: float) -> dict[Domain, Broker]:
@@ -63,6 +69,12 @@ class VenueDesk:
     def step(self) -> int:
         """Take what waits to its venue, and note what is filled; how many that were."""
         waiting = self._orders.waiting(BATCH)
-        fills = [fill for domain, venue in self._venues.items() for fill in venue.place([(order, at) for order, at in waiting if order.execution_domain is domain], datetime.now(UTC))]
+        fills = [
+            fill
+            for domain, venue in self._venues.items()
+            for fill in venue.place(
+                [(order, at) for order, at in waiting if order.execution_domain is domain], datetime.now(UTC)
+            )
+        ]
         self._orders.filled(fills)
         return len(fills)

@@ -18,7 +18,9 @@ class SqlQueueCatalogue:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def by_tag(self, tags: Sequence[str], interval: int, match_mode: str, world_id: str, domain: str) -> list[QueueInfo]:
+    def by_tag(
+        self, tags: Sequence[str], interval: int, match_mode: str, world_id: str, domain: str
+    ) -> list[QueueInfo]:
         with self._database.read() as session:
             return matching(session, tags, interval, match_mode, world_id, domain)
 
@@ -27,11 +29,20 @@ class SqlQueueCatalogue:
         with self._database.read() as session:
             row = session.get(Queue, topic)
         if row is None or row.dropped_at is not None:
-            raise QmtlError("E_QUEUE_UNKNOWN", f"there is no queue {topic[:120]!r}", "GET /queues/by_tag finds queues")
+            raise QmtlError(
+                "E_QUEUE_UNKNOWN", f"there is no queue {topic[:120]!r}", "GET /queues/by_tag finds queues"
+            )
         return row
 
 
-def announce(tx: Transaction, world_id: str, domain: str, nodes: Sequence[tuple[NodeRecord, str]], strategy_id: str, correlation_id: str) -> None:
+def announce(
+    tx: Transaction,
+    world_id: str,
+    domain: str,
+    nodes: Sequence[tuple[NodeRecord, str]],
+    strategy_id: str,
+    correlation_id: str,
+) -> None:
     """Put new queues (node, topic) into the catalogue and tell of them: `queue_updated` for each set of tags and interval, `tagquery.upsert` for each query that finds one more."""
     tx.insert_new([QueueTag(tag=tag, topic=topic) for node, topic in nodes for tag in sorted(set(node.tags))])
     tx.session.flush()
@@ -39,23 +50,44 @@ def announce(tx: Transaction, world_id: str, domain: str, nodes: Sequence[tuple[
     for node, topic in nodes:
         groups[(tuple(sorted(set(node.tags))), node.interval)].append(topic)
     for (tags, interval), topics in sorted(groups.items()):
-        queues = [queue for queue in matching(tx.session, tags, interval, "all", world_id, domain) if queue.tags == tags]
-        queues = queues or [_plain(node, topic) for node, topic in nodes if topic in topics]  # no query finds what has no tags
+        queues = [
+            queue
+            for queue in matching(tx.session, tags, interval, "all", world_id, domain)
+            if queue.tags == tags
+        ]
+        queues = queues or [
+            _plain(node, topic) for node, topic in nodes if topic in topics
+        ]  # no query finds what has no tags
         about = f"{domain}:{interval}:{'+'.join(tags) or strategy_id}"
         _tell(tx, "queue_updated", about, tags, interval, "all", world_id, domain, queues, correlation_id)
-    for query in tx.session.exec(select(TagQueryRow).where(TagQueryRow.world_id == world_id, TagQueryRow.execution_domain == domain)):
+    for query in tx.session.exec(
+        select(TagQueryRow).where(TagQueryRow.world_id == world_id, TagQueryRow.execution_domain == domain)
+    ):
         wanted = tuple(json.loads(query.tags))
-        if any(_matches(tags, wanted, query.match_mode) and interval == query.interval_s for tags, interval in groups):
+        if any(
+            _matches(tags, wanted, query.match_mode) and interval == query.interval_s
+            for tags, interval in groups
+        ):
             tell_query(tx, query, correlation_id)
 
 
-def register(tx: Transaction, world_id: str, domain: str, nodes: Sequence[NodeRecord], correlation_id: str) -> None:
+def register(
+    tx: Transaction, world_id: str, domain: str, nodes: Sequence[NodeRecord], correlation_id: str
+) -> None:
     """Remember the tag queries among these nodes; each new one is told what it finds."""
     for node in nodes:
         if node.node_type != TAG_QUERY:
             continue
         tags, mode = sorted(node.params.get("query_tags", ())), str(node.params.get("match_mode", "any"))
-        row = TagQueryRow(world_id=world_id, execution_domain=domain, node_id=node.node_id, tags=json.dumps(tags), interval_s=node.interval, match_mode=mode, created_at=utc_now())
+        row = TagQueryRow(
+            world_id=world_id,
+            execution_domain=domain,
+            node_id=node.node_id,
+            tags=json.dumps(tags),
+            interval_s=node.interval,
+            match_mode=mode,
+            created_at=utc_now(),
+        )
         if tx.insert_new([row]):
             tell_query(tx, row, correlation_id)
 
@@ -64,23 +96,52 @@ def tell_leaving(tx: Transaction, queue: Queue) -> None:
     """Tell the tag queries that found a queue that it is gone."""
     tags = set(tx.session.exec(select(QueueTag.tag).where(QueueTag.topic == queue.topic)))
     node = tx.session.get(GraphNode, queue.node_id)
-    for query in tx.session.exec(select(TagQueryRow).where(TagQueryRow.world_id == queue.world_id, TagQueryRow.execution_domain == queue.execution_domain)):
-        if node is not None and node.interval_s == query.interval_s and _matches(sorted(tags), json.loads(query.tags), query.match_mode):
+    for query in tx.session.exec(
+        select(TagQueryRow).where(
+            TagQueryRow.world_id == queue.world_id, TagQueryRow.execution_domain == queue.execution_domain
+        )
+    ):
+        if (
+            node is not None
+            and node.interval_s == query.interval_s
+            and _matches(sorted(tags), json.loads(query.tags), query.match_mode)
+        ):
             tell_query(tx, query, "")
 
 
 def tell_query(tx: Transaction, query: TagQueryRow, correlation_id: str) -> None:
     tags = tuple(json.loads(query.tags))
-    found = matching(tx.session, tags, query.interval_s, query.match_mode, query.world_id, query.execution_domain)
+    found = matching(
+        tx.session, tags, query.interval_s, query.match_mode, query.world_id, query.execution_domain
+    )
     about = f"{query.execution_domain}:{query.interval_s}:{query.match_mode}:{'+'.join(tags)}"
-    _tell(tx, "tagquery.upsert", about, tags, query.interval_s, query.match_mode, query.world_id, query.execution_domain, found, correlation_id)
+    _tell(
+        tx,
+        "tagquery.upsert",
+        about,
+        tags,
+        query.interval_s,
+        query.match_mode,
+        query.world_id,
+        query.execution_domain,
+        found,
+        correlation_id,
+    )
 
 
-def matching(session: Session, tags: Sequence[str], interval: int, match_mode: str, world_id: str, domain: str) -> list[QueueInfo]:
+def matching(
+    session: Session, tags: Sequence[str], interval: int, match_mode: str, world_id: str, domain: str
+) -> list[QueueInfo]:
     """The queues of a world and domain that have any (or all) of the tags and this interval, oldest first."""
     query = (
         select(Queue, GraphNode, QueueTag.tag)
-        .where(col(QueueTag.tag).in_(set(tags)), Queue.topic == QueueTag.topic, Queue.world_id == world_id, Queue.execution_domain == domain, col(Queue.dropped_at).is_(None))
+        .where(
+            col(QueueTag.tag).in_(set(tags)),
+            Queue.topic == QueueTag.topic,
+            Queue.world_id == world_id,
+            Queue.execution_domain == domain,
+            col(Queue.dropped_at).is_(None),
+        )
         .where(GraphNode.node_id == Queue.node_id, GraphNode.interval_s == interval)
         .order_by(col(Queue.created_at), col(Queue.topic))
     )
@@ -92,7 +153,9 @@ def matching(session: Session, tags: Sequence[str], interval: int, match_mode: s
     wanted = len(set(tags)) if match_mode == "all" else 1
     topics = [topic for topic in found if len(hits[topic]) >= wanted]
     labels: dict[str, list[str]] = defaultdict(list)
-    for row in session.exec(select(QueueTag).where(col(QueueTag.topic).in_(topics)).order_by(col(QueueTag.tag))):
+    for row in session.exec(
+        select(QueueTag).where(col(QueueTag.topic).in_(topics)).order_by(col(QueueTag.tag))
+    ):
         labels[row.topic].append(row.tag)
     return [_info(*found[topic], tuple(labels[topic])) for topic in topics]
 
@@ -101,14 +164,52 @@ def _matches(tags: Sequence[str], wanted: Sequence[str], match_mode: str) -> boo
     return set(wanted) <= set(tags) if match_mode == "all" else bool(set(wanted) & set(tags))
 
 
-def _tell(tx: Transaction, event: str, about: str, tags: Sequence[str], interval: int, match_mode: str, world_id: str, domain: str, queues: Sequence[QueueInfo], correlation_id: str) -> None:
-    listed = [{"queue": queue.topic, "node_id": queue.node_id, "name": queue.name, "global": False} for queue in queues]
-    data = {"tags": list(tags), "interval": interval, "queues": listed, "match_mode": match_mode, "world_id": world_id, "execution_domain": domain, "version": len(listed)}
-    tx.record(event.replace("_", ".") if "_" in event else event, world_id, about, after={"queues": len(listed)}, correlation_id=correlation_id, event=event, data=data)
+def _tell(
+    tx: Transaction,
+    event: str,
+    about: str,
+    tags: Sequence[str],
+    interval: int,
+    match_mode: str,
+    world_id: str,
+    domain: str,
+    queues: Sequence[QueueInfo],
+    correlation_id: str,
+) -> None:
+    listed = [
+        {"queue": queue.topic, "node_id": queue.node_id, "name": queue.name, "global": False}
+        for queue in queues
+    ]
+    data = {
+        "tags": list(tags),
+        "interval": interval,
+        "queues": listed,
+        "match_mode": match_mode,
+        "world_id": world_id,
+        "execution_domain": domain,
+        "version": len(listed),
+    }
+    tx.record(
+        event.replace("_", ".") if "_" in event else event,
+        world_id,
+        about,
+        after={"queues": len(listed)},
+        correlation_id=correlation_id,
+        event=event,
+        data=data,
+    )
 
 
 def _plain(node: NodeRecord, topic: str) -> QueueInfo:
-    return QueueInfo(topic=topic, node_id=node.node_id, name=node.name, interval=node.interval, tags=(), execution_domain="", created_at=datetime.fromisoformat(utc_now()))
+    return QueueInfo(
+        topic=topic,
+        node_id=node.node_id,
+        name=node.name,
+        interval=node.interval,
+        tags=(),
+        execution_domain="",
+        created_at=datetime.fromisoformat(utc_now()),
+    )
 
 
 def _info(queue: Queue, node: GraphNode, tags: tuple[str, ...]) -> QueueInfo:

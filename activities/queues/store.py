@@ -31,11 +31,15 @@ class SqliteQueues:
         self._log = SqliteLog(path)
 
     def append(self, topic: str, messages: tuple[QueueMessage, ...]) -> int:
-        return self._log.append([NewEntry(topic, message.key, "", message.model_dump_json()) for message in messages])
+        return self._log.append(
+            [NewEntry(topic, message.key, "", message.model_dump_json()) for message in messages]
+        )
 
     def read(self, topic: str, after: int, limit: int) -> tuple[list[QueueMessage], int]:
         entries = self._log.read(topic, after, limit)
-        return [QueueMessage.model_validate_json(entry.body) for entry in entries], entries[-1].sequence if entries else max(after, self._log.bounds(topic).first - 1)
+        return [QueueMessage.model_validate_json(entry.body) for entry in entries], entries[
+            -1
+        ].sequence if entries else max(after, self._log.bounds(topic).first - 1)
 
     def bounds(self, topic: str) -> Bounds:
         return self._log.bounds(topic)

@@ -69,7 +69,9 @@ def topic_name(world_id: str, domain: str, asset: str, node: NodeRecord, taken: 
     """A name that no other node has. `taken`: folded topic → NodeID."""
     digest = node.node_id.removeprefix(PREFIX)
     for length in range(8, len(digest) + 1, 2):
-        topic = f"{world_id}.{domain}.{asset}_{node.node_type.lower()}_{digest[:length]}_{node.schema_compat_id}"
+        topic = (
+            f"{world_id}.{domain}.{asset}_{node.node_type.lower()}_{digest[:length]}_{node.schema_compat_id}"
+        )
         if taken.get(folded(topic), node.node_id) == node.node_id:
             return topic
     raise QmtlError("E_INTERNAL", f"no topic name is free for {node.label}", "report this", node=node.node_id)

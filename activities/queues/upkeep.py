@@ -39,7 +39,9 @@ class QueueKeeper:
     def due(self, now: datetime) -> list[str]:
         """The queues that have something to go, or that may be dropped."""
         with self._database.read() as session:
-            rows = session.exec(select(Queue).where(col(Queue.dropped_at).is_(None)).order_by(col(Queue.topic))).all()
+            rows = session.exec(
+                select(Queue).where(col(Queue.dropped_at).is_(None)).order_by(col(Queue.topic))
+            ).all()
         return [row.topic for row in rows if self._old(row, now) or self._idle(row, now)]
 
     def keep(self, topic: str, now: datetime) -> Kept:
@@ -94,7 +96,11 @@ class QueueKeeper:
             tx.lock("graph")
             row = tx.session.get(Queue, topic, with_for_update=True)
             assert row is not None  # queues are never deleted
-            running = select(SessionRow).where(SessionRow.world_id == row.world_id, SessionRow.execution_domain == row.execution_domain, col(SessionRow.ended_at).is_(None))
+            running = select(SessionRow).where(
+                SessionRow.world_id == row.world_id,
+                SessionRow.execution_domain == row.execution_domain,
+                col(SessionRow.ended_at).is_(None),
+            )
             if row.dropped_at is not None or tx.session.exec(running.limit(1)).first() is not None:
                 return False
             row.dropped_at = utc_now()
@@ -116,9 +122,29 @@ def decode(data: bytes) -> list[QueueMessage]:
 
 
 def _tell(tx: Transaction, row: Queue, change: str, archive: str) -> None:
-    data = {"world_id": row.world_id, "execution_domain": row.execution_domain, "queue": row.topic, "node_id": row.node_id, "change": change, "archive": archive}
-    tx.record(f"queue.{change}", row.world_id, row.topic, after={"archive": archive}, event="queue_lifecycle", about=f"lifecycle:{row.topic}", data=data)
+    data = {
+        "world_id": row.world_id,
+        "execution_domain": row.execution_domain,
+        "queue": row.topic,
+        "node_id": row.node_id,
+        "change": change,
+        "archive": archive,
+    }
+    tx.record(
+        f"queue.{change}",
+        row.world_id,
+        row.topic,
+        after={"archive": archive},
+        event="queue_lifecycle",
+        about=f"lifecycle:{row.topic}",
+        data=data,
+    )
 
 
 def _unlike(topic: str, digest: str) -> QmtlError:
-    return QmtlError("E_QUEUE_ARCHIVE", f"the archive {digest[:20]} of {topic} is not what the queue holds; nothing was removed", "check the artifact store, then let upkeep run again", queue=topic)
+    return QmtlError(
+        "E_QUEUE_ARCHIVE",
+        f"the archive {digest[:20]} of {topic} is not what the queue holds; nothing was removed",
+        "check the artifact store, then let upkeep run again",
+        queue=topic,
+    )

@@ -45,7 +45,12 @@ class SqlAudit:
         """Raises QmtlError (E_AUDIT_BROKEN)."""
         verified = self.verify(chain) if verify else None
         with self._database.read() as session:
-            rows = session.exec(select(Audit).where(Audit.chain == chain, Audit.number > after).order_by(col(Audit.number)).limit(limit)).all()
+            rows = session.exec(
+                select(Audit)
+                .where(Audit.chain == chain, Audit.number > after)
+                .order_by(col(Audit.number))
+                .limit(limit)
+            ).all()
         return AuditPage(entries=tuple(_entry(row) for row in rows), verified=verified)
 
     def verify(self, chain: str) -> int:
@@ -54,25 +59,55 @@ class SqlAudit:
         with self._database.read() as session:
             head = session.get(AuditHead, chain)
             while True:
-                rows = session.exec(select(Audit).where(Audit.chain == chain, Audit.number > number).order_by(col(Audit.number)).limit(_CHUNK)).all()
+                rows = session.exec(
+                    select(Audit)
+                    .where(Audit.chain == chain, Audit.number > number)
+                    .order_by(col(Audit.number))
+                    .limit(_CHUNK)
+                ).all()
                 for row in rows:
                     if row.number != number + 1:
-                        raise _broken(chain, number + 1, f"entry {number + 1} is missing, the next one is {row.number}")
+                        raise _broken(
+                            chain, number + 1, f"entry {number + 1} is missing, the next one is {row.number}"
+                        )
                     if row.hash != link(before, row.model_dump()):
-                        raise _broken(chain, row.number, f"entry {row.number} ({row.action} by {row.actor}) is not what was written")
+                        raise _broken(
+                            chain,
+                            row.number,
+                            f"entry {row.number} ({row.action} by {row.actor}) is not what was written",
+                        )
                     number, before = row.number, row.hash
                 session.expunge_all()
                 if len(rows) < _CHUNK:
                     break
         if (number, before) != ((head.number, head.hash) if head else (0, "")):
-            raise _broken(chain, number + 1, f"the chain ends at entry {number}, and {head.number if head else 0} were written")
+            raise _broken(
+                chain,
+                number + 1,
+                f"the chain ends at entry {number}, and {head.number if head else 0} were written",
+            )
         return number
 
 
 def _broken(chain: str, number: int, what: str) -> QmtlError:
-    return QmtlError("E_AUDIT_BROKEN", f"the audit trail of {chain} has been changed: {what}", "compare the database with a backup; nothing after that entry can be relied on", entry=number)
+    return QmtlError(
+        "E_AUDIT_BROKEN",
+        f"the audit trail of {chain} has been changed: {what}",
+        "compare the database with a backup; nothing after that entry can be relied on",
+        entry=number,
+    )
 
 
 def _entry(row: Audit) -> AuditEntry:
-    base = {name: getattr(row, name) for name in ("number", "actor", "action", "subject", "correlation_id", "hash")}
-    return AuditEntry.model_validate({**base, "at": datetime.fromisoformat(row.at), "before": json.loads(row.before), "after": json.loads(row.after)})
+    base = {
+        name: getattr(row, name)
+        for name in ("number", "actor", "action", "subject", "correlation_id", "hash")
+    }
+    return AuditEntry.model_validate(
+        {
+            **base,
+            "at": datetime.fromisoformat(row.at),
+            "before": json.loads(row.before),
+            "after": json.loads(row.after),
+        }
+    )

@@ -5,7 +5,18 @@ from typing import Any
 
 from qmtl_sdk.contracts.canonical import hash_parts
 
-LINKED = ("chain", "number", "at", "actor", "action", "world_id", "subject", "correlation_id", "before", "after")
+LINKED = (
+    "chain",
+    "number",
+    "at",
+    "actor",
+    "action",
+    "world_id",
+    "subject",
+    "correlation_id",
+    "before",
+    "after",
+)
 """The columns that a row's hash is of, in this order."""
 
 

@@ -35,7 +35,11 @@ from qmtl_sdk.contracts.errors import QmtlError
 
 _WROTE, _IDLE_S = "qmtl_wrote", 1.0
 _AUDIT, _HEAD, _OUTBOX = (SQLModel.metadata.tables[name] for name in ("audit", "audit_head", "outbox"))
-_HELD_HEAD = sqlalchemy.select(_HEAD.c.number, _HEAD.c.hash).where(_HEAD.c.chain == bindparam("chain")).with_for_update()
+_HELD_HEAD = (
+    sqlalchemy.select(_HEAD.c.number, _HEAD.c.hash)
+    .where(_HEAD.c.chain == bindparam("chain"))
+    .with_for_update()
+)
 _LOCK, _SHARE = text("SELECT pg_advisory_xact_lock(:key)"), text("SELECT pg_advisory_xact_lock_shared(:key)")
 
 
@@ -61,7 +65,10 @@ class Transaction:
         statement = self._insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
         found: set[tuple[Any, ...]] = set()
         for start in range(0, len(values), 500):
-            found |= {tuple(row) for row in self.session.connection().execute(statement.values(values[start : start + 500]))}
+            found |= {
+                tuple(row)
+                for row in self.session.connection().execute(statement.values(values[start : start + 500]))
+            }
         if found:
             self.session.connection().info[_WROTE] = True
         return found
@@ -81,15 +88,47 @@ class Transaction:
         """Hold `name` together with others who share it, against those who `lock` it. They queue fairly: a lock does not starve behind shares."""
 
     def record(
-        self, action: str, world_id: str, subject: str, *, before: Any = None, after: Any = None, correlation_id: str = "", event: str = "", about: str = "", data: Mapping[str, Any] | None = None
+        self,
+        action: str,
+        world_id: str,
+        subject: str,
+        *,
+        before: Any = None,
+        after: Any = None,
+        correlation_id: str = "",
+        event: str = "",
+        about: str = "",
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """The audit row and the outbox row of this transaction. `event` is the event's type, the action's name unless given; `about` its subject likewise."""
         now = utc_now()
         was, became = canonical_json(before).decode(), canonical_json(after).decode()
-        payload = canonical_json(dict(data) if data is not None else {"world_id": world_id, "subject": subject}).decode()
+        payload = canonical_json(
+            dict(data) if data is not None else {"world_id": world_id, "subject": subject}
+        ).decode()
         key = world_id or subject
-        self._chained({"at": now, "actor": self._actor, "action": action, "world_id": world_id, "subject": subject, "correlation_id": correlation_id, "before": was, "after": became, "chain": key})
-        event_row = {"event_id": uuid.uuid4().hex, "type": event or action, "key": key, "world_id": world_id, "subject": about or subject, "at": now, "data": payload}
+        self._chained(
+            {
+                "at": now,
+                "actor": self._actor,
+                "action": action,
+                "world_id": world_id,
+                "subject": subject,
+                "correlation_id": correlation_id,
+                "before": was,
+                "after": became,
+                "chain": key,
+            }
+        )
+        event_row = {
+            "event_id": uuid.uuid4().hex,
+            "type": event or action,
+            "key": key,
+            "world_id": world_id,
+            "subject": about or subject,
+            "at": now,
+            "data": payload,
+        }
         self.session.connection().execute(_OUTBOX.insert(), event_row)
         self.recorded = True
 
@@ -150,10 +189,21 @@ class Database(ABC):
             connection = self._engine.connect().execution_options(qmtl_purpose=purpose)
             with connection:
                 yield connection
-        except (DataError, psycopg.DataError) as error:  # PostgreSQL refuses what no column can hold, such as a text with a zero byte
-            raise QmtlError("E_BODY_INVALID", f"a value can't be stored: {_said(error)}", "send text and numbers that a database can hold") from error
+        except (
+            DataError,
+            psycopg.DataError,
+        ) as error:  # PostgreSQL refuses what no column can hold, such as a text with a zero byte
+            raise QmtlError(
+                "E_BODY_INVALID",
+                f"a value can't be stored: {_said(error)}",
+                "send text and numbers that a database can hold",
+            ) from error
         except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
-            raise QmtlError("E_UNAVAILABLE", f"the database can't be reached: {_said(error)}", "check that it runs and has room, then try again") from error
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"the database can't be reached: {_said(error)}",
+                "check that it runs and has room, then try again",
+            ) from error
 
     def _changed(self, connection: Connection) -> bool:
         """Whether this transaction wrote anything, as far as the database says."""
@@ -194,9 +244,19 @@ class SqliteDatabase(Database):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._local = path, threading.local()
         self._turnstiles: list[Turnstile] = []
-        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30, "check_same_thread": False}, pool_size=16)
+        engine = create_engine(
+            f"sqlite:///{path}", connect_args={"timeout": 30, "check_same_thread": False}, pool_size=16
+        )
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("qmtl_purpose") == "write" else "BEGIN"))
+        event.listen(
+            engine,
+            "begin",
+            lambda connection: connection.exec_driver_sql(
+                "BEGIN IMMEDIATE"
+                if connection.get_execution_options().get("qmtl_purpose") == "write"
+                else "BEGIN"
+            ),
+        )
         _watch_writes(engine)
         super().__init__(engine)
 
@@ -241,7 +301,9 @@ class PostgresDatabase(Database):
 
     def __init__(self, dsn: str) -> None:
         # The connection that was used last is used next: it has most statements prepared.
-        engine = create_engine("postgresql+psycopg://" + dsn.split("://", 1)[1], pool_size=16, pool_use_lifo=True)
+        engine = create_engine(
+            "postgresql+psycopg://" + dsn.split("://", 1)[1], pool_size=16, pool_use_lifo=True
+        )
         _try_idle(engine)
         _watch_writes(engine)
         super().__init__(engine)
@@ -260,7 +322,11 @@ class PostgresDatabase(Database):
     @contextmanager
     def sole(self, role: str) -> Iterator[bool]:
         with self._connection("sole") as connection:  # the lock is this connection's, and ends with it
-            mine = bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": lock_key(role)}).scalar_one())
+            mine = bool(
+                connection.execute(
+                    text("SELECT pg_try_advisory_lock(:key)"), {"key": lock_key(role)}
+                ).scalar_one()
+            )
             connection.commit()
             try:
                 yield mine
@@ -275,7 +341,11 @@ def open_database(dsn: str) -> Database:
         return SqliteDatabase(Path(dsn.removeprefix("sqlite:///")))
     if dsn.startswith(("postgresql://", "postgres://", "postgresql+psycopg://")):
         return PostgresDatabase(dsn)
-    raise QmtlError("E_CONFIG", f"{dsn.split(':')[0]!r} is not a database that QMTL knows", "use sqlite:///FILE or postgresql://USER@HOST/NAME")
+    raise QmtlError(
+        "E_CONFIG",
+        f"{dsn.split(':')[0]!r} is not a database that QMTL knows",
+        "use sqlite:///FILE or postgresql://USER@HOST/NAME",
+    )
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
@@ -288,7 +358,10 @@ def _watch_writes(engine: Engine) -> None:
     """Note on the connection that a statement changed rows. Whether an INSERT that skips conflicts did, `insert_new` says."""
 
     def after(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        if statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE") and "ON CONFLICT DO NOTHING" not in statement:
+        if (
+            statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE")
+            and "ON CONFLICT DO NOTHING" not in statement
+        ):
             connection.info[_WROTE] = True
 
     def begin(connection: Connection) -> None:
@@ -320,7 +393,12 @@ def _try_idle(engine: Engine) -> None:
 def _upsert(insert: Any, table: Table) -> Any:
     """The statement of `upsert`, made once for each table: to make it takes longer than to carry it out. (Any: the dialect's.)"""
     statement, keys = insert(table), [column.key for column in table.primary_key.columns]
-    return statement.on_conflict_do_update(index_elements=keys, set_={column.key: statement.excluded[column.key] for column in table.columns if column.key not in keys})
+    return statement.on_conflict_do_update(
+        index_elements=keys,
+        set_={
+            column.key: statement.excluded[column.key] for column in table.columns if column.key not in keys
+        },
+    )
 
 
 def _said(error: Exception) -> str:

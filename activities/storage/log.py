@@ -76,7 +76,9 @@ class SqliteLog:
             ends: dict[str, int] = {}
             for entry in entries:
                 if entry.topic not in ends:
-                    row = connection.execute("SELECT last FROM topic WHERE topic = ?", (entry.topic,)).fetchone()
+                    row = connection.execute(
+                        "SELECT last FROM topic WHERE topic = ?", (entry.topic,)
+                    ).fetchone()
                     ends[entry.topic] = row[0] if row else 0
                 sequence = ends[entry.topic] + 1
                 done = connection.execute(
@@ -87,11 +89,19 @@ class SqliteLog:
                     continue
                 added, ends[entry.topic] = added + 1, sequence
                 if entry.gone:
-                    connection.execute("DELETE FROM newest WHERE topic = ? AND subject = ?", (entry.topic, entry.subject))
+                    connection.execute(
+                        "DELETE FROM newest WHERE topic = ? AND subject = ?", (entry.topic, entry.subject)
+                    )
                 else:
-                    connection.execute("INSERT OR REPLACE INTO newest VALUES (?, ?, ?, ?, ?)", (entry.topic, entry.subject, sequence, entry.id, entry.body))
+                    connection.execute(
+                        "INSERT OR REPLACE INTO newest VALUES (?, ?, ?, ?, ?)",
+                        (entry.topic, entry.subject, sequence, entry.id, entry.body),
+                    )
             for topic, last in ends.items():
-                connection.execute("INSERT INTO topic VALUES (?, 1, ?) ON CONFLICT (topic) DO UPDATE SET last = excluded.last", (topic, last))
+                connection.execute(
+                    "INSERT INTO topic VALUES (?, 1, ?) ON CONFLICT (topic) DO UPDATE SET last = excluded.last",
+                    (topic, last),
+                )
         return added
 
     def read(self, topic: str, after: int, limit: int) -> list[Entry]:
@@ -101,7 +111,14 @@ class SqliteLog:
 
     def follow(self, position: int, limit: int) -> tuple[list[Entry], int]:
         """What was appended to any topic after the file's `position`, and the position after it."""
-        rows = self._reader().execute("SELECT topic, sequence, body, position FROM entry WHERE position > ? ORDER BY position LIMIT ?", (position, limit)).fetchall()
+        rows = (
+            self._reader()
+            .execute(
+                "SELECT topic, sequence, body, position FROM entry WHERE position > ? ORDER BY position LIMIT ?",
+                (position, limit),
+            )
+            .fetchall()
+        )
         return [Entry(*row[:3]) for row in rows], rows[-1][3] if rows else position
 
     def end(self) -> int:
@@ -116,11 +133,21 @@ class SqliteLog:
     def last_before(self, topic: str, at: float) -> int:
         """The sequence of the newest entry that was appended before `at` (seconds since 1970) and is still there; 0 where there is none."""
         kept = "(SELECT first FROM topic WHERE topic = entry.topic)"
-        row = self._reader().execute(f"SELECT max(sequence) FROM entry WHERE topic = ? AND at < ? AND sequence >= {kept}", (topic, at)).fetchone()  # noqa: S608  a text of ours
+        row = (
+            self._reader()
+            .execute(
+                f"SELECT max(sequence) FROM entry WHERE topic = ? AND at < ? AND sequence >= {kept}",
+                (topic, at),
+            )
+            .fetchone()
+        )  # noqa: S608  a text of ours
         return row[0] or 0
 
     def topics(self) -> dict[str, Bounds]:
-        return {row[0]: Bounds(row[1], row[2]) for row in self._reader().execute("SELECT topic, first, last FROM topic")}
+        return {
+            row[0]: Bounds(row[1], row[2])
+            for row in self._reader().execute("SELECT topic, first, last FROM topic")
+        }
 
     def newest(self, topic: str) -> tuple[int, list[str]]:
         """The topic's last sequence, and the newest body of each subject as of it, by subject."""
@@ -128,7 +155,12 @@ class SqliteLog:
         reader.execute("BEGIN")
         try:
             row = reader.execute("SELECT last FROM topic WHERE topic = ?", (topic,)).fetchone()
-            return (row[0] if row else 0), [row[0] for row in reader.execute("SELECT body FROM newest WHERE topic = ? ORDER BY subject", (topic,))]
+            return (row[0] if row else 0), [
+                row[0]
+                for row in reader.execute(
+                    "SELECT body FROM newest WHERE topic = ? ORDER BY subject", (topic,)
+                )
+            ]
         finally:
             reader.execute("COMMIT")
 
@@ -140,7 +172,9 @@ class SqliteLog:
                 return 0
             first = min(first, row[1] + 1)
             connection.execute("UPDATE topic SET first = ? WHERE topic = ?", (first, topic))
-            connection.execute("DELETE FROM entry WHERE topic = ? AND sequence < ?", (topic, first - _REMEMBERED))
+            connection.execute(
+                "DELETE FROM entry WHERE topic = ? AND sequence < ?", (topic, first - _REMEMBERED)
+            )
             return int(first - row[0])
 
     def drop(self, topic: str) -> None:
@@ -169,12 +203,18 @@ class SqliteLog:
                     raise
                 connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            raise QmtlError("E_UNAVAILABLE", f"the log {self._path.name} can't be written: {error}", "check that its disk has room, then try again") from error
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"the log {self._path.name} can't be written: {error}",
+                "check that its disk has room, then try again",
+            ) from error
 
     def _reader(self) -> sqlite3.Connection:
         """A connection for each thread."""
         if not hasattr(self._local, "connection"):
-            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self._path, timeout=30, isolation_level=None, check_same_thread=False
+            )
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
                 connection.execute(f"PRAGMA {pragma}")
             self._local.connection, self._local.turnstile = connection, Turnstile(self._path)

@@ -20,10 +20,18 @@ def migrate(engine: Engine) -> None:
     """Bring the database to this version. Raises QmtlError (E_DATABASE_NEWER). The caller keeps other processes from doing the same."""
     with engine.connect() as connection:
         there = inspect(connection).has_table(_VERSION_TABLE)
-        current = connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar_one_or_none() if there else None  # noqa: S608  a name of ours
+        current = (
+            connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar_one_or_none()
+            if there
+            else None
+        )  # noqa: S608  a name of ours
     known = _revisions()
     if current is not None and current not in known:
-        raise QmtlError("E_DATABASE_NEWER", f"the database is at version {current}, which this QMTL does not know", "upgrade QMTL, or name another database")
+        raise QmtlError(
+            "E_DATABASE_NEWER",
+            f"the database is at version {current}, which this QMTL does not know",
+            "upgrade QMTL, or name another database",
+        )
     if current == known[-1]:
         return
     from alembic import command  # some megabytes, for the one start that has something to migrate
@@ -46,4 +54,8 @@ def configuration() -> "Config":
 @lru_cache(maxsize=1)
 def _revisions() -> list[str]:
     """The versions that this code knows, oldest first: a migration's file begins with its own."""
-    return sorted(found[1] for path in (_FOLDER / "versions").glob("*.py") if (found := re.match(r"(\d{4})_", path.name)))
+    return sorted(
+        found[1]
+        for path in (_FOLDER / "versions").glob("*.py")
+        if (found := re.match(r"(\d{4})_", path.name))
+    )

@@ -56,7 +56,14 @@ class Outbox(SQLModel, table=True):
     """What others will be told, written with the change itself. `key` keeps order: the world's, or the subject's where there is no world."""
 
     __tablename__ = "outbox"
-    __table_args__ = (Index("outbox_waiting", "seq", sqlite_where=text("published_at IS NULL"), postgresql_where=text("published_at IS NULL")),)
+    __table_args__ = (
+        Index(
+            "outbox_waiting",
+            "seq",
+            sqlite_where=text("published_at IS NULL"),
+            postgresql_where=text("published_at IS NULL"),
+        ),
+    )
     seq: int | None = Field(default=None, sa_column=_seq())
     event_id: str = Field(unique=True)
     type: str
@@ -350,7 +357,15 @@ class ApplyRow(SQLModel, table=True):
     """An apply, from its request to its end. One at a time in a world: `ended_at` of the others is set."""
 
     __tablename__ = "apply"
-    __table_args__ = (Index("apply_running", "world_id", unique=True, sqlite_where=text("ended_at IS NULL"), postgresql_where=text("ended_at IS NULL")),)
+    __table_args__ = (
+        Index(
+            "apply_running",
+            "world_id",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
     world_id: str = Field(primary_key=True)
     run_id: str = Field(primary_key=True)
     seq: int
@@ -443,8 +458,20 @@ class OrderLog(SQLModel, table=True):
 
     __tablename__ = "order_log"
     __table_args__ = (
-        Index("order_log_once", "ref", unique=True, sqlite_where=text("kind IN ('accepted', 'refused')"), postgresql_where=text("kind IN ('accepted', 'refused')")),
-        Index("order_log_ended", "ref", unique=True, sqlite_where=text("kind IN ('filled', 'cancelled')"), postgresql_where=text("kind IN ('filled', 'cancelled')")),
+        Index(
+            "order_log_once",
+            "ref",
+            unique=True,
+            sqlite_where=text("kind IN ('accepted', 'refused')"),
+            postgresql_where=text("kind IN ('accepted', 'refused')"),
+        ),
+        Index(
+            "order_log_ended",
+            "ref",
+            unique=True,
+            sqlite_where=text("kind IN ('filled', 'cancelled')"),
+            postgresql_where=text("kind IN ('filled', 'cancelled')"),
+        ),
         Index("order_log_world", "world_id", "seq"),
     )
     seq: int | None = Field(default=None, sa_column=_seq())

@@ -14,7 +14,9 @@ class Turnstile:
     """Held while a transaction writes. One for each thread, since a lock belongs to an open file."""
 
     def __init__(self, path: Path) -> None:
-        self._next, self._writer = (path.with_name(f"{path.name}.{part}").open("w") for part in ("next", "writer"))
+        self._next, self._writer = (
+            path.with_name(f"{path.name}.{part}").open("w") for part in ("next", "writer")
+        )
 
     def __enter__(self) -> None:
         portalocker.lock(self._next, portalocker.LockFlags.EXCLUSIVE)
@@ -23,7 +25,9 @@ class Turnstile:
         finally:
             portalocker.unlock(self._next)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         portalocker.unlock(self._writer)
 
     def close(self) -> None:

@@ -7,7 +7,19 @@ from temporalio import activity
 from temporalio.common import WorkflowIDConflictPolicy
 
 from activities.artifacts.store import ArtifactStore
-from activities.commands import ConcludeCommand, Conclusion, EvaluationInput, EvaluationRequest, JudgeCommand, Judgment, MeasureCommand, RejectCommand, RenewalDone, RenewalInput, RunCommand
+from activities.commands import (
+    ConcludeCommand,
+    Conclusion,
+    EvaluationInput,
+    EvaluationRequest,
+    JudgeCommand,
+    Judgment,
+    MeasureCommand,
+    RejectCommand,
+    RenewalDone,
+    RenewalInput,
+    RunCommand,
+)
 from activities.events.store import CommitLogStore
 from activities.worlds.context import ComputeContextService
 from activities.worlds.correlation import Correlations
@@ -34,7 +46,9 @@ class WorldActivities:
         done = self._worlds.run(command.run_id)
         if done is not None:
             return done
-        return self._worlds.begin_run(ComputeContextService(self._worlds).run(command.run_id, self._log.body(command.log_key)))
+        return self._worlds.begin_run(
+            ComputeContextService(self._worlds).run(command.run_id, self._log.body(command.log_key))
+        )
 
     @activity.defn(no_thread_cancel_exception=True)
     def measure(self, command: MeasureCommand) -> dict[str, float | None]:
@@ -56,13 +70,22 @@ class WorldActivities:
             shadow=run.context.execution_domain is Domain.SHADOW,
             sectors=sectors(returns, run),
         )
-        return self._worlds.save_evidence(evidence, validations(submit.dag, run, evidence.dataset_fingerprint)).metrics
+        return self._worlds.save_evidence(
+            evidence, validations(submit.dag, run, evidence.dataset_fingerprint)
+        ).metrics
 
     @activity.defn(no_thread_cancel_exception=True)
     def reject(self, command: RejectCommand) -> None:
         """Keep why a run has no metrics, so that the judgment can say so."""
         shadow = self._run(command.run_id).context.execution_domain is Domain.SHADOW
-        evidence = EvidenceBody(run_id=command.run_id, world_id=command.world_id, strategy_id=command.strategy_id, error_code=command.error_code, error=command.error, shadow=shadow)
+        evidence = EvidenceBody(
+            run_id=command.run_id,
+            world_id=command.world_id,
+            strategy_id=command.strategy_id,
+            error_code=command.error_code,
+            error=command.error,
+            shadow=shadow,
+        )
         self._worlds.save_evidence(evidence)
 
     @activity.defn(no_thread_cancel_exception=True)
@@ -71,10 +94,21 @@ class WorldActivities:
         answered = self._worlds.answered(command.request_ids)
         if len(answered) == len(command.request_ids):
             return _brief(max(answered.values(), key=lambda judged: judged.seq))
-        world, policy, wall = self._worlds.world(command.world_id), self._worlds.policy(command.world_id), datetime.now(UTC)
-        now, candidates, before = world.now(wall), self._worlds.candidates(command.world_id), self._worlds.standings(command.world_id)
+        world, policy, wall = (
+            self._worlds.world(command.world_id),
+            self._worlds.policy(command.world_id),
+            datetime.now(UTC),
+        )
+        now, candidates, before = (
+            world.now(wall),
+            self._worlds.candidates(command.world_id),
+            self._worlds.standings(command.world_id),
+        )
         verdicts = judge(policy, candidates, now, before, self._correlations, counts=not command.renewal)
-        strategies, mode = verdicts.strategies, furthest(policy.judged_mode, verdicts.strategies, self._worlds.activations(command.world_id))
+        strategies, mode = (
+            verdicts.strategies,
+            furthest(policy.judged_mode, verdicts.strategies, self._worlds.activations(command.world_id)),
+        )
         assert policy.version is not None  # a stored policy has one
         envelope = DecisionEnvelope(
             world_id=command.world_id,
@@ -88,8 +122,14 @@ class WorldActivities:
             etag=etag_of(command.world_id, policy.version, mode, strategies),
             strategies=strategies,
         )
-        basis = Basis(evidence=tuple(candidate.evidence_seq for candidate in candidates), before=before, after=verdicts.standings)
-        return _brief(self._worlds.save_decision(command.request_ids, envelope, command.run_id, command.asked_by, basis))
+        basis = Basis(
+            evidence=tuple(candidate.evidence_seq for candidate in candidates),
+            before=before,
+            after=verdicts.standings,
+        )
+        return _brief(
+            self._worlds.save_decision(command.request_ids, envelope, command.run_id, command.asked_by, basis)
+        )
 
     @activity.defn(no_thread_cancel_exception=True)
     def worlds_to_renew(self, command: RenewalInput) -> RenewalDone:
@@ -99,7 +139,11 @@ class WorldActivities:
     @activity.defn(no_thread_cancel_exception=True)
     def conclude(self, command: ConcludeCommand) -> Conclusion:
         """Keep how a run ended: the decision that judged it, or why there is none."""
-        judged = self._worlds.answered((command.request_id,)).get(command.request_id) if command.request_id else None
+        judged = (
+            self._worlds.answered((command.request_id,)).get(command.request_id)
+            if command.request_id
+            else None
+        )
         envelope = judged.envelope if judged else None
         mine = envelope.of(command.strategy_id) if envelope else None
         evidence = self._worlds.evidence(command.run_id)
@@ -108,7 +152,11 @@ class WorldActivities:
             world_id=command.world_id,
             strategy_id=command.strategy_id,
             run_id=command.run_id,
-            status="decided" if mine else "shadow" if evidence and evidence.shadow and not evidence.error_code else "failed",
+            status="decided"
+            if mine
+            else "shadow"
+            if evidence and evidence.shadow and not evidence.error_code
+            else "failed",
             metrics=evidence.metrics if evidence else {},
             returns_hash=evidence.returns_hash if evidence else "",
             decision=envelope,
@@ -120,13 +168,21 @@ class WorldActivities:
         mine = kept.decision.of(command.strategy_id) if kept.decision else None
         reason = _why(mine) if mine else kept.error
         return Conclusion(
-            run_id=command.run_id, status=kept.status, active=bool(mine and mine.active), rank=mine.rank if mine else None, weight=mine.weight if mine else 0.0, reason=reason, metrics=kept.metrics
+            run_id=command.run_id,
+            status=kept.status,
+            active=bool(mine and mine.active),
+            rank=mine.rank if mine else None,
+            weight=mine.weight if mine else 0.0,
+            reason=reason,
+            metrics=kept.metrics,
         )
 
     def _run(self, run_id: str) -> RunContextBody:
         run = self._worlds.run(run_id)
         if run is None:
-            raise QmtlError("E_STRATEGY_UNKNOWN", f"there is no run {run_id}", "this worker may serve another store")
+            raise QmtlError(
+                "E_STRATEGY_UNKNOWN", f"there is no run {run_id}", "this worker may serve another store"
+            )
         return run
 
 
@@ -160,8 +216,22 @@ def evaluation_options(world_id: str, task_queue: str) -> dict[str, Any]:
 
 def _brief(judged: Judged) -> Judgment:
     envelope = judged.envelope
-    lines = tuple((item.label, f"active, rank {item.rank}, weight {item.weight:.3g}" if item.active else "not active", _why(item)) for item in envelope.strategies[:_LINES])
-    return Judgment(seq=judged.seq, etag=envelope.etag, reason=envelope.reason, policy_version=envelope.policy_version, strategies=len(envelope.strategies), lines=lines)
+    lines = tuple(
+        (
+            item.label,
+            f"active, rank {item.rank}, weight {item.weight:.3g}" if item.active else "not active",
+            _why(item),
+        )
+        for item in envelope.strategies[:_LINES]
+    )
+    return Judgment(
+        seq=judged.seq,
+        etag=envelope.etag,
+        reason=envelope.reason,
+        policy_version=envelope.policy_version,
+        strategies=len(envelope.strategies),
+        lines=lines,
+    )
 
 
 def _why(item: StrategyDecision) -> str:

@@ -29,12 +29,42 @@ from activities.storage.tables import (
     WorldNode,
     WorldRow,
 )
-from activities.worlds.gate import DRAINING, FROZEN, LIVE_EDGE, OPEN, entry_hashes, halt, hashes, journal, locked_fence, tell
+from activities.worlds.gate import (
+    DRAINING,
+    FROZEN,
+    LIVE_EDGE,
+    OPEN,
+    entry_hashes,
+    halt,
+    hashes,
+    journal,
+    locked_fence,
+    tell,
+)
 from activities.worlds.plan import plan_apply, plan_rollback
 from activities.worlds.situation import Situation, Snapshot, standpoint
-from activities.worlds.sql import activate, activation_etag, activations_of, follow, newest_decision, newest_evidence, world_of
+from activities.worlds.sql import (
+    activate,
+    activation_etag,
+    activations_of,
+    follow,
+    newest_decision,
+    newest_evidence,
+    world_of,
+)
 from activities.worlds.store import Frozen, StepDone
-from qmtl_sdk.contracts.applies import Ack, ApplyPlan, ApplyRequest, ApplyStatus, Approval, Change, Standpoint, Step, Verdict, plan_etag
+from qmtl_sdk.contracts.applies import (
+    Ack,
+    ApplyPlan,
+    ApplyRequest,
+    ApplyStatus,
+    Approval,
+    Change,
+    Standpoint,
+    Step,
+    Verdict,
+    plan_etag,
+)
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.domains import Domain, domain_of
 from qmtl_sdk.contracts.errors import QmtlError
@@ -42,8 +72,16 @@ from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import ActivationEnvelope
 
 StepT = TypeVar("StepT", bound=StepDone)
-_SAME_RUN = (col(ApplyStep.world_id) == ApplyRow.world_id) & (col(ApplyStep.run_id) == ApplyRow.run_id) & (col(ApplyStep.step) == bindparam("step"))
-_RUN_AND_STEP = select(ApplyRow, ApplyStep.answer).join(ApplyStep, _SAME_RUN, isouter=True).where(ApplyRow.world_id == bindparam("world"), ApplyRow.run_id == bindparam("run"))
+_SAME_RUN = (
+    (col(ApplyStep.world_id) == ApplyRow.world_id)
+    & (col(ApplyStep.run_id) == ApplyRow.run_id)
+    & (col(ApplyStep.step) == bindparam("step"))
+)
+_RUN_AND_STEP = (
+    select(ApplyRow, ApplyStep.answer)
+    .join(ApplyStep, _SAME_RUN, isouter=True)
+    .where(ApplyRow.world_id == bindparam("world"), ApplyRow.run_id == bindparam("run"))
+)
 """A run, and what was answered when a step of it was done, if it was."""
 
 
@@ -58,21 +96,40 @@ class SqlApplyStore:
         with self._database.read() as session:
             return self._planned(session, world_id, request, actor)
 
-    def request(self, world_id: str, request: ApplyRequest, actor: str, agree: Callable[[ApplyPlan], None] = lambda _: None) -> ApplyStatus:
+    def request(
+        self,
+        world_id: str,
+        request: ApplyRequest,
+        actor: str,
+        agree: Callable[[ApplyPlan], None] = lambda _: None,
+    ) -> ApplyStatus:
         """Keep the request with its plan, unless `agree` raises at it. Raises QmtlError: as `plan_apply`, E_RUN_ID_REUSED, E_APPLY_RUNNING, E_WORLD_FROZEN."""
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
             known = tx.session.get(ApplyRow, (world_id, request.run_id))
             if known is not None:
                 if known.body != request.model_dump_json():
-                    raise QmtlError("E_RUN_ID_REUSED", f"run {request.run_id} was asked for with another body", "give another apply another run_id")
+                    raise QmtlError(
+                        "E_RUN_ID_REUSED",
+                        f"run {request.run_id} was asked for with another body",
+                        "give another apply another run_id",
+                    )
                 return _status(tx.session, known)
             running = _running(tx.session, world_id)
             if running is not None:
-                raise QmtlError("E_APPLY_RUNNING", f"{running.run_id} of {running.requested_by} is under way in {world_id}, at {running.state}", "wait for it, or abort it", run_id=running.run_id)
+                raise QmtlError(
+                    "E_APPLY_RUNNING",
+                    f"{running.run_id} of {running.requested_by} is under way in {world_id}, at {running.state}",
+                    "wait for it, or abort it",
+                    run_id=running.run_id,
+                )
             fence = locked_fence(tx, world_id)
             if fence.state != OPEN:
-                raise QmtlError("E_WORLD_FROZEN", f"{world_id} is {fence.state}: {fence.holder} left it so", "look at that run; then qmtl world resume W")
+                raise QmtlError(
+                    "E_WORLD_FROZEN",
+                    f"{world_id} is {fence.state}: {fence.holder} left it so",
+                    "look at that run; then qmtl world resume W",
+                )
             plan = self._planned(tx.session, world_id, request, actor)
             agree(plan)
             seq = (tx.session.exec(select(func.max(ApplyRow.seq))).one() or 0) + 1
@@ -90,7 +147,14 @@ class SqlApplyStore:
             tx.session.add(row)
             self._begin(tx, row, "requested")
             data = {"world_id": world_id, "run_id": request.run_id, "state": "requested", "title": plan.title}
-            tx.record("apply.requested", world_id, request.run_id, after={"request": request.json_dict(), "plan": plan.json_dict()}, correlation_id=request.run_id, data=data)
+            tx.record(
+                "apply.requested",
+                world_id,
+                request.run_id,
+                after={"request": request.json_dict(), "plan": plan.json_dict()},
+                correlation_id=request.run_id,
+                data=data,
+            )
             return _status(tx.session, row)
 
     def situation(self, world_id: str) -> Situation:
@@ -104,9 +168,17 @@ class SqlApplyStore:
             return plan_apply(request, actor, situation)
         earlier = session.get(ApplyRow, (world_id, request.rollback_of))
         if earlier is None:
-            raise QmtlError("E_APPLY_UNKNOWN", f"there is no apply {request.rollback_of} in {world_id}", "qmtl world applies W lists them")
+            raise QmtlError(
+                "E_APPLY_UNKNOWN",
+                f"there is no apply {request.rollback_of} in {world_id}",
+                "qmtl world applies W lists them",
+            )
         if earlier.outcome != "completed":
-            raise QmtlError("E_APPLY_EMPTY", f"{request.rollback_of} has changed nothing: it is {earlier.outcome or earlier.state}", "roll back one that is completed")
+            raise QmtlError(
+                "E_APPLY_EMPTY",
+                f"{request.rollback_of} has changed nothing: it is {earlier.outcome or earlier.state}",
+                "roll back one that is completed",
+            )
         return plan_rollback(request, actor, situation, Snapshot.model_validate_json(earlier.snapshot))
 
     def find(self, world_id: str, run_id: str) -> ApplyStatus:
@@ -116,34 +188,81 @@ class SqlApplyStore:
     def newest(self, world_id: str, limit: int = 20) -> list[ApplyStatus]:
         """Newest first."""
         with self._database.read() as session:
-            rows = session.exec(select(ApplyRow).where(ApplyRow.world_id == world_id).order_by(col(ApplyRow.seq).desc()).limit(limit)).all()
+            rows = session.exec(
+                select(ApplyRow)
+                .where(ApplyRow.world_id == world_id)
+                .order_by(col(ApplyRow.seq).desc())
+                .limit(limit)
+            ).all()
             return [_status(session, row) for row in rows]
 
     def unfinished(self) -> list[tuple[str, str]]:
         """World and run of every apply that has not ended."""
         with self._database.read() as session:
-            return [(row.world_id, row.run_id) for row in session.exec(select(ApplyRow).where(col(ApplyRow.ended_at).is_(None)).order_by(col(ApplyRow.seq)))]
+            return [
+                (row.world_id, row.run_id)
+                for row in session.exec(
+                    select(ApplyRow).where(col(ApplyRow.ended_at).is_(None)).order_by(col(ApplyRow.seq))
+                )
+            ]
 
     # approvals
 
-    def vote(self, world_id: str, subject: str, actor: str, verdict: str, body: Verdict, approval_id: str) -> Approval:
+    def vote(
+        self, world_id: str, subject: str, actor: str, verdict: str, body: Verdict, approval_id: str
+    ) -> Approval:
         """Keep what an authenticated person said of an apply. Saying it twice is saying it once. Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_ETAG, E_APPROVAL_OWN."""
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
             row = _row(tx.session, world_id, subject)
-            said = tx.session.exec(select(ApprovalRow).where(ApprovalRow.world_id == world_id, ApprovalRow.subject == subject, ApprovalRow.actor == actor, ApprovalRow.via == "gateway")).first()
+            said = tx.session.exec(
+                select(ApprovalRow).where(
+                    ApprovalRow.world_id == world_id,
+                    ApprovalRow.subject == subject,
+                    ApprovalRow.actor == actor,
+                    ApprovalRow.via == "gateway",
+                )
+            ).first()
             if said is not None and said.verdict == verdict:
                 return _approval(said)
             if row.ended_at is not None or row.state not in ("requested", "approval"):
-                raise QmtlError("E_APPLY_ENDED", f"{subject} waits for no approval any more: it is {row.outcome or f'at {row.state}'}", "qmtl world applies W lists what is under way")
+                raise QmtlError(
+                    "E_APPLY_ENDED",
+                    f"{subject} waits for no approval any more: it is {row.outcome or f'at {row.state}'}",
+                    "qmtl world applies W lists what is under way",
+                )
             plan = ApplyPlan.model_validate_json(row.plan)
             if body.etag and body.etag != plan.etag:
-                raise QmtlError("E_ETAG", "that is the etag of another plan", "look at the plan as it is now, then say it again", etag=plan.etag)
+                raise QmtlError(
+                    "E_ETAG",
+                    "that is the etag of another plan",
+                    "look at the plan as it is now, then say it again",
+                    etag=plan.etag,
+                )
             if verdict == "approve" and actor == row.requested_by:
-                raise QmtlError("E_APPROVAL_OWN", f"{actor} has asked for {subject}, and nobody approves their own request", "another person approves it (on this machine, to try it: --as ana)")
-            return self._keep(tx, ApprovalRow(approval_id=approval_id, world_id=world_id, subject=subject, actor=actor, verdict=verdict, reason=body.reason, via="gateway", counts=True, at=utc_now()))
+                raise QmtlError(
+                    "E_APPROVAL_OWN",
+                    f"{actor} has asked for {subject}, and nobody approves their own request",
+                    "another person approves it (on this machine, to try it: --as ana)",
+                )
+            return self._keep(
+                tx,
+                ApprovalRow(
+                    approval_id=approval_id,
+                    world_id=world_id,
+                    subject=subject,
+                    actor=actor,
+                    verdict=verdict,
+                    reason=body.reason,
+                    via="gateway",
+                    counts=True,
+                    at=utc_now(),
+                ),
+            )
 
-    def direct(self, world_id: str, subject: str, actor: str, verdict: str, reason: str, approval_id: str) -> Approval:
+    def direct(
+        self, world_id: str, subject: str, actor: str, verdict: str, reason: str, approval_id: str
+    ) -> Approval:
         """Keep what came as a signal straight to Temporal, in the name that it claims. Whether it counts, the plan says."""
         with self._database.write("temporal") as tx:
             tx.lock(f"world:{world_id}")
@@ -152,17 +271,44 @@ class SqlApplyStore:
                 return _approval(done)
             row = _row(tx.session, world_id, subject)
             stage = ApplyPlan.model_validate_json(row.plan).approval
-            counts = stage.direct_signals and bool(actor) and (verdict == "reject" or actor != row.requested_by)
+            counts = (
+                stage.direct_signals and bool(actor) and (verdict == "reject" or actor != row.requested_by)
+            )
             return self._keep(
-                tx, ApprovalRow(approval_id=approval_id, world_id=world_id, subject=subject, actor=actor, verdict=verdict, reason=reason[:500], via="direct", counts=counts, at=utc_now())
+                tx,
+                ApprovalRow(
+                    approval_id=approval_id,
+                    world_id=world_id,
+                    subject=subject,
+                    actor=actor,
+                    verdict=verdict,
+                    reason=reason[:500],
+                    via="direct",
+                    counts=counts,
+                    at=utc_now(),
+                ),
             )
 
     @staticmethod
     def _keep(tx: Transaction, row: ApprovalRow) -> Approval:
         tx.session.add(row)
         approval = _approval(row)
-        data = {"world_id": row.world_id, "run_id": row.subject, "actor": row.actor, "verdict": row.verdict, "via": row.via, "counts": row.counts}
-        tx.record("approval.given", row.world_id, row.subject, after=approval.json_dict(), correlation_id=row.subject, data=data)
+        data = {
+            "world_id": row.world_id,
+            "run_id": row.subject,
+            "actor": row.actor,
+            "verdict": row.verdict,
+            "via": row.via,
+            "counts": row.counts,
+        }
+        tx.record(
+            "approval.given",
+            row.world_id,
+            row.subject,
+            after=approval.json_dict(),
+            correlation_id=row.subject,
+            data=data,
+        )
         return approval
 
     def abort_asked(self, world_id: str, run_id: str, actor: str, reason: str) -> None:
@@ -171,21 +317,33 @@ class SqlApplyStore:
             tx.lock(f"world:{world_id}")
             row = _row(tx.session, world_id, run_id)
             if row.ended_at is not None:
-                raise QmtlError("E_APPLY_ENDED", f"{run_id} has ended: {row.outcome}", "there is nothing to abort; qmtl world rollback W --to RUN_ID takes back what it did")
+                raise QmtlError(
+                    "E_APPLY_ENDED",
+                    f"{run_id} has ended: {row.outcome}",
+                    "there is nothing to abort; qmtl world rollback W --to RUN_ID takes back what it did",
+                )
             tx.record("apply.abort_asked", world_id, run_id, after={"reason": reason}, correlation_id=run_id)
 
     def untaken(self) -> list[tuple[str, str, Approval]]:
         """Approvals that their apply has not heard of yet: world, run, approval."""
         with self._database.read() as session:
             query = select(ApprovalRow, ApplyRow).where(
-                ApprovalRow.via == "gateway", col(ApprovalRow.taken_at).is_(None), ApplyRow.world_id == ApprovalRow.world_id, ApplyRow.run_id == ApprovalRow.subject, col(ApplyRow.ended_at).is_(None)
+                ApprovalRow.via == "gateway",
+                col(ApprovalRow.taken_at).is_(None),
+                ApplyRow.world_id == ApprovalRow.world_id,
+                ApplyRow.run_id == ApprovalRow.subject,
+                col(ApplyRow.ended_at).is_(None),
             )
             return [(row.world_id, row.subject, _approval(row)) for row, _ in session.exec(query)]
 
     def taken(self, world_id: str, subject: str) -> tuple[Approval, ...]:
         """All that was said of an apply, noted as heard."""
         with self._database.write("apply", bookkeeping=True) as tx:
-            fresh = col(ApprovalRow.world_id) == world_id, col(ApprovalRow.subject) == subject, col(ApprovalRow.taken_at).is_(None)
+            fresh = (
+                col(ApprovalRow.world_id) == world_id,
+                col(ApprovalRow.subject) == subject,
+                col(ApprovalRow.taken_at).is_(None),
+            )
             tx.session.connection().execute(update(ApprovalRow).where(*fresh).values(taken_at=utc_now()))
             return _approvals(tx.session, world_id, subject)
 
@@ -193,7 +351,14 @@ class SqlApplyStore:
 
     def await_approval(self, world_id: str, run_id: str) -> StepDone:
         def do(tx: Transaction, row: ApplyRow, _: FenceRow) -> StepDone:
-            _progress(tx, row, "apply.waiting", "approval", after={"state": "approval"}, title=ApplyPlan.model_validate_json(row.plan).title)
+            _progress(
+                tx,
+                row,
+                "apply.waiting",
+                "approval",
+                after={"state": "approval"},
+                title=ApplyPlan.model_validate_json(row.plan).title,
+            )
             return StepDone()
 
         return self._once(world_id, run_id, "approval", StepDone, do)
@@ -204,19 +369,41 @@ class SqlApplyStore:
         def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> Frozen:
             plan = ApplyPlan.model_validate_json(row.plan)
             if fence.state != OPEN:
-                raise QmtlError("E_WORLD_FROZEN", f"{world_id} is {fence.state} by {fence.holder}", "resume it first")
-            with tx.session.no_autoflush:  # orders wait for this transaction: what it changes is written together
+                raise QmtlError(
+                    "E_WORLD_FROZEN", f"{world_id} is {fence.state} by {fence.holder}", "resume it first"
+                )
+            with (
+                tx.session.no_autoflush
+            ):  # orders wait for this transaction: what it changes is written together
                 world = tx.session.get_one(WorldRow, world_id)
                 there = _unchanged(tx.session, world, plan, fence.live_edge)
-            row.snapshot = Snapshot(standpoints={item.strategy_id: standpoint(item) for item in there}, live_edge=fence.live_edge, fingerprint=world.pinned_fingerprint).model_dump_json()
+            row.snapshot = Snapshot(
+                standpoints={item.strategy_id: standpoint(item) for item in there},
+                live_edge=fence.live_edge,
+                fingerprint=world.pinned_fingerprint,
+            ).model_dump_json()
             row.epoch_before = fence.epoch
             before = {"state": fence.state, "epoch": fence.epoch}
             fence.state, fence.holder, fence.epoch = FROZEN, run_id, fence.epoch + 1
             if plan.live_edge_before and plan.freeze.close_live_edge:
                 _edge(tx, fence, False, f"closed by {run_id}")
             journal(tx, fence, "freeze", run_id)
-            after, entries = {"state": fence.state, "epoch": fence.epoch, "live_edge": fence.live_edge}, entry_hashes(there)
-            told = tell(tx, world, fence, "freeze", run_id, action="apply.frozen", before=before, after=after, requires_ack=True, entries=entries)
+            after, entries = (
+                {"state": fence.state, "epoch": fence.epoch, "live_edge": fence.live_edge},
+                entry_hashes(there),
+            )
+            told = tell(
+                tx,
+                world,
+                fence,
+                "freeze",
+                run_id,
+                action="apply.frozen",
+                before=before,
+                after=after,
+                requires_ack=True,
+                entries=entries,
+            )
             return Frozen(epoch=fence.epoch, sequence=told.sequence, at=told.ts)
 
         return self._once(world_id, run_id, "freeze", Frozen, do)
@@ -228,7 +415,16 @@ class SqlApplyStore:
             _held(fence, run_id)
             fence.state = DRAINING
             journal(tx, fence, "drain", run_id)
-            tell(tx, tx.session.get_one(WorldRow, world_id), fence, "freeze", run_id, action="apply.draining", before={"state": FROZEN}, after={"state": DRAINING, "epoch": fence.epoch})
+            tell(
+                tx,
+                tx.session.get_one(WorldRow, world_id),
+                fence,
+                "freeze",
+                run_id,
+                action="apply.draining",
+                before={"state": FROZEN},
+                after={"state": DRAINING, "epoch": fence.epoch},
+            )
             return StepDone()
 
         return self._once(world_id, run_id, "drain", StepDone, do)
@@ -241,17 +437,44 @@ class SqlApplyStore:
             plan = ApplyPlan.model_validate_json(row.plan)
             world = tx.session.get_one(WorldRow, world_id)
             _unchanged(tx.session, world, plan, plan.live_edge_before)  # the freeze has closed it
-            if not fence.allow_live and (plan.live_edge_after or any(change.after.active and change.after.mode == "live" and change.goes_up for change in plan.changes)):
-                raise QmtlError("E_LIVE_NOT_ALLOWED", f"world {world_id} does not allow live any more", "an operator allows it with: qmtl world allow-live W")
+            if not fence.allow_live and (
+                plan.live_edge_after
+                or any(
+                    change.after.active and change.after.mode == "live" and change.goes_up
+                    for change in plan.changes
+                )
+            ):
+                raise QmtlError(
+                    "E_LIVE_NOT_ALLOWED",
+                    f"world {world_id} does not allow live any more",
+                    "an operator allows it with: qmtl world allow-live W",
+                )
             self._stand(tx, world, {change.strategy_id: change.after for change in plan.changes}, run_id)
             for change in plan.changes:
                 self._bind(tx, world_id, change)
-            _edge(tx, fence, plan.live_edge_after, f"{'opened' if plan.live_edge_after else 'closed'} by {run_id}")
+            _edge(
+                tx,
+                fence,
+                plan.live_edge_after,
+                f"{'opened' if plan.live_edge_after else 'closed'} by {run_id}",
+            )
             world.pinned_fingerprint = plan.fingerprint_after
             tx.session.add(world)
             journal(tx, fence, "switch", run_id)
-            after = {"changes": [change.json_dict() for change in plan.changes], "live_edge": plan.live_edge_after, "fingerprint": plan.fingerprint_after}
-            _progress(tx, row, "apply.switched", "switch", before=json.loads(row.snapshot), after=after, title=plan.title)
+            after = {
+                "changes": [change.json_dict() for change in plan.changes],
+                "live_edge": plan.live_edge_after,
+                "fingerprint": plan.fingerprint_after,
+            }
+            _progress(
+                tx,
+                row,
+                "apply.switched",
+                "switch",
+                before=json.loads(row.snapshot),
+                after=after,
+                title=plan.title,
+            )
             return StepDone()
 
         return self._once(world_id, run_id, "switch", StepDone, do)
@@ -287,8 +510,20 @@ class SqlApplyStore:
         def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
             if outcome != "frozen" and fence.holder == run_id:
                 raise RuntimeError(f"{run_id} would end as {outcome} and still holds {world_id}")
-            row.outcome, row.reason, row.ended_at, row.epoch_after = outcome, reason[:1000], utc_now(), fence.epoch
-            _progress(tx, row, "apply.ended", outcome, after={"outcome": outcome, "reason": row.reason, "epoch": fence.epoch}, reason=row.reason)
+            row.outcome, row.reason, row.ended_at, row.epoch_after = (
+                outcome,
+                reason[:1000],
+                utc_now(),
+                fence.epoch,
+            )
+            _progress(
+                tx,
+                row,
+                "apply.ended",
+                outcome,
+                after={"outcome": outcome, "reason": row.reason, "epoch": fence.epoch},
+                reason=row.reason,
+            )
             return StepDone()
 
         return self._once(world_id, run_id, "end", StepDone, do)
@@ -315,9 +550,16 @@ class SqlApplyStore:
             if fence.state != OPEN and running is None:
                 lifted.append(f"{fence.state} by {fence.holder}")
             if not lifted and fence.state != OPEN and running is not None:
-                raise QmtlError("E_APPLY_RUNNING", f"{running.run_id} is under way in {world_id}, at {running.state}, and opens it by itself", "wait for it, or abort it", run_id=running.run_id)
+                raise QmtlError(
+                    "E_APPLY_RUNNING",
+                    f"{running.run_id} is under way in {world_id}, at {running.state}, and opens it by itself",
+                    "wait for it, or abort it",
+                    run_id=running.run_id,
+                )
             if not lifted:
-                raise QmtlError("E_WORLD_OPEN", f"{world_id} is neither halted nor frozen", "there is nothing to resume")
+                raise QmtlError(
+                    "E_WORLD_OPEN", f"{world_id} is neither halted nor frozen", "there is nothing to resume"
+                )
             before = {"halted": fence.halted, "state": fence.state, "epoch": fence.epoch}
             fence.halted = ""
             if fence.state != OPEN and running is None:
@@ -326,7 +568,16 @@ class SqlApplyStore:
                 fence.epoch += 1
                 journal(tx, fence, "resume", world_id, reason)
                 world = tx.session.get_one(WorldRow, world_id)
-                tell(tx, world, fence, "resume", "", action="world.resumed", before=before, after={"halted": "", "state": fence.state, "epoch": fence.epoch, "reason": reason})
+                tell(
+                    tx,
+                    world,
+                    fence,
+                    "resume",
+                    "",
+                    action="world.resumed",
+                    before=before,
+                    after={"halted": "", "state": fence.state, "epoch": fence.epoch, "reason": reason},
+                )
             return lifted
 
     # who has heard
@@ -335,12 +586,27 @@ class SqlApplyStore:
         """Note that someone has heard of the change with this sequence; whether that was in time."""
         with self._database.write(holder, bookkeeping=True) as tx:
             late = not self._awaited(tx.session, world_id, sequence)
-            tx.insert_new([AckRow(world_id=world_id, sequence=sequence, holder=holder, kind=kind, at=utc_now(), late=late)])
+            tx.insert_new(
+                [
+                    AckRow(
+                        world_id=world_id,
+                        sequence=sequence,
+                        holder=holder,
+                        kind=kind,
+                        at=utc_now(),
+                        late=late,
+                    )
+                ]
+            )
             return not late
 
     def missing_acks(self, world_id: str, told: Frozen, phase: str) -> tuple[str, ...]:
         with self._database.read() as session:
-            return tuple(item.holder for item in _acks(session, world_id, told.sequence, phase, told.at) if item.at is None)
+            return tuple(
+                item.holder
+                for item in _acks(session, world_id, told.sequence, phase, told.at)
+                if item.at is None
+            )
 
     @staticmethod
     def _awaited(session: Session, world_id: str, sequence: int) -> bool:
@@ -364,18 +630,29 @@ class SqlApplyStore:
 
     # pieces of the steps
 
-    def _once(self, world_id: str, run_id: str, step: str, answer_type: type[StepT], do: Callable[[Transaction, ApplyRow, FenceRow], StepT]) -> StepT:
+    def _once(
+        self,
+        world_id: str,
+        run_id: str,
+        step: str,
+        answer_type: type[StepT],
+        do: Callable[[Transaction, ApplyRow, FenceRow], StepT],
+    ) -> StepT:
         """Do a step if it was not done before; its answer."""
         with self._database.write("apply") as tx:
             tx.lock(f"world:{world_id}")
-            found = tx.session.execute(_RUN_AND_STEP, {"world": world_id, "run": run_id, "step": step}).first()
+            found = tx.session.execute(
+                _RUN_AND_STEP, {"world": world_id, "run": run_id, "step": step}
+            ).first()
             if found is None:
                 raise _unknown(world_id, run_id)
             row, done = found
             if done is not None:
                 return answer_type.model_validate_json(done)
             if row.ended_at is not None:
-                raise QmtlError("E_APPLY_ENDED", f"{run_id} has ended: {row.outcome}", "ask for another apply")
+                raise QmtlError(
+                    "E_APPLY_ENDED", f"{run_id} has ended: {row.outcome}", "ask for another apply"
+                )
             fence = locked_fence(tx, world_id)
             if step != "end":
                 row.state = step
@@ -388,9 +665,22 @@ class SqlApplyStore:
     def _begin(tx: Transaction, row: ApplyRow, step: str, answer: StepDone | None = None) -> None:
         """The step before has ended, this one begins."""
         now = utc_now()
-        earlier = col(ApplyStep.world_id) == row.world_id, col(ApplyStep.run_id) == row.run_id, col(ApplyStep.ended_at).is_(None)
+        earlier = (
+            col(ApplyStep.world_id) == row.world_id,
+            col(ApplyStep.run_id) == row.run_id,
+            col(ApplyStep.ended_at).is_(None),
+        )
         tx.session.connection().execute(update(ApplyStep).where(*earlier).values(ended_at=now))
-        tx.session.add(ApplyStep(world_id=row.world_id, run_id=row.run_id, step=step, started_at=now, ended_at=now if step == "end" else None, answer=(answer or StepDone()).model_dump_json()))
+        tx.session.add(
+            ApplyStep(
+                world_id=row.world_id,
+                run_id=row.run_id,
+                step=step,
+                started_at=now,
+                ended_at=now if step == "end" else None,
+                answer=(answer or StepDone()).model_dump_json(),
+            )
+        )
 
     @staticmethod
     def _stand(tx: Transaction, world: WorldRow, wanted: dict[str, Standpoint], run_id: str) -> None:
@@ -403,8 +693,22 @@ class SqlApplyStore:
             etag = activation_etag(world.world_id, strategy_id, after.active, after.weight, mode)
             if before is not None and before.etag == etag:
                 continue
-            base = {"world_id": world.world_id, "strategy_id": strategy_id, "side": before.side if before else "both"}
-            envelope = ActivationEnvelope.model_validate({**base, "active": after.active, "weight": after.weight, "effective_mode": mode, "etag": etag, "run_id": run_id, "ts": datetime.now(UTC)})
+            base = {
+                "world_id": world.world_id,
+                "strategy_id": strategy_id,
+                "side": before.side if before else "both",
+            }
+            envelope = ActivationEnvelope.model_validate(
+                {
+                    **base,
+                    "active": after.active,
+                    "weight": after.weight,
+                    "effective_mode": mode,
+                    "etag": etag,
+                    "run_id": run_id,
+                    "ts": datetime.now(UTC),
+                }
+            )
             activate(tx, world, envelope, before, entries)
 
     @staticmethod
@@ -421,19 +725,26 @@ class SqlApplyStore:
                     SqlGraphStore.bind_queues(tx, world_id, domain.value, dag)
                 for node in dag.nodes:
                     at = {"world_id": world_id, "node_id": node.node_id, "execution_domain": domain.value}
-                    there = tx.session.get(WorldNode, tuple(at.values())) or WorldNode(**at, eval_key="", state=state, updated_at=now)
+                    there = tx.session.get(WorldNode, tuple(at.values())) or WorldNode(
+                        **at, eval_key="", state=state, updated_at=now
+                    )
                     there.state, there.updated_at = state, now
                     tx.session.add(there)
 
     def _put_back(self, tx: Transaction, row: ApplyRow, fence: FenceRow) -> None:
-        snapshot, world = Snapshot.model_validate_json(row.snapshot), tx.session.get_one(WorldRow, row.world_id)
+        snapshot, world = (
+            Snapshot.model_validate_json(row.snapshot),
+            tx.session.get_one(WorldRow, row.world_id),
+        )
         self._stand(tx, world, snapshot.standpoints, row.run_id)
         _edge(tx, fence, snapshot.live_edge, f"put back by {row.run_id}")
         world.pinned_fingerprint = snapshot.fingerprint
         tx.session.add(world)
 
     @staticmethod
-    def _open(tx: Transaction, fence: FenceRow, run_id: str, before: dict[str, Any] | None = None, reason: str = "") -> ActivationEnvelope:
+    def _open(
+        tx: Transaction, fence: FenceRow, run_id: str, before: dict[str, Any] | None = None, reason: str = ""
+    ) -> ActivationEnvelope:
         """(Any: what the audit trail says of before.)"""
         world = tx.session.get_one(WorldRow, fence.world_id)
         before = before or {"state": fence.state, "epoch": fence.epoch}
@@ -443,7 +754,15 @@ class SqlApplyStore:
             follow(tx, world, decision, run_id)
         journal(tx, fence, "unfreeze", run_id, reason)
         return tell(
-            tx, world, fence, "unfreeze", run_id, action="apply.unfrozen", before=before, after={"state": OPEN, "epoch": fence.epoch, "live_edge": fence.live_edge, "reason": reason}, requires_ack=True
+            tx,
+            world,
+            fence,
+            "unfreeze",
+            run_id,
+            action="apply.unfrozen",
+            before=before,
+            after={"state": OPEN, "epoch": fence.epoch, "live_edge": fence.live_edge, "reason": reason},
+            requires_ack=True,
         )
 
 
@@ -454,7 +773,9 @@ def situation_of(session: Session, world_id: str) -> Situation:
         raise QmtlError("E_WORLD_UNKNOWN", f"there is no world {world_id!r}", "qmtl world list prints them")
     policy = session.get(PolicyRow, (world_id, row.policy_version)) if row.policy_version else None
     if policy is None:
-        raise QmtlError("E_POLICY_MISSING", f"world {world_id} has no policy", "add one: qmtl world policy add W FILE")
+        raise QmtlError(
+            "E_POLICY_MISSING", f"world {world_id} has no policy", "add one: qmtl world policy add W FILE"
+        )
     return Situation(
         world=world_of(row),
         policy=Policy.model_validate_json(policy.body),
@@ -468,27 +789,63 @@ def situation_of(session: Session, world_id: str) -> Situation:
 
 def _running(session: Session, world_id: str) -> ApplyRow | None:
     """The apply that is under way in a world: at most one."""
-    return session.exec(select(ApplyRow).where(ApplyRow.world_id == world_id, col(ApplyRow.ended_at).is_(None))).first()
+    return session.exec(
+        select(ApplyRow).where(ApplyRow.world_id == world_id, col(ApplyRow.ended_at).is_(None))
+    ).first()
 
 
-def _progress(tx: Transaction, row: ApplyRow, action: str, state: str, *, before: object = None, after: object, **data: str) -> None:
+def _progress(
+    tx: Transaction,
+    row: ApplyRow,
+    action: str,
+    state: str,
+    *,
+    before: object = None,
+    after: object,
+    **data: str,
+) -> None:
     """Record what an apply has come to, and tell of it."""
     told = {"world_id": row.world_id, "run_id": row.run_id, "state": state, **data}
-    tx.record(action, row.world_id, row.run_id, before=before, after=after, correlation_id=row.run_id, event="apply.state", data=told)
+    tx.record(
+        action,
+        row.world_id,
+        row.run_id,
+        before=before,
+        after=after,
+        correlation_id=row.run_id,
+        event="apply.state",
+        data=told,
+    )
 
 
-def _unchanged(session: Session, world: WorldRow, plan: ApplyPlan, live_edge: bool) -> list[ActivationEnvelope]:
+def _unchanged(
+    session: Session, world: WorldRow, plan: ApplyPlan, live_edge: bool
+) -> list[ActivationEnvelope]:
     """The world's activations. Raises QmtlError (E_ETAG) where the world is no longer what the plan was made from."""
     there = activations_of(session, plan.world_id)
-    now = plan_etag([(item.strategy_id, item.etag) for item in there], world.pinned_fingerprint, live_edge, world.policy_version)
+    now = plan_etag(
+        [(item.strategy_id, item.etag) for item in there],
+        world.pinned_fingerprint,
+        live_edge,
+        world.policy_version,
+    )
     if now != plan.etag:
-        raise QmtlError("E_ETAG", f"{plan.world_id} has changed since the plan was made: its activations, its policy, or the edge to live", "ask for a new apply", etag=now)
+        raise QmtlError(
+            "E_ETAG",
+            f"{plan.world_id} has changed since the plan was made: its activations, its policy, or the edge to live",
+            "ask for a new apply",
+            etag=now,
+        )
     return there
 
 
 def _held(fence: FenceRow, run_id: str) -> None:
     if fence.holder != run_id:
-        raise QmtlError("E_WORLD_FROZEN", f"{run_id} does not hold {fence.world_id}: {fence.holder or 'nobody'} does", "look at the apply that does")
+        raise QmtlError(
+            "E_WORLD_FROZEN",
+            f"{run_id} does not hold {fence.world_id}: {fence.holder or 'nobody'} does",
+            "look at the apply that does",
+        )
 
 
 def _edge(tx: Transaction, fence: FenceRow, active: bool, reason: str) -> None:
@@ -497,7 +854,16 @@ def _edge(tx: Transaction, fence: FenceRow, active: bool, reason: str) -> None:
         return
     fence.live_edge = active
     tx.session.add(fence)
-    tx.upsert(EdgeOverride(world_id=fence.world_id, src=LIVE_EDGE[0], dst=LIVE_EDGE[1], active=active, reason=reason, updated_at=utc_now()))
+    tx.upsert(
+        EdgeOverride(
+            world_id=fence.world_id,
+            src=LIVE_EDGE[0],
+            dst=LIVE_EDGE[1],
+            active=active,
+            reason=reason,
+            updated_at=utc_now(),
+        )
+    )
 
 
 def _row(session: Session, world_id: str, run_id: str) -> ApplyRow:
@@ -508,11 +874,19 @@ def _row(session: Session, world_id: str, run_id: str) -> ApplyRow:
 
 
 def _unknown(world_id: str, run_id: str) -> QmtlError:
-    return QmtlError("E_APPLY_UNKNOWN", f"there is no apply {run_id[:80]!r} in {world_id[:64]}", "qmtl world applies W lists them")
+    return QmtlError(
+        "E_APPLY_UNKNOWN",
+        f"there is no apply {run_id[:80]!r} in {world_id[:64]}",
+        "qmtl world applies W lists them",
+    )
 
 
 def _status(session: Session, row: ApplyRow) -> ApplyStatus:
-    steps = session.exec(select(ApplyStep).where(ApplyStep.world_id == row.world_id, ApplyStep.run_id == row.run_id).order_by(col(ApplyStep.started_at))).all()
+    steps = session.exec(
+        select(ApplyStep)
+        .where(ApplyStep.world_id == row.world_id, ApplyStep.run_id == row.run_id)
+        .order_by(col(ApplyStep.started_at))
+    ).all()
     acks: list[Ack] = []
     for step in steps:
         if step.step in ("freeze", "unfreeze"):
@@ -533,7 +907,13 @@ def _status(session: Session, row: ApplyRow) -> ApplyStatus:
             "plan": ApplyPlan.model_validate_json(row.plan),
             "approvals": _approvals(session, row.world_id, row.run_id),
             "steps": [
-                Step(name=step.step, started=datetime.fromisoformat(step.started_at), ended=datetime.fromisoformat(step.ended_at) if step.ended_at else None) for step in steps if step.step != "end"
+                Step(
+                    name=step.step,
+                    started=datetime.fromisoformat(step.started_at),
+                    ended=datetime.fromisoformat(step.ended_at) if step.ended_at else None,
+                )
+                for step in steps
+                if step.step != "end"
             ],
             "acks": acks,
         }
@@ -542,27 +922,62 @@ def _status(session: Session, row: ApplyRow) -> ApplyStatus:
 
 def _acks(session: Session, world_id: str, sequence: int, phase: str, at: datetime) -> list[Ack]:
     """Who should hear of a change told at `at`, and who has said that they did: sessions and Gateways that were there then and still are, and whoever else has spoken."""
-    said = {row.holder: row for row in session.exec(select(AckRow).where(AckRow.world_id == world_id, AckRow.sequence == sequence))}
+    said = {
+        row.holder: row
+        for row in session.exec(
+            select(AckRow).where(AckRow.world_id == world_id, AckRow.sequence == sequence)
+        )
+    }
     moment, now = at.astimezone(UTC).isoformat(timespec="microseconds"), utc_now()
-    there = select(SessionRow.session_id).where(SessionRow.world_id == world_id, col(SessionRow.ended_at).is_(None), SessionRow.opened_at <= moment, SessionRow.expires_at >= now)
+    there = select(SessionRow.session_id).where(
+        SessionRow.world_id == world_id,
+        col(SessionRow.ended_at).is_(None),
+        SessionRow.opened_at <= moment,
+        SessionRow.expires_at >= now,
+    )
     holders = dict.fromkeys(session.exec(there), "session")
-    holders |= dict.fromkeys(session.exec(select(GatewayRow.gateway_id).where(GatewayRow.expires_at >= now)), "gateway")
+    holders |= dict.fromkeys(
+        session.exec(select(GatewayRow.gateway_id).where(GatewayRow.expires_at >= now)), "gateway"
+    )
     holders |= {holder: row.kind for holder, row in said.items()}
     found = []
     for holder, kind in sorted(holders.items()):
         row = said.get(holder)
-        found.append(Ack.model_validate({"sequence": sequence, "phase": phase, "kind": kind, "holder": holder, "at": row.at if row else None, "late": bool(row and row.late)}))
+        found.append(
+            Ack.model_validate(
+                {
+                    "sequence": sequence,
+                    "phase": phase,
+                    "kind": kind,
+                    "holder": holder,
+                    "at": row.at if row else None,
+                    "late": bool(row and row.late),
+                }
+            )
+        )
     return found
 
 
 def _approvals(session: Session, world_id: str, subject: str) -> tuple[Approval, ...]:
-    rows = session.exec(select(ApprovalRow).where(ApprovalRow.world_id == world_id, ApprovalRow.subject == subject).order_by(col(ApprovalRow.at)))
+    rows = session.exec(
+        select(ApprovalRow)
+        .where(ApprovalRow.world_id == world_id, ApprovalRow.subject == subject)
+        .order_by(col(ApprovalRow.at))
+    )
     return tuple(_approval(row) for row in rows)
 
 
 def _approval(row: ApprovalRow) -> Approval:
     return Approval.model_validate(
-        {"approval_id": row.approval_id, "actor": row.actor, "verdict": row.verdict, "reason": row.reason, "via": row.via, "counts": row.counts, "at": datetime.fromisoformat(row.at)}
+        {
+            "approval_id": row.approval_id,
+            "actor": row.actor,
+            "verdict": row.verdict,
+            "reason": row.reason,
+            "via": row.via,
+            "counts": row.counts,
+            "at": datetime.fromisoformat(row.at),
+        }
     )
 
 

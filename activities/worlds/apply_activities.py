@@ -5,7 +5,16 @@ import time
 
 from temporalio import activity
 
-from activities.commands import ApplyBrief, ApplyInput, AwaitAcks, Conclude, DirectVote, DrainCommand, Heard, Votes
+from activities.commands import (
+    ApplyBrief,
+    ApplyInput,
+    AwaitAcks,
+    Conclude,
+    DirectVote,
+    DrainCommand,
+    Heard,
+    Votes,
+)
 from activities.orders.sql import SqlOrderStore
 from activities.worlds.applies import SqlApplyStore
 from activities.worlds.store import Frozen, StepDone
@@ -24,7 +33,15 @@ class ApplyActivities:
         rows = plan.diff()
         more = [(f"and {len(rows) - LINES} more", "", "")] if len(rows) > LINES else []
         left_out = tuple(str(item) for item in plan.left_out[:10])
-        return ApplyBrief(title=plan.title, reason=plan.reason, requested_by=plan.requested_by, stages=plan.stages, diff=(*rows[:LINES], *more), left_out=left_out, etag=plan.etag)
+        return ApplyBrief(
+            title=plan.title,
+            reason=plan.reason,
+            requested_by=plan.requested_by,
+            stages=plan.stages,
+            diff=(*rows[:LINES], *more),
+            left_out=left_out,
+            etag=plan.etag,
+        )
 
     @activity.defn(no_thread_cancel_exception=True)
     def await_approval(self, command: ApplyInput) -> StepDone:
@@ -36,7 +53,14 @@ class ApplyActivities:
 
     @activity.defn(no_thread_cancel_exception=True)
     def direct_vote(self, command: DirectVote) -> StepDone:
-        self._applies.direct(command.world_id, command.run_id, command.actor, command.verdict, command.reason, command.approval_id)
+        self._applies.direct(
+            command.world_id,
+            command.run_id,
+            command.actor,
+            command.verdict,
+            command.reason,
+            command.approval_id,
+        )
         return StepDone()
 
     @activity.defn(no_thread_cancel_exception=True)
@@ -54,12 +78,18 @@ class ApplyActivities:
             if not still_open and (not missing or waited >= command.ack_timeout_s):
                 return Heard(missing=missing, waited_s=round(waited, 3))
             if still_open and waited >= command.timeout_s:
-                raise QmtlError("E_DRAIN_TIMEOUT", f"{still_open} orders were still open after {command.timeout_s:g} s", "cancel them at their venue, or give the drain more time")
+                raise QmtlError(
+                    "E_DRAIN_TIMEOUT",
+                    f"{still_open} orders were still open after {command.timeout_s:g} s",
+                    "cancel them at their venue, or give the drain more time",
+                )
             await asyncio.sleep(LOOK_S)
 
     def _left(self, command: DrainCommand) -> tuple[int, tuple[str, ...]]:
         """How many orders are open, and who has not said yet that they have heard of the freeze."""
-        return self._orders.open_orders(command.world_id), self._applies.missing_acks(command.world_id, command.frozen, "freeze")
+        return self._orders.open_orders(command.world_id), self._applies.missing_acks(
+            command.world_id, command.frozen, "freeze"
+        )
 
     @activity.defn(no_thread_cancel_exception=True)
     def switch_world(self, command: ApplyInput) -> StepDone:
@@ -77,7 +107,9 @@ class ApplyActivities:
     async def await_acks(self, command: AwaitAcks) -> Heard:
         began = command.told.at.timestamp()
         while True:
-            missing = await asyncio.to_thread(self._applies.missing_acks, command.world_id, command.told, command.phase)
+            missing = await asyncio.to_thread(
+                self._applies.missing_acks, command.world_id, command.told, command.phase
+            )
             waited = time.time() - began
             if not missing or waited >= command.timeout_s:
                 return Heard(missing=missing, waited_s=round(waited, 3))

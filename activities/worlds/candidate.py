@@ -23,15 +23,28 @@ class Candidate(OfStrategy):
     @property
     def side(self) -> Literal["long", "short"]:
         """What it mostly does; `holds` says whether it does both."""
-        return "short" if (self.metrics.get("gross_short") or 0.0) > (self.metrics.get("gross_long") or 0.0) else "long"
+        return (
+            "short"
+            if (self.metrics.get("gross_short") or 0.0) > (self.metrics.get("gross_long") or 0.0)
+            else "long"
+        )
 
     @property
     def holds(self) -> Literal["long", "short", "both"]:
         long, short = (bool(self.metrics.get(name)) for name in ("gross_long", "gross_short"))
         return "both" if long == short else "long" if long else "short"
 
-    def left_out(self, score: float | None, violations: list[Violation], rank: int | None = None) -> StrategyDecision:
-        return StrategyDecision(strategy_id=self.strategy_id, name=self.name, active=False, rank=rank, score=score, violations=tuple(violations))
+    def left_out(
+        self, score: float | None, violations: list[Violation], rank: int | None = None
+    ) -> StrategyDecision:
+        return StrategyDecision(
+            strategy_id=self.strategy_id,
+            name=self.name,
+            active=False,
+            rank=rank,
+            score=score,
+            violations=tuple(violations),
+        )
 
 
 class Standing(Model):

@@ -16,7 +16,14 @@ from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, Worl
 from qmtl_sdk.data.presets import bind, fingerprint_of, newest_close
 
 
-def run_context(run_id: str, world: World, submit: StrategySubmit, decision: DecisionEnvelope | None, activation: ActivationEnvelope | None, wall: datetime) -> RunContextBody:
+def run_context(
+    run_id: str,
+    world: World,
+    submit: StrategySubmit,
+    decision: DecisionEnvelope | None,
+    activation: ActivationEnvelope | None,
+    wall: datetime,
+) -> RunContextBody:
     """A strategy computes in the stage that its world has brought it to, as long as the world's decision is fresh; one that is not active validates. Raises QmtlError: those of `bind`, E_DATA_EMPTY, E_BODY_INVALID for an `as_of` that is no time."""
     now, shadow = world.now(wall), asks_for_shadow(submit)
     bindings = bind(submit.dag, world.spec)
@@ -58,7 +65,13 @@ class ComputeContextService:
             run = await asyncio.to_thread(self.run, "dry-run", submit)
             return run.context
         shadow = asks_for_shadow(submit)
-        return resolve(submit.world_id, SHADOW if shadow else None, decided_at=datetime.now(UTC) if shadow else None, now=datetime.now(UTC), as_of=submit.meta.as_of)
+        return resolve(
+            submit.world_id,
+            SHADOW if shadow else None,
+            decided_at=datetime.now(UTC) if shadow else None,
+            now=datetime.now(UTC),
+            as_of=submit.meta.as_of,
+        )
 
     def run(self, run_id: str, submit: StrategySubmit) -> RunContextBody:
         """All that is decided about a run. Raises as `run_context`, and E_WORLD_UNKNOWN, E_WORLD_ARCHIVED, E_POLICY_MISSING."""
@@ -67,7 +80,9 @@ class ComputeContextService:
         world.require_active()
         self._worlds.policy(submit.world_id)  # a world that can't judge takes no submissions
         activation = next(iter(self._worlds.activations(submit.world_id, submit.dag.strategy_id)), None)
-        return run_context(run_id, world, submit, self._worlds.decision(submit.world_id), activation, datetime.now(UTC))
+        return run_context(
+            run_id, world, submit, self._worlds.decision(submit.world_id), activation, datetime.now(UTC)
+        )
 
 
 def mode_in_effect(decision: DecisionEnvelope | None, activation: ActivationEnvelope | None) -> str | None:
@@ -99,5 +114,9 @@ def _pinned(as_of: str | None) -> datetime | None:
     try:
         moment = datetime.fromisoformat(as_of)
     except ValueError as error:
-        raise QmtlError("E_BODY_INVALID", f"meta.as_of is {as_of!r}, which is not a time", "write it like 2024-01-31T14:00:00Z") from error
+        raise QmtlError(
+            "E_BODY_INVALID",
+            f"meta.as_of is {as_of!r}, which is not a time",
+            "write it like 2024-01-31T14:00:00Z",
+        ) from error
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

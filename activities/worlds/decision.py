@@ -30,11 +30,20 @@ class Verdicts(Model):
     standings: dict[str, Standing]
 
 
-def judge(policy: Policy, candidates: Sequence[Candidate], now: datetime, standings: Mapping[str, Standing], correlate: Correlate, counts: bool = True) -> Verdicts:
+def judge(
+    policy: Policy,
+    candidates: Sequence[Candidate],
+    now: datetime,
+    standings: Mapping[str, Standing],
+    correlate: Correlate,
+    counts: bool = True,
+) -> Verdicts:
     """`now` is the world's time; `standings` what was remembered of the judgment before. One that only renews a decision does not count as another pass or failure."""
     passed, failed = _passed(policy, candidates, now, standings)
     topk = policy.selection.topk
-    slot = slot_weight(policy.selection.constraints.exposure, min(topk.total, len(passed)) if topk else len(passed))
+    slot = slot_weight(
+        policy.selection.constraints.exposure, min(topk.total, len(passed)) if topk else len(passed)
+    )
     kept, constrained = constrain(policy.selection.constraints, passed, slot, correlate)
     chosen, outranked = _top(policy, kept)
     today = {item.candidate.strategy_id: (rank, item) for rank, item in enumerate(chosen, 1)}
@@ -42,13 +51,19 @@ def judge(policy: Policy, candidates: Sequence[Candidate], now: datetime, standi
     return _settle(policy, candidates, now, standings, today, left_out, slot, counts)
 
 
-def _passed(policy: Policy, candidates: Sequence[Candidate], now: datetime, standings: Mapping[str, Standing]) -> tuple[list[Scored], list[StrategyDecision]]:
+def _passed(
+    policy: Policy, candidates: Sequence[Candidate], now: datetime, standings: Mapping[str, Standing]
+) -> tuple[list[Scored], list[StrategyDecision]]:
     """Those that pass data currency, gates and bands and have a score, best first; and the rest with the reason."""
     passed: list[Scored] = []
     out: list[StrategyDecision] = []
     for candidate in candidates:
         bands = in_band(policy.selection.hysteresis, candidate, standings.get(candidate.strategy_id))
-        violations = _evidence(candidate) or [*_currency(policy, candidate, now), *_failures(policy.selection.gates, candidate.metrics), *bands]
+        violations = _evidence(candidate) or [
+            *_currency(policy, candidate, now),
+            *_failures(policy.selection.gates, candidate.metrics),
+            *bands,
+        ]
         score = _score(policy, candidate.metrics)
         if not violations and score is None:
             violations = [_insufficient("score", policy.selection.score, candidate.metrics)]
@@ -75,12 +90,19 @@ def _top(policy: Policy, kept: Sequence[Scored]) -> tuple[list[Scored], list[Str
             detail = f"its score of {item.score:.4g} is rank {rank}; the last one taken, {last.candidate.label}, has {last.score:.4g}"
             rule = f"topk.total = {topk.total}"
         elif limit is not None and sides[side] >= limit:
-            detail, rule = f"its score of {item.score:.4g} is rank {rank}, and {sides[side]} of its side are taken", f"topk.by_side.{side} = {limit}"
+            detail, rule = (
+                f"its score of {item.score:.4g} is rank {rank}, and {sides[side]} of its side are taken",
+                f"topk.by_side.{side} = {limit}",
+            )
         else:
             chosen.append(item)
             sides[side] += 1
             continue
-        out.append(item.candidate.left_out(item.score, [Violation(step="topk", kind="outranked", rule=rule, detail=detail)], rank))
+        out.append(
+            item.candidate.left_out(
+                item.score, [Violation(step="topk", kind="outranked", rule=rule, detail=detail)], rank
+            )
+        )
     return chosen, out
 
 
@@ -100,11 +122,24 @@ def _settle(
     active: list[tuple[float, Candidate, StrategyDecision]] = []
     out: list[StrategyDecision] = []
     # Who is in comes first: a slot that is still held can't be given to another. Then by today's rank.
-    order = sorted(candidates, key=lambda item: (not _was_active(standings, item), today[item.strategy_id][0] if item.strategy_id in today else len(candidates), item.bound, item.strategy_id))
+    order = sorted(
+        candidates,
+        key=lambda item: (
+            not _was_active(standings, item),
+            today[item.strategy_id][0] if item.strategy_id in today else len(candidates),
+            item.bound,
+            item.strategy_id,
+        ),
+    )
     for candidate in order:
         name, before = candidate.strategy_id, standings.get(candidate.strategy_id)
         passes = name in today
-        full = topk is not None and len(active) >= topk.total and passes and not _was_active(standings, candidate)
+        full = (
+            topk is not None
+            and len(active) >= topk.total
+            and passes
+            and not _was_active(standings, candidate)
+        )
         verdict, standing, waits = judged(rules, before, passes, bool(candidate.error_code), now, counts)
         if full and verdict == "promote":
             assert topk is not None  # only a limit can be full
@@ -113,12 +148,31 @@ def _settle(
         new[name] = standing
         score = today[name][1].score if passes else left_out[name].score
         if standing.active:
-            held = () if passes else (*left_out[name].violations, Violation(step="hysteresis", kind="held", rule=_rule(policy, "demote_after"), detail=f"held for now: {waits}"))
+            held = (
+                ()
+                if passes
+                else (
+                    *left_out[name].violations,
+                    Violation(
+                        step="hysteresis",
+                        kind="held",
+                        rule=_rule(policy, "demote_after"),
+                        detail=f"held for now: {waits}",
+                    ),
+                )
+            )
             rank = today[name][0] if passes else left_out[name].rank
-            decision = StrategyDecision(strategy_id=name, name=candidate.name, active=True, rank=rank, score=score, violations=held)
+            decision = StrategyDecision(
+                strategy_id=name, name=candidate.name, active=True, rank=rank, score=score, violations=held
+            )
             active.append((today[name][0] if passes else float("inf"), candidate, decision))
         elif passes:
-            violation = Violation(step="hysteresis", kind="waiting", rule=_rule(policy, "promote_after"), detail=f"it passes, and waits: {waits}")
+            violation = Violation(
+                step="hysteresis",
+                kind="waiting",
+                rule=_rule(policy, "promote_after"),
+                detail=f"it passes, and waits: {waits}",
+            )
             out.append(candidate.left_out(score, [violation], today[name][0]))
         else:
             out.append(left_out[name])
@@ -127,7 +181,9 @@ def _settle(
     # Held ones come on top of the slots that were counted: together never more than the world.
     weight = min(weight, 1.0 / len(active)) if active else weight
     chosen = [_weighted(candidate, decision, weight) for _, candidate, decision in active]
-    return Verdicts(strategies=(*chosen, *sorted(out, key=lambda item: (item.name, item.strategy_id))), standings=new)
+    return Verdicts(
+        strategies=(*chosen, *sorted(out, key=lambda item: (item.name, item.strategy_id))), standings=new
+    )
 
 
 def _was_active(standings: Mapping[str, Standing], candidate: Candidate) -> bool:
@@ -144,12 +200,23 @@ def _rule(policy: Policy, name: str) -> str:
 def summary(decisions: tuple[StrategyDecision, ...]) -> str:
     """The judgment in one line."""
     active = [item.label for item in decisions if item.active]
-    return f"{len(active)} of {len(decisions)} active" + (f": {', '.join(active[:5])}{' …' if len(active) > 5 else ''}" if active else "")
+    return f"{len(active)} of {len(decisions)} active" + (
+        f": {', '.join(active[:5])}{' …' if len(active) > 5 else ''}" if active else ""
+    )
 
 
-def etag_of(world_id: str, policy_version: int, effective_mode: str, decisions: tuple[StrategyDecision, ...]) -> str:
+def etag_of(
+    world_id: str, policy_version: int, effective_mode: str, decisions: tuple[StrategyDecision, ...]
+) -> str:
     """A hash of what was decided, never of when."""
-    return hash_of({"world": world_id, "policy": policy_version, "mode": effective_mode, "strategies": [item.json_dict() for item in decisions]})
+    return hash_of(
+        {
+            "world": world_id,
+            "policy": policy_version,
+            "mode": effective_mode,
+            "strategies": [item.json_dict() for item in decisions],
+        }
+    )
 
 
 def _evidence(candidate: Candidate) -> list[Violation]:
@@ -163,15 +230,43 @@ def _currency(policy: Policy, candidate: Candidate, now: datetime) -> list[Viola
     if rules.max_lag is not None:
         rule = f"max_lag = {words(rules.max_lag)}"
         if candidate.data_last is None:
-            found.append(Violation(step="data_currency", kind="insufficient", rule=rule, detail="the time of the newest bar is not known"))
+            found.append(
+                Violation(
+                    step="data_currency",
+                    kind="insufficient",
+                    rule=rule,
+                    detail="the time of the newest bar is not known",
+                )
+            )
         elif (lag := (now - candidate.data_last).total_seconds()) > rules.max_lag:
-            found.append(Violation(step="data_currency", kind="stale", rule=rule, detail=f"the newest bar closed {words(lag)} ago, at {candidate.data_last.isoformat()}"))
+            found.append(
+                Violation(
+                    step="data_currency",
+                    kind="stale",
+                    rule=rule,
+                    detail=f"the newest bar closed {words(lag)} ago, at {candidate.data_last.isoformat()}",
+                )
+            )
     if rules.min_history is not None:
         rule = f"min_history = {words(rules.min_history)}"
         if candidate.data_first is None or candidate.data_last is None:
-            found.append(Violation(step="data_currency", kind="insufficient", rule=rule, detail="the range of the data is not known"))
+            found.append(
+                Violation(
+                    step="data_currency",
+                    kind="insufficient",
+                    rule=rule,
+                    detail="the range of the data is not known",
+                )
+            )
         elif (span := (candidate.data_last - candidate.data_first).total_seconds()) < rules.min_history:
-            found.append(Violation(step="data_currency", kind="short_history", rule=rule, detail=f"the data reaches back {words(span)}"))
+            found.append(
+                Violation(
+                    step="data_currency",
+                    kind="short_history",
+                    rule=rule,
+                    detail=f"the data reaches back {words(span)}",
+                )
+            )
     return found
 
 
@@ -179,7 +274,11 @@ def _failures(gates: Gates, metrics: Mapping[str, float | None]) -> list[Violati
     """Why a group of gates does not hold; nothing when it does."""
     if gates.any_of:
         alternatives = [_gate(gate, metrics) for gate in gates.any_of]
-        return [] if any(not found for found in alternatives) else [item for found in alternatives for item in found]
+        return (
+            []
+            if any(not found for found in alternatives)
+            else [item for found in alternatives for item in found]
+        )
     return [item for gate in gates.all_of for item in _gate(gate, metrics)]
 
 
@@ -189,17 +288,23 @@ def _gate(gate: str | Gates, metrics: Mapping[str, float | None]) -> list[Violat
     verdict = evaluate(parse(gate), metrics)
     if verdict is None:
         return [_insufficient("gates", gate, metrics)]
-    return [] if verdict else [Violation(step="gates", kind="failed", rule=gate, detail=_figures(gate, metrics))]
+    return (
+        [] if verdict else [Violation(step="gates", kind="failed", rule=gate, detail=_figures(gate, metrics))]
+    )
 
 
 def _insufficient(step: str, rule: str, metrics: Mapping[str, float | None]) -> Violation:
-    return Violation.model_validate({"step": step, "kind": "insufficient", "rule": rule, "detail": _figures(rule, metrics)})
+    return Violation.model_validate(
+        {"step": step, "kind": "insufficient", "rule": rule, "detail": _figures(rule, metrics)}
+    )
 
 
 def _figures(rule: str, metrics: Mapping[str, float | None]) -> str:
     """The values that a rule saw: `sharpe is 0.31`."""
     values = [(name, metrics.get(name)) for name in metrics_in(parse(rule))]
-    return ", ".join(f"{name} is {'missing' if value is None else format(value, '.4g')}" for name, value in values)
+    return ", ".join(
+        f"{name} is {'missing' if value is None else format(value, '.4g')}" for name, value in values
+    )
 
 
 def _score(policy: Policy, metrics: Mapping[str, float | None]) -> float | None:
@@ -209,4 +314,10 @@ def _score(policy: Policy, metrics: Mapping[str, float | None]) -> float | None:
 
 def _weighted(candidate: Candidate, decision: StrategyDecision, weight: float) -> StrategyDecision:
     annual = candidate.metrics.get("annual_return")
-    return decision.model_copy(update={"weight": weight, "side": candidate.holds, "contribution": None if annual is None else weight * annual})
+    return decision.model_copy(
+        update={
+            "weight": weight,
+            "side": candidate.holds,
+            "contribution": None if annual is None else weight * annual,
+        }
+    )

@@ -20,11 +20,15 @@ def examine(data: bytes, dag: Dag, run: RunContextBody) -> tuple[dict[str, float
     """The metrics of an artifact of returns, and the returns. Raises QmtlError (E_RETURNS_INVALID)."""
     returns = decode(data)
     if returns.interval not in {node.interval for node in dag.nodes}:
-        raise _unfit(f"the returns have an interval of {returns.interval} s, which no node of the strategy has")
+        raise _unfit(
+            f"the returns have an interval of {returns.interval} s, which no node of the strategy has"
+        )
     streams = {node.node_id for node in dag.nodes if node.node_type == STREAM}
     foreign = set(returns.price_streams) - streams
     if foreign:
-        raise _unfit(f"the returns name a price stream that the strategy does not read: {sorted(foreign)[0][:40]}")
+        raise _unfit(
+            f"the returns name a price stream that the strategy does not read: {sorted(foreign)[0][:40]}"
+        )
     if run.context.as_of is not None:
         as_of = datetime.fromisoformat(run.context.as_of)
         last = int(returns.ts[-1]) + returns.interval * NS
@@ -42,7 +46,11 @@ def data_range(returns: Returns, run: RunContextBody) -> tuple[datetime, datetim
 
 def sectors(returns: Returns, run: RunContextBody) -> tuple[str, ...]:
     """The sector of each price stream, as its preset says; nothing where one of them is not known."""
-    found = [binding.preset.sectors.get(binding.stream, "") for binding in run.bindings if binding.node_id in returns.price_streams]
+    found = [
+        binding.preset.sectors.get(binding.stream, "")
+        for binding in run.bindings
+        if binding.node_id in returns.price_streams
+    ]
     return tuple(found) if all(found) else ()
 
 
@@ -50,14 +58,28 @@ def validations(dag: Dag, run: RunContextBody, dataset_fingerprint: str) -> tupl
     """Each node's validation in this world and domain. Its contract is its schema, its code version the hash of its code; resources are not limited by policy."""
     domain = run.context.execution_domain.value
     return tuple(
-        NodeValidation(node_id=node.node_id, execution_domain=domain, eval_key=eval_key(node.node_id, run.world_id, domain, node.schema_compat_id, dataset_fingerprint, node.code_hash, ""))
+        NodeValidation(
+            node_id=node.node_id,
+            execution_domain=domain,
+            eval_key=eval_key(
+                node.node_id,
+                run.world_id,
+                domain,
+                node.schema_compat_id,
+                dataset_fingerprint,
+                node.code_hash,
+                "",
+            ),
+        )
         for node in dag.nodes
     )
 
 
 def _periods(returns: Returns, run: RunContextBody) -> float:
     """Periods a year by the calendar of the price streams; of several the one that is open most."""
-    calendars = {binding.preset.calendar for binding in run.bindings if binding.node_id in returns.price_streams} or {ALWAYS}
+    calendars = {
+        binding.preset.calendar for binding in run.bindings if binding.node_id in returns.price_streams
+    } or {ALWAYS}
     return max(periods_per_year(calendar, returns.interval) for calendar in calendars)
 
 

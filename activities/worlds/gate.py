@@ -32,12 +32,31 @@ def locked_fence(tx: Transaction, world_id: str) -> FenceRow:
 
 def journal(tx: Transaction, fence: FenceRow, kind: str, ref: str, reason: str = "") -> None:
     """Put a change of the fence between the orders of its world, where it happened."""
-    row = {"at": utc_now(), "world_id": fence.world_id, "kind": kind, "ref": ref, "epoch": fence.epoch, "strategy_id": "", "reason": reason, "body": ""}
+    row = {
+        "at": utc_now(),
+        "world_id": fence.world_id,
+        "kind": kind,
+        "ref": ref,
+        "epoch": fence.epoch,
+        "strategy_id": "",
+        "reason": reason,
+        "body": "",
+    }
     tx.session.connection().execute(_LOG.insert(), row)
 
 
 def tell(
-    tx: Transaction, world: WorldRow, fence: FenceRow, phase: Phase, run_id: str, *, action: str, before: object, after: object, requires_ack: bool = False, entries: dict[str, str] | None = None
+    tx: Transaction,
+    world: WorldRow,
+    fence: FenceRow,
+    phase: Phase,
+    run_id: str,
+    *,
+    action: str,
+    before: object,
+    after: object,
+    requires_ack: bool = False,
+    entries: dict[str, str] | None = None,
 ) -> ActivationEnvelope:
     """Record a change of the gate and tell everyone: an activation of the whole world, with its epoch. `entries`: the hashes of its strategies' activations, where they are known."""
     world.activation_sequence += 1
@@ -59,10 +78,26 @@ def tell(
         requires_ack=requires_ack,
         sequence=world.activation_sequence,
     )
-    envelope = envelope.model_copy(update={"state_hash": keep(tx, envelope, hashes(tx.session, fence.world_id) if entries is None else entries)})
+    envelope = envelope.model_copy(
+        update={
+            "state_hash": keep(
+                tx, envelope, hashes(tx.session, fence.world_id) if entries is None else entries
+            )
+        }
+    )
     tx.session.add(world)
     tx.session.add(fence)
-    tx.record(action, fence.world_id, run_id or fence.world_id, before=before, after=after, correlation_id=run_id, event="activation_updated", about=WHOLE_WORLD, data=envelope.json_dict())
+    tx.record(
+        action,
+        fence.world_id,
+        run_id or fence.world_id,
+        before=before,
+        after=after,
+        correlation_id=run_id,
+        event="activation_updated",
+        about=WHOLE_WORLD,
+        data=envelope.json_dict(),
+    )
     return envelope
 
 
@@ -72,7 +107,16 @@ def halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
     before = {"halted": fence.halted, "epoch": fence.epoch}
     fence.halted, fence.epoch = reason[:300], fence.epoch + 1
     journal(tx, fence, "halt", fence.world_id, fence.halted)
-    tell(tx, world, fence, "halt", "", action="world.halted", before=before, after={"halted": fence.halted, "epoch": fence.epoch})
+    tell(
+        tx,
+        world,
+        fence,
+        "halt",
+        "",
+        action="world.halted",
+        before=before,
+        after={"halted": fence.halted, "epoch": fence.epoch},
+    )
 
 
 def hashes(session: Session, world_id: str) -> dict[str, str]:
@@ -90,5 +134,14 @@ def keep(tx: Transaction, envelope: ActivationEnvelope, entries: dict[str, str])
     entries[envelope.strategy_id] = entry_hash(envelope.json_dict())
     found = combined_hash(entries)
     body = envelope.model_copy(update={"state_hash": found}).model_dump_json()
-    tx.upsert(Activation(world_id=envelope.world_id, strategy_id=envelope.strategy_id, etag=envelope.etag, active=envelope.active, mode=envelope.effective_mode or "", body=body))
+    tx.upsert(
+        Activation(
+            world_id=envelope.world_id,
+            strategy_id=envelope.strategy_id,
+            etag=envelope.etag,
+            active=envelope.active,
+            mode=envelope.effective_mode or "",
+            body=body,
+        )
+    )
     return found

@@ -14,16 +14,34 @@ from qmtl_sdk.contracts.worlds import Violation
 Verdict = Literal["promote", "demote", "hold"]
 
 
-def judged(rules: Hysteresis, before: Standing | None, passes: bool, rejected: bool, now: datetime, counts: bool = True) -> tuple[Verdict, Standing, str]:
+def judged(
+    rules: Hysteresis,
+    before: Standing | None,
+    passes: bool,
+    rejected: bool,
+    now: datetime,
+    counts: bool = True,
+) -> tuple[Verdict, Standing, str]:
     """What becomes of a strategy that passes or fails today: the verdict, what is remembered of it, and why it is held."""
     was, more = before or Standing(since=now), int(counts or before is None)
-    counted = was.model_copy(update={"passes": was.passes + more if passes else 0, "failures": 0 if passes else was.failures + more})
+    counted = was.model_copy(
+        update={
+            "passes": was.passes + more if passes else 0,
+            "failures": 0 if passes else was.failures + more,
+        }
+    )
     if passes == was.active:
         return "hold", counted, ""
-    wanted, count = (rules.promote_after, counted.passes) if passes else (rules.demote_after, counted.failures)
+    wanted, count = (
+        (rules.promote_after, counted.passes) if passes else (rules.demote_after, counted.failures)
+    )
     dwelt = (now - was.since).total_seconds()
     if rejected or (count >= wanted and dwelt >= (rules.min_dwell or 0)):
-        return ("promote" if passes else "demote"), Standing(active=passes, since=now, passes=counted.passes, failures=counted.failures), ""
+        return (
+            ("promote" if passes else "demote"),
+            Standing(active=passes, since=now, passes=counted.passes, failures=counted.failures),
+            "",
+        )
     waits = []
     if count < wanted:
         waits.append(f"{count} of {wanted} {'passes' if passes else 'failures'} in a row")
@@ -41,5 +59,11 @@ def in_band(rules: Hysteresis, candidate: Candidate, before: Standing | None) ->
     limit, word = (bands.exit, "exit") if active else (bands.enter, "enter")
     rule, value = f"bands.{word}: {bands.metric} >= {limit:g}", candidate.metrics.get(bands.metric)
     if value is None:
-        return [Violation(step="hysteresis", kind="insufficient", rule=rule, detail=f"{bands.metric} is missing")]
-    return [] if value >= limit else [Violation(step="hysteresis", kind="failed", rule=rule, detail=f"{bands.metric} is {value:.4g}")]
+        return [
+            Violation(step="hysteresis", kind="insufficient", rule=rule, detail=f"{bands.metric} is missing")
+        ]
+    return (
+        []
+        if value >= limit
+        else [Violation(step="hysteresis", kind="failed", rule=rule, detail=f"{bands.metric} is {value:.4g}")]
+    )

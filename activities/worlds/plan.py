@@ -11,7 +11,21 @@ from collections.abc import Sequence
 
 from activities.worlds.conditions import held_back
 from activities.worlds.situation import Situation, Snapshot
-from qmtl_sdk.contracts.applies import MODE_OF, ApplyPlan, ApplyRequest, AwaitApprovals, Change, Drain, Freeze, LeftOut, Stage, Standpoint, Switch, Unfreeze, rank_of
+from qmtl_sdk.contracts.applies import (
+    MODE_OF,
+    ApplyPlan,
+    ApplyRequest,
+    AwaitApprovals,
+    Change,
+    Drain,
+    Freeze,
+    LeftOut,
+    Stage,
+    Standpoint,
+    Switch,
+    Unfreeze,
+    rank_of,
+)
 from qmtl_sdk.contracts.domains import domain_of
 from qmtl_sdk.contracts.durations import words
 from qmtl_sdk.contracts.errors import QmtlError, nearest
@@ -29,7 +43,11 @@ def plan_apply(request: ApplyRequest, requested_by: str, situation: Situation) -
     known = {item.strategy_id for item in decision.strategies}
     for strategy_id in (*request.strategies, *request.weights):
         if strategy_id not in known:
-            raise QmtlError("E_STRATEGY_UNKNOWN", f"world {situation.world.spec.world} has not decided about {strategy_id[:80]}{nearest(strategy_id, sorted(known))}", "submit it first")
+            raise QmtlError(
+                "E_STRATEGY_UNKNOWN",
+                f"world {situation.world.spec.world} has not decided about {strategy_id[:80]}{nearest(strategy_id, sorted(known))}",
+                "submit it first",
+            )
     changes, left_out = [], []
     for item in decision.strategies:
         if request.strategies and item.strategy_id not in request.strategies:
@@ -43,16 +61,26 @@ def plan_apply(request: ApplyRequest, requested_by: str, situation: Situation) -
     if not changes:
         raise _empty(situation, left_out)
     goes_live = any(change.after.active and change.after.mode == "live" for change in changes)
-    live_after = situation.live_edge or (goes_live and situation.policy.gating_policy.edges.post_promotion.enable_edges_to == "live")
+    live_after = situation.live_edge or (
+        goes_live and situation.policy.gating_policy.edges.post_promotion.enable_edges_to == "live"
+    )
     fingerprint = situation.policy.gating_policy.dataset_fingerprint or ""
-    return _plan(request, requested_by, situation, str(domain_of(target)), changes, left_out, live_after, fingerprint)
+    return _plan(
+        request, requested_by, situation, str(domain_of(target)), changes, left_out, live_after, fingerprint
+    )
 
 
-def plan_rollback(request: ApplyRequest, requested_by: str, situation: Situation, snapshot: Snapshot) -> ApplyPlan:
+def plan_rollback(
+    request: ApplyRequest, requested_by: str, situation: Situation, snapshot: Snapshot
+) -> ApplyPlan:
     """Back to what the apply `request.rollback_of` found. Raises QmtlError: E_WORLD_ARCHIVED, E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED."""
     situation.world.require_active()
     _as_seen(request, situation)
-    wanted = {item.strategy_id for item in situation.decision.strategies if item.active} if situation.decision else set()
+    wanted = (
+        {item.strategy_id for item in situation.decision.strategies if item.active}
+        if situation.decision
+        else set()
+    )
     changes, left_out = [], []
     for strategy_id in sorted({*snapshot.standpoints, *(item.strategy_id for item in situation.activations)}):
         before, after = situation.standpoint(strategy_id), snapshot.standpoints.get(strategy_id, Standpoint())
@@ -62,12 +90,25 @@ def plan_rollback(request: ApplyRequest, requested_by: str, situation: Situation
         elif after != before:
             changes.append(Change(strategy_id=strategy_id, name=name, before=before, after=after))
     opens = snapshot.live_edge and not situation.live_edge
-    if not situation.world.spec.allow_live and (opens or any(change.after.mode == "live" and change.goes_up for change in changes)):
+    if not situation.world.spec.allow_live and (
+        opens or any(change.after.mode == "live" and change.goes_up for change in changes)
+    ):
         raise _no_live(situation.world)
-    return _plan(request, requested_by, situation, "before", changes, left_out, snapshot.live_edge, snapshot.fingerprint)
+    return _plan(
+        request,
+        requested_by,
+        situation,
+        "before",
+        changes,
+        left_out,
+        snapshot.live_edge,
+        snapshot.fingerprint,
+    )
 
 
-def _after(item: StrategyDecision, before: Standpoint, target: str, request: ApplyRequest, situation: Situation) -> tuple[Standpoint, str]:
+def _after(
+    item: StrategyDecision, before: Standpoint, target: str, request: ApplyRequest, situation: Situation
+) -> tuple[Standpoint, str]:
     """Where a strategy comes to, or why it is not taken along."""
     if not item.active:
         return Standpoint(), ""
@@ -83,67 +124,139 @@ def _after(item: StrategyDecision, before: Standpoint, target: str, request: App
 def _target(request: ApplyRequest, situation: Situation) -> str:
     """The mode to come to. Raises QmtlError (E_LIVE_NOT_ALLOWED)."""
     highest = situation.policy.highest_mode
-    active = [item.strategy_id for item in situation.decision.strategies if item.active] if situation.decision else []
-    all_in_paper = bool(active) and all(situation.standpoint(strategy_id).rank >= rank_of("paper") for strategy_id in active)
-    target = MODE_OF[request.to] if request.to else "live" if highest == "live" and situation.world.spec.allow_live and all_in_paper else "paper"
+    active = (
+        [item.strategy_id for item in situation.decision.strategies if item.active]
+        if situation.decision
+        else []
+    )
+    all_in_paper = bool(active) and all(
+        situation.standpoint(strategy_id).rank >= rank_of("paper") for strategy_id in active
+    )
+    target = (
+        MODE_OF[request.to]
+        if request.to
+        else "live"
+        if highest == "live" and situation.world.spec.allow_live and all_in_paper
+        else "paper"
+    )
     if target == "live" and not situation.world.spec.allow_live:
         raise _no_live(situation.world)
     if rank_of(target) > rank_of(highest):
         to = situation.policy.gating_policy.domains.to
-        raise QmtlError("E_LIVE_NOT_ALLOWED" if target == "live" else "E_APPLY_EMPTY", f"the policy lets strategies go no further than {to}", "add a policy version with gating_policy.domains.to")
+        raise QmtlError(
+            "E_LIVE_NOT_ALLOWED" if target == "live" else "E_APPLY_EMPTY",
+            f"the policy lets strategies go no further than {to}",
+            "add a policy version with gating_policy.domains.to",
+        )
     return target
 
 
 def _empty(situation: Situation, left_out: Sequence[LeftOut]) -> QmtlError:
     why = "; ".join(str(item) for item in left_out[:5])
-    return QmtlError("E_APPLY_EMPTY", f"there is nothing to change in {situation.world.spec.world}{f': {why}' if why else ''}", "qmtl world explain W STRATEGY says where a strategy stands")
+    return QmtlError(
+        "E_APPLY_EMPTY",
+        f"there is nothing to change in {situation.world.spec.world}{f': {why}' if why else ''}",
+        "qmtl world explain W STRATEGY says where a strategy stands",
+    )
 
 
 def _no_live(world: World) -> QmtlError:
-    return QmtlError("E_LIVE_NOT_ALLOWED", f"world {world.spec.world} does not allow live", "an operator allows it with: qmtl world allow-live W")
+    return QmtlError(
+        "E_LIVE_NOT_ALLOWED",
+        f"world {world.spec.world} does not allow live",
+        "an operator allows it with: qmtl world allow-live W",
+    )
 
 
 def _as_seen(request: ApplyRequest, situation: Situation) -> None:
     """Raises QmtlError (E_ETAG) where the plan would be another than the one that was looked at."""
     if request.etag and request.etag != situation.etag:
-        raise QmtlError("E_ETAG", "the world has changed since that plan was made", "look at the new plan (--dry-run), and ask again", etag=situation.etag)
+        raise QmtlError(
+            "E_ETAG",
+            "the world has changed since that plan was made",
+            "look at the new plan (--dry-run), and ask again",
+            etag=situation.etag,
+        )
 
 
 def _pinned(policy: Policy) -> None:
     gating = policy.gating_policy
     if gating.dataset_fingerprint is None:
         raise QmtlError(
-            "E_FINGERPRINT_MISSING", "the policy pins no data: gating_policy.dataset_fingerprint is missing", "add a policy version with it; qmtl world status prints the fingerprint of the evidence"
+            "E_FINGERPRINT_MISSING",
+            "the policy pins no data: gating_policy.dataset_fingerprint is missing",
+            "add a policy version with it; qmtl world status prints the fingerprint of the evidence",
         )
     if gating.share_policy is None:
-        raise QmtlError("E_SHARE_POLICY", "the policy does not say what domains may share", "add a policy version with gating_policy.share_policy: feature-artifacts-only")
+        raise QmtlError(
+            "E_SHARE_POLICY",
+            "the policy does not say what domains may share",
+            "add a policy version with gating_policy.share_policy: feature-artifacts-only",
+        )
 
 
 def _fresh(situation: Situation) -> DecisionEnvelope:
     decision, world = situation.decision, situation.world.spec.world
     if decision is None:
-        raise QmtlError("E_DECISION_UNKNOWN", f"world {world} has not been judged yet", "submit a strategy, or qmtl world decide")
+        raise QmtlError(
+            "E_DECISION_UNKNOWN",
+            f"world {world} has not been judged yet",
+            "submit a strategy, or qmtl world decide",
+        )
     age = (situation.now - decision.decided_at).total_seconds()
     if age > decision.ttl:
-        raise QmtlError("E_DECISION_UNKNOWN", f"the newest decision of {world} is {words(age)} old, its ttl is {words(decision.ttl)}", "judge it anew: qmtl world decide")
+        raise QmtlError(
+            "E_DECISION_UNKNOWN",
+            f"the newest decision of {world} is {words(age)} old, its ttl is {words(decision.ttl)}",
+            "judge it anew: qmtl world decide",
+        )
     return decision
 
 
-def _plan(request: ApplyRequest, requested_by: str, situation: Situation, target: str, changes: Sequence[Change], left_out: Sequence[LeftOut], live_edge: bool, fingerprint: str) -> ApplyPlan:
+def _plan(
+    request: ApplyRequest,
+    requested_by: str,
+    situation: Situation,
+    target: str,
+    changes: Sequence[Change],
+    left_out: Sequence[LeftOut],
+    live_edge: bool,
+    fingerprint: str,
+) -> ApplyPlan:
     total = sum(change.after.weight for change in changes if change.after.active)
-    total += sum(item.weight for item in situation.activations if item.active and item.strategy_id not in {change.strategy_id for change in changes})
+    total += sum(
+        item.weight
+        for item in situation.activations
+        if item.active and item.strategy_id not in {change.strategy_id for change in changes}
+    )
     if total > 1 + 1e-9 and any(change.goes_up for change in changes):
-        raise QmtlError("E_WEIGHT", f"the weights of the active strategies would add up to {total:.4g}, more than the world", "give smaller weights")
+        raise QmtlError(
+            "E_WEIGHT",
+            f"the weights of the active strategies would add up to {total:.4g}, more than the world",
+            "give smaller weights",
+        )
     if not changes and live_edge == situation.live_edge and fingerprint == situation.world.pinned_fingerprint:
         raise _empty(situation, left_out)
     gating = situation.policy.gating_policy
     # An edge to live that is opened is a step to live, whoever stands behind it.
-    up = [*(change.after.mode for change in changes if change.goes_up), *(["live"] if live_edge and not situation.live_edge else [])]
+    up = [
+        *(change.after.mode for change in changes if change.goes_up),
+        *(["live"] if live_edge and not situation.live_edge else []),
+    ]
     required = max((gating.approvals_for(mode) for mode in up), default=0)
     acks, drain = gating.apply.freeze_timeout_ms / 1000, gating.apply.drain_timeout_ms / 1000
     stages: tuple[Stage, ...] = (
-        AwaitApprovals(required=required, roles=gating.approvals.roles, expires_s=gating.approvals.expires, direct_signals=gating.approvals.direct_signals, requested_by=requested_by),
-        Freeze(close_live_edge=situation.live_edge and gating.edges.pre_promotion.disable_edges_to == "live", ack_timeout_s=acks),
+        AwaitApprovals(
+            required=required,
+            roles=gating.approvals.roles,
+            expires_s=gating.approvals.expires,
+            direct_signals=gating.approvals.direct_signals,
+            requested_by=requested_by,
+        ),
+        Freeze(
+            close_live_edge=situation.live_edge and gating.edges.pre_promotion.disable_edges_to == "live",
+            ack_timeout_s=acks,
+        ),
         Drain(timeout_s=drain),
         Switch(changes=len(changes), open_live_edge=live_edge),
         Unfreeze(ack_timeout_s=acks),

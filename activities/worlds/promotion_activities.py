@@ -23,7 +23,12 @@ class PromotionActivities:
 
     @activity.defn(no_thread_cancel_exception=True)
     def ask_for_apply(self, command: PromotionApply) -> Asked:
-        request = ApplyRequest(run_id=command.run_id, to="live" if command.target == "live" else "dryrun", strategies=(command.strategy_id,), reason=command.reason)
+        request = ApplyRequest(
+            run_id=command.run_id,
+            to="live" if command.target == "live" else "dryrun",
+            strategies=(command.strategy_id,),
+            reason=command.reason,
+        )
         return Asked(refused=self._promotions.ask(command.world_id, request, command.requested_by))
 
     @activity.defn
@@ -37,5 +42,12 @@ class PromotionActivities:
 
     @activity.defn(no_thread_cancel_exception=True)
     def tell_promotion(self, command: TellPromotion) -> StepDone:
-        self._promotions.tell(command.world_id, command.strategy_id, command.run_id, command.state, command.actor, command.reason)
+        self._promotions.tell(
+            command.world_id,
+            command.strategy_id,
+            command.run_id,
+            command.state,
+            command.actor,
+            command.reason,
+        )
         return StepDone()

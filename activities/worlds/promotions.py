@@ -22,7 +22,11 @@ class SqlPromotions:
         situation = self._applies.situation(world_id)
         stands = situation.standpoint(strategy_id)
         evidence = situation.evidence.get(strategy_id)
-        base = {"strategy_id": strategy_id, "name": evidence.name if evidence else "", "stage": stands.mode if stands.active else "off"}
+        base = {
+            "strategy_id": strategy_id,
+            "name": evidence.name if evidence else "",
+            "stage": stands.mode if stands.active else "off",
+        }
         if stands.rank >= rank_of(MODE_OF[to]):
             return Progress(**base, target="")
         target = MODE_OF["dryrun"] if stands.rank < rank_of(MODE_OF["dryrun"]) else MODE_OF["live"]
@@ -43,7 +47,28 @@ class SqlPromotions:
         with self._database.write(actor) as tx:
             action = f"promotion.{state}"
             tx.lock(f"promotion:{run_id}")
-            if tx.session.exec(select(Audit.number).where(Audit.chain == world_id, Audit.correlation_id == run_id, Audit.action == action)).first() is not None:
+            if (
+                tx.session.exec(
+                    select(Audit.number).where(
+                        Audit.chain == world_id, Audit.correlation_id == run_id, Audit.action == action
+                    )
+                ).first()
+                is not None
+            ):
                 return
-            data = {"world_id": world_id, "strategy_id": strategy_id, "run_id": run_id, "state": state, "reason": reason}
-            tx.record(action, world_id, strategy_id, after=data, correlation_id=run_id, event="promotion.state", data=data)
+            data = {
+                "world_id": world_id,
+                "strategy_id": strategy_id,
+                "run_id": run_id,
+                "state": state,
+                "reason": reason,
+            }
+            tx.record(
+                action,
+                world_id,
+                strategy_id,
+                after=data,
+                correlation_id=run_id,
+                event="promotion.state",
+                data=data,
+            )

@@ -35,7 +35,9 @@ class Replayed(Model):
     differ: tuple[OtherDecision, ...]
 
 
-def replay(draft: Policy, past: Sequence[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]], correlate: Correlate) -> Replayed:
+def replay(
+    draft: Policy, past: Sequence[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]], correlate: Correlate
+) -> Replayed:
     """`past`: oldest first. What hysteresis remembers goes on from what it remembered before the first of them, as the draft would have had it."""
     standings: dict[str, Standing] = dict(past[0][1].before) if past else {}
     differ = []
@@ -43,9 +45,20 @@ def replay(draft: Policy, past: Sequence[tuple[DecisionEnvelope, Basis, tuple[Ca
         verdicts = judge(draft, candidates, envelope.as_of, standings, correlate)
         standings = {**standings, **verdicts.standings}
         was = {item.strategy_id: item for item in envelope.strategies}
-        changes = tuple(change for item in verdicts.strategies if (change := _otherwise(was.get(item.strategy_id), item)) is not None)
+        changes = tuple(
+            change
+            for item in verdicts.strategies
+            if (change := _otherwise(was.get(item.strategy_id), item)) is not None
+        )
         if changes:
-            differ.append(OtherDecision(decided_at=envelope.decided_at, as_of=envelope.as_of, policy_version=envelope.policy_version, changes=changes))
+            differ.append(
+                OtherDecision(
+                    decided_at=envelope.decided_at,
+                    as_of=envelope.as_of,
+                    policy_version=envelope.policy_version,
+                    changes=changes,
+                )
+            )
     return Replayed(decisions=len(past), differ=tuple(differ))
 
 

@@ -32,8 +32,19 @@ class SqlSessionStore:
                 expires_at=self._until(),
             )
             tx.session.add(row)
-            after = {"strategy_id": row.strategy_id, "runner": row.runner, "host": row.host, "execution_domain": execution_domain}
-            data = {"world_id": row.world_id, "session_id": row.session_id, "strategy_id": row.strategy_id, "state": "open", "reason": ""}
+            after = {
+                "strategy_id": row.strategy_id,
+                "runner": row.runner,
+                "host": row.host,
+                "execution_domain": execution_domain,
+            }
+            data = {
+                "world_id": row.world_id,
+                "session_id": row.session_id,
+                "strategy_id": row.strategy_id,
+                "state": "open",
+                "reason": "",
+            }
             tx.record("session.opened", row.world_id, row.session_id, after=after, data=data)
             return _info(row)
 
@@ -42,7 +53,11 @@ class SqlSessionStore:
         with self._database.write("session", bookkeeping=True) as tx:
             row = self._row(tx, session_id)
             if row.ended_at is not None or row.expires_at < utc_now():
-                raise QmtlError("E_SESSION_LOST", f"the session has ended: {row.end_reason or LEASE_ENDED}", "open another one")
+                raise QmtlError(
+                    "E_SESSION_LOST",
+                    f"the session has ended: {row.end_reason or LEASE_ENDED}",
+                    "open another one",
+                )
             row.expires_at, row.report = self._until(), beat.model_dump_json()
             tx.session.add(row)
             return _info(row)
@@ -92,7 +107,13 @@ class SqlSessionStore:
             return
         row.ended_at, row.end_reason = utc_now(), reason[:300]
         tx.session.add(row)
-        data = {"world_id": row.world_id, "session_id": row.session_id, "strategy_id": row.strategy_id, "state": "ended", "reason": row.end_reason}
+        data = {
+            "world_id": row.world_id,
+            "session_id": row.session_id,
+            "strategy_id": row.strategy_id,
+            "state": "ended",
+            "reason": row.end_reason,
+        }
         tx.record("session.ended", row.world_id, row.session_id, after={"reason": row.end_reason}, data=data)
 
     @staticmethod
@@ -107,7 +128,9 @@ class SqlSessionStore:
 
 
 def _unknown(session_id: str) -> QmtlError:
-    return QmtlError("E_SESSION_UNKNOWN", f"there is no session {session_id[:64]!r}", "qmtl world sessions lists them")
+    return QmtlError(
+        "E_SESSION_UNKNOWN", f"there is no session {session_id[:64]!r}", "qmtl world sessions lists them"
+    )
 
 
 def _info(row: SessionRow) -> SessionInfo:

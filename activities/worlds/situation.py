@@ -30,7 +30,12 @@ class Situation(Model):
 
     @property
     def etag(self) -> str:
-        return plan_etag([(item.strategy_id, item.etag) for item in self.activations], self.world.pinned_fingerprint, self.live_edge, self.policy.version)
+        return plan_etag(
+            [(item.strategy_id, item.etag) for item in self.activations],
+            self.world.pinned_fingerprint,
+            self.live_edge,
+            self.policy.version,
+        )
 
     def standpoint(self, strategy_id: str) -> Standpoint:
         found = next((item for item in self.activations if item.strategy_id == strategy_id), None)
@@ -41,4 +46,6 @@ class Situation(Model):
 
 
 def standpoint(activation: ActivationEnvelope) -> Standpoint:
-    return Standpoint(active=activation.active, mode=activation.effective_mode or "validate", weight=activation.weight)
+    return Standpoint(
+        active=activation.active, mode=activation.effective_mode or "validate", weight=activation.weight
+    )

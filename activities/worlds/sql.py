@@ -27,7 +27,15 @@ from activities.storage.tables import (
 from activities.storage.tables import EdgeOverride as EdgeOverrideRow
 from activities.worlds.candidate import Candidate, Standing
 from activities.worlds.gate import LIVE_EDGE, OPEN, halt, hashes, keep, locked_fence
-from activities.worlds.store import Basis, EvidenceBody, Judged, NodeValidation, RunContextBody, activation_of, stage_after
+from activities.worlds.store import (
+    Basis,
+    EvidenceBody,
+    Judged,
+    NodeValidation,
+    RunContextBody,
+    activation_of,
+    stage_after,
+)
 from qmtl_sdk.contracts.applies import GateStatus
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError, nearest
@@ -35,7 +43,17 @@ from qmtl_sdk.contracts.events import combined_hash
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.submission import Outcome
-from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope, BindingInfo, DecisionEnvelope, EdgeOverride, World, WorldNodeRef, WorldSpec, WorldUpdate
+from qmtl_sdk.contracts.worlds import (
+    WHOLE_WORLD,
+    ActivationEnvelope,
+    BindingInfo,
+    DecisionEnvelope,
+    EdgeOverride,
+    World,
+    WorldNodeRef,
+    WorldSpec,
+    WorldUpdate,
+)
 
 
 class SqlWorldStore:
@@ -48,18 +66,49 @@ class SqlWorldStore:
         etag, now = hash_of(spec.json_dict()), utc_now()
         version = 1 if policy else None
         with self._database.write(actor) as tx:
-            row = WorldRow(world_id=spec.world, spec=spec.model_dump_json(), etag=etag, created_at=now, policy_version=version)
+            row = WorldRow(
+                world_id=spec.world,
+                spec=spec.model_dump_json(),
+                etag=etag,
+                created_at=now,
+                policy_version=version,
+            )
             if not tx.insert_new([row]):
                 found = self._world_row(tx.session, spec.world)
                 if found.etag != etag:
-                    raise QmtlError("E_WORLD_EXISTS", f"there is a world {spec.world} already, and it is another one", "choose another name; qmtl world show prints the one there is")
+                    raise QmtlError(
+                        "E_WORLD_EXISTS",
+                        f"there is a world {spec.world} already, and it is another one",
+                        "choose another name; qmtl world show prints the one there is",
+                    )
                 return world_of(found)
             if policy:
                 tx.session.add(_policy_row(spec.world, policy, 1, now))
             breaker = spec.circuit_breaker
-            tx.session.add(FenceRow(world_id=spec.world, allow_live=spec.allow_live, max_orders=breaker.max_orders_per_minute, max_refused=breaker.max_refused_per_minute))
-            tx.session.add(EdgeOverrideRow(world_id=spec.world, src=LIVE_EDGE[0], dst=LIVE_EDGE[1], active=False, reason="closed until an apply opens it", updated_at=now))
-            tx.record("world.created", spec.world, spec.world, after={"spec": spec.json_dict(), "policy_version": version})
+            tx.session.add(
+                FenceRow(
+                    world_id=spec.world,
+                    allow_live=spec.allow_live,
+                    max_orders=breaker.max_orders_per_minute,
+                    max_refused=breaker.max_refused_per_minute,
+                )
+            )
+            tx.session.add(
+                EdgeOverrideRow(
+                    world_id=spec.world,
+                    src=LIVE_EDGE[0],
+                    dst=LIVE_EDGE[1],
+                    active=False,
+                    reason="closed until an apply opens it",
+                    updated_at=now,
+                )
+            )
+            tx.record(
+                "world.created",
+                spec.world,
+                spec.world,
+                after={"spec": spec.json_dict(), "policy_version": version},
+            )
             return world_of(row)
 
     def world(self, world_id: str) -> World:
@@ -68,7 +117,9 @@ class SqlWorldStore:
 
     def worlds(self) -> list[World]:
         with self._database.read() as session:
-            return [world_of(row) for row in session.exec(select(WorldRow).order_by(col(WorldRow.created_at)))]
+            return [
+                world_of(row) for row in session.exec(select(WorldRow).order_by(col(WorldRow.created_at)))
+            ]
 
     def update(self, world_id: str, change: WorldUpdate, actor: str) -> World:
         """Change what is given. What the fence reads of it holds for the next order."""
@@ -77,17 +128,42 @@ class SqlWorldStore:
             fence = locked_fence(tx, world_id)
             row = self._world_row(tx.session, world_id)
             before = WorldSpec.model_validate_json(row.spec)
-            given = {name: getattr(change, name) for name in ("description", "allow_live", "circuit_breaker", "data") if getattr(change, name) is not None}
-            after = WorldSpec.model_validate({**before.model_dump(), **{name: value.model_dump() if isinstance(value, Model) else value for name, value in given.items()}})
-            row.spec, row.etag, row.state = after.model_dump_json(), hash_of(after.json_dict()), change.state or row.state
+            given = {
+                name: getattr(change, name)
+                for name in ("description", "allow_live", "circuit_breaker", "data")
+                if getattr(change, name) is not None
+            }
+            after = WorldSpec.model_validate(
+                {
+                    **before.model_dump(),
+                    **{
+                        name: value.model_dump() if isinstance(value, Model) else value
+                        for name, value in given.items()
+                    },
+                }
+            )
+            row.spec, row.etag, row.state = (
+                after.model_dump_json(),
+                hash_of(after.json_dict()),
+                change.state or row.state,
+            )
             fence.allow_live = after.allow_live and row.state == "active"
-            fence.max_orders, fence.max_refused = after.circuit_breaker.max_orders_per_minute, after.circuit_breaker.max_refused_per_minute
+            fence.max_orders, fence.max_refused = (
+                after.circuit_breaker.max_orders_per_minute,
+                after.circuit_breaker.max_refused_per_minute,
+            )
             tx.session.add(row)
             tx.session.add(fence)
             if row.state == "archived" and not fence.halted:
                 halt(tx, fence, f"archived by {actor}")
             told = change.model_dump(mode="json", exclude_none=True)
-            tx.record("world.updated", world_id, world_id, before={name: before.json_dict().get(name) for name in told}, after=told)
+            tx.record(
+                "world.updated",
+                world_id,
+                world_id,
+                before={name: before.json_dict().get(name) for name in told},
+                after=told,
+            )
             return world_of(row)
 
     def override(self, world_id: str, edge: EdgeOverride, actor: str) -> EdgeOverride:
@@ -96,22 +172,54 @@ class SqlWorldStore:
             tx.lock(f"world:{world_id}")
             fence = locked_fence(tx, world_id)
             if edge.active and edge.dst == LIVE_EDGE[1]:
-                raise QmtlError("E_EDGE_LIVE", "only an apply opens an edge to live", "ask for one: qmtl world apply W --to live")
+                raise QmtlError(
+                    "E_EDGE_LIVE",
+                    "only an apply opens an edge to live",
+                    "ask for one: qmtl world apply W --to live",
+                )
             if (edge.src, edge.dst) == LIVE_EDGE:
                 fence.live_edge = edge.active
                 tx.session.add(fence)
             there = tx.session.get(EdgeOverrideRow, (world_id, edge.src, edge.dst))
             before = {"active": there.active, "reason": there.reason} if there else None
             now = utc_now()
-            tx.upsert(EdgeOverrideRow(world_id=world_id, src=edge.src, dst=edge.dst, active=edge.active, reason=edge.reason, updated_at=now))
-            tx.record("edge.overridden", world_id, f"{edge.src} → {edge.dst}"[:250], before=before, after={"active": edge.active, "reason": edge.reason})
+            tx.upsert(
+                EdgeOverrideRow(
+                    world_id=world_id,
+                    src=edge.src,
+                    dst=edge.dst,
+                    active=edge.active,
+                    reason=edge.reason,
+                    updated_at=now,
+                )
+            )
+            tx.record(
+                "edge.overridden",
+                world_id,
+                f"{edge.src} → {edge.dst}"[:250],
+                before=before,
+                after={"active": edge.active, "reason": edge.reason},
+            )
             return edge.model_copy(update={"updated_at": datetime.fromisoformat(now)})
 
     def overrides(self, world_id: str) -> list[EdgeOverride]:
         with self._database.read() as session:
             self._world_row(session, world_id)
-            rows = session.exec(select(EdgeOverrideRow).where(EdgeOverrideRow.world_id == world_id).order_by(col(EdgeOverrideRow.src), col(EdgeOverrideRow.dst)))
-            return [EdgeOverride(src=row.src, dst=row.dst, active=row.active, reason=row.reason, updated_at=datetime.fromisoformat(row.updated_at)) for row in rows]
+            rows = session.exec(
+                select(EdgeOverrideRow)
+                .where(EdgeOverrideRow.world_id == world_id)
+                .order_by(col(EdgeOverrideRow.src), col(EdgeOverrideRow.dst))
+            )
+            return [
+                EdgeOverride(
+                    src=row.src,
+                    dst=row.dst,
+                    active=row.active,
+                    reason=row.reason,
+                    updated_at=datetime.fromisoformat(row.updated_at),
+                )
+                for row in rows
+            ]
 
     def gate(self, world_id: str) -> GateStatus:
         """Whether orders can pass at all."""
@@ -135,10 +243,18 @@ class SqlWorldStore:
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
             world = self._world_row(tx.session, world_id)
-            newest = tx.session.exec(select(func.max(PolicyRow.version)).where(PolicyRow.world_id == world_id)).one() or 0
+            newest = (
+                tx.session.exec(
+                    select(func.max(PolicyRow.version)).where(PolicyRow.world_id == world_id)
+                ).one()
+                or 0
+            )
             if policy.version is not None and policy.version != newest + 1:
                 raise QmtlError(
-                    "E_POLICY_VERSION", f"the policy says version {policy.version}, the next one of {world_id} is {newest + 1}", "leave the version out, or write the next one", next=newest + 1
+                    "E_POLICY_VERSION",
+                    f"the policy says version {policy.version}, the next one of {world_id} is {newest + 1}",
+                    "leave the version out, or write the next one",
+                    next=newest + 1,
                 )
             before, now = world.policy_version, utc_now()
             row = _policy_row(world_id, policy, newest + 1, now)
@@ -146,7 +262,15 @@ class SqlWorldStore:
             world.policy_version = row.version
             tx.session.add(world)
             data = {"world_id": world_id, "version": row.version}
-            tx.record("policy.added", world_id, f"{world_id}@{row.version}", before={"version": before}, after={"version": row.version}, event="policy_updated", data=data)
+            tx.record(
+                "policy.added",
+                world_id,
+                f"{world_id}@{row.version}",
+                before={"version": before},
+                after={"version": row.version},
+                event="policy_updated",
+                data=data,
+            )
             return Policy.model_validate_json(row.body)
 
     def policy(self, world_id: str, version: int | None = None) -> Policy:
@@ -154,16 +278,26 @@ class SqlWorldStore:
             world = self._world_row(session, world_id)
             wanted = version if version is not None else world.policy_version
             if wanted is None:
-                raise QmtlError("E_POLICY_MISSING", f"world {world_id} has no policy", "add one: POST /worlds/{id}/policies, or qmtl world create with policy: in its file")
+                raise QmtlError(
+                    "E_POLICY_MISSING",
+                    f"world {world_id} has no policy",
+                    "add one: POST /worlds/{id}/policies, or qmtl world create with policy: in its file",
+                )
             row = session.get(PolicyRow, (world_id, wanted))
             if row is None:
-                raise QmtlError("E_POLICY_UNKNOWN", f"world {world_id} has no policy version {wanted}", "list them with GET /worlds/{id}/policies")
+                raise QmtlError(
+                    "E_POLICY_UNKNOWN",
+                    f"world {world_id} has no policy version {wanted}",
+                    "list them with GET /worlds/{id}/policies",
+                )
             return Policy.model_validate_json(row.body)
 
     def policies(self, world_id: str) -> list[Policy]:
         with self._database.read() as session:
             self._world_row(session, world_id)
-            rows = session.exec(select(PolicyRow).where(PolicyRow.world_id == world_id).order_by(col(PolicyRow.version)))
+            rows = session.exec(
+                select(PolicyRow).where(PolicyRow.world_id == world_id).order_by(col(PolicyRow.version))
+            )
             return [Policy.model_validate_json(row.body) for row in rows]
 
     def set_default(self, world_id: str, version: int, actor: str) -> Policy:
@@ -175,18 +309,41 @@ class SqlWorldStore:
             before, world.policy_version = world.policy_version, version
             tx.session.add(world)
             data = {"world_id": world_id, "version": version}
-            tx.record("policy.default", world_id, f"{world_id}@{version}", before={"version": before}, after={"version": version}, event="policy_updated", data=data)
+            tx.record(
+                "policy.default",
+                world_id,
+                f"{world_id}@{version}",
+                before={"version": before},
+                after={"version": version},
+                event="policy_updated",
+                data=data,
+            )
         return found
 
     def bindings(self, world_id: str) -> list[BindingInfo]:
         with self._database.read() as session:
             self._world_row(session, world_id)
-            rows = session.exec(select(Binding).where(Binding.world_id == world_id).order_by(col(Binding.seq)))
-            return [BindingInfo(world_id=row.world_id, strategy_id=row.strategy_id, name=row.name, created_at=datetime.fromisoformat(row.created_at)) for row in rows]
+            rows = session.exec(
+                select(Binding).where(Binding.world_id == world_id).order_by(col(Binding.seq))
+            )
+            return [
+                BindingInfo(
+                    world_id=row.world_id,
+                    strategy_id=row.strategy_id,
+                    name=row.name,
+                    created_at=datetime.fromisoformat(row.created_at),
+                )
+                for row in rows
+            ]
 
     def nodes(self, world_id: str, execution_domain: str | None = None) -> list[WorldNodeRef]:
         """The world's view of the graph."""
-        query = select(WorldNode).where(WorldNode.world_id == world_id).order_by(col(WorldNode.execution_domain), col(WorldNode.node_id)).limit(10_000)
+        query = (
+            select(WorldNode)
+            .where(WorldNode.world_id == world_id)
+            .order_by(col(WorldNode.execution_domain), col(WorldNode.node_id))
+            .limit(10_000)
+        )
         if execution_domain is not None:
             query = query.where(WorldNode.execution_domain == execution_domain)
         with self._database.read() as session:
@@ -197,12 +354,27 @@ class SqlWorldStore:
 
     def begin_run(self, run: RunContextBody) -> RunContextBody:
         with self._database.write("submission") as tx:
-            row = RunContext(run_id=run.run_id, world_id=run.world_id, strategy_id=run.strategy_id, body=run.model_dump_json(), created_at=utc_now())
+            row = RunContext(
+                run_id=run.run_id,
+                world_id=run.world_id,
+                strategy_id=run.strategy_id,
+                body=run.model_dump_json(),
+                created_at=utc_now(),
+            )
             if not tx.insert_new([row]):
                 found = tx.session.get(RunContext, run.run_id)
                 assert found is not None  # the insert found it there
                 return RunContextBody.model_validate_json(found.body)
-            bound = tx.insert_new([Binding(world_id=run.world_id, strategy_id=run.strategy_id, name=run.name, created_at=row.created_at)])
+            bound = tx.insert_new(
+                [
+                    Binding(
+                        world_id=run.world_id,
+                        strategy_id=run.strategy_id,
+                        name=run.name,
+                        created_at=row.created_at,
+                    )
+                ]
+            )
             after = {"context": run.context.json_dict(), "newly_bound": bool(bound)}
             tx.record("run.begun", run.world_id, run.strategy_id, after=after, correlation_id=run.run_id)
             return run
@@ -220,18 +392,53 @@ class SqlWorldStore:
             row = session.exec(query.order_by(col(RunContext.created_at).desc())).first()
             return RunContextBody.model_validate_json(row.body) if row else None
 
-    def save_evidence(self, evidence: EvidenceBody, validations: Sequence[NodeValidation] = ()) -> EvidenceBody:
+    def save_evidence(
+        self, evidence: EvidenceBody, validations: Sequence[NodeValidation] = ()
+    ) -> EvidenceBody:
         with self._database.write("evaluation") as tx:
-            row = Evidence(run_id=evidence.run_id, world_id=evidence.world_id, strategy_id=evidence.strategy_id, body=evidence.model_dump_json(), shadow=evidence.shadow, created_at=utc_now())
+            row = Evidence(
+                run_id=evidence.run_id,
+                world_id=evidence.world_id,
+                strategy_id=evidence.strategy_id,
+                body=evidence.model_dump_json(),
+                shadow=evidence.shadow,
+                created_at=utc_now(),
+            )
             if not tx.insert_new([row]):
-                return _evidence(tx.session.exec(select(Evidence).where(Evidence.run_id == evidence.run_id)).one())
+                return _evidence(
+                    tx.session.exec(select(Evidence).where(Evidence.run_id == evidence.run_id)).one()
+                )
             for item in validations:
-                found = {"world_id": evidence.world_id, "node_id": item.node_id, "execution_domain": item.execution_domain, "eval_key": item.eval_key}
+                found = {
+                    "world_id": evidence.world_id,
+                    "node_id": item.node_id,
+                    "execution_domain": item.execution_domain,
+                    "eval_key": item.eval_key,
+                }
                 state = "invalid" if evidence.error_code else "valid"
                 tx.upsert(WorldNode(**found, state=state, updated_at=utc_now()))
-                tx.insert_new([Validation(**found, result=state, body=evidence.model_dump_json(include={"run_id", "error_code"}), created_at=utc_now())])
-            after = {"metrics": evidence.metrics, "error_code": evidence.error_code, "returns": evidence.returns_hash}
-            tx.record("evidence.saved", evidence.world_id, evidence.strategy_id, after=after, correlation_id=evidence.run_id)
+                tx.insert_new(
+                    [
+                        Validation(
+                            **found,
+                            result=state,
+                            body=evidence.model_dump_json(include={"run_id", "error_code"}),
+                            created_at=utc_now(),
+                        )
+                    ]
+                )
+            after = {
+                "metrics": evidence.metrics,
+                "error_code": evidence.error_code,
+                "returns": evidence.returns_hash,
+            }
+            tx.record(
+                "evidence.saved",
+                evidence.world_id,
+                evidence.strategy_id,
+                after=after,
+                correlation_id=evidence.run_id,
+            )
             return evidence
 
     def evidence(self, run_id: str) -> EvidenceBody | None:
@@ -245,7 +452,14 @@ class SqlWorldStore:
 
     # decisions
 
-    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str, asked_by: str = "", basis: Basis | None = None) -> Judged:
+    def save_decision(
+        self,
+        request_ids: tuple[str, ...],
+        envelope: DecisionEnvelope,
+        run_id: str,
+        asked_by: str = "",
+        basis: Basis | None = None,
+    ) -> Judged:
         with self._database.write(asked_by or "evaluation") as tx:
             tx.lock(f"world:{envelope.world_id}")
             done = self._answered(tx.session, request_ids)
@@ -253,16 +467,28 @@ class SqlWorldStore:
             if not fresh:
                 return next(iter(done.values()))
             fence = locked_fence(tx, envelope.world_id)
-            row = Decision(world_id=envelope.world_id, policy_version=envelope.policy_version, etag=envelope.etag, body=envelope.model_dump_json(), created_at=utc_now())
+            row = Decision(
+                world_id=envelope.world_id,
+                policy_version=envelope.policy_version,
+                etag=envelope.etag,
+                body=envelope.model_dump_json(),
+                created_at=utc_now(),
+            )
             tx.session.add(row)
             tx.session.flush()
             assert row.seq is not None  # given by the flush
             for request_id in fresh:
-                tx.session.add(EvaluationRequest(request_id=request_id, world_id=envelope.world_id, decision_seq=row.seq))
+                tx.session.add(
+                    EvaluationRequest(request_id=request_id, world_id=envelope.world_id, decision_seq=row.seq)
+                )
             self._remember(tx, envelope.world_id, row.seq, basis or Basis())
-            fence.fresh_until = (envelope.decided_at + timedelta(seconds=envelope.ttl)).isoformat(timespec="microseconds")
+            fence.fresh_until = (envelope.decided_at + timedelta(seconds=envelope.ttl)).isoformat(
+                timespec="microseconds"
+            )
             tx.session.add(fence)
-            if fence.state == OPEN:  # while an apply holds the world nothing else changes it; its unfreeze takes up what was decided meanwhile
+            if (
+                fence.state == OPEN
+            ):  # while an apply holds the world nothing else changes it; its unfreeze takes up what was decided meanwhile
                 follow(tx, self._world_row(tx.session, envelope.world_id), envelope, run_id)
             active = {item.strategy_id: item.weight for item in envelope.strategies if item.active}
             data = {
@@ -275,40 +501,87 @@ class SqlWorldStore:
                 "reason": envelope.reason,
                 "active": active,
             }
-            after = {"active": active, "etag": envelope.etag, "asked_by": asked_by, "decided_at": data["decided_at"], "ttl": envelope.ttl}
-            tx.record("decision.made", envelope.world_id, str(row.seq), after=after, correlation_id=run_id, event="decision_updated", about=envelope.world_id, data=data)
+            after = {
+                "active": active,
+                "etag": envelope.etag,
+                "asked_by": asked_by,
+                "decided_at": data["decided_at"],
+                "ttl": envelope.ttl,
+            }
+            tx.record(
+                "decision.made",
+                envelope.world_id,
+                str(row.seq),
+                after=after,
+                correlation_id=run_id,
+                event="decision_updated",
+                about=envelope.world_id,
+                data=data,
+            )
             return Judged(seq=row.seq, envelope=envelope)
 
     @staticmethod
     def _remember(tx: Transaction, world_id: str, seq: int, basis: Basis) -> None:
         """What hysteresis goes on from, and what the decision was made of."""
-        tx.session.add(JudgedRow(decision_seq=seq, world_id=world_id, body=basis.model_dump_json(exclude={"after"})))
+        tx.session.add(
+            JudgedRow(decision_seq=seq, world_id=world_id, body=basis.model_dump_json(exclude={"after"}))
+        )
         for strategy_id, standing in basis.after.items():
-            tx.upsert(StandingRow(world_id=world_id, strategy_id=strategy_id, body=standing.model_dump_json()))
+            tx.upsert(
+                StandingRow(world_id=world_id, strategy_id=strategy_id, body=standing.model_dump_json())
+            )
 
     def standings(self, world_id: str) -> dict[str, Standing]:
         with self._database.read() as session:
             rows = session.exec(select(StandingRow).where(StandingRow.world_id == world_id))
             return {row.strategy_id: Standing.model_validate_json(row.body) for row in rows}
 
-    def bases(self, world_id: str, since: datetime | None = None, limit: int = 1000) -> list[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]]:
+    def bases(
+        self, world_id: str, since: datetime | None = None, limit: int = 1000
+    ) -> list[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]]:
         """Past decisions, oldest first, with what each was made of."""
-        query = select(Decision, JudgedRow).where(Decision.world_id == world_id, col(JudgedRow.decision_seq) == col(Decision.seq))
+        query = select(Decision, JudgedRow).where(
+            Decision.world_id == world_id, col(JudgedRow.decision_seq) == col(Decision.seq)
+        )
         if since is not None:
             query = query.where(Decision.created_at >= since.isoformat(timespec="microseconds"))
         with self._database.read() as session:
-            found = [(DecisionEnvelope.model_validate_json(row.body), Basis.model_validate_json(judged.body)) for row, judged in session.exec(query.order_by(col(Decision.seq).desc()).limit(limit))]
+            found = [
+                (DecisionEnvelope.model_validate_json(row.body), Basis.model_validate_json(judged.body))
+                for row, judged in session.exec(query.order_by(col(Decision.seq).desc()).limit(limit))
+            ]
             seqs = {seq for _, basis in found for seq in basis.evidence}
-            rows = session.exec(select(Evidence, Binding).where(col(Evidence.seq).in_(seqs), Binding.world_id == Evidence.world_id, Binding.strategy_id == Evidence.strategy_id)).all()
-            candidates = {row.seq: _candidate(_evidence(row), binding, row.seq) for row, binding in rows if row.seq is not None}
-            return [(envelope, basis, tuple(candidates[seq] for seq in basis.evidence)) for envelope, basis in reversed(found)]
+            rows = session.exec(
+                select(Evidence, Binding).where(
+                    col(Evidence.seq).in_(seqs),
+                    Binding.world_id == Evidence.world_id,
+                    Binding.strategy_id == Evidence.strategy_id,
+                )
+            ).all()
+            candidates = {
+                row.seq: _candidate(_evidence(row), binding, row.seq)
+                for row, binding in rows
+                if row.seq is not None
+            }
+            return [
+                (envelope, basis, tuple(candidates[seq] for seq in basis.evidence))
+                for envelope, basis in reversed(found)
+            ]
 
     def trading_until(self, moment: datetime) -> list[str]:
         """Worlds in which a strategy is on for paper or live, and whose newest decision is fresh no longer than `moment`."""
-        trading = select(Activation.world_id).where(col(Activation.active).is_(True), col(Activation.mode).in_(("paper", "live")))
+        trading = select(Activation.world_id).where(
+            col(Activation.active).is_(True), col(Activation.mode).in_(("paper", "live"))
+        )
         until = moment.isoformat(timespec="microseconds")
         with self._database.read() as session:
-            return list(session.exec(select(FenceRow.world_id).where(FenceRow.fresh_until < until, col(FenceRow.world_id).in_(trading)).order_by(col(FenceRow.world_id))))
+            return list(
+                session.exec(
+                    select(FenceRow.world_id)
+                    .where(FenceRow.fresh_until < until, col(FenceRow.world_id).in_(trading))
+                    .order_by(col(FenceRow.world_id))
+                )
+            )
 
     def answered(self, request_ids: tuple[str, ...]) -> dict[str, Judged]:
         with self._database.read() as session:
@@ -316,9 +589,20 @@ class SqlWorldStore:
 
     @staticmethod
     def _answered(session: Session, request_ids: tuple[str, ...]) -> dict[str, Judged]:
-        requests = session.exec(select(EvaluationRequest).where(col(EvaluationRequest.request_id).in_(request_ids))).all()
-        rows = {row.seq: row for row in session.exec(select(Decision).where(col(Decision.seq).in_({item.decision_seq for item in requests})))}
-        judged = {seq: Judged(seq=seq, envelope=DecisionEnvelope.model_validate_json(row.body)) for seq, row in rows.items() if seq is not None}
+        requests = session.exec(
+            select(EvaluationRequest).where(col(EvaluationRequest.request_id).in_(request_ids))
+        ).all()
+        rows = {
+            row.seq: row
+            for row in session.exec(
+                select(Decision).where(col(Decision.seq).in_({item.decision_seq for item in requests}))
+            )
+        }
+        judged = {
+            seq: Judged(seq=seq, envelope=DecisionEnvelope.model_validate_json(row.body))
+            for seq, row in rows.items()
+            if seq is not None
+        }
         return {item.request_id: judged[item.decision_seq] for item in requests}
 
     def decision(self, world_id: str) -> DecisionEnvelope | None:
@@ -341,12 +625,28 @@ class SqlWorldStore:
 
     def save_outcome(self, outcome: Outcome) -> Outcome:
         with self._database.write("submission") as tx:
-            row = OutcomeRow(run_id=outcome.run_id, world_id=outcome.world_id, strategy_id=outcome.strategy_id, body=outcome.model_dump_json(), created_at=utc_now())
+            row = OutcomeRow(
+                run_id=outcome.run_id,
+                world_id=outcome.world_id,
+                strategy_id=outcome.strategy_id,
+                body=outcome.model_dump_json(),
+                created_at=utc_now(),
+            )
             if not tx.insert_new([row]):
                 found = tx.session.exec(select(OutcomeRow).where(OutcomeRow.run_id == outcome.run_id)).one()
                 return Outcome.model_validate_json(found.body)
-            after = {"status": outcome.status, "decision": outcome.decision.etag if outcome.decision else None, "error_code": outcome.error_code}
-            tx.record("submission.concluded", outcome.world_id, outcome.strategy_id, after=after, correlation_id=outcome.run_id)
+            after = {
+                "status": outcome.status,
+                "decision": outcome.decision.etag if outcome.decision else None,
+                "error_code": outcome.error_code,
+            }
+            tx.record(
+                "submission.concluded",
+                outcome.world_id,
+                outcome.strategy_id,
+                after=after,
+                correlation_id=outcome.run_id,
+            )
             return outcome
 
     def outcome(self, run_id: str) -> Outcome | None:
@@ -359,14 +659,20 @@ class SqlWorldStore:
         row = session.get(WorldRow, world_id)
         if row is None:
             names = list(session.exec(select(WorldRow.world_id)))
-            known = f"known: {', '.join(names[:10])}" if names else "there are none yet: qmtl world create FILE"
-            raise QmtlError("E_WORLD_UNKNOWN", f"there is no world {world_id!r}{nearest(world_id, names)}", known)
+            known = (
+                f"known: {', '.join(names[:10])}" if names else "there are none yet: qmtl world create FILE"
+            )
+            raise QmtlError(
+                "E_WORLD_UNKNOWN", f"there is no world {world_id!r}{nearest(world_id, names)}", known
+            )
         return row
 
 
 def newest_decisions(session: Session, world_id: str, limit: int) -> list[DecisionEnvelope]:
     """Newest first."""
-    query = select(Decision).where(Decision.world_id == world_id).order_by(col(Decision.seq).desc()).limit(limit)
+    query = (
+        select(Decision).where(Decision.world_id == world_id).order_by(col(Decision.seq).desc()).limit(limit)
+    )
     return [DecisionEnvelope.model_validate_json(row.body) for row in session.exec(query)]
 
 
@@ -378,15 +684,31 @@ def newest_evidence(session: Session, world_id: str) -> tuple[Candidate, ...]:
     """The newest evidence of every strategy of a world that has any, in the order of their bindings."""
     # The newest of each strategy, by the index: a world's history costs nothing here.
     its = aliased(Evidence)
-    mine = select(its.seq).where(its.world_id == Binding.world_id, its.strategy_id == Binding.strategy_id, col(its.shadow).is_(False))
+    mine = select(its.seq).where(
+        its.world_id == Binding.world_id, its.strategy_id == Binding.strategy_id, col(its.shadow).is_(False)
+    )
     newest = mine.order_by(col(its.seq).desc()).limit(1).correlate(Binding).scalar_subquery()
-    query = select(Evidence, Binding).where(Binding.world_id == world_id, Evidence.world_id == Binding.world_id, Evidence.strategy_id == Binding.strategy_id, col(Evidence.seq) == newest)
-    return tuple(_candidate(_evidence(row), binding, row.seq or 0) for row, binding in session.exec(query.order_by(col(Binding.seq))))
+    query = select(Evidence, Binding).where(
+        Binding.world_id == world_id,
+        Evidence.world_id == Binding.world_id,
+        Evidence.strategy_id == Binding.strategy_id,
+        col(Evidence.seq) == newest,
+    )
+    return tuple(
+        _candidate(_evidence(row), binding, row.seq or 0)
+        for row, binding in session.exec(query.order_by(col(Binding.seq)))
+    )
 
 
-def activations_of(session: Session, world_id: str, strategy_id: str | None = None) -> list[ActivationEnvelope]:
+def activations_of(
+    session: Session, world_id: str, strategy_id: str | None = None
+) -> list[ActivationEnvelope]:
     """Of every strategy of a world, or of this one; the world's own is not among them."""
-    query = select(Activation).where(Activation.world_id == world_id, Activation.strategy_id != WHOLE_WORLD).order_by(col(Activation.strategy_id))
+    query = (
+        select(Activation)
+        .where(Activation.world_id == world_id, Activation.strategy_id != WHOLE_WORLD)
+        .order_by(col(Activation.strategy_id))
+    )
     if strategy_id is not None:
         query = query.where(Activation.strategy_id == strategy_id)
     return [ActivationEnvelope.model_validate_json(row.body) for row in session.exec(query)]
@@ -406,21 +728,41 @@ def follow(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id:
         activate(tx, world, activation_of(decision, envelope, run_id, etag, mode, weight), before, entries)
 
 
-def activate(tx: Transaction, world: WorldRow, envelope: ActivationEnvelope, before: ActivationEnvelope | None, entries: dict[str, str]) -> None:
+def activate(
+    tx: Transaction,
+    world: WorldRow,
+    envelope: ActivationEnvelope,
+    before: ActivationEnvelope | None,
+    entries: dict[str, str],
+) -> None:
     """Store one strategy's activation under the world's next sequence, and tell of it."""
     world.activation_sequence += 1
     tx.session.add(world)
-    stays = before is not None and (before.active, before.effective_mode) == (envelope.active, envelope.effective_mode)
+    stays = before is not None and (before.active, before.effective_mode) == (
+        envelope.active,
+        envelope.effective_mode,
+    )
     since = before.stage_since if before is not None and stays else envelope.ts
     envelope = envelope.model_copy(update={"sequence": world.activation_sequence, "stage_since": since})
     envelope = envelope.model_copy(update={"state_hash": keep(tx, envelope, entries)})
     was = before.json_dict() if before else None
     data = envelope.json_dict()
-    tx.record("activation.changed", world.world_id, envelope.strategy_id, before=was, after=data, correlation_id=envelope.run_id, event="activation_updated", data=data)
+    tx.record(
+        "activation.changed",
+        world.world_id,
+        envelope.strategy_id,
+        before=was,
+        after=data,
+        correlation_id=envelope.run_id,
+        event="activation_updated",
+        data=data,
+    )
 
 
 def activation_etag(world_id: str, strategy_id: str, active: bool, weight: float, mode: str) -> str:
-    return hash_of({"world": world_id, "strategy": strategy_id, "active": active, "weight": weight, "mode": mode})
+    return hash_of(
+        {"world": world_id, "strategy": strategy_id, "active": active, "weight": weight, "mode": mode}
+    )
 
 
 def world_of(row: WorldRow) -> World:
@@ -436,7 +778,9 @@ def world_of(row: WorldRow) -> World:
 
 def _policy_row(world_id: str, policy: Policy, version: int, now: str) -> PolicyRow:
     stored = policy.model_copy(update={"world": world_id, "version": version})
-    return PolicyRow(world_id=world_id, version=version, body=stored.model_dump_json(by_alias=True), created_at=now)
+    return PolicyRow(
+        world_id=world_id, version=version, body=stored.model_dump_json(by_alias=True), created_at=now
+    )
 
 
 def _evidence(row: Evidence) -> EvidenceBody:

@@ -10,7 +10,15 @@ from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.submission import Outcome, StreamBinding
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, Execution, StrategyDecision, UtcTime, World, WorldSpec
+from qmtl_sdk.contracts.worlds import (
+    ActivationEnvelope,
+    DecisionEnvelope,
+    Execution,
+    StrategyDecision,
+    UtcTime,
+    World,
+    WorldSpec,
+)
 
 
 class RunContextBody(Model):
@@ -105,7 +113,9 @@ class WorldStore(Protocol):
 
     def newest_run(self, strategy_id: str, world_id: str | None) -> RunContextBody | None: ...
 
-    def save_evidence(self, evidence: EvidenceBody, validations: Sequence[NodeValidation] = ()) -> EvidenceBody:
+    def save_evidence(
+        self, evidence: EvidenceBody, validations: Sequence[NodeValidation] = ()
+    ) -> EvidenceBody:
         """The evidence, and what it says of the strategy's nodes in this world. Done once for a run; asked again, the first answer."""
 
     def evidence(self, run_id: str) -> EvidenceBody | None: ...
@@ -113,13 +123,22 @@ class WorldStore(Protocol):
     def candidates(self, world_id: str) -> tuple[Candidate, ...]:
         """The newest evidence of every strategy of a world that has any."""
 
-    def save_decision(self, request_ids: tuple[str, ...], envelope: DecisionEnvelope, run_id: str, asked_by: str = "", basis: Basis | None = None) -> Judged:
+    def save_decision(
+        self,
+        request_ids: tuple[str, ...],
+        envelope: DecisionEnvelope,
+        run_id: str,
+        asked_by: str = "",
+        basis: Basis | None = None,
+    ) -> Judged:
         """Keep the decision, what it was made of, and the activations that follow from it, as the answer to these requests. `asked_by`: the person who asked, if one did."""
 
     def standings(self, world_id: str) -> dict[str, Standing]:
         """What hysteresis remembers, by strategy."""
 
-    def bases(self, world_id: str, since: datetime | None = None, limit: int = 1000) -> list[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]]:
+    def bases(
+        self, world_id: str, since: datetime | None = None, limit: int = 1000
+    ) -> list[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]]:
         """The newest decisions, oldest first, with what each was made of."""
 
     def trading_until(self, moment: datetime) -> list[str]:
@@ -143,24 +162,34 @@ class WorldStore(Protocol):
     def outcome(self, run_id: str) -> Outcome | None: ...
 
 
-def stage_after(decision: StrategyDecision, envelope: DecisionEnvelope, before: ActivationEnvelope | None) -> tuple[str, float]:
+def stage_after(
+    decision: StrategyDecision, envelope: DecisionEnvelope, before: ActivationEnvelope | None
+) -> tuple[str, float]:
     """The mode and weight that a decision gives a strategy by itself. It may switch off at once; up it goes no further than a judgment alone may (`judged_mode`), and what an
     apply has brought further keeps its stage and its weight until another apply."""
     if not decision.active:
         return "validate", 0.0
-    if before is not None and before.active and rank_of(before.effective_mode) > rank_of(envelope.judged_mode):
+    if (
+        before is not None
+        and before.active
+        and rank_of(before.effective_mode) > rank_of(envelope.judged_mode)
+    ):
         return before.effective_mode or "validate", before.weight
     return envelope.judged_mode, decision.weight
 
 
-def furthest(judged_mode: str, strategies: Sequence[StrategyDecision], activations: Sequence[ActivationEnvelope]) -> str:
+def furthest(
+    judged_mode: str, strategies: Sequence[StrategyDecision], activations: Sequence[ActivationEnvelope]
+) -> str:
     """The furthest stage of the strategies that a decision leaves active."""
     active = {item.strategy_id for item in strategies if item.active}
     modes = [item.effective_mode for item in activations if item.active and item.strategy_id in active]
     return max([judged_mode, *(mode for mode in modes if mode)], key=rank_of)
 
 
-def activation_of(decision: StrategyDecision, envelope: DecisionEnvelope, run_id: str, etag: str, mode: str, weight: float) -> ActivationEnvelope:
+def activation_of(
+    decision: StrategyDecision, envelope: DecisionEnvelope, run_id: str, etag: str, mode: str, weight: float
+) -> ActivationEnvelope:
     """The activation that a decision calls for. Its sequence is given when it is stored."""
     return ActivationEnvelope(
         world_id=envelope.world_id,

@@ -106,15 +106,27 @@ class Caller(access.Caller):
         """Raises QmtlError: E_WORLD_FORBIDDEN where the caller has no business in the world, E_ROLE where their role there is too low."""
         mine = self.role_in(world_id)
         if mine is None:
-            raise QmtlError("E_WORLD_FORBIDDEN", f"{self.subject} has no role in world {world_id[:64]}", "ask an operator of that world for a token")
+            raise QmtlError(
+                "E_WORLD_FORBIDDEN",
+                f"{self.subject} has no role in world {world_id[:64]}",
+                "ask an operator of that world for a token",
+            )
         if not mine.covers(role):
-            raise QmtlError("E_ROLE", f"this needs the role {role.value} in world {world_id[:64]}; {self.subject} is {mine.value} there", "ask someone with that role, or for a token with it")
+            raise QmtlError(
+                "E_ROLE",
+                f"this needs the role {role.value} in world {world_id[:64]}; {self.subject} is {mine.value} there",
+                "ask someone with that role, or for a token with it",
+            )
 
     def require_live(self, world_id: str) -> None:
         """Whatever leads to live needs the header besides the role, never instead of it."""
         self.in_world(world_id, Role.OPERATOR)
         if not self.live:
-            raise QmtlError("E_LIVE_HEADER", "this leads to live trading and was asked for without saying so", f"add --live; by HTTP, send the header {LIVE_HEADER}: true")
+            raise QmtlError(
+                "E_LIVE_HEADER",
+                "this leads to live trading and was asked for without saying so",
+                f"add --live; by HTTP, send the header {LIVE_HEADER}: true",
+            )
 
 
 class GuardedRoute(APIRoute):
@@ -136,7 +148,9 @@ def check_table(routers: Iterable[APIRouter]) -> None:
     there = {(method, route.path) for route in routes for method in route.methods}
     unguarded = [route.path for route in routes if not isinstance(route, GuardedRoute)]
     if there != set(ROUTES) or unguarded:
-        raise RuntimeError(f"routes without a role: {sorted(there - set(ROUTES))}; roles without a route: {sorted(set(ROUTES) - there)}; routes without a guard: {unguarded}")
+        raise RuntimeError(
+            f"routes without a role: {sorted(there - set(ROUTES))}; roles without a route: {sorted(set(ROUTES) - there)}; routes without a guard: {unguarded}"
+        )
 
 
 async def authorise(request: Request) -> None:
@@ -160,7 +174,9 @@ async def authorise(request: Request) -> None:
         caller.in_world(request.path_params["world_id"], entry.role)
     elif caller.highest is None or not caller.highest.covers(entry.role):
         raise QmtlError(
-            "E_ROLE", f"this needs the role {entry.role.value}; {caller.subject} has {caller.highest.value if caller.highest else 'none'}", "ask someone with that role, or for a token with it"
+            "E_ROLE",
+            f"this needs the role {entry.role.value}; {caller.subject} has {caller.highest.value if caller.highest else 'none'}",
+            "ask someone with that role, or for a token with it",
         )
 
 
@@ -168,7 +184,11 @@ def bearer(request: Request) -> str:
     """The token of a request. Raises QmtlError (E_TOKEN_MISSING)."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise QmtlError("E_TOKEN_MISSING", "the request carries no bearer token", "qmtl and Runner find the local one by themselves; others send Authorization: Bearer TOKEN")
+        raise QmtlError(
+            "E_TOKEN_MISSING",
+            "the request carries no bearer token",
+            "qmtl and Runner find the local one by themselves; others send Authorization: Bearer TOKEN",
+        )
     return token.strip()
 
 

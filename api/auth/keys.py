@@ -68,7 +68,12 @@ class KeyRing:
         """A new key signs from now on; the others are believed for `overlap`."""
         with self._alone():
             retires = datetime.now(UTC) + overlap
-            kept = [key if key.retires_at is not None and key.retires_at < retires else key.model_copy(update={"retires_at": retires}) for key in self.believed()]
+            kept = [
+                key
+                if key.retires_at is not None and key.retires_at < retires
+                else key.model_copy(update={"retires_at": retires})
+                for key in self.believed()
+            ]
             fresh = _new()
             self._write([*kept, fresh])
             return fresh
@@ -79,10 +84,16 @@ class KeyRing:
             try:
                 stat = self._path.stat()
                 if self._seen != (stat.st_mtime_ns, stat.st_ino):
-                    self._keys = [SigningKey.model_validate(item) for item in json.loads(self._path.read_text())]
+                    self._keys = [
+                        SigningKey.model_validate(item) for item in json.loads(self._path.read_text())
+                    ]
                     self._seen = (stat.st_mtime_ns, stat.st_ino)
             except (OSError, ValueError) as error:
-                raise QmtlError("E_CONFIG", f"the signing keys can't be read: {error}", f"mend {self._path.name}; without it a new key is made, and every token is void") from error
+                raise QmtlError(
+                    "E_CONFIG",
+                    f"the signing keys can't be read: {error}",
+                    f"mend {self._path.name}; without it a new key is made, and every token is void",
+                ) from error
             return self._keys
 
     def _write(self, keys: list[SigningKey]) -> None:

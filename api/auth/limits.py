@@ -23,11 +23,18 @@ class RateLimit:
             level, at = self._buckets.pop(caller, (self._size, now))
             level = min(self._size, level + (now - at) * self._per_s)
             self._buckets[caller] = (level - 1, now) if level >= 1 else (level, now)
-            if len(self._buckets) > _CALLERS:  # the one that has not asked for longest has a full bucket again
+            if (
+                len(self._buckets) > _CALLERS
+            ):  # the one that has not asked for longest has a full bucket again
                 self._buckets.popitem(last=False)
         if level < 1:
             wait = (1 - level) / self._per_s
-            raise QmtlError("E_RATE", f"more than {self._per_s:g} requests a second", f"ask again in {wait:.3f} s", retry_after=round(wait, 3))
+            raise QmtlError(
+                "E_RATE",
+                f"more than {self._per_s:g} requests a second",
+                f"ask again in {wait:.3f} s",
+                retry_after=round(wait, 3),
+            )
 
 
 class SocketLimit:
@@ -39,7 +46,11 @@ class SocketLimit:
     def enter(self, caller: str) -> None:
         """Raises QmtlError (E_SOCKETS)."""
         if self._open[caller] >= self._limit:
-            raise QmtlError("E_SOCKETS", f"{caller} has {self._limit} open streams already", "close some; gateway.max_sockets sets the limit")
+            raise QmtlError(
+                "E_SOCKETS",
+                f"{caller} has {self._limit} open streams already",
+                "close some; gateway.max_sockets sets the limit",
+            )
         self._open[caller] += 1
 
     def leave(self, caller: str) -> None:

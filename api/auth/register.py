@@ -14,7 +14,10 @@ class Register:
     """
 
     def __init__(self, store: SqlTokenStore) -> None:
-        self._store, self._thread = store, ThreadPoolExecutor(1, "register")  # of its own: nobody is known while it waits
+        self._store, self._thread = (
+            store,
+            ThreadPoolExecutor(1, "register"),
+        )  # of its own: nobody is known while it waits
         self._waiting: list[tuple[str, asyncio.Future[TokenState]]] = []
         self._looking: asyncio.Task[None] | None = None
 
@@ -30,7 +33,9 @@ class Register:
             while self._waiting:
                 asked, self._waiting = self._waiting, []
                 try:
-                    states = await asyncio.get_running_loop().run_in_executor(self._thread, self._store.states, {token_id for token_id, _ in asked})
+                    states = await asyncio.get_running_loop().run_in_executor(
+                        self._thread, self._store.states, {token_id for token_id, _ in asked}
+                    )
                 except Exception as error:  # whoever asked gets it
                     for _, answer in asked:
                         if not answer.done():  # a request may have gone away meanwhile

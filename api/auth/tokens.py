@@ -46,8 +46,18 @@ class Tokens:
 
     def issue(self, request: TokenRequest, created_by: str) -> NewToken:
         now = datetime.now(UTC)
-        info = TokenInfo(token_id=uuid.uuid4().hex, subject=request.subject, grants=request.grants, created_by=created_by, created_at=now, expires_at=now + timedelta(seconds=request.expires_in_s))
-        token = self._sign({"aud": GATEWAY, "sub": info.subject, "jti": info.token_id, "grants": info.json_dict()["grants"]}, request.expires_in_s)
+        info = TokenInfo(
+            token_id=uuid.uuid4().hex,
+            subject=request.subject,
+            grants=request.grants,
+            created_by=created_by,
+            created_at=now,
+            expires_at=now + timedelta(seconds=request.expires_in_s),
+        )
+        token = self._sign(
+            {"aud": GATEWAY, "sub": info.subject, "jti": info.token_id, "grants": info.json_dict()["grants"]},
+            request.expires_in_s,
+        )
         self._store.add(info)
         return NewToken(token=token, info=info)
 
@@ -62,7 +72,15 @@ class Tokens:
         return caller
 
     def issue_stream(self, caller: Caller, wanted: Subscribe, lifetime_s: float) -> str:
-        claims = {"aud": CONTROLBUS, "sub": caller.subject, "jti": uuid.uuid4().hex, "parent": caller.token_id, "world_id": wanted.world_id, "strategy_id": wanted.strategy_id, "topics": wanted.topics}
+        claims = {
+            "aud": CONTROLBUS,
+            "sub": caller.subject,
+            "jti": uuid.uuid4().hex,
+            "parent": caller.token_id,
+            "world_id": wanted.world_id,
+            "strategy_id": wanted.strategy_id,
+            "topics": wanted.topics,
+        }
         return self._sign(claims, lifetime_s)
 
     async def stream(self, token: str) -> StreamClaims:
@@ -70,7 +88,12 @@ class Tokens:
         claims = self._claims(token, CONTROLBUS)
         try:
             found = StreamClaims(
-                subject=claims["sub"], parent=claims["parent"], world_id=claims["world_id"], strategy_id=claims.get("strategy_id", ""), topics=claims["topics"], expires_at=float(claims["exp"])
+                subject=claims["sub"],
+                parent=claims["parent"],
+                world_id=claims["world_id"],
+                strategy_id=claims.get("strategy_id", ""),
+                topics=claims["topics"],
+                expires_at=float(claims["exp"]),
             )
         except (ValidationError, ValueError, TypeError) as error:
             raise _invalid("its claims are malformed") from error
@@ -93,28 +116,58 @@ class Tokens:
                     return None
         except QmtlError:
             pass  # of another store, expired, taken back: a new one takes its place
-        return self.issue(TokenRequest(subject=subject, grants={EVERY_WORLD: role}, expires_in_s=365 * 86_400), "system").token
+        return self.issue(
+            TokenRequest(subject=subject, grants={EVERY_WORLD: role}, expires_in_s=365 * 86_400), "system"
+        ).token
 
     def _sign(self, claims: dict[str, Any], lifetime_s: float) -> str:
         now = datetime.now(UTC).timestamp()
         key = self._keys.signing()
-        return jwt.encode({**claims, "iss": self._issuer, "iat": int(now), "nbf": int(now), "exp": now + lifetime_s}, key.private, algorithm=ALGORITHM, headers={"kid": key.kid})
+        return jwt.encode(
+            {**claims, "iss": self._issuer, "iat": int(now), "nbf": int(now), "exp": now + lifetime_s},
+            key.private,
+            algorithm=ALGORITHM,
+            headers={"kid": key.kid},
+        )
 
     def _claims(self, token: str, audience: str) -> dict[str, Any]:
         kid, known = self._checked.get((token, audience)) or (_kid(token), None)
         key = self._keys.find(kid)
         if key is None:
-            raise QmtlError("E_TOKEN_KEY", "the token was signed with a key that this Gateway does not know, or no longer believes", "ask for a new token: the keys may have been rotated")
-        if known is not None and known["nbf"] - LEEWAY_S <= datetime.now(UTC).timestamp() < known["exp"] + LEEWAY_S:
+            raise QmtlError(
+                "E_TOKEN_KEY",
+                "the token was signed with a key that this Gateway does not know, or no longer believes",
+                "ask for a new token: the keys may have been rotated",
+            )
+        if (
+            known is not None
+            and known["nbf"] - LEEWAY_S <= datetime.now(UTC).timestamp() < known["exp"] + LEEWAY_S
+        ):
             return known
         try:
-            claims: dict[str, Any] = jwt.decode(token, key.public, algorithms=[ALGORITHM], audience=audience, issuer=self._issuer, leeway=LEEWAY_S, options={"require": _REQUIRED})
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key.public,
+                algorithms=[ALGORITHM],
+                audience=audience,
+                issuer=self._issuer,
+                leeway=LEEWAY_S,
+                options={"require": _REQUIRED},
+            )
         except jwt.ExpiredSignatureError as error:
-            raise QmtlError("E_TOKEN_EXPIRED", "the token has expired", "ask for a new one: qmtl token create") from error
+            raise QmtlError(
+                "E_TOKEN_EXPIRED", "the token has expired", "ask for a new one: qmtl token create"
+            ) from error
         except jwt.ImmatureSignatureError as error:
-            raise QmtlError("E_TOKEN_EARLY", "the token is not valid yet", "wait, or check the clock of who made it") from error
+            raise QmtlError(
+                "E_TOKEN_EARLY", "the token is not valid yet", "wait, or check the clock of who made it"
+            ) from error
         except jwt.InvalidAudienceError as error:
-            raise QmtlError("E_TOKEN_AUDIENCE", f"the token is for something else than {audience}", "requests take a token of qmtl token create, streams one of POST /events/subscribe") from error
+            raise QmtlError(
+                "E_TOKEN_AUDIENCE",
+                f"the token is for something else than {audience}",
+                "requests take a token of qmtl token create, streams one of POST /events/subscribe",
+            ) from error
         except jwt.InvalidTokenError as error:
             raise _invalid(str(error)) from error
         missing = [name for name in _OWN[audience] if name not in claims]
@@ -139,8 +192,14 @@ def _kid(token: str) -> str:
 
 def _require_good(state: TokenState) -> None:
     if state != "good":
-        raise QmtlError("E_TOKEN_REVOKED", "the token was taken back" if state == "revoked" else "the token is not in the register", "ask an operator for a new one: qmtl token create")
+        raise QmtlError(
+            "E_TOKEN_REVOKED",
+            "the token was taken back" if state == "revoked" else "the token is not in the register",
+            "ask an operator for a new one: qmtl token create",
+        )
 
 
 def _invalid(why: str) -> QmtlError:
-    return QmtlError("E_TOKEN_INVALID", f"the token is not valid: {why}", "use one that qmtl token create printed")
+    return QmtlError(
+        "E_TOKEN_INVALID", f"the token is not valid: {why}", "use one that qmtl token create printed"
+    )

@@ -29,7 +29,14 @@ ENOUGH = 5
 
 def world_spec(now: datetime) -> dict[str, Any]:
     """Hours of EUR/USD, ten a second. It allows live, which in a replay world is paper."""
-    fx = {"name": "fx", "source": "replay", "path": "sample:eurusd_1h.parquet", "interval": "1h", "calendar": "24/5", "streams": {"EURUSD": ["EURUSD", "price"]}}
+    fx = {
+        "name": "fx",
+        "source": "replay",
+        "path": "sample:eurusd_1h.parquet",
+        "interval": "1h",
+        "calendar": "24/5",
+        "streams": {"EURUSD": ["EURUSD", "price"]},
+    }
     return {
         "world": f"demo_trading_{now:%Y%m%d_%H%M%S}",
         "description": "replayed hours, from judgment to live on paper",
@@ -39,13 +46,24 @@ def world_spec(now: datetime) -> dict[str, Any]:
     }
 
 
-POLICY: dict[str, Any] = {"selection": {"gates": {"and": ["trades >= 20"]}, "score": "sample_days"}, "decision_ttl": 3600}
+POLICY: dict[str, Any] = {
+    "selection": {"gates": {"and": ["trades >= 20"]}, "score": "sample_days"},
+    "decision_ttl": 3600,
+}
 
 
 def gated(fingerprint: str) -> dict[str, Any]:
     """The policy with what a promotion needs: the data that it was judged on, who must agree, and how far it may go."""
-    gating = {"domains": {"from": "backtest", "to": "live"}, "dataset_fingerprint": fingerprint, "share_policy": "feature-artifacts-only", "approvals": {"required": 1, "live": 2}}
-    return {**POLICY, "gating_policy": {**gating, "apply": {"freeze_timeout_ms": 5000, "drain_timeout_ms": 5000}}}
+    gating = {
+        "domains": {"from": "backtest", "to": "live"},
+        "dataset_fingerprint": fingerprint,
+        "share_policy": "feature-artifacts-only",
+        "approvals": {"required": 1, "live": 2},
+    }
+    return {
+        **POLICY,
+        "gating_policy": {**gating, "apply": {"freeze_timeout_ms": 5000, "drain_timeout_ms": 5000}},
+    }
 
 
 def run(client: GatewayClient, now: datetime) -> dict[str, Any]:
@@ -72,7 +90,10 @@ def run(client: GatewayClient, now: datetime) -> dict[str, Any]:
         with unheeding(client, sent[-1]):
             live = promote(client, world, "live", PEOPLE)
         _until(lambda: told["live:accepted"] >= ENOUGH, "orders after the apply")
-        back = client.apply(world, ApplyRequest(run_id=f"back-{live.run_id}", rollback_of=live.run_id, reason="the demo is over"))
+        back = client.apply(
+            world,
+            ApplyRequest(run_id=f"back-{live.run_id}", rollback_of=live.run_id, reason="the demo is over"),
+        )
         back = client.apply_status(world, back.run_id, wait_s=30)
         client.halt(world, "the demo is over")
     finally:
@@ -87,7 +108,9 @@ def run(client: GatewayClient, now: datetime) -> dict[str, Any]:
         "rollback": told_of(back),
         "orders": {
             "accepted": gate.orders.get("accepted", 0),
-            "refused_by_reason": {reason: count for reason, count in sorted(gate.orders.items()) if reason != "accepted"},
+            "refused_by_reason": {
+                reason: count for reason, count in sorted(gate.orders.items()) if reason != "accepted"
+            },
             "before": _count(records, None, started(live)),
             "during": _count(records, started(live), ended(live)),
             "after": _count(records, ended(live), None),
@@ -120,23 +143,59 @@ def unheeding(client: GatewayClient, order: Order) -> Iterator[None]:
 def promote(client: GatewayClient, world: str, to: str, people: tuple[str, ...]) -> ApplyStatus:
     """Ask for an apply, and have it approved on the command line."""
     run_id = f"{to}-{time.time_ns() // 1_000_000}"
-    client.apply(world, ApplyRequest.model_validate({"run_id": run_id, "to": to, "reason": "the demo"}), live=to == "live")
+    client.apply(
+        world,
+        ApplyRequest.model_validate({"run_id": run_id, "to": to, "reason": "the demo"}),
+        live=to == "live",
+    )
     for person in people:
-        command = [sys.executable, "-m", "api.cli", "world", "approve", world, run_id, "--as", person, "--live", "--reason", f"{person} has looked at it"]
+        command = [
+            sys.executable,
+            "-m",
+            "api.cli",
+            "world",
+            "approve",
+            world,
+            run_id,
+            "--as",
+            person,
+            "--live",
+            "--reason",
+            f"{person} has looked at it",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         if done.returncode:
-            raise QmtlError("E_STACK", f"{person} could not approve: {done.stderr.strip()}", "qmtl world applies shows the apply")
+            raise QmtlError(
+                "E_STACK",
+                f"{person} could not approve: {done.stderr.strip()}",
+                "qmtl world applies shows the apply",
+            )
     found = client.apply_status(world, run_id, wait_s=30)
     if found.outcome != "completed":
-        raise QmtlError("E_STACK", f"the demo's apply did not complete: {found.waits_for}", "qmtl world applies shows the apply")
+        raise QmtlError(
+            "E_STACK",
+            f"the demo's apply did not complete: {found.waits_for}",
+            "qmtl world applies shows the apply",
+        )
     return found
 
 
 def told_of(found: ApplyStatus) -> dict[str, Any]:
     steps = [step.json_dict() for step in found.steps]
     approvals = [item.json_dict() for item in found.approvals]
-    acks = [{"phase": item.phase, "kind": item.kind, "in_time": item.at is not None and not item.late} for item in found.acks]
-    return {"run_id": found.run_id, "outcome": found.outcome, "steps": steps, "approvals": approvals, "acks": acks, "epoch_before": found.epoch_before, "epoch_after": found.epoch_after}
+    acks = [
+        {"phase": item.phase, "kind": item.kind, "in_time": item.at is not None and not item.late}
+        for item in found.acks
+    ]
+    return {
+        "run_id": found.run_id,
+        "outcome": found.outcome,
+        "steps": steps,
+        "approvals": approvals,
+        "acks": acks,
+        "epoch_before": found.epoch_before,
+        "epoch_after": found.epoch_after,
+    }
 
 
 def started(found: ApplyStatus) -> datetime:
@@ -150,15 +209,30 @@ def ended(found: ApplyStatus) -> datetime:
 
 def _count(records: list[OrderRecord], since: datetime | None, until: datetime | None) -> dict[str, int]:
     """What the fence said, in a stretch of time."""
-    found = [record for record in records if (since is None or record.at >= since) and (until is None or record.at < until)]
-    return dict(sorted(Counter(f"{record.order.execution_domain.value} {record.reason.value if record.reason else 'accepted'}" for record in found).items()))
+    found = [
+        record
+        for record in records
+        if (since is None or record.at >= since) and (until is None or record.at < until)
+    ]
+    return dict(
+        sorted(
+            Counter(
+                f"{record.order.execution_domain.value} {record.reason.value if record.reason else 'accepted'}"
+                for record in found
+            ).items()
+        )
+    )
 
 
 def _until(condition: Any, what: str, limit_s: float = 30.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > deadline:
-            raise QmtlError("E_STACK", f"the demo waited in vain for {what}", "qmtl world orders and qmtl world status say more")
+            raise QmtlError(
+                "E_STACK",
+                f"the demo waited in vain for {what}",
+                "qmtl world orders and qmtl world status say more",
+            )
         time.sleep(0.05)
 
 

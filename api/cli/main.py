@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from qmtl_sdk.nodes.strategy import Strategy
     from qmtl_sdk.runtime.result import SubmitResult
 
-app = typer.Typer(name="qmtl", help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="qmtl", help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 config_app = typer.Typer(help="The configuration in force.", no_args_is_help=True)
 for part in (operate.app, promotion.app, policy.app):
     world.app.add_typer(part)
@@ -51,7 +53,12 @@ def up(output: Output = Format.TEXT) -> None:
     emit(
         output,
         stack.json_dict(),
-        lambda: [f"Gateway      {stack.gateway_url}  (API at {stack.gateway_url}/docs)", f"Temporal UI  {stack.temporal_ui}", f"data         {settings().home}", "It stays up until `qmtl down`."],
+        lambda: [
+            f"Gateway      {stack.gateway_url}  (API at {stack.gateway_url}/docs)",
+            f"Temporal UI  {stack.temporal_ui}",
+            f"data         {settings().home}",
+            "It stays up until `qmtl down`.",
+        ],
     )
 
 
@@ -60,7 +67,11 @@ def up(output: Output = Format.TEXT) -> None:
 def down(output: Output = Format.TEXT) -> None:
     """Stop the embedded stack. Worlds, submissions and decisions stay."""
     stopped = EmbeddedStack(settings()).down()
-    emit(output, {"stopped": stopped}, lambda: f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+    emit(
+        output,
+        {"stopped": stopped},
+        lambda: f"stopped: {', '.join(stopped)}" if stopped else "nothing was running",
+    )
 
 
 @app.command()
@@ -79,23 +90,47 @@ def status(output: Output = Format.TEXT) -> None:
 @app.command()
 @guarded
 def submit(
-    strategy: Annotated[str, typer.Argument(metavar="FILE[:CLASS]", help="the file of the strategy; the class where it holds several")],
+    strategy: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE[:CLASS]", help="the file of the strategy; the class where it holds several"
+        ),
+    ],
     world: Annotated[str, typer.Option("--world", "-w", help="the world that judges it")],
-    as_of: Annotated[str | None, typer.Option(help="use only data that had closed by then (ISO time)")] = None,
-    full_parity: Annotated[bool, typer.Option("--full-parity", help="compare every bar of batch and bar-by-bar execution")] = False,
-    run: Annotated[bool, typer.Option(help="go on running where the world switches it on; --no-run: only have it judged")] = True,
-    shadow: Annotated[bool, typer.Option("--shadow", help="beside the world, on live inputs and without orders; for operators")] = False,
+    as_of: Annotated[
+        str | None, typer.Option(help="use only data that had closed by then (ISO time)")
+    ] = None,
+    full_parity: Annotated[
+        bool, typer.Option("--full-parity", help="compare every bar of batch and bar-by-bar execution")
+    ] = False,
+    run: Annotated[
+        bool, typer.Option(help="go on running where the world switches it on; --no-run: only have it judged")
+    ] = True,
+    shadow: Annotated[
+        bool,
+        typer.Option("--shadow", help="beside the world, on live inputs and without orders; for operators"),
+    ] = False,
     output: Output = Format.TEXT,
 ) -> None:
     """Submit a strategy, compute it here, and print what the world decided; run it where it was switched on. Exit code 4: judged, and not active."""
     from qmtl_sdk.runtime.runner import Runner  # with pandas: a second that only this command should take
 
-    result = Runner.submit(load_strategy(strategy), world=world, as_of=as_of, parity="full" if full_parity else "sample", run=run, shadow=shadow)
+    result = Runner.submit(
+        load_strategy(strategy),
+        world=world,
+        as_of=as_of,
+        parity="full" if full_parity else "sample",
+        run=run,
+        shadow=shadow,
+    )
     try:
         emit(output, result.as_dict(), lambda: result_text(result))
         if result.running is not None:
             where = result.context.execution_domain.value
-            errors.print(f"{result.name} runs in {where} (session {result.running.grant.session_id}). Ctrl-C ends it; `qmtl world sessions {world}` shows how it is.", markup=False)
+            errors.print(
+                f"{result.name} runs in {where} (session {result.running.grant.session_id}). Ctrl-C ends it; `qmtl world sessions {world}` shows how it is.",
+                markup=False,
+            )
             result.running.wait()
     except KeyboardInterrupt:
         errors.print("Stopped: the session has ended.", markup=False)
@@ -107,7 +142,10 @@ def submit(
 
 @app.command()
 @guarded
-def demo(report: Annotated[Path, typer.Option(help="where the HTML report goes")] = Path("qmtl-demo.html"), output: Output = Format.TEXT) -> None:
+def demo(
+    report: Annotated[Path, typer.Option(help="where the HTML report goes")] = Path("qmtl-demo.html"),
+    output: Output = Format.TEXT,
+) -> None:
     """Try it all: a world of sample prices, three strategies, one of them twice, and a report."""
     from api.cli.demo import run  # with plotly, which no other command needs
 
@@ -120,7 +158,11 @@ def demo(report: Annotated[Path, typer.Option(help="where the HTML report goes")
 def config_show(output: Output = Format.TEXT) -> None:
     """Every key, its value, and where the value comes from."""
     rows = explain()
-    emit(output, [{"key": key, "value": value, "from": origin} for key, value, origin in rows], lambda: table("", ["key", "value", "from"], [list(row) for row in rows]))
+    emit(
+        output,
+        [{"key": key, "value": value, "from": origin} for key, value, origin in rows],
+        lambda: table("", ["key", "value", "from"], [list(row) for row in rows]),
+    )
 
 
 @config_app.command("validate")
@@ -134,7 +176,11 @@ def config_validate(
         raise QmtlError("E_CONFIG", f"{target!r} is not a target", "use --target all")
     config: Settings = settings()
     config.require_profile()
-    emit(output, {"profile": config.profile, "file": str(config_file() or ""), "missing": []}, lambda: f"profile {config.profile}: nothing is missing")
+    emit(
+        output,
+        {"profile": config.profile, "file": str(config_file() or ""), "missing": []},
+        lambda: f"profile {config.profile}: nothing is missing",
+    )
 
 
 def load_strategy(text: str) -> "type[Strategy]":
@@ -144,7 +190,9 @@ def load_strategy(text: str) -> "type[Strategy]":
     file, _, name = text.partition(":")
     path = Path(file)
     if not path.is_file():
-        raise QmtlError("E_STRATEGY_FILE", f"there is no file {file}", "name a Python file with a Strategy class")
+        raise QmtlError(
+            "E_STRATEGY_FILE", f"there is no file {file}", "name a Python file with a Strategy class"
+        )
     spec = spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise QmtlError("E_STRATEGY_FILE", f"{file} is not a Python file", "name a file that ends in .py")
@@ -155,28 +203,58 @@ def load_strategy(text: str) -> "type[Strategy]":
         spec.loader.exec_module(module)
     except QmtlError:
         raise
-    except Exception as error:  # the author's file may raise anything; the person gets its line, not our stack
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
+    except (
+        Exception
+    ) as error:  # the author's file may raise anything; the person gets its line, not our stack
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).resolve() == path.resolve()
+        ]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
-        raise QmtlError("E_STRATEGY_FILE", f"{file}, line {line}: {type(error).__name__}: {error}", "mend the file") from error
-    found = {key: value for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Strategy) and value.__module__ == module.__name__}
+        raise QmtlError(
+            "E_STRATEGY_FILE", f"{file}, line {line}: {type(error).__name__}: {error}", "mend the file"
+        ) from error
+    found = {
+        key: value
+        for key, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, Strategy) and value.__module__ == module.__name__
+    }
     if name and name not in found:
-        raise QmtlError("E_STRATEGY_FILE", f"{file} has no strategy {name}{nearest(name, list(found))}", f"it has: {', '.join(found) or 'none'}")
+        raise QmtlError(
+            "E_STRATEGY_FILE",
+            f"{file} has no strategy {name}{nearest(name, list(found))}",
+            f"it has: {', '.join(found) or 'none'}",
+        )
     if not name and len(found) != 1:
         what = "no class derived from Strategy" if not found else f"several strategies: {', '.join(found)}"
-        raise QmtlError("E_STRATEGY_FILE", f"{file} has {what}", "write one" if not found else f"name one: {file}:{next(iter(found))}")
+        raise QmtlError(
+            "E_STRATEGY_FILE",
+            f"{file} has {what}",
+            "write one" if not found else f"name one: {file}:{next(iter(found))}",
+        )
     return found[name or next(iter(found))]
 
 
 def result_text(result: "SubmitResult") -> list[Any]:
-    metrics = [[name, "missing" if value is None else f"{value:.4g}"] for name, value in result.metrics.items()]
+    metrics = [
+        [name, "missing" if value is None else f"{value:.4g}"] for name, value in result.metrics.items()
+    ]
     counts = result.nodes
     lines: list[Any] = [f"{result.name} in {result.world}: {result.verdict}"]
     lines += [table("", ["metric", "value"], metrics)] if metrics else []
-    lines += [f"nodes     {counts.new} new, {counts.reused} reused; {counts.computed} computed, {counts.cached} from the cache"]
-    lines += [f"domain    {result.context.execution_domain.value}{f' (safe mode: {result.context.downgrade_reason})' if result.safe_mode else ''}"]
+    lines += [
+        f"nodes     {counts.new} new, {counts.reused} reused; {counts.computed} computed, {counts.cached} from the cache"
+    ]
+    lines += [
+        f"domain    {result.context.execution_domain.value}{f' (safe mode: {result.context.downgrade_reason})' if result.safe_mode else ''}"
+    ]
     lines += [f"note      {text}" for text in result.precheck.get("warnings", [])]
-    return [*lines, f"strategy  {result.strategy_id}", *([f"workflow  {result.ui_url}"] if result.ui_url else [])]
+    return [
+        *lines,
+        f"strategy  {result.strategy_id}",
+        *([f"workflow  {result.ui_url}"] if result.ui_url else []),
+    ]
 
 
 def _status_text(body: dict[str, Any]) -> list[str]:

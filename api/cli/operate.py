@@ -21,12 +21,25 @@ from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings
 
 app = typer.Typer()
-RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="the apply, as qmtl world applies lists it")]
-As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="speak with the token in HOME/tokens/NAME; a local stack has `ana` and `ben`, to try what takes two people")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN_ID", help="the apply, as qmtl world applies lists it")
+]
+As = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar="NAME",
+        help="speak with the token in HOME/tokens/NAME; a local stack has `ana` and `ben`, to try what takes two people",
+    ),
+]
 Reason = Annotated[str, typer.Option("--reason", help="kept in the audit trail")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and do nothing")]
-NewRun = Annotated[str | None, typer.Option("--run-id", help="a name of your own: asked for again it is the same apply")]
-Live = Annotated[bool, typer.Option("--live", help="say that this leads to live trading; needed for what does")]
+NewRun = Annotated[
+    str | None, typer.Option("--run-id", help="a name of your own: asked for again it is the same apply")
+]
+Live = Annotated[
+    bool, typer.Option("--live", help="say that this leads to live trading; needed for what does")
+]
 WAIT_S = 30.0
 
 
@@ -42,7 +55,11 @@ def speaking(name: str | None) -> Iterator[GatewayClient]:
             token = path.read_text().strip()
         except OSError as error:
             there = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
-            raise QmtlError("E_TOKEN_MISSING", f"there is no token {name} in {path.parent}", f"there are: {', '.join(there) or 'none'}") from error
+            raise QmtlError(
+                "E_TOKEN_MISSING",
+                f"there is no token {name} in {path.parent}",
+                f"there are: {', '.join(there) or 'none'}",
+            ) from error
         with GatewayClient(client.url, token) as other:
             yield other
 
@@ -51,10 +68,17 @@ def speaking(name: str | None) -> Iterator[GatewayClient]:
 @guarded
 def apply(
     world: WorldArgument,
-    to: Annotated[str | None, typer.Option(help="dryrun or live; the next stage of the policy where it is left out")] = None,
-    strategy: Annotated[list[str] | None, typer.Option("--strategy", "-s", help="only this strategy_id; several times for several")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="dryrun or live; the next stage of the policy where it is left out")
+    ] = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", "-s", help="only this strategy_id; several times for several"),
+    ] = None,
     run_id: NewRun = None,
-    plan_file: Annotated[Path | None, typer.Option(help="the request as YAML: to, strategies, weights, reason")] = None,
+    plan_file: Annotated[
+        Path | None, typer.Option(help="the request as YAML: to, strategies, weights, reason")
+    ] = None,
     dry_run: DryRun = False,
     reason: Reason = "",
     live: Live = False,
@@ -62,9 +86,19 @@ def apply(
     output: Output = Format.TEXT,
 ) -> None:
     """Bring the strategies that pass to the next stage: prints the plan, then waits for approvals elsewhere."""
-    body: dict[str, Any] = {"run_id": run_id or _new_run(), "to": to, "strategies": strategy or [], "reason": reason}
+    body: dict[str, Any] = {
+        "run_id": run_id or _new_run(),
+        "to": to,
+        "strategies": strategy or [],
+        "reason": reason,
+    }
     if plan_file is not None:
-        body |= mapping_of(read(plan_file, "E_BODY_INVALID", "request"), "E_BODY_INVALID", "request", "write to:, strategies:, weights: or reason:")
+        body |= mapping_of(
+            read(plan_file, "E_BODY_INVALID", "request"),
+            "E_BODY_INVALID",
+            "request",
+            "write to:, strategies:, weights: or reason:",
+        )
     _ask(world, validated(ApplyRequest, body, "E_BODY_INVALID", "request"), dry_run, live, name, output)
 
 
@@ -72,7 +106,14 @@ def apply(
 @guarded
 def rollback(
     world: WorldArgument,
-    to: Annotated[str | None, typer.Option("--to", metavar="RUN_ID", help="back to how the world was before this apply; the newest completed one where it is left out")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="RUN_ID",
+            help="back to how the world was before this apply; the newest completed one where it is left out",
+        ),
+    ] = None,
     run_id: NewRun = None,
     dry_run: DryRun = False,
     reason: Reason = "",
@@ -83,13 +124,28 @@ def rollback(
     """Take back what an apply has done, and what came after it. Going down needs nobody's approval."""
     if to is None:
         with speaking(name) as client:
-            to = next((item.run_id for item in client.applies(world, 100) if item.outcome == "completed"), None)
+            to = next(
+                (item.run_id for item in client.applies(world, 100) if item.outcome == "completed"), None
+            )
         if to is None:
-            raise QmtlError("E_APPLY_EMPTY", f"{world} has no completed apply to roll back", "qmtl world applies W lists them")
-    _ask(world, ApplyRequest(run_id=run_id or _new_run("back"), rollback_of=to, reason=reason), dry_run, live, name, output)
+            raise QmtlError(
+                "E_APPLY_EMPTY",
+                f"{world} has no completed apply to roll back",
+                "qmtl world applies W lists them",
+            )
+    _ask(
+        world,
+        ApplyRequest(run_id=run_id or _new_run("back"), rollback_of=to, reason=reason),
+        dry_run,
+        live,
+        name,
+        output,
+    )
 
 
-def _ask(world: str, request: ApplyRequest, dry_run: bool, live: bool, name: str | None, output: Format) -> None:
+def _ask(
+    world: str, request: ApplyRequest, dry_run: bool, live: bool, name: str | None, output: Format
+) -> None:
     with speaking(name) as client:
         plan = client.plan_apply(world, request)
         if dry_run:
@@ -105,7 +161,12 @@ def _ask(world: str, request: ApplyRequest, dry_run: bool, live: bool, name: str
 @guarded
 def applies(
     world: WorldArgument,
-    run_id: Annotated[str | None, typer.Argument(metavar="[RUN_ID]", help="one of them, with its plan, approvals, steps, and who has heard")] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN_ID]", help="one of them, with its plan, approvals, steps, and who has heard"
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100)] = 20,
     output: Output = Format.TEXT,
 ) -> None:
@@ -116,13 +177,38 @@ def applies(
             emit(output, one.json_dict(), lambda: [*plan_text(one.plan), "", *status_text(one)])
             return
         found = client.applies(world, limit)
-    rows = [[item.run_id, item.plan.title, item.requested_by, f"{item.requested_at:%Y-%m-%d %H:%M:%S}", item.state, item.waits_for] for item in found]
-    emit(output, [item.json_dict() for item in found], lambda: table("", ["run", "what", "asked by", "when (UTC)", "state", "waits for"], rows) if rows else f"{world} has had no apply yet")
+    rows = [
+        [
+            item.run_id,
+            item.plan.title,
+            item.requested_by,
+            f"{item.requested_at:%Y-%m-%d %H:%M:%S}",
+            item.state,
+            item.waits_for,
+        ]
+        for item in found
+    ]
+    emit(
+        output,
+        [item.json_dict() for item in found],
+        lambda: (
+            table("", ["run", "what", "asked by", "when (UTC)", "state", "waits for"], rows)
+            if rows
+            else f"{world} has had no apply yet"
+        ),
+    )
 
 
 @app.command()
 @guarded
-def approve(world: WorldArgument, run_id: RunArgument, reason: Reason = "", live: Live = False, name: As = None, output: Output = Format.TEXT) -> None:
+def approve(
+    world: WorldArgument,
+    run_id: RunArgument,
+    reason: Reason = "",
+    live: Live = False,
+    name: As = None,
+    output: Output = Format.TEXT,
+) -> None:
     """Agree to an apply. Its plan is printed first; nobody agrees to their own."""
     with speaking(name) as client:
         plan = client.apply_status(world, run_id).plan
@@ -133,7 +219,13 @@ def approve(world: WorldArgument, run_id: RunArgument, reason: Reason = "", live
 
 @app.command()
 @guarded
-def reject(world: WorldArgument, run_id: RunArgument, reason: Reason = "", name: As = None, output: Output = Format.TEXT) -> None:
+def reject(
+    world: WorldArgument,
+    run_id: RunArgument,
+    reason: Reason = "",
+    name: As = None,
+    output: Output = Format.TEXT,
+) -> None:
     """Say no to an apply: it ends, and nothing has changed."""
     with speaking(name) as client:
         client.reject(world, run_id, Verdict(reason=reason))
@@ -143,7 +235,13 @@ def reject(world: WorldArgument, run_id: RunArgument, reason: Reason = "", name:
 
 @app.command()
 @guarded
-def abort(world: WorldArgument, run_id: RunArgument, reason: Reason = "", name: As = None, output: Output = Format.TEXT) -> None:
+def abort(
+    world: WorldArgument,
+    run_id: RunArgument,
+    reason: Reason = "",
+    name: As = None,
+    output: Output = Format.TEXT,
+) -> None:
     """End an apply before it has switched anything: also while it waits for approvals or for open orders."""
     with speaking(name) as client:
         found = client.abort(world, run_id, reason)
@@ -153,19 +251,35 @@ def abort(world: WorldArgument, run_id: RunArgument, reason: Reason = "", name: 
 def _moved_on(client: GatewayClient, world: str, run_id: str) -> ApplyStatus:
     """After an approval: the apply at its end, or as it waits for the next person."""
     found = client.apply_status(world, run_id)
-    stage, agreed = found.plan.approval, {item.actor for item in found.approvals if item.counts and item.verdict == "approve"}
+    stage, agreed = (
+        found.plan.approval,
+        {item.actor for item in found.approvals if item.counts and item.verdict == "approve"},
+    )
     return client.apply_status(world, run_id, wait_s=WAIT_S) if len(agreed) >= stage.required else found
 
 
 @app.command()
 @guarded
 def archive(
-    world: WorldArgument, undo: Annotated[bool, typer.Option("--undo", help="take it back; its gate stays halted until it is resumed")] = False, name: As = None, output: Output = Format.TEXT
+    world: WorldArgument,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="take it back; its gate stays halted until it is resumed")
+    ] = False,
+    name: As = None,
+    output: Output = Format.TEXT,
 ) -> None:
     """Put a world away: it takes no submissions, no applies and no orders from then on, and keeps everything."""
     with speaking(name) as client:
         found = client.update_world(world, WorldUpdate(state="active" if undo else "archived"))
-    emit(output, found.json_dict(), lambda: f"{world} is active again; qmtl world resume {world} opens its gate" if undo else f"{world} is archived")
+    emit(
+        output,
+        found.json_dict(),
+        lambda: (
+            f"{world} is active again; qmtl world resume {world} opens its gate"
+            if undo
+            else f"{world} is archived"
+        ),
+    )
 
 
 @app.command()
@@ -183,7 +297,14 @@ def resume(world: WorldArgument, reason: Reason = "", name: As = None, output: O
     """Lift a halt, or open a world that a failed apply has left frozen."""
     with speaking(name) as client:
         found = client.resume(world, reason)
-    emit(output, found, lambda: [f"lifted: {', '.join(found['lifted'])}", *gate_text(GateStatus.model_validate(found["gate"]))])
+    emit(
+        output,
+        found,
+        lambda: [
+            f"lifted: {', '.join(found['lifted'])}",
+            *gate_text(GateStatus.model_validate(found["gate"])),
+        ],
+    )
 
 
 @app.command()
@@ -207,19 +328,40 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
 
     def text() -> list[Any]:
         names = {item.strategy_id: item.name for item in decisions[0].strategies} if decisions else {}
-        rows = [[names.get(item.strategy_id) or item.strategy_id[:17], "active" if item.active else "off", item.effective_mode or "", f"{item.weight:.4g}"] for item in activation]
+        rows = [
+            [
+                names.get(item.strategy_id) or item.strategy_id[:17],
+                "active" if item.active else "off",
+                item.effective_mode or "",
+                f"{item.weight:.4g}",
+            ]
+            for item in activation
+        ]
         lines: list[Any] = gate_text(gate)
         lines.append(f"sessions   {len(sessions)} running")
-        lines.append(f"data       judged on {', '.join(fingerprints) or 'nothing yet'}; pinned {found.pinned_fingerprint or 'nothing'}")
-        lines.append(f"apply      {applies[0].run_id}: {applies[0].waits_for}" if applies else "apply      none yet")
-        return [*lines, table("", ["strategy", "switched", "stage", "weight"], rows) if rows else "nothing is switched on"]
+        lines.append(
+            f"data       judged on {', '.join(fingerprints) or 'nothing yet'}; pinned {found.pinned_fingerprint or 'nothing'}"
+        )
+        lines.append(
+            f"apply      {applies[0].run_id}: {applies[0].waits_for}" if applies else "apply      none yet"
+        )
+        return [
+            *lines,
+            table("", ["strategy", "switched", "stage", "weight"], rows)
+            if rows
+            else "nothing is switched on",
+        ]
 
     emit(output, body, text)
 
 
 @app.command()
 @guarded
-def explain(world: WorldArgument, strategy: Annotated[str, typer.Argument(help="its name, its strategy_id, or the beginning of that")], output: Output = Format.TEXT) -> None:
+def explain(
+    world: WorldArgument,
+    strategy: Annotated[str, typer.Argument(help="its name, its strategy_id, or the beginning of that")],
+    output: Output = Format.TEXT,
+) -> None:
     """Where a strategy stands, and at which step of the decision it was left out and by what figure."""
     with gateway() as client:
         found = client.explain(world, strategy)
@@ -230,9 +372,13 @@ def explain(world: WorldArgument, strategy: Annotated[str, typer.Argument(help="
 @guarded
 def override(
     world: WorldArgument,
-    src: Annotated[str | None, typer.Argument(help="where the edge begins: a NodeID, or domain:backtest")] = None,
+    src: Annotated[
+        str | None, typer.Argument(help="where the edge begins: a NodeID, or domain:backtest")
+    ] = None,
     dst: Annotated[str | None, typer.Argument(help="where it ends: a NodeID, or domain:live")] = None,
-    active: Annotated[bool, typer.Option("--open/--close", help="an edge to live is opened by an apply alone")] = False,
+    active: Annotated[
+        bool, typer.Option("--open/--close", help="an edge to live is opened by an apply alone")
+    ] = False,
     reason: Reason = "",
     name: As = None,
     output: Output = Format.TEXT,
@@ -240,33 +386,53 @@ def override(
     """The edges of a world's graph that are closed or opened; with SRC and DST: close or open one."""
     with speaking(name) as client:
         if src is not None and dst is not None:
-            client.override(world, validated(EdgeOverride, {"src": src, "dst": dst, "active": active, "reason": reason}, "E_BODY_INVALID", "edge"))
+            client.override(
+                world,
+                validated(
+                    EdgeOverride,
+                    {"src": src, "dst": dst, "active": active, "reason": reason},
+                    "E_BODY_INVALID",
+                    "edge",
+                ),
+            )
         elif src is not None:
             raise QmtlError("E_BODY_INVALID", "an edge has two ends", "qmtl world override W SRC DST --close")
         found = client.overrides(world)
     rows = [[item.src, item.dst, "open" if item.active else "closed", item.reason] for item in found]
-    emit(output, [item.json_dict() for item in found], lambda: table("", ["from", "to", "edge", "why"], rows) if rows else "no edge is overridden")
+    emit(
+        output,
+        [item.json_dict() for item in found],
+        lambda: table("", ["from", "to", "edge", "why"], rows) if rows else "no edge is overridden",
+    )
 
 
 @app.command("allow-live")
 @guarded
 def allow_live(
     world: WorldArgument,
-    allowed: Annotated[bool, typer.Option("--yes/--no", help="--no takes it away: live orders are refused from then on")] = True,
+    allowed: Annotated[
+        bool, typer.Option("--yes/--no", help="--no takes it away: live orders are refused from then on")
+    ] = True,
     name: As = None,
     output: Output = Format.TEXT,
 ) -> None:
     """Let a world go live at all. Nothing goes live by this: policy, approvals and an apply are needed besides."""
     with speaking(name) as client:
         found = client.update_world(world, WorldUpdate(allow_live=allowed), live=allowed)
-    emit(output, found.json_dict(), lambda: f"{world} {'allows' if found.spec.allow_live else 'does not allow'} live")
+    emit(
+        output,
+        found.json_dict(),
+        lambda: f"{world} {'allows' if found.spec.allow_live else 'does not allow'} live",
+    )
 
 
 @app.command()
 @guarded
 def audit(
     world: WorldArgument,
-    verify: Annotated[bool, typer.Option("--verify", help="follow the hash chain from its beginning")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="follow the hash chain from its beginning")
+    ] = False,
     after: Annotated[int, typer.Option(min=0, help="entries after this number")] = 0,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000)] = 100,
     output: Output = Format.TEXT,
@@ -274,10 +440,24 @@ def audit(
     """Who did what in a world, oldest first. --verify fails where an entry was changed or is missing."""
     with gateway() as client:
         found = client.audit(world, after, limit, verify)
-    rows = [[str(item["number"]), item["at"][:19].replace("T", " "), item["actor"], item["action"], str(item["subject"])[:40], str(item["correlation_id"])[:24]] for item in found["entries"]]
+    rows = [
+        [
+            str(item["number"]),
+            item["at"][:19].replace("T", " "),
+            item["actor"],
+            item["action"],
+            str(item["subject"])[:40],
+            str(item["correlation_id"])[:24],
+        ]
+        for item in found["entries"]
+    ]
 
     def text() -> list[Any]:
-        lines: list[Any] = [table("", ["no", "when (UTC)", "who", "what", "of", "run"], rows)] if rows else ["nothing beyond that"]
+        lines: list[Any] = (
+            [table("", ["no", "when (UTC)", "who", "what", "of", "run"], rows)]
+            if rows
+            else ["nothing beyond that"]
+        )
         return [*lines, f"the chain is whole: {found['verified']} entries"] if verify else lines
 
     emit(output, found, text)
@@ -304,11 +484,23 @@ def orders(
             item.order.execution_domain.value,
             str(item.order.epoch),
             item.state,
-            REFUSALS[item.reason] if item.reason else f"at {item.fill.price} by {item.fill.venue}" if item.fill else "",
+            REFUSALS[item.reason]
+            if item.reason
+            else f"at {item.fill.price} by {item.fill.venue}"
+            if item.fill
+            else "",
         ]
         for item in found
     ]
-    emit(output, [item.json_dict() for item in found], lambda: table("", ["no", "when", "strategy", "order", "domain", "epoch", "state", "why"], rows) if rows else "no orders")
+    emit(
+        output,
+        [item.json_dict() for item in found],
+        lambda: (
+            table("", ["no", "when", "strategy", "order", "domain", "epoch", "state", "why"], rows)
+            if rows
+            else "no orders"
+        ),
+    )
 
 
 def plan_text(plan: ApplyPlan) -> list[Any]:
@@ -324,12 +516,18 @@ def status_text(found: ApplyStatus) -> list[str]:
     lines = [f"{found.run_id}: {found.waits_for}"]
     for item in found.approvals:
         said = {"approve": "approved", "reject": "rejected"}[item.verdict]
-        lines.append(f"  {item.actor} {said}{f': {item.reason}' if item.reason else ''}{'' if item.counts else ' (straight to Temporal; does not count)'}")
+        lines.append(
+            f"  {item.actor} {said}{f': {item.reason}' if item.reason else ''}{'' if item.counts else ' (straight to Temporal; does not count)'}"
+        )
     for step in found.steps:
         seconds = ((step.ended or datetime.now(UTC)) - step.started).total_seconds()
         took = words(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"
         lines.append(f"  {step.name:<10} {step.started:%H:%M:%S}  {took}{'' if step.ended else ' so far'}")
-    missing = [f"{item.kind} {item.holder[:16]} ({item.phase})" for item in found.acks if item.at is None or item.late]
+    missing = [
+        f"{item.kind} {item.holder[:16]} ({item.phase})"
+        for item in found.acks
+        if item.at is None or item.late
+    ]
     heard = sum(item.at is not None and not item.late for item in found.acks)
     if found.acks:
         late = f"; not in time: {', '.join(missing)}" if missing else ""
@@ -344,7 +542,13 @@ def approve_with(world: str, run_id: str) -> str:
 
 
 def gate_text(gate: GateStatus) -> list[Any]:
-    state = f"halted ({gate.halted})" if gate.halted else f"{gate.state} by {gate.held_by}" if gate.state != "open" else "open"
+    state = (
+        f"halted ({gate.halted})"
+        if gate.halted
+        else f"{gate.state} by {gate.held_by}"
+        if gate.state != "open"
+        else "open"
+    )
     fresh = gate.decision_fresh_until
     age = (
         "none yet"
@@ -353,7 +557,9 @@ def gate_text(gate: GateStatus) -> list[Any]:
         if fresh > datetime.now(UTC)
         else f"stale since {fresh:%Y-%m-%d %H:%M:%S} UTC: orders are refused; qmtl world decide {gate.world_id}"
     )
-    refused = ", ".join(f"{count} {reason}" for reason, count in sorted(gate.orders.items()) if reason != "accepted")
+    refused = ", ".join(
+        f"{count} {reason}" for reason, count in sorted(gate.orders.items()) if reason != "accepted"
+    )
     return [
         f"gate       {state}, epoch {gate.epoch}",
         f"live       {'allowed' if gate.allow_live else 'not allowed'}, edge from backtest to live {'open' if gate.live_edge else 'closed'}",

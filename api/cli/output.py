@@ -57,7 +57,11 @@ def read(file: Path, code: str, what: str) -> str:
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise QmtlError(code, f"{file} can't be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8 text'}", f"name the {what}'s YAML file") from error
+        raise QmtlError(
+            code,
+            f"{file} can't be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8 text'}",
+            f"name the {what}'s YAML file",
+        ) from error
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -77,6 +81,11 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 def _fail(error: QmtlError, as_json: bool) -> NoReturn:
     if as_json:
-        sys.stdout.write(json.dumps({"error": {"code": error.code, "message": error.message, "remedy": error.remedy}}, indent=2) + "\n")
+        sys.stdout.write(
+            json.dumps(
+                {"error": {"code": error.code, "message": error.message, "remedy": error.remedy}}, indent=2
+            )
+            + "\n"
+        )
     errors.print(f"qmtl: {error}", markup=False)
     raise typer.Exit(UNREACHABLE if error.status == 503 else REFUSED)

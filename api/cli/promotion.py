@@ -33,7 +33,12 @@ def promote(
         if end:
             found = client.end_promotion(world, client.explain(world, strategy).strategy_id, reason)
         else:
-            request = validated(PromotionRequest, {"strategy": strategy, "to": to, "reason": reason}, "E_BODY_INVALID", "request")
+            request = validated(
+                PromotionRequest,
+                {"strategy": strategy, "to": to, "reason": reason},
+                "E_BODY_INVALID",
+                "request",
+            )
             found = _looked(client, client.promote(world, request, live))
     emit(output, found.json_dict(), lambda: promotion_text(found))
 
@@ -44,8 +49,25 @@ def promotions(world: WorldArgument, output: Output = Format.TEXT) -> None:
     """The promotions that are under way in a world, and what each waits for."""
     with gateway() as client:
         found = client.promotions(world)
-    rows = [[item.progress.label if item.progress else item.strategy_id[:17], item.to, item.requested_by, item.progress.stage if item.progress else "", item.waits_for] for item in found]
-    emit(output, [item.json_dict() for item in found], lambda: table("", ["strategy", "to", "asked by", "stage", "waits for"], rows) if rows else f"no promotion is under way in {world}")
+    rows = [
+        [
+            item.progress.label if item.progress else item.strategy_id[:17],
+            item.to,
+            item.requested_by,
+            item.progress.stage if item.progress else "",
+            item.waits_for,
+        ]
+        for item in found
+    ]
+    emit(
+        output,
+        [item.json_dict() for item in found],
+        lambda: (
+            table("", ["strategy", "to", "asked by", "stage", "waits for"], rows)
+            if rows
+            else f"no promotion is under way in {world}"
+        ),
+    )
 
 
 def _looked(client: GatewayClient, found: PromotionView) -> PromotionView:
@@ -59,9 +81,14 @@ def _looked(client: GatewayClient, found: PromotionView) -> PromotionView:
 
 def promotion_text(found: PromotionView) -> list[Any]:
     progress = found.progress
-    lines: list[Any] = [f"{progress.label if progress else found.strategy_id[:17]} of {found.world_id} to {found.to}, asked for by {found.requested_by}"]
+    lines: list[Any] = [
+        f"{progress.label if progress else found.strategy_id[:17]} of {found.world_id} to {found.to}, asked for by {found.requested_by}"
+    ]
     if progress is not None and progress.target:
-        rows = [[condition.name, "holds" if condition.met else "is missing", condition.detail] for condition in progress.conditions]
+        rows = [
+            [condition.name, "holds" if condition.met else "is missing", condition.detail]
+            for condition in progress.conditions
+        ]
         lines.append(table(f"for {progress.target}; it is in {progress.stage}", ["condition", "", ""], rows))
     lines.append(f"{found.outcome or 'waits'}: {found.waits_for}")
     if found.apply_run:

@@ -23,13 +23,31 @@ app = typer.Typer(help="Tokens: who may do what, in which world.", no_args_is_he
 @guarded
 def create(
     name: Annotated[str, typer.Argument(help="whose it is: the audit trail gets this name")],
-    role: Annotated[Role, typer.Option("--role", "-r", help="each may do what the ones before it may")] = Role.READER,
-    world: Annotated[list[str] | None, typer.Option("--world", "-w", help="a world that it is for; several times for several; every world where it is left out")] = None,
+    role: Annotated[
+        Role, typer.Option("--role", "-r", help="each may do what the ones before it may")
+    ] = Role.READER,
+    world: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--world",
+            "-w",
+            help="a world that it is for; several times for several; every world where it is left out",
+        ),
+    ] = None,
     expires: Annotated[str, typer.Option(help="how long it is good, like 12h or 30d")] = "30d",
     output: Output = Format.TEXT,
 ) -> None:
     """Make a token and print it, this once."""
-    wanted: TokenRequest = validated(TokenRequest, {"subject": name, "grants": dict.fromkeys(world or [EVERY_WORLD], role), "expires_in_s": seconds(expires)}, "E_BODY_INVALID", "token")
+    wanted: TokenRequest = validated(
+        TokenRequest,
+        {
+            "subject": name,
+            "grants": dict.fromkeys(world or [EVERY_WORLD], role),
+            "expires_in_s": seconds(expires),
+        },
+        "E_BODY_INVALID",
+        "token",
+    )
     with gateway() as client:
         created = client.create_token(wanted)
     emit(
@@ -51,13 +69,24 @@ def list_tokens(output: Output = Format.TEXT) -> None:
     with gateway() as client:
         found = client.tokens()
     now = datetime.now(UTC)
-    rows = [[item.token_id, item.subject, _grants(item), item.created_by, _state(item, now)] for item in found]
-    emit(output, [item.json_dict() for item in found], lambda: table("", ["id", "name", "roles", "made by", "state"], rows) if rows else "there are no tokens")
+    rows = [
+        [item.token_id, item.subject, _grants(item), item.created_by, _state(item, now)] for item in found
+    ]
+    emit(
+        output,
+        [item.json_dict() for item in found],
+        lambda: (
+            table("", ["id", "name", "roles", "made by", "state"], rows) if rows else "there are no tokens"
+        ),
+    )
 
 
 @app.command()
 @guarded
-def revoke(token_id: Annotated[str, typer.Argument(help="its id, as qmtl token list shows it")], output: Output = Format.TEXT) -> None:
+def revoke(
+    token_id: Annotated[str, typer.Argument(help="its id, as qmtl token list shows it")],
+    output: Output = Format.TEXT,
+) -> None:
     """Take a token back: its requests are refused at once, its streams closed within seconds."""
     with _as_owner() as client:
         found = client.revoke_token(token_id)
@@ -66,11 +95,20 @@ def revoke(token_id: Annotated[str, typer.Argument(help="its id, as qmtl token l
 
 @app.command()
 @guarded
-def rotate(overlap: Annotated[str, typer.Option(help="how long tokens of the present key stay good")] = "30d", output: Output = Format.TEXT) -> None:
+def rotate(
+    overlap: Annotated[str, typer.Option(help="how long tokens of the present key stay good")] = "30d",
+    output: Output = Format.TEXT,
+) -> None:
     """Sign tokens with a new key from now on. An owner's command."""
     with _as_owner() as client:
         keys = client.rotate_keys(seconds(overlap))
-    emit(output, keys, lambda: f"a new key signs from now on; tokens of the ones before are good for {overlap} more ({len(keys['keys'])} keys are believed)")
+    emit(
+        output,
+        keys,
+        lambda: (
+            f"a new key signs from now on; tokens of the ones before are good for {overlap} more ({len(keys['keys'])} keys are believed)"
+        ),
+    )
 
 
 @contextmanager
@@ -85,13 +123,20 @@ def _as_owner() -> Iterator[GatewayClient]:
         try:
             token = path.read_text().strip()
         except OSError as error:
-            raise QmtlError("E_CONFIG", f"the owner's token can't be read: {error.strerror}", "it belongs to the person who started the stack") from error
+            raise QmtlError(
+                "E_CONFIG",
+                f"the owner's token can't be read: {error.strerror}",
+                "it belongs to the person who started the stack",
+            ) from error
         with GatewayClient(client.url, token) as owner:
             yield owner
 
 
 def _grants(item: TokenInfo) -> str:
-    return ", ".join(f"{role.value} in {'every world' if world == EVERY_WORLD else world}" for world, role in item.grants.items())
+    return ", ".join(
+        f"{role.value} in {'every world' if world == EVERY_WORLD else world}"
+        for world, role in item.grants.items()
+    )
 
 
 def _state(item: TokenInfo, now: datetime) -> str:

@@ -31,14 +31,21 @@ def gateway(start: bool = False) -> Iterator[GatewayClient]:
     config = settings()
     url = embedded.find(config) or (EmbeddedStack(config).up().gateway_url if start else None)
     if url is None:
-        raise QmtlError("E_UNAVAILABLE", "no Gateway runs", "start the embedded stack with `qmtl up`, or name one in gateway.url")
+        raise QmtlError(
+            "E_UNAVAILABLE",
+            "no Gateway runs",
+            "start the embedded stack with `qmtl up`, or name one in gateway.url",
+        )
     with GatewayClient(url, config.token) as client:
         yield client
 
 
 @app.command()
 @guarded
-def create(file: Annotated[Path, typer.Argument(help="the world's YAML file; a policy: in it becomes version 1")], output: Output = Format.TEXT) -> None:
+def create(
+    file: Annotated[Path, typer.Argument(help="the world's YAML file; a policy: in it becomes version 1")],
+    output: Output = Format.TEXT,
+) -> None:
     """Create a world from a YAML file. Its data is read once, so that faults in it are said now."""
     spec, policy = parse_world(read(file, "E_WORLD_INVALID", "world"))
     with gateway(start=True) as client:
@@ -53,10 +60,23 @@ def list_worlds(output: Output = Format.TEXT) -> None:
     with gateway() as client:
         worlds = client.worlds()
     rows = [
-        [world.spec.world, world.spec.clock.kind, str(world.policy_version or "none"), f"{sum(len(preset.streams) for preset in world.spec.data.presets)}", world.spec.description] for world in worlds
+        [
+            world.spec.world,
+            world.spec.clock.kind,
+            str(world.policy_version or "none"),
+            f"{sum(len(preset.streams) for preset in world.spec.data.presets)}",
+            world.spec.description,
+        ]
+        for world in worlds
     ]
     emit(
-        output, [world.json_dict() for world in worlds], lambda: table("", ["world", "clock", "policy", "streams", "description"], rows) if rows else "there are no worlds yet: qmtl world create FILE"
+        output,
+        [world.json_dict() for world in worlds],
+        lambda: (
+            table("", ["world", "clock", "policy", "streams", "description"], rows)
+            if rows
+            else "there are no worlds yet: qmtl world create FILE"
+        ),
     )
 
 
@@ -65,9 +85,19 @@ def list_worlds(output: Output = Format.TEXT) -> None:
 def show(world: WorldArgument, output: Output = Format.TEXT) -> None:
     """A world, its policy, and its newest decision."""
     with gateway() as client:
-        found, policies, decisions, activation = client.world(world), client.policies(world), client.decisions(world), client.activation(world)
+        found, policies, decisions, activation = (
+            client.world(world),
+            client.policies(world),
+            client.decisions(world),
+            client.activation(world),
+        )
     policy = policies[-1] if policies else None
-    body = {"world": found.json_dict(), "policy": policy, "decision": decisions[0].json_dict() if decisions else None, "activation": [item.json_dict() for item in activation]}
+    body = {
+        "world": found.json_dict(),
+        "policy": policy,
+        "decision": decisions[0].json_dict() if decisions else None,
+        "activation": [item.json_dict() for item in activation],
+    }
     emit(output, body, lambda: _world_text(found, policy, decisions))
 
 
@@ -83,7 +113,9 @@ def decide(world: WorldArgument, output: Output = Format.TEXT) -> None:
 @app.command()
 @guarded
 def sessions(
-    world: Annotated[str | None, typer.Argument(metavar="[WORLD]", help="of one world; of all where it is left out")] = None,
+    world: Annotated[
+        str | None, typer.Argument(metavar="[WORLD]", help="of one world; of all where it is left out")
+    ] = None,
     ended: Annotated[bool, typer.Option("--ended", help="those that have ended too")] = False,
     output: Output = Format.TEXT,
 ) -> None:
@@ -96,7 +128,9 @@ def sessions(
             item.world_id,
             item.execution_domain,
             f"{item.actor} at {item.host}",
-            f"ended: {item.end_reason}" if item.ended_at else f"gate {item.report.gate}{f' ({item.report.reason})' if item.report.reason else ''}",
+            f"ended: {item.end_reason}"
+            if item.ended_at
+            else f"gate {item.report.gate}{f' ({item.report.reason})' if item.report.reason else ''}",
             item.report.bar[:16].replace("T", " "),
             f"{sum(item.report.positions.values())}, {item.report.lag_s:g} s behind",
             item.report.fault,
@@ -104,15 +138,26 @@ def sessions(
         for item in found
     ]
     header = ["strategy", "world", "domain", "who", "state", "newest bar", "events", "fault"]
-    emit(output, [item.json_dict() for item in found], lambda: table("", header, rows) if rows else "nothing runs")
+    emit(
+        output,
+        [item.json_dict() for item in found],
+        lambda: table("", header, rows) if rows else "nothing runs",
+    )
 
 
 @app.command()
 @guarded
 def watch(
     world: WorldArgument,
-    topic: Annotated[list[str] | None, typer.Option("--topic", "-t", help="a kind of topic; several times for several; all where it is left out")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="end after so many events; 0: go on until Ctrl-C")] = 0,
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--topic", "-t", help="a kind of topic; several times for several; all where it is left out"
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="end after so many events; 0: go on until Ctrl-C")
+    ] = 0,
     output: Output = Format.TEXT,
 ) -> None:
     """What happens in a world, as it happens. -o json prints a CloudEvent a line."""
@@ -122,9 +167,16 @@ def watch(
         client.subscribe(wanted)  # so that a mistake is said at once, and not tried again
         with StreamClient([client], wanted, on_event=lambda _, event: lines.put(event)) as stream:
             if not stream.ready():
-                raise QmtlError("E_UNAVAILABLE", f"the stream of {world} does not begin: {stream.fault}", "qmtl status shows what runs")
+                raise QmtlError(
+                    "E_UNAVAILABLE",
+                    f"the stream of {world} does not begin: {stream.fault}",
+                    "qmtl status shows what runs",
+                )
             if output is Format.TEXT:
-                errors.print(f"watching {world}: {', '.join(f'{kind} at {sequence}' for kind, sequence in sorted(stream.positions.items()))}. Ctrl-C ends it.", markup=False)
+                errors.print(
+                    f"watching {world}: {', '.join(f'{kind} at {sequence}' for kind, sequence in sorted(stream.positions.items()))}. Ctrl-C ends it.",
+                    markup=False,
+                )
             count = 0
             while not limit or count < limit:
                 try:
@@ -132,7 +184,9 @@ def watch(
                 except Empty:
                     continue
                 count += 1
-                sys.stdout.write((event.model_dump_json() if output is Format.JSON else event_line(event)) + "\n")
+                sys.stdout.write(
+                    (event.model_dump_json() if output is Format.JSON else event_line(event)) + "\n"
+                )
                 sys.stdout.flush()
 
 
@@ -143,13 +197,23 @@ def event_line(event: CloudEvent) -> str:
         "activation_updated": lambda: (
             f"{str(data.get('strategy_id'))[:17]} is {'switched on' if data.get('active') else 'off'} in mode {data.get('effective_mode')}, weight {data.get('weight', 0):.3g}"
         ),
-        "decision_updated": lambda: f"decided by policy version {data.get('policy_version')}: {data.get('reason')}",
+        "decision_updated": lambda: (
+            f"decided by policy version {data.get('policy_version')}: {data.get('reason')}"
+        ),
         "policy_updated": lambda: f"policy version {data.get('version')} is the default now",
-        "queue_updated": lambda: f"{len(data.get('queues', []))} queue(s) tagged {'+'.join(data.get('tags', [])) or 'with nothing'} in {data.get('execution_domain')}",
-        "tagquery.upsert": lambda: f"the query for {'+'.join(data.get('tags', []))} finds {len(data.get('queues', []))} queue(s) in {data.get('execution_domain')}",
+        "queue_updated": lambda: (
+            f"{len(data.get('queues', []))} queue(s) tagged {'+'.join(data.get('tags', [])) or 'with nothing'} in {data.get('execution_domain')}"
+        ),
+        "tagquery.upsert": lambda: (
+            f"the query for {'+'.join(data.get('tags', []))} finds {len(data.get('queues', []))} queue(s) in {data.get('execution_domain')}"
+        ),
         "queue_lifecycle": lambda: f"{data.get('queue')}: {data.get('change')}",
-        "sentinel_weight": lambda: f"the traffic of {str(data.get('strategy_id'))[:17]} has weight {data.get('weight')}",
-        "session.opened": lambda: f"{str(data.get('strategy_id'))[:17]} runs (session {str(data.get('session_id'))[:8]})",
+        "sentinel_weight": lambda: (
+            f"the traffic of {str(data.get('strategy_id'))[:17]} has weight {data.get('weight')}"
+        ),
+        "session.opened": lambda: (
+            f"{str(data.get('strategy_id'))[:17]} runs (session {str(data.get('session_id'))[:8]})"
+        ),
         "session.ended": lambda: f"session {str(data.get('session_id'))[:8]} has ended: {data.get('reason')}",
     }
     said = words_of.get(event.type, lambda: f"{event.subject[:60]}")()
@@ -160,7 +224,10 @@ def decision_table(decision: DecisionEnvelope) -> Any:
     """Each strategy with what was decided, and why. (Any: a rich table.)"""
     rows = []
     for item in decision.strategies:
-        why = "; ".join(f"{violation.rule}: {violation.detail}" for violation in item.violations) or "passed every gate"
+        why = (
+            "; ".join(f"{violation.rule}: {violation.detail}" for violation in item.violations)
+            or "passed every gate"
+        )
         rows.append(
             [
                 item.label,
@@ -177,26 +244,43 @@ def decision_table(decision: DecisionEnvelope) -> Any:
 
 def _absolute(spec: WorldSpec, folder: Path) -> WorldSpec:
     """Paths are relative to the world's file; the Gateway runs elsewhere."""
-    presets = tuple(preset if preset.path.startswith(SAMPLE) else preset.model_copy(update={"path": str(folder / preset.path)}) for preset in spec.data.presets)
+    presets = tuple(
+        preset
+        if preset.path.startswith(SAMPLE)
+        else preset.model_copy(update={"path": str(folder / preset.path)})
+        for preset in spec.data.presets
+    )
     return spec.model_copy(update={"data": spec.data.model_copy(update={"presets": presets})})
 
 
 def _created_text(created: dict[str, Any]) -> list[str]:
     world = World.model_validate(created["world"])
-    lines = [f"world {world.spec.world} ({world.spec.clock.kind} clock, policy version {world.policy_version or 'none yet'})"]
+    lines = [
+        f"world {world.spec.world} ({world.spec.clock.kind} clock, policy version {world.policy_version or 'none yet'})"
+    ]
     for name, report in created["data"].items():
         for stream, facts in report["streams"].items():
             gaps = f", {facts['missing']} missing" if facts["missing"] else ""
-            lines.append(f"  {name}/{stream}: {facts['bars']} bars, {facts['first'][:10]} to {facts['last'][:10]}{gaps}")
+            lines.append(
+                f"  {name}/{stream}: {facts['bars']} bars, {facts['first'][:10]} to {facts['last'][:10]}{gaps}"
+            )
     return lines
 
 
 def _world_text(world: World, policy: dict[str, Any] | None, decisions: list[DecisionEnvelope]) -> list[Any]:
     spec = world.spec
-    lines: list[Any] = [f"world {spec.world}: {spec.description}" if spec.description else f"world {spec.world}"]
+    lines: list[Any] = [
+        f"world {spec.world}: {spec.description}" if spec.description else f"world {spec.world}"
+    ]
     replay = spec.clock.replay
-    lines.append(f"clock     {f'replay from {replay.start:%Y-%m-%d %H:%M} UTC at speed {replay.speed:g}' if replay else 'wall'}")
+    lines.append(
+        f"clock     {f'replay from {replay.start:%Y-%m-%d %H:%M} UTC at speed {replay.speed:g}' if replay else 'wall'}"
+    )
     for preset in spec.data.presets:
-        lines.append(f"data      {preset.name}: {preset.source} at {words(preset.interval)}, {preset.calendar}: {', '.join(preset.streams)}")
-    lines.append(f"policy    version {policy['version']}: {policy['selection']}" if policy else "policy    none yet")
+        lines.append(
+            f"data      {preset.name}: {preset.source} at {words(preset.interval)}, {preset.calendar}: {', '.join(preset.streams)}"
+        )
+    lines.append(
+        f"policy    version {policy['version']}: {policy['selection']}" if policy else "policy    none yet"
+    )
     return [*lines, decision_table(decisions[0]) if decisions else "decision  none yet"]

@@ -30,7 +30,9 @@ class Resumed(Model):
     gate: GateStatus
 
 
-@router.post("/apply", status_code=202, summary="Ask for an apply: bring strategies further, or roll one back")
+@router.post(
+    "/apply", status_code=202, summary="Ask for an apply: bring strategies further, or roll one back"
+)
 async def request_apply(world_id: str, body: ApplyRequest, state: State, caller: Asker) -> ApplyStatus:
     """The same `run_id` with the same body is the same apply. What leads to live needs the live header."""
 
@@ -47,18 +49,27 @@ def plan_apply(world_id: str, body: ApplyRequest, state: State, caller: Asker) -
 
 
 @router.get("/applies", summary="Applies, newest first")
-def list_applies(world_id: str, state: State, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> list[ApplyStatus]:
+def list_applies(
+    world_id: str, state: State, limit: Annotated[int, Query(ge=1, le=100)] = 20
+) -> list[ApplyStatus]:
     state.stores.worlds.world(world_id)
     return [_linked(item, state) for item in state.stores.applies.newest(world_id, limit)]
 
 
 @router.get("/applies/{run_id}", summary="One apply: its plan, approvals, steps, and who has heard")
-async def show_apply(world_id: str, run_id: str, state: State, wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for its end")] = 0.0) -> ApplyStatus:
+async def show_apply(
+    world_id: str,
+    run_id: str,
+    state: State,
+    wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for its end")] = 0.0,
+) -> ApplyStatus:
     return _linked(await state.applies.ended(world_id, run_id, wait), state)
 
 
 @router.post("/applies/{run_id}/approve", summary="Agree to an apply")
-async def approve(world_id: str, run_id: str, state: State, caller: Asker, body: Verdict | None = None) -> Approval:
+async def approve(
+    world_id: str, run_id: str, state: State, caller: Asker, body: Verdict | None = None
+) -> Approval:
     """Nobody agrees to their own request. What leads to live needs the live header."""
     found = await asyncio.to_thread(state.stores.applies.find, world_id, run_id)
     _approver(found.plan, caller)
@@ -68,15 +79,21 @@ async def approve(world_id: str, run_id: str, state: State, caller: Asker, body:
 
 
 @router.post("/applies/{run_id}/reject", summary="Say no to an apply: it ends, and nothing has changed")
-async def reject(world_id: str, run_id: str, state: State, caller: Asker, body: Verdict | None = None) -> Approval:
+async def reject(
+    world_id: str, run_id: str, state: State, caller: Asker, body: Verdict | None = None
+) -> Approval:
     found = await asyncio.to_thread(state.stores.applies.find, world_id, run_id)
     _approver(found.plan, caller)
     return await state.applies.vote(world_id, run_id, caller.subject, "reject", body or Verdict())
 
 
 @router.post("/applies/{run_id}/abort", summary="End an apply before it has switched anything")
-async def abort(world_id: str, run_id: str, state: State, caller: Asker, body: Reason | None = None) -> ApplyStatus:
-    return _linked(await state.applies.abort(world_id, run_id, caller.subject, (body or Reason()).reason), state)
+async def abort(
+    world_id: str, run_id: str, state: State, caller: Asker, body: Reason | None = None
+) -> ApplyStatus:
+    return _linked(
+        await state.applies.abort(world_id, run_id, caller.subject, (body or Reason()).reason), state
+    )
 
 
 @router.get("/gate", summary="Whether orders can pass, under which epoch, and why not")
@@ -108,7 +125,13 @@ def override(world_id: str, body: EdgeOverride, state: State, caller: Asker) -> 
 
 
 @router.get("/audit", summary="Who did what, oldest first")
-def audit(world_id: str, state: State, after: Annotated[int, Query(ge=0, lt=2**31)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100, verify: bool = False) -> AuditPage:
+def audit(
+    world_id: str,
+    state: State,
+    after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    verify: bool = False,
+) -> AuditPage:
     """`verify`: follow the hash chain from its beginning. A broken one is refused with the place (E_AUDIT_BROKEN)."""
     state.stores.worlds.world(world_id)
     return state.stores.audit.page(world_id, after, limit, verify)
@@ -118,12 +141,21 @@ def _approver(plan: ApplyPlan, caller: Asker) -> None:
     """Raises QmtlError (E_APPROVAL_ROLE) where the caller's role in the world is none that the policy lets decide."""
     mine, roles = caller.role_in(plan.world_id), plan.approval.roles
     if mine is None or (mine.value not in roles and not (mine is Role.OWNER and "operator" in roles)):
-        raise QmtlError("E_APPROVAL_ROLE", f"{caller.subject} is {mine.value if mine else 'nothing'} in {plan.world_id}; its policy lets {' or '.join(roles)} decide", "ask someone with that role")
+        raise QmtlError(
+            "E_APPROVAL_ROLE",
+            f"{caller.subject} is {mine.value if mine else 'nothing'} in {plan.world_id}; its policy lets {' or '.join(roles)} decide",
+            "ask someone with that role",
+        )
 
 
 def _gate(state: GatewayState, world_id: str) -> GateStatus:
     found = state.stores.worlds.gate(world_id)
-    return found.model_copy(update={"open_orders": state.stores.orders.open_orders(world_id), "orders": state.stores.orders.counts(world_id)})
+    return found.model_copy(
+        update={
+            "open_orders": state.stores.orders.open_orders(world_id),
+            "orders": state.stores.orders.counts(world_id),
+        }
+    )
 
 
 def _linked(found: ApplyStatus, state: GatewayState) -> ApplyStatus:

@@ -23,7 +23,11 @@ async def subscribe(wanted: Subscribe, request: Request, state: State, caller: A
     """`topics` are kinds of the world's topics. World `_` has what belongs to no world, and takes an operator of all worlds."""
     for topic in wanted.topics:
         if topic not in KINDS:
-            raise QmtlError("E_TOPIC_UNKNOWN", f"{topic[:64]!r} is not a topic{nearest(topic, list(KINDS))}", f"there are: {', '.join(KINDS)}")
+            raise QmtlError(
+                "E_TOPIC_UNKNOWN",
+                f"{topic[:64]!r} is not a topic{nearest(topic, list(KINDS))}",
+                f"there are: {', '.join(KINDS)}",
+            )
     caller.in_world(wanted.world_id, Role.OPERATOR if wanted.world_id == NO_WORLD else Role.READER)
     if wanted.world_id != NO_WORLD:
         await asyncio.to_thread(state.stores.worlds.world, wanted.world_id)
@@ -44,7 +48,13 @@ async def subscribe(wanted: Subscribe, request: Request, state: State, caller: A
 async def poll(
     request: Request,
     state: State,
-    after: Annotated[list[str], Query(max_length=20, description="TOPIC:SEQUENCE, once for each topic that was read before; a topic without one gets a snapshot")] = [],  # noqa: B006  FastAPI copies it
+    after: Annotated[
+        list[str],
+        Query(
+            max_length=20,
+            description="TOPIC:SEQUENCE, once for each topic that was read before; a topic without one gets a snapshot",
+        ),
+    ] = [],  # noqa: B006  FastAPI copies it
     log: Annotated[str, Query(max_length=64, description="the log that the positions are of")] = "",
     wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for something new")] = 0.0,
 ) -> Polled:
@@ -54,9 +64,15 @@ async def poll(
     for item in after:
         topic, _, sequence = item.partition(":")
         if topic not in claims.topics:
-            raise QmtlError("E_TOPIC_FORBIDDEN", f"the token is not for {topic[:64]!r}", f"it is for: {', '.join(claims.topics)}")
+            raise QmtlError(
+                "E_TOPIC_FORBIDDEN",
+                f"the token is not for {topic[:64]!r}",
+                f"it is for: {', '.join(claims.topics)}",
+            )
         if not sequence.isascii() or not sequence.isdigit() or len(sequence) > 18:
-            raise QmtlError("E_BODY_INVALID", f"after: {item[:80]!r} is not TOPIC:SEQUENCE", "write it like activation:12")
+            raise QmtlError(
+                "E_BODY_INVALID", f"after: {item[:80]!r} is not TOPIC:SEQUENCE", "write it like activation:12"
+            )
         positions[topic] = int(sequence)
     return await state.hub.poll(claims, log, positions, wait)
 

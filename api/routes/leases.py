@@ -13,7 +13,11 @@ from qmtl_sdk.contracts.submission import EvidenceRef, Heartbeat, LeaseFailure
 router = APIRouter(tags=["compute"], route_class=GuardedRoute)
 
 
-@router.post("/leases/{lease_id}/heartbeat", status_code=204, summary="Keep the lease, and say how far the computation is")
+@router.post(
+    "/leases/{lease_id}/heartbeat",
+    status_code=204,
+    summary="Keep the lease, and say how far the computation is",
+)
 async def heartbeat(lease_id: str, beat: Heartbeat, state: State, caller: Asker) -> None:
     caller.in_world((await state.submissions.lease_run(lease_id)).world_id, Role.AUTHOR)
     await state.submissions.heartbeat(lease_id, beat)
@@ -43,6 +47,11 @@ async def put_artifact(content_hash: str, request: Request, state: State) -> Res
     return Response(status_code=201)
 
 
-@router.get("/artifacts/{content_hash}", summary="The bytes of a hash", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
+@router.get(
+    "/artifacts/{content_hash}",
+    summary="The bytes of a hash",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
 def get_artifact(content_hash: str, state: State) -> Response:
     return Response(state.stores.artifacts.get(content_hash), media_type="application/octet-stream")

@@ -36,4 +36,6 @@ async def list_orders(
 ) -> list[OrderRecord]:
     caller.in_world(world_id, Role.READER)
     await asyncio.to_thread(state.stores.worlds.world, world_id)
-    return await asyncio.to_thread(state.stores.orders.orders, world_id, after, limit, reason.value if reason else "")
+    return await asyncio.to_thread(
+        state.stores.orders.orders, world_id, after, limit, reason.value if reason else ""
+    )

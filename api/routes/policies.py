@@ -25,7 +25,12 @@ class PolicyReplay(Model):
 
 
 @router.post("", status_code=201, summary="Add a policy version, which becomes the default")
-def add_policy(world_id: str, body: Annotated[dict[str, Any], Body(openapi_examples={"a preset, changed": {"value": _POLICY}})], state: State, caller: Asker) -> Policy:
+def add_policy(
+    world_id: str,
+    body: Annotated[dict[str, Any], Body(openapi_examples={"a preset, changed": {"value": _POLICY}})],
+    state: State,
+    caller: Asker,
+) -> Policy:
     """A policy that does not parse is refused, and the earlier default stays."""
     return state.stores.worlds.add_policy(world_id, policy_from(body), caller.subject)
 
@@ -46,12 +51,18 @@ def set_default(world_id: str, version: Version, state: State, caller: Asker) ->
 
 
 @router.get("/{version}/diff", summary="What differs between two versions")
-def diff(world_id: str, version: Version, state: State, to: Annotated[int, Query(ge=1, lt=2**31)]) -> list[Difference]:
-    return differences(state.stores.worlds.policy(world_id, version), state.stores.worlds.policy(world_id, to))
+def diff(
+    world_id: str, version: Version, state: State, to: Annotated[int, Query(ge=1, lt=2**31)]
+) -> list[Difference]:
+    return differences(
+        state.stores.worlds.policy(world_id, version), state.stores.worlds.policy(world_id, to)
+    )
 
 
 @router.post("/replay", summary="What a draft would have decided; nothing is written")
 def replay_policy(world_id: str, body: PolicyReplay, state: State) -> Replayed:
     draft = policy_from(body.policy)
     state.stores.worlds.world(world_id)
-    return replay(draft, state.stores.worlds.bases(world_id, body.since), Correlations(state.stores.artifacts))
+    return replay(
+        draft, state.stores.worlds.bases(world_id, body.since), Correlations(state.stores.artifacts)
+    )

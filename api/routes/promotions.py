@@ -13,8 +13,14 @@ from temporal.promotions import promotion_id
 router = APIRouter(prefix="/worlds/{world_id}/promotions", tags=["promotions"], route_class=GuardedRoute)
 
 
-@router.post("", status_code=202, summary="Bring a strategy to dryrun or live, stage by stage, as its conditions come to hold")
-async def request_promotion(world_id: str, body: PromotionRequest, state: State, caller: Asker) -> PromotionView:
+@router.post(
+    "",
+    status_code=202,
+    summary="Bring a strategy to dryrun or live, stage by stage, as its conditions come to hold",
+)
+async def request_promotion(
+    world_id: str, body: PromotionRequest, state: State, caller: Asker
+) -> PromotionView:
     """Each stage is an apply, which other people approve. What leads to live needs the live header."""
     if body.to == "live":
         caller.require_live(world_id)
@@ -33,9 +39,15 @@ async def show_promotion(world_id: str, strategy_id: str, state: State) -> Promo
 
 
 @router.post("/{strategy_id}/end", summary="End a promotion that waits")
-async def end_promotion(world_id: str, strategy_id: str, state: State, caller: Asker, body: Reason | None = None) -> PromotionView:
-    return _linked(await state.promotions.end(world_id, strategy_id, caller.subject, (body or Reason()).reason), state)
+async def end_promotion(
+    world_id: str, strategy_id: str, state: State, caller: Asker, body: Reason | None = None
+) -> PromotionView:
+    return _linked(
+        await state.promotions.end(world_id, strategy_id, caller.subject, (body or Reason()).reason), state
+    )
 
 
 def _linked(found: PromotionView, state: GatewayState) -> PromotionView:
-    return found.model_copy(update={"workflow_url": state.ui_link(promotion_id(found.world_id, found.strategy_id))})
+    return found.model_copy(
+        update={"workflow_url": state.ui_link(promotion_id(found.world_id, found.strategy_id))}
+    )

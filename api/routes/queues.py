@@ -22,15 +22,21 @@ def by_tag(
     tags: Annotated[str, Query(min_length=1, max_length=1000, description="separated by commas")],
     interval: Annotated[str, Query(max_length=20, description="seconds, or like 1h")],
     world_id: Annotated[str, Query(max_length=64)],
-    match_mode: Annotated[Literal["any", "all"], Query(description="whether a queue needs one of the tags or all")] = "any",
-    execution_domain: Annotated[Domain, Query(description="queues of other domains are not seen")] = Domain.LIVE,
+    match_mode: Annotated[
+        Literal["any", "all"], Query(description="whether a queue needs one of the tags or all")
+    ] = "any",
+    execution_domain: Annotated[
+        Domain, Query(description="queues of other domains are not seen")
+    ] = Domain.LIVE,
 ) -> list[QueueInfo]:
     caller.in_world(world_id, Role.READER)
     state.stores.worlds.world(world_id)
     wanted = sorted({tag.strip() for tag in tags.split(",") if tag.strip()})
     if not wanted:
         raise QmtlError("E_BODY_INVALID", "tags: names no tag", "write them separated by commas")
-    return state.stores.catalogue.by_tag(wanted, seconds(interval), match_mode, world_id, execution_domain.value)
+    return state.stores.catalogue.by_tag(
+        wanted, seconds(interval), match_mode, world_id, execution_domain.value
+    )
 
 
 @router.get("/{topic}/messages", summary="A queue's messages after a position")
@@ -49,7 +55,10 @@ def read(
     return QueueRead(topic=topic, messages=tuple(messages), position=position)
 
 
-@router.post("/{topic}/messages", summary="Add bars of a node's output; one whose key is there already is not added again")
+@router.post(
+    "/{topic}/messages",
+    summary="Add bars of a node's output; one whose key is there already is not added again",
+)
 def append(topic: str, body: QueueAppend, state: State, caller: Asker) -> QueueAppended:
     caller.in_world(state.stores.catalogue.find(topic).world_id, Role.AUTHOR)
     return QueueAppended(added=state.stores.queues.append(topic, body.messages))

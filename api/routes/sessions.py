@@ -13,7 +13,15 @@ from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.domains import ComputeContext, Domain, resolve
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import compute_key
-from qmtl_sdk.contracts.sessions import SessionAck, SessionAcked, SessionBeat, SessionGrant, SessionInfo, SessionKept, SessionOpen
+from qmtl_sdk.contracts.sessions import (
+    SessionAck,
+    SessionAcked,
+    SessionBeat,
+    SessionGrant,
+    SessionInfo,
+    SessionKept,
+    SessionOpen,
+)
 from qmtl_sdk.contracts.submission import QueueTarget
 
 router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=GuardedRoute)
@@ -25,22 +33,34 @@ def open_session(wanted: SessionOpen, state: State, caller: Asker) -> SessionGra
     caller.in_world(wanted.world_id, Role.AUTHOR)
     context = _context(wanted, state)
     if wanted.shadow and not caller.may(Role.OPERATOR, wanted.world_id):
-        raise QmtlError("E_SHADOW", "only an operator can ask for the shadow domain", "run without shadow, or ask an operator")
+        raise QmtlError(
+            "E_SHADOW",
+            "only an operator can ask for the shadow domain",
+            "run without shadow, or ask an operator",
+        )
     dag = state.stores.graph.dag(wanted.strategy_id)
     domain = context.execution_domain.value
     topics = state.stores.graph.ensure_queues(wanted.world_id, domain, dag, caller.subject)
     run = state.stores.worlds.newest_run(wanted.strategy_id, wanted.world_id)
     found = state.stores.sessions.open(wanted, run.name if run else "", domain, caller.subject)
     # No as_of: a bar says itself when it is, and a session that is started again must give its bars the same keys.
-    keys = {node_id: compute_key(node_id, wanted.world_id, domain, "", context.partition) for node_id in topics}
-    queue_map = {node_id: QueueTarget(topic=topic, compute_key=keys[node_id], reused=True) for node_id, topic in topics.items()}
+    keys = {
+        node_id: compute_key(node_id, wanted.world_id, domain, "", context.partition) for node_id in topics
+    }
+    queue_map = {
+        node_id: QueueTarget(topic=topic, compute_key=keys[node_id], reused=True)
+        for node_id, topic in topics.items()
+    }
     return SessionGrant(
         session_id=found.session_id,
         world_id=found.world_id,
         strategy_id=found.strategy_id,
         context=context,
         queue_map=queue_map,
-        history_keys={node_id: compute_key(node_id, wanted.world_id, domain, context.as_of or "", context.partition) for node_id in topics},
+        history_keys={
+            node_id: compute_key(node_id, wanted.world_id, domain, context.as_of or "", context.partition)
+            for node_id in topics
+        },
         lease_s=state.stores.sessions.lease_s,
         now=datetime.now(UTC),
     )
@@ -56,27 +76,43 @@ def list_sessions(
     if world_id is not None:
         caller.in_world(world_id, Role.READER)
         state.stores.worlds.world(world_id)
-    return [item for item in state.stores.sessions.all(world_id, ended) if caller.may(Role.READER, item.world_id)]
+    return [
+        item for item in state.stores.sessions.all(world_id, ended) if caller.may(Role.READER, item.world_id)
+    ]
 
 
 @router.post("/{session_id}/heartbeat", summary="Keep the lease, and say how it is")
 def heartbeat(session_id: str, beat: SessionBeat, state: State, caller: Asker) -> SessionKept:
     world_id = state.stores.sessions.find(session_id).world_id
     caller.in_world(world_id, Role.AUTHOR)
-    if beat.cross_context_cache_hits:  # its objective is 0: what computes on another context's outputs must not trade
-        state.stores.applies.halt(world_id, "the Gateway", f"session {session_id[:8]} had {beat.cross_context_cache_hits} cache hit(s) from another context")
-    return SessionKept(session_id=session_id, expires_at=state.stores.sessions.beat(session_id, beat).expires_at, now=datetime.now(UTC))
+    if (
+        beat.cross_context_cache_hits
+    ):  # its objective is 0: what computes on another context's outputs must not trade
+        state.stores.applies.halt(
+            world_id,
+            "the Gateway",
+            f"session {session_id[:8]} had {beat.cross_context_cache_hits} cache hit(s) from another context",
+        )
+    return SessionKept(
+        session_id=session_id,
+        expires_at=state.stores.sessions.beat(session_id, beat).expires_at,
+        now=datetime.now(UTC),
+    )
 
 
 @router.post("/{session_id}/ack", summary="Say that a freeze or unfreeze was heard of, by its sequence")
 def ack(session_id: str, body: SessionAck, state: State, caller: Asker) -> SessionAcked:
     found = state.stores.sessions.find(session_id)
     caller.in_world(found.world_id, Role.AUTHOR)
-    return SessionAcked(in_time=state.stores.applies.ack(found.world_id, body.sequence, session_id, "session"))
+    return SessionAcked(
+        in_time=state.stores.applies.ack(found.world_id, body.sequence, session_id, "session")
+    )
 
 
 @router.delete("/{session_id}", summary="End a session: its gate closes")
-async def end(session_id: str, state: State, caller: Asker, reason: Annotated[str, Query(max_length=200)] = "stopped") -> SessionInfo:
+async def end(
+    session_id: str, state: State, caller: Asker, reason: Annotated[str, Query(max_length=200)] = "stopped"
+) -> SessionInfo:
     found = await asyncio.to_thread(state.stores.sessions.find, session_id)
     caller.in_world(found.world_id, Role.AUTHOR)
     return await asyncio.to_thread(state.stores.sessions.end, session_id, reason, caller.subject)
@@ -98,7 +134,19 @@ def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
     )
     if wanted.shadow:
         return context
-    if activation is None or not activation.active_in_effect or context.execution_domain not in (Domain.DRYRUN, Domain.LIVE):
-        why = "has not decided about it" if activation is None else f"has it {'active' if activation.active else 'not active'} in mode {activation.effective_mode}"
-        raise QmtlError("E_SESSION_INACTIVE", f"the strategy is not switched on for paper or live: world {wanted.world_id} {why}", "submit it, and see qmtl world show")
+    if (
+        activation is None
+        or not activation.active_in_effect
+        or context.execution_domain not in (Domain.DRYRUN, Domain.LIVE)
+    ):
+        why = (
+            "has not decided about it"
+            if activation is None
+            else f"has it {'active' if activation.active else 'not active'} in mode {activation.effective_mode}"
+        )
+        raise QmtlError(
+            "E_SESSION_INACTIVE",
+            f"the strategy is not switched on for paper or live: world {wanted.world_id} {why}",
+            "submit it, and see qmtl world show",
+        )
     return context

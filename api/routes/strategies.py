@@ -56,7 +56,14 @@ async def submit(submission: Submit, state: State, caller: Asker) -> Ack:
 def dry_run(submission: Submit, state: State, caller: Asker) -> DryRun:
     run = _checked(submission, state, caller)
     plan = state.stores.graph.plan(submission.world_id, run.context.execution_domain.value, submission.dag)
-    return DryRun(strategy_id=run.strategy_id, nodes_new=plan.new, nodes_reused=plan.reused, topics=plan.topics, context=run.context, bindings=run.bindings)
+    return DryRun(
+        strategy_id=run.strategy_id,
+        nodes_new=plan.new,
+        nodes_reused=plan.reused,
+        topics=plan.topics,
+        context=run.context,
+        bindings=run.bindings,
+    )
 
 
 @router.get("/{strategy_id}/status", summary="Where a submission is, and what was decided")
@@ -64,14 +71,24 @@ async def status(
     strategy_id: str,
     state: State,
     caller: Asker,
-    world_id: Annotated[str | None, Query(description="the world; the newest run of any where it is left out")] = None,
+    world_id: Annotated[
+        str | None, Query(description="the world; the newest run of any where it is left out")
+    ] = None,
     run_id: Annotated[str | None, Query(description="one run of it; the newest where it is left out")] = None,
     wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for the outcome")] = 0.0,
 ) -> StrategyStatus:
     worlds = state.stores.worlds
-    run = await asyncio.to_thread(worlds.run, run_id) if run_id else await asyncio.to_thread(worlds.newest_run, strategy_id, world_id)
+    run = (
+        await asyncio.to_thread(worlds.run, run_id)
+        if run_id
+        else await asyncio.to_thread(worlds.newest_run, strategy_id, world_id)
+    )
     if run is None or run.strategy_id != strategy_id:
-        raise QmtlError("E_STRATEGY_UNKNOWN", f"{strategy_id[:80]} was not submitted{f' to {world_id}' if world_id else ''}", "submit it with POST /strategies")
+        raise QmtlError(
+            "E_STRATEGY_UNKNOWN",
+            f"{strategy_id[:80]} was not submitted{f' to {world_id}' if world_id else ''}",
+            "submit it with POST /strategies",
+        )
     caller.in_world(run.world_id, Role.READER)
     outcome = await state.submissions.outcome(run, wait)
     progress = None if outcome else await state.submissions.progress(run)
@@ -94,7 +111,11 @@ def _checked(submission: StrategySubmit, state: GatewayState, caller: Caller) ->
     """Everything that can be refused before the submission is logged. Raises QmtlError."""
     caller.in_world(submission.world_id, Role.AUTHOR)
     if asks_for_shadow(submission) and not caller.may(Role.OPERATOR, submission.world_id):
-        raise QmtlError("E_SHADOW", "only an operator can ask for the shadow domain", "submit without the hint, or ask an operator")
+        raise QmtlError(
+            "E_SHADOW",
+            "only an operator can ask for the shadow domain",
+            "submit without the hint, or ask an operator",
+        )
     submission.dag.lint()
     submission.dag.verify(submission.node_ids_crc32)
     return ComputeContextService(state.stores.worlds).run("dry-run", submission)

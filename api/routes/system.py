@@ -67,7 +67,12 @@ def status(state: State) -> GatewayStatus:
     )
 
 
-@router.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}},
+)
 def metrics(state: State) -> Response:
     OUTBOX_AGE.set(state.stores.outbox.age_s())
     SOCKETS.set(state.sockets.open)

@@ -15,7 +15,16 @@ from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import policy_from, validated
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, BindingInfo, DecisionEnvelope, Explanation, World, WorldNodeRef, WorldSpec, WorldUpdate
+from qmtl_sdk.contracts.worlds import (
+    ActivationEnvelope,
+    BindingInfo,
+    DecisionEnvelope,
+    Explanation,
+    World,
+    WorldNodeRef,
+    WorldSpec,
+    WorldUpdate,
+)
 from qmtl_sdk.data.presets import inspect_world
 
 router = APIRouter(prefix="/worlds", tags=["worlds"], route_class=GuardedRoute)
@@ -24,7 +33,14 @@ _WORLD = {
     "clock": {"replay": {"start": "2017-12-30", "speed": 1}},
     "data": {
         "presets": [
-            {"name": "prices", "source": "parquet", "path": "sample:us_equities_1d.parquet", "interval": "1d", "calendar": "XNYS", "streams": {"AAPL": ["AAPL", "price"], "MSFT": ["MSFT", "price"]}}
+            {
+                "name": "prices",
+                "source": "parquet",
+                "path": "sample:us_equities_1d.parquet",
+                "interval": "1d",
+                "calendar": "XNYS",
+                "streams": {"AAPL": ["AAPL", "price"], "MSFT": ["MSFT", "price"]},
+            }
         ]
     },
     "execution": {"fee_bps": 1, "slippage_bps": 1},
@@ -54,7 +70,13 @@ class DecideRequest(Model):
 
 
 @router.post("", status_code=201, summary="Create a world")
-def create(body: Annotated[WorldCreate, Body(openapi_examples={"US equities": {"value": {"spec": _WORLD, "policy": _POLICY}}})], state: State, caller: Asker) -> WorldCreated:
+def create(
+    body: Annotated[
+        WorldCreate, Body(openapi_examples={"US equities": {"value": {"spec": _WORLD, "policy": _POLICY}}})
+    ],
+    state: State,
+    caller: Asker,
+) -> WorldCreated:
     """Reads all of its data once, so that a fault in it is said now. The same world again is found as it is. A world with `allow_live` needs the live header."""
     spec: WorldSpec = validated(WorldSpec, body.spec, "E_WORLD_INVALID", "world")
     caller.in_world(spec.world, Role.OPERATOR)
@@ -91,32 +113,50 @@ def bindings(world_id: str, state: State) -> list[BindingInfo]:
     return state.stores.worlds.bindings(world_id)
 
 
-@router.get("/{world_id}/fingerprints", summary="The fingerprints of the data that the newest evidence was judged on")
+@router.get(
+    "/{world_id}/fingerprints", summary="The fingerprints of the data that the newest evidence was judged on"
+)
 def fingerprints(world_id: str, state: State) -> list[str]:
     """What a policy pins as `gating_policy.dataset_fingerprint` is one of these."""
     state.stores.worlds.world(world_id)
-    return sorted({item.dataset_fingerprint for item in state.stores.worlds.candidates(world_id) if item.dataset_fingerprint})
+    return sorted(
+        {
+            item.dataset_fingerprint
+            for item in state.stores.worlds.candidates(world_id)
+            if item.dataset_fingerprint
+        }
+    )
 
 
-@router.get("/{world_id}/nodes", summary="The world's view of the graph: its nodes by domain, with their state")
+@router.get(
+    "/{world_id}/nodes", summary="The world's view of the graph: its nodes by domain, with their state"
+)
 def nodes(world_id: str, state: State, execution_domain: Domain | None = None) -> list[WorldNodeRef]:
     return state.stores.worlds.nodes(world_id, execution_domain.value if execution_domain else None)
 
 
 @router.get("/{world_id}/explain/{strategy_id}", summary="Where a strategy stands, and why")
 def explain(world_id: str, strategy_id: str, state: State) -> Explanation:
-    return explain_strategy(strategy_id, state.stores.applies.situation(world_id), state.stores.worlds.standings(world_id))
+    return explain_strategy(
+        strategy_id, state.stores.applies.situation(world_id), state.stores.worlds.standings(world_id)
+    )
 
 
 @router.post("/{world_id}/decide", summary="Judge the world as it stands")
-async def decide(world_id: str, state: State, caller: Asker, body: DecideRequest | None = None) -> DecisionEnvelope:
+async def decide(
+    world_id: str, state: State, caller: Asker, body: DecideRequest | None = None
+) -> DecisionEnvelope:
     request = body or DecideRequest()
     await asyncio.to_thread(state.stores.worlds.policy, world_id)
-    return await state.submissions.decide(world_id, f"decide:{world_id}:{request.idempotency_key}", request.reason, caller.subject)
+    return await state.submissions.decide(
+        world_id, f"decide:{world_id}:{request.idempotency_key}", request.reason, caller.subject
+    )
 
 
 @router.get("/{world_id}/decisions", summary="The newest decisions, newest first")
-def decisions(world_id: str, state: State, limit: Annotated[int, Query(ge=1, le=100)] = 10) -> list[DecisionEnvelope]:
+def decisions(
+    world_id: str, state: State, limit: Annotated[int, Query(ge=1, le=100)] = 10
+) -> list[DecisionEnvelope]:
     state.stores.worlds.world(world_id)
     return state.stores.worlds.decisions(world_id, limit)
 
@@ -126,7 +166,11 @@ def activation(world_id: str, state: State, strategy_id: str | None = None) -> l
     state.stores.worlds.world(world_id)
     found = state.stores.worlds.activations(world_id, strategy_id)
     if strategy_id is not None and not found:
-        raise QmtlError("E_DECISION_UNKNOWN", f"world {world_id} has not decided about {strategy_id[:80]}", "submit it first")
+        raise QmtlError(
+            "E_DECISION_UNKNOWN",
+            f"world {world_id} has not decided about {strategy_id[:80]}",
+            "submit it first",
+        )
     return found
 
 

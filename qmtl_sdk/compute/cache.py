@@ -68,7 +68,13 @@ class ArrowCache:
 
     def _scope(self, node_id: str) -> dict[str, Any]:
         c = self._context
-        return {"node": node_id, "world": c.world_id, "domain": c.execution_domain.value, "as_of": c.as_of, "partition": c.partition}
+        return {
+            "node": node_id,
+            "world": c.world_id,
+            "domain": c.execution_domain.value,
+            "as_of": c.as_of,
+            "partition": c.partition,
+        }
 
     def _read(self, path: Path, node_id: str) -> tuple[Tape, int] | None:
         if not path.exists():
@@ -78,20 +84,34 @@ class ArrowCache:
                 table = pa.ipc.open_file(file).read_all()
             meta = json.loads((table.schema.metadata or {})[_SCOPE])
         except (pa.ArrowInvalid, KeyError, ValueError):
-            path.unlink(missing_ok=True)  # a torn file of a machine that lost power: computing again costs time, never truth
+            path.unlink(
+                missing_ok=True
+            )  # a torn file of a machine that lost power: computing again costs time, never truth
             return None
         if meta["scope"] != self._scope(node_id):
             self.counters.cross_context_hits += 1
             return None
         if meta["fingerprint"] != self._context.dataset_fingerprint:
             return None  # the same context over mended data
-        columns = {name: table.column(name).combine_chunks().to_numpy(zero_copy_only=False) for name in table.column_names if name != _TS}
+        columns = {
+            name: table.column(name).combine_chunks().to_numpy(zero_copy_only=False)
+            for name in table.column_names
+            if name != _TS
+        }
         ts = table.column(_TS).combine_chunks().to_numpy(zero_copy_only=False)
         return Tape(Bars(ts, columns, meta["interval"]), meta["first"]), meta["done"]
 
     def _write(self, path: Path, node_id: str, tape: Tape, done: int) -> None:
-        meta = {"scope": self._scope(node_id), "fingerprint": self._context.dataset_fingerprint, "interval": tape.bars.interval, "first": tape.first, "done": done}
-        table = pa.table({_TS: tape.bars.ts, **tape.bars.columns}).replace_schema_metadata({_SCOPE: json.dumps(meta).encode()})
+        meta = {
+            "scope": self._scope(node_id),
+            "fingerprint": self._context.dataset_fingerprint,
+            "interval": tape.bars.interval,
+            "first": tape.first,
+            "done": done,
+        }
+        table = pa.table({_TS: tape.bars.ts, **tape.bars.columns}).replace_schema_metadata(
+            {_SCOPE: json.dumps(meta).encode()}
+        )
         aside = path.with_suffix(f"{path.suffix}.{os.getpid()}")
         with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)

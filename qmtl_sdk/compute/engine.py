@@ -57,7 +57,14 @@ class Partial:
     save: Callable[[Columns, int], None] | None = None
 
 
-def compute(node: Node, inputs: Mapping[str, Tape], *, parity: Literal["sample", "full"] = "sample", progress: Progress | None = None, partial: Partial | None = None) -> tuple[Tape, Check]:
+def compute(
+    node: Node,
+    inputs: Mapping[str, Tape],
+    *,
+    parity: Literal["sample", "full"] = "sample",
+    progress: Progress | None = None,
+    partial: Partial | None = None,
+) -> tuple[Tape, Check]:
     """A node's output and how it was come by. Raises QmtlError: E_LOOKAHEAD, E_STATEFUL, E_COMPUTE_FAILED, E_COMPUTE_OUTPUT, E_HISTORY_SHORT."""
     plan = _Plan(node, inputs)
     partial = partial or Partial()
@@ -97,9 +104,18 @@ class _Plan:
         self.inputs = {parent.node_id: (parent, inputs[parent.node_id]) for parent in node.inputs}
         self.ts = _clock(node, [tape.bars for _, tape in self.inputs.values()])
         closes = self.ts + node.interval * NS
-        self.ends = {node_id: np.searchsorted(tape.bars.closes, closes, side="right") for node_id, (_, tape) in self.inputs.items()}
-        self.aligned = all(len(tape.bars) == len(self.ts) and np.array_equal(tape.bars.ts, self.ts) for _, tape in self.inputs.values())
-        self.first, self.origin = 0, max((tape.first for _, tape in self.inputs.values()), default=0)  # no function sees its inputs' warm-up
+        self.ends = {
+            node_id: np.searchsorted(tape.bars.closes, closes, side="right")
+            for node_id, (_, tape) in self.inputs.items()
+        }
+        self.aligned = all(
+            len(tape.bars) == len(self.ts) and np.array_equal(tape.bars.ts, self.ts)
+            for _, tape in self.inputs.values()
+        )
+        self.first, self.origin = (
+            0,
+            max((tape.first for _, tape in self.inputs.values()), default=0),
+        )  # no function sees its inputs' warm-up
         for node_id, (_, tape) in self.inputs.items():
             self.first = max(self.first, int(np.searchsorted(self.ends[node_id], tape.first + node.period)))
         if self.first >= len(self.ts):
@@ -113,7 +129,9 @@ class _Plan:
 
     def view(self, lo: int, hi: int) -> CacheView:
         """Bars `lo` to `hi` of every input, for inputs that have the node's own times."""
-        return CacheView({node_id: _window(parent, tape, lo, hi) for node_id, (parent, tape) in self.inputs.items()})
+        return CacheView(
+            {node_id: _window(parent, tape, lo, hi) for node_id, (parent, tape) in self.inputs.items()}
+        )
 
     def view_at(self, t: int) -> CacheView:
         """What the node sees when its bar `t` closes."""
@@ -142,14 +160,22 @@ class _Plan:
 
     def tape(self, columns: Columns) -> Tape:
         """The columns as a tape, warm-up rows missing."""
-        columns = {name: values.copy() for name, values in columns.items()} or {"value": np.full(len(self.ts), np.nan)}
+        columns = {name: values.copy() for name, values in columns.items()} or {
+            "value": np.full(len(self.ts), np.nan)
+        }
         for values in columns.values():
             values[: self.first] = np.nan
         return Tape(Bars(self.ts, columns, self.node.interval), self.first)
 
 
 def _window(parent: Node, tape: Tape, lo: int, hi: int) -> Window:
-    return Window(parent.node_id, parent.label, parent.interval, tape.bars.ts[lo:hi], {name: values[lo:hi] for name, values in tape.bars.columns.items()})
+    return Window(
+        parent.node_id,
+        parent.label,
+        parent.interval,
+        tape.bars.ts[lo:hi],
+        {name: values[lo:hi] for name, values in tape.bars.columns.items()},
+    )
 
 
 def _clock(node: Node, inputs: list[Bars]) -> np.ndarray:
@@ -157,10 +183,19 @@ def _clock(node: Node, inputs: list[Bars]) -> np.ndarray:
     own = [bars.ts for bars in inputs if bars.interval == node.interval]
     if own:
         first = own[0]
-        return first if all(np.array_equal(first, other) for other in own[1:]) else np.unique(np.concatenate(own))
+        return (
+            first
+            if all(np.array_equal(first, other) for other in own[1:])
+            else np.unique(np.concatenate(own))
+        )
     finer = [bars for bars in inputs if bars.interval < node.interval]
     if not finer:
-        raise QmtlError("E_INTERVAL", f"{node.label} has an interval of {node.interval} s, finer than all of its inputs", "give it the interval of its finest input", node=node.node_id)
+        raise QmtlError(
+            "E_INTERVAL",
+            f"{node.label} has an interval of {node.interval} s, finer than all of its inputs",
+            "give it the interval of its finest input",
+            node=node.node_id,
+        )
     step = node.interval * NS
     opened = np.unique(np.concatenate([bars.ts // step * step for bars in finer]))
     return opened[opened + step <= max(int(bars.closes[-1]) for bars in finer)]
@@ -170,7 +205,9 @@ def _batch(plan: _Plan) -> Columns | None:
     """The function's answer about the whole history; None where it only works on windows. What it raises here it may well not raise on a window."""
     try:
         columns = plan.ask(plan.origin, len(plan.ts))
-    except Exception:  # any failure only means that batch is not possible; bar by bar names the fault, if it is one
+    except (
+        Exception
+    ):  # any failure only means that batch is not possible; bar by bar names the fault, if it is one
         return None
     before = np.full(plan.origin, np.nan)
     return {name: np.concatenate([before, values]) for name, values in columns.items()} if columns else None
@@ -178,7 +215,10 @@ def _batch(plan: _Plan) -> Columns | None:
 
 def _bar_by_bar(plan: _Plan, progress: Progress | None, partial: Partial) -> Tape:
     total, start = len(plan.ts), max(plan.first, partial.done)
-    columns = {name: np.concatenate([values[:start], np.full(total - len(values[:start]), np.nan)]) for name, values in partial.rows.items()}
+    columns = {
+        name: np.concatenate([values[:start], np.full(total - len(values[:start]), np.nan)])
+        for name, values in partial.rows.items()
+    }
     for t in range(start, total):
         for name, value in plan.ask_at(t).items():
             if name not in columns:
@@ -202,13 +242,22 @@ def check(plan: _Plan, batch: Columns, tries: int = TRIES, seed: int = 0) -> Che
         found = _compare_stretch(plan, cut, span)
         if found:
             return found
-    picks = range(plan.first, total) if tries >= total else [plan.first, total - 1, *_bars_to_try(batch, plan.first, total, tries, rng)]
+    picks = (
+        range(plan.first, total)
+        if tries >= total
+        else [plan.first, total - 1, *_bars_to_try(batch, plan.first, total, tries, rng)]
+    )
     for t in picks:
         window, whole = plan.ask_at(t), {name: float(values[t]) for name, values in batch.items()}
         for name in {*window, *whole}:
             mine, other = window.get(name, np.nan), whole.get(name, np.nan)
             if not _same(mine, other):
-                return Check(node.label, "needs more than its period", iso(int(plan.ts[t])), f"{name} is {mine:g} from {node.period} bars and {other:g} from all")
+                return Check(
+                    node.label,
+                    "needs more than its period",
+                    iso(int(plan.ts[t])),
+                    f"{name} is {mine:g} from {node.period} bars and {other:g} from all",
+                )
     return Check(node.label, "equal")
 
 
@@ -245,7 +294,9 @@ def _bars_to_try(batch: Columns, lo: int, hi: int, tries: int, rng: np.random.Ge
     """Half at random, half where the output changes: there a rare condition shows."""
     if hi <= lo:
         return []
-    changes = np.unique(np.concatenate([np.flatnonzero(np.diff(values) != 0) + 1 for values in batch.values()]))
+    changes = np.unique(
+        np.concatenate([np.flatnonzero(np.diff(values) != 0) + 1 for values in batch.values()])
+    )
     changes = changes[(changes >= lo) & (changes < hi)]
     some = rng.choice(changes, min(tries // 2, len(changes)), replace=False) if len(changes) else []
     return [*map(int, rng.integers(lo, hi, tries // 2)), *map(int, some)]
@@ -262,4 +313,11 @@ def author_error(node: Node, t: int, ts: int, error: BaseException) -> QmtlError
         text = (last.line or linecache.getline(last.filename, last.lineno or 0)).strip()
         place = f", line {last.lineno} of {last.filename.rsplit('/', 1)[-1]}: `{text}`"
     said = f"{type(error).__name__}: {error}"
-    return QmtlError("E_COMPUTE_FAILED", f"{node.label} failed at bar {t} ({iso(ts)}){place}: {said}", "mend the compute function", node=node.node_id, bar=iso(ts), error=said)
+    return QmtlError(
+        "E_COMPUTE_FAILED",
+        f"{node.label} failed at bar {t} ({iso(ts)}){place}: {said}",
+        "mend the compute function",
+        node=node.node_id,
+        bar=iso(ts),
+        error=said,
+    )

@@ -80,7 +80,13 @@ class Series:
 
     def window(self, period: int) -> Window:
         lo, hi = max(0, self._rows - period), self._rows
-        return Window(self.node_id, self.label, self.interval, self._ts[lo:hi], {name: column[lo:hi] for name, column in self._columns.items()})
+        return Window(
+            self.node_id,
+            self.label,
+            self.interval,
+            self._ts[lo:hi],
+            {name: column[lo:hi] for name, column in self._columns.items()},
+        )
 
     def _column(self, name: str) -> np.ndarray:
         if name not in self._columns:
@@ -97,8 +103,13 @@ class LiveEngine:
         for node in nodes:
             for parent in node.inputs:
                 keep[parent.node_id] = max(keep[parent.node_id], node.period)
-        self._series = {node.node_id: Series(node.node_id, node.label, node.interval, keep[node.node_id]) for node in nodes}
-        self._tagged: dict[str, dict[str, Series]] = {node.node_id: {} for node in nodes if node.node_type == TAG_QUERY}
+        self._series = {
+            node.node_id: Series(node.node_id, node.label, node.interval, keep[node.node_id])
+            for node in nodes
+        }
+        self._tagged: dict[str, dict[str, Series]] = {
+            node.node_id: {} for node in nodes if node.node_type == TAG_QUERY
+        }
         self._open: dict[str, list[int]] = {node.node_id: [] for node in nodes if self._coarse(node)}
         self.now = -(2**63)
         self.late = 0
@@ -129,9 +140,18 @@ class LiveEngine:
     def leave_out(self, query: Node, node_id: str) -> None:
         self._tagged[query.node_id].pop(node_id, None)
 
-    def advance(self, close: int, bars: Mapping[str, Row], tagged: "Mapping[str, Mapping[str, Row]] | None" = None) -> Iterator[Output]:
+    def advance(
+        self, close: int, bars: Mapping[str, Row], tagged: "Mapping[str, Mapping[str, Row]] | None" = None
+    ) -> Iterator[Output]:
         """The bars that close at `close` (ns), by StreamInput; `tagged` likewise by tag query and upstream. Rows that nodes put out, in order. Bars of the past are counted in `late` and dropped."""
-        for moment in sorted({end for node_id, opened in self._open.items() for end in self._ends(node_id, opened) if end < close}):
+        for moment in sorted(
+            {
+                end
+                for node_id, opened in self._open.items()
+                for end in self._ends(node_id, opened)
+                if end < close
+            }
+        ):
             yield from self._tick(moment, set())
         ticked: set[str] = set()
         for node_id, (ts, values) in bars.items():
@@ -149,7 +169,9 @@ class LiveEngine:
                     self.late += 1
                     continue
                 series.append(ts, values)
-                if close > self._series[query_id].last_close:  # a row that comes after its bar was asked about is seen by the next
+                if (
+                    close > self._series[query_id].last_close
+                ):  # a row that comes after its bar was asked about is seen by the next
                     ticked.add(query_id)
         yield from self._tick(close, ticked)
 
@@ -174,9 +196,14 @@ class LiveEngine:
         ts = int(close - node.interval * NS)
         for reader_id, opened in self._open.items():
             reader = self._by_id[reader_id]
-            if any(parent.node_id == node.node_id for parent in reader.inputs) and node.interval < reader.interval:
+            if (
+                any(parent.node_id == node.node_id for parent in reader.inputs)
+                and node.interval < reader.interval
+            ):
                 start = ts // (reader.interval * NS) * reader.interval * NS
-                if (not opened or start > opened[-1]) and start + reader.interval * NS > self._series[reader_id].last_close:
+                if (not opened or start > opened[-1]) and start + reader.interval * NS > self._series[
+                    reader_id
+                ].last_close:
                     opened.append(start)
 
     def _due(self, node: Node, ticked: set[str], close: int) -> list[int]:
@@ -190,14 +217,21 @@ class LiveEngine:
             return due
         if close <= self._series[node.node_id].last_close:
             return []
-        return [close - node.interval * NS] if any(parent.node_id in ticked and parent.interval == node.interval for parent in node.inputs) else []
+        return (
+            [close - node.interval * NS]
+            if any(parent.node_id in ticked and parent.interval == node.interval for parent in node.inputs)
+            else []
+        )
 
     def _ask(self, node: Node, ts: int) -> Output:
         if node.node_id in self._tagged:
             inputs, ready = self._tagged[node.node_id], True
         else:
             inputs = {parent.node_id: self._series[parent.node_id] for parent in node.inputs}
-            ready = all(series.first is not None and series.total >= series.first + node.period for series in inputs.values())
+            ready = all(
+                series.first is not None and series.total >= series.first + node.period
+                for series in inputs.values()
+            )
         series = self._series[node.node_id]
         if not ready:
             return Output(node, ts, {}, "")
@@ -207,7 +241,12 @@ class LiveEngine:
         window = window_hash(windows)
         try:
             if node.compute_fn is None:
-                values = {f"{found.label}.{name}": float(column[-1]) for found in windows.values() for name, column in found.columns.items() if len(column)}
+                values = {
+                    f"{found.label}.{name}": float(column[-1])
+                    for found in windows.values()
+                    for name, column in found.columns.items()
+                    if len(column)
+                }
             else:
                 with np.errstate(all="ignore"):
                     values = last_row(node.compute_fn(CacheView(windows)), ts, node.label)
@@ -227,9 +266,19 @@ class LiveEngine:
     def _reopen(self, node: Node, tapes: Mapping[str, Tape]) -> None:
         """The coarse bars that were open where the tapes ended."""
         step = node.interval * NS
-        finer = [tapes[parent.node_id].bars.ts for parent in node.inputs if parent.interval < node.interval and parent.node_id in tapes]
-        starts = np.unique(np.concatenate([ts // step * step for ts in finer])) if finer else np.empty(0, dtype="int64")
-        self._open[node.node_id] = [int(start) for start in starts[starts + step > self._series[node.node_id].last_close]]
+        finer = [
+            tapes[parent.node_id].bars.ts
+            for parent in node.inputs
+            if parent.interval < node.interval and parent.node_id in tapes
+        ]
+        starts = (
+            np.unique(np.concatenate([ts // step * step for ts in finer]))
+            if finer
+            else np.empty(0, dtype="int64")
+        )
+        self._open[node.node_id] = [
+            int(start) for start in starts[starts + step > self._series[node.node_id].last_close]
+        ]
 
 
 def window_hash(windows: Mapping[str, Window]) -> str:

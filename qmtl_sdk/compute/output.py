@@ -70,11 +70,19 @@ def _numbers(values: Any, label: str, name: str) -> np.ndarray:
     try:
         array = np.asarray(values, dtype="float64")
     except (TypeError, ValueError) as error:
-        raise QmtlError("E_COMPUTE_OUTPUT", f"{label} gave {name} as {type(values).__name__}, which is not numbers", "return a DataFrame, Series, array or number") from error
+        raise QmtlError(
+            "E_COMPUTE_OUTPUT",
+            f"{label} gave {name} as {type(values).__name__}, which is not numbers",
+            "return a DataFrame, Series, array or number",
+        ) from error
     if array.ndim == 0:
         array = array.reshape(1)
     if array.ndim != 1:
-        raise QmtlError("E_COMPUTE_OUTPUT", f"{label} gave an array of shape {array.shape}", "return a DataFrame, so that its columns have names")
+        raise QmtlError(
+            "E_COMPUTE_OUTPUT",
+            f"{label} gave an array of shape {array.shape}",
+            "return a DataFrame, so that its columns have names",
+        )
     if np.isinf(array).any():
         array = np.where(np.isinf(array), np.nan, array)
     return array

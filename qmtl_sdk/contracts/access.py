@@ -59,7 +59,12 @@ def visible(caller: Caller, worlds: Iterable[str]) -> list[str]:
 class TokenRequest(Model):
     """`POST /tokens`. No one grants more than they have."""
 
-    subject: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$", description="the name that the audit trail gets")
+    subject: str = Field(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._@-]+$",
+        description="the name that the audit trail gets",
+    )
     grants: Grants
     expires_in_s: int = Field(30 * 86_400, gt=0, le=366 * 86_400)
 

@@ -64,7 +64,9 @@ class Change(OfStrategy):
     @property
     def goes_up(self) -> bool:
         """Whether it comes to trade more than it did: a further stage, or more weight in one that trades."""
-        return self.after.rank > self.before.rank or (self.after.rank == self.before.rank > 0 and self.after.weight > self.before.weight)
+        return self.after.rank > self.before.rank or (
+            self.after.rank == self.before.rank > 0 and self.after.weight > self.before.weight
+        )
 
 
 class LeftOut(OfStrategy):
@@ -170,7 +172,9 @@ class ApplyPlan(Model):
     @property
     def leads_to_live(self) -> bool:
         """Whether something trades live by it that did not, or more than it did."""
-        return (self.live_edge_after and not self.live_edge_before) or any(change.goes_up and change.after.mode == "live" for change in self.changes)
+        return (self.live_edge_after and not self.live_edge_before) or any(
+            change.goes_up and change.after.mode == "live" for change in self.changes
+        )
 
     @property
     def title(self) -> str:
@@ -183,9 +187,17 @@ class ApplyPlan(Model):
         rows = [(change.label, str(change.before), str(change.after)) for change in self.changes]
         if self.live_edge_before != self.live_edge_after:
             words_of = {True: "open", False: "closed"}
-            rows.append(("edge backtest → live", words_of[self.live_edge_before], words_of[self.live_edge_after]))
+            rows.append(
+                ("edge backtest → live", words_of[self.live_edge_before], words_of[self.live_edge_after])
+            )
         if self.fingerprint_before != self.fingerprint_after:
-            rows.append(("dataset fingerprint", self.fingerprint_before[:24] or "none", self.fingerprint_after[:24] or "none"))
+            rows.append(
+                (
+                    "dataset fingerprint",
+                    self.fingerprint_before[:24] or "none",
+                    self.fingerprint_after[:24] or "none",
+                )
+            )
         return rows
 
 
@@ -263,7 +275,9 @@ class GateStatus(Model):
     epoch: int
     state: Literal["open", "frozen", "draining"]
     held_by: str = ""
-    halted: str = Field("", description="why an operator or the circuit breaker has halted it; empty where nobody has")
+    halted: str = Field(
+        "", description="why an operator or the circuit breaker has halted it; empty where nobody has"
+    )
     allow_live: bool
     live_edge: bool
     decision_fresh_until: UtcTime | None = None
@@ -271,6 +285,15 @@ class GateStatus(Model):
     orders: dict[str, int] = {}
 
 
-def plan_etag(activations: Sequence[tuple[str, str]], fingerprint: str, live_edge: bool, policy_version: int | None) -> str:
+def plan_etag(
+    activations: Sequence[tuple[str, str]], fingerprint: str, live_edge: bool, policy_version: int | None
+) -> str:
     """A hash of what a plan is made from: each strategy's activation etag, the pinned fingerprint, the edge to live, the policy."""
-    return hash_of({"activations": dict(activations), "fingerprint": fingerprint, "live_edge": live_edge, "policy": policy_version})
+    return hash_of(
+        {
+            "activations": dict(activations),
+            "fingerprint": fingerprint,
+            "live_edge": live_edge,
+            "policy": policy_version,
+        }
+    )

@@ -59,17 +59,33 @@ def _normal(value: Any, where: str) -> Any:
         return value
     if kind is int:
         if not -_INT64 <= value < _INT64:
-            raise QmtlError("E_PARAM_TYPE", f"{where or 'the value'} is {value}, beyond 64 bits", "write it as text")
+            raise QmtlError(
+                "E_PARAM_TYPE", f"{where or 'the value'} is {value}, beyond 64 bits", "write it as text"
+            )
         return value
     if kind is float:
         if not math.isfinite(value):
-            raise QmtlError("E_PARAM_NOT_FINITE", f"{where or 'the value'} is {value}", "use a finite number, or leave the parameter out", field=where)
+            raise QmtlError(
+                "E_PARAM_NOT_FINITE",
+                f"{where or 'the value'} is {value}",
+                "use a finite number, or leave the parameter out",
+                field=where,
+            )
         return int(value) if value == int(value) and abs(value) < _LARGEST_EXACT else value
     if isinstance(value, Mapping):
         for key in value:
             if type(key) is not str:
-                raise QmtlError("E_PARAM_TYPE", f"{where or 'the value'} has the key {key!r}, which is not text", "use text keys")
+                raise QmtlError(
+                    "E_PARAM_TYPE",
+                    f"{where or 'the value'} has the key {key!r}, which is not text",
+                    "use text keys",
+                )
         return {key: _normal(item, f"{where}.{key}" if where else key) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_normal(item, where) for item in value]
-    raise QmtlError("E_PARAM_TYPE", f"{where or 'the value'} is a {kind.__name__}, which JSON does not have", "use numbers, texts, lists and mappings", field=where)
+    raise QmtlError(
+        "E_PARAM_TYPE",
+        f"{where or 'the value'} is a {kind.__name__}, which JSON does not have",
+        "use numbers, texts, lists and mappings",
+        field=where,
+    )

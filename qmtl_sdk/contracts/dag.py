@@ -29,14 +29,24 @@ class NodeRecord(Model):
     params: dict[str, Any] = {}
     inputs: tuple[str, ...] = ()
     schema_compat_id: str = Field(SCHEMA_COMPAT_ID, max_length=64)
-    schema_hash: str = Field("", max_length=128, description="the output's schema; a minor change keeps the NodeID")
+    schema_hash: str = Field(
+        "", max_length=128, description="the output's schema; a minor change keeps the NodeID"
+    )
     code_hash: str = Field("", max_length=128)
     name: str = Field("", max_length=200)
     tags: tuple[str, ...] = ()
     clock: Literal["virtual", "wall"] | None = None
 
     def spec(self) -> CanonicalNodeSpec:
-        return CanonicalNodeSpec(self.node_type, self.interval, self.period, self.params, self.inputs, self.schema_compat_id, self.code_hash)
+        return CanonicalNodeSpec(
+            self.node_type,
+            self.interval,
+            self.period,
+            self.params,
+            self.inputs,
+            self.schema_compat_id,
+            self.code_hash,
+        )
 
     @property
     def label(self) -> str:
@@ -84,39 +94,73 @@ class Dag(Model):
                     heapq.heappush(ready, reader)
         if len(done) < len(by_id):
             stuck = sorted(by_id[node_id].label for node_id, count in waits.items() if count)
-            raise QmtlError("E_DAG_CYCLE", f"the DAG has a cycle through {', '.join(stuck[:5])}", "let no node depend on its own output", nodes=stuck[:20])
+            raise QmtlError(
+                "E_DAG_CYCLE",
+                f"the DAG has a cycle through {', '.join(stuck[:5])}",
+                "let no node depend on its own output",
+                nodes=stuck[:20],
+            )
         return done
 
     def lint(self) -> None:
         """Raise QmtlError for the first rule that is broken."""
         if not self.nodes:
-            raise QmtlError("E_DAG_EMPTY", "the DAG has no nodes", "add nodes in setup() with self.add_nodes([...])")
+            raise QmtlError(
+                "E_DAG_EMPTY", "the DAG has no nodes", "add nodes in setup() with self.add_nodes([...])"
+            )
         seen: set[str] = set()
         for node in self.nodes:
             if node.node_id in seen:
-                raise QmtlError("E_DAG_ASSIGNED_TWICE", f"{node.label} is defined twice", "send each node once", node=node.node_id)
+                raise QmtlError(
+                    "E_DAG_ASSIGNED_TWICE",
+                    f"{node.label} is defined twice",
+                    "send each node once",
+                    node=node.node_id,
+                )
             seen.add(node.node_id)
         for node in self.nodes:
             for parent in node.inputs:
                 if parent not in seen:
-                    raise QmtlError("E_DAG_INPUT_UNDEFINED", f"{node.label} reads {parent[:15]}, which is not in the DAG", "add the input's node too", node=node.node_id, input=parent)
+                    raise QmtlError(
+                        "E_DAG_INPUT_UNDEFINED",
+                        f"{node.label} reads {parent[:15]}, which is not in the DAG",
+                        "add the input's node too",
+                        node=node.node_id,
+                        input=parent,
+                    )
         self.ordered()
         clocks = {node.clock: node.label for node in self.nodes if node.clock}
         if len(clocks) > 1:
             named = " and ".join(f"{label} ({clock})" for clock, label in sorted(clocks.items()))
-            raise QmtlError("E_DAG_MIXED_CLOCKS", f"the DAG mixes clocks: {named}", "declare one clock, or none")
+            raise QmtlError(
+                "E_DAG_MIXED_CLOCKS", f"the DAG mixes clocks: {named}", "declare one clock, or none"
+            )
         for node_id in [*self.weights, *([self.returns] if self.returns else [])]:
             if node_id not in seen:
-                raise QmtlError("E_DAG_RETURNS", f"returns or weights name {node_id[:15]}, which is not in the DAG", "name a node that add_nodes was given", node=node_id)
+                raise QmtlError(
+                    "E_DAG_RETURNS",
+                    f"returns or weights name {node_id[:15]}, which is not in the DAG",
+                    "name a node that add_nodes was given",
+                    node=node_id,
+                )
 
     def verify(self, crc32: int) -> None:
         """Recompute every NodeID and the CRC. Raises QmtlError: E_NODE_ID_FIELDS, E_SCHEMA_COMPAT_MISMATCH, E_NODE_ID_MISMATCH, E_CHECKSUM_MISMATCH."""
         for node in self.nodes:
-            missing = [name for name in ("node_id", "code_hash") if not getattr(node, name) and not (name == "code_hash" and node.node_type != NODE)]
+            missing = [
+                name
+                for name in ("node_id", "code_hash")
+                if not getattr(node, name) and not (name == "code_hash" and node.node_type != NODE)
+            ]
             if missing or not node.node_id.startswith(PREFIX):
                 field = missing[0] if missing else "node_id"
                 raise QmtlError(
-                    "E_NODE_ID_FIELDS", f"{node.label}: {field} is missing or malformed", "build the DAG with the SDK, which fills it in", node=node.node_id, field=field, node_type=node.node_type
+                    "E_NODE_ID_FIELDS",
+                    f"{node.label}: {field} is missing or malformed",
+                    "build the DAG with the SDK, which fills it in",
+                    node=node.node_id,
+                    field=field,
+                    node_type=node.node_type,
                 )
             if node.schema_compat_id != SCHEMA_COMPAT_ID:
                 raise QmtlError(
@@ -140,4 +184,10 @@ class Dag(Model):
                 )
         expected_crc = node_ids_crc32(self.node_ids)
         if crc32 != expected_crc:
-            raise QmtlError("E_CHECKSUM_MISMATCH", f"node_ids_crc32 is {crc32}, the NodeIDs give {expected_crc}", "send the DAG again; it changed on its way", expected=expected_crc, received=crc32)
+            raise QmtlError(
+                "E_CHECKSUM_MISMATCH",
+                f"node_ids_crc32 is {crc32}, the NodeIDs give {expected_crc}",
+                "send the DAG again; it changed on its way",
+                expected=expected_crc,
+                received=crc32,
+            )

@@ -32,7 +32,10 @@ class Downgrade(StrEnum):
 
 
 _WORDS = {
-    **dict.fromkeys(("validate", "validation", "compute", "computeonly", "offline", "sandbox", "backtest"), Domain.BACKTEST),
+    **dict.fromkeys(
+        ("validate", "validation", "compute", "computeonly", "offline", "sandbox", "backtest"),
+        Domain.BACKTEST,
+    ),
     "dryrun": Domain.DRYRUN,
     **dict.fromkeys(("live", "prod", "production"), Domain.LIVE),
     "shadow": Domain.SHADOW,

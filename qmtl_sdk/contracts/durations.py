@@ -23,7 +23,12 @@ def seconds(value: "int | float | str | timedelta", code: str = "E_INTERVAL") ->
         elif value.isascii() and value.strip().isdigit():
             value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value <= 0:
-        raise QmtlError(code, f"{value!r} is not a duration", "write whole seconds (60) or a number with s, m, h, d or w (“1m”)", value=str(value))
+        raise QmtlError(
+            code,
+            f"{value!r} is not a duration",
+            "write whole seconds (60) or a number with s, m, h, d or w (“1m”)",
+            value=str(value),
+        )
     return int(value)
 
 
@@ -37,7 +42,11 @@ def bars(value: "int | str | timedelta", interval_s: int) -> int:
             return length
         if length % interval_s == 0:
             return length // interval_s
-    raise QmtlError("E_PERIOD", f"{value!r} is not a period at an interval of {interval_s} s", "write a number of bars (30) or a multiple of the interval")
+    raise QmtlError(
+        "E_PERIOD",
+        f"{value!r} is not a period at an interval of {interval_s} s",
+        "write a number of bars (30) or a multiple of the interval",
+    )
 
 
 def words(length_s: float) -> str:

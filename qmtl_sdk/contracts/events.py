@@ -19,7 +19,18 @@ from qmtl_sdk.contracts.worlds import ActivationEnvelope, UtcTime
 NO_WORLD = "_"
 _RECENT = 5000
 _ENDS = {"session.ended"}
-KINDS = ("activation", "decisions", "policy", "queues", "sessions", "submissions", "worlds", "applies", "rebalancing", "other")
+KINDS = (
+    "activation",
+    "decisions",
+    "policy",
+    "queues",
+    "sessions",
+    "submissions",
+    "worlds",
+    "applies",
+    "rebalancing",
+    "other",
+)
 SUBSCRIBED = ("activation", "decisions", "policy", "queues")
 """The kinds that a running strategy follows unless it says otherwise."""
 
@@ -307,7 +318,9 @@ class Refresh(Model):
     token: str = Field(max_length=8192)
 
 
-ClientFrame: TypeAdapter[Hello | Refresh] = TypeAdapter(Annotated[Hello | Refresh, Field(discriminator="type")])
+ClientFrame: TypeAdapter[Hello | Refresh] = TypeAdapter(
+    Annotated[Hello | Refresh, Field(discriminator="type")]
+)
 
 
 class Snapshot(Model):
@@ -348,7 +361,9 @@ class Refreshed(Model):
     expires_in: float
 
 
-ServerFrame: TypeAdapter[Snapshot | Resumed | EventFrame | Beat | Refreshed] = TypeAdapter(Annotated[Snapshot | Resumed | EventFrame | Beat | Refreshed, Field(discriminator="type")])
+ServerFrame: TypeAdapter[Snapshot | Resumed | EventFrame | Beat | Refreshed] = TypeAdapter(
+    Annotated[Snapshot | Resumed | EventFrame | Beat | Refreshed, Field(discriminator="type")]
+)
 
 
 class PolledTopic(Model):

@@ -13,9 +13,22 @@ from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.metrics import METRICS
 
 Value = float | bool | None
-_TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)|(?P<name>[A-Za-z_]\w*)|(?P<op><=|>=|==|!=|[-+*/()<>]))")
-_COMPARE: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne}
-_ARITHMETIC: dict[str, Callable[[float, float], float]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)|(?P<name>[A-Za-z_]\w*)|(?P<op><=|>=|==|!=|[-+*/()<>]))"
+)
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+}
 MAX_LENGTH, MAX_DEPTH = 1000, 50
 
 
@@ -43,7 +56,9 @@ Expression = Number | Metric | Operation
 def parse(text: str) -> Expression:
     """The tree of an expression. Raises QmtlError: E_EXPRESSION, E_METRIC_UNKNOWN."""
     if len(text) > MAX_LENGTH:
-        raise QmtlError("E_EXPRESSION", f"an expression of {len(text)} characters", f"keep it below {MAX_LENGTH}")
+        raise QmtlError(
+            "E_EXPRESSION", f"an expression of {len(text)} characters", f"keep it below {MAX_LENGTH}"
+        )
     return _Parser(text).whole()
 
 
@@ -105,13 +120,19 @@ class _Parser:
         while at < len(text.rstrip()):
             match = _TOKEN.match(text, at)
             if not match:
-                raise QmtlError("E_EXPRESSION", f"“{text}”: {text[at:].strip()[:1]!r} is not allowed", "use numbers, metrics, + - * /, comparisons, and, or, not")
+                raise QmtlError(
+                    "E_EXPRESSION",
+                    f"“{text}”: {text[at:].strip()[:1]!r} is not allowed",
+                    "use numbers, metrics, + - * /, comparisons, and, or, not",
+                )
             tokens.append(match.group().strip())
             at = match.end()
         return tokens
 
     def _wrong(self, why: str) -> QmtlError:
-        return QmtlError("E_EXPRESSION", f"“{self._text}”: {why}", "write it like “sharpe >= 0.6 and trades >= 20”")
+        return QmtlError(
+            "E_EXPRESSION", f"“{self._text}”: {why}", "write it like “sharpe >= 0.6 and trades >= 20”"
+        )
 
     def _peek(self) -> str:
         return self._tokens[self._at] if self._at < len(self._tokens) else ""
@@ -198,5 +219,10 @@ class _Parser:
         if not (token[0].isalpha() or token[0] == "_") or token in ("and", "or", "not"):
             raise self._wrong(f"{token!r} is out of place")
         if token not in METRICS:
-            raise QmtlError("E_METRIC_UNKNOWN", f"“{self._text}”: {token!r} is not a metric{nearest(token, list(METRICS))}", f"known: {', '.join(METRICS)}", metric=token)
+            raise QmtlError(
+                "E_METRIC_UNKNOWN",
+                f"“{self._text}”: {token!r} is not a metric{nearest(token, list(METRICS))}",
+                f"known: {', '.join(METRICS)}",
+                metric=token,
+            )
         return Metric(token)

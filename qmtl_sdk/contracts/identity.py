@@ -53,9 +53,19 @@ def compute_key(node_id: str, world_id: str, execution_domain: str, as_of: str, 
     return hash_parts(node_id, world_id, execution_domain, as_of, partition)
 
 
-def eval_key(node_id: str, world_id: str, execution_domain: str, contract_id: str, dataset_fingerprint: str, code_version: str, resource_policy: str) -> str:
+def eval_key(
+    node_id: str,
+    world_id: str,
+    execution_domain: str,
+    contract_id: str,
+    dataset_fingerprint: str,
+    code_version: str,
+    resource_policy: str,
+) -> str:
     """The scope of a validation result."""
-    return hash_parts(node_id, world_id, execution_domain, contract_id, dataset_fingerprint, code_version, resource_policy)
+    return hash_parts(
+        node_id, world_id, execution_domain, contract_id, dataset_fingerprint, code_version, resource_policy
+    )
 
 
 def node_ids_crc32(node_ids: Iterable[str]) -> int:
@@ -65,4 +75,6 @@ def node_ids_crc32(node_ids: Iterable[str]) -> int:
 
 def strategy_id(node_ids: Iterable[str], edges: Iterable[tuple[str, str]]) -> str:
     """The same DAG is the same strategy."""
-    return "strategy:" + hash_of({"nodes": sorted(node_ids), "edges": sorted([list(edge) for edge in edges])}).removeprefix(PREFIX)
+    return "strategy:" + hash_of(
+        {"nodes": sorted(node_ids), "edges": sorted([list(edge) for edge in edges])}
+    ).removeprefix(PREFIX)

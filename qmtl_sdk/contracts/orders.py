@@ -59,10 +59,14 @@ class Order(Model):
     symbol: str = Field(min_length=1, max_length=64)
     side: Literal["buy", "sell"]
     quantity: Amount
-    reference_price: Amount | None = Field(None, description="the price that the decision saw; the paper venue fills at it")
+    reference_price: Amount | None = Field(
+        None, description="the price that the decision saw; the paper venue fills at it"
+    )
     time_in_force: Literal["GTC", "DAY", "IOC", "FOK"] = "GTC"
     reduce_only: bool = False
-    decided_at: UtcTime | None = Field(None, description="the close of the bar that it was decided at, world time")
+    decided_at: UtcTime | None = Field(
+        None, description="the close of the bar that it was decided at, world time"
+    )
 
 
 class OrderBatch(Model):
@@ -105,4 +109,16 @@ class OrderRecord(Model):
 
 def order_id(world_id: str, strategy_id: str, node_id: str, bar: int, symbol: str, domain: str) -> str:
     """The client order id of what a node decided at a bar (its opening time, ns): the same whenever it is sent again."""
-    return "order:" + hash_of({"world": world_id, "strategy": strategy_id, "node": node_id, "bar": bar, "symbol": symbol, "domain": domain}).removeprefix("blake3:")[:40]
+    return (
+        "order:"
+        + hash_of(
+            {
+                "world": world_id,
+                "strategy": strategy_id,
+                "node": node_id,
+                "bar": bar,
+                "symbol": symbol,
+                "domain": domain,
+            }
+        ).removeprefix("blake3:")[:40]
+    )

@@ -19,19 +19,29 @@ from qmtl_sdk.contracts.model import Model
 
 def _condition(text: str) -> str:
     if not is_condition(parse(text)):
-        raise QmtlError("E_EXPRESSION", f"“{text}” is a number, a gate needs a condition", "compare it: “sharpe >= 0.6”")
+        raise QmtlError(
+            "E_EXPRESSION", f"“{text}” is a number, a gate needs a condition", "compare it: “sharpe >= 0.6”"
+        )
     return text
 
 
 def _number(text: str) -> str:
     if is_condition(parse(text)):
-        raise QmtlError("E_EXPRESSION", f"“{text}” is a condition, a score needs a number", "write it like “sharpe - 0.2*ulcer”")
+        raise QmtlError(
+            "E_EXPRESSION",
+            f"“{text}” is a condition, a score needs a number",
+            "write it like “sharpe - 0.2*ulcer”",
+        )
     return text
 
 
 def _metric(name: str) -> str:
     if name not in METRICS:
-        raise QmtlError("E_METRIC_UNKNOWN", f"{name!r} is not a metric{nearest(name, list(METRICS))}", f"known: {', '.join(METRICS)}")
+        raise QmtlError(
+            "E_METRIC_UNKNOWN",
+            f"{name!r} is not a metric{nearest(name, list(METRICS))}",
+            f"known: {', '.join(METRICS)}",
+        )
     return name
 
 
@@ -110,7 +120,9 @@ class Bands(Model):
     @model_validator(mode="after")
     def _in_order(self) -> "Bands":
         if self.exit > self.enter:
-            raise ValueError(f"exit ({self.exit:g}) lies above enter ({self.enter:g}): what comes in would go out at once")
+            raise ValueError(
+                f"exit ({self.exit:g}) lies above enter ({self.enter:g}): what comes in would go out at once"
+            )
         return self
 
 
@@ -270,8 +282,15 @@ class Difference(Model):
 
 def differences(one: Policy, other: Policy) -> list[Difference]:
     """By dotted key, in order."""
-    before, after = (_dotted(policy.model_dump(mode="json", by_alias=True, exclude={"world", "version"})) for policy in (one, other))
-    return [Difference(key=key, before=before.get(key), after=after.get(key)) for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    before, after = (
+        _dotted(policy.model_dump(mode="json", by_alias=True, exclude={"world", "version"}))
+        for policy in (one, other)
+    )
+    return [
+        Difference(key=key, before=before.get(key), after=after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
 
 
 def _dotted(body: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -296,7 +315,11 @@ def policy_from(body: dict[str, Any]) -> Policy:
     preset = body.get("preset")
     if preset is not None:
         if preset not in PRESETS:
-            raise QmtlError("E_POLICY_INVALID", f"{preset!r} is not a preset{nearest(str(preset), list(PRESETS))}", f"known: {', '.join(PRESETS)}")
+            raise QmtlError(
+                "E_POLICY_INVALID",
+                f"{preset!r} is not a preset{nearest(str(preset), list(PRESETS))}",
+                f"known: {', '.join(PRESETS)}",
+            )
         body = _merge(PRESETS[preset], body)
     policy: Policy = validated(Policy, body, "E_POLICY_INVALID", "policy")
     return policy
@@ -307,7 +330,9 @@ def mapping_of(text: str, code: str, what: str, remedy: str) -> dict[str, Any]:
     try:
         body = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise QmtlError(code, f"the {what} is not YAML: {_one_line(error)}", "mend the text at that place") from error
+        raise QmtlError(
+            code, f"the {what} is not YAML: {_one_line(error)}", "mend the text at that place"
+        ) from error
     if not isinstance(body, dict):
         raise QmtlError(code, f"a {what} is a mapping of keys", remedy)
     return body
@@ -319,7 +344,9 @@ def validated(model: type[Any], body: Any, code: str, what: str) -> Any:
         return model.model_validate(body)
     except ValidationError as error:
         faults = [_fault(item, model) for item in error.errors(include_url=False, include_input=False)]
-        raise QmtlError(code, f"the {what} is refused: {faults[0]}", "mend it and send it again", faults=faults[:20]) from error
+        raise QmtlError(
+            code, f"the {what} is refused: {faults[0]}", "mend it and send it again", faults=faults[:20]
+        ) from error
 
 
 def known_keys(model: Any) -> Iterator[str]:
@@ -344,7 +371,11 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         mine = merged.get(key)
-        merged[key] = _merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) and key != "gates" else value
+        merged[key] = (
+            _merge(mine, value)
+            if isinstance(mine, dict) and isinstance(value, dict) and key != "gates"
+            else value
+        )
     return merged
 
 

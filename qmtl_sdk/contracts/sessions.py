@@ -29,7 +29,9 @@ class SessionGrant(Model):
     strategy_id: str
     context: ComputeContext
     queue_map: dict[str, QueueTarget]
-    history_keys: dict[str, str] = Field(description="by NodeID, the ComputeKey of what is computed up to the context's as_of")
+    history_keys: dict[str, str] = Field(
+        description="by NodeID, the ComputeKey of what is computed up to the context's as_of"
+    )
     lease_s: float
     now: UtcTime = Field(description="the Gateway's clock, which the session goes by")
 

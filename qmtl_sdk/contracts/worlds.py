@@ -13,7 +13,13 @@ from qmtl_sdk.contracts.policy import mapping_of, validated
 
 SAMPLE = "sample:"  # a path that names a file that QMTL ships
 
-WorldId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$", description="lower-case letters, digits, `_` and `-`; at most 64")]
+WorldId = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9_\-]{0,63}$",
+        description="lower-case letters, digits, `_` and `-`; at most 64",
+    ),
+]
 
 
 def _utc(value: Any) -> Any:
@@ -115,7 +121,9 @@ class WorldSpec(Model):
     def _replay_needs_its_clock(self) -> "WorldSpec":
         for preset in self.data.presets:
             if preset.source == "replay" and self.clock.replay is None:
-                raise ValueError(f"preset {preset.name} replays, but the world's clock is `wall`; give the world clock: {{replay: {{start: …}}}}")
+                raise ValueError(
+                    f"preset {preset.name} replays, but the world's clock is `wall`; give the world clock: {{replay: {{start: …}}}}"
+                )
         return self
 
 
@@ -136,7 +144,9 @@ class World(Model):
         """Raises QmtlError (E_WORLD_ARCHIVED)."""
         if self.state == "archived":
             raise QmtlError(
-                "E_WORLD_ARCHIVED", f"world {self.spec.world} is archived: it takes no submissions, no applies and no orders", "an operator takes it back with: qmtl world archive W --undo"
+                "E_WORLD_ARCHIVED",
+                f"world {self.spec.world} is archived: it takes no submissions, no applies and no orders",
+                "an operator takes it back with: qmtl world archive W --undo",
             )
 
 
@@ -145,7 +155,9 @@ def parse_world(text: str) -> tuple[WorldSpec, dict[str, Any] | None]:
     body = mapping_of(text, "E_WORLD_INVALID", "world", "see docs/worlds.md for an example")
     policy = body.pop("policy", None)
     if policy is not None and not isinstance(policy, dict):
-        raise QmtlError("E_POLICY_INVALID", "a policy is a mapping of keys", "see docs/policy.md for an example")
+        raise QmtlError(
+            "E_POLICY_INVALID", "a policy is a mapping of keys", "see docs/policy.md for an example"
+        )
     return validated(WorldSpec, body, "E_WORLD_INVALID", "world"), policy
 
 
@@ -153,7 +165,20 @@ class Violation(Model):
     """Why a strategy was left out: the step of the decision, the stable kind, the rule and the figure in words."""
 
     step: Literal["evidence", "data_currency", "gates", "score", "constraints", "topk", "hysteresis"]
-    kind: Literal["failed", "insufficient", "stale", "short_history", "rejected", "correlated", "exposed", "leveraged", "concentrated", "outranked", "waiting", "held"]
+    kind: Literal[
+        "failed",
+        "insufficient",
+        "stale",
+        "short_history",
+        "rejected",
+        "correlated",
+        "exposed",
+        "leveraged",
+        "concentrated",
+        "outranked",
+        "waiting",
+        "held",
+    ]
     rule: str
     detail: str
 
@@ -245,7 +270,9 @@ class WorldNodeRef(Model):
     node_id: str
     execution_domain: str
     state: Literal["valid", "invalid", "running", "stopped"]
-    eval_key: str = Field("", description="of its newest validation: another dataset, contract or code is another validation")
+    eval_key: str = Field(
+        "", description="of its newest validation: another dataset, contract or code is another validation"
+    )
     updated_at: UtcTime
 
 

@@ -36,13 +36,23 @@ class Bars:
         if as_of is None:
             return self
         end = int(np.searchsorted(self.closes, to_ns(as_of), side="right"))
-        return self if end == len(self) else Bars(self.ts[:end], {name: values[:end] for name, values in self.columns.items()}, self.interval)
+        return (
+            self
+            if end == len(self)
+            else Bars(
+                self.ts[:end], {name: values[:end] for name, values in self.columns.items()}, self.interval
+            )
+        )
 
     def only(self, fields: "list[str]") -> "Bars":
         """The bars with these columns alone. Raises QmtlError (E_COLUMN_MISSING)."""
         missing = [name for name in fields if name not in self.columns]
         if missing:
-            raise QmtlError("E_COLUMN_MISSING", f"the data has no column {', '.join(missing)}", f"it has: {', '.join(self.columns)}")
+            raise QmtlError(
+                "E_COLUMN_MISSING",
+                f"the data has no column {', '.join(missing)}",
+                f"it has: {', '.join(self.columns)}",
+            )
         return Bars(self.ts, {name: self.columns[name] for name in fields}, self.interval)
 
 
@@ -64,14 +74,26 @@ def iso(ns: int) -> str:
 def checked(bars: Bars, where: str) -> Bars:
     """The bars, if they can be computed on. Raises QmtlError: E_DATA_EMPTY, E_DATA_UNSORTED, E_DATA_DUPLICATE, E_DATA_MISALIGNED, E_DATA_SCHEMA."""
     if not len(bars):
-        raise QmtlError("E_DATA_EMPTY", f"{where} has no bars", "check the file, and the range that was asked for")
+        raise QmtlError(
+            "E_DATA_EMPTY", f"{where} has no bars", "check the file, and the range that was asked for"
+        )
     steps = np.diff(bars.ts)
     if (steps == 0).any():
         row = int(np.flatnonzero(steps == 0)[0]) + 1
-        raise QmtlError("E_DATA_DUPLICATE", f"{where} has two bars at {iso(int(bars.ts[row]))} (row {row + 1})", "keep one of them", row=row + 1)
+        raise QmtlError(
+            "E_DATA_DUPLICATE",
+            f"{where} has two bars at {iso(int(bars.ts[row]))} (row {row + 1})",
+            "keep one of them",
+            row=row + 1,
+        )
     if (steps < 0).any():
         row = int(np.flatnonzero(steps < 0)[0]) + 1
-        raise QmtlError("E_DATA_UNSORTED", f"{where} goes back in time at {iso(int(bars.ts[row]))} (row {row + 1})", "sort the rows by time", row=row + 1)
+        raise QmtlError(
+            "E_DATA_UNSORTED",
+            f"{where} goes back in time at {iso(int(bars.ts[row]))} (row {row + 1})",
+            "sort the rows by time",
+            row=row + 1,
+        )
     if (steps < bars.interval * NS).any():
         row = int(np.flatnonzero(steps < bars.interval * NS)[0]) + 1
         raise QmtlError(
@@ -83,7 +105,12 @@ def checked(bars: Bars, where: str) -> Bars:
     for name, values in bars.columns.items():
         if np.isinf(values).any():
             row = int(np.flatnonzero(np.isinf(values))[0])
-            raise QmtlError("E_DATA_SCHEMA", f"{where}: {name} is infinite at {iso(int(bars.ts[row]))} (row {row + 1})", "mend the value, or leave it empty", row=row + 1)
+            raise QmtlError(
+                "E_DATA_SCHEMA",
+                f"{where}: {name} is infinite at {iso(int(bars.ts[row]))} (row {row + 1})",
+                "mend the value, or leave it empty",
+                row=row + 1,
+            )
     return bars
 
 

@@ -34,14 +34,22 @@ def require(name: str) -> None:
     """Raises QmtlError (E_WORLD_INVALID) for a calendar that nobody knows."""
     if not known(name):
         names = [*_CONVENTION, *_exchanges().get_calendar_names(include_aliases=True)]
-        raise QmtlError("E_WORLD_INVALID", f"{name!r} is not a calendar{nearest(name, names)}", "use 24/7, 24/5 or an exchange's code such as XNYS")
+        raise QmtlError(
+            "E_WORLD_INVALID",
+            f"{name!r} is not a calendar{nearest(name, names)}",
+            "use 24/7, 24/5 or an exchange's code such as XNYS",
+        )
 
 
 def periods_per_year(calendar: str, interval_s: int) -> float:
     """How many bars of the interval a year has: 252 days of XNYS; 252 · 6.5 hours; 365 · 24 hours around the clock."""
     days, hours = _CONVENTION[calendar] if calendar in _CONVENTION else _observed(calendar)
     if interval_s >= DAY:
-        return days / (interval_s / DAY) if calendar == ALWAYS or interval_s == DAY else days * DAY / interval_s * (7 / 5 if interval_s % (7 * DAY) == 0 else 1)
+        return (
+            days / (interval_s / DAY)
+            if calendar == ALWAYS or interval_s == DAY
+            else days * DAY / interval_s * (7 / 5 if interval_s % (7 * DAY) == 0 else 1)
+        )
     return days * hours * 3600 / interval_s
 
 
@@ -70,5 +78,7 @@ def missing(bars: Bars, calendar: str, at_most: int = 1000) -> np.ndarray:
 
 def _weekday(times: np.ndarray) -> np.ndarray:
     """Which times a market that rests at weekends is open at, with an hour's room on both sides."""
-    hour_of_week = (times // NS // 3600 + 3 * 24) % (7 * 24)  # 1970-01-01 was a Thursday; the week starts on Monday
+    hour_of_week = (times // NS // 3600 + 3 * 24) % (
+        7 * 24
+    )  # 1970-01-01 was a Thursday; the week starts on Monday
     return (hour_of_week < 4 * 24 + 21) | (hour_of_week >= 6 * 24 + 22)

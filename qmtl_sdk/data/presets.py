@@ -19,20 +19,46 @@ from qmtl_sdk.data.source import CsvSource, FileSource, ParquetSource, resolved
 
 def bind(dag: Dag, world: WorldSpec) -> tuple[StreamBinding, ...]:
     """The stream of each StreamInput that brings no source of its own. Raises QmtlError: E_STREAM_UNBOUND, E_STREAM_AMBIGUOUS."""
-    return tuple(_bind(node, world) for node in dag.nodes if node.node_type == STREAM and "source" not in node.params)
+    return tuple(
+        _bind(node, world) for node in dag.nodes if node.node_type == STREAM and "source" not in node.params
+    )
 
 
 def _bind(node: NodeRecord, world: WorldSpec) -> StreamBinding:
     tags, instrument = set(node.params.get("tags", ())), node.params.get("instrument")
-    streams = [(preset, name, set(labels)) for preset in world.data.presets for name, labels in preset.streams.items()]
-    found = [(preset, name) for preset, name, labels in streams if preset.interval == node.interval and tags <= labels and (instrument is None or instrument == name)]
+    streams = [
+        (preset, name, set(labels))
+        for preset in world.data.presets
+        for name, labels in preset.streams.items()
+    ]
+    found = [
+        (preset, name)
+        for preset, name, labels in streams
+        if preset.interval == node.interval and tags <= labels and (instrument is None or instrument == name)
+    ]
     if len(found) == 1:
         return StreamBinding(node_id=node.node_id, preset=found[0][0], stream=found[0][1])
     wanted = f"{node.label}: {'a stream' if not tags else 'a stream tagged ' + '+'.join(sorted(tags))} at {words(node.interval)}"
-    there = "; ".join(f"{name} at {words(preset.interval)} ({', '.join(sorted(labels))})" for preset, name, labels in streams[:20]) or "no streams at all"
+    there = (
+        "; ".join(
+            f"{name} at {words(preset.interval)} ({', '.join(sorted(labels))})"
+            for preset, name, labels in streams[:20]
+        )
+        or "no streams at all"
+    )
     if found:
-        raise QmtlError("E_STREAM_AMBIGUOUS", f"{wanted} could be {', '.join(name for _, name in found)} in world {world.world}", f"add tags until one is left; there are: {there}", node=node.node_id)
-    raise QmtlError("E_STREAM_UNBOUND", f"{wanted} is not in world {world.world}", f"there are: {there}", node=node.node_id)
+        raise QmtlError(
+            "E_STREAM_AMBIGUOUS",
+            f"{wanted} could be {', '.join(name for _, name in found)} in world {world.world}",
+            f"add tags until one is left; there are: {there}",
+            node=node.node_id,
+        )
+    raise QmtlError(
+        "E_STREAM_UNBOUND",
+        f"{wanted} is not in world {world.world}",
+        f"there are: {there}",
+        node=node.node_id,
+    )
 
 
 def source_of(preset: Preset, stream: str) -> FileSource:
@@ -49,7 +75,11 @@ def load(preset: Preset, stream: str) -> Bars:
     if preset.on_missing == "fail":
         gaps = missing(bars, preset.calendar, 1)
         if len(gaps):
-            raise QmtlError("E_DATA_GAP", f"{preset.name}/{stream} has no bar at {iso(int(gaps[0]))}", "fill it from the source, or allow gaps with on_missing: skip")
+            raise QmtlError(
+                "E_DATA_GAP",
+                f"{preset.name}/{stream} has no bar at {iso(int(gaps[0]))}",
+                "fill it from the source, or allow gaps with on_missing: skip",
+            )
     return bars
 
 
@@ -84,18 +114,32 @@ def inspect_world(spec: WorldSpec) -> dict[str, dict[str, object]]:
         streams = {stream: load(preset, stream) for stream in preset.streams}
         report[preset.name] = {
             "dataset_fingerprint": fingerprint(streams),
-            "streams": {name: {"bars": len(bars), "first": iso(int(bars.ts[0])), "last": iso(int(bars.ts[-1])), "missing": len(missing(bars, preset.calendar))} for name, bars in streams.items()},
+            "streams": {
+                name: {
+                    "bars": len(bars),
+                    "first": iso(int(bars.ts[0])),
+                    "last": iso(int(bars.ts[-1])),
+                    "missing": len(missing(bars, preset.calendar)),
+                }
+                for name, bars in streams.items()
+            },
         }
     return report
 
 
-def newest_close(bindings: tuple[StreamBinding, ...], now: datetime) -> tuple[datetime | None, datetime | None, datetime | None]:
+def newest_close(
+    bindings: tuple[StreamBinding, ...], now: datetime
+) -> tuple[datetime | None, datetime | None, datetime | None]:
     """Of the bound streams at world time `now`: when the newest bar of any closed, when the newest of the laggard closed, and when the youngest stream began."""
     ends, starts = [], []
     for binding in bindings:
         bars = load(binding.preset, binding.stream).until(now)
         if not len(bars):
-            raise QmtlError("E_DATA_EMPTY", f"{binding.preset.name}/{binding.stream} has no bar before {now.isoformat()}", "move the world's clock, or give it data that reaches back further")
+            raise QmtlError(
+                "E_DATA_EMPTY",
+                f"{binding.preset.name}/{binding.stream} has no bar before {now.isoformat()}",
+                "move the world's clock, or give it data that reaches back further",
+            )
         ends.append(int(bars.closes[-1]))
         starts.append(int(bars.ts[0]))
     if not ends:

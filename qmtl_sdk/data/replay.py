@@ -23,7 +23,10 @@ class ReplaySource:
         lo = int(np.searchsorted(self._bars.closes, to_ns(max(after, self._replay.start)), side="right"))
         hi = int(np.searchsorted(self._bars.closes, to_ns(now), side="right"))
         for row in range(lo, hi):
-            yield int(self._bars.ts[row]), {name: float(values[row]) for name, values in self._bars.columns.items()}
+            yield (
+                int(self._bars.ts[row]),
+                {name: float(values[row]) for name, values in self._bars.columns.items()},
+            )
 
     def next_due(self, now: datetime) -> float | None:
         """Wall-clock seconds until the next bar closes; None when the history is at its end or the clock stands still."""

@@ -50,8 +50,18 @@ class FileSource:
         try:
             stat = file.stat()
         except OSError as error:
-            raise QmtlError("E_DATA_NOT_FOUND", f"there is no file {self.path}", "check the path", path=self.path) from error
-        return _bars(self.kind, str(file), stat.st_mtime_ns, stat.st_size, self.interval, self.symbol, Path(self.path).name)
+            raise QmtlError(
+                "E_DATA_NOT_FOUND", f"there is no file {self.path}", "check the path", path=self.path
+            ) from error
+        return _bars(
+            self.kind,
+            str(file),
+            stat.st_mtime_ns,
+            stat.st_size,
+            self.interval,
+            self.symbol,
+            Path(self.path).name,
+        )
 
 
 class CsvSource(FileSource):
@@ -70,12 +80,18 @@ def resolved(path: str) -> Path:
 
 
 @lru_cache(maxsize=256)
-def _bars(kind: str, path: str, mtime_ns: int, size: int, interval: int, symbol: str | None, where: str) -> Bars:
+def _bars(
+    kind: str, path: str, mtime_ns: int, size: int, interval: int, symbol: str | None, where: str
+) -> Bars:
     """One stream of one state of a file. Kept, since a world's data is read at every submission."""
     frame = _table(kind, path, mtime_ns, size)
     if symbol is not None:
         if SYMBOL not in frame:
-            raise QmtlError("E_DATA_SCHEMA", f"{where} has no column {SYMBOL}, but a stream {symbol!r} of it is asked for", "add the column, or name a file a stream with {stream}")
+            raise QmtlError(
+                "E_DATA_SCHEMA",
+                f"{where} has no column {SYMBOL}, but a stream {symbol!r} of it is asked for",
+                "add the column, or name a file a stream with {stream}",
+            )
         frame = frame[frame[SYMBOL] == symbol]
         where = f"{where} ({symbol})"
     elif SYMBOL in frame and frame[SYMBOL].nunique() > 1:
@@ -93,7 +109,11 @@ def _table(kind: str, path: str, mtime_ns: int, size: int) -> pd.DataFrame:
     except pd.errors.EmptyDataError as error:
         raise QmtlError("E_DATA_EMPTY", f"{name} is empty", "check the file") from error
     except (ArrowException, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        raise QmtlError("E_DATA_SCHEMA", f"{name} is not {'Parquet' if kind == 'parquet' else 'CSV'}: {str(error).splitlines()[0]}", "check the file and the preset's source") from error
+        raise QmtlError(
+            "E_DATA_SCHEMA",
+            f"{name} is not {'Parquet' if kind == 'parquet' else 'CSV'}: {str(error).splitlines()[0]}",
+            "check the file and the preset's source",
+        ) from error
     frame = frame.reset_index() if frame.index.name else frame
     frame.columns = [str(column).strip().lower().replace(" ", "_") for column in frame.columns]
     return frame
@@ -108,18 +128,32 @@ def _parquet(path: str) -> pd.DataFrame:
 def _times(frame: pd.DataFrame, where: str) -> np.ndarray:
     column = next((name for name in TIME_COLUMNS if name in frame), None)
     if column is None:
-        raise QmtlError("E_DATA_SCHEMA", f"{where} has no time column (its columns: {', '.join(frame.columns)})", f"name one of them {', '.join(TIME_COLUMNS)}")
+        raise QmtlError(
+            "E_DATA_SCHEMA",
+            f"{where} has no time column (its columns: {', '.join(frame.columns)})",
+            f"name one of them {', '.join(TIME_COLUMNS)}",
+        )
     values = frame[column]
     if pd.api.types.is_numeric_dtype(values):
         largest = float(values.abs().max()) if len(values) else 0.0
         unit = "s" if largest < 1e11 else "ms" if largest < 1e14 else "us" if largest < 1e17 else "ns"
         parsed = pd.to_datetime(values, unit=unit, utc=True, errors="coerce")
     else:
-        parsed = pd.to_datetime(values, utc=True, errors="coerce", format=None if pd.api.types.is_datetime64_any_dtype(values) else "mixed")
+        parsed = pd.to_datetime(
+            values,
+            utc=True,
+            errors="coerce",
+            format=None if pd.api.types.is_datetime64_any_dtype(values) else "mixed",
+        )
     bad = np.flatnonzero(parsed.isna().to_numpy())
     if len(bad):
         row = int(bad[0])
-        raise QmtlError("E_DATA_SCHEMA", f"{where}: {values.iloc[row]!r} in {column} is not a time (row {row + 1})", "write times like 2024-01-31T14:00:00Z", row=row + 1)
+        raise QmtlError(
+            "E_DATA_SCHEMA",
+            f"{where}: {values.iloc[row]!r} in {column} is not a time (row {row + 1})",
+            "write times like 2024-01-31T14:00:00Z",
+            row=row + 1,
+        )
     return parsed.astype("datetime64[ns, UTC]").astype("int64").to_numpy()
 
 
@@ -135,7 +169,13 @@ def _numbers(frame: pd.DataFrame, where: str) -> dict[str, np.ndarray]:
             continue  # a column of text, such as a comment
         if len(broken):
             row = int(broken[0])
-            raise QmtlError("E_DATA_SCHEMA", f"{where}: {values.iloc[row]!r} in {name} is not a number (row {row + 1})", "mend the value, or leave it empty", row=row + 1, column=name)
+            raise QmtlError(
+                "E_DATA_SCHEMA",
+                f"{where}: {values.iloc[row]!r} in {name} is not a number (row {row + 1})",
+                "mend the value, or leave it empty",
+                row=row + 1,
+                column=name,
+            )
         columns[name] = numbers.to_numpy(dtype="float64")
     if not columns:
         raise QmtlError("E_DATA_SCHEMA", f"{where} has no column of numbers", "add one, such as close")

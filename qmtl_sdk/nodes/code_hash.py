@@ -31,7 +31,10 @@ import pandas as pd
 from qmtl_sdk.contracts.canonical import hash_parts
 from qmtl_sdk.contracts.errors import QmtlError
 
-_LIBRARY_FOLDERS = tuple(str(Path(folder).resolve()) for folder in {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_LIBRARY_FOLDERS = tuple(
+    str(Path(folder).resolve())
+    for folder in {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
 _OUR_PACKAGES = ("qmtl_sdk", "activities", "workflows", "temporal", "api")
 _parsed: dict[str, tuple[str, ast.Module]] = {}
 
@@ -49,13 +52,26 @@ class _Walk:
 
     def function(self, function: Any) -> list[str]:
         if isinstance(function, partial):
-            return ["partial", *self.function(function.func), *self.value(list(function.args), "partial"), *self.value(dict(function.keywords), "partial")]
+            return [
+                "partial",
+                *self.function(function.func),
+                *self.value(list(function.args), "partial"),
+                *self.value(dict(function.keywords), "partial"),
+            ]
         owner = getattr(function, "__self__", None)
         function = inspect.unwrap(getattr(function, "__func__", function))
         if not isinstance(function, types.FunctionType):
-            if isinstance(function, type) or not callable(function) or isinstance(function, types.BuiltinFunctionType):
+            if (
+                isinstance(function, type)
+                or not callable(function)
+                or isinstance(function, types.BuiltinFunctionType)
+            ):
                 return self.value(function, "the compute function")
-            return ["callable", *self.value(function, "the compute function"), *self.function(type(function).__call__)]
+            return [
+                "callable",
+                *self.value(function, "the compute function"),
+                *self.function(type(function).__call__),
+            ]
         if id(function) in self._seen:
             return ["again", str(self._seen[id(function)])]
         self._seen[id(function)] = len(self._seen)
@@ -67,7 +83,11 @@ class _Walk:
         else:
             parts += ["ast", ast.dump(tree)]
             attributes = _attributes(tree)
-        parts += ["defaults", *self.value(list(function.__defaults__ or ()), "a default"), *self.value(dict(function.__kwdefaults__ or {}), "a default")]
+        parts += [
+            "defaults",
+            *self.value(list(function.__defaults__ or ()), "a default"),
+            *self.value(dict(function.__kwdefaults__ or {}), "a default"),
+        ]
         if owner is not None and not isinstance(owner, types.ModuleType):
             first = function.__code__.co_varnames[0]
             parts += ["self", *self._attributes_of(owner, attributes.get(first, set()), first)]
@@ -95,8 +115,28 @@ class _Walk:
     def value(self, value: Any, where: str) -> list[str]:
         """The parts of a value, with its kind first, so that `1` and `"1"` differ."""
         kind = type(value).__name__
-        if value is None or isinstance(value, bool | int | str | bytes | Decimal | Fraction | complex | date | time | timedelta | tzinfo | PurePath | range | slice):
-            return [kind, repr(value)] if not isinstance(value, enum.Enum) else [kind, type(value).__qualname__, value.name]
+        if value is None or isinstance(
+            value,
+            bool
+            | int
+            | str
+            | bytes
+            | Decimal
+            | Fraction
+            | complex
+            | date
+            | time
+            | timedelta
+            | tzinfo
+            | PurePath
+            | range
+            | slice,
+        ):
+            return (
+                [kind, repr(value)]
+                if not isinstance(value, enum.Enum)
+                else [kind, type(value).__qualname__, value.name]
+            )
         if isinstance(value, enum.Enum):
             return [kind, type(value).__qualname__, value.name]
         if isinstance(value, float):
@@ -106,7 +146,10 @@ class _Walk:
         if isinstance(value, set | frozenset):
             return [kind, *sorted(hash_parts(*self.value(item, where)) for item in value)]
         if isinstance(value, Mapping):
-            pairs = sorted((hash_parts(*self.value(key, where)), hash_parts(*self.value(item, where))) for key, item in value.items())
+            pairs = sorted(
+                (hash_parts(*self.value(key, where)), hash_parts(*self.value(item, where)))
+                for key, item in value.items()
+            )
             return [kind, *(part for pair in pairs for part in pair)]
         if hasattr(value, "node_id") and isinstance(value.node_id, str):
             return ["node", value.node_id]
@@ -115,19 +158,32 @@ class _Walk:
             return [kind, str(array.dtype), str(array.shape), array.tobytes().hex()]
         if isinstance(value, pd.Series | pd.DataFrame | pd.Index):
             hashed = pd.util.hash_pandas_object(value).to_numpy()
-            return [kind, str(getattr(value, "columns", "")), str(getattr(value, "dtypes", getattr(value, "dtype", ""))), hashed.tobytes().hex()]
+            return [
+                kind,
+                str(getattr(value, "columns", "")),
+                str(getattr(value, "dtypes", getattr(value, "dtype", ""))),
+                hashed.tobytes().hex(),
+            ]
         if isinstance(value, types.ModuleType):
             return ["module", value.__name__]
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, types.BuiltinFunctionType | np.ufunc):
-            return ["builtin", getattr(value, "__module__", "") or "", getattr(value, "__qualname__", getattr(value, "__name__", ""))]
+            return [
+                "builtin",
+                getattr(value, "__module__", "") or "",
+                getattr(value, "__qualname__", getattr(value, "__name__", "")),
+            ]
         if dataclasses.is_dataclass(value):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             return ["dataclass", *self._class(type(value)), *self.value(fields, where)]
         if isinstance(value, types.FunctionType | types.MethodType | partial):
-            plain = inspect.unwrap(getattr(value, "__func__", value)) if not isinstance(value, partial) else value
-            if isinstance(plain, types.FunctionType) and _is_library(plain.__module__, plain.__code__.co_filename):
+            plain = (
+                inspect.unwrap(getattr(value, "__func__", value)) if not isinstance(value, partial) else value
+            )
+            if isinstance(plain, types.FunctionType) and _is_library(
+                plain.__module__, plain.__code__.co_filename
+            ):
                 return ["library", plain.__module__ or "", plain.__qualname__]
             return self.function(value)
         if callable(value) and hasattr(value, "__module__") and hasattr(value, "__qualname__"):
@@ -141,7 +197,11 @@ class _Walk:
 
     def _class(self, cls: type) -> list[str]:
         module = sys.modules.get(cls.__module__)
-        if module is None or cls.__module__ == "builtins" or _is_library(cls.__module__, getattr(module, "__file__", None)):
+        if (
+            module is None
+            or cls.__module__ == "builtins"
+            or _is_library(cls.__module__, getattr(module, "__file__", None))
+        ):
             return ["library class", cls.__module__, cls.__qualname__]
         if id(cls) in self._seen:
             return ["again", str(self._seen[id(cls)])]
@@ -159,7 +219,11 @@ class _Walk:
     def _bytecode(self, code: types.CodeType) -> list[str]:
         parts = [code.co_code.hex(), *code.co_names, *code.co_varnames]
         for constant in code.co_consts:
-            parts += self._bytecode(constant) if isinstance(constant, types.CodeType) else self.value(constant, "a constant")
+            parts += (
+                self._bytecode(constant)
+                if isinstance(constant, types.CodeType)
+                else self.value(constant, "a constant")
+            )
         return parts
 
 
@@ -225,7 +289,11 @@ def _module_tree(filename: str) -> ast.Module | None:
 
 def _find(module: ast.Module, code: types.CodeType) -> ast.AST | None:
     """The function or lambda that `code` was compiled from. Several lambdas may share a line: the columns of the bytecode decide."""
-    spots = [(line, column) for line, _, column, _ in code.co_positions() if line and column is not None and line > 0]
+    spots = [
+        (line, column)
+        for line, _, column, _ in code.co_positions()
+        if line and column is not None and line > 0
+    ]
     for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.co_name:
             first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
@@ -233,7 +301,10 @@ def _find(module: ast.Module, code: types.CodeType) -> ast.AST | None:
                 return node
         if isinstance(node, ast.Lambda) and code.co_name == "<lambda>" and node.lineno == code.co_firstlineno:
             body = node.body
-            lo, hi = (body.lineno, body.col_offset), (body.end_lineno or body.lineno, body.end_col_offset or 0)
+            lo, hi = (
+                (body.lineno, body.col_offset),
+                (body.end_lineno or body.lineno, body.end_col_offset or 0),
+            )
             inside = [spot for spot in spots if spot != (code.co_firstlineno, 0)]
             if inside and all(lo <= spot <= hi for spot in inside):
                 return node
@@ -246,7 +317,12 @@ class _Strip(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self.generic_visit(node)
         node.returns = None
-        if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant) and isinstance(node.body[0].value.value, str):
+        if (
+            node.body
+            and isinstance(node.body[0], ast.Expr)
+            and isinstance(node.body[0].value, ast.Constant)
+            and isinstance(node.body[0].value.value, str)
+        ):
             node.body = node.body[1:] or [ast.Pass()]
         return node
 

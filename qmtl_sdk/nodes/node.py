@@ -55,11 +55,19 @@ class Node:
         self.inputs = tuple([input] if isinstance(input, Node) else input or ())
         for parent in self.inputs:
             if not isinstance(parent, Node):
-                raise QmtlError("E_NODE_INPUT", f"{name or 'a node'} has {parent!r} as an input, which is not a node", "pass nodes in input=")
+                raise QmtlError(
+                    "E_NODE_INPUT",
+                    f"{name or 'a node'} has {parent!r} as an input, which is not a node",
+                    "pass nodes in input=",
+                )
         self.compute_fn, self.name, self.tags, self.clock = compute_fn, name, tuple(tags), clock
         self.context: ComputeContext | None = None
         self.interval = self._interval(interval)
-        self.period = bars(period, self.interval) if period is not None else max((parent.period for parent in self.inputs), default=1)
+        self.period = (
+            bars(period, self.interval)
+            if period is not None
+            else max((parent.period for parent in self.inputs), default=1)
+        )
         self.params = dict(params or {})
         self.schema = dict(schema or {})
 
@@ -69,7 +77,11 @@ class Node:
         found = sorted({parent.interval for parent in self.inputs})
         if len(found) == 1:
             return found[0]
-        why = "has no interval" if not found else f"has inputs of different intervals ({', '.join(f'{s} s' for s in found)})"
+        why = (
+            "has no interval"
+            if not found
+            else f"has inputs of different intervals ({', '.join(f'{s} s' for s in found)})"
+        )
         raise QmtlError("E_INTERVAL", f"{self.name or 'a node'} {why}", "say which with interval=")
 
     def apply_compute_context(self, context: ComputeContext) -> None:
@@ -98,7 +110,15 @@ class Node:
 
     @property
     def spec(self) -> CanonicalNodeSpec:
-        return CanonicalNodeSpec(self.node_type, self.interval, self.period, self.params, tuple(parent.node_id for parent in self.inputs), SCHEMA_COMPAT_ID, self.code_hash)
+        return CanonicalNodeSpec(
+            self.node_type,
+            self.interval,
+            self.period,
+            self.params,
+            tuple(parent.node_id for parent in self.inputs),
+            SCHEMA_COMPAT_ID,
+            self.code_hash,
+        )
 
     def record(self) -> NodeRecord:
         """The node as it is submitted."""
@@ -125,7 +145,11 @@ class ProcessingNode(Node):
 
     def __init__(self, input: "Node | Sequence[Node]", compute_fn: ComputeFn, **options: Any) -> None:
         if not input:
-            raise QmtlError("E_NODE_INPUT", f"{options.get('name') or 'a ProcessingNode'} has no input", "pass the nodes that it reads in input=")
+            raise QmtlError(
+                "E_NODE_INPUT",
+                f"{options.get('name') or 'a ProcessingNode'} has no input",
+                "pass the nodes that it reads in input=",
+            )
         super().__init__(input, compute_fn, **options)
 
 
@@ -154,7 +178,14 @@ class StreamInput(Node):
             selector["fields"] = sorted(set(fields))
         if source is not None:
             selector["source"] = source.identity
-        super().__init__(interval=interval, period=period, params=selector, name=name or "/".join([*sorted(set(tags))]), tags=tags, clock=clock)
+        super().__init__(
+            interval=interval,
+            period=period,
+            params=selector,
+            name=name or "/".join([*sorted(set(tags))]),
+            tags=tags,
+            clock=clock,
+        )
 
 
 class TagQueryNode(Node):
@@ -174,7 +205,15 @@ class TagQueryNode(Node):
     ) -> None:
         self.query_tags, self.match_mode = tuple(sorted(set(query_tags))), MatchMode(match_mode)
         if not self.query_tags:
-            raise QmtlError("E_NODE_INPUT", "a TagQueryNode without query_tags matches nothing", "name at least one tag")
+            raise QmtlError(
+                "E_NODE_INPUT", "a TagQueryNode without query_tags matches nothing", "name at least one tag"
+            )
         length = seconds(interval)
         query = {"query_tags": list(self.query_tags), "match_mode": self.match_mode.value, "interval": length}
-        super().__init__(compute_fn=compute_fn, interval=length, period=period, params=query, name=name or f"tags {self.match_mode.value} {'+'.join(self.query_tags)}")
+        super().__init__(
+            compute_fn=compute_fn,
+            interval=length,
+            period=period,
+            params=query,
+            name=name or f"tags {self.match_mode.value} {'+'.join(self.query_tags)}",
+        )

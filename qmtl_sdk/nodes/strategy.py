@@ -22,12 +22,26 @@ class Strategy:
         self.weights: dict[Node, float] = {}
 
     def setup(self) -> None:
-        raise QmtlError("E_DAG_EMPTY", f"{type(self).__name__} has no setup()", "define setup() and call self.add_nodes([...]) in it")
+        raise QmtlError(
+            "E_DAG_EMPTY",
+            f"{type(self).__name__} has no setup()",
+            "define setup() and call self.add_nodes([...]) in it",
+        )
 
-    def add_nodes(self, nodes: Sequence[Node], *, returns: Node | None = None, weights: Mapping[Node, float] | None = None) -> None:
+    def add_nodes(
+        self,
+        nodes: Sequence[Node],
+        *,
+        returns: Node | None = None,
+        weights: Mapping[Node, float] | None = None,
+    ) -> None:
         for node in [*nodes, *([returns] if returns else []), *(weights or {})]:
             if not isinstance(node, Node):
-                raise QmtlError("E_NODE_INPUT", f"add_nodes was given {node!r}, which is not a node", "pass a list of nodes")
+                raise QmtlError(
+                    "E_NODE_INPUT",
+                    f"add_nodes was given {node!r}, which is not a node",
+                    "pass a list of nodes",
+                )
         self.nodes += nodes
         self.returns_node = returns or self.returns_node
         self.weights.update(weights or {})
@@ -43,14 +57,26 @@ class Build:
     def __init__(self, strategy: "Strategy | type[Strategy]") -> None:
         self.strategy = strategy() if inspect.isclass(strategy) else strategy
         if not isinstance(self.strategy, Strategy):
-            raise QmtlError("E_STRATEGY_FILE", f"{strategy!r} is not a Strategy", "pass a class derived from qmtl_sdk.Strategy")
+            raise QmtlError(
+                "E_STRATEGY_FILE",
+                f"{strategy!r} is not a Strategy",
+                "pass a class derived from qmtl_sdk.Strategy",
+            )
         if not self.strategy.nodes:
             self.strategy.setup()
-        given = [*self.strategy.nodes, *self.strategy.weights, *([self.strategy.returns_node] if self.strategy.returns_node else [])]
+        given = [
+            *self.strategy.nodes,
+            *self.strategy.weights,
+            *([self.strategy.returns_node] if self.strategy.returns_node else []),
+        ]
         self.by_id = {node.node_id: node for node in _with_inputs(given)}
         for node in self.by_id.values():
             if node.compute_fn is None and not isinstance(node, StreamInput) and node.node_type != TAG_QUERY:
-                raise QmtlError("E_NODE_INPUT", f"{node.label} has no compute_fn", "pass compute_fn=, or make it a StreamInput")
+                raise QmtlError(
+                    "E_NODE_INPUT",
+                    f"{node.label} has no compute_fn",
+                    "pass compute_fn=, or make it a StreamInput",
+                )
         returns = self.strategy.returns_node
         records = tuple(node.record() for node in self.by_id.values())
         weights = {node.node_id: float(weight) for node, weight in self.strategy.weights.items()}
@@ -69,7 +95,11 @@ class Build:
     @property
     def warnings(self) -> list[str]:
         """What lint would have an author know."""
-        return [f"{node.label} has a seed among its parameters: it is computed anew every time" for node in self.nodes if node.seeded]
+        return [
+            f"{node.label} has a seed among its parameters: it is computed anew every time"
+            for node in self.nodes
+            if node.seeded
+        ]
 
 
 def _with_inputs(nodes: Sequence[Node]) -> list[Node]:

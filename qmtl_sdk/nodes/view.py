@@ -86,7 +86,11 @@ class CacheView:
         window = self._windows.get(node_id)
         if window is None:
             known = ", ".join(sorted(w.label for w in self._windows.values())) or "none"
-            raise QmtlError("E_NODE_INPUT", f"{getattr(node, 'label', node)} is not an input of this node", f"pass it in input=; inputs are: {known}")
+            raise QmtlError(
+                "E_NODE_INPUT",
+                f"{getattr(node, 'label', node)} is not an input of this node",
+                f"pass it in input=; inputs are: {known}",
+            )
         return window
 
     def __iter__(self) -> Iterator[str]:
@@ -95,16 +99,33 @@ class CacheView:
     def __len__(self) -> int:
         return len(self._windows)
 
-    def as_frame(self, node: Any, interval: "int | str | timedelta | None" = None, *, columns: Sequence[str] | None = None, window: int | None = None) -> FrameView:
+    def as_frame(
+        self,
+        node: Any,
+        interval: "int | str | timedelta | None" = None,
+        *,
+        columns: Sequence[str] | None = None,
+        window: int | None = None,
+    ) -> FrameView:
         """An input's bars as a frame. Raises QmtlError: E_INTERVAL where `interval` is not the input's, E_COLUMN_MISSING."""
         seen = self[node]
         if interval is not None and seconds(interval) != seen.interval:
-            raise QmtlError("E_INTERVAL", f"{seen.label} has an interval of {seen.interval} s, not {seconds(interval)} s", "ask for the input's own interval")
+            raise QmtlError(
+                "E_INTERVAL",
+                f"{seen.label} has an interval of {seen.interval} s, not {seconds(interval)} s",
+                "ask for the input's own interval",
+            )
         frame = seen.frame if window is None else seen.frame.iloc[-window:]
         view = FrameView(seen.label, frame)
-        return view if columns is None else FrameView(seen.label, view.validate_columns(columns).frame[list(columns)])
+        return (
+            view
+            if columns is None
+            else FrameView(seen.label, view.validate_columns(columns).frame[list(columns)])
+        )
 
-    def align_frames(self, inputs: "Sequence[tuple[Any, int | str | timedelta]]", window: int | None = None) -> list[FrameView]:
+    def align_frames(
+        self, inputs: "Sequence[tuple[Any, int | str | timedelta]]", window: int | None = None
+    ) -> list[FrameView]:
         """Frames of one index: the finest input's bars, each joined to what had closed by its close (a backward as-of join on closing times)."""
         seen = [self.as_frame(node, interval) for node, interval in inputs]
         lengths = [self[node].interval for node, _ in inputs]
@@ -123,9 +144,19 @@ class CacheView:
             at = (view.frame.index + pd.Timedelta(seconds=length)).searchsorted(closes, side="right") - 1
             rows = view.frame.take(np.maximum(at, 0)) if len(view.frame) else view.frame.reindex(index)
             rows = rows.set_axis(index)
-            aligned.append(FrameView(view.label, rows.where(pd.Series(at >= 0, index=index), other=np.nan) if (at < 0).any() else rows))
+            aligned.append(
+                FrameView(
+                    view.label,
+                    rows.where(pd.Series(at >= 0, index=index), other=np.nan) if (at < 0).any() else rows,
+                )
+            )
         return aligned
 
 
 def _no_column(label: str, wanted: list[str], there: list[str]) -> QmtlError:
-    return QmtlError("E_COLUMN_MISSING", f"{label} has no column {', '.join(wanted)}", f"it has: {', '.join(there) or 'none'}", columns=there)
+    return QmtlError(
+        "E_COLUMN_MISSING",
+        f"{label} has no column {', '.join(wanted)}",
+        f"it has: {', '.join(there) or 'none'}",
+        columns=there,
+    )

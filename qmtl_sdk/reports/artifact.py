@@ -32,8 +32,19 @@ def decode(data: bytes) -> Returns:
         table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         meta = json.loads((table.schema.metadata or {})[_META])
         ts, values = _column(table, "ts", "int64"), _column(table, "returns", "float64")
-        positions = {name.removeprefix(_POSITION): _column(table, name, "float64") for name in table.column_names if name.startswith(_POSITION)}
-        returns = Returns(ts, values, int(meta["interval"]), positions, {str(k): float(v) for k, v in meta["weights"].items()}, tuple(meta["price_streams"]))
+        positions = {
+            name.removeprefix(_POSITION): _column(table, name, "float64")
+            for name in table.column_names
+            if name.startswith(_POSITION)
+        }
+        returns = Returns(
+            ts,
+            values,
+            int(meta["interval"]),
+            positions,
+            {str(k): float(v) for k, v in meta["weights"].items()},
+            tuple(meta["price_streams"]),
+        )
     except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _invalid(f"the artifact is not a table of returns: {error}") from error
     if not len(ts):

@@ -47,9 +47,13 @@ def measure(returns: Returns, periods: float) -> dict[str, float | None]:
     deviation = _std(r)
     trades = turnover = gross_long = gross_short = leverage = None
     if returns.positions:
-        changes = {name: np.abs(np.diff(position, prepend=0.0)) for name, position in returns.positions.items()}
+        changes = {
+            name: np.abs(np.diff(position, prepend=0.0)) for name, position in returns.positions.items()
+        }
         trades = float(sum(np.count_nonzero(change) for change in changes.values()))
-        turnover = float(sum(abs(returns.weights[name]) * change.sum() for name, change in changes.items()) / years)
+        turnover = float(
+            sum(abs(returns.weights[name]) * change.sum() for name, change in changes.items()) / years
+        )
         held = [returns.weights[name] * position for name, position in returns.positions.items()]
         gross_long = float(sum(np.maximum(position, 0.0) for position in held).mean())
         gross_short = float(sum(np.maximum(-position, 0.0) for position in held).mean())

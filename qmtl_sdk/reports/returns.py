@@ -44,15 +44,24 @@ class _Instrument:
     position: np.ndarray
 
 
-def returns_of(build: Build, tapes: Mapping[str, Tape], execution: Execution, as_of: datetime | None = None) -> Returns:
+def returns_of(
+    build: Build, tapes: Mapping[str, Tape], execution: Execution, as_of: datetime | None = None
+) -> Returns:
     """The returns of a computed strategy. Raises QmtlError: E_RETURNS_MISSING, E_RETURNS_AMBIGUOUS, E_COMPUTE_OUTPUT.
 
     One that holds nothing but offers its nodes' outputs by tag, or asks for others', has returns of 0: it is there for what it computes.
     """
-    carriers = [node for node in build.nodes if _position_column(tapes[node.node_id]) and not isinstance(node, StreamInput)]
+    carriers = [
+        node
+        for node in build.nodes
+        if _position_column(tapes[node.node_id]) and not isinstance(node, StreamInput)
+    ]
     if build.strategy.returns_node is not None:
         return _named(build.strategy.returns_node, tapes)
-    if not carriers and any(node.node_type == TAG_QUERY or (node.tags and not isinstance(node, StreamInput)) for node in build.nodes):
+    if not carriers and any(
+        node.node_type == TAG_QUERY or (node.tags and not isinstance(node, StreamInput))
+        for node in build.nodes
+    ):
         return _flat(build, tapes, as_of)
     if not carriers:
         raise QmtlError(
@@ -64,10 +73,20 @@ def returns_of(build: Build, tapes: Mapping[str, Tape], execution: Execution, as
     instruments = [_instrument(node, tapes, cost) for node in carriers]
     intervals = {item.node.interval for item in instruments}
     if len(intervals) > 1:
-        raise QmtlError("E_RETURNS_AMBIGUOUS", f"the position nodes of {build.name} have different intervals", "give them one interval, or pass returns= to add_nodes")
-    given = [build.strategy.weights.get(item.node, 0.0 if build.strategy.weights else 1.0) for item in instruments]
+        raise QmtlError(
+            "E_RETURNS_AMBIGUOUS",
+            f"the position nodes of {build.name} have different intervals",
+            "give them one interval, or pass returns= to add_nodes",
+        )
+    given = [
+        build.strategy.weights.get(item.node, 0.0 if build.strategy.weights else 1.0) for item in instruments
+    ]
     if sum(map(abs, given)) <= 0:
-        raise QmtlError("E_RETURNS_MISSING", f"the weights of {build.name} name none of its position nodes", "name the nodes whose output has a column position or signal")
+        raise QmtlError(
+            "E_RETURNS_MISSING",
+            f"the weights of {build.name} name none of its position nodes",
+            "name the nodes whose output has a column position or signal",
+        )
     weights = [weight / sum(map(abs, given)) for weight in given]
     ts = np.unique(np.concatenate([item.ts for item in instruments]))
     values, positions, shares = np.zeros(len(ts)), {}, {}
@@ -90,9 +109,15 @@ def _flat(build: Build, tapes: Mapping[str, Tape], as_of: datetime | None) -> Re
         return Returns(finest.ts, np.zeros(len(finest.ts)), finest.interval, {}, {}, ())
     interval = min(node.interval for node in build.nodes)
     if as_of is None:
-        raise QmtlError("E_RETURNS_MISSING", f"{build.name} has neither data nor a time that it is computed for", "submit it to a world with a clock")
+        raise QmtlError(
+            "E_RETURNS_MISSING",
+            f"{build.name} has neither data nor a time that it is computed for",
+            "submit it to a world with a clock",
+        )
     step = interval * NS
-    return Returns(np.array([to_ns(as_of) // step * step - step], dtype="int64"), np.zeros(1), interval, {}, {}, ())
+    return Returns(
+        np.array([to_ns(as_of) // step * step - step], dtype="int64"), np.zeros(1), interval, {}, {}, ()
+    )
 
 
 def _instrument(node: Node, tapes: Mapping[str, Tape], cost: float) -> _Instrument:
@@ -105,7 +130,11 @@ def _instrument(node: Node, tapes: Mapping[str, Tape], cost: float) -> _Instrume
     ts, position = tape.bars.ts[first:], np.nan_to_num(decided[first:], nan=0.0)
     at = np.searchsorted(bars.closes, tape.bars.closes[first:], side="right") - 1
     if (at < 0).any():
-        raise QmtlError("E_RETURNS_MISSING", f"{node.label} decides before its price stream {price.label} begins", "give the stream more history")
+        raise QmtlError(
+            "E_RETURNS_MISSING",
+            f"{node.label} decides before its price stream {price.label} begins",
+            "give the stream more history",
+        )
     close = bars.columns[CLOSE][at]
     returns = np.zeros(len(ts))
     held = position[:-1]
@@ -128,8 +157,17 @@ def _price_of(node: Node, tapes: Mapping[str, Tape]) -> StreamInput:
         stack.extend(parent.inputs)
     if len(found) == 1:
         return next(iter(found.values()))
-    why = "no stream with a column close" if not found else "several price streams: " + ", ".join(sorted(stream.label for stream in found.values()))
-    raise QmtlError("E_RETURNS_AMBIGUOUS", f"{node.label} derives from {why}", "give each instrument a position node of its own, or pass returns= to add_nodes", node=node.node_id)
+    why = (
+        "no stream with a column close"
+        if not found
+        else "several price streams: " + ", ".join(sorted(stream.label for stream in found.values()))
+    )
+    raise QmtlError(
+        "E_RETURNS_AMBIGUOUS",
+        f"{node.label} derives from {why}",
+        "give each instrument a position node of its own, or pass returns= to add_nodes",
+        node=node.node_id,
+    )
 
 
 def _within(node: Node, column: str, tape: Tape) -> None:
@@ -138,7 +176,12 @@ def _within(node: Node, column: str, tape: Tape) -> None:
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
         wanted = "0 or 1" if column == SIGNAL else "between -1 and 1"
-        raise QmtlError("E_COMPUTE_OUTPUT", f"{node.label} gives a {column} of {values[row]:g} at {iso(int(tape.bars.ts[row]))}", f"keep it {wanted}", node=node.node_id)
+        raise QmtlError(
+            "E_COMPUTE_OUTPUT",
+            f"{node.label} gives a {column} of {values[row]:g} at {iso(int(tape.bars.ts[row]))}",
+            f"keep it {wanted}",
+            node=node.node_id,
+        )
 
 
 def _position_column(tape: Tape) -> str:
@@ -149,7 +192,12 @@ def _named(node: Node, tapes: Mapping[str, Tape]) -> Returns:
     tape = tapes[node.node_id]
     columns = tape.bars.columns
     if len(columns) != 1 and "returns" not in columns:
-        raise QmtlError("E_RETURNS_AMBIGUOUS", f"{node.label} is named with returns= and has the columns {', '.join(columns)}", "give it one column, or one called returns", node=node.node_id)
+        raise QmtlError(
+            "E_RETURNS_AMBIGUOUS",
+            f"{node.label} is named with returns= and has the columns {', '.join(columns)}",
+            "give it one column, or one called returns",
+            node=node.node_id,
+        )
     values = columns["returns"] if "returns" in columns else next(iter(columns.values()))
     values = np.nan_to_num(values[tape.first :], nan=0.0)
     values[0] = 0.0

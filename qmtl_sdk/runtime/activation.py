@@ -44,18 +44,30 @@ class ActivationManager:
     def domain(self) -> Domain | None:
         """The domain that the strategy is switched on for; None where it is not."""
         activation = self.activation
-        return domain_of(activation.effective_mode) if activation is not None and activation.active_in_effect else None
+        return (
+            domain_of(activation.effective_mode)
+            if activation is not None and activation.active_in_effect
+            else None
+        )
 
     @property
     def decided_at(self) -> datetime | None:
         event = self._stream.states["decisions"].events.get(self.world_id)
-        return datetime.fromisoformat(str(event.data["decided_at"])) if event is not None and event.data and "decided_at" in event.data else None
+        return (
+            datetime.fromisoformat(str(event.data["decided_at"]))
+            if event is not None and event.data and "decided_at" in event.data
+            else None
+        )
 
     @property
     def ttl_s(self) -> float:
         """How long the newest decision may be gone by without being heard of."""
         event = self._stream.states["decisions"].events.get(self.world_id)
-        return float(event.data.get("ttl", DEFAULT_TTL_S)) if event is not None and event.data else float(DEFAULT_TTL_S)
+        return (
+            float(event.data.get("ttl", DEFAULT_TTL_S))
+            if event is not None and event.data
+            else float(DEFAULT_TTL_S)
+        )
 
     @property
     def silence_s(self) -> float:
@@ -86,7 +98,11 @@ class Gate:
             return faults[0]
         silence, ttl = self.manager.silence_s, self.manager.ttl_s
         if silence > ttl:
-            return "the stream was never heard" if silence == float("inf") else f"the stream was not heard for {words(silence)}, longer than the decision's ttl of {words(ttl)}"
+            return (
+                "the stream was never heard"
+                if silence == float("inf")
+                else f"the stream was not heard for {words(silence)}, longer than the decision's ttl of {words(ttl)}"
+            )
         decided_at = self.manager.decided_at
         if decided_at is not None and (age := (self.clock() - decided_at).total_seconds()) > ttl:
             return f"the newest decision is {words(age)} old, its ttl is {words(ttl)}"

@@ -16,9 +16,37 @@ from qmtl_sdk.contracts.events import Subscribe, Subscription
 from qmtl_sdk.contracts.orders import Order, OrderBatch, OrderRecord, OrderVerdict, OrderVerdicts
 from qmtl_sdk.contracts.policy import Difference, Policy
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
-from qmtl_sdk.contracts.sessions import QueueAppend, QueueAppended, QueueInfo, QueueMessage, QueueRead, SessionAck, SessionAcked, SessionBeat, SessionGrant, SessionInfo, SessionKept, SessionOpen
-from qmtl_sdk.contracts.submission import Ack, DryRun, EvidenceRef, Heartbeat, LeaseFailure, StrategyStatus, StrategySubmit
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, EdgeOverride, Explanation, World, WorldUpdate
+from qmtl_sdk.contracts.sessions import (
+    QueueAppend,
+    QueueAppended,
+    QueueInfo,
+    QueueMessage,
+    QueueRead,
+    SessionAck,
+    SessionAcked,
+    SessionBeat,
+    SessionGrant,
+    SessionInfo,
+    SessionKept,
+    SessionOpen,
+)
+from qmtl_sdk.contracts.submission import (
+    Ack,
+    DryRun,
+    EvidenceRef,
+    Heartbeat,
+    LeaseFailure,
+    StrategyStatus,
+    StrategySubmit,
+)
+from qmtl_sdk.contracts.worlds import (
+    ActivationEnvelope,
+    DecisionEnvelope,
+    EdgeOverride,
+    Explanation,
+    World,
+    WorldUpdate,
+)
 
 M = TypeVar("M", bound=BaseModel)
 _AWAY_LIMIT_S = 30.0
@@ -34,7 +62,9 @@ class GatewayClient:
     def __init__(self, url: str, token: str | None, away_limit_s: float = _AWAY_LIMIT_S) -> None:
         self.url, self.token, self._away_limit_s = url.rstrip("/"), token, away_limit_s
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(90.0, connect=5.0), headers=headers, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url, timeout=httpx.Timeout(90.0, connect=5.0), headers=headers, trust_env=False
+        )
 
     def close(self) -> None:
         self._http.close()
@@ -42,7 +72,9 @@ class GatewayClient:
     def __enter__(self) -> "GatewayClient":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # submissions
@@ -53,9 +85,13 @@ class GatewayClient:
     def dry_run(self, submission: StrategySubmit) -> DryRun:
         return DryRun.model_validate(self._call("POST", "/strategies/dry-run", submission))
 
-    def status(self, strategy_id: str, world_id: str, run_id: str | None = None, wait_s: float = 0.0) -> StrategyStatus:
+    def status(
+        self, strategy_id: str, world_id: str, run_id: str | None = None, wait_s: float = 0.0
+    ) -> StrategyStatus:
         params = {"world_id": world_id, "wait": wait_s, **({"run_id": run_id} if run_id else {})}
-        return StrategyStatus.model_validate(self._call("GET", f"/strategies/{strategy_id}/status", params=params))
+        return StrategyStatus.model_validate(
+            self._call("GET", f"/strategies/{strategy_id}/status", params=params)
+        )
 
     def heartbeat(self, lease_id: str, beat: Heartbeat) -> None:
         """Tried once: the next beat comes soon, and nobody must wait for this one."""
@@ -91,16 +127,29 @@ class GatewayClient:
         return found
 
     def decide(self, world_id: str, idempotency_key: str) -> DecisionEnvelope:
-        return DecisionEnvelope.model_validate(self._call("POST", f"/worlds/{world_id}/decide", json={"idempotency_key": idempotency_key}))
+        return DecisionEnvelope.model_validate(
+            self._call("POST", f"/worlds/{world_id}/decide", json={"idempotency_key": idempotency_key})
+        )
 
     def decisions(self, world_id: str, limit: int = 1) -> list[DecisionEnvelope]:
-        return TypeAdapter(list[DecisionEnvelope]).validate_python(self._call("GET", f"/worlds/{world_id}/decisions", params={"limit": limit}))
+        return TypeAdapter(list[DecisionEnvelope]).validate_python(
+            self._call("GET", f"/worlds/{world_id}/decisions", params={"limit": limit})
+        )
 
     def activation(self, world_id: str) -> list[ActivationEnvelope]:
-        return TypeAdapter(list[ActivationEnvelope]).validate_python(self._call("GET", f"/worlds/{world_id}/activation"))
+        return TypeAdapter(list[ActivationEnvelope]).validate_python(
+            self._call("GET", f"/worlds/{world_id}/activation")
+        )
 
     def update_world(self, world_id: str, change: WorldUpdate, live: bool = False) -> World:
-        return World.model_validate(self._call("PATCH", f"/worlds/{world_id}", json=change.model_dump(mode="json", exclude_none=True), headers=_live(live)))
+        return World.model_validate(
+            self._call(
+                "PATCH",
+                f"/worlds/{world_id}",
+                json=change.model_dump(mode="json", exclude_none=True),
+                headers=_live(live),
+            )
+        )
 
     def fingerprints(self, world_id: str) -> list[str]:
         """Of the data that the newest evidence of the world's strategies was judged on."""
@@ -119,55 +168,90 @@ class GatewayClient:
         return Policy.model_validate(self._call("POST", f"/worlds/{world_id}/policies/{version}/set-default"))
 
     def diff_policies(self, world_id: str, version: int, to: int) -> list[Difference]:
-        return TypeAdapter(list[Difference]).validate_python(self._call("GET", f"/worlds/{world_id}/policies/{version}/diff", params={"to": to}))
+        return TypeAdapter(list[Difference]).validate_python(
+            self._call("GET", f"/worlds/{world_id}/policies/{version}/diff", params={"to": to})
+        )
 
-    def replay_policy(self, world_id: str, policy: dict[str, Any], since: str | None = None) -> dict[str, Any]:
+    def replay_policy(
+        self, world_id: str, policy: dict[str, Any], since: str | None = None
+    ) -> dict[str, Any]:
         """Which past decisions the draft would have made otherwise."""
-        found: dict[str, Any] = self._call("POST", f"/worlds/{world_id}/policies/replay", json={"policy": policy, "since": since})
+        found: dict[str, Any] = self._call(
+            "POST", f"/worlds/{world_id}/policies/replay", json={"policy": policy, "since": since}
+        )
         return found
 
     # applies and the gate
 
     def apply(self, world_id: str, request: ApplyRequest, live: bool = False) -> ApplyStatus:
-        return ApplyStatus.model_validate(self._call("POST", f"/worlds/{world_id}/apply", json=request.json_dict(), headers=_live(live)))
+        return ApplyStatus.model_validate(
+            self._call("POST", f"/worlds/{world_id}/apply", json=request.json_dict(), headers=_live(live))
+        )
 
     def plan_apply(self, world_id: str, request: ApplyRequest) -> ApplyPlan:
-        return ApplyPlan.model_validate(self._call("POST", f"/worlds/{world_id}/apply/plan", json=request.json_dict()))
+        return ApplyPlan.model_validate(
+            self._call("POST", f"/worlds/{world_id}/apply/plan", json=request.json_dict())
+        )
 
     def applies(self, world_id: str, limit: int = 20) -> list[ApplyStatus]:
-        return TypeAdapter(list[ApplyStatus]).validate_python(self._call("GET", f"/worlds/{world_id}/applies", params={"limit": limit}))
+        return TypeAdapter(list[ApplyStatus]).validate_python(
+            self._call("GET", f"/worlds/{world_id}/applies", params={"limit": limit})
+        )
 
     def apply_status(self, world_id: str, run_id: str, wait_s: float = 0.0) -> ApplyStatus:
         """The apply; with `wait_s`, once it has ended, or as it is after so long."""
-        return ApplyStatus.model_validate(self._call("GET", f"/worlds/{world_id}/applies/{run_id}", params={"wait": wait_s}))
+        return ApplyStatus.model_validate(
+            self._call("GET", f"/worlds/{world_id}/applies/{run_id}", params={"wait": wait_s})
+        )
 
     def promote(self, world_id: str, request: PromotionRequest, live: bool = False) -> PromotionView:
-        return PromotionView.model_validate(self._call("POST", f"/worlds/{world_id}/promotions", json=request.json_dict(), headers=_live(live)))
+        return PromotionView.model_validate(
+            self._call(
+                "POST", f"/worlds/{world_id}/promotions", json=request.json_dict(), headers=_live(live)
+            )
+        )
 
     def promotions(self, world_id: str) -> list[PromotionView]:
         """Those that are under way."""
-        return TypeAdapter(list[PromotionView]).validate_python(self._call("GET", f"/worlds/{world_id}/promotions"))
+        return TypeAdapter(list[PromotionView]).validate_python(
+            self._call("GET", f"/worlds/{world_id}/promotions")
+        )
 
     def promotion(self, world_id: str, strategy_id: str) -> PromotionView:
         return PromotionView.model_validate(self._call("GET", f"/worlds/{world_id}/promotions/{strategy_id}"))
 
     def end_promotion(self, world_id: str, strategy_id: str, reason: str = "") -> PromotionView:
-        return PromotionView.model_validate(self._call("POST", f"/worlds/{world_id}/promotions/{strategy_id}/end", json={"reason": reason}))
+        return PromotionView.model_validate(
+            self._call("POST", f"/worlds/{world_id}/promotions/{strategy_id}/end", json={"reason": reason})
+        )
 
     def approve(self, world_id: str, run_id: str, verdict: Verdict, live: bool = False) -> Approval:
-        return Approval.model_validate(self._call("POST", f"/worlds/{world_id}/applies/{run_id}/approve", json=verdict.json_dict(), headers=_live(live)))
+        return Approval.model_validate(
+            self._call(
+                "POST",
+                f"/worlds/{world_id}/applies/{run_id}/approve",
+                json=verdict.json_dict(),
+                headers=_live(live),
+            )
+        )
 
     def reject(self, world_id: str, run_id: str, verdict: Verdict) -> Approval:
-        return Approval.model_validate(self._call("POST", f"/worlds/{world_id}/applies/{run_id}/reject", json=verdict.json_dict()))
+        return Approval.model_validate(
+            self._call("POST", f"/worlds/{world_id}/applies/{run_id}/reject", json=verdict.json_dict())
+        )
 
     def abort(self, world_id: str, run_id: str, reason: str = "") -> ApplyStatus:
-        return ApplyStatus.model_validate(self._call("POST", f"/worlds/{world_id}/applies/{run_id}/abort", json={"reason": reason}))
+        return ApplyStatus.model_validate(
+            self._call("POST", f"/worlds/{world_id}/applies/{run_id}/abort", json={"reason": reason})
+        )
 
     def gate(self, world_id: str) -> GateStatus:
         return GateStatus.model_validate(self._call("GET", f"/worlds/{world_id}/gate"))
 
     def halt(self, world_id: str, reason: str = "") -> GateStatus:
-        return GateStatus.model_validate(self._call("POST", f"/worlds/{world_id}/halt", json={"reason": reason}))
+        return GateStatus.model_validate(
+            self._call("POST", f"/worlds/{world_id}/halt", json={"reason": reason})
+        )
 
     def resume(self, world_id: str, reason: str = "") -> dict[str, Any]:
         """What was lifted, and the gate."""
@@ -175,24 +259,39 @@ class GatewayClient:
         return found
 
     def overrides(self, world_id: str) -> list[EdgeOverride]:
-        return TypeAdapter(list[EdgeOverride]).validate_python(self._call("GET", f"/worlds/{world_id}/edges/overrides"))
+        return TypeAdapter(list[EdgeOverride]).validate_python(
+            self._call("GET", f"/worlds/{world_id}/edges/overrides")
+        )
 
     def override(self, world_id: str, edge: EdgeOverride) -> EdgeOverride:
         return EdgeOverride.model_validate(self._call("POST", f"/worlds/{world_id}/edges/overrides", edge))
 
     def audit(self, world_id: str, after: int = 0, limit: int = 100, verify: bool = False) -> dict[str, Any]:
         """Entries of the audit trail, oldest first; with `verify`, over how many of them the chain was found whole."""
-        found: dict[str, Any] = self._call("GET", f"/worlds/{world_id}/audit", params={"after": after, "limit": limit, "verify": verify})
+        found: dict[str, Any] = self._call(
+            "GET", f"/worlds/{world_id}/audit", params={"after": after, "limit": limit, "verify": verify}
+        )
         return found
 
     # orders
 
     def publish_orders(self, orders: Sequence[Order], patience_s: float | None = None) -> list[OrderVerdict]:
         """A verdict for each. May be repeated: an order id is answered once."""
-        return list(OrderVerdicts.model_validate(self._call("POST", "/orders", OrderBatch(orders=tuple(orders)), patience_s=patience_s)).verdicts)
+        return list(
+            OrderVerdicts.model_validate(
+                self._call("POST", "/orders", OrderBatch(orders=tuple(orders)), patience_s=patience_s)
+            ).verdicts
+        )
 
-    def orders(self, world_id: str, after: int = 0, limit: int = 100, reason: str | None = None) -> list[OrderRecord]:
-        params = {"world_id": world_id, "after": after, "limit": limit, **({"reason": reason} if reason else {})}
+    def orders(
+        self, world_id: str, after: int = 0, limit: int = 100, reason: str | None = None
+    ) -> list[OrderRecord]:
+        params = {
+            "world_id": world_id,
+            "after": after,
+            "limit": limit,
+            **({"reason": reason} if reason else {}),
+        }
         return TypeAdapter(list[OrderRecord]).validate_python(self._call("GET", "/orders", params=params))
 
     # running strategies
@@ -202,14 +301,20 @@ class GatewayClient:
 
     def session_beat(self, session_id: str, beat: SessionBeat) -> SessionKept:
         """Tried once: the next beat comes soon."""
-        return SessionKept.model_validate(self._call("POST", f"/sessions/{session_id}/heartbeat", beat, patience_s=0.0, timeout=10.0))
+        return SessionKept.model_validate(
+            self._call("POST", f"/sessions/{session_id}/heartbeat", beat, patience_s=0.0, timeout=10.0)
+        )
 
     def end_session(self, session_id: str, reason: str, patience_s: float | None = None) -> SessionInfo:
-        return SessionInfo.model_validate(self._call("DELETE", f"/sessions/{session_id}", params={"reason": reason}, patience_s=patience_s))
+        return SessionInfo.model_validate(
+            self._call("DELETE", f"/sessions/{session_id}", params={"reason": reason}, patience_s=patience_s)
+        )
 
     def ack_session(self, session_id: str, sequence: int) -> bool:
         """Say that a freeze or unfreeze was acted on; whether an apply was still waiting for it."""
-        return SessionAcked.model_validate(self._call("POST", f"/sessions/{session_id}/ack", SessionAck(sequence=sequence), patience_s=2.0)).in_time
+        return SessionAcked.model_validate(
+            self._call("POST", f"/sessions/{session_id}/ack", SessionAck(sequence=sequence), patience_s=2.0)
+        ).in_time
 
     def sessions(self, world_id: str | None = None, ended: bool = False) -> list[SessionInfo]:
         params = {"ended": ended, **({"world_id": world_id} if world_id else {})}
@@ -217,20 +322,38 @@ class GatewayClient:
 
     # queues
 
-    def queues_by_tag(self, tags: Sequence[str], interval: int, match_mode: str, world_id: str, execution_domain: str) -> list[QueueInfo]:
-        params = {"tags": ",".join(tags), "interval": interval, "match_mode": match_mode, "world_id": world_id, "execution_domain": execution_domain}
-        return TypeAdapter(list[QueueInfo]).validate_python(self._call("GET", "/queues/by_tag", params=params))
+    def queues_by_tag(
+        self, tags: Sequence[str], interval: int, match_mode: str, world_id: str, execution_domain: str
+    ) -> list[QueueInfo]:
+        params = {
+            "tags": ",".join(tags),
+            "interval": interval,
+            "match_mode": match_mode,
+            "world_id": world_id,
+            "execution_domain": execution_domain,
+        }
+        return TypeAdapter(list[QueueInfo]).validate_python(
+            self._call("GET", "/queues/by_tag", params=params)
+        )
 
     def queue_append(self, topic: str, messages: Sequence[QueueMessage]) -> int:
-        return QueueAppended.model_validate(self._call("POST", f"/queues/{topic}/messages", QueueAppend(messages=tuple(messages)))).added
+        return QueueAppended.model_validate(
+            self._call("POST", f"/queues/{topic}/messages", QueueAppend(messages=tuple(messages)))
+        ).added
 
     def queue_read(self, topic: str, after: int, limit: int = 1000, last: bool = False) -> QueueRead:
-        return QueueRead.model_validate(self._call("GET", f"/queues/{topic}/messages", params={"after": after, "limit": limit, "last": last}))
+        return QueueRead.model_validate(
+            self._call(
+                "GET", f"/queues/{topic}/messages", params={"after": after, "limit": limit, "last": last}
+            )
+        )
 
     # events
 
     def subscribe(self, wanted: Subscribe, patience_s: float | None = None) -> Subscription:
-        return Subscription.model_validate(self._call("POST", "/events/subscribe", wanted, patience_s=patience_s))
+        return Subscription.model_validate(
+            self._call("POST", "/events/subscribe", wanted, patience_s=patience_s)
+        )
 
     def activation_hash(self, world_id: str) -> str:
         return str(self._call("GET", f"/worlds/{world_id}/activation/state_hash")["state_hash"])
@@ -268,7 +391,9 @@ class GatewayClient:
         response = self._send(method, path, **options)
         return response.json() if response.content else None
 
-    def _send(self, method: str, path: str, patience_s: float | None = None, **options: Any) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, patience_s: float | None = None, **options: Any
+    ) -> httpx.Response:
         stop = stop_after_delay(self._away_limit_s if patience_s is None else patience_s)
         try:
             for attempt in Retrying(retry=retry_if_exception(_away), wait=_pause, stop=stop, reraise=True):
@@ -277,7 +402,11 @@ class GatewayClient:
                     if response.is_error:
                         raise _refusal(response)
         except httpx.TransportError as error:
-            raise QmtlError("E_UNAVAILABLE", f"the Gateway at {self.url} can't be reached: {error}", "qmtl status shows what runs; qmtl up starts it") from error
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"the Gateway at {self.url} can't be reached: {error}",
+                "qmtl status shows what runs; qmtl up starts it",
+            ) from error
         return response
 
 
@@ -286,7 +415,9 @@ def _live(live: bool) -> dict[str, str]:
 
 
 def _away(error: BaseException) -> bool:
-    return isinstance(error, httpx.TransportError) or (isinstance(error, QmtlError) and error.code in ("E_UNAVAILABLE", "E_RATE"))
+    return isinstance(error, httpx.TransportError) or (
+        isinstance(error, QmtlError) and error.code in ("E_UNAVAILABLE", "E_RATE")
+    )
 
 
 def _pause(state: RetryCallState) -> float:
@@ -303,4 +434,8 @@ def _refusal(response: httpx.Response) -> QmtlError:
         code = body["code"] if body["code"] in CODES else "E_INTERNAL"
         return QmtlError(code, body["detail"], body.get("remedy", ""), **body.get("details", {}))
     except (ValueError, KeyError, TypeError):
-        return QmtlError("E_INTERNAL", f"the Gateway answered {response.status_code} without a problem document", "check that gateway.url names a QMTL Gateway")
+        return QmtlError(
+            "E_INTERNAL",
+            f"the Gateway answered {response.status_code} without a problem document",
+            "check that gateway.url names a QMTL Gateway",
+        )

@@ -39,7 +39,9 @@ class Computed:
     precheck: dict[str, Any] = field(default_factory=dict)
 
 
-def compute_strategy(build: Build, ack: Ack, cache_root: Path, report: Report, parity: Literal["sample", "full"] = "sample") -> Computed:
+def compute_strategy(
+    build: Build, ack: Ack, cache_root: Path, report: Report, parity: Literal["sample", "full"] = "sample"
+) -> Computed:
     """Everything of a strategy. Raises QmtlError: those of data, engine and returns, and E_DATASET_CHANGED where the data is not what the service pinned."""
     found = fingerprint_of(ack.bindings) if ack.bindings else None
     if found != ack.context.dataset_fingerprint:
@@ -63,7 +65,9 @@ def compute_strategy(build: Build, ack: Ack, cache_root: Path, report: Report, p
             binding = bindings.get(node.node_id)
             bars = _bars(node, None if binding is None else load(binding.preset, binding.stream), as_of)
             tapes[node.node_id] = Tape(bars)
-            gaps[node.label] = len(missing(bars, binding.preset.calendar if binding else ALWAYS)) if binding else 0
+            gaps[node.label] = (
+                len(missing(bars, binding.preset.calendar if binding else ALWAYS)) if binding else 0
+            )
             if binding is None:
                 own.append(fingerprint({node.node_id: bars}))
             continue
@@ -74,7 +78,11 @@ def compute_strategy(build: Build, ack: Ack, cache_root: Path, report: Report, p
         key = ack.queue_map[node.node_id].compute_key
 
         def progress(node: Node, bar: int, bars: int, number: int = number) -> None:
-            report(Heartbeat(node=node.label[:200], bar=bar, bars=bars, nodes_done=number, nodes=len(build.nodes)))
+            report(
+                Heartbeat(
+                    node=node.label[:200], bar=bar, bars=bars, nodes_done=number, nodes=len(build.nodes)
+                )
+            )
 
         known = None if node.seeded or own else cache.get(key, node.node_id)
         if known is not None:
@@ -82,7 +90,13 @@ def compute_strategy(build: Build, ack: Ack, cache_root: Path, report: Report, p
             tapes[node.node_id] = known
             progress(node, len(known.bars), len(known.bars))
             continue
-        tapes[node.node_id], check = compute(node, tapes, parity=parity, progress=progress, partial=None if node.seeded or own else cache.partial(key, node.node_id, node.interval))
+        tapes[node.node_id], check = compute(
+            node,
+            tapes,
+            parity=parity,
+            progress=progress,
+            partial=None if node.seeded or own else cache.partial(key, node.node_id, node.interval),
+        )
         computed += 1
         checks.append(check)
         if not node.seeded and not own:  # a source of one's own has no fingerprint that the service pinned
@@ -94,7 +108,11 @@ def compute_strategy(build: Build, ack: Ack, cache_root: Path, report: Report, p
 
 def newest_own_close(build: Build) -> datetime | None:
     """When the newest bar of the strategy's own sources closed; None where it has none."""
-    ends = [int(node.source.read().closes[-1]) for node in build.nodes if isinstance(node, StreamInput) and node.source is not None]
+    ends = [
+        int(node.source.read().closes[-1])
+        for node in build.nodes
+        if isinstance(node, StreamInput) and node.source is not None
+    ]
     return datetime.fromisoformat(iso(max(ends))) if ends else None
 
 
@@ -103,19 +121,44 @@ def _bars(node: StreamInput, bound: Bars | None, as_of: datetime | None) -> Bars
         assert node.source is not None  # the service bound every stream that brings no source
         bound = checked(node.source.read(), node.label)
         if bound.interval != node.interval:
-            raise QmtlError("E_INTERVAL", f"{node.label} has an interval of {node.interval} s, its source one of {bound.interval} s", "make them agree", node=node.node_id)
+            raise QmtlError(
+                "E_INTERVAL",
+                f"{node.label} has an interval of {node.interval} s, its source one of {bound.interval} s",
+                "make them agree",
+                node=node.node_id,
+            )
     bars = bound.until(as_of)
     if not len(bars):
-        raise QmtlError("E_DATA_EMPTY", f"{node.label} has no bar that closed by {as_of}", "pin a later as_of", node=node.node_id)
+        raise QmtlError(
+            "E_DATA_EMPTY",
+            f"{node.label} has no bar that closed by {as_of}",
+            "pin a later as_of",
+            node=node.node_id,
+        )
     fields = node.params.get("fields")
     return bars.only(list(fields)) if fields else bars
 
 
-def _precheck(build: Build, ack: Ack, returns: Returns, checks: list[Check], gaps: dict[str, int], cross_context_hits: int) -> dict[str, Any]:
-    calendars = {binding.preset.calendar for binding in ack.bindings if binding.node_id in returns.price_streams} or {ALWAYS}
+def _precheck(
+    build: Build,
+    ack: Ack,
+    returns: Returns,
+    checks: list[Check],
+    gaps: dict[str, int],
+    cross_context_hits: int,
+) -> dict[str, Any]:
+    calendars = {
+        binding.preset.calendar for binding in ack.bindings if binding.node_id in returns.price_streams
+    } or {ALWAYS}
     metrics = measure(returns, max(periods_per_year(calendar, returns.interval) for calendar in calendars))
-    reported = [f"{check.node} needs more than its period at {check.bar}: {check.detail}; computed bar by bar" for check in checks if check.verdict == "needs more than its period"]
-    missing_bars = [f"{label} lacks {count} bars that its calendar expects" for label, count in gaps.items() if count]
+    reported = [
+        f"{check.node} needs more than its period at {check.bar}: {check.detail}; computed bar by bar"
+        for check in checks
+        if check.verdict == "needs more than its period"
+    ]
+    missing_bars = [
+        f"{label} lacks {count} bars that its calendar expects" for label, count in gaps.items() if count
+    ]
     return {
         "metrics": metrics,
         "parity": {check.node: check.verdict for check in checks},

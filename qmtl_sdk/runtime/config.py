@@ -12,7 +12,12 @@ from typing import Any, Literal
 import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 
@@ -24,33 +29,54 @@ class _Section(BaseModel):
 
 
 class GatewaySettings(_Section):
-    url: str | None = Field(None, description="where Runner and qmtl find the Gateway; none: the embedded stack")
+    url: str | None = Field(
+        None, description="where Runner and qmtl find the Gateway; none: the embedded stack"
+    )
     host: str = Field("127.0.0.1", description="where the Gateway listens")
     port: int = Field(0, ge=0, le=65535, description="0: a free one")
     database_backend: Literal["sqlite", "postgres"] = "sqlite"
-    database_dsn: str | None = Field(None, description="sqlite:///FILE or postgresql://…; none: a file in home")
+    database_dsn: str | None = Field(
+        None, description="sqlite:///FILE or postgresql://…; none: a file in home"
+    )
     max_body_bytes: int = Field(1_048_576, gt=0, description="largest request body, artifacts excepted")
     max_artifact_bytes: int = Field(67_108_864, gt=0)
-    lease_heartbeat_s: float = Field(10.0, gt=0, description="a runner that is silent for so long has lost its lease")
-    session_lease_s: float = Field(15.0, gt=0, description="a running strategy that is silent for so long has lost its world")
-    token: str | None = Field(None, description="the bearer token of Runner and qmtl; none: the one that the embedded stack left for its owner")
-    rate_per_s: float = Field(500.0, gt=0, description="requests of one caller a second; twice as many at once")
+    lease_heartbeat_s: float = Field(
+        10.0, gt=0, description="a runner that is silent for so long has lost its lease"
+    )
+    session_lease_s: float = Field(
+        15.0, gt=0, description="a running strategy that is silent for so long has lost its world"
+    )
+    token: str | None = Field(
+        None,
+        description="the bearer token of Runner and qmtl; none: the one that the embedded stack left for its owner",
+    )
+    rate_per_s: float = Field(
+        500.0, gt=0, description="requests of one caller a second; twice as many at once"
+    )
     max_sockets: int = Field(50, gt=0, description="open streams of one caller")
 
 
 class EventsSettings(_Section):
-    keep: int = Field(100_000, gt=0, description="events kept in a topic; who comes back from before that gets a snapshot")
+    keep: int = Field(
+        100_000, gt=0, description="events kept in a topic; who comes back from before that gets a snapshot"
+    )
     beat_s: float = Field(2.0, gt=0, description="how often a stream says that it is alive")
     slow_reader_s: float = Field(10.0, gt=0, description="a reader that takes nothing for so long is dropped")
-    token_s: float = Field(600.0, gt=0, description="how long a stream's token is good; it is refreshed on the open socket")
+    token_s: float = Field(
+        600.0, gt=0, description="how long a stream's token is good; it is refreshed on the open socket"
+    )
 
 
 class OrdersSettings(_Section):
-    paper_fill_delay_s: float = Field(0.0, ge=0, description="how long after its acceptance the paper venue fills an order")
+    paper_fill_delay_s: float = Field(
+        0.0, ge=0, description="how long after its acceptance the paper venue fills an order"
+    )
 
 
 class TemporalSettings(_Section):
-    address: str | None = Field(None, description="HOST:PORT of a Temporal server; none: a local one that qmtl up starts")
+    address: str | None = Field(
+        None, description="HOST:PORT of a Temporal server; none: a local one that qmtl up starts"
+    )
     namespace: str = "default"
     ui_url: str | None = Field(None, description="where its web page is; a local server's is known")
     api_key: str | None = None
@@ -66,11 +92,19 @@ class CacheSettings(_Section):
 class Settings(BaseSettings):
     """All of it. Built by `settings()`, which turns faults into one clear line each."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
 
     profile: Literal["dev", "prod"] = "dev"
-    home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("qmtl")), description="data of the embedded stack")
-    tools_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("qmtl")), description="servers that were installed for it")
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("qmtl")),
+        description="data of the embedded stack",
+    )
+    tools_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("qmtl")),
+        description="servers that were installed for it",
+    )
     gateway: GatewaySettings = GatewaySettings()
     events: EventsSettings = EventsSettings()
     orders: OrdersSettings = OrdersSettings()
@@ -79,7 +113,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, config_file())
 
@@ -119,7 +157,9 @@ class Settings(BaseSettings):
             return self.gateway.token
         try:
             return self.local_token_path().read_text().strip()
-        except OSError:  # another person's stack, or none that was started here: the Gateway says what it thinks of that
+        except (
+            OSError
+        ):  # another person's stack, or none that was started here: the Gateway says what it thinks of that
             return None
 
     def missing_for_profile(self) -> list[str]:
@@ -137,10 +177,19 @@ class Settings(BaseSettings):
         """Raises QmtlError (E_CONFIG) that lists everything that is missing."""
         missing = self.missing_for_profile()
         if missing:
-            raise QmtlError("E_CONFIG", f"profile prod lacks {', '.join(missing)}", f"set them in {FILE} or as {PREFIX}… variables", missing=missing)
+            raise QmtlError(
+                "E_CONFIG",
+                f"profile prod lacks {', '.join(missing)}",
+                f"set them in {FILE} or as {PREFIX}… variables",
+                missing=missing,
+            )
         backend, dsn = self.gateway.database_backend, self.gateway.database_dsn or "sqlite:"
         if (backend == "postgres") != dsn.startswith("postgres"):
-            raise QmtlError("E_CONFIG", f"gateway.database_backend is {backend} and gateway.database_dsn names another database", "make them agree")
+            raise QmtlError(
+                "E_CONFIG",
+                f"gateway.database_backend is {backend} and gateway.database_dsn names another database",
+                "make them agree",
+            )
 
 
 def config_file() -> Path | None:
@@ -148,7 +197,9 @@ def config_file() -> Path | None:
     named = os.environ.get(ENV)
     path = Path(named) if named else Path(FILE)
     if named and not path.exists():
-        raise QmtlError("E_CONFIG", f"{ENV} names {named}, which does not exist", "mend the variable, or write the file")
+        raise QmtlError(
+            "E_CONFIG", f"{ENV} names {named}, which does not exist", "mend the variable, or write the file"
+        )
     return path if path.exists() else None
 
 
@@ -159,7 +210,11 @@ def load(**overrides: Any) -> Settings:
     except ValidationError as error:
         raise _fault(error) from error
     except yaml.YAMLError as error:
-        raise QmtlError("E_CONFIG", f"{config_file()} is not YAML: {' '.join(str(error).split())}", "mend the text at that place") from error
+        raise QmtlError(
+            "E_CONFIG",
+            f"{config_file()} is not YAML: {' '.join(str(error).split())}",
+            "mend the text at that place",
+        ) from error
 
 
 @lru_cache(maxsize=1)
@@ -180,7 +235,9 @@ def explain() -> list[tuple[str, str, str]]:
         for part in parts:
             inner = inner.get(part) if isinstance(inner, dict) else None
         origin = variable if variable in os.environ else str(path) if inner is not None else "default"
-        shown = "***" if value and parts[-1] in ("api_key", "token") else str(value) if value is not None else ""
+        shown = (
+            "***" if value and parts[-1] in ("api_key", "token") else str(value) if value is not None else ""
+        )
         rows.append((name, shown, origin))
     return rows
 
@@ -196,6 +253,12 @@ def _fault(error: ValidationError) -> QmtlError:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        known = [name for name, _ in _leaves(Settings.model_construct().model_dump(mode="json"))] + list(Settings.model_fields)
-        return QmtlError("E_CONFIG", f"{where} is not a known key{nearest(where, known)}", "qmtl config show lists them all")
+        known = [name for name, _ in _leaves(Settings.model_construct().model_dump(mode="json"))] + list(
+            Settings.model_fields
+        )
+        return QmtlError(
+            "E_CONFIG",
+            f"{where} is not a known key{nearest(where, known)}",
+            "qmtl config show lists them all",
+        )
     return QmtlError("E_CONFIG", f"{where}: {first['msg']}", "mend it in qmtl.yml or in its QMTL_… variable")

@@ -67,7 +67,13 @@ def find(config: Settings) -> str | None:
 
 def start(config: Settings) -> str:
     """Start the embedded stack by its command and return the Gateway's address. Raises QmtlError (E_STACK, and what the command refuses)."""
-    done = subprocess.run([sys.executable, "-m", "api.cli", "up", "-o", "json"], stdout=subprocess.PIPE, stderr=None, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-m", "api.cli", "up", "-o", "json"],
+        stdout=subprocess.PIPE,
+        stderr=None,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     try:
         answer = json.loads(done.stdout)
         if done.returncode == 0:
@@ -75,4 +81,8 @@ def start(config: Settings) -> str:
         error = answer["error"]
         raise QmtlError(error["code"], error["message"], error["remedy"])
     except (ValueError, KeyError) as error:
-        raise QmtlError("E_STACK", f"the embedded stack could not be started (exit code {done.returncode})", "run qmtl up, which says why") from error
+        raise QmtlError(
+            "E_STACK",
+            f"the embedded stack could not be started (exit code {done.returncode})",
+            "run qmtl up, which says why",
+        ) from error

@@ -30,8 +30,13 @@ class _Stream:
 class Feed:
     """`after`: by NodeID, the close (ns) of the newest bar that was handled already."""
 
-    def __init__(self, nodes: "list[StreamInput]", bindings: "dict[str, StreamBinding]", after: "dict[str, int]") -> None:
-        self._streams = [_Stream(node, _reader(node, bindings.get(node.node_id)), after.get(node.node_id, -(2**63))) for node in nodes]
+    def __init__(
+        self, nodes: "list[StreamInput]", bindings: "dict[str, StreamBinding]", after: "dict[str, int]"
+    ) -> None:
+        self._streams = [
+            _Stream(node, _reader(node, bindings.get(node.node_id)), after.get(node.node_id, -(2**63)))
+            for node in nodes
+        ]
         self.late = 0
 
     def due(self, now: datetime, limit: int = 2000) -> Iterator[tuple[int, dict[str, Row]]]:
@@ -45,13 +50,19 @@ class Feed:
                 horizon = min(horizon, int(bars.closes[lo + limit - 1]))
         for stream, bars in read:
             closes = bars.closes
-            lo, hi = int(np.searchsorted(closes, stream.last_close, side="right")), int(np.searchsorted(closes, horizon, side="right"))
+            lo, hi = (
+                int(np.searchsorted(closes, stream.last_close, side="right")),
+                int(np.searchsorted(closes, horizon, side="right")),
+            )
             if stream.before is not None and lo > stream.before:
                 self.late += lo - stream.before
             stream.before = lo
             fields = stream.node.params.get("fields") or list(bars.columns)
             for row in range(lo, hi):
-                found.setdefault(int(closes[row]), {})[stream.node.node_id] = (int(bars.ts[row]), {name: float(bars.columns[name][row]) for name in fields})
+                found.setdefault(int(closes[row]), {})[stream.node.node_id] = (
+                    int(bars.ts[row]),
+                    {name: float(bars.columns[name][row]) for name in fields},
+                )
         for close in sorted(found):
             yield close, found[close]
             for stream in self._streams:
@@ -73,5 +84,10 @@ def _reader(node: StreamInput, binding: StreamBinding | None) -> Callable[[], Ba
         return lambda: load(binding.preset, binding.stream)
     source = node.source
     if source is None:
-        raise QmtlError("E_STREAM_UNBOUND", f"{node.label} has neither a stream of the world nor a source of its own", "submit the strategy again", node=node.node_id)
+        raise QmtlError(
+            "E_STREAM_UNBOUND",
+            f"{node.label} has neither a stream of the world nor a source of its own",
+            "submit the strategy again",
+            node=node.node_id,
+        )
     return lambda: checked(source.read(), node.label)

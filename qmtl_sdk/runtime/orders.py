@@ -51,7 +51,11 @@ class OrderGate:
         if context.execution_domain is Domain.SHADOW:
             return "shadow"
         if not context.orders_allowed:
-            return context.downgrade_reason.value if context.downgrade_reason else f"domain {context.execution_domain.value}"
+            return (
+                context.downgrade_reason.value
+                if context.downgrade_reason
+                else f"domain {context.execution_domain.value}"
+            )
         return "" if self.enabled else "trade submission is off"
 
 
@@ -70,8 +74,23 @@ class Wanted:
 class OrderPublisher:
     """`session` gives the session's id, which changes when its lease was lost and it was opened anew."""
 
-    def __init__(self, client: GatewayClient, gate: Gate, world_id: str, strategy_id: str, session: Callable[[], str], on_verdict: OnVerdict | None = None) -> None:
-        self._client, self._gate, self._world_id, self._strategy_id, self._session, self._on_verdict = client, gate, world_id, strategy_id, session, on_verdict
+    def __init__(
+        self,
+        client: GatewayClient,
+        gate: Gate,
+        world_id: str,
+        strategy_id: str,
+        session: Callable[[], str],
+        on_verdict: OnVerdict | None = None,
+    ) -> None:
+        self._client, self._gate, self._world_id, self._strategy_id, self._session, self._on_verdict = (
+            client,
+            gate,
+            world_id,
+            strategy_id,
+            session,
+            on_verdict,
+        )
         self.accepted = self.undelivered = 0
         self.refused: Counter[str] = Counter()
         self.blocked: Counter[str] = Counter()
@@ -96,7 +115,9 @@ class OrderPublisher:
             return False
         domain = self._gate.domain
         order = Order(
-            order_id=order_id(self._world_id, self._strategy_id, wanted.node_id, wanted.bar, wanted.symbol, domain.value),
+            order_id=order_id(
+                self._world_id, self._strategy_id, wanted.node_id, wanted.bar, wanted.symbol, domain.value
+            ),
             world_id=self._world_id,
             strategy_id=self._strategy_id,
             session_id=self._session(),
@@ -134,7 +155,9 @@ class OrderPublisher:
         while self._acks:
             self._client.ack_session(*self._acks[0])
             self._acks.popleft()
-        limit = time.monotonic() - self._gate.manager.ttl_s  # an order that nobody has heard for so long is no longer meant
+        limit = (
+            time.monotonic() - self._gate.manager.ttl_s
+        )  # an order that nobody has heard for so long is no longer meant
         while self._orders and self._orders[0][0] < limit:
             self._orders.popleft()
             self.undelivered += 1

@@ -21,7 +21,12 @@ class Display:
 
     def computing(self, beat: Heartbeat) -> None:
         whole = beat.nodes_done + (beat.bar / beat.bars if beat.bars else 0)
-        self._progress.update(self._task, description=f"{self._name}: computing {beat.node}", total=max(beat.nodes, 1), completed=whole)
+        self._progress.update(
+            self._task,
+            description=f"{self._name}: computing {beat.node}",
+            total=max(beat.nodes, 1),
+            completed=whole,
+        )
 
     def step(self, text: str) -> None:
         self._progress.update(self._task, description=f"{self._name}: {text}")
@@ -33,5 +38,7 @@ class Display:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()

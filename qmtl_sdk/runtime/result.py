@@ -125,10 +125,28 @@ class SubmitResult:
         return f"{self.name} in {self.world}: {self.verdict}"
 
     def _repr_html_(self) -> str:
-        rows = [("decision", self.verdict), ("domain", f"{self.context.execution_domain.value}{' (safe mode)' if self.safe_mode else ''}")]
-        rows += [(name, "missing" if value is None else f"{value:.4g}") for name, value in self.metrics.items()]
+        rows = [
+            ("decision", self.verdict),
+            ("domain", f"{self.context.execution_domain.value}{' (safe mode)' if self.safe_mode else ''}"),
+        ]
+        rows += [
+            (name, "missing" if value is None else f"{value:.4g}") for name, value in self.metrics.items()
+        ]
         counts = self.nodes
-        rows += [("nodes", f"{counts.new} new, {counts.reused} reused; {counts.computed} computed, {counts.cached} from the cache"), ("strategy", self.strategy_id)]
-        body = "".join(f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
-        link = f"<p><a href='{escape(self.ui_url, quote=True)}'>{escape(self.workflow_id)}</a></p>" if self.ui_url else ""
+        rows += [
+            (
+                "nodes",
+                f"{counts.new} new, {counts.reused} reused; {counts.computed} computed, {counts.cached} from the cache",
+            ),
+            ("strategy", self.strategy_id),
+        ]
+        body = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>"
+            for name, value in rows
+        )
+        link = (
+            f"<p><a href='{escape(self.ui_url, quote=True)}'>{escape(self.workflow_id)}</a></p>"
+            if self.ui_url
+            else ""
+        )
         return f"<h4>{escape(self.name)} in {escape(self.world)}</h4><table>{body}</table>{link}"

@@ -29,7 +29,17 @@ from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, Downgrade, resolve
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionGrant
-from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, LeaseFailure, Outcome, QueueTarget, StrategyStatus, StrategySubmit, SubmissionMeta
+from qmtl_sdk.contracts.submission import (
+    Ack,
+    EvidenceRef,
+    Heartbeat,
+    LeaseFailure,
+    Outcome,
+    QueueTarget,
+    StrategyStatus,
+    StrategySubmit,
+    SubmissionMeta,
+)
 from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.nodes.strategy import Build, Strategy
 from qmtl_sdk.reports.artifact import encode
@@ -84,7 +94,12 @@ class Runner:
         judged. `shadow` computes it beside the world, on live inputs and without orders; only an operator may ask for it. `on_output` sees every row that a
         node puts out while it runs, `on_verdict` every order with what the fence said of it. Raises QmtlError for a strategy that can't be built, sent or computed; never for a decision that is missing or stale.
         """
-        submission = _Submission(strategy, world, _Options(as_of, parity, progress, decision_timeout_s, run, shadow, on_output, on_verdict), config or settings())
+        submission = _Submission(
+            strategy,
+            world,
+            _Options(as_of, parity, progress, decision_timeout_s, run, shadow, on_output, on_verdict),
+            config or settings(),
+        )
         cls._open.add(submission)
         try:
             return cls._kept(submission.run())
@@ -146,12 +161,22 @@ class Runner:
         cls.orders.service = service
 
     @classmethod
-    def feed_queue_data(cls, node: Node, queue_id: str, interval: int, timestamp: int, payload: Mapping[str, Any]) -> None:
+    def feed_queue_data(
+        cls, node: Node, queue_id: str, interval: int, timestamp: int, payload: Mapping[str, Any]
+    ) -> None:
         """Hand a row of an input to a node, as its queue would. A publisher's order goes through the gate of its context."""
         if queue_id not in {parent.node_id for parent in node.inputs}:
-            raise QmtlError("E_NODE_INPUT", f"{queue_id[:15]} is not an input of {node.label}", "feed the NodeID of one of its inputs")
+            raise QmtlError(
+                "E_NODE_INPUT",
+                f"{queue_id[:15]} is not an input of {node.label}",
+                "feed the NodeID of one of its inputs",
+            )
         if interval != node.interval:
-            raise QmtlError("E_INTERVAL", f"{node.label} has an interval of {node.interval} s, not {interval} s", "feed rows of its own interval")
+            raise QmtlError(
+                "E_INTERVAL",
+                f"{node.label} has an interval of {node.interval} s, not {interval} s",
+                "feed rows of its own interval",
+            )
         if isinstance(node, TradeOrderPublisherNode):
             order = node.order(payload)
             if order is not None:
@@ -230,7 +255,9 @@ class _Submission:
     def _connect(self) -> GatewayClient:
         url = embedded.find(self._config)
         if url is None:
-            self._display.say("No Gateway is configured: starting the embedded stack. It stays up until `qmtl down`.")
+            self._display.say(
+                "No Gateway is configured: starting the embedded stack. It stays up until `qmtl down`."
+            )
             url = embedded.start(self._config)
         self._client = GatewayClient(url, self._config.token)
         return self._client
@@ -254,15 +281,28 @@ class _Submission:
             result = self._result(ack, computed, status)
             return replace(result, running=self._go_on(client, ack, computed, result, name.value))
 
-    def _go_on(self, client: GatewayClient, ack: Ack, computed: Computed | None, result: SubmitResult, runner: str) -> RunningStrategy | None:
+    def _go_on(
+        self, client: GatewayClient, ack: Ack, computed: Computed | None, result: SubmitResult, runner: str
+    ) -> RunningStrategy | None:
         """The strategy, running, where the world switched it on."""
         shadow = self._options.shadow and not result.error_code
-        if not self._options.run or not (shadow or (result.ws.activation is not None and result.ws.activation.active_in_effect and result.context.orders_allowed)):
+        if not self._options.run or not (
+            shadow
+            or (
+                result.ws.activation is not None
+                and result.ws.activation.active_in_effect
+                and result.context.orders_allowed
+            )
+        ):
             return None
         if computed is None:  # another runner did it: from the cache, where it was this machine's
-            computed = compute_strategy(self._build, ack, self._config.cache_dir, lambda _: None, self._options.parity)
+            computed = compute_strategy(
+                self._build, ack, self._config.cache_dir, lambda _: None, self._options.parity
+            )
         self._display.step("opening its session")
-        gateways = [GatewayClient(client.url, client.token, away_limit_s=0.0)]  # computing does not wait for a Gateway that is away
+        gateways = [
+            GatewayClient(client.url, client.token, away_limit_s=0.0)
+        ]  # computing does not wait for a Gateway that is away
         try:
             running = RunningStrategy(
                 self._build,
@@ -281,20 +321,36 @@ class _Submission:
             gateways[0].close()
             if error.code != "E_SESSION_INACTIVE":
                 raise
-            self._display.say(f"It does not run: {error}")  # the world has thought better of it in the meantime
+            self._display.say(
+                f"It does not run: {error}"
+            )  # the world has thought better of it in the meantime
             return None
         return running.start()
 
     def _computed_in(self, ack: Ack, grant: SessionGrant) -> Mapping[str, Tape]:
         """The outputs in another domain: computed there, under its own keys, up to its own time."""
         context = grant.context.model_copy(update={"dataset_fingerprint": ack.context.dataset_fingerprint})
-        targets = {node_id: QueueTarget(topic=target.topic, compute_key=grant.history_keys[node_id], reused=True) for node_id, target in grant.queue_map.items()}
+        targets = {
+            node_id: QueueTarget(topic=target.topic, compute_key=grant.history_keys[node_id], reused=True)
+            for node_id, target in grant.queue_map.items()
+        }
         moved = ack.model_copy(update={"context": context, "queue_map": targets})
-        return compute_strategy(self._build, moved, self._config.cache_dir, lambda _: None, self._options.parity).tapes
+        return compute_strategy(
+            self._build, moved, self._config.cache_dir, lambda _: None, self._options.parity
+        ).tapes
 
     def _request(self, runner: str, as_of: str | None) -> StrategySubmit:
-        meta = SubmissionMeta(name=self._build.name, as_of=as_of, execution_domain="shadow" if self._options.shadow else None)
-        return StrategySubmit(world_id=self._world, dag=self._build.dag, node_ids_crc32=self._build.crc32, idempotency_key=uuid.uuid4().hex, runner=runner, meta=meta)
+        meta = SubmissionMeta(
+            name=self._build.name, as_of=as_of, execution_domain="shadow" if self._options.shadow else None
+        )
+        return StrategySubmit(
+            world_id=self._world,
+            dag=self._build.dag,
+            node_ids_crc32=self._build.crc32,
+            idempotency_key=uuid.uuid4().hex,
+            runner=runner,
+            meta=meta,
+        )
 
     def _compute(self, client: GatewayClient, ack: Ack) -> Computed:
         assert ack.lease is not None  # the caller has looked
@@ -307,15 +363,38 @@ class _Submission:
                     raise StoppedError
 
             try:
-                return compute_strategy(self._build, ack, self._config.cache_dir, report, self._options.parity)
+                return compute_strategy(
+                    self._build, ack, self._config.cache_dir, report, self._options.parity
+                )
             except QmtlError as error:
                 final = error.code != "E_DATASET_CHANGED"
-                self._give_back(client, ack, LeaseFailure(code=error.code, message=str(error)[:4000], final=final, progress=beats.newest))
+                self._give_back(
+                    client,
+                    ack,
+                    LeaseFailure(
+                        code=error.code, message=str(error)[:4000], final=final, progress=beats.newest
+                    ),
+                )
                 raise
             except (KeyboardInterrupt, StoppedError):
-                at = f" at {beats.newest.node}, bar {beats.newest.bar} of {beats.newest.bars}" if beats.newest.node else ""
-                self._display.say(f"Stopped{at}. What was computed is kept: submit {self._build.name} again to go on from there.")
-                self._give_back(client, ack, LeaseFailure(code="E_CANCELLED", message="stopped by its author", final=False, progress=beats.newest))
+                at = (
+                    f" at {beats.newest.node}, bar {beats.newest.bar} of {beats.newest.bars}"
+                    if beats.newest.node
+                    else ""
+                )
+                self._display.say(
+                    f"Stopped{at}. What was computed is kept: submit {self._build.name} again to go on from there."
+                )
+                self._give_back(
+                    client,
+                    ack,
+                    LeaseFailure(
+                        code="E_CANCELLED",
+                        message="stopped by its author",
+                        final=False,
+                        progress=beats.newest,
+                    ),
+                )
                 raise
 
     @staticmethod
@@ -336,7 +415,14 @@ class _Submission:
         digest = content_hash(data)
         client.put_artifact(digest, data)
         try:
-            client.complete(ack.lease.lease_id, EvidenceRef(returns_hash=digest, dataset_fingerprint=computed.dataset_fingerprint, precheck=computed.precheck))
+            client.complete(
+                ack.lease.lease_id,
+                EvidenceRef(
+                    returns_hash=digest,
+                    dataset_fingerprint=computed.dataset_fingerprint,
+                    precheck=computed.precheck,
+                ),
+            )
         except QmtlError as error:
             if error.code == "E_LEASE_LOST":
                 return False
@@ -368,10 +454,17 @@ class _Submission:
             run_id=ack.run_id,
             ui_url=status.ui_url if status else "",
             ws=WorldView(outcome.decision if outcome else None, outcome.activation if outcome else None),
-            context=ack.context if ack.context.execution_domain is Domain.SHADOW else decided_context(ack, outcome, datetime.now(UTC)),
+            context=ack.context
+            if ack.context.execution_domain is Domain.SHADOW
+            else decided_context(ack, outcome, datetime.now(UTC)),
             metrics=outcome.metrics if outcome else {},
             precheck=computed.precheck if computed else {},
-            nodes=NodeCounts(ack.nodes_new, ack.nodes_reused, computed.computed if computed else 0, computed.cached if computed else 0),
+            nodes=NodeCounts(
+                ack.nodes_new,
+                ack.nodes_reused,
+                computed.computed if computed else 0,
+                computed.cached if computed else 0,
+            ),
             seconds=time.perf_counter() - self._began,
             returns_hash=outcome.returns_hash if outcome else "",
             error_code=outcome.error_code if outcome else "",
@@ -393,5 +486,6 @@ def decided_context(ack: Ack, outcome: Outcome | None, now: datetime) -> Compute
         partition=ack.context.partition,
         dataset_fingerprint=ack.context.dataset_fingerprint,
         # The services let it compute there, or would but for the fingerprint, which is missing here too.
-        allow_live=ack.context.execution_domain is Domain.LIVE or ack.context.downgrade_reason is Downgrade.MISSING_FINGERPRINT,
+        allow_live=ack.context.execution_domain is Domain.LIVE
+        or ack.context.downgrade_reason is Downgrade.MISSING_FINGERPRINT,
     )

@@ -65,34 +65,72 @@ class RunningStrategy:
         on_verdict: OnVerdict | None = None,
         recompute: Recompute | None = None,
     ) -> None:
-        self.build, self.world, self._client, self._gateways, self._shadow, self._runner = build, world, gateways[0], gateways, shadow, runner
+        self.build, self.world, self._client, self._gateways, self._shadow, self._runner = (
+            build,
+            world,
+            gateways[0],
+            gateways,
+            shadow,
+            runner,
+        )
         self.strategy_id = build.dag.strategy_id
         self._on_output, self._cross_context_cache_hits = on_output, cross_context_cache_hits
-        self._bindings, self._recompute, self._prices = {binding.node_id: binding for binding in bindings}, recompute, dict[str, float]()
-        self._markets = {node.node_id: _market(node) for node in build.nodes if isinstance(node, TradeOrderPublisherNode)}
+        self._bindings, self._recompute, self._prices = (
+            {binding.node_id: binding for binding in bindings},
+            recompute,
+            dict[str, float](),
+        )
+        self._markets = {
+            node.node_id: _market(node) for node in build.nodes if isinstance(node, TradeOrderPublisherNode)
+        }
         self._begin(tapes)
         self.grant = self._open(patience_s=30.0)
-        self.stream = StreamClient(gateways, Subscribe(world_id=world.spec.world, strategy_id=self.strategy_id), self._hear, self._snapshot)
+        self.stream = StreamClient(
+            gateways,
+            Subscribe(world_id=world.spec.world, strategy_id=self.strategy_id),
+            self._hear,
+            self._snapshot,
+        )
         self.activation = ActivationManager(self.stream, world.spec.world, self.strategy_id)
         self.gate = Gate(self.activation, shadow, self._wall, self.grant.context.execution_domain)
-        self.orders = OrderPublisher(self._client, self.gate, world.spec.world, self.strategy_id, lambda: self.grant.session_id, on_verdict)
+        self.orders = OrderPublisher(
+            self._client,
+            self.gate,
+            world.spec.world,
+            self.strategy_id,
+            lambda: self.grant.session_id,
+            on_verdict,
+        )
         self.tags = self._tag_queries()
         self.bars = self.unsent_dropped = 0
         self._queues_fault = ""
         self._unsent: deque[tuple[str, QueueMessage]] = deque()
         self._stop, self._tags_at, self._send_at, self._resolved = threading.Event(), 0.0, 0.0, False
-        self._threads = [threading.Thread(target=self._run, name="qmtl-running", daemon=True), threading.Thread(target=self._keep, name="qmtl-session", daemon=True)]
+        self._threads = [
+            threading.Thread(target=self._run, name="qmtl-running", daemon=True),
+            threading.Thread(target=self._keep, name="qmtl-session", daemon=True),
+        ]
 
     def _begin(self, tapes: Mapping[str, Tape]) -> None:
         """Go on from these outputs."""
         self.engine = LiveEngine(self.build.nodes, tapes)
         streams = [node for node in self.build.nodes if isinstance(node, StreamInput)]
-        closes = {node.node_id: int(tapes[node.node_id].bars.closes[-1]) for node in streams if node.node_id in tapes and len(tapes[node.node_id].bars)}
+        closes = {
+            node.node_id: int(tapes[node.node_id].bars.closes[-1])
+            for node in streams
+            if node.node_id in tapes and len(tapes[node.node_id].bars)
+        }
         self.feed = Feed(streams, self._bindings, closes)
         self._tapes: Mapping[str, Tape] = tapes
 
     def _tag_queries(self) -> TagQueryManager:
-        return TagQueryManager(self._client, self.engine, self.world.spec.world, self.grant.context.execution_domain.value, set(self.build.by_id))
+        return TagQueryManager(
+            self._client,
+            self.engine,
+            self.world.spec.world,
+            self.grant.context.execution_domain.value,
+            set(self.build.by_id),
+        )
 
     def start(self) -> "RunningStrategy":
         self.stream.start()
@@ -113,7 +151,11 @@ class RunningStrategy:
         try:
             self._client.end_session(self.grant.session_id, reason, patience_s=2.0)
         except QmtlError as error:
-            if error.code not in ("E_UNAVAILABLE", "E_SESSION_UNKNOWN", "E_RATE") and not error.code.startswith("E_TOKEN"):
+            if error.code not in (
+                "E_UNAVAILABLE",
+                "E_SESSION_UNKNOWN",
+                "E_RATE",
+            ) and not error.code.startswith("E_TOKEN"):
                 raise  # away, or no longer allowed: the lease runs out by itself
         for gateway in self._gateways:
             gateway.close()
@@ -133,7 +175,13 @@ class RunningStrategy:
     # the session
 
     def _open(self, patience_s: float = 0.0) -> SessionGrant:
-        wanted = SessionOpen(world_id=self.world.spec.world, strategy_id=self.strategy_id, runner=self._runner, host=socket.gethostname(), shadow=self._shadow)
+        wanted = SessionOpen(
+            world_id=self.world.spec.world,
+            strategy_id=self.strategy_id,
+            runner=self._runner,
+            host=socket.gethostname(),
+            shadow=self._shadow,
+        )
         grant = self._client.open_session(wanted, patience_s)
         self._clock = (grant.now, time.monotonic())
         return grant
@@ -168,13 +216,20 @@ class RunningStrategy:
         behind = self.stream.behind
         return SessionBeat(
             positions=self.stream.positions,
-            lag_s=round(max(0.0, min(self.activation.silence_s, 1e9)), 3) if behind or self.stream.fault else 0.0,
+            lag_s=round(max(0.0, min(self.activation.silence_s, 1e9)), 3)
+            if behind or self.stream.fault
+            else 0.0,
             gate="closed" if reason else "open",
             reason=reason[:300],
             bar=iso(self.engine.now) if self.engine.now > -(2**63) else "",
             bars=self.bars,
             dropped_bars=self.feed.late + self.engine.late,
-            fault=(self.gate.faults.get("data") or self.gate.faults.get("compute") or self._queues_fault or self.stream.fault)[:500],
+            fault=(
+                self.gate.faults.get("data")
+                or self.gate.faults.get("compute")
+                or self._queues_fault
+                or self.stream.fault
+            )[:500],
             cross_context_cache_hits=self._cross_context_cache_hits,
         )
 
@@ -210,7 +265,12 @@ class RunningStrategy:
     def _follow_domain(self) -> None:
         """Begin anew in the domain that the world has brought the strategy to, from that domain's own outputs."""
         domain = self.activation.domain
-        if self._shadow or domain is self.gate.domain or domain not in (Domain.DRYRUN, Domain.LIVE) or self._recompute is None:
+        if (
+            self._shadow
+            or domain is self.gate.domain
+            or domain not in (Domain.DRYRUN, Domain.LIVE)
+            or self._recompute is None
+        ):
             return
         self.gate.faults["domain"] = f"it moves to {domain.value}"
         try:
@@ -280,12 +340,23 @@ class RunningStrategy:
             return
         close = ts + node.interval * NS
         late = (to_ns(self.now()) - close) / NS
-        if late > STALE_BARS * node.interval + STALE_S * (self.world.spec.clock.replay.speed if self.world.spec.clock.replay else 1):
+        if late > STALE_BARS * node.interval + STALE_S * (
+            self.world.spec.clock.replay.speed if self.world.spec.clock.replay else 1
+        ):
             self.orders.blocked["the bar is too old to trade on"] += 1
             return
         symbol, stream = self._markets[node.node_id]
         price = values.get("price", self._prices.get(stream))
-        self.orders.offer(Wanted(node.node_id, ts, datetime.fromisoformat(iso(close)), symbol, quantity, None if price is None or math.isnan(price) else price))
+        self.orders.offer(
+            Wanted(
+                node.node_id,
+                ts,
+                datetime.fromisoformat(iso(close)),
+                symbol,
+                quantity,
+                None if price is None or math.isnan(price) else price,
+            )
+        )
 
     def _watch_silence(self) -> None:
         """A source that stops closes the gate once its newest bar is older than several intervals on the world's clock."""
@@ -293,7 +364,9 @@ class RunningStrategy:
         for label, close in self.feed.silent_since().items():
             silence = (to_ns(self.now()) - close) / 1e9 if close > -(2**63) else math.inf
             if silence > limit and not self._shadow:
-                self.gate.faults["data"] = f"{label} has no bar " + (f"since {iso(close)}, {words(silence)} ago" if math.isfinite(silence) else "at all")
+                self.gate.faults["data"] = f"{label} has no bar " + (
+                    f"since {iso(close)}, {words(silence)} ago" if math.isfinite(silence) else "at all"
+                )
 
     # its queues
 
@@ -304,14 +377,29 @@ class RunningStrategy:
             if node.tags and tape is not None and not isinstance(node, StreamInput):
                 for row in range(max(tape.first, len(tape.bars) - HISTORY), len(tape.bars)):
                     values = {name: float(column[row]) for name, column in tape.bars.columns.items()}
-                    self._put(node, (int(tape.bars.ts[row]), values), hash_of({name: None if math.isnan(value) else value for name, value in values.items()}))
+                    self._put(
+                        node,
+                        (int(tape.bars.ts[row]), values),
+                        hash_of(
+                            {name: None if math.isnan(value) else value for name, value in values.items()}
+                        ),
+                    )
         self._tapes = {}
 
     def _put(self, node: Node, row: Row, window: str) -> None:
         target = self.grant.queue_map[node.node_id]
         ts, values = row
         key = message_key(node.node_id, node.interval, ts // 1_000_000_000, target.compute_key, window)
-        self._unsent.append((target.topic, QueueMessage(key=key, ts=ts, values={name: None if math.isnan(value) else value for name, value in values.items()})))
+        self._unsent.append(
+            (
+                target.topic,
+                QueueMessage(
+                    key=key,
+                    ts=ts,
+                    values={name: None if math.isnan(value) else value for name, value in values.items()},
+                ),
+            )
+        )
         if len(self._unsent) > KEEP_UNSENT:
             self._unsent.popleft()
             self.unsent_dropped += 1
@@ -346,4 +434,9 @@ def _market(node: TradeOrderPublisherNode) -> tuple[str, str]:
         return node.symbol or (stream.tags[0] if stream.tags else stream.label), stream.node_id
     if node.symbol:
         return node.symbol, next((key for key, stream in found.items() if node.symbol in stream.tags), "")
-    raise QmtlError("E_NODE_INPUT", f"{node.label} derives from {len(found)} streams, and does not say what it trades", "name it: TradeOrderPublisherNode(…, symbol=…)", node=node.node_id)
+    raise QmtlError(
+        "E_NODE_INPUT",
+        f"{node.label} derives from {len(found)} streams, and does not say what it trades",
+        "name it: TradeOrderPublisherNode(…, symbol=…)",
+        node=node.node_id,
+    )

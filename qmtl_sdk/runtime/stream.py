@@ -69,7 +69,15 @@ class StreamCounters:
 class StreamClient:
     """Started with `with`, or `start` and `close`. Callbacks run on its thread, one at a time; what they raise ends the stream and is kept in `failure`."""
 
-    def __init__(self, gateways: Sequence[GatewayClient], wanted: Subscribe, on_event: OnEvent | None = None, on_snapshot: OnSnapshot | None = None, *, sockets: bool = True) -> None:
+    def __init__(
+        self,
+        gateways: Sequence[GatewayClient],
+        wanted: Subscribe,
+        on_event: OnEvent | None = None,
+        on_snapshot: OnSnapshot | None = None,
+        *,
+        sockets: bool = True,
+    ) -> None:
         self._gateways, self._wanted, self._sockets = itertools.cycle(gateways), wanted, sockets
         self._on_event, self._on_snapshot = on_event, on_snapshot
         self.states = {kind: TopicState() for kind in wanted.topics}
@@ -99,7 +107,10 @@ class StreamClient:
     def wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
         """Until the condition holds, looked at after every frame; whether it did in time."""
         with self._handled:
-            return self._handled.wait_for(lambda: condition() or self.failure is not None, limit_s) and self.failure is None
+            return (
+                self._handled.wait_for(lambda: condition() or self.failure is not None, limit_s)
+                and self.failure is None
+            )
 
     def ready(self, limit_s: float = 30.0) -> bool:
         """Whether every topic has begun."""
@@ -127,7 +138,9 @@ class StreamClient:
     def __enter__(self) -> "StreamClient":
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # the thread
@@ -166,10 +179,20 @@ class StreamClient:
 
     def _listen(self, gateway: GatewayClient) -> None:
         subscription = gateway.subscribe(self._wanted, patience_s=0.0)
-        with connect(subscription.stream_url, open_timeout=5.0, close_timeout=1.0, ping_interval=None, max_size=MAX_FRAME, compression=None, proxy=None) as socket:
+        with connect(
+            subscription.stream_url,
+            open_timeout=5.0,
+            close_timeout=1.0,
+            ping_interval=None,
+            max_size=MAX_FRAME,
+            compression=None,
+            proxy=None,
+        ) as socket:
             self._socket = socket
             try:
-                socket.send(Hello(token=subscription.token, log=self._log, positions=self.positions).model_dump_json())
+                socket.send(
+                    Hello(token=subscription.token, log=self._log, positions=self.positions).model_dump_json()
+                )
                 self._frames(gateway, socket, time.monotonic() + subscription.expires_in * 2 / 3)
             except ConnectionClosed as error:
                 reason = error.rcvd.reason if error.rcvd else ""
@@ -202,9 +225,16 @@ class StreamClient:
 
     def _poll(self, gateway: GatewayClient, until: float) -> None:
         subscription = gateway.subscribe(self._wanted, patience_s=0.0)
-        headers, expires = {"authorization": f"Bearer {subscription.token}"}, time.monotonic() + subscription.expires_in * 2 / 3
+        headers, expires = (
+            {"authorization": f"Bearer {subscription.token}"},
+            time.monotonic() + subscription.expires_in * 2 / 3,
+        )
         with httpx.Client(timeout=10.0, headers=headers, trust_env=False) as http:
-            while not self._stop.is_set() and time.monotonic() < expires and (not self._sockets or time.monotonic() < until):
+            while (
+                not self._stop.is_set()
+                and time.monotonic() < expires
+                and (not self._sockets or time.monotonic() < until)
+            ):
                 after = [f"{kind}:{sequence}" for kind, sequence in self.positions.items()]
                 params: dict[str, Any] = {"after": after, "log": self._log, "wait": TICK_S}
                 response = http.get(subscription.poll_url, params=params)

@@ -19,7 +19,9 @@ class TradeOrderPublisherNode(Node):
     """
 
     def __init__(self, input: Node, *, symbol: str = "", name: str = "orders") -> None:
-        super().__init__(input, _passed_on, name=name, period=1, params={"symbol": symbol} if symbol else None)
+        super().__init__(
+            input, _passed_on, name=name, period=1, params={"symbol": symbol} if symbol else None
+        )
         self.symbol = symbol
 
     @staticmethod
@@ -39,5 +41,7 @@ class TradeOrderPublisherNode(Node):
 
 def _passed_on(view: CacheView) -> dict[str, float]:
     window = view[next(iter(view))]
-    wanted = ORDER if "quantity" in window.columns else tuple(window.columns)  # a position beside it is the input's, not held twice
+    wanted = (
+        ORDER if "quantity" in window.columns else tuple(window.columns)
+    )  # a position beside it is the input's, not held twice
     return {name: float(window.columns[name][-1]) for name in wanted if name in window.columns}

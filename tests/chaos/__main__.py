@@ -27,10 +27,26 @@ def stream(runs: int, seed: int) -> int:
                 report = chaos.run(seed + number)
                 print(report.line(), flush=True)
                 kills += report.kills
-                events, broken, reconnects = events + report.events, broken + bool(report.violations), reconnects + report.reconnects
+                events, broken, reconnects = (
+                    events + report.events,
+                    broken + bool(report.violations),
+                    reconnects + report.reconnects,
+                )
         finally:
             chaos.close()
-    print(json.dumps({"runs": runs, "first_seed": seed, "events": events, "kills": dict(kills), "reconnects": reconnects, "runs_with_violations": broken}), flush=True)
+    print(
+        json.dumps(
+            {
+                "runs": runs,
+                "first_seed": seed,
+                "events": events,
+                "kills": dict(kills),
+                "reconnects": reconnects,
+                "runs_with_violations": broken,
+            }
+        ),
+        flush=True,
+    )
     return 1 if broken else 0
 
 
@@ -48,11 +64,25 @@ def orders(applies: int, seed: int) -> int:
                 count = min(APPLIES_A_RUN, applies - number * APPLIES_A_RUN)
                 report = chaos.run(seed + number, count, round(count * KILLS_AN_APPLY))
                 print(report.line(), flush=True)
-                kills, outcomes, verdicts = kills + report.kills, outcomes + report.applies, verdicts + Counter(report.orders)
-                violations, acknowledged = violations + len(report.violations), acknowledged + report.acknowledged
+                kills, outcomes, verdicts = (
+                    kills + report.kills,
+                    outcomes + report.applies,
+                    verdicts + Counter(report.orders),
+                )
+                violations, acknowledged = (
+                    violations + len(report.violations),
+                    acknowledged + report.acknowledged,
+                )
         finally:
             chaos.close()
-    summary = {"applies": sum(outcomes.values()), "outcomes": dict(outcomes), "kills": dict(kills), "orders": dict(verdicts), "acknowledged": acknowledged, "violations": violations}
+    summary = {
+        "applies": sum(outcomes.values()),
+        "outcomes": dict(outcomes),
+        "kills": dict(kills),
+        "orders": dict(verdicts),
+        "acknowledged": acknowledged,
+        "violations": violations,
+    }
     print(json.dumps({"first_seed": seed, **summary}), flush=True)
     return 1 if violations else 0
 
@@ -67,7 +97,17 @@ def leaks(applies: int, seed: int) -> int:
                 report = chaos.up().run(seed, applies, 0, thorough=True)
             finally:
                 chaos.close()
-        print(json.dumps({"leak": leak.value, "violations": len(report.violations), "first": report.violations[:1], "seconds": round(report.seconds, 1)}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "leak": leak.value,
+                    "violations": len(report.violations),
+                    "first": report.violations[:1],
+                    "seconds": round(report.seconds, 1),
+                }
+            ),
+            flush=True,
+        )
         missed += [] if report.violations else [leak.value]
     print(json.dumps({"leaks": len(Refusal), "missed": missed}), flush=True)
     return 1 if missed else 0

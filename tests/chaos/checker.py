@@ -35,13 +35,34 @@ class Timeline:
         return self._values[found - 1] if found else default
 
 
-def broken_promises(database: Database, world: str, acknowledged: dict[str, str], at_rest: bool = True) -> list[str]:
+def broken_promises(
+    database: Database, world: str, acknowledged: dict[str, str], at_rest: bool = True
+) -> list[str]:
     """`acknowledged`: what publishers were told, by order id. `at_rest`: nothing is under way any more, so everything must have ended."""
     with database.read() as session:
         connection = session.connection()
-        log = connection.execute(text("SELECT seq, at, kind, ref, epoch, strategy_id, reason, body FROM order_log WHERE world_id = :w ORDER BY seq"), {"w": world}).mappings().all()
-        audit = connection.execute(text("SELECT * FROM audit WHERE chain = :w ORDER BY number"), {"w": world}).mappings().all()
-        applies = connection.execute(text("SELECT run_id, outcome, ended_at FROM apply WHERE world_id = :w"), {"w": world}).mappings().all()
+        log = (
+            connection.execute(
+                text(
+                    "SELECT seq, at, kind, ref, epoch, strategy_id, reason, body FROM order_log WHERE world_id = :w ORDER BY seq"
+                ),
+                {"w": world},
+            )
+            .mappings()
+            .all()
+        )
+        audit = (
+            connection.execute(text("SELECT * FROM audit WHERE chain = :w ORDER BY number"), {"w": world})
+            .mappings()
+            .all()
+        )
+        applies = (
+            connection.execute(
+                text("SELECT run_id, outcome, ended_at FROM apply WHERE world_id = :w"), {"w": world}
+            )
+            .mappings()
+            .all()
+        )
     broken = [*_gate(log), *_orders(log, acknowledged, at_rest), *_surroundings(log, audit), *_chain(audit)]
     ended = Counter(row["subject"] for row in audit if row["action"] == "apply.ended")
     for row in applies:
@@ -74,11 +95,15 @@ def _gate(log: Any) -> list[str]:
             halted = kind == "halt"
         elif kind == "accepted":
             if owner:
-                broken.append(f"{row['seq']}: order {ref} was accepted while {'draining' if draining else 'frozen'} by {owner}")
+                broken.append(
+                    f"{row['seq']}: order {ref} was accepted while {'draining' if draining else 'frozen'} by {owner}"
+                )
             if halted:
                 broken.append(f"{row['seq']}: order {ref} was accepted while halted")
             if row["epoch"] != epoch:
-                broken.append(f"{row['seq']}: order {ref} was accepted under epoch {row['epoch']}, the world's is {epoch}")
+                broken.append(
+                    f"{row['seq']}: order {ref} was accepted under epoch {row['epoch']}, the world's is {epoch}"
+                )
     return broken
 
 
@@ -98,7 +123,9 @@ def _orders(log: Any, acknowledged: dict[str, str], at_rest: bool) -> list[str]:
         if count["accepted"] + count["refused"] > 1:
             broken.append(f"order {ref} is in the log twice")
         if count["filled"] > count["accepted"]:
-            broken.append(f"order {ref} was filled {count['filled']} times, accepted {count['accepted']} times")
+            broken.append(
+                f"order {ref} was filled {count['filled']} times, accepted {count['accepted']} times"
+            )
         if at_rest and count["accepted"] and not count["filled"]:
             broken.append(f"order {ref} was accepted and never filled")
     return broken
@@ -121,9 +148,17 @@ def _surroundings(log: Any, audit: Any) -> list[str]:
                 if "circuit_breaker" in after:
                     limit.add(at, after["circuit_breaker"].get("max_orders_per_minute"))
             case "decision.made":
-                fresh.add(at, (datetime.fromisoformat(after["decided_at"].replace("Z", "+00:00")) + timedelta(seconds=after["ttl"])).isoformat(timespec="microseconds"))
+                fresh.add(
+                    at,
+                    (
+                        datetime.fromisoformat(after["decided_at"].replace("Z", "+00:00"))
+                        + timedelta(seconds=after["ttl"])
+                    ).isoformat(timespec="microseconds"),
+                )
             case "activation.changed":
-                activations[row["subject"]].add(at, (after["active"], DOMAINS.get(after["effective_mode"], "backtest")))
+                activations[row["subject"]].add(
+                    at, (after["active"], DOMAINS.get(after["effective_mode"], "backtest"))
+                )
             case "session.opened":
                 sessions[row["subject"]].add(at, (after["strategy_id"], after["execution_domain"]))
             case "session.ended":
@@ -137,7 +172,11 @@ def _surroundings(log: Any, audit: Any) -> list[str]:
     for row in log:
         if row["kind"] != "accepted":
             continue
-        order, at, where = json.loads(row["body"]), row["at"], f"{row['seq']}: order {row['ref']} was accepted"
+        order, at, where = (
+            json.loads(row["body"]),
+            row["at"],
+            f"{row['seq']}: order {row['ref']} was accepted",
+        )
         active, domain = activations[row["strategy_id"]].value(at, (False, "backtest"))
         if fresh.value(at, "") < at:
             broken.append(f"{where} after the decision was stale")
@@ -165,9 +204,23 @@ def _chain(audit: Any) -> list[str]:
     """The hash chain, by its definition: each part of a row preceded by its length in eight bytes."""
     before = ""
     for number, row in enumerate(audit, 1):
-        parts = [before, row["chain"], str(row["number"]), row["at"], row["actor"], row["action"], row["world_id"], row["subject"], row["correlation_id"], row["before"], row["after"]]
+        parts = [
+            before,
+            row["chain"],
+            str(row["number"]),
+            row["at"],
+            row["actor"],
+            row["action"],
+            row["world_id"],
+            row["subject"],
+            row["correlation_id"],
+            row["before"],
+            row["after"],
+        ]
         encoded = [part.encode() for part in parts]
-        found = "blake3:" + blake3(b"".join(len(part).to_bytes(8, "big") + part for part in encoded)).hexdigest()
+        found = (
+            "blake3:" + blake3(b"".join(len(part).to_bytes(8, "big") + part for part in encoded)).hexdigest()
+        )
         if row["number"] != number or row["hash"] != found:
             return [f"the audit chain is broken at entry {number}"]
         before = found

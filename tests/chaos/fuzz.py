@@ -31,9 +31,35 @@ def fuzz(home: Path, examples: int, seed: int) -> tuple[int, list[str]]:
         command = [str(Path(sys.executable).with_name("schemathesis"))]
         for config in ([], ["--config-file", str(known)]):
             # Rotating keys again and again only makes the file of keys long; the route has tests of its own.
-            options = ["--max-examples", str(examples), "--seed", str(seed), "--checks", CHECKS, "--phases", "examples,fuzzing", "--exclude-path", "/tokens/rotate"]
-            options += ["--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off", "--no-color"]
-            run = [*command, *config, "run", f"{machine.url}/openapi.json", "-H", f"Authorization: Bearer {machine.token('owner')}", *options]
+            options = [
+                "--max-examples",
+                str(examples),
+                "--seed",
+                str(seed),
+                "--checks",
+                CHECKS,
+                "--phases",
+                "examples,fuzzing",
+                "--exclude-path",
+                "/tokens/rotate",
+            ]
+            options += [
+                "--continue-on-failure",
+                "--suppress-health-check",
+                "all",
+                "--warnings",
+                "off",
+                "--no-color",
+            ]
+            run = [
+                *command,
+                *config,
+                "run",
+                f"{machine.url}/openapi.json",
+                "-H",
+                f"Authorization: Bearer {machine.token('owner')}",
+                *options,
+            ]
             done = subprocess.run(run, capture_output=True, text=True, cwd=home)
             found = re.search(r"(\d[\d,]*) generated", done.stdout)
             made += int(found[1].replace(",", "")) if found else 0

@@ -45,8 +45,21 @@ class Report:
     seconds: float = 0.0
 
     def line(self) -> str:
-        body = {"seed": self.seed, "applies": dict(self.applies), "kills": dict(self.kills), "orders": self.orders, "acknowledged": self.acknowledged}
-        return json.dumps({**body, "violations": len(self.violations), "first": self.violations[:3], "seconds": round(self.seconds, 1)})
+        body = {
+            "seed": self.seed,
+            "applies": dict(self.applies),
+            "kills": dict(self.kills),
+            "orders": self.orders,
+            "acknowledged": self.acknowledged,
+        }
+        return json.dumps(
+            {
+                **body,
+                "violations": len(self.violations),
+                "first": self.violations[:3],
+                "seconds": round(self.seconds, 1),
+            }
+        )
 
 
 class OrderChaos:
@@ -55,7 +68,17 @@ class OrderChaos:
     def __init__(self, home: Path, leak: str = "", dsn: str | None = None) -> None:
         self._gateway = "tests.chaos.leaky_gateway" if leak else "api.gateway"
         env = {"QMTL_TEST_LEAK": leak} if leak else {}
-        self.machine = Machine(home, dsn, **{"QMTL_EVENTS__BEAT_S": "0.5", "QMTL_GATEWAY__SESSION_LEASE_S": "3", "QMTL_GATEWAY__RATE_PER_S": "5000", "QMTL_ORDERS__PAPER_FILL_DELAY_S": "0.02", **env})
+        self.machine = Machine(
+            home,
+            dsn,
+            **{
+                "QMTL_EVENTS__BEAT_S": "0.5",
+                "QMTL_GATEWAY__SESSION_LEASE_S": "3",
+                "QMTL_GATEWAY__RATE_PER_S": "5000",
+                "QMTL_ORDERS__PAPER_FILL_DELAY_S": "0.02",
+                **env,
+            },
+        )
         self._traders: dict[int, subprocess.Popen[bytes]] = {}
         self._strategies: list[str] = []
         self._world, self._token = "", ""
@@ -78,7 +101,13 @@ class OrderChaos:
         rng, report, began = random.Random(seed), Report(seed), time.monotonic()
         self._prepare(seed)
         stop = threading.Event()
-        threads = [threading.Thread(target=self._renew, args=(stop,)), threading.Thread(target=self._kill, args=(random.Random(seed + 1), stop, report, applies if kills is None else kills))]
+        threads = [
+            threading.Thread(target=self._renew, args=(stop,)),
+            threading.Thread(
+                target=self._kill,
+                args=(random.Random(seed + 1), stop, report, applies if kills is None else kills),
+            ),
+        ]
         for number in range(len(self._strategies)):
             self._start_trader(number, seed)
         for thread in threads:
@@ -125,11 +154,22 @@ class OrderChaos:
         self._token = self.machine.token()
         ana = self.client.create_token(TokenRequest(subject="ana", grants={"*": Role.OPERATOR})).token
         self._ana = GatewayClient(self.machine.url, ana, away_limit_s=120.0)
-        self.client._call("POST", "/worlds", json={"spec": {**WORLD, "world": self._world, "allow_live": True}, "policy": POLICY}, headers={"X-Allow-Live": "true"})
-        self._strategies = [Runner.submit(Trend(symbol), world=self._world, config=self.machine.config, run=False).strategy_id for symbol in SYMBOLS]
+        self.client._call(
+            "POST",
+            "/worlds",
+            json={"spec": {**WORLD, "world": self._world, "allow_live": True}, "policy": POLICY},
+            headers={"X-Allow-Live": "true"},
+        )
+        self._strategies = [
+            Runner.submit(Trend(symbol), world=self._world, config=self.machine.config, run=False).strategy_id
+            for symbol in SYMBOLS
+        ]
         database = self.machine.database()
         try:
-            fingerprints = {candidate.dataset_fingerprint for candidate in SqlApplyStore(database).situation(self._world).evidence.values()}
+            fingerprints = {
+                candidate.dataset_fingerprint
+                for candidate in SqlApplyStore(database).situation(self._world).evidence.values()
+            }
         finally:
             database.close()
         gating = {
@@ -173,7 +213,12 @@ class OrderChaos:
         self.client.update_world(self._world, WorldUpdate(allow_live=True), live=True)
 
     def _close_edge(self, rng: random.Random) -> None:
-        self._quietly(lambda: self.client.override(self._world, EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="chaos")))
+        self._quietly(
+            lambda: self.client.override(
+                self._world,
+                EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="chaos"),
+            )
+        )
         time.sleep(0.3 + rng.random() * 0.5)
 
     def _let_it_become_stale(self, _: random.Random) -> None:
@@ -188,7 +233,9 @@ class OrderChaos:
             time.sleep(0.3 + rng.random() * 0.3)
 
     def _break_circuit(self, _: random.Random) -> None:
-        self.client.update_world(self._world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=20)))
+        self.client.update_world(
+            self._world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=20))
+        )
         time.sleep(1.0)
         self.client.update_world(self._world, WorldUpdate(circuit_breaker=CircuitBreaker()))
         self._resume()
@@ -202,7 +249,12 @@ class OrderChaos:
                 run_id = f"to-freeze-{number}"
                 if not self._ask(rng, run_id=run_id, to="live"):
                     return  # what leaks here keeps strategies from coming so far
-                wait_for(lambda run_id=run_id: worlds.gate(self._world).state != "open" or applies.find(self._world, run_id).outcome, "freeze")
+                wait_for(
+                    lambda run_id=run_id: (
+                        worlds.gate(self._world).state != "open" or applies.find(self._world, run_id).outcome
+                    ),
+                    "freeze",
+                )
                 self.machine.kill("worker")
                 caught = worlds.gate(self._world).state == "frozen"
                 if caught:
@@ -217,9 +269,15 @@ class OrderChaos:
 
     def _ask(self, rng: random.Random, **wanted: Any) -> bool:
         """An apply of all strategies that is approved at once; whether it was taken."""
-        weights = {} if "rollback_of" in wanted else {name: round(rng.random() / 4, 4) for name in self._strategies}
-        taken = self._quietly(lambda: self.client.apply(self._world, ApplyRequest(**wanted, weights=weights), live=True))
-        return taken and self._quietly(lambda: self._ana.approve(self._world, wanted["run_id"], Verdict(), live=True))
+        weights = (
+            {} if "rollback_of" in wanted else {name: round(rng.random() / 4, 4) for name in self._strategies}
+        )
+        taken = self._quietly(
+            lambda: self.client.apply(self._world, ApplyRequest(**wanted, weights=weights), live=True)
+        )
+        return taken and self._quietly(
+            lambda: self._ana.approve(self._world, wanted["run_id"], Verdict(), live=True)
+        )
 
     def _apply(self, rng: random.Random, run_id: str) -> str:
         """An apply to its end; how it ended, or why it was refused."""
@@ -228,20 +286,38 @@ class OrderChaos:
             wanted = {"run_id": run_id, "rollback_of": rng.choice(earlier)}
         else:
             left = rng.sample(self._strategies, rng.randint(1, len(self._strategies)))
-            wanted = {"run_id": run_id, "to": rng.choice(("dryrun", "live")), "weights": {name: round(rng.random() / len(self._strategies), 3) for name in left}}
+            wanted = {
+                "run_id": run_id,
+                "to": rng.choice(("dryrun", "live")),
+                "weights": {name: round(rng.random() / len(self._strategies), 3) for name in left},
+            }
         try:
             found = self.client.apply(self._world, ApplyRequest.model_validate(wanted), live=True)
         except QmtlError as error:
             self._resume() if error.code == "E_WORLD_FROZEN" else None
             return error.code
         what = rng.random()
-        self._quietly(lambda: self._ana.approve(self._world, run_id, Verdict(), live=True) if what > 0.07 else self._ana.reject(self._world, run_id, Verdict()))
+        self._quietly(
+            lambda: (
+                self._ana.approve(self._world, run_id, Verdict(), live=True)
+                if what > 0.07
+                else self._ana.reject(self._world, run_id, Verdict())
+            )
+        )
         if what > 0.9:
             time.sleep(rng.random() * 0.2)
             self._quietly(lambda: self.client.abort(self._world, run_id, "chaos"))
         elif what > 0.85:
             self._quietly(lambda: self.client.update_world(self._world, WorldUpdate(allow_live=False)))
-        found = wait_for(lambda: status if (status := self.client.apply_status(self._world, run_id, wait_s=20)).outcome else None, f"end of {run_id}", 120)
+        found = wait_for(
+            lambda: (
+                status
+                if (status := self.client.apply_status(self._world, run_id, wait_s=20)).outcome
+                else None
+            ),
+            f"end of {run_id}",
+            120,
+        )
         if 0.85 < what <= 0.9:
             self.client.update_world(self._world, WorldUpdate(allow_live=True), live=True)
         if found.outcome == "frozen":
@@ -284,9 +360,18 @@ class OrderChaos:
     def _start_trader(self, number: int, seed: int) -> None:
         diary = self.machine.home / f"{self._world}.{number}.diary"
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        arguments = [self.machine.url, self._token, self._world, self._strategies[number], str(seed * 10 + number), str(diary)]
+        arguments = [
+            self.machine.url,
+            self._token,
+            self._world,
+            self._strategies[number],
+            str(seed * 10 + number),
+            str(diary),
+        ]
         with (self.machine.home / "trader.log").open("ab") as log:
-            self._traders[number] = subprocess.Popen([sys.executable, "-m", "tests.chaos.trader", *arguments], env=env, stdout=log, stderr=log)
+            self._traders[number] = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.trader", *arguments], env=env, stdout=log, stderr=log
+            )
 
     def _end_trader(self, number: int) -> None:
         trader = self._traders.pop(number)

@@ -23,7 +23,11 @@ def main(world: str, file: Path) -> None:
         running = result.running
         stream = running.stream if running is not None else None
         events = stream.states["activation"].events if stream is not None else {}
-        said = {"pid": os.getpid(), "running": running is not None, "state_hash": state_hash({subject: event.data for subject, event in events.items()})}
+        said = {
+            "pid": os.getpid(),
+            "running": running is not None,
+            "state_hash": state_hash({subject: event.data for subject, event in events.items()}),
+        }
         aside = file.with_suffix(".new")
         aside.write_text(json.dumps(said))
         os.replace(aside, file)

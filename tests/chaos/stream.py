@@ -31,7 +31,10 @@ from tests.strategies import POLICY, WORLD
 
 VICTIMS = ("relay", "gateway", "worker", "runner")
 TOPICS = ("activation", "decisions", "policy", "queues", "sessions", "submissions")
-PAPER = {**POLICY, "gating_policy": {"domains": {"from": "backtest", "to": "dryrun"}, "approvals": {"required": 0}}}
+PAPER = {
+    **POLICY,
+    "gating_policy": {"domains": {"from": "backtest", "to": "dryrun"}, "approvals": {"required": 0}},
+}
 CLOSED = {"selection": {"gates": {"and": ["sharpe >= 50"]}}}
 
 
@@ -53,13 +56,28 @@ class Report:
     seconds: float = 0.0
 
     def line(self) -> str:
-        return json.dumps({"seed": self.seed, "events": self.events, "kills": dict(self.kills), "reconnects": self.reconnects, "violations": self.violations[:5], "seconds": round(self.seconds, 1)})
+        return json.dumps(
+            {
+                "seed": self.seed,
+                "events": self.events,
+                "kills": dict(self.kills),
+                "reconnects": self.reconnects,
+                "violations": self.violations[:5],
+                "seconds": round(self.seconds, 1),
+            }
+        )
 
 
 class Chaos:
     """A machine on which runs happen one after the other."""
 
-    def __init__(self, home: Path, relay: str = "activities.events.relay", client: type[StreamClient] = StreamClient, rest_s: float = 90.0) -> None:
+    def __init__(
+        self,
+        home: Path,
+        relay: str = "activities.events.relay",
+        client: type[StreamClient] = StreamClient,
+        rest_s: float = 90.0,
+    ) -> None:
         self._relay, self._client, self._rest_s = relay, client, rest_s
         self.machine = Machine(home, **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "3"})
         self._runner: subprocess.Popen[bytes] | None = None
@@ -81,17 +99,30 @@ class Chaos:
         world = f"chaos{seed}x{int(time.time() * 1000) % 10**9}"
         database = self.machine.database()
         with self.machine.client(away_limit_s=120.0) as client:
-            client.create_world({**WORLD, "world": world, "clock": {"replay": {"start": "2017-06-30T00:00:00Z", "speed": 3 * 86_400.0}}}, PAPER)
+            client.create_world(
+                {
+                    **WORLD,
+                    "world": world,
+                    "clock": {"replay": {"start": "2017-06-30T00:00:00Z", "speed": 3 * 86_400.0}},
+                },
+                PAPER,
+            )
             handled: list[list[tuple[str, str]]] = [[] for _ in range(3)]
             gateways = [self.machine.client(away_limit_s=0.0) for _ in handled]
             subscribers = [
-                self._client([gateway], Subscribe(world_id=world, topics=TOPICS), on_event=lambda kind, event, mine=mine: mine.append((kind, event.id)))  # type: ignore[misc]
+                self._client(
+                    [gateway],
+                    Subscribe(world_id=world, topics=TOPICS),
+                    on_event=lambda kind, event, mine=mine: mine.append((kind, event.id)),
+                )  # type: ignore[misc]
                 for gateway, mine in zip(gateways, handled, strict=True)
             ]
             for subscriber in subscribers:
                 subscriber.start()
             try:
-                assert all(subscriber.ready(60) for subscriber in subscribers), [subscriber.fault for subscriber in subscribers]
+                assert all(subscriber.ready(60) for subscriber in subscribers), [
+                    subscriber.fault for subscriber in subscribers
+                ]
                 base = self._sequences(database, world)
                 self._start_runner(world)
                 stop = threading.Event()
@@ -103,7 +134,9 @@ class Chaos:
                     stop.set()
                     killer.join()
                 self._quiet(database, subscribers, world, report)
-                self._check(report, database, client.activation_hash(world), world, subscribers, handled, base)
+                self._check(
+                    report, database, client.activation_hash(world), world, subscribers, handled, base
+                )
             finally:
                 for subscriber, gateway in zip(subscribers, gateways, strict=True):
                     subscriber.close()
@@ -139,16 +172,30 @@ class Chaos:
                 self._start_runner()
             else:
                 self.machine.kill(victim)
-                {"relay": lambda: self.machine.start_relay(self._relay), "worker": self.machine.start_worker, "gateway": lambda: self.machine._start("gateway", "api.gateway", {})}[victim]()
+                {
+                    "relay": lambda: self.machine.start_relay(self._relay),
+                    "worker": self.machine.start_worker,
+                    "gateway": lambda: self.machine._start("gateway", "api.gateway", {}),
+                }[victim]()
             report.kills[victim] += 1
 
     def _start_runner(self, world: str = "") -> None:
         if world:
             self._state = self.machine.home / f"{world}.runner.json"
-            self._env = {**os.environ, "QMTL_GATEWAY__URL": self.machine.url, "QMTL_HOME": str(self.machine.home), "PYTHONPATH": str(Path(__file__).parents[2])}
+            self._env = {
+                **os.environ,
+                "QMTL_GATEWAY__URL": self.machine.url,
+                "QMTL_HOME": str(self.machine.home),
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            }
             self._world = world
         with (self.machine.home / "runner.log").open("ab") as log:
-            self._runner = subprocess.Popen([sys.executable, "-m", "tests.chaos.runner", self._world, str(self._state)], env=self._env, stdout=log, stderr=log)
+            self._runner = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.runner", self._world, str(self._state)],
+                env=self._env,
+                stdout=log,
+                stderr=log,
+            )
 
     def _end_runner(self) -> None:
         if self._runner is not None:
@@ -166,13 +213,19 @@ class Chaos:
                 return False
             # What the log has, not what a beat said of it a moment ago.
             ends = {topic: bus.bounds(f"{world}.{topic}").last for topic in TOPICS}
-            return all(subscriber.states[topic].sequence >= last for subscriber in subscribers for topic, last in ends.items())
+            return all(
+                subscriber.states[topic].sequence >= last
+                for subscriber in subscribers
+                for topic, last in ends.items()
+            )
 
         try:
             wait_for(lambda: self._runner_says(world, database), "runner", self._rest_s)
             wait_for(quiet, "quiet", self._rest_s)
         except AssertionError as error:
-            report.violations.append(f"it did not come to rest: {error}; {[subscriber.fault for subscriber in subscribers]}")
+            report.violations.append(
+                f"it did not come to rest: {error}; {[subscriber.fault for subscriber in subscribers]}"
+            )
         finally:
             bus.close()
 
@@ -190,19 +243,34 @@ class Chaos:
             return False
         from activities.worlds.sql import SqlWorldStore
 
-        return bool(said["state_hash"] == SqlWorldStore(database).activation_hash(world)[1]) or not said["running"]
+        return (
+            bool(said["state_hash"] == SqlWorldStore(database).activation_hash(world)[1])
+            or not said["running"]
+        )
 
     @staticmethod
     def _sequences(database: Database, world: str) -> int:
         """The newest row of the outbox that was there before the subscribers' first event."""
         with database.read() as session:
-            rows = session.exec(select(Outbox.seq).where(Outbox.world_id == world).order_by(col(Outbox.seq).desc())).first()
+            rows = session.exec(
+                select(Outbox.seq).where(Outbox.world_id == world).order_by(col(Outbox.seq).desc())
+            ).first()
         return int(rows or 0)
 
     @staticmethod
-    def _check(report: Report, database: Database, expected_hash: str, world: str, subscribers: list[StreamClient], handled: list[list[tuple[str, str]]], base: int) -> None:
+    def _check(
+        report: Report,
+        database: Database,
+        expected_hash: str,
+        world: str,
+        subscribers: list[StreamClient],
+        handled: list[list[tuple[str, str]]],
+        base: int,
+    ) -> None:
         with database.read() as session:
-            rows = session.exec(select(Outbox).where(Outbox.world_id == world).order_by(col(Outbox.seq))).all()
+            rows = session.exec(
+                select(Outbox).where(Outbox.world_id == world).order_by(col(Outbox.seq))
+            ).all()
         report.events = len(rows)
         by_topic: dict[str, list[str]] = {}
         for row in rows:
@@ -218,10 +286,16 @@ class Chaos:
                 heard = [event_id for event_id in heard if event_id in set(told)]
                 if heard != told:
                     missing = len(set(told) - set(heard))
-                    report.violations.append(f"subscriber {number}: {topic}: {missing} of {len(told)} missing" if missing else f"subscriber {number}: {topic}: out of order")
+                    report.violations.append(
+                        f"subscriber {number}: {topic}: {missing} of {len(told)} missing"
+                        if missing
+                        else f"subscriber {number}: {topic}: out of order"
+                    )
             if subscriber.states["activation"].state_hash != expected_hash:
                 report.violations.append(f"subscriber {number}: its activation is not the store's")
             if subscriber.counters.snapshots.keys() - {"first"}:
-                report.violations.append(f"subscriber {number}: got a snapshot that it should not need: {dict(subscriber.counters.snapshots)}")
+                report.violations.append(
+                    f"subscriber {number}: got a snapshot that it should not need: {dict(subscriber.counters.snapshots)}"
+                )
             if subscriber.counters.max_gap:
                 report.violations.append(f"subscriber {number}: a gap of {subscriber.counters.max_gap}")

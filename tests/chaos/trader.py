@@ -34,12 +34,28 @@ class Life:
 
 class Trader:
     def __init__(self, url: str, token: str, world: str, strategy: str, seed: int, diary: Path) -> None:
-        self._client, self._world, self._strategy, self._rng = GatewayClient(url, token, away_limit_s=0.0), world, strategy, random.Random(seed)
+        self._client, self._world, self._strategy, self._rng = (
+            GatewayClient(url, token, away_limit_s=0.0),
+            world,
+            strategy,
+            random.Random(seed),
+        )
         self._diary, self._run, self._n, self._life = diary.open("a"), f"{seed}-{time.time_ns()}", 0, Life()
-        self._stream = StreamClient([GatewayClient(url, token, away_limit_s=0.0)], Subscribe(world_id=world, strategy_id=strategy), self._hear)
+        self._stream = StreamClient(
+            [GatewayClient(url, token, away_limit_s=0.0)],
+            Subscribe(world_id=world, strategy_id=strategy),
+            self._hear,
+        )
         self._manager = ActivationManager(self._stream, world, strategy)
         self._gate = Gate(self._manager)
-        self._publisher = OrderPublisher(GatewayClient(url, token, away_limit_s=0.0), self._gate, world, strategy, lambda: self._life.session, self._told)
+        self._publisher = OrderPublisher(
+            GatewayClient(url, token, away_limit_s=0.0),
+            self._gate,
+            world,
+            strategy,
+            lambda: self._life.session,
+            self._told,
+        )
         self._epochs = [1]
 
     def main(self) -> None:
@@ -66,7 +82,9 @@ class Trader:
             self._client.end_session(self._life.session, "chaos")
             self._life.ended, self._life.session = self._life.session, ""
         if not self._life.session:
-            grant = self._client.open_session(SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos"))
+            grant = self._client.open_session(
+                SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos")
+            )
             self._life.session, self._life.domain = grant.session_id, grant.context.execution_domain.value
             self._gate.domain = grant.context.execution_domain
         else:
@@ -80,21 +98,37 @@ class Trader:
         self._n += 1
         return self._order(
             epoch=rng.choice((epoch, epoch, epoch, rng.choice(self._epochs))),
-            session_id=rng.choice((self._life.session, self._life.session, self._life.session, self._life.ended)),
-            execution_domain=rng.choice((self._life.domain, self._life.domain, self._life.domain, "dryrun", "live", "shadow")),
+            session_id=rng.choice(
+                (self._life.session, self._life.session, self._life.session, self._life.ended)
+            ),
+            execution_domain=rng.choice(
+                (self._life.domain, self._life.domain, self._life.domain, "dryrun", "live", "shadow")
+            ),
         )
 
     def _order(self, **fields: object) -> Order:
         found = order_id(self._world, self._strategy, self._run, self._n, "AAPL", "rude")
-        base = {"order_id": found, "world_id": self._world, "strategy_id": self._strategy, "symbol": "AAPL", "side": "buy", "quantity": "1", "reference_price": "100"}
+        base = {
+            "order_id": found,
+            "world_id": self._world,
+            "strategy_id": self._strategy,
+            "symbol": "AAPL",
+            "side": "buy",
+            "quantity": "1",
+            "reference_price": "100",
+        }
         order = Order.model_validate({**base, **fields})
-        if order.execution_domain is Domain.SHADOW and self._rng.random() < 0.7:  # as a runner in shadow would send it: with a session of its own
+        if (
+            order.execution_domain is Domain.SHADOW and self._rng.random() < 0.7
+        ):  # as a runner in shadow would send it: with a session of its own
             return order.model_copy(update={"session_id": self._shadow_session()})
         return order
 
     def _shadow_session(self) -> str:
         if not self._life.shadow:
-            self._life.shadow = self._client.open_session(SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos", shadow=True)).session_id
+            self._life.shadow = self._client.open_session(
+                SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos", shadow=True)
+            ).session_id
         self._client.session_beat(self._life.shadow, SessionBeat())
         return self._life.shadow
 
@@ -103,11 +137,18 @@ class Trader:
             self._told(order, verdict)
 
     def _told(self, order: Order, verdict: OrderVerdict) -> None:
-        self._diary.write(json.dumps([order.order_id, verdict.reason.value if verdict.reason else "accepted"]) + "\n")
+        self._diary.write(
+            json.dumps([order.order_id, verdict.reason.value if verdict.reason else "accepted"]) + "\n"
+        )
         self._diary.flush()
 
     def _hear(self, kind: str, event: CloudEvent) -> None:
-        if kind == "activation" and event.subject == WHOLE_WORLD and event.data and event.data.get("requires_ack"):
+        if (
+            kind == "activation"
+            and event.subject == WHOLE_WORLD
+            and event.data
+            and event.data.get("requires_ack")
+        ):
             for session in filter(None, (self._life.session, self._life.shadow)):
                 self._publisher.acknowledge(session, int(event.data["sequence"]))
 

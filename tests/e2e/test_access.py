@@ -37,7 +37,16 @@ from tests.harness import Machine
 from tests.strategies import POLICY, Trend, world
 
 HOME, OTHER = "home", "other"
-ORDER = {"order_id": "order:0000", "world_id": HOME, "strategy_id": "strategy:x", "execution_domain": "dryrun", "epoch": 1, "symbol": "AAPL", "side": "buy", "quantity": "1"}
+ORDER = {
+    "order_id": "order:0000",
+    "world_id": HOME,
+    "strategy_id": "strategy:x",
+    "execution_domain": "dryrun",
+    "epoch": 1,
+    "symbol": "AAPL",
+    "side": "buy",
+    "quantity": "1",
+}
 
 
 @dataclass
@@ -58,11 +67,29 @@ class Place:
         good = jwt.decode(self.machine.token(), options={"verify_signature": False})
         return {name: value for name, value in {**good, **changes}.items() if value is not None}
 
-    def signed(self, claims: dict[str, Any], key: Any = None, kid: str | None = None, algorithm: str = "EdDSA", **header: Any) -> str:
-        return jwt.encode(claims, self.key.private if key is None else key, algorithm=algorithm, headers={"kid": self.key.kid if kid is None else kid, **header})
+    def signed(
+        self,
+        claims: dict[str, Any],
+        key: Any = None,
+        kid: str | None = None,
+        algorithm: str = "EdDSA",
+        **header: Any,
+    ) -> str:
+        return jwt.encode(
+            claims,
+            self.key.private if key is None else key,
+            algorithm=algorithm,
+            headers={"kid": self.key.kid if kid is None else kid, **header},
+        )
 
     def grant(self, **grants: str) -> str:
-        return self.owner.create_token(TokenRequest(subject="tester", grants={name.replace("every", "*"): Role(role) for name, role in grants.items()}, expires_in_s=600)).token
+        return self.owner.create_token(
+            TokenRequest(
+                subject="tester",
+                grants={name.replace("every", "*"): Role(role) for name, role in grants.items()},
+                expires_in_s=600,
+            )
+        ).token
 
     def content(self) -> str:
         """What all stores hold, the register of tokens and rights apart."""
@@ -91,7 +118,9 @@ class Place:
                         "ack",
                     )
                 }
-            return hashlib.sha256(repr(rows).encode()).hexdigest() + str(len(list((self.machine.home / "artifacts").rglob("*"))))
+            return hashlib.sha256(repr(rows).encode()).hexdigest() + str(
+                len(list((self.machine.home / "artifacts").rglob("*")))
+            )
         finally:
             database.close()
 
@@ -113,13 +142,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def submission(world_id: str = HOME) -> dict[str, Any]:
     build = Build(Trend)
-    return {"world_id": world_id, "dag": build.dag.model_dump(mode="json"), "node_ids_crc32": build.crc32, "idempotency_key": uuid.uuid4().hex}
+    return {
+        "world_id": world_id,
+        "dag": build.dag.model_dump(mode="json"),
+        "node_ids_crc32": build.crc32,
+        "idempotency_key": uuid.uuid4().hex,
+    }
 
 
 def request_of(method: str, path: str) -> dict[str, Any]:
     """A request that a route would take from who may."""
     filled = path.format(
-        world_id=HOME, strategy_id="strategy:x", lease_id="run.lease-1", content_hash="blake3:" + "0" * 64, version=1, session_id="none", token_id="none", topic=f"{HOME}.backtest.none", run_id="run-1"
+        world_id=HOME,
+        strategy_id="strategy:x",
+        lease_id="run.lease-1",
+        content_hash="blake3:" + "0" * 64,
+        version=1,
+        session_id="none",
+        token_id="none",
+        topic=f"{HOME}.backtest.none",
+        run_id="run-1",
     )
     bodies: dict[tuple[str, str], Any] = {
         ("POST", "/strategies"): submission(),
@@ -145,7 +187,12 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         "/orders": {"world_id": HOME} if method == "GET" else {},
         "/worlds/{world_id}/policies/{version}/diff": {"to": 1},
     }
-    return {"method": method, "url": filled, "json": bodies.get((method, path), {} if method in ("POST", "PATCH") else None), "params": asked.get(path, {})}
+    return {
+        "method": method,
+        "url": filled,
+        "json": bodies.get((method, path), {} if method in ("POST", "PATCH") else None),
+        "params": asked.get(path, {}),
+    }
 
 
 def public_pem(place: Place) -> bytes:
@@ -155,7 +202,9 @@ def public_pem(place: Place) -> bytes:
 def hmac_with_public_key(place: Place) -> str:
     """The classic: the public key taken for the secret of an HMAC."""
     header = {"alg": "HS256", "typ": "JWT", "kid": place.key.kid}
-    parts = [base64.urlsafe_b64encode(json.dumps(item).encode()).rstrip(b"=") for item in (header, place.claims())]
+    parts = [
+        base64.urlsafe_b64encode(json.dumps(item).encode()).rstrip(b"=") for item in (header, place.claims())
+    ]
     signature = hmac.new(public_pem(place), b".".join(parts), hashlib.sha256).digest()
     return b".".join([*parts, base64.urlsafe_b64encode(signature).rstrip(b"=")]).decode()
 
@@ -167,7 +216,9 @@ def tampered(place: Place) -> str:
 
 
 def revoked(place: Place) -> str:
-    created = place.owner.create_token(TokenRequest(subject="gone", grants={"*": Role.OWNER}, expires_in_s=600))
+    created = place.owner.create_token(
+        TokenRequest(subject="gone", grants={"*": Role.OWNER}, expires_in_s=600)
+    )
     place.owner.revoke_token(created.info.token_id)
     return created.token
 
@@ -191,15 +242,24 @@ MISUSES: dict[str, tuple[Callable[[Place], str | None], str]] = {
     "expired": (lambda p: p.signed(p.claims(exp=NOW - 3600)), "E_TOKEN_EXPIRED"),
     "expired a minute ago": (lambda p: p.signed(p.claims(exp=NOW - 60)), "E_TOKEN_EXPIRED"),
     "not valid yet": (lambda p: p.signed(p.claims(nbf=NOW + 86_400)), "E_TOKEN_EARLY"),
-    "issued in the future": (lambda p: p.signed(p.claims(iat=NOW + 86_400, nbf=NOW + 86_400)), "E_TOKEN_EARLY"),
+    "issued in the future": (
+        lambda p: p.signed(p.claims(iat=NOW + 86_400, nbf=NOW + 86_400)),
+        "E_TOKEN_EARLY",
+    ),
     "another's key": (lambda p: p.signed(p.claims(), key=Ed25519PrivateKey.generate()), "E_TOKEN_INVALID"),
     "alg none": (lambda p: p.signed(p.claims(), key="", algorithm="none"), "E_TOKEN_INVALID"),
-    "alg HS256 with a secret": (lambda p: p.signed(p.claims(), key="s" * 40, algorithm="HS256"), "E_TOKEN_INVALID"),
+    "alg HS256 with a secret": (
+        lambda p: p.signed(p.claims(), key="s" * 40, algorithm="HS256"),
+        "E_TOKEN_INVALID",
+    ),
     "HMAC with the public key": (hmac_with_public_key, "E_TOKEN_INVALID"),
     "unknown kid": (lambda p: p.signed(p.claims(), kid="nobody"), "E_TOKEN_KEY"),
     "empty kid": (lambda p: p.signed(p.claims(), kid=""), "E_TOKEN_KEY"),
     "a kid that is a path": (lambda p: p.signed(p.claims(), kid="../../etc/passwd"), "E_TOKEN_KEY"),
-    "a key of its own in the header": (lambda p: p.signed(p.claims(), key=Ed25519PrivateKey.generate(), jwk={"kty": "OKP"}), "E_TOKEN_INVALID"),
+    "a key of its own in the header": (
+        lambda p: p.signed(p.claims(), key=Ed25519PrivateKey.generate(), jwk={"kty": "OKP"}),
+        "E_TOKEN_INVALID",
+    ),
     "claims changed after signing": (tampered, "E_TOKEN_INVALID"),
     "wrong audience": (lambda p: p.signed(p.claims(aud="elsewhere")), "E_TOKEN_AUDIENCE"),
     "a stream's token": (stream_token, "E_TOKEN_AUDIENCE"),
@@ -218,7 +278,15 @@ MISUSES: dict[str, tuple[Callable[[Place], str | None], str]] = {
 def asked(place: Place, token: str | None, method: str, path: str, **headers: str) -> httpx.Response:
     request = request_of(method, path)
     auth = {} if token is None else {"authorization": f"Bearer {token}".strip()}
-    return httpx.request(request["method"], place.machine.url + request["url"], json=request["json"], params=request["params"], headers={**auth, **headers}, trust_env=False, timeout=30)
+    return httpx.request(
+        request["method"],
+        place.machine.url + request["url"],
+        json=request["json"],
+        params=request["params"],
+        headers={**auth, **headers},
+        trust_env=False,
+        timeout=30,
+    )
 
 
 def refused(response: httpx.Response, code: str, what: object) -> None:
@@ -238,7 +306,11 @@ def test_a_misused_token_opens_no_route_and_changes_nothing(place: Place, misuse
     before = place.content()
     for method, path in GUARDED:
         refused(asked(place, token, method, path), code, (misuse, method, path))
-        refused(asked(place, token, method, path, **{"X-Allow-Live": "true"}), code, (misuse, method, path, "live header"))
+        refused(
+            asked(place, token, method, path, **{"X-Allow-Live": "true"}),
+            code,
+            (misuse, method, path, "live header"),
+        )
     assert place.content() == before
 
 
@@ -251,11 +323,17 @@ def test_a_lower_role_is_refused_on_every_route(place: Place, method: str, path:
             token = place.grant(every=role)
             before = place.content()
             refused(asked(place, token, method, path), "E_ROLE", (role, method, path))
-            refused(asked(place, token, method, path, **{"X-Allow-Live": "true"}), "E_ROLE", (role, method, path))
+            refused(
+                asked(place, token, method, path, **{"X-Allow-Live": "true"}), "E_ROLE", (role, method, path)
+            )
             assert place.content() == before
 
 
-IN_A_WORLD = [(method, path) for (method, path), entry in ROUTES.items() if entry.role is not None and entry.world in ("path", "body", "query")]
+IN_A_WORLD = [
+    (method, path)
+    for (method, path), entry in ROUTES.items()
+    if entry.role is not None and entry.world in ("path", "body", "query")
+]
 
 
 @pytest.mark.parametrize(("method", "path"), IN_A_WORLD)
@@ -275,16 +353,31 @@ def test_what_lies_behind_an_id_is_guarded_by_its_world(place: Place) -> None:
     from qmtl_sdk.contracts.sessions import SessionOpen
 
     sessions = SqlSessionStore(database, 60)
-    session = sessions.open(SessionOpen(world_id=HOME, strategy_id="strategy:x", runner="r"), "n", "dryrun", "test")
+    session = sessions.open(
+        SessionOpen(world_id=HOME, strategy_id="strategy:x", runner="r"), "n", "dryrun", "test"
+    )
     token = place.grant(other="operator")
-    for call in (("POST", f"/sessions/{session.session_id}/heartbeat"), ("DELETE", f"/sessions/{session.session_id}")):
-        response = httpx.request(call[0], place.machine.url + call[1], json={} if call[0] == "POST" else None, headers={"authorization": f"Bearer {token}"}, trust_env=False)
+    for call in (
+        ("POST", f"/sessions/{session.session_id}/heartbeat"),
+        ("DELETE", f"/sessions/{session.session_id}"),
+    ):
+        response = httpx.request(
+            call[0],
+            place.machine.url + call[1],
+            json={} if call[0] == "POST" else None,
+            headers={"authorization": f"Bearer {token}"},
+            trust_env=False,
+        )
         refused(response, "E_WORLD_FORBIDDEN", call)
     sessions.end(session.session_id, "stopped", "test")
     database.close()
-    listed = httpx.get(f"{place.machine.url}/sessions", headers={"authorization": f"Bearer {token}"}, trust_env=False).json()
+    listed = httpx.get(
+        f"{place.machine.url}/sessions", headers={"authorization": f"Bearer {token}"}, trust_env=False
+    ).json()
     assert listed == []
-    worlds = httpx.get(f"{place.machine.url}/worlds", headers={"authorization": f"Bearer {token}"}, trust_env=False).json()
+    worlds = httpx.get(
+        f"{place.machine.url}/worlds", headers={"authorization": f"Bearer {token}"}, trust_env=False
+    ).json()
     assert [item["spec"]["world"] for item in worlds] == [OTHER]
 
 
@@ -294,12 +387,16 @@ SOCKET_MISUSES: dict[str, tuple[Callable[[Place], str], str]] = {
     **{
         name: (lambda p, make=make: make(p) or "", "E_TOKEN_INVALID" if code == "E_TOKEN_MISSING" else code)
         for name, (make, code) in MISUSES.items()
-        if name in ("none at all", "empty", "not a JWT", "alg none", "HMAC with the public key", "unknown kid")
+        if name
+        in ("none at all", "empty", "not a JWT", "alg none", "HMAC with the public key", "unknown kid")
     },  # type: ignore[misc]
     "a request's token": (lambda p: p.machine.token(), "E_TOKEN_AUDIENCE"),
     "expired": (lambda p: p.signed(stream_claims(p, exp=NOW - 60)), "E_TOKEN_EXPIRED"),
     "not valid yet": (lambda p: p.signed(stream_claims(p, nbf=NOW + 86_400)), "E_TOKEN_EARLY"),
-    "another's key": (lambda p: p.signed(stream_claims(p), key=Ed25519PrivateKey.generate()), "E_TOKEN_INVALID"),
+    "another's key": (
+        lambda p: p.signed(stream_claims(p), key=Ed25519PrivateKey.generate()),
+        "E_TOKEN_INVALID",
+    ),
     "no topics": (lambda p: p.signed(stream_claims(p, topics=None)), "E_TOKEN_INVALID"),
     "topics that are a number": (lambda p: p.signed(stream_claims(p, topics=7)), "E_TOKEN_INVALID"),
     "of a caller who was revoked": (lambda p: revoked_stream(p), "E_TOKEN_REVOKED"),
@@ -313,7 +410,9 @@ def stream_claims(place: Place, **changes: Any) -> dict[str, Any]:
 
 
 def revoked_stream(place: Place) -> str:
-    created = place.owner.create_token(TokenRequest(subject="gone", grants={HOME: Role.READER}, expires_in_s=600))
+    created = place.owner.create_token(
+        TokenRequest(subject="gone", grants={HOME: Role.READER}, expires_in_s=600)
+    )
     with GatewayClient(place.machine.url, created.token) as client:
         token = client.subscribe(Subscribe(world_id=HOME)).token
     place.owner.revoke_token(created.info.token_id)
@@ -321,7 +420,10 @@ def revoked_stream(place: Place) -> str:
 
 
 def closed_after(place: Place, *messages: dict[str, Any]) -> tuple[int, str]:
-    with connect(place.owner.subscribe(Subscribe(world_id=HOME)).stream_url, proxy=None) as socket, pytest.raises(ConnectionClosed) as caught:
+    with (
+        connect(place.owner.subscribe(Subscribe(world_id=HOME)).stream_url, proxy=None) as socket,
+        pytest.raises(ConnectionClosed) as caught,
+    ):
         for message in messages:
             socket.send(json.dumps(message))
         while True:
@@ -335,12 +437,26 @@ def test_a_misused_token_opens_no_stream(place: Place, misuse: str) -> None:
     make, code = SOCKET_MISUSES[misuse]
     token = make(place)
     assert closed_after(place, {"type": "hello", "token": token}) == (1008, code)
-    response = httpx.get(f"{place.machine.url}/events/poll", headers={"authorization": f"Bearer {token}".strip()}, trust_env=False)
+    response = httpx.get(
+        f"{place.machine.url}/events/poll",
+        headers={"authorization": f"Bearer {token}".strip()},
+        trust_env=False,
+    )
     refused(response, "E_TOKEN_MISSING" if not token else code, misuse)
 
 
-def subscribed(place: Place, world_id: str = HOME, strategy_id: str = "", topics: tuple[str, ...] = ("policy", "activation"), owner: GatewayClient | None = None) -> str:
-    return (owner or place.owner).subscribe(Subscribe(world_id=world_id, strategy_id=strategy_id, topics=topics)).token
+def subscribed(
+    place: Place,
+    world_id: str = HOME,
+    strategy_id: str = "",
+    topics: tuple[str, ...] = ("policy", "activation"),
+    owner: GatewayClient | None = None,
+) -> str:
+    return (
+        (owner or place.owner)
+        .subscribe(Subscribe(world_id=world_id, strategy_id=strategy_id, topics=topics))
+        .token
+    )
 
 
 def test_a_refresh_with_a_good_token_goes_on(place: Place) -> None:
@@ -361,17 +477,23 @@ def test_a_foreign_token_on_refresh_closes_the_socket(place: Place) -> None:
             "expired": (place.signed(stream_claims(place, exp=NOW - 60)), "E_TOKEN_EXPIRED"),
         }
         for what, (token, code) in foreign.items():
-            assert closed_after(place, {"type": "hello", "token": subscribed(place)}, {"type": "refresh", "token": token}) == (1008, code), what
+            assert closed_after(
+                place, {"type": "hello", "token": subscribed(place)}, {"type": "refresh", "token": token}
+            ) == (1008, code), what
 
 
 def test_a_position_in_a_topic_that_the_token_is_not_for_closes_the_socket(place: Place) -> None:
-    assert closed_after(place, {"type": "hello", "token": subscribed(place), "positions": {"decisions": 0}}) == (1008, "E_TOPIC_FORBIDDEN")
+    assert closed_after(
+        place, {"type": "hello", "token": subscribed(place), "positions": {"decisions": 0}}
+    ) == (1008, "E_TOPIC_FORBIDDEN")
 
 
 def test_a_stream_ends_with_its_token_and_with_the_one_that_it_was_got_with(place: Place) -> None:
     soon = place.signed(stream_claims(place, exp=time.time() + 1.5))
     assert closed_after(place, {"type": "hello", "token": soon}) == (1008, "E_TOKEN_EXPIRED")
-    created = place.owner.create_token(TokenRequest(subject="brief", grants={HOME: Role.READER}, expires_in_s=600))
+    created = place.owner.create_token(
+        TokenRequest(subject="brief", grants={HOME: Role.READER}, expires_in_s=600)
+    )
     with GatewayClient(place.machine.url, created.token) as client:
         subscription = client.subscribe(Subscribe(world_id=HOME))
     with connect(subscription.stream_url, proxy=None) as socket, pytest.raises(ConnectionClosed) as caught:
@@ -389,7 +511,10 @@ def test_a_stream_ends_with_its_token_and_with_the_one_that_it_was_got_with(plac
 
 def test_after_a_rotation_old_tokens_are_good_for_the_overlap_and_no_longer(place: Place) -> None:
     old = place.grant(home="reader")
-    with GatewayClient(place.machine.url, place.machine.token()) as operator, pytest.raises(QmtlError) as caught:
+    with (
+        GatewayClient(place.machine.url, place.machine.token()) as operator,
+        pytest.raises(QmtlError) as caught,
+    ):
         operator.rotate_keys(0)
     assert caught.value.code == "E_ROLE"
     before = place.key.kid
@@ -418,11 +543,17 @@ def test_the_public_keys_verify_what_is_signed_and_hold_no_secret(place: Place) 
     assert all(set(key) == {"kty", "crv", "alg", "use", "kid", "x"} for key in found["keys"])
     token = place.machine.token()
     key = next(key for key in found["keys"] if key["kid"] == jwt.get_unverified_header(token)["kid"])
-    assert jwt.decode(token, jwt.PyJWK(key).key, algorithms=["EdDSA"], audience="gateway")["grants"] == {"*": "operator"}
+    assert jwt.decode(token, jwt.PyJWK(key).key, algorithms=["EdDSA"], audience="gateway")["grants"] == {
+        "*": "operator"
+    }
 
 
 def test_secrets_lie_in_files_that_only_their_owner_reads(place: Place) -> None:
-    for path in (place.machine.config.keys_path, place.machine.config.local_token_path(), place.machine.config.local_token_path("owner")):
+    for path in (
+        place.machine.config.keys_path,
+        place.machine.config.local_token_path(),
+        place.machine.config.local_token_path("owner"),
+    ):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
@@ -433,7 +564,11 @@ def test_no_one_grants_more_than_they_have(place: Place) -> None:
             with pytest.raises(QmtlError) as caught:
                 operator.create_token(TokenRequest(subject="a", grants=grants))
             assert caught.value.code == "E_GRANT"
-        owners = next(item for item in place.owner.tokens() if Role.OWNER in item.grants.values() and item.revoked_at is None)
+        owners = next(
+            item
+            for item in place.owner.tokens()
+            if Role.OWNER in item.grants.values() and item.revoked_at is None
+        )
         with pytest.raises(QmtlError) as caught:
             operator.revoke_token(owners.token_id)
         assert caught.value.code == "E_GRANT"
@@ -453,18 +588,35 @@ def test_live_needs_the_header_besides_the_role_and_never_instead_of_it(place: P
         (operator, {"X-Allow-Live": "false"}, "E_LIVE_HEADER"),
         (operator, {"X-Allow-Live": "1"}, "E_LIVE_HEADER"),
     ):
-        response = httpx.post(f"{place.machine.url}/worlds", json={"spec": spec}, headers={"authorization": f"Bearer {token}", **headers}, trust_env=False)
+        response = httpx.post(
+            f"{place.machine.url}/worlds",
+            json={"spec": spec},
+            headers={"authorization": f"Bearer {token}", **headers},
+            trust_env=False,
+        )
         refused(response, code, (headers, code))
-    response = httpx.post(f"{place.machine.url}/worlds", json={"spec": spec}, headers={"authorization": f"Bearer {operator}", "X-Allow-Live": "true"}, trust_env=False)
+    response = httpx.post(
+        f"{place.machine.url}/worlds",
+        json={"spec": spec},
+        headers={"authorization": f"Bearer {operator}", "X-Allow-Live": "true"},
+        trust_env=False,
+    )
     assert response.status_code == 201
 
 
 def test_the_audit_trail_names_who_did_it(place: Place) -> None:
-    with GatewayClient(place.machine.url, place.owner.create_token(TokenRequest(subject="alice", grants={"*": Role.OPERATOR})).token) as alice:
+    with GatewayClient(
+        place.machine.url,
+        place.owner.create_token(TokenRequest(subject="alice", grants={"*": Role.OPERATOR})).token,
+    ) as alice:
         alice.create_world(world("by_alice"), POLICY)
     database = place.machine.database()
     with database.read() as session:
-        actors = session.connection().exec_driver_sql("SELECT DISTINCT actor FROM audit WHERE world_id = 'by_alice'").fetchall()
+        actors = (
+            session.connection()
+            .exec_driver_sql("SELECT DISTINCT actor FROM audit WHERE world_id = 'by_alice'")
+            .fetchall()
+        )
     database.close()
     assert actors == [("alice",)]
 
@@ -480,7 +632,13 @@ def test_a_new_route_without_a_role_does_not_start() -> None:
     with pytest.raises(RuntimeError, match="without a guard"):
         check_table([router for router in ROUTERS] + [unguarded])  # noqa: C416  a list to add to
     assert all(isinstance(entry, Access) for entry in ROUTES.values())
-    assert {path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute) for path in [route.path]} == {path for _, path in ROUTES}
+    assert {
+        path
+        for router in ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for path in [route.path]
+    } == {path for _, path in ROUTES}
 
 
 def test_what_is_open_to_anyone_tells_nothing_of_worlds(place: Place) -> None:
@@ -519,7 +677,12 @@ def test_ten_thousand_subscriptions_by_one_caller_meet_the_limit_and_others_do_n
                 if response.status_code == 429:
                     assert response.json()["code"] == "E_RATE"
                     assert int(response.headers["retry-after"]) >= 1
-            assert http.post("/events/subscribe", json={"world_id": HOME}, headers={"authorization": f"Bearer {other}"}).status_code == 200
+            assert (
+                http.post(
+                    "/events/subscribe", json={"world_id": HOME}, headers={"authorization": f"Bearer {other}"}
+                ).status_code
+                == 200
+            )
         assert answers[200] <= 200 + 100 * (time.monotonic() - began) + 1
         assert answers[429] > 1000
     finally:

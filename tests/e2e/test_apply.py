@@ -38,11 +38,20 @@ class Stage:
     def __init__(self, machine: Machine, name: str, gating: dict[str, Any] | None = None) -> None:
         self.machine, self.client, self.world = machine, machine.client(), name
         self.ana, self.ben = person(machine, self.client, "ana"), person(machine, self.client, "ben")
-        self.client._call("POST", "/worlds", json={"spec": {**world(name), "allow_live": True}, "policy": POLICY}, headers={"X-Allow-Live": "true"})
+        self.client._call(
+            "POST",
+            "/worlds",
+            json={"spec": {**world(name), "allow_live": True}, "policy": POLICY},
+            headers={"X-Allow-Live": "true"},
+        )
         result = Runner.submit(Trend, world=name, config=machine.config, run=False)
         self.strategy = result.strategy_id
         self.fingerprint = self.client.fingerprints(name)[0]
-        self.policy = {**POLICY, "gating_policy": {**GATING, **(gating or {}), "dataset_fingerprint": self.fingerprint}, "decision_ttl": 3600}
+        self.policy = {
+            **POLICY,
+            "gating_policy": {**GATING, **(gating or {}), "dataset_fingerprint": self.fingerprint},
+            "decision_ttl": 3600,
+        }
         self.client.add_policy(name, self.policy)
         self.client.decide(name, uuid.uuid4().hex)
 
@@ -51,7 +60,10 @@ class Stage:
         return self.client.apply(self.world, request, live=True)
 
     def at(self, run_id: str, state: str) -> ApplyStatus:
-        return wait_for(lambda: found if (found := self.client.apply_status(self.world, run_id)).state == state else None, state)
+        return wait_for(
+            lambda: found if (found := self.client.apply_status(self.world, run_id)).state == state else None,
+            state,
+        )
 
     def promote(self, to: str, *people: GatewayClient) -> ApplyStatus:
         run = self.ask(to).run_id
@@ -105,11 +117,20 @@ def stage(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Stage]:
     found.close()
 
 
-def test_a_strategy_goes_to_dryrun_then_live_and_back_with_the_approvals_that_the_policy_wants(stage: Stage) -> None:
+def test_a_strategy_goes_to_dryrun_then_live_and_back_with_the_approvals_that_the_policy_wants(
+    stage: Stage,
+) -> None:
     assert stage.mode() == (True, "validate")
     first = stage.promote("dryrun", stage.ana)
     assert (first.outcome, first.reason) == ("completed", "")
-    assert [step.name for step in first.steps] == ["requested", "approval", "freeze", "drain", "switch", "unfreeze"]
+    assert [step.name for step in first.steps] == [
+        "requested",
+        "approval",
+        "freeze",
+        "drain",
+        "switch",
+        "unfreeze",
+    ]
     assert all(step.ended is not None and step.started <= step.ended for step in first.steps)
     assert stage.mode() == (True, "paper")
     assert first.epoch_after > first.epoch_before
@@ -150,8 +171,14 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
     assert aborted.outcome == "rolled_back"
     assert "aborted by" in aborted.reason
     assert "changed my mind" in aborted.reason
-    asked = [item for item in stage.client.audit(stage.world, limit=1000)["entries"] if item["action"] == "apply.abort_asked"]
-    assert [(item["actor"], item["after"]) for item in asked] == [(aborted.requested_by, {"reason": "changed my mind"})], "whoever it was, an abort that has no entry came straight to Temporal"
+    asked = [
+        item
+        for item in stage.client.audit(stage.world, limit=1000)["entries"]
+        if item["action"] == "apply.abort_asked"
+    ]
+    assert [(item["actor"], item["after"]) for item in asked] == [
+        (aborted.requested_by, {"reason": "changed my mind"})
+    ], "whoever it was, an abort that has no entry came straight to Temporal"
     assert stage.client.gate(stage.world).epoch == epoch, "nothing was frozen"
     assert stage.mode() == (True, "validate")
     with pytest.raises(QmtlError, match="E_APPLY_ENDED"):
@@ -195,15 +222,23 @@ def test_a_switch_that_is_refused_restores_and_stays_frozen_until_someone_resume
 
 
 @pytest.mark.parametrize("direct", [False, True])
-def test_a_signal_straight_to_temporal_counts_only_where_the_policy_says_so(machine: Machine, direct: bool) -> None:
-    stage = Stage(machine, "w" + uuid.uuid4().hex[:10], {"approvals": {"required": 1, "live": 1, "direct_signals": direct}})
+def test_a_signal_straight_to_temporal_counts_only_where_the_policy_says_so(
+    machine: Machine, direct: bool
+) -> None:
+    stage = Stage(
+        machine,
+        "w" + uuid.uuid4().hex[:10],
+        {"approvals": {"required": 1, "live": 1, "direct_signals": direct}},
+    )
     try:
         run = stage.ask().run_id
         stage.at(run, "approval")
         asyncio.run(signalled(machine, stage.world))
         kept = wait_for(lambda: stage.client.apply_status(stage.world, run).approvals, "kept signal")
         assert [(item.actor, item.via, item.counts) for item in kept] == [("mallory", "direct", direct)]
-        assert stage.client.apply_status(stage.world, run, wait_s=10 if direct else 1).outcome == ("completed" if direct else None)
+        assert stage.client.apply_status(stage.world, run, wait_s=10 if direct else 1).outcome == (
+            "completed" if direct else None
+        )
         if not direct:
             stage.client.abort(stage.world, run)
     finally:
@@ -213,12 +248,19 @@ def test_a_signal_straight_to_temporal_counts_only_where_the_policy_says_so(mach
 async def signalled(machine: Machine, world_id: str) -> None:
     """As `temporal workflow signal --name approve` does."""
     client = await connect(machine.config.temporal)
-    await client.get_workflow_handle(f"apply:{world_id}").signal("approve", {"actor": "mallory", "reason": "trust me", "approval_id": "approval-made-up"})
+    await client.get_workflow_handle(f"apply:{world_id}").signal(
+        "approve", {"actor": "mallory", "reason": "trust me", "approval_id": "approval-made-up"}
+    )
 
 
 def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: Stage) -> None:
     def content() -> list[Any]:
-        return [stage.client.gate(stage.world), stage.client.activation(stage.world), stage.client.applies(stage.world), stage.client.policies(stage.world)]
+        return [
+            stage.client.gate(stage.world),
+            stage.client.activation(stage.world),
+            stage.client.applies(stage.world),
+            stage.client.policies(stage.world),
+        ]
 
     before = content()
     author = person(stage.machine, stage.client, "arthur", Role.AUTHOR)
@@ -230,9 +272,17 @@ def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: Stage) 
         ("E_ETAG", lambda: stage.ana.approve(stage.world, run, Verdict(etag="blake3:old"))),
         ("E_APPLY_UNKNOWN", lambda: stage.ana.approve(stage.world, "run-nobody", Verdict())),
         ("E_APPLY_RUNNING", stage.ask),
-        ("E_BODY_INVALID", lambda: stage.client._call("POST", f"/worlds/{stage.world}/apply", json={"run_id": "a b"})),
+        (
+            "E_BODY_INVALID",
+            lambda: stage.client._call("POST", f"/worlds/{stage.world}/apply", json={"run_id": "a b"}),
+        ),
         ("E_METRIC_UNKNOWN", lambda: stage.client.add_policy(stage.world, {"selection": {"score": "sharp"}})),
-        ("E_METRIC_UNKNOWN", lambda: stage.client.add_policy(stage.world, {"gating_policy": {"required_signals": ["nothing"]}})),
+        (
+            "E_METRIC_UNKNOWN",
+            lambda: stage.client.add_policy(
+                stage.world, {"gating_policy": {"required_signals": ["nothing"]}}
+            ),
+        ),
         ("E_BODY_TOO_LARGE", lambda: stage.client.add_policy(stage.world, {"preset": "sandbox" * 1_500_000})),
         ("E_WORLD_UNKNOWN", lambda: stage.client.apply("nowhere", ApplyRequest(run_id="r"))),
     ]
@@ -246,7 +296,10 @@ def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: Stage) 
         stage.ana.approve(stage.world, run, Verdict())
     assert content()[:2] == before[:2]
     assert content()[3] == before[3]
-    for missing, code in (("dataset_fingerprint", "E_FINGERPRINT_MISSING"), ("share_policy", "E_SHARE_POLICY")):
+    for missing, code in (
+        ("dataset_fingerprint", "E_FINGERPRINT_MISSING"),
+        ("share_policy", "E_SHARE_POLICY"),
+    ):
         gating = {name: value for name, value in stage.policy["gating_policy"].items() if name != missing}
         stage.client.add_policy(stage.world, {**stage.policy, "gating_policy": gating})
         with pytest.raises(QmtlError, match=code):

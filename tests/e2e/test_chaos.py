@@ -8,9 +8,19 @@ from qmtl_sdk.runtime.stream import StreamClient
 from tests.chaos.stream import Chaos, Forgetful
 
 
-def reports(home: Path, seeds: tuple[int, ...], relay: str = "activities.events.relay", client: type[StreamClient] = StreamClient) -> list[str]:
+def reports(
+    home: Path,
+    seeds: tuple[int, ...],
+    relay: str = "activities.events.relay",
+    client: type[StreamClient] = StreamClient,
+) -> list[str]:
     """The violations of the first of these runs that has any."""
-    chaos = Chaos(home, relay, client, rest_s=90.0 if client is StreamClient and relay.startswith("activities") else 15.0)
+    chaos = Chaos(
+        home,
+        relay,
+        client,
+        rest_s=90.0 if client is StreamClient and relay.startswith("activities") else 15.0,
+    )
     try:
         chaos.up()
         for seed in seeds:
@@ -30,7 +40,9 @@ def test_killing_whatever_runs_loses_nothing_and_doubles_nothing(tmp_path: Path)
 @pytest.mark.timeout(400)
 def test_with_the_outbox_taken_out_the_check_fails(tmp_path: Path) -> None:
     violations = reports(tmp_path, (1, 3, 4, 8), relay="tests.chaos.forgetful_relay")
-    assert any("missing" in violation or "not come to rest" in violation for violation in violations), violations
+    assert any("missing" in violation or "not come to rest" in violation for violation in violations), (
+        violations
+    )
 
 
 @pytest.mark.timeout(400)

@@ -29,7 +29,9 @@ class Person:
         return done
 
     def runs(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(command, cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=200)
+        return subprocess.run(
+            command, cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=200
+        )
 
     def reads(self, *words: str) -> Any:
         done = self.types(*words, "-o", "json")
@@ -67,7 +69,11 @@ policy: { preset: sandbox }
 
 
 def test_ones_own_strategy_over_ones_own_file(person: Person) -> None:
-    days = "".join(f"2023-{month:02}-{day:02},{100 + month * 3 + day % 7}\n" for month in range(1, 13) for day in range(1, 29))
+    days = "".join(
+        f"2023-{month:02}-{day:02},{100 + month * 3 + day % 7}\n"
+        for month in range(1, 13)
+        for day in range(1, 29)
+    )
     (person.folder / "acme.csv").write_text("Date,Close\n" + days)
     (person.folder / "mine.yml").write_text(WORLD)
     (person.folder / "mine.py").write_text(MINE)
@@ -88,24 +94,46 @@ def test_ones_own_strategy_over_ones_own_file(person: Person) -> None:
         ({}, ["submit", "none.py", "-w", "equities"], 1, "there is no file none.py"),
         ({"x.txt": ""}, ["submit", "x.txt", "-w", "equities"], 1, "not a Python file"),
         ({"x.py": "def f(:\n"}, ["submit", "x.py", "-w", "equities"], 1, "x.py, line 1: SyntaxError"),
-        ({"x.py": "\nimport nonsense_package\n"}, ["submit", "x.py", "-w", "equities"], 1, "x.py, line 2: ModuleNotFoundError"),
+        (
+            {"x.py": "\nimport nonsense_package\n"},
+            ["submit", "x.py", "-w", "equities"],
+            1,
+            "x.py, line 2: ModuleNotFoundError",
+        ),
         ({"x.py": "a = 1\n"}, ["submit", "x.py", "-w", "equities"], 1, "no class derived from Strategy"),
         ({"x.py": MINE}, ["submit", "x.py:Mien", "-w", "equities"], 1, "did you mean 'Mine'"),
         ({"x.py": MINE}, ["submit", "x.py", "-w", "equites"], 1, "did you mean 'equities'"),
         ({"x.py": MINE}, ["submit", "x.py", "-w", "equities"], 1, "E_STREAM_UNBOUND"),
         ({"x.py": MINE}, ["submit", "x.py"], 2, "Missing option"),
-        ({"x.py": MINE.replace('"close"]).', '"clos"]).').replace("ACME", "KO")}, ["submit", "x.py", "-w", "equities"], 1, "has no column clos"),
-        ({"x.py": MINE.replace("shift(9)", "shift(9) / nonsense").replace("ACME", "KO")}, ["submit", "x.py", "-w", "equities"], 1, "x.py: `return pd.DataFrame"),
+        (
+            {"x.py": MINE.replace('"close"]).', '"clos"]).').replace("ACME", "KO")},
+            ["submit", "x.py", "-w", "equities"],
+            1,
+            "has no column clos",
+        ),
+        (
+            {"x.py": MINE.replace("shift(9)", "shift(9) / nonsense").replace("ACME", "KO")},
+            ["submit", "x.py", "-w", "equities"],
+            1,
+            "x.py: `return pd.DataFrame",
+        ),
         ({}, ["world", "create", "none.yml"], 1, "can't be read"),
         ({"w.yml": "world: W W"}, ["world", "create", "w.yml"], 1, "E_WORLD_INVALID"),
         ({"w.yml": WORLD}, ["world", "create", "w.yml"], 1, "there is no file"),
         ({}, ["world", "show", "nowhere"], 1, "E_WORLD_UNKNOWN"),
         ({"qmtl.yml": "gatway: {}"}, ["status"], 1, "did you mean 'gateway'"),
-        ({"qmtl.yml": "profile: prod"}, ["config", "validate", "--target", "all"], 1, "profile prod lacks gateway.database_backend: postgres, gateway.database_dsn, temporal.address"),
+        (
+            {"qmtl.yml": "profile: prod"},
+            ["config", "validate", "--target", "all"],
+            1,
+            "profile prod lacks gateway.database_backend: postgres, gateway.database_dsn, temporal.address",
+        ),
         ({}, ["nonsense"], 2, "No such command"),
     ],
 )
-def test_a_mistake_is_one_clear_line(person: Person, files: dict[str, str], words: list[str], code: int, said: str) -> None:
+def test_a_mistake_is_one_clear_line(
+    person: Person, files: dict[str, str], words: list[str], code: int, said: str
+) -> None:
     for name, text in files.items():
         (person.folder / name).write_text(text)
     done = person.types(*words)
@@ -121,7 +149,9 @@ def test_a_mistake_is_an_object_for_programs(person: Person) -> None:
     assert json.loads(done.stdout)["error"]["code"] == "E_WORLD_UNKNOWN"
 
 
-def test_a_strategy_that_is_judged_and_not_active_has_its_own_exit_code(person: Person, machine: Machine) -> None:
+def test_a_strategy_that_is_judged_and_not_active_has_its_own_exit_code(
+    person: Person, machine: Machine
+) -> None:
     from tests.strategies import world
 
     with machine.client() as client:
@@ -154,7 +184,20 @@ def newcomer(tmp_path: Path) -> Iterator[Person]:
 def shows_the_loop(demo: dict[str, Any]) -> None:
     momentum, fx, coin = demo["strategies"]
     assert (momentum["active"], fx["active"], coin["active"]) == (True, True, False)
-    assert {"name", "strategy_id", "workflow_id", "effective_mode", "active", "rank", "weight", "metrics", "nodes_new", "nodes_reused", "violations", "seconds"} <= momentum.keys()
+    assert {
+        "name",
+        "strategy_id",
+        "workflow_id",
+        "effective_mode",
+        "active",
+        "rank",
+        "weight",
+        "metrics",
+        "nodes_new",
+        "nodes_reused",
+        "violations",
+        "seconds",
+    } <= momentum.keys()
     assert coin["violations"][0]["rule"] == "sharpe >= 0.6"
     assert demo["resubmission"]["strategy_id"] == momentum["strategy_id"]
     assert (demo["resubmission"]["nodes_new"], demo["resubmission"]["nodes_reused"]) == (0, 8)
@@ -164,11 +207,25 @@ def shows_the_loop(demo: dict[str, Any]) -> None:
     assert stream["reconnects"] >= 1
     assert stream["delivery_p95_ms"] < 5000
     assert stream["tag_query"] == {"queues_before": 1, "queues_after": 2, "node_id_unchanged": True}
-    assert {"activation_updated", "decision_updated", "queue_updated", "tagquery.upsert", "session.opened", "session.ended"} <= set(stream["events_by_type"])
+    assert {
+        "activation_updated",
+        "decision_updated",
+        "queue_updated",
+        "tagquery.upsert",
+        "session.opened",
+        "session.ended",
+    } <= set(stream["events_by_type"])
     assert stream["state_hash_matches"]
     assert stream["bars"] > 0
     applied, orders = demo["apply"], demo["orders"]
-    assert [step["name"] for step in applied["steps"]] == ["requested", "approval", "freeze", "drain", "switch", "unfreeze"]
+    assert [step["name"] for step in applied["steps"]] == [
+        "requested",
+        "approval",
+        "freeze",
+        "drain",
+        "switch",
+        "unfreeze",
+    ]
     assert [item["actor"] for item in applied["approvals"]] == ["ana", "ben"]
     assert applied["epoch_after"] > applied["epoch_before"]
     assert {item["kind"] for item in applied["acks"]} == {"session", "gateway"}
@@ -199,7 +256,9 @@ def test_the_demo_from_nothing_and_what_it_leaves_up(newcomer: Person) -> None:
     assert newcomer.reads("down")["stopped"] == []
     again = newcomer.reads("up")
     assert again["temporal_ui"] == first["temporal_ui"]
-    assert len(newcomer.reads("world", "list")) == 3  # the one that judges, the one that runs, the one that trades
+    assert (
+        len(newcomer.reads("world", "list")) == 3
+    )  # the one that judges, the one that runs, the one that trades
 
 
 def test_runner_starts_the_stack_where_none_is_configured_and_says_so(newcomer: Person) -> None:
@@ -224,9 +283,30 @@ def test_the_wheel_in_an_empty_environment_runs_the_demo(tmp_path: Path) -> None
     runs(uv, "build", "--quiet", "--wheel", "--out-dir", str(tmp_path / "dist"), str(ROOT))
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     runs(uv, "venv", "--quiet", "--python", sys.executable, str(tmp_path / "env"))
-    locked = runs(uv, "export", "--quiet", "--project", str(ROOT), "--locked", "--no-dev", "--no-emit-project", "--no-hashes", "--no-header")
+    locked = runs(
+        uv,
+        "export",
+        "--quiet",
+        "--project",
+        str(ROOT),
+        "--locked",
+        "--no-dev",
+        "--no-emit-project",
+        "--no-hashes",
+        "--no-header",
+    )
     (tmp_path / "locked.txt").write_text(locked)
-    runs(uv, "pip", "install", "--quiet", "--python", str(tmp_path / "env" / "bin" / "python"), "-r", str(tmp_path / "locked.txt"), str(wheel))
+    runs(
+        uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        str(tmp_path / "env" / "bin" / "python"),
+        "-r",
+        str(tmp_path / "locked.txt"),
+        str(wheel),
+    )
     qmtl = str(tmp_path / "env" / "bin" / "qmtl")
     try:
         shows_the_loop(json.loads(runs(qmtl, "demo", "-o", "json")))

@@ -29,15 +29,29 @@ def paper(machine: Machine, request: pytest.FixtureRequest) -> Iterator[str]:
     """A world in which a passing strategy runs at once."""
     name = "w" + "".join(c for c in request.node.name.lower() if c.isalnum())[-50:]
     with machine.client() as client:
-        client.create_world({**WORLD, "world": name, "clock": {"replay": {"start": "2017-06-30T00:00:00Z", "speed": 3 * 86_400.0}}}, PAPER)
+        client.create_world(
+            {
+                **WORLD,
+                "world": name,
+                "clock": {"replay": {"start": "2017-06-30T00:00:00Z", "speed": 3 * 86_400.0}},
+            },
+            PAPER,
+        )
     yield name
     Runner.shutdown()
 
 
 def test_a_token_is_made_used_listed_and_taken_back(person: Person, machine: Machine) -> None:
-    made = person.reads("token", "create", "alice", "--role", "author", "--world", "equities", "--expires", "12h")
+    made = person.reads(
+        "token", "create", "alice", "--role", "author", "--world", "equities", "--expires", "12h"
+    )
     assert made["info"]["grants"] == {"equities": "author"}
-    alice = Person(person.folder, QMTL_GATEWAY__URL=machine.url, QMTL_GATEWAY__TOKEN=made["token"], QMTL_HOME=str(person.folder / "nobody"))
+    alice = Person(
+        person.folder,
+        QMTL_GATEWAY__URL=machine.url,
+        QMTL_GATEWAY__TOKEN=made["token"],
+        QMTL_HOME=str(person.folder / "nobody"),
+    )
     assert [world["spec"]["world"] for world in alice.reads("world", "list")] == ["equities"]
     refused = alice.types("world", "decide", "equities")
     assert (refused.returncode, "needs the role operator" in refused.stderr) == (1, True)
@@ -79,14 +93,30 @@ def test_without_a_token_the_message_says_what_to_do(tmp_path: Path, machine: Ma
 
 
 def command(machine: Machine, *words: str) -> "subprocess.Popen[str]":
-    env = {**os.environ, "QMTL_GATEWAY__URL": machine.url, "QMTL_HOME": str(machine.home), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", "api.cli", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = {
+        **os.environ,
+        "QMTL_GATEWAY__URL": machine.url,
+        "QMTL_HOME": str(machine.home),
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "api.cli", *words],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def test_a_strategy_runs_until_ctrl_c_and_its_session_is_shown(person: Person, machine: Machine, paper: str) -> None:
+def test_a_strategy_runs_until_ctrl_c_and_its_session_is_shown(
+    person: Person, machine: Machine, paper: str
+) -> None:
     assert person.types("world", "sessions", paper).stdout.strip() == "nothing runs"
     running = command(machine, "submit", f"{ROOT / 'tests' / 'strategies.py'}:Trend", "--world", paper)
-    wait_for(lambda: any(item["report"]["gate"] == "open" for item in person.reads("world", "sessions", paper)), "session")
+    wait_for(
+        lambda: any(item["report"]["gate"] == "open" for item in person.reads("world", "sessions", paper)),
+        "session",
+    )
     shown = person.types("world", "sessions", paper).stdout
     assert all(word in shown for word in ("Trend", "dryrun", "gate open"))
     running.send_signal(signal.SIGINT)
@@ -106,7 +136,10 @@ def test_no_run_only_has_it_judged(person: Person, paper: str) -> None:
 
 
 def test_watch_prints_what_happens_as_a_person_would_say_it(machine: Machine, paper: str) -> None:
-    watching = [command(machine, "world", "watch", paper, "-n", "12"), command(machine, "world", "watch", paper, "-n", "1", "-t", "policy", "-o", "json")]
+    watching = [
+        command(machine, "world", "watch", paper, "-n", "12"),
+        command(machine, "world", "watch", paper, "-n", "1", "-t", "policy", "-o", "json"),
+    ]
     assert watching[0].stderr is not None
     assert watching[0].stderr.readline().startswith(f"watching {paper}")
     assert watching[1].stderr is not None
@@ -116,7 +149,14 @@ def test_watch_prints_what_happens_as_a_person_would_say_it(machine: Machine, pa
     assert "is switched on in mode paper, weight 1" in text
     assert "decided by policy version 1: 1 of 1 active" in text
     with machine.client() as client:
-        wait_for(lambda: watching[1].poll() is not None or client._call("POST", f"/worlds/{paper}/policies", json=PAPER) is None, "event", 30)
+        wait_for(
+            lambda: (
+                watching[1].poll() is not None
+                or client._call("POST", f"/worlds/{paper}/policies", json=PAPER) is None
+            ),
+            "event",
+            30,
+        )
     line, _ = watching[1].communicate(timeout=30)
     event: dict[str, Any] = json.loads(line.splitlines()[0])
     assert (event["type"], event["specversion"], event["worldid"]) == ("policy_updated", "1.0", paper)

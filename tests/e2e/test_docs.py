@@ -25,8 +25,15 @@ def blocks(file: str, language: str) -> list[str]:
 def test_the_readmes_strategy_is_the_example_and_runs(machine: Machine) -> None:
     example = ROOT / "examples" / "first_strategy.py"
     assert blocks("README.md", "python") == [example.read_text()]
-    env = {**os.environ, "QMTL_GATEWAY__URL": machine.url, "QMTL_HOME": str(machine.home), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, str(example)], env=env, capture_output=True, text=True, timeout=120, cwd=machine.home)
+    env = {
+        **os.environ,
+        "QMTL_GATEWAY__URL": machine.url,
+        "QMTL_HOME": str(machine.home),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, str(example)], env=env, capture_output=True, text=True, timeout=120, cwd=machine.home
+    )
     assert done.stdout.startswith("First in equities: active, rank "), done.stderr
 
 
@@ -44,17 +51,25 @@ def test_worlds_and_policies_of_the_docs_parse() -> None:
 
 
 def test_the_docs_list_every_metric() -> None:
-    listed = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", (ROOT / "docs" / "policy.md").read_text(), re.MULTILINE))
+    listed = dict(
+        re.findall(r"^\| `(\w+)` \| (.+?) \|$", (ROOT / "docs" / "policy.md").read_text(), re.MULTILINE)
+    )
     assert listed.keys() == METRICS.keys()
 
 
 def test_the_docs_list_every_route_with_its_role() -> None:
     """The table of docs/access.md is the one that the Gateway goes by."""
-    listed = re.findall(r"^\| `(\w+) ([^`]+)` \| (\S+) \| (.+?) \|$", (ROOT / "docs" / "access.md").read_text(), re.MULTILINE)
-    assert {(method, path): (role, world) for method, path, role, world in listed} == {key: (entry.role.value if entry.role else "anyone", entry.world) for key, entry in ROUTES.items()}
+    listed = re.findall(
+        r"^\| `(\w+) ([^`]+)` \| (\S+) \| (.+?) \|$", (ROOT / "docs" / "access.md").read_text(), re.MULTILINE
+    )
+    assert {(method, path): (role, world) for method, path, role, world in listed} == {
+        key: (entry.role.value if entry.role else "anyone", entry.world) for key, entry in ROUTES.items()
+    }
 
 
-@pytest.mark.parametrize("file", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "file", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_lead_somewhere(file: str) -> None:
     found = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / file).read_text())
     assert [link for link in found if not ((ROOT / file).parent / link).exists()] == []

@@ -27,7 +27,9 @@ class Own(Strategy):
     """Brings its own prices: the services know neither their end nor their fingerprint."""
 
     def setup(self) -> None:
-        self.add_nodes([StreamInput(interval="1d", period=5, source=CsvSource(Path("prices.csv"), interval="1d"))])
+        self.add_nodes(
+            [StreamInput(interval="1d", period=5, source=CsvSource(Path("prices.csv"), interval="1d"))]
+        )
 
 
 class Standing:
@@ -36,45 +38,99 @@ class Standing:
     def __init__(self, machine: Machine, strategy: Strategy) -> None:
         self.machine, self.client, self.build = machine, machine.client(), Build(strategy)
         self.world, self.strategy_id = "w" + uuid.uuid4().hex[:10], self.build.dag.strategy_id
-        self.client._call("POST", "/worlds", json={"spec": {**world(self.world), "allow_live": True}, "policy": POLICY}, headers={"X-Allow-Live": "true"})
+        self.client._call(
+            "POST",
+            "/worlds",
+            json={"spec": {**world(self.world), "allow_live": True}, "policy": POLICY},
+            headers={"X-Allow-Live": "true"},
+        )
 
     def stands(self, mode: str, age_s: float = 0.0) -> None:
         """Judged `age_s` ago, and switched on in this mode."""
         at = datetime.now(UTC) - timedelta(seconds=age_s)
         decision = StrategyDecision(strategy_id=self.strategy_id, active=True, weight=1.0)
-        base: dict[str, Any] = {"world_id": self.world, "policy_version": 1, "effective_mode": mode, "reason": "r", "as_of": at, "etag": uuid.uuid4().hex}
+        base: dict[str, Any] = {
+            "world_id": self.world,
+            "policy_version": 1,
+            "effective_mode": mode,
+            "reason": "r",
+            "as_of": at,
+            "etag": uuid.uuid4().hex,
+        }
         database = self.machine.database()
         try:
-            SqlWorldStore(database).save_decision((uuid.uuid4().hex,), DecisionEnvelope(**base, decided_at=at, strategies=(decision,)), "judge")
+            SqlWorldStore(database).save_decision(
+                (uuid.uuid4().hex,), DecisionEnvelope(**base, decided_at=at, strategies=(decision,)), "judge"
+            )
             with database.write("test") as tx:
                 before = activations_of(tx.session, self.world)[0]
-                after = ActivationEnvelope.model_validate({**before.model_dump(), "effective_mode": mode, "etag": mode})
-                activate(tx, tx.session.get_one(WorldRow, self.world), after, before, hashes(tx.session, self.world))
+                after = ActivationEnvelope.model_validate(
+                    {**before.model_dump(), "effective_mode": mode, "etag": mode}
+                )
+                activate(
+                    tx,
+                    tx.session.get_one(WorldRow, self.world),
+                    after,
+                    before,
+                    hashes(tx.session, self.world),
+                )
         finally:
             database.close()
 
     def gateway(self) -> ComputeContext:
         hint = SubmissionMeta(execution_domain="live")
-        return self.client.dry_run(StrategySubmit(world_id=self.world, dag=self.build.dag, node_ids_crc32=self.build.crc32, idempotency_key=uuid.uuid4().hex, meta=hint)).context
+        return self.client.dry_run(
+            StrategySubmit(
+                world_id=self.world,
+                dag=self.build.dag,
+                node_ids_crc32=self.build.crc32,
+                idempotency_key=uuid.uuid4().hex,
+                meta=hint,
+            )
+        ).context
 
     def sdk(self, context: ComputeContext) -> ComputeContext:
         """What the SDK makes of the Gateway's context and of the decision and activation that it was answered with."""
         decisions, activations = self.client.decisions(self.world), self.client.activation(self.world)
         outcome = None
         if decisions:
-            outcome = Outcome(world_id=self.world, strategy_id=self.strategy_id, run_id="r", status="decided", decision=decisions[0], activation=activations[0])
-        return decided_context(Ack.model_construct(world_id=self.world, context=context), outcome, datetime.now(UTC))
+            outcome = Outcome(
+                world_id=self.world,
+                strategy_id=self.strategy_id,
+                run_id="r",
+                status="decided",
+                decision=decisions[0],
+                activation=activations[0],
+            )
+        return decided_context(
+            Ack.model_construct(world_id=self.world, context=context), outcome, datetime.now(UTC)
+        )
 
     def orders(self) -> list[Order]:
         """For dryrun and for live, with a session where one is to be had."""
         try:
-            session = self.client.open_session(SessionOpen(world_id=self.world, strategy_id=self.strategy_id, runner=uuid.uuid4().hex)).session_id
+            session = self.client.open_session(
+                SessionOpen(world_id=self.world, strategy_id=self.strategy_id, runner=uuid.uuid4().hex)
+            ).session_id
         except QmtlError as error:
             if error.code not in ("E_SESSION_INACTIVE", "E_STRATEGY_UNKNOWN"):
                 raise
             session = "none"
-        base = {"world_id": self.world, "strategy_id": self.strategy_id, "session_id": session, "epoch": self.client.gate(self.world).epoch, "symbol": "AAPL", "side": "buy", "quantity": "1"}
-        return [Order.model_validate({**base, "order_id": f"order:{uuid.uuid4().hex}", "execution_domain": domain}) for domain in ("dryrun", "live")]
+        base = {
+            "world_id": self.world,
+            "strategy_id": self.strategy_id,
+            "session_id": session,
+            "epoch": self.client.gate(self.world).epoch,
+            "symbol": "AAPL",
+            "side": "buy",
+            "quantity": "1",
+        }
+        return [
+            Order.model_validate(
+                {**base, "order_id": f"order:{uuid.uuid4().hex}", "execution_domain": domain}
+            )
+            for domain in ("dryrun", "live")
+        ]
 
 
 def unjudged(machine: Machine) -> Standing:
@@ -127,18 +183,33 @@ def test_every_reason_has_a_way() -> None:
 
 
 @pytest.mark.parametrize("reason", WAYS, ids=lambda reason: reason.value)
-def test_a_closed_context_is_closed_at_the_gateway_in_the_sdk_and_at_the_fence(machine: Machine, reason: Downgrade) -> None:
+def test_a_closed_context_is_closed_at_the_gateway_in_the_sdk_and_at_the_fence(
+    machine: Machine, reason: Downgrade
+) -> None:
     standing = WAYS[reason](machine)
     with standing.client:
         told = standing.gateway()
-        assert (told.execution_domain, told.downgrade_reason, told.downgraded, told.safe_mode) == (Domain.BACKTEST, reason, True, True)
+        assert (told.execution_domain, told.downgrade_reason, told.downgraded, told.safe_mode) == (
+            Domain.BACKTEST,
+            reason,
+            True,
+            True,
+        )
         mine = standing.sdk(told)
-        assert (mine.execution_domain, mine.downgrade_reason, mine.downgraded, mine.safe_mode) == (Domain.BACKTEST, reason, True, True)
+        assert (mine.execution_domain, mine.downgrade_reason, mine.downgraded, mine.safe_mode) == (
+            Domain.BACKTEST,
+            reason,
+            True,
+            True,
+        )
         gate = OrderGate()
         gate.enabled = True
         assert not gate.send({"side": "buy"}, mine)
         assert gate.blocked == {reason.value: 1}
-        assert [verdict.accepted for verdict in standing.client.publish_orders(standing.orders())] == [False, False]
+        assert [verdict.accepted for verdict in standing.client.publish_orders(standing.orders())] == [
+            False,
+            False,
+        ]
         assert standing.client.gate(standing.world).orders.get("accepted", 0) == 0
 
 

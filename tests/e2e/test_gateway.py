@@ -18,7 +18,9 @@ from tests.unit.test_reports import series
 
 def body(**changes: Any) -> dict[str, Any]:
     build = Build(Trend("KO", 13))
-    submit = StrategySubmit(world_id="equities", dag=build.dag, node_ids_crc32=build.crc32, idempotency_key=uuid.uuid4().hex)
+    submit = StrategySubmit(
+        world_id="equities", dag=build.dag, node_ids_crc32=build.crc32, idempotency_key=uuid.uuid4().hex
+    )
     return {**submit.model_dump(mode="json"), **changes}
 
 
@@ -90,7 +92,9 @@ def audit_length(machine: Machine) -> int:
         (lambda: body(idempotency_key="short"), "E_BODY_INVALID"),
     ],
 )
-def test_a_bad_submission_is_refused_and_leaves_no_trace(machine: Machine, http: httpx.Client, make: Any, code: str) -> None:
+def test_a_bad_submission_is_refused_and_leaves_no_trace(
+    machine: Machine, http: httpx.Client, make: Any, code: str
+) -> None:
     before = audit_length(machine)
     refused(http.post("/strategies", json=make()), code)
     assert audit_length(machine) == before
@@ -114,8 +118,14 @@ def test_bytes_that_are_no_body(http: httpx.Client) -> None:
 def test_a_body_over_the_limit_is_refused_with_and_without_a_length(http: httpx.Client) -> None:
     big = b'{"x": "' + b"a" * 1_100_000 + b'"}'
     json = {"content-type": "application/json"}
-    assert refused(http.post("/strategies", content=big, headers=json), "E_BODY_TOO_LARGE")["details"]["limit"] == 1_048_576
-    refused(http.post("/strategies", content=iter([big[:600_000], big[600_000:]]), headers=json), "E_BODY_TOO_LARGE")
+    assert (
+        refused(http.post("/strategies", content=big, headers=json), "E_BODY_TOO_LARGE")["details"]["limit"]
+        == 1_048_576
+    )
+    refused(
+        http.post("/strategies", content=iter([big[:600_000], big[600_000:]]), headers=json),
+        "E_BODY_TOO_LARGE",
+    )
 
 
 def test_an_ambiguous_stream_lists_what_there_is(http: httpx.Client) -> None:
@@ -127,7 +137,12 @@ def test_an_ambiguous_stream_lists_what_there_is(http: httpx.Client) -> None:
             self.add_nodes([Node(price, lambda v: v[price].values)])
 
     build = Build(Vague)
-    problem = refused(http.post("/strategies", json=body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)), "E_STREAM_AMBIGUOUS")
+    problem = refused(
+        http.post(
+            "/strategies", json=body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)
+        ),
+        "E_STREAM_AMBIGUOUS",
+    )
     assert "AAPL" in problem["remedy"]
 
 
@@ -138,7 +153,9 @@ def test_a_nan_parameter_is_refused_where_it_is_written() -> None:
     class NaN(Strategy):
         def setup(self) -> None:
             price = StreamInput(tags=["KO", "price"], interval="1d")
-            self.add_nodes([Node(price, lambda v: v[price].values, params={"band": float("nan")}, name="band")])
+            self.add_nodes(
+                [Node(price, lambda v: v[price].values, params={"band": float("nan")}, name="band")]
+            )
 
     with pytest.raises(QmtlError, match="params.band is nan") as caught:
         Build(NaN)
@@ -155,7 +172,9 @@ def test_a_nan_parameter_is_refused_where_it_is_written() -> None:
         ({"preset": "moderate", "version": 7}, "E_POLICY_VERSION"),
     ],
 )
-def test_a_policy_that_does_not_parse_is_refused_and_the_default_stays(http: httpx.Client, policy: dict[str, Any], code: str) -> None:
+def test_a_policy_that_does_not_parse_is_refused_and_the_default_stays(
+    http: httpx.Client, policy: dict[str, Any], code: str
+) -> None:
     http.post("/worlds", json={"spec": world("policies"), "policy": POLICY})
     before = http.get("/worlds/policies").json()["policy_version"]
     refused(http.post("/worlds/policies/policies", json=policy), code)
@@ -167,11 +186,41 @@ def test_a_policy_that_does_not_parse_is_refused_and_the_default_stays(http: htt
     [
         ({"world": "Bad Name"}, "E_WORLD_INVALID"),
         ({"description": "another"}, "E_WORLD_EXISTS"),
-        ({"world": "x1", "data": {"presets": [{**world()["data"]["presets"][0], "path": "/nowhere.parquet"}]}}, "E_DATA_NOT_FOUND"),  # type: ignore[index]
-        ({"world": "x2", "data": {"presets": [{**world()["data"]["presets"][0], "calendar": "XNYSE"}]}}, "E_WORLD_INVALID"),  # type: ignore[index]
-        ({"world": "x3", "data": {"presets": [{**world()["data"]["presets"][0], "streams": {"TSLA": ["TSLA"], "AAPL": ["AAPL"]}}]}}, "E_DATA_EMPTY"),  # type: ignore[index]
-        ({"world": "x4", "data": {"presets": [{**world()["data"]["presets"][0], "interval": "2d"}]}}, "E_DATA_MISALIGNED"),  # type: ignore[index]
-        ({"world": "x5", "data": {"presets": [{**world()["data"]["presets"][0], "on_missing": "fail", "calendar": "24/7"}]}}, "E_DATA_GAP"),  # type: ignore[index]
+        (
+            {
+                "world": "x1",
+                "data": {"presets": [{**world()["data"]["presets"][0], "path": "/nowhere.parquet"}]},
+            },
+            "E_DATA_NOT_FOUND",
+        ),  # type: ignore[index]
+        (
+            {"world": "x2", "data": {"presets": [{**world()["data"]["presets"][0], "calendar": "XNYSE"}]}},
+            "E_WORLD_INVALID",
+        ),  # type: ignore[index]
+        (
+            {
+                "world": "x3",
+                "data": {
+                    "presets": [
+                        {**world()["data"]["presets"][0], "streams": {"TSLA": ["TSLA"], "AAPL": ["AAPL"]}}
+                    ]
+                },
+            },
+            "E_DATA_EMPTY",
+        ),  # type: ignore[index]
+        (
+            {"world": "x4", "data": {"presets": [{**world()["data"]["presets"][0], "interval": "2d"}]}},
+            "E_DATA_MISALIGNED",
+        ),  # type: ignore[index]
+        (
+            {
+                "world": "x5",
+                "data": {
+                    "presets": [{**world()["data"]["presets"][0], "on_missing": "fail", "calendar": "24/7"}]
+                },
+            },
+            "E_DATA_GAP",
+        ),  # type: ignore[index]
     ],
 )
 def test_a_world_that_can_not_work_is_refused(http: httpx.Client, change: dict[str, Any], code: str) -> None:
@@ -228,13 +277,21 @@ def test_a_retry_gets_the_same_answer_and_no_second_run(http: httpx.Client) -> N
     assert first.status_code == second.status_code == 202
     assert first.json() == second.json()
     lease = first.json()["lease"]["lease_id"]
-    assert http.post(f"/leases/{lease}/fail", json={"code": "E_COMPUTE_FAILED", "message": "no", "final": True}).status_code == 204
+    assert (
+        http.post(
+            f"/leases/{lease}/fail", json={"code": "E_COMPUTE_FAILED", "message": "no", "final": True}
+        ).status_code
+        == 204
+    )
     outcome = http.get(f"/strategies/{first.json()['strategy_id']}/status", params={"wait": 30}).json()
     assert outcome["outcome"]["error_code"] == "E_COMPUTE_FAILED"
     assert http.post("/strategies", json=found).json()["run_id"] == first.json()["run_id"]
     another = http.post("/strategies", json={**found, "idempotency_key": uuid.uuid4().hex}).json()
     assert another["run_id"] != first.json()["run_id"]
-    http.post(f"/leases/{another['lease']['lease_id']}/fail", json={"code": "E_COMPUTE_FAILED", "message": "no", "final": True})
+    http.post(
+        f"/leases/{another['lease']['lease_id']}/fail",
+        json={"code": "E_COMPUTE_FAILED", "message": "no", "final": True},
+    )
     http.get(f"/strategies/{another['strategy_id']}/status", params={"wait": 30, "run_id": another["run_id"]})
     assert http.post("/strategies", json=found).json()["run_id"] == first.json()["run_id"]
     refused(http.post("/strategies", json={**found, "runner": "another"}), "E_IDEMPOTENCY_KEY_REUSED")
@@ -243,7 +300,16 @@ def test_a_retry_gets_the_same_answer_and_no_second_run(http: httpx.Client) -> N
 def test_reading_changes_nothing(machine: Machine, http: httpx.Client) -> None:
     """Trap 13: a GET changed state."""
     before = audit_length(machine)
-    for path in ("/worlds", "/worlds/equities", "/worlds/equities/policies", "/worlds/equities/decisions", "/worlds/equities/activation", "/status", "/health", "/openapi.json"):
+    for path in (
+        "/worlds",
+        "/worlds/equities",
+        "/worlds/equities/policies",
+        "/worlds/equities/decisions",
+        "/worlds/equities/activation",
+        "/status",
+        "/health",
+        "/openapi.json",
+    ):
         assert http.get(path).status_code == 200
     assert http.post("/strategies/dry-run", json=body()).status_code == 200
     assert audit_length(machine) == before
@@ -252,7 +318,9 @@ def test_reading_changes_nothing(machine: Machine, http: httpx.Client) -> None:
 def test_the_api_describes_itself(http: httpx.Client) -> None:
     schema = http.get("/openapi.json").json()
     assert "/strategies" in schema["paths"]
-    examples = schema["paths"]["/strategies"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    examples = schema["paths"]["/strategies"]["post"]["requestBody"]["content"]["application/json"][
+        "examples"
+    ]
     assert examples
     health = http.get("/health").json()
     assert health == {"status": "ok", "database": True, "temporal": True, "workers": health["workers"]}

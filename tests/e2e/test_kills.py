@@ -14,7 +14,16 @@ from qmtl_sdk import Runner, SubmitResult
 from tests.harness import Machine, broken_promises, wait_for
 from tests.strategies import POLICY, Slow, Trend, world
 
-STEPS = ("before:diff", "after:diff", "after:admitted", "before:compute_lease", "after:measure", "before:request_evaluation", "after:judge", "after:conclude")
+STEPS = (
+    "before:diff",
+    "after:diff",
+    "after:admitted",
+    "before:compute_lease",
+    "after:measure",
+    "before:request_evaluation",
+    "after:judge",
+    "after:conclude",
+)
 
 
 def prepared(machine: Machine) -> None:
@@ -30,8 +39,16 @@ def kept(machine: Machine, result: SubmitResult, runs: int = 1) -> None:
     try:
         assert broken_promises(database) == []
         with database.read() as session:
-            for name, count in (("run_context", runs), ("outcome", runs), ("evidence", runs), ("sentinel", 1), ("binding", 1)):
-                assert session.connection().exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() == count, name
+            for name, count in (
+                ("run_context", runs),
+                ("outcome", runs),
+                ("evidence", runs),
+                ("sentinel", 1),
+                ("binding", 1),
+            ):
+                assert (
+                    session.connection().exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() == count
+                ), name
     finally:
         database.close()
 
@@ -52,29 +69,41 @@ def submitted_through_a_death(machine: Machine, step: str, victim: str) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_worker_killed_at_a_step_is_replaced_and_the_submission_goes_on(own_machine: Machine, step: str) -> None:
+def test_a_worker_killed_at_a_step_is_replaced_and_the_submission_goes_on(
+    own_machine: Machine, step: str
+) -> None:
     submitted_through_a_death(own_machine, step, "worker")
 
 
 @pytest.mark.parametrize("step", ["before:diff", "after:diff", "before:request_evaluation", "after:judge"])
-def test_a_temporal_server_killed_at_a_step_comes_back_and_the_submission_goes_on(own_machine: Machine, step: str) -> None:
+def test_a_temporal_server_killed_at_a_step_comes_back_and_the_submission_goes_on(
+    own_machine: Machine, step: str
+) -> None:
     submitted_through_a_death(own_machine, step, "temporal")
 
 
 @pytest.mark.parametrize("victim", ["worker", "temporal", "gateway"])
-def test_what_is_killed_while_a_runner_computes_is_replaced_and_the_result_arrives(own_machine: Machine, victim: str) -> None:
+def test_what_is_killed_while_a_runner_computes_is_replaced_and_the_result_arrives(
+    own_machine: Machine, victim: str
+) -> None:
     own_machine.up()
     prepared(own_machine)
     with ThreadPoolExecutor(1) as pool:
         submission = pool.submit(Runner.submit, Slow, world="equities", config=own_machine.config)
         wait_for(lambda: list((own_machine.home / "cache").rglob("*.partial")), "partial output")
         own_machine.kill(victim)
-        {"worker": own_machine.start_worker, "temporal": own_machine.start_temporal, "gateway": own_machine.start_gateway}[victim]()
+        {
+            "worker": own_machine.start_worker,
+            "temporal": own_machine.start_temporal,
+            "gateway": own_machine.start_gateway,
+        }[victim]()
         kept(own_machine, submission.result(120))
 
 
 @pytest.mark.parametrize("step", ["before:admit", "after:admit"])
-def test_a_gateway_killed_between_log_and_answer_is_picked_up_by_the_next(own_machine: Machine, step: str) -> None:
+def test_a_gateway_killed_between_log_and_answer_is_picked_up_by_the_next(
+    own_machine: Machine, step: str
+) -> None:
     mark = own_machine.home / "mark"
     own_machine.start_temporal()
     own_machine.start_worker()
@@ -87,11 +116,15 @@ def test_a_gateway_killed_between_log_and_answer_is_picked_up_by_the_next(own_ma
         kept(own_machine, submission.result(120))
 
 
-def test_what_a_dead_gateway_logged_is_started_by_the_next_even_if_nobody_asks_again(own_machine: Machine) -> None:
+def test_what_a_dead_gateway_logged_is_started_by_the_next_even_if_nobody_asks_again(
+    own_machine: Machine,
+) -> None:
     mark = own_machine.home / "mark"
     own_machine.start_temporal()
     own_machine.start_worker()
-    own_machine.start_gateway("tests.e2e.crash_gateway", QMTL_TEST_CRASH="before:admit", QMTL_TEST_CRASH_MARK=str(mark))
+    own_machine.start_gateway(
+        "tests.e2e.crash_gateway", QMTL_TEST_CRASH="before:admit", QMTL_TEST_CRASH_MARK=str(mark)
+    )
     prepared(own_machine)
     runner = start_runner(own_machine, "Trend")
     wait_for(lambda: mark.exists() and own_machine.ended("gateway"), "death of the Gateway")
@@ -103,7 +136,9 @@ def test_what_a_dead_gateway_logged_is_started_by_the_next_even_if_nobody_asks_a
     kept(own_machine, Runner.submit(Trend, world="equities", config=own_machine.config))
 
 
-def test_a_runner_killed_in_mid_compute_is_taken_up_by_the_next_without_computing_again(own_machine: Machine) -> None:
+def test_a_runner_killed_in_mid_compute_is_taken_up_by_the_next_without_computing_again(
+    own_machine: Machine,
+) -> None:
     own_machine.up()
     prepared(own_machine)
     runner = start_runner(own_machine, "Slow")
@@ -133,7 +168,14 @@ def test_two_runners_of_one_strategy_come_to_one_decision(own_machine: Machine) 
     own_machine.up()
     prepared(own_machine)
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda cache: Runner.submit(Slow(0.001), world="equities", config=own_machine.settings(own_machine.home / cache)), ("one", "two")))
+        results = list(
+            pool.map(
+                lambda cache: Runner.submit(
+                    Slow(0.001), world="equities", config=own_machine.settings(own_machine.home / cache)
+                ),
+                ("one", "two"),
+            )
+        )
     assert len({result.run_id for result in results}) == 1
     kept(own_machine, results[0])
 
@@ -141,8 +183,21 @@ def test_two_runners_of_one_strategy_come_to_one_decision(own_machine: Machine) 
 def start_runner(machine: Machine, strategy: str) -> "subprocess.Popen[str]":
     """A runner of its own, by the command, as an author would start it."""
     folder = Path(__file__).parents[1]
-    env = {**os.environ, "QMTL_GATEWAY__URL": machine.url, "QMTL_HOME": str(machine.home), "PYTHONPATH": str(folder.parent)}
-    command = [sys.executable, "-m", "api.cli", "submit", f"{folder / 'strategies.py'}:{strategy}", "--world", "equities"]
+    env = {
+        **os.environ,
+        "QMTL_GATEWAY__URL": machine.url,
+        "QMTL_HOME": str(machine.home),
+        "PYTHONPATH": str(folder.parent),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "api.cli",
+        "submit",
+        f"{folder / 'strategies.py'}:{strategy}",
+        "--world",
+        "equities",
+    ]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

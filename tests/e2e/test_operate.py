@@ -47,7 +47,9 @@ def test_an_operators_day(stage: Stage, machine: Machine, tmp_path: Path) -> Non
     assert "has had no apply yet" in says("applies", world)
     assert "Trend: it must run in dryrun before it can go live" in refused("apply", world, "--to", "live")
 
-    asked: dict[str, Any] = json.loads(says("apply", world, "--to", "dryrun", "--reason", "it is good", "-o", "json"))
+    asked: dict[str, Any] = json.loads(
+        says("apply", world, "--to", "dryrun", "--reason", "it is good", "-o", "json")
+    )
     run = asked["run_id"]
     assert "another person approves it" in refused("approve", world, run)
     assert "waits for 1 more approval" in says("applies", world)
@@ -60,7 +62,9 @@ def test_an_operators_day(stage: Stage, machine: Machine, tmp_path: Path) -> Non
     assert "E_LIVE_HEADER" in refused("apply", world, "--to", "live")
     live = json.loads(says("apply", world, "--to", "live", "--live", "-o", "json"))["run_id"]
     assert "waits for 1 more" in says("approve", world, live, "--as", "ana", "--live")
-    assert "rolled_back: rejected by ben: too early" in says("reject", world, live, "--as", "ben", "--reason", "too early")
+    assert "rolled_back: rejected by ben: too early" in says(
+        "reject", world, live, "--as", "ben", "--reason", "too early"
+    )
     live = json.loads(says("apply", world, "--to", "live", "--live", "-o", "json"))["run_id"]
     assert "aborted by" in says("abort", world, live)
     live = json.loads(says("apply", world, "--to", "live", "--live", "-o", "json"))["run_id"]
@@ -73,13 +77,17 @@ def test_an_operators_day(stage: Stage, machine: Machine, tmp_path: Path) -> Non
     assert "there is nothing to resume" in refused("resume", world)
     assert "completed" in says("rollback", world, "--to", live)
     assert stage.mode() == (True, "paper")
-    assert "closed" in says("override", world, "domain:backtest", "domain:dryrun", "--close", "--reason", "a try")
+    assert "closed" in says(
+        "override", world, "domain:backtest", "domain:dryrun", "--close", "--reason", "a try"
+    )
     assert "E_EDGE_LIVE" in refused("override", world, "domain:backtest", "domain:live", "--open")
     assert "the chain is whole" in says("audit", world, "--verify")
     assert "no orders" in says("orders", world)
 
     draft = tmp_path / "draft.yml"
-    draft.write_text(yaml.safe_dump({**stage.policy, "selection": {"gates": {"and": ["sharpe >= 50"]}, "score": "sharpe"}}))
+    draft.write_text(
+        yaml.safe_dump({**stage.policy, "selection": {"gates": {"and": ["sharpe >= 50"]}, "score": "sharpe"}})
+    )
     assert "would differ" in says("replay-policy", world, str(draft))
     assert "judged by policy version 3" in says("policy", "add", world, str(draft))
     assert "sharpe >= 50" in says("policy", "diff", world, "2", "3")
@@ -109,15 +117,23 @@ def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> No
         asked = types(0, "promote", world, "Trend", "--reason", "it is good")
         assert "Trend of advanced to dryrun, asked for by " in asked
         assert f"qmtl world approve {world} promote-" in asked
-        run = json.loads(types(0, "promote", world, "Trend", "--reason", "it is good", "-o", "json"))["apply_run"]
+        run = json.loads(types(0, "promote", world, "Trend", "--reason", "it is good", "-o", "json"))[
+            "apply_run"
+        ]
         assert "abort that, and the promotion ends with it" in types(1, "promote", world, "Trend", "--end")
         assert f"{run}: completed" in types(0, "approve", world, run, "--as", "ana")
-        wait_for(lambda: stage.client.promotion(world, stage.strategy).outcome == "completed", "end of the promotion")
+        wait_for(
+            lambda: stage.client.promotion(world, stage.strategy).outcome == "completed",
+            "end of the promotion",
+        )
         stage.client.update_world(world, WorldUpdate(allow_live=False))
         waiting = types(0, "promote", world, "Trend", "--to", "live", "--live")
         assert "is missing" in waiting
         assert "the world does not allow live: qmtl world allow-live" in waiting
-        assert wait_for(lambda: found if "does not allow live" in (found := types(0, "promotions", world)) else "", "the list")
+        assert wait_for(
+            lambda: found if "does not allow live" in (found := types(0, "promotions", world)) else "",
+            "the list",
+        )
         assert "stopped: ended by" in types(0, "promote", world, "Trend", "--end", "--reason", "enough")
         assert "advanced is archived" in types(0, "archive", world)
         assert "is archived: it takes no submissions" in types(1, "promote", world, "Trend")

@@ -22,17 +22,25 @@ class Promoted(Stage):
     """A stage whose strategy is promoted."""
 
     def promotion(self, to: str = "dryrun", **fields: Any) -> PromotionView:
-        return self.client.promote(self.world, PromotionRequest.model_validate({"strategy": "Trend", "to": to, **fields}), live=True)
+        return self.client.promote(
+            self.world, PromotionRequest.model_validate({"strategy": "Trend", "to": to, **fields}), live=True
+        )
 
     def view(self) -> PromotionView:
         return self.client.promotion(self.world, self.strategy)
 
     def waits(self, *words: str) -> PromotionView:
-        return wait_for(lambda: found if all(word in (found := self.view()).waits_for for word in words) else None, " … ".join(words))
+        return wait_for(
+            lambda: found if all(word in (found := self.view()).waits_for for word in words) else None,
+            " … ".join(words),
+        )
 
     def asked(self, after: str = "") -> ApplyStatus:
         """The apply that the promotion asks for next, once it waits for approval."""
-        run = wait_for(lambda: run if (run := self.view().apply_run) and run != after else None, "an apply of the promotion")
+        run = wait_for(
+            lambda: run if (run := self.view().apply_run) and run != after else None,
+            "an apply of the promotion",
+        )
         return self.at(run, "approval")
 
     def ended(self) -> PromotionView:
@@ -40,7 +48,10 @@ class Promoted(Stage):
 
     def campaign(self) -> None:
         """Until the strategy has been good in backtest for long enough."""
-        wait_for(lambda: "an apply may take it there" in self.client.explain(self.world, "Trend").lines[-1], "the campaign's window")
+        wait_for(
+            lambda: "an apply may take it there" in self.client.explain(self.world, "Trend").lines[-1],
+            "the campaign's window",
+        )
 
     def submit(self) -> None:
         Runner.submit(Trend, world=self.world, config=self.machine.config, run=False)
@@ -48,12 +59,18 @@ class Promoted(Stage):
     def said(self) -> list[tuple[str, str]]:
         """What the audit trail says of promotions: action and actor."""
         entries = self.client.audit(self.world, limit=1000)["entries"]
-        return [(item["action"], item["actor"]) for item in entries if item["action"].startswith("promotion.")]
+        return [
+            (item["action"], item["actor"]) for item in entries if item["action"].startswith("promotion.")
+        ]
 
 
 @pytest.fixture
 def stage(machine: Machine) -> Iterator[Promoted]:
-    found = Promoted(machine, "w" + uuid.uuid4().hex[:10], {"campaign": {"backtest": "1s", "dryrun": "2s"}, "required_signals": ["sharpe"]})
+    found = Promoted(
+        machine,
+        "w" + uuid.uuid4().hex[:10],
+        {"campaign": {"backtest": "1s", "dryrun": "2s"}, "required_signals": ["sharpe"]},
+    )
     yield found
     found.close()
 
@@ -85,8 +102,15 @@ def test_a_campaign_goes_to_live_stage_by_stage(stage: Promoted) -> None:
     stage.ben.approve(stage.world, second.run_id, Verdict(), live=True)
     assert stage.ended().outcome == "completed"
     assert stage.mode() == (True, "live")
-    since = next(item.stage_since for item in stage.client.activation(stage.world) if item.strategy_id == stage.strategy)
-    frozen = [next(step.started for step in item.steps if step.name == "requested") for item in (stage.client.apply_status(stage.world, first.run_id), second)]
+    since = next(
+        item.stage_since
+        for item in stage.client.activation(stage.world)
+        if item.strategy_id == stage.strategy
+    )
+    frozen = [
+        next(step.started for step in item.steps if step.name == "requested")
+        for item in (stage.client.apply_status(stage.world, first.run_id), second)
+    ]
     assert since is not None
     assert (frozen[1] - frozen[0]).total_seconds() >= 2, "it was in dryrun for as long as the campaign wants"
     assert stage.said() == [("promotion.requested", me), ("promotion.completed", me)]
@@ -100,7 +124,10 @@ def test_what_is_missing_is_said_and_the_promotion_waits_until_it_is_ended(stage
     waiting = stage.waits("the world does not allow live")
     assert waiting.progress is not None
     assert {item.name for item in waiting.progress.unmet} >= {"allow_live"}
-    assert wait_for(lambda: stage.client.promotions(stage.world), "the list of promotions")[0].strategy_id == stage.strategy
+    assert (
+        wait_for(lambda: stage.client.promotions(stage.world), "the list of promotions")[0].strategy_id
+        == stage.strategy
+    )
     with pytest.raises(QmtlError, match="E_PROMOTION_RUNNING"):
         stage.promotion("dryrun")
     assert stage.promotion("live").to == "live", "asked for again the same it is the same"
@@ -132,7 +159,11 @@ def test_a_promotion_waits_for_another_apply_and_a_rejected_one_ends_it(stage: P
 
 @pytest.mark.parametrize("direct", [False, True])
 def test_a_signal_to_the_promotion_is_handed_on_to_its_apply(machine: Machine, direct: bool) -> None:
-    stage = Promoted(machine, "w" + uuid.uuid4().hex[:10], {"approvals": {"required": 1, "live": 1, "direct_signals": direct}})
+    stage = Promoted(
+        machine,
+        "w" + uuid.uuid4().hex[:10],
+        {"approvals": {"required": 1, "live": 1, "direct_signals": direct}},
+    )
     try:
         stage.promotion()
         run = stage.asked().run_id
@@ -183,8 +214,16 @@ def test_mistakes_are_said(stage: Promoted) -> None:
     calls = [
         ("E_STRATEGY_UNKNOWN", lambda: stage.client.promote(stage.world, PromotionRequest(strategy="Trand"))),
         ("E_WORLD_UNKNOWN", lambda: stage.client.promote("nowhere", PromotionRequest(strategy="Trend"))),
-        ("E_LIVE_HEADER", lambda: stage.client.promote(stage.world, PromotionRequest(strategy="Trend", to="live"))),
-        ("E_BODY_INVALID", lambda: stage.client._call("POST", f"/worlds/{stage.world}/promotions", json={"strategy": "Trend", "to": "moon"})),
+        (
+            "E_LIVE_HEADER",
+            lambda: stage.client.promote(stage.world, PromotionRequest(strategy="Trend", to="live")),
+        ),
+        (
+            "E_BODY_INVALID",
+            lambda: stage.client._call(
+                "POST", f"/worlds/{stage.world}/promotions", json={"strategy": "Trend", "to": "moon"}
+            ),
+        ),
         ("E_PROMOTION_UNKNOWN", lambda: stage.client.promotion(stage.world, "strategy:nobody")),
         ("E_PROMOTION_UNKNOWN", lambda: stage.client.end_promotion(stage.world, "strategy:nobody")),
     ]
@@ -197,7 +236,12 @@ def test_mistakes_are_said(stage: Promoted) -> None:
 
 def test_an_archived_world_takes_nothing(stage: Promoted) -> None:
     stage.client.update_world(stage.world, WorldUpdate(state="archived"))
-    refused = [lambda: stage.ask("dryrun"), stage.promotion, lambda: stage.client.resume(stage.world), stage.submit]
+    refused = [
+        lambda: stage.ask("dryrun"),
+        stage.promotion,
+        lambda: stage.client.resume(stage.world),
+        stage.submit,
+    ]
     for call in refused:
         with pytest.raises(QmtlError, match="E_WORLD_ARCHIVED"):
             call()

@@ -24,14 +24,20 @@ from tests.harness import Machine, wait_for
 from tests.spec.correlation import CorrelationStrategy
 from tests.strategies import POLICY, WORLD, Trend
 
-PAPER = {**POLICY, "gating_policy": {"domains": {"from": "backtest", "to": "dryrun"}, "approvals": {"required": 0}}}
+PAPER = {
+    **POLICY,
+    "gating_policy": {"domains": {"from": "backtest", "to": "dryrun"}, "approvals": {"required": 0}},
+}
 ANY = {"selection": {"score": "sample_days"}, "gating_policy": PAPER["gating_policy"]}
 DAYS_A_SECOND = 86_400.0
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    found = Machine(tmp_path_factory.mktemp("running"), **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "1.5"})
+    found = Machine(
+        tmp_path_factory.mktemp("running"),
+        **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "1.5"},
+    )
     try:
         found.up()
         yield found
@@ -52,13 +58,31 @@ def home(request: pytest.FixtureRequest) -> Iterator[str]:
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("qmtl-")]
 
 
-def make(client: GatewayClient, name: str, policy: dict[str, Any] = PAPER, start: str = "2017-06-30T00:00:00Z", speed: float = 5 * DAYS_A_SECOND, **changes: Any) -> str:
-    client.create_world({**WORLD, "world": name, "clock": {"replay": {"start": start, "speed": speed}}, **changes}, policy)
+def make(
+    client: GatewayClient,
+    name: str,
+    policy: dict[str, Any] = PAPER,
+    start: str = "2017-06-30T00:00:00Z",
+    speed: float = 5 * DAYS_A_SECOND,
+    **changes: Any,
+) -> str:
+    client.create_world(
+        {**WORLD, "world": name, "clock": {"replay": {"start": start, "speed": speed}}, **changes}, policy
+    )
     return name
 
 
 def hourly(client: GatewayClient, name: str, speed: float = 6 * 3600.0) -> str:
-    presets = [{"name": "fx", "source": "replay", "path": "sample:eurusd_1h.parquet", "interval": "1h", "calendar": "24/5", "streams": {"EURUSD": ["EURUSD", "price"]}}]
+    presets = [
+        {
+            "name": "fx",
+            "source": "replay",
+            "path": "sample:eurusd_1h.parquet",
+            "interval": "1h",
+            "calendar": "24/5",
+            "streams": {"EURUSD": ["EURUSD", "price"]},
+        }
+    ]
     return make(client, name, ANY, "2017-06-06T00:00:00Z", speed, data={"presets": presets})
 
 
@@ -71,15 +95,27 @@ def session_of(client: GatewayClient, name: str, ended: bool = False) -> Any:
     return client.sessions(name, ended)[0]
 
 
-def test_it_goes_on_and_says_bar_for_bar_what_a_later_submission_computes(machine: Machine, client: GatewayClient, home: str) -> None:
+def test_it_goes_on_and_says_bar_for_bar_what_a_later_submission_computes(
+    machine: Machine, client: GatewayClient, home: str
+) -> None:
     make(client, home)
     seen: list[Output] = []
     result = Runner.submit(Trend, world=home, config=machine.config, on_output=seen.append)
-    assert (result.active, result.effective_mode, result.context.execution_domain, result.safe_mode) == (True, "paper", Domain.DRYRUN, False)
+    assert (result.active, result.effective_mode, result.context.execution_domain, result.safe_mode) == (
+        True,
+        "paper",
+        Domain.DRYRUN,
+        False,
+    )
     wait_for(lambda: len(seen) >= 25, "bars")
     wait_for(lambda: session_of(client, home).report.gate == "open", "open gate")
     session = session_of(client, home)
-    assert (session.name, session.actor, session.execution_domain, session.strategy_id) == ("Trend", __import__("getpass").getuser(), "dryrun", result.strategy_id)
+    assert (session.name, session.actor, session.execution_domain, session.strategy_id) == (
+        "Trend",
+        __import__("getpass").getuser(),
+        "dryrun",
+        result.strategy_id,
+    )
     assert session.host
     assert session.report.positions["activation"] >= 1
     assert session.report.dropped_bars == 0
@@ -90,13 +126,17 @@ def test_it_goes_on_and_says_bar_for_bar_what_a_later_submission_computes(machin
     from qmtl_sdk.reports.artifact import decode
 
     returns = decode(client.artifact(later.returns_hash))
-    batch = {int(ts): float(value) for ts, value in zip(returns.ts, returns.positions["above AAPL"], strict=True)}
+    batch = {
+        int(ts): float(value) for ts, value in zip(returns.ts, returns.positions["above AAPL"], strict=True)
+    }
     mine = {output.ts: output.values["position"] for output in seen}
     assert len(mine) == len(seen)
     assert mine == {ts: value for ts, value in batch.items() if ts in mine}
 
 
-def test_rows_go_to_their_queues_once_whatever_is_sent_twice(machine: Machine, client: GatewayClient, home: str) -> None:
+def test_rows_go_to_their_queues_once_whatever_is_sent_twice(
+    machine: Machine, client: GatewayClient, home: str
+) -> None:
     make(client, home)
     seen: list[Output] = []
     begin = "2017-06-30"  # of both: the world's clock has gone on by the time that a strategy is judged
@@ -106,7 +146,9 @@ def test_rows_go_to_their_queues_once_whatever_is_sent_twice(machine: Machine, c
     assert topic.startswith(f"{home}.dryrun.")
     wait_for(lambda: len(client.queue_read(topic, 0).messages) >= 10, "messages")
     Runner.shutdown(result)
-    again = Runner.submit(Trend, world=home, config=machine.config, as_of=begin)  # goes over the same bars again
+    again = Runner.submit(
+        Trend, world=home, config=machine.config, as_of=begin
+    )  # goes over the same bars again
     wait_for(lambda: len(client.queue_read(topic, 0).messages) > len(seen), "more messages")
     Runner.shutdown(again)
     messages = client.queue_read(topic, 0).messages
@@ -117,7 +159,9 @@ def test_rows_go_to_their_queues_once_whatever_is_sent_twice(machine: Machine, c
     assert key.startswith(f"{node.node_id}:86400:{messages[0].ts // 10**9}#ck=blake3:")
 
 
-def test_a_strategy_that_is_switched_off_closes_its_gate_and_computes_on(machine: Machine, client: GatewayClient, home: str) -> None:
+def test_a_strategy_that_is_switched_off_closes_its_gate_and_computes_on(
+    machine: Machine, client: GatewayClient, home: str
+) -> None:
     make(client, home)
     result = Runner.submit(Trend, world=home, config=machine.config)
     strategy = running(result)
@@ -143,7 +187,9 @@ def open_when_fresh(machine: Machine, strategy: RunningStrategy) -> bool:
     return strategy.gate.open
 
 
-def test_losing_the_stream_closes_the_gate_after_the_decisions_ttl_and_computing_goes_on(tmp_path: Path) -> None:
+def test_losing_the_stream_closes_the_gate_after_the_decisions_ttl_and_computing_goes_on(
+    tmp_path: Path,
+) -> None:
     machine = Machine(tmp_path, **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "60"})
     try:
         machine.up()
@@ -153,7 +199,9 @@ def test_losing_the_stream_closes_the_gate_after_the_decisions_ttl_and_computing
         wait_for(lambda: open_when_fresh(machine, strategy) and strategy.bars > 2, "open gate")
         machine.kill("gateway")
         wait_for(lambda: not strategy.gate.open, "closed gate")
-        wait_for(lambda: strategy.gate.reason.startswith("the stream was not heard for"), "reason")  # a moment before, it was the decision that had become stale
+        wait_for(
+            lambda: strategy.gate.reason.startswith("the stream was not heard for"), "reason"
+        )  # a moment before, it was the decision that had become stale
         assert strategy.activation.silence_s >= 4
         bars = strategy.bars
         wait_for(lambda: strategy.bars > bars + 3, "bars")
@@ -167,7 +215,9 @@ def test_losing_the_stream_closes_the_gate_after_the_decisions_ttl_and_computing
         machine.close()
 
 
-def test_a_lease_that_ends_closes_the_gate_and_a_new_session_is_opened(machine: Machine, client: GatewayClient, home: str) -> None:
+def test_a_lease_that_ends_closes_the_gate_and_a_new_session_is_opened(
+    machine: Machine, client: GatewayClient, home: str
+) -> None:
     make(client, home)
     strategy = running(Runner.submit(Trend, world=home, config=machine.config))
     wait_for(lambda: strategy.gate.open, "open gate")
@@ -195,7 +245,9 @@ def test_a_runner_that_is_gone_loses_its_session(machine: Machine, client: Gatew
     strategy._stop.clear()
 
 
-def test_a_strategy_that_is_not_switched_on_gets_no_session(machine: Machine, client: GatewayClient, home: str) -> None:
+def test_a_strategy_that_is_not_switched_on_gets_no_session(
+    machine: Machine, client: GatewayClient, home: str
+) -> None:
     make(client, home, POLICY)
     result = Runner.submit(Trend, world=home, config=machine.config)
     assert (result.active, result.running, result.effective_mode) == (True, None, "validate")
@@ -207,7 +259,9 @@ def test_a_strategy_that_is_not_switched_on_gets_no_session(machine: Machine, cl
     assert "mode validate" in caught.value.message
 
 
-def test_a_clock_that_is_an_hour_off_changes_nothing(machine: Machine, client: GatewayClient, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_an_hour_off_changes_nothing(
+    machine: Machine, client: GatewayClient, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(client, home, speed=1.0)  # an hour would be 3,600 bars of a second, or none
     strategy = running(Runner.submit(Trend, world=home, config=machine.config))
     real = datetime.now
@@ -230,16 +284,37 @@ def test_a_clock_that_is_an_hour_off_changes_nothing(machine: Machine, client: G
 class OwnFile(Strategy):
     def setup(self) -> None:
         price = StreamInput(tags=["X"], interval="1d", period=2)
-        self.add_nodes([Node(price, lambda view: pd.DataFrame({"position": (view[price].frame["close"].diff() > 0).astype(float)}), name="up")])
+        self.add_nodes(
+            [
+                Node(
+                    price,
+                    lambda view: pd.DataFrame(
+                        {"position": (view[price].frame["close"].diff() > 0).astype(float)}
+                    ),
+                    name="up",
+                )
+            ]
+        )
 
 
 def lines(days: range) -> str:
     first = pd.Timestamp("2020-01-01")
-    return "date,close\n" + "".join(f"{(first + pd.Timedelta(days=day)).date()},{100 + 3 * np.sin(day):.4f}\n" for day in days)
+    return "date,close\n" + "".join(
+        f"{(first + pd.Timedelta(days=day)).date()},{100 + 3 * np.sin(day):.4f}\n" for day in days
+    )
 
 
 def own_world(client: GatewayClient, name: str, file: Path, speed: float = 0.0) -> None:
-    presets = [{"name": "own", "source": "csv", "path": str(file), "interval": "1d", "calendar": "24/7", "streams": {"X": ["X"]}}]
+    presets = [
+        {
+            "name": "own",
+            "source": "csv",
+            "path": str(file),
+            "interval": "1d",
+            "calendar": "24/7",
+            "streams": {"X": ["X"]},
+        }
+    ]
     make(client, name, ANY, "2020-03-01T00:00:00Z", speed, data={"presets": presets})
 
 
@@ -251,7 +326,9 @@ def own_world(client: GatewayClient, name: str, file: Path, speed: float = 0.0) 
         (lambda text: "nothing\n", "no time column"),
     ],
 )
-def test_a_source_that_doubles_or_goes_back_in_time_closes_the_gate_until_it_is_mended(machine: Machine, client: GatewayClient, home: str, tmp_path: Path, change: Any, said: str) -> None:
+def test_a_source_that_doubles_or_goes_back_in_time_closes_the_gate_until_it_is_mended(
+    machine: Machine, client: GatewayClient, home: str, tmp_path: Path, change: Any, said: str
+) -> None:
     file = tmp_path / "own.csv"
     good = lines(range(60))
     file.write_text(good)
@@ -267,7 +344,9 @@ def test_a_source_that_doubles_or_goes_back_in_time_closes_the_gate_until_it_is_
     assert strategy.bars == 0
 
 
-def test_a_source_that_stops_closes_the_gate_and_goes_on_when_it_comes_back(machine: Machine, client: GatewayClient, home: str, tmp_path: Path) -> None:
+def test_a_source_that_stops_closes_the_gate_and_goes_on_when_it_comes_back(
+    machine: Machine, client: GatewayClient, home: str, tmp_path: Path
+) -> None:
     file = tmp_path / "own.csv"
     file.write_text(lines(range(62)))
     own_world(client, home, file, speed=2 * DAYS_A_SECOND)
@@ -302,7 +381,9 @@ class Indicator(Strategy):
         self.add_nodes([Node(price, indicator, name=name, tags=["ta-indicator"])])
 
 
-def test_a_tag_query_takes_in_a_queue_that_appears_later_without_restart_or_another_identity(machine: Machine, client: GatewayClient, home: str) -> None:
+def test_a_tag_query_takes_in_a_queue_that_appears_later_without_restart_or_another_identity(
+    machine: Machine, client: GatewayClient, home: str
+) -> None:
     """The appendix's correlation strategy, word for word."""
     hourly(client, home)
     seen: list[Output] = []
@@ -313,13 +394,26 @@ def test_a_tag_query_takes_in_a_queue_that_appears_later_without_restart_or_anot
     assert strategy.tags.queues_of(query) == 0
     Runner.submit(Indicator("rsi", 14), world=home, config=machine.config)
     wait_for(lambda: strategy.tags.queues_of(query) == 1, "first queue")
-    wait_for(lambda: any(output.node is query and output.values.get("rsi") == 1.0 for output in seen), "correlation of one with itself")
+    wait_for(
+        lambda: any(output.node is query and output.values.get("rsi") == 1.0 for output in seen),
+        "correlation of one with itself",
+    )
     Runner.submit(Indicator("mfi", 5), world=home, config=machine.config)
     wait_for(lambda: strategy.tags.queues_of(query) == 2, "second queue")
-    wait_for(lambda: any(set(output.values) == {"rsi", "mfi"} and not np.isnan(list(output.values.values())).any() for output in seen if output.node is query), "correlation of two")
+    wait_for(
+        lambda: any(
+            set(output.values) == {"rsi", "mfi"} and not np.isnan(list(output.values.values())).any()
+            for output in seen
+            if output.node is query
+        ),
+        "correlation of two",
+    )
     last = [output for output in seen if output.node is query][-1]
     assert all(-1 <= value <= 1 for value in last.values.values())
-    wait_for(lambda: any(output.node.label == "indicator_corr" and output.window for output in seen), "the node after it")
+    wait_for(
+        lambda: any(output.node.label == "indicator_corr" and output.window for output in seen),
+        "the node after it",
+    )
     assert [output.fault for output in seen if output.fault] == []
     assert (query.node_id, strategy.grant.session_id) == (identity, session)
     found = client.queues_by_tag(["ta-indicator"], 3600, "any", home, "dryrun")
@@ -332,36 +426,54 @@ def test_a_tag_query_takes_in_a_queue_that_appears_later_without_restart_or_anot
 # shadow
 
 
-def test_shadow_is_for_operators_has_its_own_namespace_and_no_orders(machine: Machine, client: GatewayClient, home: str) -> None:
+def test_shadow_is_for_operators_has_its_own_namespace_and_no_orders(
+    machine: Machine, client: GatewayClient, home: str
+) -> None:
     hourly(client, home)
     author = client.create_token(TokenRequest(subject="author", grants={home: Role.AUTHOR})).token
     config = machine.config.model_copy(update={"gateway": GatewaySettings(url=machine.url, token=author)})
     with pytest.raises(QmtlError) as caught:
         Runner.submit(Indicator("rsi", 14), world=home, config=config, shadow=True)
     assert caught.value.code == "E_SHADOW"
-    assert "run.begun" not in {entry["action"] for entry in client.audit(home)["entries"]}, "it is the submission that was refused"
+    assert "run.begun" not in {entry["action"] for entry in client.audit(home)["entries"]}, (
+        "it is the submission that was refused"
+    )
     seen: list[Output] = []
-    shadow = Runner.submit(Indicator("rsi", 14), world=home, config=machine.config, shadow=True, on_output=seen.append)
+    shadow = Runner.submit(
+        Indicator("rsi", 14), world=home, config=machine.config, shadow=True, on_output=seen.append
+    )
     plain = Runner.submit(Indicator("rsi", 14), world=home, config=machine.config)
     assert (shadow.context.execution_domain, plain.context.execution_domain) == (Domain.SHADOW, Domain.DRYRUN)
     assert shadow.ws.decision is None
-    assert client.decisions(home)[0].of(shadow.strategy_id) is not None, "the world judged the run that was no shadow"
+    assert client.decisions(home)[0].of(shadow.strategy_id) is not None, (
+        "the world judged the run that was no shadow"
+    )
     wait_for(lambda: len(seen) > 3, "mirrored live inputs")
     strategy = running(shadow)
     assert strategy.gate.reason == "shadow: orders are off"
-    topics = [{target.topic for target in running(result).grant.queue_map.values()} for result in (shadow, plain)]
+    topics = [
+        {target.topic for target in running(result).grant.queue_map.values()} for result in (shadow, plain)
+    ]
     assert all(topic.startswith(f"{home}.shadow.") for topic in topics[0])
     assert not topics[0] & topics[1]
-    assert [item.execution_domain for item in client.queues_by_tag(["ta-indicator"], 3600, "any", home, "shadow")] == ["shadow"]
+    assert [
+        item.execution_domain for item in client.queues_by_tag(["ta-indicator"], 3600, "any", home, "shadow")
+    ] == ["shadow"]
     folders = {path.name for path in (machine.home / "cache" / home).iterdir()}
     assert "shadow" in folders
     assert len(folders) > 1
     with GatewayClient(machine.url, author) as other, pytest.raises(QmtlError) as caught:
         from qmtl_sdk.contracts.sessions import SessionOpen
 
-        other.open_session(SessionOpen(world_id=home, strategy_id=shadow.strategy_id, runner="r", shadow=True))
+        other.open_session(
+            SessionOpen(world_id=home, strategy_id=shadow.strategy_id, runner="r", shadow=True)
+        )
     assert caught.value.code == "E_SHADOW"
-    bus = [event for event in strategy.stream.states["queues"].events.values() if event.type in ("queue_updated", "tagquery.upsert")]
+    bus = [
+        event
+        for event in strategy.stream.states["queues"].events.values()
+        if event.type in ("queue_updated", "tagquery.upsert")
+    ]
     assert bus
     for event in bus:
         assert event.data is not None

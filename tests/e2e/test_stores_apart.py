@@ -37,7 +37,10 @@ async def work(command: RunCommand) -> str:
 
 def test_a_worker_of_another_store_refuses_and_does_nothing(tmp_path: Path) -> None:
     """Trap 18: a worker left behind did the next run's work in the wrong store, and everything looked done."""
-    mine, other = open_database(f"sqlite:///{tmp_path / 'a.db'}"), open_database(f"sqlite:///{tmp_path / 'b.db'}")
+    mine, other = (
+        open_database(f"sqlite:///{tmp_path / 'a.db'}"),
+        open_database(f"sqlite:///{tmp_path / 'b.db'}"),
+    )
     assert mine.store_id != other.store_id
     doing = Doing()
     chain = ActivityRules(mine.store_id).intercept_activity(doing)
@@ -63,10 +66,20 @@ def test_a_judgment_whose_asker_has_gone_is_made_all_the_same(machine: Machine) 
     async def ask() -> object:
         client = await connect(machine.config.temporal)
         database = machine.database()
-        request = EvaluateRequest(request_id="asker-gone", reply_to="submission:nobody", reply_run="01a1fd00-0000-7000-8000-000000000000")
+        request = EvaluateRequest(
+            request_id="asker-gone",
+            reply_to="submission:nobody",
+            reply_run="01a1fd00-0000-7000-8000-000000000000",
+        )
         about = EvaluationInput(store_id=database.store_id, world_id="gone")
         database.close()
-        handle = await client.start_workflow("EvaluationWorkflow", about, start_signal="request", start_signal_args=[request], **evaluation_options("gone", WORKFLOWS))
+        handle = await client.start_workflow(
+            "EvaluationWorkflow",
+            about,
+            start_signal="request",
+            start_signal_args=[request],
+            **evaluation_options("gone", WORKFLOWS),
+        )
         return await asyncio.wait_for(handle.result(), 60)
 
     with machine.client() as client:

@@ -26,7 +26,12 @@ POLICY_TOPIC = ("policy",)
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    env = {"QMTL_EVENTS__SLOW_READER_S": "1", "QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__MAX_SOCKETS": "12", "QMTL_EVENTS__KEEP": "1000000"}
+    env = {
+        "QMTL_EVENTS__SLOW_READER_S": "1",
+        "QMTL_EVENTS__BEAT_S": "0.2",
+        "QMTL_GATEWAY__MAX_SOCKETS": "12",
+        "QMTL_EVENTS__KEEP": "1000000",
+    }
     found = Machine(tmp_path_factory.mktemp("stream"), **env)
     try:
         found.start_temporal()
@@ -89,28 +94,41 @@ def policy(client: GatewayClient, name: str) -> Subscription:
     return client.subscribe(Subscribe(world_id=name, topics=POLICY_TOPIC))
 
 
-def test_each_topic_begins_with_a_snapshot_and_goes_on_by_sequence(client: GatewayClient, database: Database, home: str) -> None:
+def test_each_topic_begins_with_a_snapshot_and_goes_on_by_sequence(
+    client: GatewayClient, database: Database, home: str
+) -> None:
     tell(database, "a", 1, home)
     tell(database, "a", 2, home)
     wait_for(lambda: _last(client, home) == 2, "two events")
     with opened(client.subscribe(Subscribe(world_id=home, topics=("policy", "decisions")))) as socket:
         first = {frame["topic"]: frame for frame in frames(socket, 2)}
-        assert {name: (frame["type"], frame["reason"], frame["sequence"]) for name, frame in first.items()} == {"policy": ("snapshot", "first", 2), "decisions": ("snapshot", "first", 0)}
+        assert {
+            name: (frame["type"], frame["reason"], frame["sequence"]) for name, frame in first.items()
+        } == {"policy": ("snapshot", "first", 2), "decisions": ("snapshot", "first", 0)}
         assert [item["data"]["version"] for item in first["policy"]["events"]] == [2]
         tell(database, "b", 3, home)
         tell(database, "other", 4, "another_world")
         (frame,) = frames(socket, 1)
-        assert (frame["type"], frame["topic"], frame["sequence"], frame["event"]["subject"]) == ("event", "policy", 3, "b")
+        assert (frame["type"], frame["topic"], frame["sequence"], frame["event"]["subject"]) == (
+            "event",
+            "policy",
+            3,
+            "b",
+        )
         assert frame["event"]["specversion"] == "1.0"
 
 
 def _last(client: GatewayClient, name: str) -> int:
     subscription = policy(client, name)
-    polled = httpx.get(subscription.poll_url, headers={"authorization": f"Bearer {subscription.token}"}, trust_env=False).json()
+    polled = httpx.get(
+        subscription.poll_url, headers={"authorization": f"Bearer {subscription.token}"}, trust_env=False
+    ).json()
     return int(polled["newest"]["policy"])
 
 
-def test_who_comes_back_gets_what_was_missed_and_nothing_else(client: GatewayClient, database: Database, home: str) -> None:
+def test_who_comes_back_gets_what_was_missed_and_nothing_else(
+    client: GatewayClient, database: Database, home: str
+) -> None:
     for i in range(5):
         tell(database, "a", i, home)
     wait_for(lambda: _last(client, home) == 5, "five events")
@@ -128,7 +146,9 @@ def test_a_position_of_another_log_gets_a_snapshot_and_is_told_so(client: Gatewa
         assert frames(socket, 1)[0]["reason"] == "log"
 
 
-def test_a_position_too_old_for_the_retention_gets_a_new_snapshot_and_is_told_so(machine: Machine, client: GatewayClient, database: Database, home: str) -> None:
+def test_a_position_too_old_for_the_retention_gets_a_new_snapshot_and_is_told_so(
+    machine: Machine, client: GatewayClient, database: Database, home: str
+) -> None:
     for i in range(8):
         tell(database, "a", i, home)
     wait_for(lambda: _last(client, home) == 8, "eight events")
@@ -138,24 +158,38 @@ def test_a_position_too_old_for_the_retention_gets_a_new_snapshot_and_is_told_so
     bus.close()
     with opened(policy(client, home), log=log, positions={"policy": 2}) as socket:
         (frame,) = frames(socket, 1)
-    assert (frame["type"], frame["reason"], frame["sequence"], frame["events"][0]["data"]["version"]) == ("snapshot", "retention", 8, 7)
+    assert (frame["type"], frame["reason"], frame["sequence"], frame["events"][0]["data"]["version"]) == (
+        "snapshot",
+        "retention",
+        8,
+        7,
+    )
     with opened(policy(client, home), log=log, positions={"policy": 5}) as socket:
         assert [frame["type"] for frame in frames(socket, 4)] == ["resumed", "event", "event", "event"]
 
 
-def test_a_sequence_from_the_future_closes_the_socket_and_the_client_begins_again(client: GatewayClient, database: Database, home: str) -> None:
+def test_a_sequence_from_the_future_closes_the_socket_and_the_client_begins_again(
+    client: GatewayClient, database: Database, home: str
+) -> None:
     subscription = policy(client, home)
     with opened(subscription) as socket:
         log = frames(socket, 1)[0]["log"]
     with opened(subscription, log=log, positions={"policy": 99}) as socket:
         assert closed(socket) == (1008, "E_SEQUENCE_FUTURE")
-    response = httpx.get(subscription.poll_url, params={"after": "policy:99", "log": log}, headers={"authorization": f"Bearer {subscription.token}"}, trust_env=False)
+    response = httpx.get(
+        subscription.poll_url,
+        params={"after": "policy:99", "log": log},
+        headers={"authorization": f"Bearer {subscription.token}"},
+        trust_env=False,
+    )
     assert (response.status_code, response.json()["code"]) == (422, "E_SEQUENCE_FUTURE")
     stream = StreamClient([client], Subscribe(world_id=home, topics=POLICY_TOPIC))
     stream._begun("policy", log)
     stream.states["policy"].sequence = 99
     with stream:
-        assert stream.wait(lambda: stream.states["policy"].sequence == 0 and stream.counters.snapshots["first"] == 1, 20), stream.fault
+        assert stream.wait(
+            lambda: stream.states["policy"].sequence == 0 and stream.counters.snapshots["first"] == 1, 20
+        ), stream.fault
 
 
 def test_an_unknown_topic_is_refused_with_the_nearest(client: GatewayClient, home: str) -> None:
@@ -177,7 +211,9 @@ def test_an_unknown_topic_is_refused_with_the_nearest(client: GatewayClient, hom
         ("x" * 100_000, (1009, "")),
     ],
 )
-def test_a_frame_that_is_none_closes_the_socket_with_a_reason(client: GatewayClient, home: str, frame: str | bytes, expected: tuple[int, str]) -> None:
+def test_a_frame_that_is_none_closes_the_socket_with_a_reason(
+    client: GatewayClient, home: str, frame: str | bytes, expected: tuple[int, str]
+) -> None:
     with opened(policy(client, home)) as socket:
         frames(socket, 1)
         socket.send(frame)
@@ -191,26 +227,46 @@ def test_a_first_frame_without_a_token_closes_the_socket(client: GatewayClient, 
         assert closed(socket) == (1008, "E_TOKEN_MISSING")
 
 
-def test_a_reader_that_takes_nothing_is_dropped_and_the_others_hear_everything(client: GatewayClient, database: Database, home: str) -> None:
+def test_a_reader_that_takes_nothing_is_dropped_and_the_others_hear_everything(
+    client: GatewayClient, database: Database, home: str
+) -> None:
     subscription = policy(client, home)
-    with opened(subscription) as stuck, StreamClient([client], Subscribe(world_id=home, topics=POLICY_TOPIC)) as other:
+    with (
+        opened(subscription) as stuck,
+        StreamClient([client], Subscribe(world_id=home, topics=POLICY_TOPIC)) as other,
+    ):
         assert other.ready()
         frames(stuck, 1)
         stuck.recv_bufsize = 1
         blocked = threading.Event()
-        stuck.recv_events_thread_stop = blocked  # nothing of ours reads it: its library reads only what fits its buffer
+        stuck.recv_events_thread_stop = (
+            blocked  # nothing of ours reads it: its library reads only what fits its buffer
+        )
         wide = {"filler": "x" * 60_000}
         for i in range(400):
             with database.write("test") as tx:
-                tx.record("test.told", home, "wide", event="policy_updated", data={"world_id": home, "version": i, **wide})
+                tx.record(
+                    "test.told",
+                    home,
+                    "wide",
+                    event="policy_updated",
+                    data={"world_id": home, "version": i, **wide},
+                )
         assert other.wait(lambda: other.states["policy"].sequence == 400, 60), (other.fault, other.positions)
         assert other.counters.max_gap == 0
-        wait_for(lambda: "E_SLOW_READER" in httpx.get(f"{client.url}/metrics", trust_env=False).text, "dropped reader", 30)
+        wait_for(
+            lambda: "E_SLOW_READER" in httpx.get(f"{client.url}/metrics", trust_env=False).text,
+            "dropped reader",
+            30,
+        )
 
 
 def test_the_sockets_of_one_caller_are_limited(client: GatewayClient, home: str) -> None:
     subscription = policy(client, home)
-    wait_for(lambda: "stream_sockets 0.0" in httpx.get(f"{client.url}/metrics", trust_env=False).text, "end of other tests' sockets")
+    wait_for(
+        lambda: "stream_sockets 0.0" in httpx.get(f"{client.url}/metrics", trust_env=False).text,
+        "end of other tests' sockets",
+    )
     with ExitStack() as stack:
         for _ in range(12):
             frames(stack.enter_context(opened(subscription)), 1)
@@ -220,7 +276,10 @@ def test_the_sockets_of_one_caller_are_limited(client: GatewayClient, home: str)
 
 def test_sockets_that_do_not_say_who_they_are_are_limited_too(client: GatewayClient, home: str) -> None:
     subscription = policy(client, home)
-    wait_for(lambda: "stream_sockets 0.0" in httpx.get(f"{client.url}/metrics", trust_env=False).text, "end of other tests' sockets")
+    wait_for(
+        lambda: "stream_sockets 0.0" in httpx.get(f"{client.url}/metrics", trust_env=False).text,
+        "end of other tests' sockets",
+    )
     with ExitStack() as stack:
         for _ in range(12):
             stack.enter_context(connect(subscription.stream_url, proxy=None))
@@ -228,9 +287,15 @@ def test_sockets_that_do_not_say_who_they_are_are_limited_too(client: GatewayCli
             assert closed(one_more) == (1013, "E_SOCKETS")
 
 
-def test_an_event_of_an_unknown_type_is_kept_counted_and_skipped(client: GatewayClient, database: Database, home: str) -> None:
+def test_an_event_of_an_unknown_type_is_kept_counted_and_skipped(
+    client: GatewayClient, database: Database, home: str
+) -> None:
     heard: list[str] = []
-    with StreamClient([client], Subscribe(world_id=home, topics=("other", "policy")), on_event=lambda _, item: heard.append(item.type)) as stream:
+    with StreamClient(
+        [client],
+        Subscribe(world_id=home, topics=("other", "policy")),
+        on_event=lambda _, item: heard.append(item.type),
+    ) as stream:
         assert stream.ready()
         tell(database, "x", 1, home, kind="weather.changed")
         tell(database, "a", 1, home)
@@ -238,12 +303,18 @@ def test_an_event_of_an_unknown_type_is_kept_counted_and_skipped(client: Gateway
         assert heard == ["policy_updated"]
         assert stream.counters.unknown == {"weather.changed": 1}
         assert "x" in stream.states["other"].events
-    assert 'events_of_unknown_type_total{type="weather.changed"} 1.0' in httpx.get(f"{client.url}/metrics", trust_env=False).text
+    assert (
+        'events_of_unknown_type_total{type="weather.changed"} 1.0'
+        in httpx.get(f"{client.url}/metrics", trust_env=False).text
+    )
 
 
 def test_asking_gives_what_the_socket_gives(client: GatewayClient, database: Database, home: str) -> None:
     wanted = Subscribe(world_id=home, topics=POLICY_TOPIC)
-    with StreamClient([client], wanted) as by_socket, StreamClient([client], wanted, sockets=False) as by_asking:
+    with (
+        StreamClient([client], wanted) as by_socket,
+        StreamClient([client], wanted, sockets=False) as by_asking,
+    ):
         assert by_socket.ready()
         assert by_asking.ready()
         for i in range(50):
@@ -255,10 +326,16 @@ def test_asking_gives_what_the_socket_gives(client: GatewayClient, database: Dat
         assert by_asking.counters.max_gap == by_socket.counters.max_gap == 0
 
 
-def test_a_client_that_moves_between_two_gateways_at_every_reconnect_hears_everything_once(machine: Machine, client: GatewayClient, database: Database, home: str) -> None:
+def test_a_client_that_moves_between_two_gateways_at_every_reconnect_hears_everything_once(
+    machine: Machine, client: GatewayClient, database: Database, home: str
+) -> None:
     heard: list[int] = []
     with GatewayClient(machine.start_second_gateway(), machine.token()) as second:
-        with StreamClient([client, second], Subscribe(world_id=home, topics=POLICY_TOPIC), on_event=lambda _, item: heard.append(item.data["version"])) as stream:  # type: ignore[index]
+        with StreamClient(
+            [client, second],
+            Subscribe(world_id=home, topics=POLICY_TOPIC),
+            on_event=lambda _, item: heard.append(item.data["version"]),
+        ) as stream:  # type: ignore[index]
             assert stream.ready()
             for i in range(200):
                 tell(database, f"s{i % 5}", i, home)
@@ -275,7 +352,9 @@ def test_a_client_that_moves_between_two_gateways_at_every_reconnect_hears_every
         assert stream.states["policy"].state_hash == state_hash(expected)
 
 
-def test_a_wrong_clock_on_the_clients_machine_does_no_harm(client: GatewayClient, database: Database, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_clock_on_the_clients_machine_does_no_harm(
+    client: GatewayClient, database: Database, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600)
     with StreamClient([client], Subscribe(world_id=home, topics=POLICY_TOPIC)) as stream:
@@ -285,10 +364,19 @@ def test_a_wrong_clock_on_the_clients_machine_does_no_harm(client: GatewayClient
         assert stream.counters.reconnects == 0
 
 
-def test_an_event_without_an_id_is_a_fault_that_the_client_says_and_survives(client: GatewayClient, database: Database, home: str) -> None:
+def test_an_event_without_an_id_is_a_fault_that_the_client_says_and_survives(
+    client: GatewayClient, database: Database, home: str
+) -> None:
     stream = StreamClient([client], Subscribe(world_id=home, topics=POLICY_TOPIC))
     real = stream._frames
-    text = json.dumps({"type": "event", "topic": "policy", "sequence": 1, "event": {k: v for k, v in event().model_dump(mode="json").items() if k != "id"}})
+    text = json.dumps(
+        {
+            "type": "event",
+            "topic": "policy",
+            "sequence": 1,
+            "event": {k: v for k, v in event().model_dump(mode="json").items() if k != "id"},
+        }
+    )
 
     def with_a_bad_frame(gateway: GatewayClient, socket: ClientConnection, refresh_at: float) -> None:
         from qmtl_sdk.contracts.events import ServerFrame
@@ -305,7 +393,9 @@ def test_an_event_without_an_id_is_a_fault_that_the_client_says_and_survives(cli
     assert (stream.counters.malformed, stream.counters.reconnects) == (1, 1)
 
 
-def test_the_state_of_every_subscriber_is_that_of_the_log(machine: Machine, client: GatewayClient, database: Database, home: str) -> None:
+def test_the_state_of_every_subscriber_is_that_of_the_log(
+    machine: Machine, client: GatewayClient, database: Database, home: str
+) -> None:
     wanted = Subscribe(world_id=home, topics=POLICY_TOPIC)
     streams = [StreamClient([client], wanted) for _ in range(5)]
     for stream in streams:

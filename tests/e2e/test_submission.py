@@ -73,7 +73,11 @@ def test_a_cancelled_submission_gives_its_lease_back(machine: Machine) -> None:
     from tests.strategies import Slow
 
     async def cancelled() -> None:
-        task = asyncio.create_task(Runner.submit_async(Slow(0.003), world="equities", config=machine.settings(machine.home / "cancelled")))
+        task = asyncio.create_task(
+            Runner.submit_async(
+                Slow(0.003), world="equities", config=machine.settings(machine.home / "cancelled")
+            )
+        )
         while not list((machine.home / "cancelled").rglob("*.partial")):
             await asyncio.sleep(0.05)
         task.cancel()
@@ -103,7 +107,16 @@ def test_a_node_with_a_seed_is_computed_anew(machine: Machine) -> None:
     class Seeded(Strategy):
         def setup(self) -> None:
             price = StreamInput(tags=["KO", "price"], interval="1d", period=3)
-            self.add_nodes([Node(price, lambda v: {"position": float(v[price].values[-1] > v[price].values[0])}, params={"seed": 1}, name="seeded")])
+            self.add_nodes(
+                [
+                    Node(
+                        price,
+                        lambda v: {"position": float(v[price].values[-1] > v[price].values[0])},
+                        params={"seed": 1},
+                        name="seeded",
+                    )
+                ]
+            )
 
     results = [Runner.submit(Seeded, world="equities", config=machine.config) for _ in range(2)]
     assert [(result.nodes.computed, result.nodes.cached) for result in results] == [(1, 0), (1, 0)]
@@ -116,7 +129,13 @@ def test_a_live_hint_never_raises_the_domain(machine: Machine) -> None:
 
     build = Build(Trend("WMT", 7))
     with machine.client() as client:
-        submit = StrategySubmit(world_id="equities", dag=build.dag, node_ids_crc32=build.crc32, idempotency_key="a-live-hint", meta=SubmissionMeta(execution_domain="live"))
+        submit = StrategySubmit(
+            world_id="equities",
+            dag=build.dag,
+            node_ids_crc32=build.crc32,
+            idempotency_key="a-live-hint",
+            meta=SubmissionMeta(execution_domain="live"),
+        )
         found = client.dry_run(submit)
     assert found.context.execution_domain == "backtest"
     assert not found.context.orders_allowed
@@ -140,15 +159,26 @@ def test_a_stale_decision_closes_the_context(machine: Machine) -> None:
     result = Runner.submit(Trend("JNJ", 11), world="equities", config=machine.config)
     decision = result.ws.decision
     assert decision is not None
-    outcome = Outcome(world_id="equities", strategy_id=result.strategy_id, run_id=result.run_id, status="decided", decision=decision, activation=result.ws.activation)
+    outcome = Outcome(
+        world_id="equities",
+        strategy_id=result.strategy_id,
+        run_id=result.run_id,
+        status="decided",
+        decision=decision,
+        activation=result.ws.activation,
+    )
     ack = Ack.model_construct(world_id="equities", context=result.context)
     fresh = decided_context(ack, outcome, decision.decided_at + timedelta(seconds=decision.ttl))
     stale = decided_context(ack, outcome, decision.decided_at + timedelta(seconds=decision.ttl + 1))
     assert not fresh.safe_mode
     assert stale.downgrade_reason == Downgrade.STALE_DECISION
     assert result.ws.activation is not None
-    modeless = outcome.model_copy(update={"activation": result.ws.activation.model_copy(update={"effective_mode": None})})
-    assert decided_context(ack, modeless, datetime.now(UTC)).downgrade_reason == Downgrade.DECISION_UNAVAILABLE
+    modeless = outcome.model_copy(
+        update={"activation": result.ws.activation.model_copy(update={"effective_mode": None})}
+    )
+    assert (
+        decided_context(ack, modeless, datetime.now(UTC)).downgrade_reason == Downgrade.DECISION_UNAVAILABLE
+    )
 
 
 def test_the_service_measures_what_a_plain_script_measures(machine: Machine) -> None:
@@ -156,10 +186,14 @@ def test_the_service_measures_what_a_plain_script_measures(machine: Machine) -> 
     result = Runner.submit(Momentum, world="equities", config=machine.config)
     path = Path(__file__).parents[2] / "qmtl_sdk" / "samples" / "prices" / "us_equities_1d.parquet"
     prices = pd.read_parquet(path)
-    prices = prices[prices["ts"] < "2017-12-30"].pivot_table(index="ts", columns="symbol", values="close")[list(SYMBOLS)]
+    prices = prices[prices["ts"] < "2017-12-30"].pivot_table(index="ts", columns="symbol", values="close")[
+        list(SYMBOLS)
+    ]
     position = (prices > prices.shift(LOOKBACK)).astype(float).iloc[LOOKBACK:]
     cost = 1e-4 * position.diff().fillna(position).abs()
-    r = (position * 1.0).shift(1).fillna(0) * prices.pct_change().reindex(position.index) - cost.shift(1).fillna(0)
+    r = (position * 1.0).shift(1).fillna(0) * prices.pct_change().reindex(position.index) - cost.shift(
+        1
+    ).fillna(0)
     r.iloc[0] = 0.0
     r = r.mean(axis=1)
     curve = (1 + r).cumprod()
@@ -222,13 +256,23 @@ class OwnData(Strategy):
 
     def setup(self) -> None:
         price = StreamInput(interval="1d", period=3, source=CsvSource(self.path, interval="1d"))
-        self.add_nodes([Node(price, lambda v: {"position": float(v[price].values[-1] > v[price].values[0])}, name="mine")])
+        self.add_nodes(
+            [
+                Node(
+                    price,
+                    lambda v: {"position": float(v[price].values[-1] > v[price].values[0])},
+                    name="mine",
+                )
+            ]
+        )
 
 
 def test_a_source_of_ones_own(machine: Machine, tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     days = pd.date_range("2017-01-01", periods=200, tz="UTC")
-    pd.DataFrame({"Date": days.strftime("%Y-%m-%d"), "Close": 100 + np.sin(np.arange(200))}).to_csv(path, index=False)
+    pd.DataFrame({"Date": days.strftime("%Y-%m-%d"), "Close": 100 + np.sin(np.arange(200))}).to_csv(
+        path, index=False
+    )
     result = Runner.submit(OwnData(path), world="equities", config=machine.config)
     assert result.metrics["sample_days"] == 198
     path.write_text("Date,Close\n2017-01-02,1\n2017-01-01,2\n")
@@ -240,7 +284,9 @@ def test_a_burst_of_submissions_each_comes_to_one_decision(machine: Machine) -> 
     """A short form of the burst of 300; the long one is `make bench ONLY=submit`."""
     strategies = [Trend(symbol, 5 + period) for symbol in ("KO", "WMT") for period in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        results = list(pool.map(lambda found: Runner.submit(found, world="equities", config=machine.config), strategies))
+        results = list(
+            pool.map(lambda found: Runner.submit(found, world="equities", config=machine.config), strategies)
+        )
     assert len({result.strategy_id for result in results}) == 12
     assert all(result.ws.decision and result.ws.decision.of(result.strategy_id) for result in results)
     database = machine.database()
@@ -249,11 +295,16 @@ def test_a_burst_of_submissions_each_comes_to_one_decision(machine: Machine) -> 
 
 
 def test_no_gateway_is_one_line(tmp_path: Path, machine: Machine) -> None:
-    config = machine.settings(tmp_path).model_copy(update={"gateway": GatewaySettings(url="http://127.0.0.1:1")})
+    config = machine.settings(tmp_path).model_copy(
+        update={"gateway": GatewaySettings(url="http://127.0.0.1:1")}
+    )
     from qmtl_sdk.runtime.client import GatewayClient
 
     assert config.gateway.url
-    with GatewayClient(config.gateway.url, None, away_limit_s=0.2) as client, pytest.raises(QmtlError, match="can't be reached") as caught:
+    with (
+        GatewayClient(config.gateway.url, None, away_limit_s=0.2) as client,
+        pytest.raises(QmtlError, match="can't be reached") as caught,
+    ):
         client.worlds()
     assert caught.value.code == "E_UNAVAILABLE"
 
@@ -262,5 +313,10 @@ def test_no_gateway_is_one_line(tmp_path: Path, machine: Machine) -> None:
 def test_exit_codes_of_processes_that_held_a_temporal_client(machine: Machine, attempt: int) -> None:
     """The core's threads must not abort the process at its end (50 of 50 in the long form)."""
     script = "import asyncio, sys; from temporal.client import connect; from temporal.shutdown import leave; from qmtl_sdk.runtime.config import TemporalSettings as T; asyncio.run(connect(T(address=sys.argv[1]))); leave(7)"
-    done = subprocess.run([sys.executable, "-c", script, machine.server.address], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    done = subprocess.run(
+        [sys.executable, "-c", script, machine.server.address],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert (done.returncode, done.stderr) == (7, "")

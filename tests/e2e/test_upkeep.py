@@ -23,14 +23,28 @@ def test_the_schedule_runs_upkeep_and_a_run_archives_and_drops(machine: Machine)
     queues = SqliteQueues(machine.config.queues_path)
     with machine.client() as client:
         status = client.status(result.strategy_id, "equities")
-        topic = next(target for target in client.queues_by_tag(["PG"], 86_400, "any", "equities", status.outcome.decision.effective_mode.replace("validate", "backtest"))).topic  # type: ignore[union-attr]
+        topic = next(
+            target
+            for target in client.queues_by_tag(
+                ["PG"],
+                86_400,
+                "any",
+                "equities",
+                status.outcome.decision.effective_mode.replace("validate", "backtest"),
+            )
+        ).topic  # type: ignore[union-attr]
         client.queue_append(topic, [QueueMessage(key="k", ts=1, values={"close": 1.0})])
 
         async def upkeep() -> tuple[timedelta, UpkeepDone]:
             temporal = await connect(machine.config.temporal)
             description = await temporal.get_schedule_handle(upkeep_id(store_id)).describe()
             later = (datetime.now(UTC) + timedelta(days=100)).isoformat()
-            done = await temporal.execute_workflow(UpkeepWorkflow.run, UpkeepInput(store_id=store_id, now=later), id="upkeep-by-hand", task_queue=WORKFLOWS)
+            done = await temporal.execute_workflow(
+                UpkeepWorkflow.run,
+                UpkeepInput(store_id=store_id, now=later),
+                id="upkeep-by-hand",
+                task_queue=WORKFLOWS,
+            )
             return description.schedule.spec.intervals[0].every, done
 
         every, done = asyncio.run(upkeep())
@@ -39,5 +53,7 @@ def test_the_schedule_runs_upkeep_and_a_run_archives_and_drops(machine: Machine)
         assert done.dropped >= 1
         assert done.failed == ()
         assert queues.read(topic, 0, 10)[0] == []
-        assert topic not in [item.topic for item in client.queues_by_tag(["PG"], 86_400, "any", "equities", "backtest")]
+        assert topic not in [
+            item.topic for item in client.queues_by_tag(["PG"], 86_400, "any", "equities", "backtest")
+        ]
     queues.close()

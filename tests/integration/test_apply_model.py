@@ -80,7 +80,15 @@ class Applies(RuleBasedStateMachine):
             if after != stand:
                 plan[name] = after
         edge_after = model.edge or any(stand.mode == "live" for stand in plan.values())
-        expected = "E_APPLY_RUNNING" if model.running else "E_WORLD_FROZEN" if model.gate != "open" else "" if plan else "E_APPLY_EMPTY"
+        expected = (
+            "E_APPLY_RUNNING"
+            if model.running
+            else "E_WORLD_FROZEN"
+            if model.gate != "open"
+            else ""
+            if plan
+            else "E_APPLY_EMPTY"
+        )
         weights = dict.fromkeys(self.desk.strategies, weight)
         if self._refused(lambda: self.desk.request(to, run, weights=weights), expected):
             return
@@ -104,16 +112,30 @@ class Applies(RuleBasedStateMachine):
     def a_step_of_an_apply_that_has_ended(self, step: str) -> None:
         """Trap 17: a step that is repeated after its apply has ended answers as it did, and does nothing."""
         run = next(run for run in self.model.done if run != self.model.running)
-        self._refused(lambda: getattr(self.desk.applies, step)(self.desk.world, run), "" if step in self.model.done[run] else "E_APPLY_ENDED")
+        self._refused(
+            lambda: getattr(self.desk.applies, step)(self.desk.world, run),
+            "" if step in self.model.done[run] else "E_APPLY_ENDED",
+        )
 
     @rule()
     @precondition(lambda self: bool(self.model.running) and self.model.holder != self.model.running)
     def conclude(self) -> None:
-        self.desk.applies.conclude(self.desk.world, self.model.running, "completed" if "switch" in self.model.done[self.model.running] else "rolled_back", "")
+        self.desk.applies.conclude(
+            self.desk.world,
+            self.model.running,
+            "completed" if "switch" in self.model.done[self.model.running] else "rolled_back",
+            "",
+        )
         self.model.running = ""
 
     @rule()
-    @precondition(lambda self: bool(self.model.running) and self.model.holder == self.model.running and "restore" in self.model.done[self.model.running])
+    @precondition(
+        lambda self: (
+            bool(self.model.running)
+            and self.model.holder == self.model.running
+            and "restore" in self.model.done[self.model.running]
+        )
+    )
     def leave_frozen(self) -> None:
         self.desk.applies.conclude(self.desk.world, self.model.running, "frozen", "the switch was refused")
         self.model.running = ""
@@ -128,7 +150,9 @@ class Applies(RuleBasedStateMachine):
     def resume(self) -> None:
         model = self.model
         stuck = model.gate != "open" and not model.running
-        expected = "" if model.halted or stuck else "E_APPLY_RUNNING" if model.gate != "open" else "E_WORLD_OPEN"
+        expected = (
+            "" if model.halted or stuck else "E_APPLY_RUNNING" if model.gate != "open" else "E_WORLD_OPEN"
+        )
         if self._refused(lambda: self.desk.applies.resume(self.desk.world, "olga", ""), expected):
             return
         model.halted, model.epoch = False, model.epoch + 1
@@ -148,10 +172,20 @@ class Applies(RuleBasedStateMachine):
     def _may(self, step: str) -> str:
         model = self.model
         if step == "freeze":
-            return "E_WORLD_FROZEN" if model.gate != "open" else "E_ETAG" if self._state() != model.made_from else ""
+            return (
+                "E_WORLD_FROZEN"
+                if model.gate != "open"
+                else "E_ETAG"
+                if self._state() != model.made_from
+                else ""
+            )
         if model.holder != model.running:
             return "E_WORLD_FROZEN"
-        return "E_ETAG" if step == "switch" and {**self._state(), "edge": model.edge_before} != model.made_from else ""
+        return (
+            "E_ETAG"
+            if step == "switch" and {**self._state(), "edge": model.edge_before} != model.made_from
+            else ""
+        )
 
     def _did_freeze(self) -> None:
         model = self.model
@@ -187,7 +221,11 @@ class Applies(RuleBasedStateMachine):
                 self.model.stands[name] = replace(stand, weight=0.5)
 
     def _state(self) -> dict[str, Any]:
-        return {"stands": dict(self.model.stands), "edge": self.model.edge, "switched": sum("switch" in done for done in self.model.done.values()) > 0}
+        return {
+            "stands": dict(self.model.stands),
+            "edge": self.model.edge,
+            "switched": sum("switch" in done for done in self.model.done.values()) > 0,
+        }
 
     def _refused(self, call: Any, expected: str) -> bool:
         """Whether the call was refused, with the code that was expected."""
@@ -204,8 +242,17 @@ class Applies(RuleBasedStateMachine):
     @invariant()
     def the_store_is_as_the_model(self) -> None:
         gate, model = self.desk.gate(), self.model
-        assert (gate.state, gate.holder, bool(gate.halted), gate.epoch, gate.live_edge) == (model.gate, model.holder, model.halted, model.epoch, model.edge)
-        there = {item.strategy_id: Stand(item.active, item.effective_mode or "", item.weight) for item in self.desk.worlds.activations(self.desk.world)}
+        assert (gate.state, gate.holder, bool(gate.halted), gate.epoch, gate.live_edge) == (
+            model.gate,
+            model.holder,
+            model.halted,
+            model.epoch,
+            model.edge,
+        )
+        there = {
+            item.strategy_id: Stand(item.active, item.effective_mode or "", item.weight)
+            for item in self.desk.worlds.activations(self.desk.world)
+        }
         assert there == model.stands
         assert WHOLE_WORLD not in there
 
@@ -213,11 +260,21 @@ class Applies(RuleBasedStateMachine):
     def orders_pass_where_the_model_lets_them(self) -> None:
         model, name = self.model, self.desk.strategies[0]
         for domain, mode in (("dryrun", "paper"), ("live", "live")):
-            verdict = self.orders.publish([self.desk.order(self.sessions[domain], model.epoch, execution_domain=domain)])[0]
+            verdict = self.orders.publish(
+                [self.desk.order(self.sessions[domain], model.epoch, execution_domain=domain)]
+            )[0]
             stand = model.stands[name]
-            allowed = model.gate == "open" and not model.halted and stand.active and stand.mode == mode and (mode != "live" or model.edge)
+            allowed = (
+                model.gate == "open"
+                and not model.halted
+                and stand.active
+                and stand.mode == mode
+                and (mode != "live" or model.edge)
+            )
             assert verdict.accepted is allowed, verdict
 
 
-Applies.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+Applies.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestApplies = Applies.TestCase

@@ -24,7 +24,9 @@ def test_of_applies_asked_for_at_once_one_is_taken(database: Database) -> None:
 
     def ask(number: int) -> str:
         try:
-            SqlApplyStore(database).request(desk.world, ApplyRequest(run_id=f"run{number}", to="dryrun"), "olga")
+            SqlApplyStore(database).request(
+                desk.world, ApplyRequest(run_id=f"run{number}", to="dryrun"), "olga"
+            )
         except QmtlError as error:
             return error.code
         return "taken"

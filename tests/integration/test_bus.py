@@ -41,9 +41,15 @@ def unique(items: list[Sequenced]) -> list[str]:
 
 
 def test_a_topic_numbers_its_events_from_one_without_a_gap(bus: ControlBus) -> None:
-    bus.publish([event("a", 1), event("a", 2, world="v"), event("b", 3), event("a", 4, kind="activation_updated")])
+    bus.publish(
+        [event("a", 1), event("a", 2, world="v"), event("b", 3), event("a", 4, kind="activation_updated")]
+    )
     bus.publish([event("c", 5)])
-    assert [(item.sequence, item.event.subject) for item in everything(bus, "w.policy")] == [(1, "a"), (2, "b"), (3, "c")]
+    assert [(item.sequence, item.event.subject) for item in everything(bus, "w.policy")] == [
+        (1, "a"),
+        (2, "b"),
+        (3, "c"),
+    ]
     assert [item.sequence for item in everything(bus, "v.policy")] == [1]
     assert (bus.bounds("w.policy").first, bus.bounds("w.policy").last) == (1, 3)
     assert (bus.bounds("nothing").first, bus.bounds("nothing").last) == (1, 0)
@@ -67,7 +73,9 @@ def test_what_is_told_twice_is_one_event(bus: ControlBus) -> None:
     assert [item.sequence for item in found] == list(range(1, len(found) + 1))
 
 
-def test_whoever_follows_sees_everything_of_every_topic_once_and_in_order(bus: ControlBus, opened: Opened) -> None:
+def test_whoever_follows_sees_everything_of_every_topic_once_and_in_order(
+    bus: ControlBus, opened: Opened
+) -> None:
     start = bus.end()
     seen: list[tuple[str, Sequenced]] = []
     done = threading.Event()
@@ -85,7 +93,9 @@ def test_whoever_follows_sees_everything_of_every_topic_once_and_in_order(bus: C
         def publish(number: int = number) -> None:
             writer = opened()
             for i in range(50):
-                writer.publish([event(f"s{number}", i, world=f"w{number % 2}"), event(f"t{number}", i, world="both")])
+                writer.publish(
+                    [event(f"s{number}", i, world=f"w{number % 2}"), event(f"t{number}", i, world="both")]
+                )
 
         threads.append(threading.Thread(target=publish))
     for thread in threads:
@@ -100,7 +110,16 @@ def test_whoever_follows_sees_everything_of_every_topic_once_and_in_order(bus: C
 
 
 def test_a_snapshot_is_the_fold_of_all_events(bus: ControlBus) -> None:
-    bus.publish([event("a", 1), event("b", 1), event("a", 2), event("s", 0, kind="session.opened"), event("s", 1, kind="session.ended"), event("t", 0, kind="session.opened")])
+    bus.publish(
+        [
+            event("a", 1),
+            event("b", 1),
+            event("a", 2),
+            event("s", 0, kind="session.opened"),
+            event("s", 1, kind="session.ended"),
+            event("t", 0, kind="session.opened"),
+        ]
+    )
     for topic in ("w.policy", "w.sessions", "w.nothing"):
         state = TopicState()
         for item in everything(bus, topic):

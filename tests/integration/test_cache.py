@@ -16,7 +16,9 @@ from qmtl_sdk.data.bars import Bars
 from qmtl_sdk.nodes.strategy import Build, Strategy
 
 KEY, NODE = "blake3:" + "a" * 64, "blake3:" + "b" * 64
-CONTEXT = ComputeContext(world_id="w", execution_domain=Domain.BACKTEST, as_of="2024-01-01", dataset_fingerprint="f")
+CONTEXT = ComputeContext(
+    world_id="w", execution_domain=Domain.BACKTEST, as_of="2024-01-01", dataset_fingerprint="f"
+)
 TAPE = Tape(Bars(np.arange(5, dtype="int64"), {"value": np.array([np.nan, 1, 2, 3, 4])}, 60), 1)
 
 
@@ -84,9 +86,13 @@ def test_a_seed_is_told_to_the_author() -> None:
     class Seeded(Strategy):
         def setup(self) -> None:
             price = StreamInput(tags=["x"], interval=60)
-            self.add_nodes([Node(price, lambda v: v[price].values, params={"model": {"seed": 1}}, name="forest")])
+            self.add_nodes(
+                [Node(price, lambda v: v[price].values, params={"model": {"seed": 1}}, name="forest")]
+            )
 
-    assert Build(Seeded).warnings == ["forest has a seed among its parameters: it is computed anew every time"]
+    assert Build(Seeded).warnings == [
+        "forest has a seed among its parameters: it is computed anew every time"
+    ]
 
 
 def test_artifacts_are_kept_under_their_hash(tmp_path: Path) -> None:
@@ -94,7 +100,11 @@ def test_artifacts_are_kept_under_their_hash(tmp_path: Path) -> None:
     store.put(content_hash(data), data)
     store.put(content_hash(data), data)
     assert store.get(content_hash(data)) == data
-    for attempt, code in ((lambda: store.put(KEY, data), "E_ARTIFACT_HASH"), (lambda: store.get(KEY), "E_ARTIFACT_UNKNOWN"), (lambda: store.get("../../etc/passwd"), "E_ARTIFACT_HASH")):
+    for attempt, code in (
+        (lambda: store.put(KEY, data), "E_ARTIFACT_HASH"),
+        (lambda: store.get(KEY), "E_ARTIFACT_UNKNOWN"),
+        (lambda: store.get("../../etc/passwd"), "E_ARTIFACT_HASH"),
+    ):
         with pytest.raises(QmtlError) as caught:
             attempt()
         assert caught.value.code == code

@@ -58,7 +58,13 @@ def test_a_file_that_is_not_there_or_not_what_it_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "column",
-    [["2024-01-01", "2024-01-02"], ["2024-01-01T00:00:00Z", "2024-01-02T00:00:00+00:00"], [1704067200, 1704153600], [1704067200000, 1704153600000], [1704067200000000000, 1704153600000000000]],
+    [
+        ["2024-01-01", "2024-01-02"],
+        ["2024-01-01T00:00:00Z", "2024-01-02T00:00:00+00:00"],
+        [1704067200, 1704153600],
+        [1704067200000, 1704153600000],
+        [1704067200000000000, 1704153600000000000],
+    ],
 )
 def test_times_in_every_form_are_the_same(tmp_path: Path, column: list[object]) -> None:
     path = tmp_path / "x.csv"
@@ -71,7 +77,10 @@ def test_times_in_every_form_are_the_same(tmp_path: Path, column: list[object]) 
 def test_csv_and_parquet_of_one_content_have_one_fingerprint(tmp_path: Path) -> None:
     path = csv(tmp_path, GOOD)
     pd.read_csv(path).to_parquet(tmp_path / "x.parquet")
-    one, other = (fingerprint({"s": source.read()}) for source in (CsvSource(path, interval="1d"), ParquetSource(tmp_path / "x.parquet", interval="1d")))
+    one, other = (
+        fingerprint({"s": source.read()})
+        for source in (CsvSource(path, interval="1d"), ParquetSource(tmp_path / "x.parquet", interval="1d"))
+    )
     assert one == other
     changed = csv(tmp_path, GOOD.replace("2.5", "2.6"), "y.csv")
     assert fingerprint({"s": CsvSource(changed, interval="1d").read()}) != one
@@ -86,7 +95,9 @@ def test_a_fingerprint_is_of_content_and_not_of_its_looks() -> None:
     assert of(0.0, 1.0) == of(-0.0, 1.0)
     assert of(float("nan"), 1.0) == of(float("-nan"), 1.0)
     assert of(0.0, 1.0) != of(1.0, 0.0)
-    assert fingerprint({"s": Bars(ts, {"a": np.ones(2)}, 1)}) != fingerprint({"t": Bars(ts, {"a": np.ones(2)}, 1)})
+    assert fingerprint({"s": Bars(ts, {"a": np.ones(2)}, 1)}) != fingerprint(
+        {"t": Bars(ts, {"a": np.ones(2)}, 1)}
+    )
     assert combined(["b", "a"]) == combined(["a", "b", "a"])
     assert combined(["a"]) == "a"
 
@@ -104,10 +115,14 @@ def test_gaps_are_facts_by_the_markets_calendar() -> None:
     def bars(times: list[str], interval: int) -> Bars:
         return Bars(pd.DatetimeIndex(times).as_unit("ns").asi8, {"close": np.ones(len(times))}, interval)
 
-    days = bars(["2024-01-12", "2024-01-16", "2024-01-18"], 86400)  # the 15th is a holiday, the 13th and 14th a weekend
+    days = bars(
+        ["2024-01-12", "2024-01-16", "2024-01-18"], 86400
+    )  # the 15th is a holiday, the 13th and 14th a weekend
     assert pd.DatetimeIndex(missing(days, "XNYS")).strftime("%Y-%m-%d").tolist() == ["2024-01-17"]
     assert len(missing(days, "24/7")) == 4
-    hours = bars(["2024-01-12 20:00", "2024-01-14 22:00", "2024-01-15 00:00"], 3600)  # Friday to Sunday evening
+    hours = bars(
+        ["2024-01-12 20:00", "2024-01-14 22:00", "2024-01-15 00:00"], 3600
+    )  # Friday to Sunday evening
     assert pd.DatetimeIndex(missing(hours, "24/5")).strftime("%a %H").tolist() == ["Sun 23"]
 
 
@@ -146,7 +161,13 @@ def test_a_stream_is_bound_by_its_tags_and_interval() -> None:
 def test_a_pattern_names_a_file_a_stream(tmp_path: Path) -> None:
     csv(tmp_path, GOOD, "A.csv")
     csv(tmp_path, GOOD.replace("3.5", "9.5"), "B.csv")
-    preset = Preset(name="p", source="csv", path=str(tmp_path / "{stream}.csv"), interval="1d", streams={"A": ("a",), "B": ("b",)})  # type: ignore[arg-type]
+    preset = Preset(
+        name="p",
+        source="csv",
+        path=str(tmp_path / "{stream}.csv"),
+        interval="1d",
+        streams={"A": ("a",), "B": ("b",)},
+    )  # type: ignore[arg-type]
     assert load(preset, "B").columns["close"][-1] == 9.5
 
 
@@ -170,7 +191,9 @@ def test_a_replay_hands_bars_out_as_they_fall_due(tmp_path: Path) -> None:
     due = list(replay.due(start, start + timedelta(days=1)))
     assert [values["close"] for _, values in due] == [2.5]
     assert list(replay.due(start + timedelta(days=1), start + timedelta(days=1))) == []
-    assert [values["close"] for _, values in replay.due(start - timedelta(days=9), start + timedelta(days=9))] == [2.5, 3.5]
+    assert [
+        values["close"] for _, values in replay.due(start - timedelta(days=9), start + timedelta(days=9))
+    ] == [2.5, 3.5]
     assert replay.next_due(start) == pytest.approx(86400 / 3600)
     assert replay.next_due(start + timedelta(days=9)) is None
     assert ReplaySource(bars, Replay(start=start, speed=0)).next_due(start) is None

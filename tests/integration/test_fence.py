@@ -31,7 +31,9 @@ def test_an_order_is_accepted_once_and_answered_the_same_for_ever(desk: Desk) ->
     first = orders.publish([order])[0]
     assert first.accepted
     desk.applies.freeze(desk.world, desk.request("live"))
-    assert orders.publish([order])[0].accepted, "what was accepted before the freeze is not accepted anew, and not denied"
+    assert orders.publish([order])[0].accepted, (
+        "what was accepted before the freeze is not accepted anew, and not denied"
+    )
     assert orders.open_orders(desk.world) == 1
     assert [record.order.order_id for record in orders.orders(desk.world)] == [order.order_id]
     with pytest.raises(QmtlError, match="E_ORDER_REUSED"):
@@ -59,7 +61,11 @@ CASES: list[tuple[Refusal, Callable[[Desk], Any], dict[str, Any]]] = [
     (Refusal.DRAINING, drain, {}),
     (Refusal.STALE_EPOCH, lambda desk: None, {"epoch": -1}),
     (Refusal.STALE_EPOCH, lambda desk: None, {"epoch": 1}),
-    (Refusal.STALE_DECISION, lambda desk: desk.decide(at=datetime.now(UTC) - timedelta(seconds=61), ttl=60), {}),
+    (
+        Refusal.STALE_DECISION,
+        lambda desk: desk.decide(at=datetime.now(UTC) - timedelta(seconds=61), ttl=60),
+        {},
+    ),
     (Refusal.NO_SESSION, lambda desk: None, {"session_id": ""}),
     (Refusal.NOT_ACTIVE, lambda desk: desk.decide(active=False), {}),
     (Refusal.NOT_ACTIVE, lambda desk: None, {"strategy_id": "strategy:other"}),
@@ -69,7 +75,9 @@ CASES: list[tuple[Refusal, Callable[[Desk], Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("reason", "happens", "fields"), CASES)
-def test_each_reason_to_refuse(desk: Desk, reason: Refusal, happens: Callable[[Desk], Any], fields: dict[str, Any]) -> None:
+def test_each_reason_to_refuse(
+    desk: Desk, reason: Refusal, happens: Callable[[Desk], Any], fields: dict[str, Any]
+) -> None:
     domain, strategy = fields.get("execution_domain", "dryrun"), fields.get("strategy_id")
     session = desk.session(strategy, domain)
     happens(desk)
@@ -98,16 +106,28 @@ def test_live_needs_the_world_and_the_edge_besides_the_stage(desk: Desk) -> None
     session = desk.session(domain="live")
     assert orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].accepted
     desk.worlds.update(desk.world, WorldUpdate(allow_live=False), "olga")
-    assert orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason is Refusal.LIVE_NOT_ALLOWED
+    assert (
+        orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason
+        is Refusal.LIVE_NOT_ALLOWED
+    )
     desk.worlds.update(desk.world, WorldUpdate(allow_live=True), "olga")
-    desk.worlds.override(desk.world, EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="doubts"), "olga")
-    assert orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason is Refusal.EDGE_CLOSED
+    desk.worlds.override(
+        desk.world,
+        EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="doubts"),
+        "olga",
+    )
+    assert (
+        orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason
+        is Refusal.EDGE_CLOSED
+    )
 
 
 def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Database) -> None:
     desk = Desk(database)
     desk.apply("dryrun")
-    desk.worlds.update(desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=3)), "olga")
+    desk.worlds.update(
+        desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=3)), "olga"
+    )
     orders, session = SqlOrderStore(database), desk.session()
     verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(5)])
     assert sum(verdict.accepted for verdict in verdicts) == 3
@@ -118,8 +138,12 @@ def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Da
     assert desk.gate().halted == ""
 
 
-def test_several_gateways_count_together_for_the_circuit_breaker(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk.worlds.update(desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=40)), "olga")
+def test_several_gateways_count_together_for_the_circuit_breaker(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.worlds.update(
+        desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=40)), "olga"
+    )
     session, epoch, moment = desk.session(), desk.epoch, utc_now()
     monkeypatch.setattr("activities.orders.sql.utc_now", lambda: moment)  # all in one minute
 
@@ -167,7 +191,10 @@ def test_the_same_order_from_two_gateways_at_once_is_one_order(desk: Desk) -> No
     session, epoch = desk.session(), desk.epoch
     batch = [desk.order(session, epoch) for _ in range(20)]
     stores = [SqlOrderStore(desk.database) for _ in range(4)]
-    threads = [threading.Thread(target=store.publish, args=(batch if n % 2 else batch[::-1],)) for n, store in enumerate(stores)]
+    threads = [
+        threading.Thread(target=store.publish, args=(batch if n % 2 else batch[::-1],))
+        for n, store in enumerate(stores)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -191,7 +218,11 @@ def test_orders_wait_for_a_freeze_that_is_under_way(desk: Desk) -> None:
 
 def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """An order that saw an open world is in the log before the freeze."""
-    orders, order, run = SqlOrderStore(desk.database), desk.order(desk.session(), desk.epoch), desk.request("live")
+    orders, order, run = (
+        SqlOrderStore(desk.database),
+        desk.order(desk.session(), desk.epoch),
+        desk.request("live"),
+    )
     looked, go, look = threading.Event(), threading.Event(), orders._rows.look
 
     def slow(*args: Any) -> Any:
@@ -233,9 +264,16 @@ def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> Non
         "reused": known.model_copy(update={"quantity": known.quantity * 2}),
         "unstorable": desk.order(session, epoch).model_copy(update={"strategy_id": "strategy:\x00"}),
     }
-    with desk.database.write("test", bookkeeping=True) as tx:  # while this holds the fence, the first is tried and the others wait behind it
+    with desk.database.write(
+        "test", bookkeeping=True
+    ) as tx:  # while this holds the fence, the first is tried and the others wait behind it
         tx.lock(f"fence:{desk.world}")
-        answers = {"blocker": orders.submit([blocker]), **{name: orders.submit([order]) for name, order in bad.items()}, "known": orders.submit([known]), "good": orders.submit([good])}
+        answers = {
+            "blocker": orders.submit([blocker]),
+            **{name: orders.submit([order]) for name, order in bad.items()},
+            "known": orders.submit([known]),
+            "good": orders.submit([good]),
+        }
     for name in ("blocker", "known", "good"):
         assert answers[name].result(30)[0].accepted, name
     with pytest.raises(QmtlError, match="E_WORLD_UNKNOWN"):
@@ -250,12 +288,16 @@ def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
-def test_a_lost_connection_is_said_and_not_used_again(desk: Desk, dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_connection_is_said_and_not_used_again(
+    desk: Desk, dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("activities.storage.database._IDLE_S", 60.0)  # none is tried before it is used
     orders, session, epoch = SqlOrderStore(desk.database), desk.session(), desk.epoch
     orders.publish([desk.order(session, epoch)])
     with psycopg.connect(dsn) as other:
-        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
     lost = desk.order(session, epoch)
     with pytest.raises(QmtlError, match="E_UNAVAILABLE"):
         orders.publish([lost])

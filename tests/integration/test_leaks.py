@@ -27,7 +27,11 @@ class Storm:
     """An operator who does everything that an operator may, one thing after another, and a publisher who tries every kind of order at each moment."""
 
     def __init__(self, database: Database, seed: int) -> None:
-        self.desk, self.orders, self.rng = Desk(database, strategies=2), SqlOrderStore(database), random.Random(seed)
+        self.desk, self.orders, self.rng = (
+            Desk(database, strategies=2),
+            SqlOrderStore(database),
+            random.Random(seed),
+        )
         self.venues = VenueDesk(database, self.orders, brokers(0.0))
         self.told: dict[str, str] = {}
         self.epochs = [1]
@@ -48,7 +52,9 @@ class Storm:
 
     def _session(self, strategy: str, domain: str) -> str:
         if (strategy, domain) not in self.sessions:
-            wanted = SessionOpen(world_id=self.desk.world, strategy_id=strategy, runner="storm", shadow=domain == "shadow")
+            wanted = SessionOpen(
+                world_id=self.desk.world, strategy_id=strategy, runner="storm", shadow=domain == "shadow"
+            )
             self.sessions[strategy, domain] = self.desk.sessions.open(wanted, "s", domain, "ana").session_id
         return self.sessions[strategy, domain]
 
@@ -60,7 +66,15 @@ class Storm:
             for domain in ("dryrun", "live", "shadow"):
                 for at in (epoch, self.epochs[0]):
                     for session in (self._session(strategy, domain), self.ended):
-                        batch.append(self.desk.order(session, at, strategy_id=strategy, execution_domain=domain, order_id=f"order:{uuid.uuid4().hex}"))
+                        batch.append(
+                            self.desk.order(
+                                session,
+                                at,
+                                strategy_id=strategy,
+                                execution_domain=domain,
+                                order_id=f"order:{uuid.uuid4().hex}",
+                            )
+                        )
         for order, verdict in zip(batch, self.orders.publish(batch), strict=True):
             self.told[order.order_id] = verdict.reason.value if verdict.reason else "accepted"
         if self.rng.random() < 0.3:
@@ -75,10 +89,17 @@ class Storm:
 
     def _freeze(self) -> None:
         try:
-            run = self.desk.request(weights={name: round(self.rng.random() / 2, 6) for name in self.desk.strategies})
+            run = self.desk.request(
+                weights={name: round(self.rng.random() / 2, 6) for name in self.desk.strategies}
+            )
         except QmtlError:
             return  # nothing to change
-        for step in (self.desk.applies.freeze, self.desk.applies.drain, self.desk.applies.switch, self.desk.applies.unfreeze):
+        for step in (
+            self.desk.applies.freeze,
+            self.desk.applies.drain,
+            self.desk.applies.switch,
+            self.desk.applies.unfreeze,
+        ):
             step(self.desk.world, run)
             self._publish()
         self.desk.applies.conclude(self.desk.world, run, "completed", "")
@@ -100,10 +121,16 @@ class Storm:
         self.desk.worlds.update(self.desk.world, WorldUpdate(allow_live=True), "olga")
 
     def _edge(self) -> None:
-        self.desk.worlds.override(self.desk.world, EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="storm"), "olga")
+        self.desk.worlds.override(
+            self.desk.world,
+            EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="storm"),
+            "olga",
+        )
 
     def _breaker(self) -> None:
-        self.desk.worlds.update(self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=1)), "olga")
+        self.desk.worlds.update(
+            self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=1)), "olga"
+        )
         for _ in range(3):
             self._publish()
         self.desk.worlds.update(self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker()), "olga")
@@ -124,7 +151,14 @@ class Storm:
             self.desk.apply(stage, weights=weights)
 
     def _rollback(self) -> None:
-        earlier = next((item.run_id for item in self.desk.applies.newest(self.desk.world) if item.outcome == "completed" and not item.plan.rollback_of), None)
+        earlier = next(
+            (
+                item.run_id
+                for item in self.desk.applies.newest(self.desk.world)
+                if item.outcome == "completed" and not item.plan.rollback_of
+            ),
+            None,
+        )
         with suppress(QmtlError):  # it may be as it was already
             if earlier is not None:
                 self.desk.apply(rollback_of=earlier)
@@ -141,7 +175,9 @@ def test_a_storm_breaks_no_promise(own: Database) -> None:
     storm = Storm(own, 1)
     assert storm.run(2) == []
     refused = storm.orders.counts(storm.desk.world)
-    assert refused.keys() >= {reason.value for reason in Refusal} - {"wrong_domain"} | {"accepted"}, "every reason was tried"
+    assert refused.keys() >= {reason.value for reason in Refusal} - {"wrong_domain"} | {"accepted"}, (
+        "every reason was tried"
+    )
 
 
 @pytest.mark.parametrize("leak", list(Refusal))

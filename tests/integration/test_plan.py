@@ -19,7 +19,11 @@ def test_an_edge_to_live_that_is_opened_takes_the_approvals_of_live(database: Da
         desk.request("live")
     desk.apply("dryrun")
     desk.apply("live")
-    desk.worlds.override(desk.world, EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="doubts"), "olga")
+    desk.worlds.override(
+        desk.world,
+        EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="doubts"),
+        "olga",
+    )
     less = ApplyRequest(run_id="less", to="live", weights={desk.strategies[0]: 0.1})
     plan = desk.applies.plan(desk.world, less, "olga")
     assert plan.live_edge_after
@@ -64,7 +68,10 @@ def test_an_apply_in_an_old_world_does_the_work_of_one_in_a_clean_world(tmp_path
         return done - before
 
     try:
-        clean, old = (Desk(database, world=name, strategies=5, found=policy(approvals={"required": 1, "live": 1})) for name in ("clean", "old"))
+        clean, old = (
+            Desk(database, world=name, strategies=5, found=policy(approvals={"required": 1, "live": 1}))
+            for name in ("clean", "old")
+        )
         for _ in range(60):
             for strategy in old.strategies:
                 old.evidence(strategy)

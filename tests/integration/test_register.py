@@ -37,7 +37,16 @@ class Slow(SqlTokenStore):
 def store(database: Database) -> Slow:
     slow, now = Slow(database), datetime.now(UTC)
     for name in ("ana", "ben"):
-        slow.add(TokenInfo(token_id=name, subject=name, grants={EVERY_WORLD: Role.AUTHOR}, created_by="test", created_at=now, expires_at=now + timedelta(days=1)))
+        slow.add(
+            TokenInfo(
+                token_id=name,
+                subject=name,
+                grants={EVERY_WORLD: Role.AUTHOR},
+                created_by="test",
+                created_at=now,
+                expires_at=now + timedelta(days=1),
+            )
+        )
     return slow
 
 

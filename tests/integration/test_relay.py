@@ -60,9 +60,13 @@ def write_busily(database: Database, writer: int, rounds: int) -> None:
     rng = random.Random(writer)
     for i in range(rounds):
         with database.write("test") as tx:
-            tx.record("test.told", f"own{writer}", f"writer{writer}", event="policy_updated", data={"version": i})
+            tx.record(
+                "test.told", f"own{writer}", f"writer{writer}", event="policy_updated", data={"version": i}
+            )
             if rng.random() < 0.3:
-                time.sleep(rng.random() * 0.01)  # a slow transaction: what has later numbers may commit before it
+                time.sleep(
+                    rng.random() * 0.01
+                )  # a slow transaction: what has later numbers may commit before it
         tell(database, f"writer{writer}", i, world="shared")
 
 
@@ -84,7 +88,9 @@ def test_nothing_is_lost_or_doubled_beside_eight_writers(database: Database, bus
 
 @pytest.mark.parametrize("line", ["publish", "told"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_crash_at_any_line_of_a_step_loses_and_doubles_nothing(database: Database, bus: SqliteBus, monkeypatch: pytest.MonkeyPatch, line: str, when: str) -> None:
+def test_a_crash_at_any_line_of_a_step_loses_and_doubles_nothing(
+    database: Database, bus: SqliteBus, monkeypatch: pytest.MonkeyPatch, line: str, when: str
+) -> None:
     class DiedError(Exception):
         pass
 
@@ -117,10 +123,18 @@ def start_relay(dsn: str, home: Path) -> "subprocess.Popen[bytes]":
         "QMTL_GATEWAY__DATABASE_BACKEND": "postgres" if dsn.startswith("postgres") else "sqlite",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    return subprocess.Popen([sys.executable, "-m", "activities.events.relay"], env=env, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-m", "activities.events.relay"],
+        env=env,
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
-def test_a_relay_that_is_killed_again_and_again_tells_everything_once(database: Database, dsn: str, bus: SqliteBus, tmp_path: Path) -> None:
+def test_a_relay_that_is_killed_again_and_again_tells_everything_once(
+    database: Database, dsn: str, bus: SqliteBus, tmp_path: Path
+) -> None:
     rng = random.Random(5)
     with ThreadPoolExecutor(2) as pool:
         writing = [pool.submit(write_busily, database, writer, 150) for writer in range(2)]

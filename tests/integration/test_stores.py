@@ -39,7 +39,12 @@ class Bands(Strategy):
 
     def setup(self) -> None:
         price = StreamInput(tags=["AAPL", "price"], interval="1d", period=20)
-        self.add_nodes([Node(price, lambda v, width=width: v[price].values * width, name=f"band {width}") for width in self.widths])
+        self.add_nodes(
+            [
+                Node(price, lambda v, width=width: v[price].values * width, name=f"band {width}")
+                for width in self.widths
+            ]
+        )
 
 
 def dag(*widths: float) -> Dag:
@@ -47,20 +52,57 @@ def dag(*widths: float) -> Dag:
 
 
 def submission(key: str, world: str = "w", found: Dag | None = None) -> StrategySubmit:
-    return StrategySubmit(world_id=world, dag=found or dag(1), node_ids_crc32=1, idempotency_key=key, meta=SubmissionMeta(name="Bands"))
+    return StrategySubmit(
+        world_id=world,
+        dag=found or dag(1),
+        node_ids_crc32=1,
+        idempotency_key=key,
+        meta=SubmissionMeta(name="Bands"),
+    )
 
 
 def context(run: str, strategy: str = "strategy:s", world: str = "w") -> RunContextBody:
-    return RunContextBody(run_id=run, world_id=world, strategy_id=strategy, name="S", context=ComputeContext(world_id=world, execution_domain=Domain.BACKTEST), bindings=(), execution=Execution())
+    return RunContextBody(
+        run_id=run,
+        world_id=world,
+        strategy_id=strategy,
+        name="S",
+        context=ComputeContext(world_id=world, execution_domain=Domain.BACKTEST),
+        bindings=(),
+        execution=Execution(),
+    )
 
 
 def ack(run: str) -> Ack:
-    return Ack(world_id="w", strategy_id="s", workflow_id="x", run_id=run, queue_map={}, nodes_new=1, nodes_reused=0, sentinel_id="t", context=context(run).context, bindings=(), execution=Execution())
+    return Ack(
+        world_id="w",
+        strategy_id="s",
+        workflow_id="x",
+        run_id=run,
+        queue_map={},
+        nodes_new=1,
+        nodes_reused=0,
+        sentinel_id="t",
+        context=context(run).context,
+        bindings=(),
+        execution=Execution(),
+    )
 
 
 def envelope(active: bool = True, version: int = 1) -> DecisionEnvelope:
-    mine = StrategyDecision(strategy_id="strategy:s", active=active, weight=1.0 if active else 0.0, rank=1 if active else None)
-    return DecisionEnvelope(world_id="w", policy_version=version, effective_mode="validate", reason="r", as_of=NOW, decided_at=NOW, etag=f"e{active}", strategies=(mine,))
+    mine = StrategyDecision(
+        strategy_id="strategy:s", active=active, weight=1.0 if active else 0.0, rank=1 if active else None
+    )
+    return DecisionEnvelope(
+        world_id="w",
+        policy_version=version,
+        effective_mode="validate",
+        reason="r",
+        as_of=NOW,
+        decided_at=NOW,
+        etag=f"e{active}",
+        strategies=(mine,),
+    )
 
 
 def counts(database: Database) -> tuple[int, int]:
@@ -86,14 +128,30 @@ def world(database: Database, name: str = "w") -> SqlWorldStore:
 def test_every_write_is_done_once_and_leaves_its_audit_and_outbox_row(database: Database) -> None:
     """Traps 3, 6 and 17."""
     log, graph, worlds = SqlCommitLog(database), SqlGraphStore(database), SqlWorldStore(database)
-    written_once(database, lambda: worlds.create(WorldSpec(world="w"), policy_from({"preset": "sandbox"}), "me"))
+    written_once(
+        database, lambda: worlds.create(WorldSpec(world="w"), policy_from({"preset": "sandbox"}), "me")
+    )
     written_once(database, lambda: log.append(submission("key-00000001"), "me"))
-    written_once(database, lambda: graph.diff("run", "w", "backtest", "Bands", dag(1, 2)), rows=3)  # the sentinel, and queues with tags and without
+    written_once(
+        database, lambda: graph.diff("run", "w", "backtest", "Bands", dag(1, 2)), rows=3
+    )  # the sentinel, and queues with tags and without
     written_once(database, lambda: worlds.begin_run(context("run")))
     written_once(database, lambda: log.admitted("key-00000001", "run", ack("run")))
-    written_once(database, lambda: worlds.save_evidence(EvidenceBody(run_id="run", world_id="w", strategy_id="strategy:s", metrics={"sharpe": 1.0})))
-    written_once(database, lambda: worlds.save_decision(("r1", "r2"), envelope(), "eval"), rows=2)  # the decision and the activation
-    written_once(database, lambda: worlds.save_outcome(Outcome(world_id="w", strategy_id="strategy:s", run_id="run", status="decided")))
+    written_once(
+        database,
+        lambda: worlds.save_evidence(
+            EvidenceBody(run_id="run", world_id="w", strategy_id="strategy:s", metrics={"sharpe": 1.0})
+        ),
+    )
+    written_once(
+        database, lambda: worlds.save_decision(("r1", "r2"), envelope(), "eval"), rows=2
+    )  # the decision and the activation
+    written_once(
+        database,
+        lambda: worlds.save_outcome(
+            Outcome(world_id="w", strategy_id="strategy:s", run_id="run", status="decided")
+        ),
+    )
 
 
 def test_a_transaction_that_records_nothing_is_rolled_back(database: Database) -> None:
@@ -105,7 +163,13 @@ def test_a_transaction_that_records_nothing_is_rolled_back(database: Database) -
 
 def test_what_changed_is_held_before_the_head_of_its_chain(database: Database) -> None:
     touched = list[str]()
-    event.listen(database._engine, "before_cursor_execute", lambda _c, _cursor, statement, *_: touched.extend(name for name in ("graph_edge", "audit_head") if name in statement))
+    event.listen(
+        database._engine,
+        "before_cursor_execute",
+        lambda _c, _cursor, statement, *_: touched.extend(
+            name for name in ("graph_edge", "audit_head") if name in statement
+        ),
+    )
     with database.write("me") as tx:
         tx.session.add(GraphEdge(parent="a", child="b"))
         tx.record("edge.added", "w", "a")
@@ -126,7 +190,9 @@ def test_a_statement_stays_prepared_from_one_look_to_the_next(database: Database
         with database.read() as session:
             session.exec(select(GraphEdge)).all()
     with database.read() as session:
-        prepared = session.connection().execute(text("SELECT statement FROM pg_prepared_statements")).scalars().all()
+        prepared = (
+            session.connection().execute(text("SELECT statement FROM pg_prepared_statements")).scalars().all()
+        )
     assert any("FROM graph_edge" in statement for statement in prepared)
 
 
@@ -193,7 +259,10 @@ def test_a_minor_schema_change_marks_the_node_for_a_recompute(database: Database
     graph = SqlGraphStore(database)
     before = dag(1)
     graph.diff("run1", "w", "backtest", "A", before)
-    nodes = tuple(node.model_copy(update={"schema_hash": "blake3:new"}) if node.inputs else node for node in before.nodes)
+    nodes = tuple(
+        node.model_copy(update={"schema_hash": "blake3:new"}) if node.inputs else node
+        for node in before.nodes
+    )
     after = graph.diff("run2", "w", "backtest", "A", before.model_copy(update={"nodes": nodes}))
     assert after.new == ()
     with database.read() as session:
@@ -216,7 +285,19 @@ def test_topics_that_a_broker_would_mix_up_are_kept_apart(database: Database) ->
     digest = node.node_id.removeprefix("blake3:")
     clash = f"w.backtest.aapl_node_{digest[:8]}_v1"
     with database.write("me") as tx:
-        tx.session.add(Queue(topic=clash, node_id="blake3:other", world_id="w", execution_domain="backtest", kind="indicator", partitions=1, retention_days=1, replication=1, created_at="now"))
+        tx.session.add(
+            Queue(
+                topic=clash,
+                node_id="blake3:other",
+                world_id="w",
+                execution_domain="backtest",
+                kind="indicator",
+                partitions=1,
+                retention_days=1,
+                replication=1,
+                created_at="now",
+            )
+        )
         tx.record("x", "w", "s")
     topic = graph.diff("run", "w", "backtest", "A", found).topics[node.node_id]
     assert topic == f"w.backtest.aapl_node_{digest[:10]}_v1"
@@ -277,7 +358,11 @@ def test_policies_have_versions_and_the_newest_is_the_default(database: Database
 def test_policies_added_at_once_get_versions_of_their_own(database: Database) -> None:
     store = world(database)
     with ThreadPoolExecutor(6) as pool:
-        versions = list(pool.map(lambda _: store.add_policy("w", policy_from({"preset": "sandbox"}), "me").version, range(6)))
+        versions = list(
+            pool.map(
+                lambda _: store.add_policy("w", policy_from({"preset": "sandbox"}), "me").version, range(6)
+            )
+        )
     assert sorted(versions) == [2, 3, 4, 5, 6, 7]  # type: ignore[type-var]
 
 
@@ -297,11 +382,20 @@ def test_what_is_recorded_at_once_makes_one_chain(database: Database) -> None:
 
 def test_the_newest_evidence_of_each_strategy_is_judged(database: Database) -> None:
     store = world(database)
-    for run, strategy, sharpe in (("r1", "strategy:a", 1.0), ("r2", "strategy:b", 2.0), ("r3", "strategy:a", 3.0)):
+    for run, strategy, sharpe in (
+        ("r1", "strategy:a", 1.0),
+        ("r2", "strategy:b", 2.0),
+        ("r3", "strategy:a", 3.0),
+    ):
         store.begin_run(context(run, strategy))
-        store.save_evidence(EvidenceBody(run_id=run, world_id="w", strategy_id=strategy, metrics={"sharpe": sharpe}))
+        store.save_evidence(
+            EvidenceBody(run_id=run, world_id="w", strategy_id=strategy, metrics={"sharpe": sharpe})
+        )
     store.begin_run(context("r4", "strategy:waiting"))
-    assert [(item.strategy_id, item.metrics["sharpe"]) for item in store.candidates("w")] == [("strategy:a", 3.0), ("strategy:b", 2.0)]
+    assert [(item.strategy_id, item.metrics["sharpe"]) for item in store.candidates("w")] == [
+        ("strategy:a", 3.0),
+        ("strategy:b", 2.0),
+    ]
 
 
 def test_a_request_keeps_its_decision(database: Database) -> None:

@@ -66,7 +66,12 @@ class Wire(RuleBasedStateMachine):
     def restart_client(self) -> None:
         self.handed: list[str] = []
         self.jumped = True  # what came before its snapshot it does not hear of
-        self.client = StreamClient([], Subscribe(world_id="w", topics=("policy",)), on_event=lambda _, item: self.handed.append(item.id), on_snapshot=lambda *_: self.snapshot())
+        self.client = StreamClient(
+            [],
+            Subscribe(world_id="w", topics=("policy",)),
+            on_event=lambda _, item: self.handed.append(item.id),
+            on_snapshot=lambda *_: self.snapshot(),
+        )
         self.open = False
 
     def snapshot(self) -> None:
@@ -166,7 +171,9 @@ class Late(SqliteBus):
 
 
 @pytest.mark.parametrize("look", ["read", "bounds"])
-def test_an_event_that_comes_between_two_looks_is_not_taken_for_one_that_was_trimmed(tmp_path: Path, look: str) -> None:
+def test_an_event_that_comes_between_two_looks_is_not_taken_for_one_that_was_trimmed(
+    tmp_path: Path, look: str
+) -> None:
     bus = Late(tmp_path / "bus.db", look)
 
     async def listen() -> list[int]:

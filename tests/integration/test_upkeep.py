@@ -40,7 +40,11 @@ def message(number: int) -> QueueMessage:
 
 class House:
     def __init__(self, database: Database, folder: Path) -> None:
-        self.database, self.queues, self.artifacts = database, SqliteQueues(folder / "queues.db"), FolderArtifacts(folder / "artifacts")
+        self.database, self.queues, self.artifacts = (
+            database,
+            SqliteQueues(folder / "queues.db"),
+            FolderArtifacts(folder / "artifacts"),
+        )
         self.catalogue, self.graph = SqlQueueCatalogue(database), SqlGraphStore(database)
         self.keeper = QueueKeeper(database, self.queues, self.artifacts)
         self.graph.diff("q", "w", "dryrun", "Query", Build(Query).dag)
@@ -53,7 +57,10 @@ class House:
 
     def told(self, event: str) -> list[str]:
         with self.database.read() as session:
-            return [row.data for row in session.exec(select(Outbox).where(Outbox.type == event).order_by(Outbox.seq))]  # type: ignore[arg-type]
+            return [
+                row.data
+                for row in session.exec(select(Outbox).where(Outbox.type == event).order_by(Outbox.seq))
+            ]  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -87,17 +94,23 @@ def test_what_is_old_is_archived_word_for_word_and_the_empty_queue_dropped(house
 
 
 def test_a_queue_that_is_used_is_archived_and_stays(house: House) -> None:
-    SqlSessionStore(house.database, 1e9).open(SessionOpen(world_id="w", strategy_id="strategy:s", runner="r"), "n", "dryrun", "me")
+    SqlSessionStore(house.database, 1e9).open(
+        SessionOpen(world_id="w", strategy_id="strategy:s", runner="r"), "n", "dryrun", "me"
+    )
     house.fill(3)
     kept = house.keeper.keep(house.topic, LATER)
     assert (kept.archived, kept.dropped) == (3, False)
     house.queues.append(house.topic, (message(2), message(3)))
     found, position = house.queues.read(house.topic, 0, 100)
-    assert ([item.key for item in found], position) == (["key-3"], 4), "what was archived is still known by its key"
+    assert ([item.key for item in found], position) == (["key-3"], 4), (
+        "what was archived is still known by its key"
+    )
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed", "gone"])
-def test_nothing_is_removed_where_the_archive_is_not_what_the_queue_holds(house: House, tmp_path: Path, damage: str) -> None:
+def test_nothing_is_removed_where_the_archive_is_not_what_the_queue_holds(
+    house: House, tmp_path: Path, damage: str
+) -> None:
     """Trap 11: an archive step uploaded an empty object and then dropped the queue."""
 
     class Broken(FolderArtifacts):
@@ -107,7 +120,11 @@ def test_nothing_is_removed_where_the_archive_is_not_what_the_queue_holds(house:
             if damage == "gone":
                 path.unlink()
             else:
-                path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "changed": data.replace(b"3.0", b"4.0")}[damage])
+                path.write_bytes(
+                    {"empty": b"", "cut": data[: len(data) // 2], "changed": data.replace(b"3.0", b"4.0")}[
+                        damage
+                    ]
+                )
 
     house.fill(10)
     keeper = QueueKeeper(house.database, house.queues, Broken(tmp_path / "broken"))
@@ -119,7 +136,9 @@ def test_nothing_is_removed_where_the_archive_is_not_what_the_queue_holds(house:
     assert house.keeper.keep(house.topic, LATER).archived == 10
 
 
-def test_a_crash_between_note_and_removal_archives_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_between_note_and_removal_archives_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class DiedError(Exception):
         pass
 
@@ -140,6 +159,8 @@ def test_a_dropped_queue_comes_back_empty_when_a_strategy_runs_again(house: Hous
     house.keeper.keep(house.topic, LATER)
     topics = house.graph.ensure_queues("w", "dryrun", Build(Tagged).dag, "me")
     assert house.topic in topics.values()
-    assert [item.topic for item in house.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")] == [house.topic]
+    assert [item.topic for item in house.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")] == [
+        house.topic
+    ]
     house.fill(2)
     assert len(house.queues.read(house.topic, 0, 100)[0]) == 2

@@ -39,7 +39,9 @@ async def upkeep(machine: Machine) -> None:
     with machine.client() as gateway:
         store_id = gateway.gateway_status()["store_id"]
     later = (datetime.now(UTC) + timedelta(days=100)).isoformat()
-    await client.execute_workflow(UpkeepWorkflow.run, UpkeepInput(store_id=store_id, now=later), id="upkeep", task_queue=WORKFLOWS)
+    await client.execute_workflow(
+        UpkeepWorkflow.run, UpkeepInput(store_id=store_id, now=later), id="upkeep", task_queue=WORKFLOWS
+    )
     await save(machine, "upkeep", "upkeep")
 
 
@@ -70,7 +72,9 @@ def applies(machine: Machine) -> None:
 
 def promotions(machine: Machine) -> None:
     """A campaign through both its stages; and one that waits and is ended."""
-    stage = Promoted(machine, "campaign", {"campaign": {"dryrun": "2s"}, "approvals": {"required": 1, "live": 1}})
+    stage = Promoted(
+        machine, "campaign", {"campaign": {"dryrun": "2s"}, "approvals": {"required": 1, "live": 1}}
+    )
     try:
         stage.promotion("live")
         first = stage.asked().run_id
@@ -95,7 +99,9 @@ async def renewal(machine: Machine) -> None:
     client = await connect(machine.config.temporal)
     with machine.client() as gateway:
         store_id = gateway.gateway_status()["store_id"]
-    await client.execute_workflow(RenewalWorkflow.run, RenewalInput(store_id=store_id), id="renewal", task_queue=WORKFLOWS)
+    await client.execute_workflow(
+        RenewalWorkflow.run, RenewalInput(store_id=store_id), id="renewal", task_queue=WORKFLOWS
+    )
     await save(machine, "renewal", "renewal")
 
 
@@ -120,7 +126,9 @@ def main() -> int:
             with ThreadPoolExecutor(1) as pool:
                 slow = pool.submit(Runner.submit, Slow(0.003), world="equities", config=config)
                 wait_for(lambda: list((machine.home / "cache").rglob("*.partial")), "partial output")
-                machine.kill("gateway")  # no heartbeat arrives, so the lease times out and another is handed out
+                machine.kill(
+                    "gateway"
+                )  # no heartbeat arrives, so the lease times out and another is handed out
                 asyncio.run(asyncio.sleep(2))
                 machine.start_gateway()
                 result = slow.result(60)

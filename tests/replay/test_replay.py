@@ -29,10 +29,19 @@ def test_every_workflow_has_histories() -> None:
     submissions = {"submission_decided", "submission_rejected", "submission_lease_lost"}
     applies = {"apply_completed", "apply_rejected", "apply_aborted", "apply_frozen"}
     promotions = {"promotion_completed", "promotion_ended"}
-    assert {path.stem for path in FILES} == submissions | applies | promotions | {"evaluation", "renewal", "upkeep"}
-    assert {Path(path.stem).name.split("_")[0] for path in FILES} == {name.removesuffix("Workflow").lower() for name in (item.__name__ for item in WORKFLOWS)}
+    assert {path.stem for path in FILES} == submissions | applies | promotions | {
+        "evaluation",
+        "renewal",
+        "upkeep",
+    }
+    assert {Path(path.stem).name.split("_")[0] for path in FILES} == {
+        name.removesuffix("Workflow").lower() for name in (item.__name__ for item in WORKFLOWS)
+    }
 
 
 def test_a_change_that_breaks_a_workflow_is_found() -> None:
     with pytest.raises(workflow.NondeterminismError):
-        replay(HISTORIES / "evaluation.json", Replayer(workflows=[Changed], data_converter=pydantic_data_converter))
+        replay(
+            HISTORIES / "evaluation.json",
+            Replayer(workflows=[Changed], data_converter=pydantic_data_converter),
+        )

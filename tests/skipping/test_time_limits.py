@@ -88,7 +88,9 @@ class Skipping:
 
     async def apply(self, run: str) -> WorkflowHandle[Any, Any]:
         command = ApplyInput(store_id=self.stores.database.store_id, world_id=self.desk.world, run_id=run)
-        return await self.env.client.start_workflow(ApplyWorkflow.run, command, id=apply_id(self.desk.world), task_queue=WORKFLOWS)
+        return await self.env.client.start_workflow(
+            ApplyWorkflow.run, command, id=apply_id(self.desk.world), task_queue=WORKFLOWS
+        )
 
     async def until(self, condition: Callable[[], Awaitable[T]], what: str, limit_s: float = 30.0) -> T:
         """The condition's first true answer; no time is skipped meanwhile."""
@@ -110,8 +112,12 @@ class Skipping:
     async def agree(self) -> str:
         """To the apply that waits, as the Gateway does it: kept, then told. Its run."""
         run = (await self.waiting()).run_id
-        kept = self.desk.applies.vote(self.desk.world, run, "ana", "approve", Verdict(), f"approval:{uuid.uuid4().hex}")
-        await self.env.client.get_workflow_handle(apply_id(self.desk.world)).signal("approve", Vote(run_id=run, approval_id=kept.approval_id))
+        kept = self.desk.applies.vote(
+            self.desk.world, run, "ana", "approve", Verdict(), f"approval:{uuid.uuid4().hex}"
+        )
+        await self.env.client.get_workflow_handle(apply_id(self.desk.world)).signal(
+            "approve", Vote(run_id=run, approval_id=kept.approval_id)
+        )
         return run
 
     async def approve(self) -> None:
@@ -124,10 +130,16 @@ class Skipping:
         await self.until(ended, "end of the apply")
 
 
-@tenacity.retry(retry=tenacity.retry_if_exception_message(match=".*did not start within"), stop=tenacity.stop_after_attempt(6), reraise=True)
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_message(match=".*did not start within"),
+    stop=tenacity.stop_after_attempt(6),
+    reraise=True,
+)
 async def started(server: Path, plugin: QmtlPlugin) -> WorkflowEnvironment:
     """The library gives the server's JVM five seconds, which are not enough for one that is read from a slow disk for the first time."""
-    return await WorkflowEnvironment.start_time_skipping(test_server_existing_path=str(server), plugins=[plugin])
+    return await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=str(server), plugins=[plugin]
+    )
 
 
 @asynccontextmanager
@@ -135,8 +147,12 @@ async def skipping(server: Path, home: Path, found: Policy) -> AsyncIterator[Ski
     with closing(Stores.open(Settings(home=home))) as stores:
         desk = Desk(stores.database, found=found)
         async with await started(server, QmtlPlugin(stores.database.store_id)) as env:
-            kinds = dict.fromkeys((key.name for key in SEARCH_ATTRIBUTES), IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
-            await env.client.operator_service.add_search_attributes(AddSearchAttributesRequest(namespace="default", search_attributes=kinds))
+            kinds = dict.fromkeys(
+                (key.name for key in SEARCH_ATTRIBUTES), IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+            )
+            await env.client.operator_service.add_search_attributes(
+                AddSearchAttributesRequest(namespace="default", search_attributes=kinds)
+            )
             with time_machine.travel(await env.get_current_time(), tick=True) as clock:
                 async with working(env.client, stores, [Follow(env, clock)]):
                     yield Skipping(env, stores, desk, clock)
@@ -144,7 +160,9 @@ async def skipping(server: Path, home: Path, found: Policy) -> AsyncIterator[Ski
 
 def test_an_approval_that_does_not_come_ends_the_apply_after_its_limit(server: Path, tmp_path: Path) -> None:
     async def run() -> None:
-        async with skipping(server, tmp_path, policy(approvals={"required": 1, "live": 1, "expires": "7d"})) as stage:
+        async with skipping(
+            server, tmp_path, policy(approvals={"required": 1, "live": 1, "expires": "7d"})
+        ) as stage:
             began = await stage.now()
             handle = await stage.apply(stage.desk.request("dryrun"))
             await stage.passes(6 * DAY)
@@ -162,7 +180,9 @@ def test_an_open_order_holds_a_drain_up_no_longer_than_its_limit(server: Path, t
         limits = {"freeze_timeout_ms": 1000, "drain_timeout_ms": 86_400_000}
         async with skipping(server, tmp_path, policy(apply=limits)) as stage:
             with stage.stores.database.write("test", bookkeeping=True) as tx:
-                tx.session.add(OpenOrder(order_id="order:stuck", world_id=stage.desk.world, accepted_at="2024"))
+                tx.session.add(
+                    OpenOrder(order_id="order:stuck", world_id=stage.desk.world, accepted_at="2024")
+                )
             handle = await stage.apply(stage.desk.request("dryrun"))
             await stage.agree()
 
@@ -182,9 +202,13 @@ def test_an_open_order_holds_a_drain_up_no_longer_than_its_limit(server: Path, t
     asyncio.run(run())
 
 
-def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_limit(server: Path, tmp_path: Path) -> None:
+def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_limit(
+    server: Path, tmp_path: Path
+) -> None:
     async def run() -> None:
-        async with skipping(server, tmp_path, policy(apply={"freeze_timeout_ms": 3_600_000, "drain_timeout_ms": 7_200_000})) as stage:
+        async with skipping(
+            server, tmp_path, policy(apply={"freeze_timeout_ms": 3_600_000, "drain_timeout_ms": 7_200_000})
+        ) as stage:
             with stage.stores.database.write("test", bookkeeping=True) as tx:
                 tx.session.add(GatewayRow(gateway_id="gateway:mute", expires_at="9999"))
             handle = await stage.apply(stage.desk.request("dryrun"))
@@ -214,14 +238,25 @@ def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_
 
 def test_a_campaign_takes_its_windows(server: Path, tmp_path: Path) -> None:
     async def run() -> None:
-        gating = {"campaign": {"backtest": "30d", "dryrun": "60d"}, "approvals": {"required": 1, "live": 1, "expires": "7d"}}
+        gating = {
+            "campaign": {"backtest": "30d", "dryrun": "60d"},
+            "approvals": {"required": 1, "live": 1, "expires": "7d"},
+        }
         found = policy(**gating).model_copy(update={"decision_ttl": 400 * 86_400})
         async with skipping(server, tmp_path, found) as stage:
             stage.desk.decide(ttl=400 * 86_400)
             began = await stage.now()
             strategy = stage.desk.strategies[0]
-            promotion = PromotionInput(store_id=stage.stores.database.store_id, world_id=stage.desk.world, strategy_id=strategy, to="live", requested_by="olga")
-            handle = await stage.env.client.start_workflow(PromotionWorkflow.run, promotion, id=f"promotion:w:{strategy}", task_queue=WORKFLOWS)
+            promotion = PromotionInput(
+                store_id=stage.stores.database.store_id,
+                world_id=stage.desk.world,
+                strategy_id=strategy,
+                to="live",
+                requested_by="olga",
+            )
+            handle = await stage.env.client.start_workflow(
+                PromotionWorkflow.run, promotion, id=f"promotion:w:{strategy}", task_queue=WORKFLOWS
+            )
 
             async def waits(word: str) -> PromotionView:
                 async def said() -> PromotionView | None:
@@ -261,8 +296,14 @@ def test_a_strategy_dwells_as_long_as_the_policy_wants(server: Path, tmp_path: P
 
             async def active() -> bool:
                 options = evaluation_options(stage.desk.world, WORKFLOWS)
-                handle = await stage.env.client.start_workflow(EvaluationWorkflow.run, EvaluationInput(store_id=stage.stores.database.store_id, world_id=stage.desk.world), **options)
-                await handle.execute_update(EvaluationWorkflow.evaluate, EvaluateRequest(request_id=uuid.uuid4().hex))
+                handle = await stage.env.client.start_workflow(
+                    EvaluationWorkflow.run,
+                    EvaluationInput(store_id=stage.stores.database.store_id, world_id=stage.desk.world),
+                    **options,
+                )
+                await handle.execute_update(
+                    EvaluationWorkflow.evaluate, EvaluateRequest(request_id=uuid.uuid4().hex)
+                )
                 found = stage.desk.worlds.decision(stage.desk.world)
                 assert found is not None
                 return found.strategies[0].active

@@ -47,7 +47,13 @@ def test_looks_do_not_matter(same: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", ["def f(view):\n    return view * 3\n", "def f(view):\n    return 2 * view\n", "def f(view, k=1):\n    return view * 2\n", "def f(view):\n    view += 1\n    return view * 2\n"]
+    "other",
+    [
+        "def f(view):\n    return view * 3\n",
+        "def f(view):\n    return 2 * view\n",
+        "def f(view, k=1):\n    return view * 2\n",
+        "def f(view):\n    view += 1\n    return view * 2\n",
+    ],
 )
 def test_meaning_does(other: str) -> None:
     assert of(other) != of(PLAIN)
@@ -62,7 +68,11 @@ def test_a_project_function_that_it_calls_is_part_of_it() -> None:
 
 def test_a_function_of_a_project_module_is_part_of_it() -> None:
     def using(constant: int) -> str:
-        return code_hash(_with_module(module(f"def g(x):\n    return x + {constant}\n\ndef unused(x):\n    return 1\n", "helpers")))
+        return code_hash(
+            _with_module(
+                module(f"def g(x):\n    return x + {constant}\n\ndef unused(x):\n    return 1\n", "helpers")
+            )
+        )
 
     assert using(1) != using(2)
     assert using(1) == using(1)
@@ -73,7 +83,9 @@ def _with_module(helpers: types.ModuleType) -> Callable[[object], object]:
 
 
 def test_globals_defaults_and_partials_are_part_of_it() -> None:
-    assert of("K = 1\ndef f(view):\n    return view * K\n") != of("K = 2\ndef f(view):\n    return view * K\n")
+    assert of("K = 1\ndef f(view):\n    return view * K\n") != of(
+        "K = 2\ndef f(view):\n    return view * K\n"
+    )
     assert of("def f(view, k=1):\n    return view * k\n") != of("def f(view, k=2):\n    return view * k\n")
     f = module("def f(view, k):\n    return view * k\n").f
     assert code_hash(partial(f, k=1)) != code_hash(partial(f, k=2))
@@ -88,7 +100,23 @@ def test_closure_values_of_every_kind_count() -> None:
     def closing(value: object) -> Callable[[object], object]:
         return lambda view: (view, value)
 
-    values = [1, "1", 1.5, None, True, [1], (1,), {1}, {"a": 1}, np.array([1.0]), np.array([2.0]), np.float64(1), b"1", ValueError, len]
+    values = [
+        1,
+        "1",
+        1.5,
+        None,
+        True,
+        [1],
+        (1,),
+        {1},
+        {"a": 1},
+        np.array([1.0]),
+        np.array([2.0]),
+        np.float64(1),
+        b"1",
+        ValueError,
+        len,
+    ]
     assert len({code_hash(closing(value)) for value in values}) == len(values)
 
 

@@ -17,7 +17,19 @@ from qmtl_sdk.contracts.worlds import Clock, Replay, parse_world
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(("form", "seconds"), [(60, 60), ("60", 60), ("60s", 60), ("1m", 60), ("1 h", 3600), ("1D", 86400), ("2w", 1209600), (timedelta(minutes=5), 300)])
+@pytest.mark.parametrize(
+    ("form", "seconds"),
+    [
+        (60, 60),
+        ("60", 60),
+        ("60s", 60),
+        ("1m", 60),
+        ("1 h", 3600),
+        ("1D", 86400),
+        ("2w", 1209600),
+        (timedelta(minutes=5), 300),
+    ],
+)
 def test_durations_in_every_form(form: "int | str | timedelta", seconds: int) -> None:
     assert durations.seconds(form) == seconds
 
@@ -28,7 +40,10 @@ def test_what_is_no_duration_is_refused(form: object) -> None:
         durations.seconds(form)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("form", "interval", "bars"), [(30, 60, 30), ("30m", 60, 30), ("1h", 60, 60), ("30", 60, 30), (timedelta(hours=1), 1800, 2)])
+@pytest.mark.parametrize(
+    ("form", "interval", "bars"),
+    [(30, 60, 30), ("30m", 60, 30), ("1h", 60, 60), ("30", 60, 30), (timedelta(hours=1), 1800, 2)],
+)
 def test_periods_are_bars_or_lengths(form: "int | str", interval: int, bars: int) -> None:
     assert durations.bars(form, interval) == bars
 
@@ -67,7 +82,9 @@ def test_one_vocabulary(word: str | None, domain: Domain | None) -> None:
 
 def context(mode: str | None, age_s: float = 0, **options: object) -> ComputeContext:
     given = {"as_of": "2024-01-01", "dataset_fingerprint": "blake3:x", "allow_live": True, **options}
-    return resolve("w", mode, decided_at=NOW - timedelta(seconds=age_s) if age_s is not None else None, now=NOW, **given)  # type: ignore[arg-type]
+    return resolve(
+        "w", mode, decided_at=NOW - timedelta(seconds=age_s) if age_s is not None else None, now=NOW, **given
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +104,9 @@ def context(mode: str | None, age_s: float = 0, **options: object) -> ComputeCon
         (context("shadow", as_of=None), Domain.SHADOW, None),
     ],
 )
-def test_what_is_missing_stale_or_unknown_closes(found: ComputeContext, domain: Domain, reason: Downgrade | None) -> None:
+def test_what_is_missing_stale_or_unknown_closes(
+    found: ComputeContext, domain: Domain, reason: Downgrade | None
+) -> None:
     assert (found.execution_domain, found.downgrade_reason) == (domain, reason)
     assert found.downgraded == found.safe_mode == (reason is not None)
     if reason or domain in (Domain.BACKTEST, Domain.SHADOW):
@@ -120,7 +139,23 @@ def test_expressions(text: str, values: dict[str, float | None], expected: objec
 
 @pytest.mark.parametrize(
     "text",
-    ["", "sharpe >", "1 +", "(1", "1)", "sharpe sharpe", "__import__('os')", "sharpe; 1", "1 < 2 < 3", "sharpe + (1 > 2)", "not 1", "1 and 2", "sharpe ** 2", "(" * 60 + "1" + ")" * 60, "1" * 2000],
+    [
+        "",
+        "sharpe >",
+        "1 +",
+        "(1",
+        "1)",
+        "sharpe sharpe",
+        "__import__('os')",
+        "sharpe; 1",
+        "1 < 2 < 3",
+        "sharpe + (1 > 2)",
+        "not 1",
+        "1 and 2",
+        "sharpe ** 2",
+        "(" * 60 + "1" + ")" * 60,
+        "1" * 2000,
+    ],
 )
 def test_what_is_no_expression_is_refused(text: str) -> None:
     with pytest.raises(QmtlError, match="E_EXPRESSION|E_METRIC_UNKNOWN"):
@@ -169,12 +204,19 @@ def test_a_policy_that_does_not_parse_is_refused_with_the_place(text: str, code:
 
 
 def test_a_policy_survives_its_own_json() -> None:
-    policy = policy_from({"preset": "moderate", "selection": {"gates": {"and": ["sharpe > 1", {"or": ["trades > 3", "ulcer < 1"]}]}}})
+    policy = policy_from(
+        {
+            "preset": "moderate",
+            "selection": {"gates": {"and": ["sharpe > 1", {"or": ["trades > 3", "ulcer < 1"]}]}},
+        }
+    )
     assert type(policy).model_validate_json(policy.model_dump_json(by_alias=True)) == policy
 
 
 def test_worlds_from_yaml() -> None:
-    spec, policy = parse_world("world: w\nclock: { replay: { start: 2017-12-30 } }\npolicy: { preset: sandbox }\n")
+    spec, policy = parse_world(
+        "world: w\nclock: { replay: { start: 2017-12-30 } }\npolicy: { preset: sandbox }\n"
+    )
     assert spec.clock.replay is not None
     assert spec.clock.replay.start == datetime(2017, 12, 30, tzinfo=UTC)
     assert policy == {"preset": "sandbox"}
@@ -186,8 +228,14 @@ def test_worlds_from_yaml() -> None:
     [
         ("world: Bad Name", "world"),
         ("world: w\nclok: wall", "did you mean 'clock'"),
-        ("world: w\ndata: { presets: [ { name: p, source: csv, path: x, interval: 1d, streams: {} } ] }", "streams"),
-        ("world: w\ndata: { presets: [ { name: p, source: replay, path: x, interval: 1d, streams: { A: [a] } } ] }", "clock"),
+        (
+            "world: w\ndata: { presets: [ { name: p, source: csv, path: x, interval: 1d, streams: {} } ] }",
+            "streams",
+        ),
+        (
+            "world: w\ndata: { presets: [ { name: p, source: replay, path: x, interval: 1d, streams: { A: [a] } } ] }",
+            "clock",
+        ),
         ("world: w\nexecution: { fee_bps: .nan }", "fee_bps"),
         ("- a", "mapping"),
         ("world: w: x", "not YAML"),

@@ -11,7 +11,17 @@ from qmtl_sdk.nodes.strategy import Build
 
 
 def record(name: str, *inputs: str, **fields: object) -> NodeRecord:
-    return NodeRecord(**{"node_id": name, "node_type": "Node", "interval": 60, "period": 1, "inputs": inputs, "code_hash": "blake3:x", **fields})  # type: ignore[arg-type]
+    return NodeRecord(
+        **{
+            "node_id": name,
+            "node_type": "Node",
+            "interval": 60,
+            "period": 1,
+            "inputs": inputs,
+            "code_hash": "blake3:x",
+            **fields,
+        }
+    )  # type: ignore[arg-type]
 
 
 def refused(code: str, *nodes: NodeRecord, **dag: object) -> QmtlError:
@@ -120,7 +130,12 @@ def test_a_mistake_in_setup_is_one_clear_line() -> None:
         def setup(self) -> None:
             self.add_nodes([Node(interval=60, name="empty")])
 
-    for strategy, code in ((NoSetup, "E_DAG_EMPTY"), (NotANode, "E_NODE_INPUT"), (NoFunction, "E_NODE_INPUT"), (dict, "E_STRATEGY_FILE")):
+    for strategy, code in (
+        (NoSetup, "E_DAG_EMPTY"),
+        (NotANode, "E_NODE_INPUT"),
+        (NoFunction, "E_NODE_INPUT"),
+        (dict, "E_STRATEGY_FILE"),
+    ):
         with pytest.raises(QmtlError) as caught:
             Build(strategy)  # type: ignore[arg-type]
         assert caught.value.code == code

@@ -15,17 +15,27 @@ NOW = datetime(2024, 1, 10, tzinfo=UTC)
 POLICY = policy_from(
     {
         "data_currency": {"max_lag": "3d", "min_history": "250d"},
-        "selection": {"gates": {"and": ["sharpe >= 0.6", "max_drawdown <= 0.35"]}, "score": "sharpe", "topk": {"total": 2}},
+        "selection": {
+            "gates": {"and": ["sharpe >= 0.6", "max_drawdown <= 0.35"]},
+            "score": "sharpe",
+            "topk": {"total": 2},
+        },
     }
 )
 
 
 def candidate(name: str, sharpe: float | None = 1.0, bound: int = 1, **fields: object) -> Candidate:
-    base = {"metrics": {"sharpe": sharpe, "max_drawdown": 0.1, "annual_return": 0.2}, "data_first": NOW - timedelta(days=400), "data_last": NOW - timedelta(days=1)}
+    base = {
+        "metrics": {"sharpe": sharpe, "max_drawdown": 0.1, "annual_return": 0.2},
+        "data_first": NOW - timedelta(days=400),
+        "data_last": NOW - timedelta(days=1),
+    }
     return Candidate(**{"strategy_id": name, "name": name, "bound": bound, **base, **fields})  # type: ignore[arg-type]
 
 
-def verdicts(policy: object, candidates: tuple[Candidate, ...], now: datetime = NOW) -> tuple[StrategyDecision, ...]:
+def verdicts(
+    policy: object, candidates: tuple[Candidate, ...], now: datetime = NOW
+) -> tuple[StrategyDecision, ...]:
     """The judgment of candidates that nobody has judged before, and that have nothing to do with each other."""
     return judge(policy, candidates, now, {}, lambda *_: 0.0).strategies  # type: ignore[arg-type]
 
@@ -42,7 +52,12 @@ def decided(*candidates: Candidate, policy: object = POLICY) -> dict[str, Strate
         (candidate("a", data_last=NOW - timedelta(days=3, seconds=1)), "data_currency", "stale", "3d"),
         (candidate("a", data_first=NOW - timedelta(days=100)), "data_currency", "short_history", "99d"),
         (candidate("a", data_last=None), "data_currency", "insufficient", "not known"),
-        (candidate("a", error_code="E_LOOKAHEAD", error="looks ahead"), "evidence", "rejected", "looks ahead"),
+        (
+            candidate("a", error_code="E_LOOKAHEAD", error="looks ahead"),
+            "evidence",
+            "rejected",
+            "looks ahead",
+        ),
     ],
 )
 def test_each_step_leaves_out_with_its_figure(found: Candidate, step: str, kind: str, figure: str) -> None:
@@ -74,7 +89,9 @@ def test_ties_go_to_the_older_binding_then_to_the_name() -> None:
 
 
 def test_alternatives_and_groups() -> None:
-    policy = policy_from({"selection": {"gates": {"or": ["sharpe > 5", {"and": ["sharpe > 0.5", "max_drawdown < 0.2"]}]}}})
+    policy = policy_from(
+        {"selection": {"gates": {"or": ["sharpe > 5", {"and": ["sharpe > 0.5", "max_drawdown < 0.2"]}]}}}
+    )
     assert decided(candidate("a"), policy=policy)["a"].active
     left_out = decided(candidate("a", 0.1), policy=policy)["a"]
     assert {item.rule for item in left_out.violations} == {"sharpe > 5", "sharpe > 0.5"}
@@ -90,7 +107,11 @@ def test_an_empty_world_has_an_empty_decision() -> None:
     assert summary(()) == "0 of 0 active"
 
 
-@given(st.permutations([candidate("a", 0.9), candidate("b", 0.5), candidate("c", 0.9, bound=2), candidate("d", None)]))
+@given(
+    st.permutations(
+        [candidate("a", 0.9), candidate("b", 0.5), candidate("c", 0.9, bound=2), candidate("d", None)]
+    )
+)
 def test_the_same_evidence_gives_the_same_decision_in_any_order(found: list[Candidate]) -> None:
     decisions = verdicts(POLICY, tuple(found))
     assert [item.strategy_id for item in decisions] == ["a", "c", "b", "d"]
@@ -98,7 +119,12 @@ def test_the_same_evidence_gives_the_same_decision_in_any_order(found: list[Cand
 
 def test_an_etag_hashes_content_and_not_the_clock() -> None:
     """Trap 13: the etag held the clock, so it never matched."""
-    first, later = verdicts(POLICY, (candidate("a"),)), verdicts(POLICY, (candidate("a"),), NOW + timedelta(hours=1))
+    first, later = (
+        verdicts(POLICY, (candidate("a"),)),
+        verdicts(POLICY, (candidate("a"),), NOW + timedelta(hours=1)),
+    )
     assert etag_of("w", 1, "validate", first) == etag_of("w", 1, "validate", later)
     assert etag_of("w", 1, "validate", first) != etag_of("w", 2, "validate", first)
-    assert etag_of("w", 1, "validate", first) != etag_of("w", 1, "validate", verdicts(POLICY, (candidate("a", 0.7),)))
+    assert etag_of("w", 1, "validate", first) != etag_of(
+        "w", 1, "validate", verdicts(POLICY, (candidate("a", 0.7),))
+    )

@@ -26,19 +26,33 @@ def walk(length: int, seed: int = 7) -> np.ndarray:
     return 100 * np.exp(np.cumsum(np.random.default_rng(seed).normal(0, 1e-3, length)))
 
 
-def run(function: Callable[[CacheView], Any], close: "list[float] | np.ndarray", period: int = 5, **options: Any) -> tuple[Tape, Check]:
+def run(
+    function: Callable[[CacheView], Any], close: "list[float] | np.ndarray", period: int = 5, **options: Any
+) -> tuple[Tape, Check]:
     node = Node(PRICE, function, period=period, name="mine")
     return compute(node, {PRICE.node_id: Tape(bars(close))}, **options)
 
 
-def by_bar(function: Callable[[CacheView], Any], close: "list[float] | np.ndarray", period: int = 5) -> np.ndarray:
+def by_bar(
+    function: Callable[[CacheView], Any], close: "list[float] | np.ndarray", period: int = 5
+) -> np.ndarray:
     """What a plain loop over windows gives."""
     tape = Tape(bars(close))
     out = np.full(len(close), np.nan)
     for t in range(period - 1, len(close)):
         node = Node(PRICE, function, period=period)
-        window = Bars(tape.bars.ts[t + 1 - period : t + 1], {"close": tape.bars.columns["close"][t + 1 - period : t + 1]}, 60)
-        seen = CacheView({PRICE.node_id: __import__("qmtl_sdk.nodes.view", fromlist=["Window"]).Window(PRICE.node_id, "x", 60, window.ts, window.columns)})
+        window = Bars(
+            tape.bars.ts[t + 1 - period : t + 1],
+            {"close": tape.bars.columns["close"][t + 1 - period : t + 1]},
+            60,
+        )
+        seen = CacheView(
+            {
+                PRICE.node_id: __import__("qmtl_sdk.nodes.view", fromlist=["Window"]).Window(
+                    PRICE.node_id, "x", 60, window.ts, window.columns
+                )
+            }
+        )
         assert node.compute_fn is not None
         out[t] = np.asarray(node.compute_fn(seen), dtype=float).reshape(-1)[-1]
     return out
@@ -63,7 +77,10 @@ def test_what_the_engine_gives_is_what_windows_give(name: str, close: list[float
     np.testing.assert_allclose(values, by_bar(FUNCTIONS[name], close), rtol=1e-7, atol=1e-7, equal_nan=True)
 
 
-@pytest.mark.parametrize(("name", "verdict"), [("momentum", "equal"), ("average", "equal"), ("numpy", "equal"), ("number", "bar by bar")])
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [("momentum", "equal"), ("average", "equal"), ("numpy", "equal"), ("number", "bar by bar")],
+)
 def test_verdicts_of_honest_functions(name: str, verdict: str) -> None:
     assert run(FUNCTIONS[name], walk(500))[1].verdict == verdict
 
@@ -92,13 +109,20 @@ def test_state_is_refused() -> None:
     assert caught.value.code == "E_STATEFUL"
 
 
-@pytest.mark.parametrize("function", [lambda v: v[PRICE].frame["close"].ewm(span=50).mean(), lambda v: v[PRICE].frame["close"].cummax()])
-def test_needing_more_than_the_period_is_reported_and_computed_bar_by_bar(function: Callable[[CacheView], Any]) -> None:
+@pytest.mark.parametrize(
+    "function",
+    [lambda v: v[PRICE].frame["close"].ewm(span=50).mean(), lambda v: v[PRICE].frame["close"].cummax()],
+)
+def test_needing_more_than_the_period_is_reported_and_computed_bar_by_bar(
+    function: Callable[[CacheView], Any],
+) -> None:
     close = walk(300)
     tape, check = run(function, close)
     assert check.verdict == "needs more than its period"
     assert check.bar
-    np.testing.assert_allclose(next(iter(tape.bars.columns.values())), by_bar(function, close), rtol=1e-9, equal_nan=True)
+    np.testing.assert_allclose(
+        next(iter(tape.bars.columns.values())), by_bar(function, close), rtol=1e-9, equal_nan=True
+    )
 
 
 def test_full_parity_compares_every_bar() -> None:
@@ -144,7 +168,14 @@ def test_an_authors_exception_names_node_bar_and_line() -> None:
     assert "test_engine.py" in caught.value.message
 
 
-@pytest.mark.parametrize(("answer", "code"), [("text", "E_COMPUTE_OUTPUT"), (np.ones((5, 2)), "E_COMPUTE_OUTPUT"), ({"a": ["x"] * 5}, "E_COMPUTE_OUTPUT")])
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("text", "E_COMPUTE_OUTPUT"),
+        (np.ones((5, 2)), "E_COMPUTE_OUTPUT"),
+        ({"a": ["x"] * 5}, "E_COMPUTE_OUTPUT"),
+    ],
+)
 def test_what_is_no_output_is_refused(answer: object, code: str) -> None:
     with pytest.raises(QmtlError) as caught:
         run(lambda v: answer, walk(50))
@@ -161,7 +192,9 @@ def test_a_slower_input_is_seen_from_its_close_on() -> None:
     hour = StreamInput(tags=["h"], interval=3600)
     start = START // (3600 * NS) * 3600 * NS
     minutes, hours = bars(np.arange(180.0), 60, start), bars([1.0, 2.0, 3.0], 3600, start)
-    node = Node([PRICE, hour], lambda v: float(v[hour].values[-1]) if len(v[hour]) else np.nan, interval=60, period=1)
+    node = Node(
+        [PRICE, hour], lambda v: float(v[hour].values[-1]) if len(v[hour]) else np.nan, interval=60, period=1
+    )
     tape, check = compute(node, {PRICE.node_id: Tape(minutes), hour.node_id: Tape(hours)})
     assert check.verdict == "bar by bar"
     seen = tape.bars.columns["value"]
@@ -192,7 +225,15 @@ def test_an_interrupted_computation_goes_on_where_it_was_saved() -> None:
         calls.append(1)
         return float(view[PRICE].values[-1])
 
-    whole, _ = run(slow, close, partial=Partial(save=lambda rows, done: saved.update(rows={k: v[:done].copy() for k, v in rows.items()}, done=done)))
+    whole, _ = run(
+        slow,
+        close,
+        partial=Partial(
+            save=lambda rows, done: saved.update(
+                rows={k: v[:done].copy() for k, v in rows.items()}, done=done
+            )
+        ),
+    )
     before = len(calls)
     again, _ = run(slow, close, partial=Partial(rows=saved["rows"], done=saved["done"]))
     assert len(calls) - before == 1000 - saved["done"]

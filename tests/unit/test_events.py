@@ -7,14 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from qmtl_sdk.contracts.events import DATA, KINDS, CloudEvent, GapError, Sequenced, TopicState, close_code, kind_of, schemas, state_hash, topic_of
+from qmtl_sdk.contracts.events import (
+    DATA,
+    KINDS,
+    CloudEvent,
+    GapError,
+    Sequenced,
+    TopicState,
+    close_code,
+    kind_of,
+    schemas,
+    state_hash,
+    topic_of,
+)
 from tests.events import event
 
 CHANGES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_size=30)
 
 
 def log_of(changes: list[tuple[str, int]]) -> list[Sequenced]:
-    return [Sequenced(sequence=i, event=event(subject, number, key=f"key-{i}")) for i, (subject, number) in enumerate(changes, 1)]
+    return [
+        Sequenced(sequence=i, event=event(subject, number, key=f"key-{i}"))
+        for i, (subject, number) in enumerate(changes, 1)
+    ]
 
 
 def folded(log: list[Sequenced]) -> TopicState:
@@ -35,7 +50,9 @@ def test_doubles_change_nothing(changes: list[tuple[str, int]], data: st.DataObj
 
 
 @given(CHANGES, st.data())
-def test_what_was_told_twice_under_new_sequences_changes_nothing(changes: list[tuple[str, int]], data: st.DataObject) -> None:
+def test_what_was_told_twice_under_new_sequences_changes_nothing(
+    changes: list[tuple[str, int]], data: st.DataObject
+) -> None:
     """A bus that does not recognise what a relay tells again after its crash."""
     log = log_of(changes)
     start = data.draw(st.integers(0, len(log)))
@@ -45,7 +62,9 @@ def test_what_was_told_twice_under_new_sequences_changes_nothing(changes: list[t
 
 
 @given(CHANGES, st.data())
-def test_a_snapshot_and_what_follows_are_the_whole(changes: list[tuple[str, int]], data: st.DataObject) -> None:
+def test_a_snapshot_and_what_follows_are_the_whole(
+    changes: list[tuple[str, int]], data: st.DataObject
+) -> None:
     log = log_of(changes)
     at = data.draw(st.integers(0, len(log)))
     before = folded(log[:at])
@@ -71,7 +90,10 @@ def test_a_session_that_has_ended_leaves_the_state() -> None:
 
 
 def test_the_hash_does_not_depend_on_order_or_on_itself() -> None:
-    one, two = {"a": {"x": 1, "state_hash": "p"}, "b": {"y": 2}}, {"b": {"y": 2}, "a": {"x": 1, "state_hash": "q"}}
+    one, two = (
+        {"a": {"x": 1, "state_hash": "p"}, "b": {"y": 2}},
+        {"b": {"y": 2}, "a": {"x": 1, "state_hash": "q"}},
+    )
     assert state_hash(one) == state_hash(two)
     assert state_hash(one) != state_hash({"a": {"x": 1}})
 
@@ -94,7 +116,10 @@ def test_extension_attributes_of_others_are_kept() -> None:
 def test_every_type_has_its_topic_and_an_unknown_one_is_kept_apart() -> None:
     assert {kind_of(name) for name in DATA} <= set(KINDS)
     assert kind_of("nobody.knows") == "other"
-    assert (topic_of("w", "activation_updated"), topic_of("", "store.created")) == ("w.activation", "_.worlds")
+    assert (topic_of("w", "activation_updated"), topic_of("", "store.created")) == (
+        "w.activation",
+        "_.worlds",
+    )
 
 
 def test_the_schemas_say_what_there_is() -> None:

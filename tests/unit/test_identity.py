@@ -11,10 +11,22 @@ from qmtl_sdk import MatchMode, Node, QmtlError, StreamInput, TagQueryNode
 from qmtl_sdk.contracts.canonical import canonical_json, flatten, hash_parts
 from qmtl_sdk.contracts.identity import CanonicalNodeSpec, compute_key, eval_key, node_ids_crc32, strategy_id
 
-SPEC = CanonicalNodeSpec("Node", 60, 30, {"window": 5, "deep": {"x": 1.5, "y": [1, 2]}}, ("blake3:bb", "blake3:aa"), "v1", "blake3:cc")
+SPEC = CanonicalNodeSpec(
+    "Node",
+    60,
+    30,
+    {"window": 5, "deep": {"x": 1.5, "y": [1, 2]}},
+    ("blake3:bb", "blake3:aa"),
+    "v1",
+    "blake3:cc",
+)
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=8,
 )
@@ -22,9 +34,7 @@ params = st.dictionaries(st.text(max_size=6), json_values, max_size=5)
 
 
 def test_golden_canonical_form() -> None:
-    expected = (
-        b'{"code_hash":"blake3:cc","dependencies":["blake3:aa","blake3:bb"],"interval":60,"node_type":"Node","params":{"deep.x":1.5,"deep.y":[1,2],"window":5},"period":30,"schema_compat_id":"v1"}'
-    )
+    expected = b'{"code_hash":"blake3:cc","dependencies":["blake3:aa","blake3:bb"],"interval":60,"node_type":"Node","params":{"deep.x":1.5,"deep.y":[1,2],"window":5},"period":30,"schema_compat_id":"v1"}'
     assert SPEC.canonical() == expected
 
 
@@ -32,17 +42,28 @@ def test_golden_canonical_form() -> None:
     ("found", "golden"),
     [
         (SPEC.node_id(), "blake3:9fb4faf635a25bf35f12e0b4f804b76b6fbb0aeee248e58be70c1c4d208f5f1c"),
-        (compute_key("blake3:aa", "w", "backtest", "2024-01-01T00:00:00+00:00", ""), "blake3:c4f2542e6536a7dd2cb80aed54e06d78a84c97d640ba9d6048811c77abe0c3aa"),
-        (eval_key("blake3:aa", "w", "backtest", "c", "f", "1", "r"), "blake3:8b9b8bdaef464c8439ac87d8b34bcef598708f8c5f37eeaccbd1df2b5dd1872e"),
+        (
+            compute_key("blake3:aa", "w", "backtest", "2024-01-01T00:00:00+00:00", ""),
+            "blake3:c4f2542e6536a7dd2cb80aed54e06d78a84c97d640ba9d6048811c77abe0c3aa",
+        ),
+        (
+            eval_key("blake3:aa", "w", "backtest", "c", "f", "1", "r"),
+            "blake3:8b9b8bdaef464c8439ac87d8b34bcef598708f8c5f37eeaccbd1df2b5dd1872e",
+        ),
         (str(node_ids_crc32(["blake3:bb", "blake3:aa"])), "3549975724"),
-        (strategy_id(["b", "a"], [("a", "b")]), "strategy:7d11ea70460cc3ef805cfccadf080181c7c3d0db66610b7ac6b2e216bd64c52b"),
+        (
+            strategy_id(["b", "a"], [("a", "b")]),
+            "strategy:7d11ea70460cc3ef805cfccadf080181c7c3d0db66610b7ac6b2e216bd64c52b",
+        ),
     ],
 )
 def test_golden_vectors(found: str, golden: str) -> None:
     assert found == golden
 
 
-@pytest.mark.parametrize(("a", "b"), [(1, 1.0), (-0.0, 0), (0.1, 0.1), (1e3, 1000), ({"b": 1, "a": 2}, {"a": 2, "b": 1})])
+@pytest.mark.parametrize(
+    ("a", "b"), [(1, 1.0), (-0.0, 0), (0.1, 0.1), (1e3, 1000), ({"b": 1, "a": 2}, {"a": 2, "b": 1})]
+)
 def test_one_meaning_has_one_text(a: object, b: object) -> None:
     assert canonical_json(a) == canonical_json(b)
 
@@ -69,7 +90,10 @@ def test_node_id_does_not_change_with_key_order(found: dict[str, object], random
     keys = list(found)
     random.shuffle(keys)  # type: ignore[attr-defined]
     shuffled = {key: found[key] for key in keys}
-    assert CanonicalNodeSpec("Node", 60, 1, found).node_id() == CanonicalNodeSpec("Node", 60, 1, shuffled).node_id()
+    assert (
+        CanonicalNodeSpec("Node", 60, 1, found).node_id()
+        == CanonicalNodeSpec("Node", 60, 1, shuffled).node_id()
+    )
 
 
 @given(params, params)
@@ -80,7 +104,10 @@ def test_different_params_are_different_nodes(a: dict[str, object], b: dict[str,
 
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=6))
 def test_node_id_does_not_change_with_the_order_of_dependencies(found: list[str]) -> None:
-    assert CanonicalNodeSpec("Node", 60, 1, {}, tuple(found)).node_id() == CanonicalNodeSpec("Node", 60, 1, {}, tuple(reversed(found))).node_id()
+    assert (
+        CanonicalNodeSpec("Node", 60, 1, {}, tuple(found)).node_id()
+        == CanonicalNodeSpec("Node", 60, 1, {}, tuple(reversed(found))).node_id()
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +145,10 @@ def test_the_crc_of_two_nodes_is_not_that_of_one() -> None:
     assert node_ids_crc32(["a", "b"]) == node_ids_crc32(["b", "a"])
 
 
-@given(st.lists(st.text(max_size=6), min_size=5, max_size=5), st.lists(st.text(max_size=6), min_size=5, max_size=5))
+@given(
+    st.lists(st.text(max_size=6), min_size=5, max_size=5),
+    st.lists(st.text(max_size=6), min_size=5, max_size=5),
+)
 def test_compute_keys_are_equal_only_for_equal_scopes(a: list[str], b: list[str]) -> None:
     assert (compute_key(*a) == compute_key(*b)) == (a == b)
 
@@ -129,7 +159,9 @@ def test_streams_of_two_instruments_are_two_nodes() -> None:
     assert btc.node_id != eth.node_id
 
 
-@pytest.mark.parametrize("other", [{"instrument": "X"}, {"fields": ["close"]}, {"interval": 120}, {"period": 5}, {"tags": ["BTC"]}])
+@pytest.mark.parametrize(
+    "other", [{"instrument": "X"}, {"fields": ["close"]}, {"interval": 120}, {"period": 5}, {"tags": ["BTC"]}]
+)
 def test_what_selects_a_streams_data_is_part_of_it(other: dict[str, object]) -> None:
     options = {"tags": ["BTC", "price"], "interval": 60, "period": 30}
     assert StreamInput(**options).node_id != StreamInput(**{**options, **other}).node_id  # type: ignore[arg-type]
@@ -139,7 +171,9 @@ def test_names_and_label_tags_never_enter() -> None:
     price = StreamInput(tags=["BTC"], interval=60)
     plain = Node(price, lambda view: view[price].values * 2)
     assert StreamInput(tags=["BTC"], interval=60, name="other").node_id == price.node_id
-    named = [Node(price, plain.compute_fn, name=name, tags=tags) for name, tags in (("a", ()), ("b", ("x", "y")))]
+    named = [
+        Node(price, plain.compute_fn, name=name, tags=tags) for name, tags in (("a", ()), ("b", ("x", "y")))
+    ]
     assert {node.node_id for node in named} == {plain.node_id}
 
 
@@ -167,7 +201,10 @@ def test_a_tag_query_is_its_query_alone() -> None:
     query = TagQueryNode(query_tags=["b", "a", "a"], interval="1h", period=24, match_mode=MatchMode.ANY)
     assert query.params == {"query_tags": ["a", "b"], "match_mode": "any", "interval": 3600}
     assert query.node_id == TagQueryNode(query_tags=["a", "b"], interval=3600, period=24).node_id
-    assert query.node_id != TagQueryNode(query_tags=["a", "b"], interval=3600, period=24, match_mode="all").node_id
+    assert (
+        query.node_id
+        != TagQueryNode(query_tags=["a", "b"], interval=3600, period=24, match_mode="all").node_id
+    )
 
 
 def test_intervals_are_one_in_every_form() -> None:

@@ -41,25 +41,46 @@ class Several(Strategy):
 
         mean = Node(a, average, name="average")
         wide = Node([a, b], spread, name="spread", period=8)
-        hourly = Node(a, lambda view: {"high": float(view[a]["close"].max()), "bars": float(len(view[a]))}, name="hourly", interval="1h", period=60)
-        both = Node([mean, hourly], lambda view: float(view[mean].values[-1] - view[hourly]["high"][-1]), name="both", interval="1m", period=2)
-        two_hours = Node(hourly, lambda view: float(view[hourly]["high"].max()), name="two hours", interval="2h", period=2)
+        hourly = Node(
+            a,
+            lambda view: {"high": float(view[a]["close"].max()), "bars": float(len(view[a]))},
+            name="hourly",
+            interval="1h",
+            period=60,
+        )
+        both = Node(
+            [mean, hourly],
+            lambda view: float(view[mean].values[-1] - view[hourly]["high"][-1]),
+            name="both",
+            interval="1m",
+            period=2,
+        )
+        two_hours = Node(
+            hourly, lambda view: float(view[hourly]["high"].max()), name="two hours", interval="2h", period=2
+        )
         self.add_nodes([mean, wide, both, two_hours])
 
 
 def batch(build: Build, inputs: dict[str, Bars]) -> dict[str, Tape]:
     tapes: dict[str, Tape] = {}
     for node in build.nodes:
-        tapes[node.node_id] = Tape(inputs[node.node_id]) if isinstance(node, StreamInput) else compute(node, tapes)[0]
+        tapes[node.node_id] = (
+            Tape(inputs[node.node_id]) if isinstance(node, StreamInput) else compute(node, tapes)[0]
+        )
     return tapes
 
 
-def by_close(inputs: dict[str, Bars], after: int = -(2**63)) -> list[tuple[int, dict[str, tuple[int, dict[str, float]]]]]:
+def by_close(
+    inputs: dict[str, Bars], after: int = -(2**63)
+) -> list[tuple[int, dict[str, tuple[int, dict[str, float]]]]]:
     found: dict[int, dict[str, tuple[int, dict[str, float]]]] = {}
     for node_id, bars in inputs.items():
         for i, close in enumerate(bars.closes):
             if close > after:
-                found.setdefault(int(close), {})[node_id] = (int(bars.ts[i]), {name: float(values[i]) for name, values in bars.columns.items()})
+                found.setdefault(int(close), {})[node_id] = (
+                    int(bars.ts[i]),
+                    {name: float(values[i]) for name, values in bars.columns.items()},
+                )
     return sorted(found.items())
 
 
@@ -81,7 +102,9 @@ def same(outputs: list[Output], tapes: dict[str, Tape], after: int = -(2**63)) -
         assert sorted(mine) == expected, node_id
         for i in range(len(bars) - len(expected), len(bars)):
             for name, values in bars.columns.items():
-                assert mine[int(bars.ts[i])].get(name, np.nan) == pytest.approx(values[i], rel=1e-9, abs=1e-12, nan_ok=True), (node_id, i, name)
+                assert mine[int(bars.ts[i])].get(name, np.nan) == pytest.approx(
+                    values[i], rel=1e-9, abs=1e-12, nan_ok=True
+                ), (node_id, i, name)
             count += 1
     return count
 
@@ -99,10 +122,14 @@ def test_five_thousand_bars_say_what_the_batch_says_bar_for_bar(gaps: bool) -> N
     assert compared > (10_000 if not gaps else 8000)
 
 
-@pytest.mark.parametrize(("cut", "seed", "gaps"), [(400, 1, False), (420, 2, False), (431, 3, True), (479, 4, True)])
+@pytest.mark.parametrize(
+    ("cut", "seed", "gaps"), [(400, 1, False), (420, 2, False), (431, 3, True), (479, 4, True)]
+)
 def test_it_goes_on_where_a_batch_ended(cut: int, seed: int, gaps: bool) -> None:
     build = Build(Several)
-    inputs = inputs_of(build, 545, gaps, seed)  # not at a whole hour: there a batch waits for one more minute of the hour's own stream
+    inputs = inputs_of(
+        build, 545, gaps, seed
+    )  # not at a whole hour: there a batch waits for one more minute of the hour's own stream
     moment = START + cut * 60 * NS
     before = {node_id: Bars(*_until(bars, moment), bars.interval) for node_id, bars in inputs.items()}
     tapes = batch(build, before)
@@ -114,12 +141,16 @@ def test_it_goes_on_where_a_batch_ended(cut: int, seed: int, gaps: bool) -> None
         if isinstance(node, StreamInput):
             continue
         known = set(map(int, tapes[node.node_id].bars.ts))
-        assert known | {ts for node_id, ts in rows if node_id == node.node_id} == set(map(int, whole[node.node_id].bars.ts)), node.label
+        assert known | {ts for node_id, ts in rows if node_id == node.node_id} == set(
+            map(int, whole[node.node_id].bars.ts)
+        ), node.label
     for output in outputs:
         bars = whole[output.node.node_id].bars
         i = int(np.searchsorted(bars.ts, output.ts))
         for name, values in bars.columns.items():
-            assert output.values.get(name, np.nan) == pytest.approx(values[i], rel=1e-9, abs=1e-12, nan_ok=True)
+            assert output.values.get(name, np.nan) == pytest.approx(
+                values[i], rel=1e-9, abs=1e-12, nan_ok=True
+            )
 
 
 def _until(bars: Bars, moment: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -159,7 +190,10 @@ def test_bars_that_come_twice_or_go_back_in_time_are_dropped_and_counted() -> No
 
     def bar(number: int) -> list[float]:
         ts = START + number * 60 * NS
-        return [output.values["value"] for output in engine.advance(ts + 60 * NS, {stream.node_id: (ts, {"close": float(number)})})]
+        return [
+            output.values["value"]
+            for output in engine.advance(ts + 60 * NS, {stream.node_id: (ts, {"close": float(number)})})
+        ]
 
     assert [bar(n) for n in (0, 1, 1, 0, 2)] == [[0.0], [1.0], [], [], [2.0]]
     assert engine.late == 2

@@ -19,9 +19,24 @@ OPEN: dict[str, Any] = {"gates": {"and": ["sharpe >= 0"]}, "score": "sharpe"}
 
 def some(name: str, sharpe: float | None = 1.0, **fields: Any) -> Candidate:
     """A candidate, as old as its name is late in the alphabet's order, good unless said otherwise."""
-    metrics = {"sharpe": sharpe, "max_drawdown": 0.1, "annual_return": 0.2, "gross_long": 0.5, "gross_short": 0.0, "leverage": 1.0} | fields.pop("metrics", {})
-    base: dict[str, Any] = {"strategy_id": name, "name": name, "bound": ord(name[0]), "metrics": metrics, "sectors": ("tech",)}
-    return Candidate(**{**base, "data_first": NOW - timedelta(days=400), "data_last": NOW - timedelta(days=1), **fields})
+    metrics = {
+        "sharpe": sharpe,
+        "max_drawdown": 0.1,
+        "annual_return": 0.2,
+        "gross_long": 0.5,
+        "gross_short": 0.0,
+        "leverage": 1.0,
+    } | fields.pop("metrics", {})
+    base: dict[str, Any] = {
+        "strategy_id": name,
+        "name": name,
+        "bound": ord(name[0]),
+        "metrics": metrics,
+        "sectors": ("tech",),
+    }
+    return Candidate(
+        **{**base, "data_first": NOW - timedelta(days=400), "data_last": NOW - timedelta(days=1), **fields}
+    )
 
 
 def short(name: str, sharpe: float = 1.0, gross: float = 0.5) -> Candidate:
@@ -151,7 +166,9 @@ def run(case: Case) -> Verdicts:
 def test_evidence_and_policy_give_this_decision(case: Case) -> None:
     found = run(case).strategies
     assert [item.name for item in found if item.active] == case.active
-    left = {item.name: (item.violations[0].step, item.violations[0].kind) for item in found if not item.active}
+    left = {
+        item.name: (item.violations[0].step, item.violations[0].kind) for item in found if not item.active
+    }
     assert left == case.left
     said = " ".join(violation.detail for item in found for violation in item.violations)
     assert case.figure in said
@@ -172,24 +189,41 @@ evidence = st.lists(
     ),
     max_size=8, unique_by=lambda item: item.name,
 )  # fmt: skip
-standings = st.dictionaries(st.sampled_from("abcdefgh"), st.builds(standing, st.booleans(), st.floats(0, 10), st.integers(0, 3), st.integers(0, 3)))
+standings = st.dictionaries(
+    st.sampled_from("abcdefgh"),
+    st.builds(standing, st.booleans(), st.floats(0, 10), st.integers(0, 3), st.integers(0, 3)),
+)
 FULL = {
     **sel(
         topk={"total": 3, "by_side": {"long": 2}},
-        constraints={"correlation": {"max_pairwise": 0.5}, "exposure": {"gross_budget": {"long": 0.6}, "max_leverage": 3.0}},
-        hysteresis={"promote_after": 2, "demote_after": 2, "min_dwell": "3h", "bands": {"metric": "sharpe", "enter": 0.5, "exit": 0.2}},
+        constraints={
+            "correlation": {"max_pairwise": 0.5},
+            "exposure": {"gross_budget": {"long": 0.6}, "max_leverage": 3.0},
+        },
+        hysteresis={
+            "promote_after": 2,
+            "demote_after": 2,
+            "min_dwell": "3h",
+            "bands": {"metric": "sharpe", "enter": 0.5, "exit": 0.2},
+        },
     )
 }
 
 
 @given(evidence, standings, st.randoms())
-def test_a_decision_depends_on_nothing_but_evidence_policy_and_memory(candidates: list[Candidate], before: dict[str, Standing], rng: Any) -> None:
+def test_a_decision_depends_on_nothing_but_evidence_policy_and_memory(
+    candidates: list[Candidate], before: dict[str, Standing], rng: Any
+) -> None:
     policy = policy_from(FULL)
     correlate = correlated({"ab": 0.9, "cd": None})
     first = judge(policy, candidates, NOW, before, correlate)
     rng.shuffle(candidates)
     assert judge(policy, candidates, NOW, before, correlate) == first
-    assert {item.strategy_id for item in first.strategies} == {item.strategy_id for item in candidates} == set(first.standings)
+    assert (
+        {item.strategy_id for item in first.strategies}
+        == {item.strategy_id for item in candidates}
+        == set(first.standings)
+    )
     active = [item for item in first.strategies if item.active]
     assert sum(item.weight for item in active) <= 1 + 1e-9
     newcomers = [item for item in active if not (item.name in before and before[item.name].active)]
@@ -198,7 +232,9 @@ def test_a_decision_depends_on_nothing_but_evidence_policy_and_memory(candidates
 
 
 @given(evidence, standings)
-def test_renewing_a_decision_counts_nobody_in_or_out(candidates: list[Candidate], before: dict[str, Standing]) -> None:
+def test_renewing_a_decision_counts_nobody_in_or_out(
+    candidates: list[Candidate], before: dict[str, Standing]
+) -> None:
     known = {item.name: before.get(item.name, standing(False)) for item in candidates}
     found = judge(policy_from(FULL), candidates, NOW, known, lambda *_: 0.0, counts=False).standings
     for name, after in found.items():

@@ -11,7 +11,20 @@ from qmtl_sdk.runtime import config
 
 
 def test_the_public_names() -> None:
-    names = ["CacheView", "CsvSource", "MatchMode", "Node", "ParquetSource", "ProcessingNode", "QmtlError", "Runner", "Strategy", "StreamInput", "SubmitResult", "TagQueryNode"]
+    names = [
+        "CacheView",
+        "CsvSource",
+        "MatchMode",
+        "Node",
+        "ParquetSource",
+        "ProcessingNode",
+        "QmtlError",
+        "Runner",
+        "Strategy",
+        "StreamInput",
+        "SubmitResult",
+        "TagQueryNode",
+    ]
     assert sorted(qmtl_sdk.__all__) == names
     assert all(getattr(qmtl_sdk, name) for name in names)
     with pytest.raises(AttributeError):
@@ -40,7 +53,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_variables_win_over_the_file_and_the_file_over_defaults(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_win_over_the_file_and_the_file_over_defaults(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "qmtl.yml").write_text("gateway: { port: 81, host: filehost }\ntemporal: { api_key: secret }\n")
     monkeypatch.setenv("QMTL_GATEWAY__PORT", "82")
     found = config.load()
@@ -74,10 +89,18 @@ def test_prod_lists_everything_that_it_lacks_at_once(folder: Path) -> None:
     (folder / "qmtl.yml").write_text("profile: prod\n")
     with pytest.raises(QmtlError) as caught:
         config.load().require_profile()
-    assert caught.value.details["missing"] == ["gateway.database_backend: postgres", "gateway.database_dsn", "temporal.address"]
-    (folder / "qmtl.yml").write_text("profile: prod\ngateway: { database_backend: postgres, database_dsn: 'postgresql://x' }\ntemporal: { address: 'h:1' }\n")
+    assert caught.value.details["missing"] == [
+        "gateway.database_backend: postgres",
+        "gateway.database_dsn",
+        "temporal.address",
+    ]
+    (folder / "qmtl.yml").write_text(
+        "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'postgresql://x' }\ntemporal: { address: 'h:1' }\n"
+    )
     config.load().require_profile()
-    (folder / "qmtl.yml").write_text("profile: prod\ngateway: { database_backend: postgres, database_dsn: 'sqlite:///x' }\ntemporal: { address: 'h:1' }\n")
+    (folder / "qmtl.yml").write_text(
+        "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'sqlite:///x' }\ntemporal: { address: 'h:1' }\n"
+    )
     with pytest.raises(QmtlError, match="make them agree"):
         config.load().require_profile()
 

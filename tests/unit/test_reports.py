@@ -66,7 +66,15 @@ def test_every_metric_is_measured_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("calendar", "interval", "periods"),
-    [("XNYS", DAY, 252), ("XNYS", 3600, 1638), ("24/5", 3600, 6240), ("24/7", 60, 525_600), ("24/7", DAY, 365), ("24/7", 7 * DAY, 365 / 7), ("XNYS", 7 * DAY, 252 / 5)],
+    [
+        ("XNYS", DAY, 252),
+        ("XNYS", 3600, 1638),
+        ("24/5", 3600, 6240),
+        ("24/7", 60, 525_600),
+        ("24/7", DAY, 365),
+        ("24/7", 7 * DAY, 365 / 7),
+        ("XNYS", 7 * DAY, 252 / 5),
+    ],
 )
 def test_periods_a_year(calendar: str, interval: int, periods: float) -> None:
     assert periods_per_year(calendar, interval) == pytest.approx(periods)
@@ -85,7 +93,9 @@ class Held(Strategy):
         self.add_nodes(nodes, weights=dict(zip(nodes, self.given, strict=False)))
 
 
-def returns(strategy: Held, data: dict[str, tuple[list[float], list[float]]], execution: Execution = FREE) -> Returns:
+def returns(
+    strategy: Held, data: dict[str, tuple[list[float], list[float]]], execution: Execution = FREE
+) -> Returns:
     """`data`: by instrument its closes and what its node gave."""
     build = Build(strategy)
     tapes = {}
@@ -93,7 +103,11 @@ def returns(strategy: Held, data: dict[str, tuple[list[float], list[float]]], ex
         name = node.tags[0] if isinstance(node, StreamInput) else node.name
         close, held = data[name]
         ts = np.arange(len(close), dtype="int64") * DAY * NS
-        columns = {"close": np.array(close)} if isinstance(node, StreamInput) else {strategy.columns[name]: np.array(held)}
+        columns = (
+            {"close": np.array(close)}
+            if isinstance(node, StreamInput)
+            else {strategy.columns[name]: np.array(held)}
+        )
         tapes[node.node_id] = Tape(Bars(ts, columns, DAY))
     return returns_of(build, tapes, execution)
 
@@ -104,7 +118,9 @@ def test_a_position_earns_from_the_next_bar_on() -> None:
 
 
 def test_costs_are_charged_on_each_change() -> None:
-    found = returns(Held(), {"a": ([100.0] * 5, [1.0, 1.0, -1.0, -1.0, 0.0])}, Execution(fee_bps=10, slippage_bps=5))
+    found = returns(
+        Held(), {"a": ([100.0] * 5, [1.0, 1.0, -1.0, -1.0, 0.0])}, Execution(fee_bps=10, slippage_bps=5)
+    )
     np.testing.assert_allclose(found.values, [0, -0.0015, 0, -0.003, 0])
 
 
@@ -116,7 +132,9 @@ def test_a_missing_position_is_flat_and_the_first_value_is_zero() -> None:
 def test_instruments_are_averaged_by_weight() -> None:
     data = {"a": ([100.0, 110.0], [1.0, 1.0]), "b": ([100.0, 100.0], [1.0, 1.0])}
     np.testing.assert_allclose(returns(Held({"a": "position", "b": "position"}), data).values, [0, 0.05])
-    np.testing.assert_allclose(returns(Held({"a": "position", "b": "position"}, (3.0, 1.0)), data).values, [0, 0.075])
+    np.testing.assert_allclose(
+        returns(Held({"a": "position", "b": "position"}, (3.0, 1.0)), data).values, [0, 0.075]
+    )
 
 
 def test_a_signal_is_a_position_of_zero_or_one() -> None:
@@ -143,7 +161,12 @@ def test_a_named_returns_node_is_taken_as_it_is() -> None:
             self.add_nodes([node], returns=node)
 
     build = Build(Named)
-    tapes = {node.node_id: Tape(Bars(np.arange(3, dtype="int64") * DAY * NS, {"close": np.array([np.nan, 0.1, np.nan])}, DAY)) for node in build.nodes}
+    tapes = {
+        node.node_id: Tape(
+            Bars(np.arange(3, dtype="int64") * DAY * NS, {"close": np.array([np.nan, 0.1, np.nan])}, DAY)
+        )
+        for node in build.nodes
+    }
     assert returns_of(build, tapes, FREE).values.tolist() == [0, 0.1, 0]
 
 
@@ -155,7 +178,12 @@ def test_two_price_streams_of_one_position_are_ambiguous() -> None:
 
     build = Build(Pair)
     ts = np.arange(3, dtype="int64") * DAY * NS
-    tapes = {node.node_id: Tape(Bars(ts, {"close" if isinstance(node, StreamInput) else "position": np.ones(3)}, DAY)) for node in build.nodes}
+    tapes = {
+        node.node_id: Tape(
+            Bars(ts, {"close" if isinstance(node, StreamInput) else "position": np.ones(3)}, DAY)
+        )
+        for node in build.nodes
+    }
     with pytest.raises(QmtlError, match="several price streams"):
         returns_of(build, tapes, FREE)
 

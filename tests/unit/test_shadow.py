@@ -14,7 +14,9 @@ def test_gateway_context_check() -> None:
         from activities.worlds.context import ComputeContextService
         from qmtl_sdk.contracts.submission import StrategySubmit
 
-        submit = StrategySubmit(dag_json="{}", meta={"execution_domain": "shadow"}, world_ids=["shadow-world"], node_ids_crc32=0)  # type: ignore[call-arg,arg-type]
+        submit = StrategySubmit(
+            dag_json="{}", meta={"execution_domain": "shadow"}, world_ids=["shadow-world"], node_ids_crc32=0
+        )  # type: ignore[call-arg,arg-type]
         svc = ComputeContextService(world_client=None)  # retains shadow even without WS
         ctx = await svc.build(submit)
         assert ctx.execution_domain == "shadow"
@@ -23,12 +25,24 @@ def test_gateway_context_check() -> None:
     asyncio.run(snippet())
 
 
-@pytest.mark.parametrize(("hint", "domain"), [("live", "backtest"), ("prod", "backtest"), ("paper", "backtest"), ("nonsense", "backtest"), ("Shadow", "shadow"), (None, "backtest")])
+@pytest.mark.parametrize(
+    ("hint", "domain"),
+    [
+        ("live", "backtest"),
+        ("prod", "backtest"),
+        ("paper", "backtest"),
+        ("nonsense", "backtest"),
+        ("Shadow", "shadow"),
+        (None, "backtest"),
+    ],
+)
 def test_no_other_hint_raises_the_domain(hint: str | None, domain: str) -> None:
     from activities.worlds.context import ComputeContextService
     from qmtl_sdk.contracts.submission import StrategySubmit
 
-    submit = StrategySubmit.model_validate({"dag_json": "{}", "meta": {"execution_domain": hint}, "world_id": "w", "node_ids_crc32": 0})
+    submit = StrategySubmit.model_validate(
+        {"dag_json": "{}", "meta": {"execution_domain": hint}, "world_id": "w", "node_ids_crc32": 0}
+    )
     ctx = asyncio.run(ComputeContextService(world_client=None).build(submit))
     assert (ctx.execution_domain, ctx.orders_allowed) == (domain, False)
 
@@ -45,7 +59,11 @@ def test_queue_updates_carry_world_and_domain() -> None:
     }
     for name in ("queue_updated", "tagquery.upsert"):
         found = DATA[name].model_validate(payload).model_dump(mode="json", by_alias=True)
-        assert (found["world_id"], found["execution_domain"], found["queues"][0]["queue"]) == ("shadow-world", "shadow", "q-shadow")
+        assert (found["world_id"], found["execution_domain"], found["queues"][0]["queue"]) == (
+            "shadow-world",
+            "shadow",
+            "q-shadow",
+        )
         for field in ("world_id", "execution_domain"):
             with pytest.raises(ValueError, match=field):
                 DATA[name].model_validate({key: value for key, value in payload.items() if key != field})

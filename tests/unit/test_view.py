@@ -16,7 +16,13 @@ HOUR = 3600 * 10**9
 
 
 def window(node_id: str, interval: int, opens: list[int], **columns: list[float]) -> Window:
-    return Window(node_id, node_id, interval, np.array(opens, dtype="int64") * 10**9, {name: np.array(values) for name, values in columns.items()})
+    return Window(
+        node_id,
+        node_id,
+        interval,
+        np.array(opens, dtype="int64") * 10**9,
+        {name: np.array(values) for name, values in columns.items()},
+    )
 
 
 # the spec's appendix, first strategy
@@ -77,7 +83,10 @@ def test_a_bar_is_handed_its_window_and_not_itself_alone() -> None:
     """Trap 12: a replay mode handed nodes one bar and no window."""
     price = StreamInput(tags=["x"], interval=60)
     lengths: set[int] = set()
-    compute(Node(price, lambda v: lengths.add(len(v[price])) or 1.0, period=30), {price.node_id: Tape(bars(walk(100)))})  # type: ignore[arg-type, func-returns-value]
+    compute(
+        Node(price, lambda v: lengths.add(len(v[price])) or 1.0, period=30),
+        {price.node_id: Tape(bars(walk(100)))},
+    )  # type: ignore[arg-type, func-returns-value]
     assert 30 in lengths
     assert min(lengths) == 30
 

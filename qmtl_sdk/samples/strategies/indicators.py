@@ -37,7 +37,21 @@ class IndicatorCorrelation(Strategy):
 
     def setup(self) -> None:
         def correlation(view: CacheView) -> pd.DataFrame:
-            frames = [aligned.frame for aligned in view.align_frames([(node_id, "1h") for node_id in view], window=24)]
+            frames = [
+                aligned.frame
+                for aligned in view.align_frames([(node_id, "1h") for node_id in view], window=24)
+            ]
             return pd.concat(frames, axis=1).corr() if frames else pd.DataFrame()
 
-        self.add_nodes([TagQueryNode(query_tags=[TAG], interval="1h", period=24, match_mode=MatchMode.ANY, compute_fn=correlation, name="correlation")])
+        self.add_nodes(
+            [
+                TagQueryNode(
+                    query_tags=[TAG],
+                    interval="1h",
+                    period=24,
+                    match_mode=MatchMode.ANY,
+                    compute_fn=correlation,
+                    name="correlation",
+                )
+            ]
+        )
