@@ -1,16 +1,16 @@
 """The words between workflows and activities. Each names the store that it is meant for: a worker of another store refuses it."""
 
-from activities.worlds.store import Frozen
+from activities.worlds.store import GateChange
 from qmtl_sdk.contracts.applies import Approval, Stage
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat
+from qmtl_sdk.contracts.submission import EvidenceRef, Heartbeat, SubmissionAck
 
 
-class Command(Model):
+class StoreMessage(Model):
     store_id: str
 
 
-class SubmissionInput(Command):
+class SubmissionInput(StoreMessage):
     """One run of a submission. The DAG stays in the commit log, under `log_key`: histories carry references, not data."""
 
     log_key: str
@@ -29,7 +29,7 @@ class Admit(Model):
     runner: str
 
 
-class Progress(Model):
+class SubmissionProgress(Model):
     """Where a submission is: its step, whether it waits for a runner, the lease that is out, and how far the last runner came."""
 
     step: str
@@ -38,7 +38,7 @@ class Progress(Model):
     reached: Heartbeat = Heartbeat()
 
 
-class RunCommand(Command):
+class RunCommand(StoreMessage):
     """About one run: whose DAG lies in the log under `log_key`."""
 
     run_id: str
@@ -50,10 +50,10 @@ class DiffCommand(RunCommand):
     execution_domain: str
 
 
-class Admitted(Command):
+class RecordAdmission(StoreMessage):
     idempotency_key: str
     run_id: str
-    ack: Ack
+    ack: SubmissionAck
 
 
 class MeasureCommand(RunCommand):
@@ -68,13 +68,13 @@ class RejectCommand(RunCommand):
     error: str
 
 
-class UpkeepInput(Command):
+class UpkeepInput(StoreMessage):
     """`now` stands in for the time at which the run began, where a person asks for another (ISO, UTC)."""
 
     now: str = ""
 
 
-class UpkeepTopic(Command):
+class UpkeepTopic(StoreMessage):
     topic: str
     now: str
 
@@ -88,7 +88,7 @@ class UpkeepDone(Model):
     failed: tuple[str, ...] = ()
 
 
-class RenewalInput(Command):
+class RenewalInput(StoreMessage):
     """Which store's worlds."""
 
 
@@ -98,12 +98,12 @@ class RenewalDone(Model):
     worlds: tuple[str, ...]
 
 
-class EvaluationInput(Command):
+class EvaluationInput(StoreMessage):
     world_id: str
     judged: int = 0
 
 
-class EvaluateRequest(Model):
+class EvaluationRequest(Model):
     """Judge the world. The same `request_id` gets the same answer. A `renewal` only makes the decision fresh again: it counts as no further pass or failure. A workflow that asks names itself in `reply_to` and `reply_run`."""
 
     request_id: str
@@ -114,12 +114,12 @@ class EvaluateRequest(Model):
     reply_run: str = ""
 
 
-class EvaluationRequest(Command):
+class RequestEvaluation(StoreMessage):
     world_id: str
-    request: EvaluateRequest
+    request: EvaluationRequest
 
 
-class JudgeCommand(Command):
+class JudgeCommand(StoreMessage):
     world_id: str
     run_id: str
     request_ids: tuple[str, ...]
@@ -138,7 +138,7 @@ class Judgment(Model):
     lines: tuple[tuple[str, str, str], ...] = ()
 
 
-class ConcludeCommand(Command):
+class ConcludeSubmission(StoreMessage):
     run_id: str
     world_id: str
     strategy_id: str
@@ -162,7 +162,7 @@ class Conclusion(Model):
 # applies
 
 
-class ApplyInput(Command):
+class ApplyInput(StoreMessage):
     """One apply. The plan stays in the store: histories carry what is waited for, not what is changed."""
 
     world_id: str
@@ -181,7 +181,7 @@ class ApplyBrief(Model):
     etag: str
 
 
-class Vote(Model):
+class ApprovalSignal(Model):
     """A signal of approval or rejection. The Gateway sends the `approval_id` of what it has stored; a signal sent by hand gives `actor` and `reason`, and is marked direct."""
 
     run_id: str = ""
@@ -190,37 +190,37 @@ class Vote(Model):
     reason: str = ""
 
 
-class DirectVote(ApplyInput):
+class DirectApproval(ApplyInput):
     approval_id: str
     actor: str
     verdict: str
     reason: str
 
 
-class Votes(Model):
+class ApprovalList(Model):
     approvals: tuple[Approval, ...]
 
 
 class DrainCommand(ApplyInput):
-    frozen: Frozen
+    frozen: GateChange
     timeout_s: float
     ack_timeout_s: float
 
 
 class AwaitAcks(ApplyInput):
-    told: Frozen
+    told: GateChange
     phase: str
     timeout_s: float
 
 
-class Heard(Model):
+class AckResult(Model):
     """How a wait ended: who had not said that they heard, and how long it took."""
 
     missing: tuple[str, ...] = ()
     waited_s: float = 0.0
 
 
-class Conclude(ApplyInput):
+class ConcludeApply(ApplyInput):
     outcome: str
     reason: str
 
@@ -255,7 +255,7 @@ class ApplyView(Model):
     approvals: tuple[str, ...] = ()
 
 
-class PromotionInput(Command):
+class PromotionInput(StoreMessage):
     """One strategy on its way to dryrun or live. `run_id` and `applies`: what a run that continues as new goes on with."""
 
     world_id: str
@@ -267,13 +267,13 @@ class PromotionInput(Command):
     applies: int = 0
 
 
-class LookCommand(Command):
+class CheckConditions(StoreMessage):
     world_id: str
     strategy_id: str
     to: str
 
 
-class PromotionApply(Command):
+class PromotionApply(StoreMessage):
     """The apply that takes a strategy to the mode `target`."""
 
     world_id: str
@@ -284,13 +284,13 @@ class PromotionApply(Command):
     reason: str
 
 
-class Asked(Model):
+class ApplyRequestResult(Model):
     """`refused`: why not; empty where it went well."""
 
     refused: str = ""
 
 
-class TellPromotion(Command):
+class PublishPromotion(StoreMessage):
     world_id: str
     strategy_id: str
     run_id: str

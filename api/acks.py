@@ -16,7 +16,7 @@ LEASE_S = 10.0
 _log = structlog.get_logger()
 
 
-class Acknowledged:
+class GatewayAcks:
     """As long as it beats, an apply waits for this Gateway; one that was killed is not waited for beyond its lease."""
 
     def __init__(self, applies: SqlApplyStore) -> None:

@@ -16,7 +16,7 @@ from fastapi.security import HTTPBearer
 from activities.events.bus import SqliteBus
 from activities.stores import Stores
 from api import problems
-from api.acks import Acknowledged
+from api.acks import GatewayAcks
 from api.auth.access import check_table
 from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
@@ -41,11 +41,11 @@ from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal import logs
-from temporal.applies import Applies
+from temporal.applies import ApplyService
 from temporal.client import connect
-from temporal.promotions import Promotions
-from temporal.shutdown import leave
-from temporal.submissions import Submissions
+from temporal.promotions import PromotionService
+from temporal.shutdown import exit_process
+from temporal.submissions import SubmissionService
 
 RECOVER_EVERY_S, EXPIRE_EVERY_S = 15.0, 1.0
 ROUTERS = (
@@ -74,15 +74,15 @@ def create_app(config: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stores = await asyncio.to_thread(Stores.open, config)
         client = await connect(config.temporal)
-        submissions = Submissions(
+        submissions = SubmissionService(
             client, stores.database.store_id, stores.log, stores.worlds, config.gateway.lease_heartbeat_s
         )
         keys, bus = KeyRing(config.keys_path), SqliteBus(config.bus_path)
         applied, acknowledged = (
-            Applies(client, stores.database.store_id, stores.applies),
-            Acknowledged(stores.applies),
+            ApplyService(client, stores.database.store_id, stores.applies),
+            GatewayAcks(stores.applies),
         )
-        promoted = Promotions(client, stores.database.store_id, stores.applies)
+        promoted = PromotionService(client, stores.database.store_id, stores.applies)
         tokens = Tokens(keys, stores.tokens, stores.database.store_id)
         state = GatewayState(
             config,
@@ -205,7 +205,7 @@ def main() -> None:
         code = 1
     except SystemExit as error:  # what uvicorn raises when it can't start
         code = int(error.code or 0) if not isinstance(error.code, str) else 1
-    leave(code)
+    exit_process(code)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import psutil
 
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import ENV, PREFIX, Settings, config_file
-from qmtl_sdk.runtime.embedded import STACK_FILE, Part, Stack
+from qmtl_sdk.runtime.embedded import STACK_FILE, ProcessRecord, StackRecord
 from temporal.server import LocalServer, free_port, obtain, stop_process
 
 _READY_LIMIT_S = 90.0
@@ -35,7 +35,7 @@ class EmbeddedStack:
     def __init__(self, config: Settings) -> None:
         self._config, self._home = config, config.home
 
-    def up(self) -> Stack:
+    def up(self) -> StackRecord:
         """Start what is missing; return when submissions can go all the way. Raises QmtlError: E_TEMPORAL_MISSING, E_STACK, E_CONFIG."""
         self._config.require_profile()
         if self._config.gateway.url:
@@ -45,7 +45,7 @@ class EmbeddedStack:
                 "remove it to use the embedded stack",
             )
         with self._lock():
-            stack = self._temporal(Stack.read(self._home))
+            stack = self._temporal(StackRecord.read(self._home))
             gateway_dead = not (stack.gateway and stack.gateway.alive)
             if not (stack.worker and stack.worker.alive):
                 stack = self._write(
@@ -73,14 +73,14 @@ class EmbeddedStack:
     def down(self) -> list[str]:
         """Stop everything, Gateway first; the names of what was stopped. Data stays."""
         with self._lock():
-            stack, stopped = Stack.read(self._home), []
+            stack, stopped = StackRecord.read(self._home), []
             for name in ("gateway", "relay", "worker", "temporal"):
-                part: Part | None = getattr(stack, name)
+                part: ProcessRecord | None = getattr(stack, name)
                 if part is not None and part.alive and stop_process(part.pid, part.created):
                     stopped.append(name)
             return stopped
 
-    def _temporal(self, stack: Stack) -> Stack:
+    def _temporal(self, stack: StackRecord) -> StackRecord:
         given = self._config.temporal
         if given.address:
             return self._write(
@@ -110,7 +110,7 @@ class EmbeddedStack:
             )
         )
 
-    def _start(self, module: str, stack: Stack, extra: dict[str, str]) -> Part:
+    def _start(self, module: str, stack: StackRecord, extra: dict[str, str]) -> ProcessRecord:
         settings = {
             "HOME": str(self._home),
             "TEMPORAL__ADDRESS": stack.temporal_address,
@@ -136,7 +136,7 @@ class EmbeddedStack:
     def _log(self, module: str) -> Path:
         return self._home / f"{module.rpartition('.')[2]}.log"
 
-    def _wait(self, stack: Stack) -> None:
+    def _wait(self, stack: StackRecord) -> None:
         deadline = time.monotonic() + _READY_LIMIT_S
         while True:
             for name, module in (
@@ -144,7 +144,7 @@ class EmbeddedStack:
                 ("worker", "temporal.worker"),
                 ("relay", "activities.events.relay"),
             ):
-                part: Part | None = getattr(stack, name)
+                part: ProcessRecord | None = getattr(stack, name)
                 if part is not None and not part.alive:
                     raise QmtlError(
                         "E_STACK",
@@ -164,7 +164,7 @@ class EmbeddedStack:
                 )
             time.sleep(0.05)
 
-    def _write(self, stack: Stack) -> Stack:
+    def _write(self, stack: StackRecord) -> StackRecord:
         aside = self._home / f"{STACK_FILE}.new"
         aside.write_text(stack.model_dump_json(indent=2))
         os.replace(aside, self._home / STACK_FILE)
@@ -179,9 +179,9 @@ class EmbeddedStack:
             yield
 
 
-def _part(pid: int, port: int = 0) -> Part:
+def _part(pid: int, port: int = 0) -> ProcessRecord:
     try:
-        return Part(pid=pid, created=psutil.Process(pid).create_time(), port=port)
+        return ProcessRecord(pid=pid, created=psutil.Process(pid).create_time(), port=port)
     except psutil.NoSuchProcess as error:
         raise QmtlError(
             "E_STACK",
@@ -190,7 +190,7 @@ def _part(pid: int, port: int = 0) -> Part:
         ) from error
 
 
-def _port(earlier: Part | None) -> int:
+def _port(earlier: ProcessRecord | None) -> int:
     """The port of before, so that links and clients stay good, if it is free; else any."""
     return earlier.port if earlier is not None and earlier.port and _free(earlier.port) else free_port()
 

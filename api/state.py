@@ -11,18 +11,18 @@ from api.auth.limits import SocketLimit
 from api.auth.tokens import Tokens
 from api.stream import Hub
 from qmtl_sdk.runtime.config import Settings
-from temporal.applies import Applies
-from temporal.promotions import Promotions
-from temporal.submissions import Submissions
+from temporal.applies import ApplyService
+from temporal.promotions import PromotionService
+from temporal.submissions import SubmissionService
 
 
 @dataclass(frozen=True)
 class GatewayState:
     config: Settings
     stores: Stores
-    submissions: Submissions
-    applies: Applies
-    promotions: Promotions
+    submissions: SubmissionService
+    applies: ApplyService
+    promotions: PromotionService
     keys: KeyRing
     tokens: Tokens
     hub: Hub

@@ -25,10 +25,10 @@ from qmtl_sdk.contracts.events import (
     CLOSE_BINARY,
     CLOSE_POLICY,
     CLOSE_SLOW,
-    Beat,
     ClientFrame,
     CloudEvent,
     EventFrame,
+    HeartbeatFrame,
     Hello,
     Polled,
     PolledTopic,
@@ -375,7 +375,9 @@ class Subscriber:
             if time.monotonic() >= beat_at:
                 newest = await self._hub.newest(topics)
                 await self._tell(
-                    Beat(positions={kind_in(topic): last for topic, last in newest.items()}).model_dump_json()
+                    HeartbeatFrame(
+                        positions={kind_in(topic): last for topic, last in newest.items()}
+                    ).model_dump_json()
                 )
                 beat_at = time.monotonic() + self._config.beat_s
             if not sent:

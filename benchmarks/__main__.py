@@ -4,7 +4,7 @@ import json
 import sys
 
 from benchmarks import applies, identity, orders, stream, submit
-from temporal.shutdown import leave
+from temporal.shutdown import exit_process
 from tests.harness import unwind_when_told_to_end
 
 SUITES = {
@@ -30,4 +30,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     unwind_when_told_to_end()
-    leave(main())
+    exit_process(main())

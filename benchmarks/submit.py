@@ -15,9 +15,9 @@ import numpy as np
 from activities.storage.database import open_database
 from qmtl_sdk import Node, Strategy, StreamInput
 from qmtl_sdk.contracts.canonical import content_hash
-from qmtl_sdk.contracts.submission import Ack, EvidenceRef, StrategySubmit, SubmissionMeta
+from qmtl_sdk.contracts.submission import EvidenceRef, StrategySubmit, SubmissionAck, SubmissionMeta
 from qmtl_sdk.data.bars import NS
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import encode
 from qmtl_sdk.reports.returns import Returns
 from qmtl_sdk.runtime.client import GatewayClient
@@ -47,7 +47,7 @@ class Chain(Strategy):
 
 
 def submission(number: int) -> StrategySubmit:
-    build = Build(Chain(number))
+    build = BuiltStrategy(Chain(number))
     return StrategySubmit(
         world_id="equities",
         dag=build.dag,
@@ -106,7 +106,7 @@ def burst(machine: Machine, client: GatewayClient) -> dict[str, Any]:
     times: list[float] = []
     began = time.perf_counter()
 
-    def author(mine: list[StrategySubmit]) -> list[Ack]:
+    def author(mine: list[StrategySubmit]) -> list[SubmissionAck]:
         acknowledged = []
         with machine.client() as connection:
             for submit in mine:

@@ -11,11 +11,11 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.commands import AbortRequest, ApplyInput, Vote
+from activities.commands import AbortRequest, ApplyInput, ApprovalSignal
 from activities.worlds.applies import SqlApplyStore, new_approval_id
-from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, Approval, Verdict
+from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
-from temporal.client import again
+from temporal.client import retry_while_unavailable
 from temporal.plugin import refused
 from workflows.apply import ApplyWorkflow
 from workflows.shared import SEARCH_RUN, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS, apply_id
@@ -24,7 +24,7 @@ _PREDECESSOR_S = 15.0
 _log = structlog.get_logger()
 
 
-class Applies:
+class ApplyService:
     def __init__(self, client: Client, store_id: str, store: SqlApplyStore) -> None:
         self._client, self._store_id, self._store = client, store_id, store
 
@@ -45,7 +45,7 @@ class Applies:
         deadline = time.monotonic() + _PREDECESSOR_S
         while True:
             try:
-                await again(
+                await retry_while_unavailable(
                     lambda: self._client.start_workflow(
                         ApplyWorkflow.run,
                         ApplyInput(store_id=self._store_id, world_id=world_id, run_id=run_id),
@@ -73,7 +73,7 @@ class Applies:
     async def _running(self, world_id: str) -> str:
         """The run_id of the workflow that runs now, as its search attributes say."""
         try:
-            found = await again(
+            found = await retry_while_unavailable(
                 lambda: self._client.get_workflow_handle(apply_id(world_id)).describe(), limit_s=10.0
             )
         except RPCError as error:
@@ -82,7 +82,9 @@ class Applies:
             return ""
         return found.typed_search_attributes.get(SEARCH_RUN) or ""
 
-    async def vote(self, world_id: str, run_id: str, actor: str, verdict: str, body: Verdict) -> Approval:
+    async def vote(
+        self, world_id: str, run_id: str, actor: str, verdict: str, body: ApprovalBody
+    ) -> Approval:
         """Keep what an authenticated person says, and tell the workflow. What Temporal does not hear now it is told later."""
         found = await asyncio.to_thread(
             self._store.vote, world_id, run_id, actor, verdict, body, new_approval_id()
@@ -97,8 +99,10 @@ class Applies:
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
         signal = ApplyWorkflow.approve if approval.verdict == "approve" else ApplyWorkflow.reject
         try:
-            await again(
-                lambda: handle.signal(signal, Vote(run_id=run_id, approval_id=approval.approval_id)),
+            await retry_while_unavailable(
+                lambda: handle.signal(
+                    signal, ApprovalSignal(run_id=run_id, approval_id=approval.approval_id)
+                ),
                 limit_s=10.0,
             )
         except RPCError as error:
@@ -112,7 +116,7 @@ class Applies:
         await self.start(world_id, run_id)
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
         try:
-            await again(
+            await retry_while_unavailable(
                 lambda: handle.execute_update(
                     ApplyWorkflow.abort, AbortRequest(run_id=run_id, actor=actor, reason=reason)
                 )

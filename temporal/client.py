@@ -25,7 +25,7 @@ _AWAY = {
 }
 
 
-def away(error: BaseException) -> bool:
+def is_unavailable(error: BaseException) -> bool:
     """Whether an error means that the server can't be reached now, rather than that it said no."""
     if isinstance(error, RPCError):
         return error.status in _AWAY
@@ -34,11 +34,11 @@ def away(error: BaseException) -> bool:
     return isinstance(error, WorkflowUpdateRPCTimeoutOrCancelledError)
 
 
-async def again(call: Callable[[], Awaitable[T]], limit_s: float = 60.0) -> T:
+async def retry_while_unavailable(call: Callable[[], Awaitable[T]], limit_s: float = 60.0) -> T:
     """The call's answer, tried again while the server is away, for `limit_s` at the most. Raises QmtlError (E_UNAVAILABLE) then."""
     try:
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception(away),
+            retry=retry_if_exception(is_unavailable),
             wait=wait_exponential(0.05, max=0.5),
             stop=stop_after_delay(limit_s),
             reraise=True,
@@ -46,7 +46,7 @@ async def again(call: Callable[[], Awaitable[T]], limit_s: float = 60.0) -> T:
             with attempt:
                 return await call()
     except Exception as error:
-        if away(error):
+        if is_unavailable(error):
             raise QmtlError(
                 "E_UNAVAILABLE",
                 f"the Temporal server can't be reached: {error}",
@@ -71,13 +71,13 @@ async def connect(config: TemporalSettings, store_id: str | None = None, limit_s
     elif config.api_key:
         tls = True
     plugins = [QmtlPlugin(store_id)]
-    client = await again(
+    client = await retry_while_unavailable(
         lambda: Client.connect(
             address, namespace=config.namespace, api_key=config.api_key, tls=tls, plugins=plugins
         ),
         limit_s,
     )
-    await again(lambda: _register(client, config.namespace), limit_s)
+    await retry_while_unavailable(lambda: _register(client, config.namespace), limit_s)
     return client
 
 

@@ -5,7 +5,7 @@ import sys
 
 from temporalio.testing import WorkflowEnvironment
 
-from temporal.shutdown import leave
+from temporal.shutdown import exit_process
 
 
 async def main(folder: str) -> None:
@@ -20,4 +20,4 @@ if __name__ == "__main__":
     except RuntimeError as error:  # what the SDK raises when it can't download
         print(f"the SDK's download failed: {error}", file=sys.stderr)
         code = 1
-    leave(code)
+    exit_process(code)

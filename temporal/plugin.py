@@ -17,7 +17,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from activities.commands import Command
+from activities.commands import StoreMessage
 from qmtl_sdk.contracts.errors import QmtlError
 from workflows.apply import ApplyWorkflow
 from workflows.evaluation import EvaluationWorkflow
@@ -62,21 +62,21 @@ class _Activity(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         for argument in input.args:
-            if isinstance(argument, Command) and argument.store_id != self._store_id:
+            if isinstance(argument, StoreMessage) and argument.store_id != self._store_id:
                 # Retried: the worker that serves the right store will take it.
                 raise ApplicationError(
                     f"this worker serves store {self._store_id[:8]}, the work belongs to {argument.store_id[:8]}",
                     type="E_FOREIGN_STORE",
                 )
         try:
-            async with _beating(in_thread=not inspect.iscoroutinefunction(input.fn)):
+            async with _heartbeating(in_thread=not inspect.iscoroutinefunction(input.fn)):
                 return await super().execute_activity(input)
         except QmtlError as error:
             raise application_error(error) from error
 
 
 @asynccontextmanager
-async def _beating(in_thread: bool) -> AsyncIterator[None]:
+async def _heartbeating(in_thread: bool) -> AsyncIterator[None]:
     """Heartbeat for an activity that asks for it, while this worker lives: one that was killed is replaced as soon as the beats are missed.
 
     A lease is beaten by the runner that holds it, never by the worker that hands it out.
@@ -85,7 +85,7 @@ async def _beating(in_thread: bool) -> AsyncIterator[None]:
     if info.is_local or info.heartbeat_timeout is None or info.activity_type == LEASE:
         yield
         return
-    task = asyncio.create_task(_beat(info.heartbeat_timeout.total_seconds() / 3, in_thread))
+    task = asyncio.create_task(_heartbeat(info.heartbeat_timeout.total_seconds() / 3, in_thread))
     try:
         yield
     finally:
@@ -94,7 +94,7 @@ async def _beating(in_thread: bool) -> AsyncIterator[None]:
             await task
 
 
-async def _beat(every_s: float, in_thread: bool) -> None:
+async def _heartbeat(every_s: float, in_thread: bool) -> None:
     while True:
         if (
             in_thread

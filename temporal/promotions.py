@@ -14,7 +14,7 @@ from activities.worlds.applies import SqlApplyStore
 from activities.worlds.explain import named
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
-from temporal.client import again
+from temporal.client import retry_while_unavailable
 from temporal.plugin import refused
 from workflows.promotion import PromotionWorkflow
 from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS
@@ -26,7 +26,7 @@ def promotion_id(world_id: str, strategy_id: str) -> str:
     return f"promotion:{world_id}:{strategy_id}"
 
 
-class Promotions:
+class PromotionService:
     def __init__(self, client: Client, store_id: str, applies: SqlApplyStore) -> None:
         self._client, self._store_id, self._applies = client, store_id, applies
 
@@ -44,7 +44,7 @@ class Promotions:
             reason=request.reason,
         )
         try:
-            await again(lambda: self._start(promotion), limit_s=10.0)
+            await retry_while_unavailable(lambda: self._start(promotion), limit_s=10.0)
         except WorkflowAlreadyStartedError:
             there = await self.find(world_id, strategy_id)
             if (there.to, there.requested_by) != (request.to, actor):
@@ -80,7 +80,9 @@ class Promotions:
         """The newest promotion of a strategy. Raises QmtlError (E_PROMOTION_UNKNOWN)."""
         handle = self._handle(world_id, strategy_id)
         try:
-            return await again(lambda: handle.query(PromotionWorkflow.gate, rpc_timeout=_QUERY), limit_s=10.0)
+            return await retry_while_unavailable(
+                lambda: handle.query(PromotionWorkflow.gate, rpc_timeout=_QUERY), limit_s=10.0
+            )
         except RPCError as error:
             raise _unknown(error, world_id, strategy_id) from error
         except WorkflowQueryFailedError as error:
@@ -93,7 +95,7 @@ class Promotions:
     async def running(self, world_id: str) -> list[PromotionView]:
         """Those that are under way. (Temporal's list lags a moment behind.)"""
         query = f"WorkflowType = 'PromotionWorkflow' AND ExecutionStatus = 'Running' AND {SEARCH_WORLD.name} = '{world_id}'"
-        found = await again(self._listed(query), limit_s=10.0)
+        found = await retry_while_unavailable(self._listed(query), limit_s=10.0)
         prefix = promotion_id(world_id, "")
         return [await self.find(world_id, workflow_id.removeprefix(prefix)) for workflow_id in found]
 
@@ -115,7 +117,7 @@ class Promotions:
             )
         handle = self._handle(world_id, strategy_id)
         try:
-            return await again(
+            return await retry_while_unavailable(
                 lambda: handle.execute_update(PromotionWorkflow.end, EndPromotion(actor=actor, reason=reason))
             )
         except RPCError as error:
@@ -125,7 +127,7 @@ class Promotions:
 
     async def _tell_to_look(self, world_id: str, strategy_id: str) -> None:
         try:
-            await again(
+            await retry_while_unavailable(
                 lambda: self._handle(world_id, strategy_id).signal(PromotionWorkflow.look), limit_s=10.0
             )
         except RPCError as error:

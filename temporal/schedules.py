@@ -15,7 +15,7 @@ from temporalio.client import (
 
 from activities.commands import RenewalInput, UpkeepInput
 from activities.worlds.activities import RENEW_EVERY
-from temporal.client import again
+from temporal.client import retry_while_unavailable
 from workflows.renewal import RenewalWorkflow
 from workflows.shared import TASK_TIMEOUT, WORKFLOWS
 from workflows.upkeep import UpkeepWorkflow
@@ -68,4 +68,4 @@ async def _make(client: Client, name: str, action: ScheduleActionStartWorkflow, 
         except ScheduleAlreadyRunningError:
             return  # an earlier worker of this store has made it
 
-    await again(create)
+    await retry_while_unavailable(create)

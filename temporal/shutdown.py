@@ -12,7 +12,7 @@ from typing import NoReturn
 _THREADS_END_S = 0.3
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End the process with `code`. Call it last, when clients and workers are closed."""
     let_threads_end()
     sys.exit(code)

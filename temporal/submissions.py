@@ -28,11 +28,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.commands import (
     Admit,
-    EvaluateRequest,
     EvaluationInput,
     EvaluationRequest,
-    Progress,
+    RequestEvaluation,
     SubmissionInput,
+    SubmissionProgress,
 )
 from activities.events.store import CommitLogStore
 from activities.worlds.activities import evaluation_options
@@ -40,9 +40,16 @@ from activities.worlds.context import asks_for_shadow
 from activities.worlds.store import RunContextBody, WorldStore
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, LeaseFailure, Outcome, StrategySubmit
+from qmtl_sdk.contracts.submission import (
+    EvidenceRef,
+    Heartbeat,
+    LeaseFailure,
+    Outcome,
+    StrategySubmit,
+    SubmissionAck,
+)
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
-from temporal.client import again, away
+from temporal.client import is_unavailable, retry_while_unavailable
 from temporal.plugin import qmtl_error
 from workflows.evaluation import EvaluationWorkflow
 from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS
@@ -53,7 +60,7 @@ _LEASE_BEGINS_S = 15.0  # a lease is handed out a moment before its activity has
 _log = structlog.get_logger()
 
 
-class Submissions:
+class SubmissionService:
     def __init__(
         self,
         client: Client,
@@ -70,7 +77,7 @@ class Submissions:
             heartbeat_timeout_s,
         )
 
-    async def submit(self, submit: StrategySubmit, actor: str) -> Ack:
+    async def submit(self, submit: StrategySubmit, actor: str) -> SubmissionAck:
         """The ack. The same key with the same body gets the same one. Raises QmtlError, also where the workflow refused it."""
         entry = await asyncio.to_thread(self._log.append, submit, actor)
         if entry.ack is not None:
@@ -81,7 +88,7 @@ class Submissions:
             )
         return await self._admit(submit)
 
-    async def _lease_for(self, submit: StrategySubmit, ack: Ack) -> Ack:
+    async def _lease_for(self, submit: StrategySubmit, ack: SubmissionAck) -> SubmissionAck:
         """The ack that was given; with a lease where the runner asks for one and a recovery, which asks for none, had been quicker."""
         if ack.lease is not None or not submit.runner:
             return ack
@@ -90,7 +97,7 @@ class Submissions:
         )
         ask = Admit(idempotency_key=submit.idempotency_key, runner=submit.runner)
         try:
-            return await again(
+            return await retry_while_unavailable(
                 lambda: handle.execute_update(
                     SubmissionWorkflow.admit, ask, id=f"{submit.idempotency_key}:{submit.runner}"
                 )
@@ -109,9 +116,9 @@ class Submissions:
                 await self._admit(submit.model_copy(update={"runner": ""}))
         return len(waiting)
 
-    async def _admit(self, submit: StrategySubmit) -> Ack:
+    async def _admit(self, submit: StrategySubmit) -> SubmissionAck:
         try:
-            return await again(lambda: self._update_with_start(submit))
+            return await retry_while_unavailable(lambda: self._update_with_start(submit))
         except WorkflowUpdateFailedError as error:
             if not isinstance(error.cause, ApplicationError):
                 raise
@@ -119,7 +126,7 @@ class Submissions:
             await asyncio.to_thread(self._log.refuse, submit.idempotency_key, refusal.code)
             raise refusal from error
 
-    async def _update_with_start(self, submit: StrategySubmit) -> Ack:
+    async def _update_with_start(self, submit: StrategySubmit) -> SubmissionAck:
         world_id, strategy_id, name = submit.world_id, submit.dag.strategy_id, submit.meta.name
         attributes = TypedSearchAttributes(
             [SearchAttributePair(SEARCH_WORLD, world_id), SearchAttributePair(SEARCH_STRATEGY, strategy_id)]
@@ -184,7 +191,7 @@ class Submissions:
         deadline = time.monotonic() + _LEASE_BEGINS_S
         while True:
             try:
-                return await again(lambda: call(handle))
+                return await retry_while_unavailable(lambda: call(handle))
             except RPCError as error:
                 if error.status != RPCStatusCode.NOT_FOUND:
                     raise
@@ -199,13 +206,13 @@ class Submissions:
 
     # what became of it
 
-    async def progress(self, run: RunContextBody) -> Progress | None:
+    async def progress(self, run: RunContextBody) -> SubmissionProgress | None:
         """Where a run is, as its workflow says; None when that can't be learnt now."""
         handle = self._client.get_workflow_handle_for(
             SubmissionWorkflow.run, workflow_of(run), run_id=run.run_id
         )
         try:
-            return await again(
+            return await retry_while_unavailable(
                 lambda: handle.query(SubmissionWorkflow.progress, rpc_timeout=timedelta(seconds=5)),
                 limit_s=5.0,
             )
@@ -233,22 +240,22 @@ class Submissions:
                     "E_CANCELLED", f"the submission ended without a decision: {error.cause}", "submit again"
                 ) from error
             except (RPCError, RuntimeError) as error:
-                if not away(error):
+                if not is_unavailable(error):
                     raise
                 await asyncio.sleep(0.2)
 
     async def decide(self, world_id: str, request_id: str, reason: str, asked_by: str) -> DecisionEnvelope:
         """Have the world judged as it stands."""
-        command = EvaluationRequest(
+        command = RequestEvaluation(
             store_id=self._store_id,
             world_id=world_id,
-            request=EvaluateRequest(request_id=request_id, reason=reason, asked_by=asked_by),
+            request=EvaluationRequest(request_id=request_id, reason=reason, asked_by=asked_by),
         )
-        await again(lambda: self._evaluate(command))
+        await retry_while_unavailable(lambda: self._evaluate(command))
         answered = await asyncio.to_thread(self._worlds.answered, (request_id,))
         return answered[request_id].envelope
 
-    async def _evaluate(self, command: EvaluationRequest) -> None:
+    async def _evaluate(self, command: RequestEvaluation) -> None:
         world = EvaluationInput(store_id=command.store_id, world_id=command.world_id)
         start = WithStartWorkflowOperation(
             EvaluationWorkflow.run, world, **evaluation_options(command.world_id, WORKFLOWS)
@@ -267,7 +274,7 @@ class Submissions:
             task_queue=TaskQueue(name=WORKFLOWS),
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
         )
-        answer = await again(
+        answer = await retry_while_unavailable(
             lambda: self._client.workflow_service.describe_task_queue(request, timeout=timedelta(seconds=3)),
             limit_s=3.0,
         )

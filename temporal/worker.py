@@ -25,7 +25,7 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal.client import connect
 from temporal.schedules import keep_schedules
-from temporal.shutdown import leave
+from temporal.shutdown import exit_process
 from workflows.shared import ORDERS, WORKFLOWS, WORLD
 
 # A workflow whose worker was killed waits so long before another takes it over (10 s unless set).
@@ -121,7 +121,7 @@ def main(interceptors: Sequence[Interceptor] = ()) -> None:
     except QmtlError as error:
         print(f"worker: {error}", file=sys.stderr, flush=True)
         code = 1
-    leave(code)
+    exit_process(code)
 
 
 if __name__ == "__main__":

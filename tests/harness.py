@@ -15,15 +15,15 @@ from sqlmodel import select
 
 from activities.storage.database import Database, open_database
 from activities.storage.tables import (
-    Audit,
-    CommitLog,
-    Decision,
-    EvaluationRequest,
-    Evidence,
-    Outbox,
+    AuditRow,
+    CommitLogRow,
+    DecisionRow,
+    EvaluationRequestRow,
+    EvidenceRow,
+    OutboxRow,
     OutcomeRow,
-    Queue,
-    RunContext,
+    QueueRow,
+    RunContextRow,
 )
 from api.stack import MALLOC
 from qmtl_sdk.runtime.client import GatewayClient
@@ -189,16 +189,16 @@ def broken_promises(database: Database) -> list[str]:
     """Everything that was promised and not kept, as the store itself says it: lost, doubled or unrecorded."""
     broken: list[str] = []
     with database.read() as session:
-        runs = {row.run_id for row in session.exec(select(RunContext))}
-        for row in session.exec(select(CommitLog)):
+        runs = {row.run_id for row in session.exec(select(RunContextRow))}
+        for row in session.exec(select(CommitLogRow)):
             if row.run_id is None and row.refused is None:
                 broken.append(f"{row.idempotency_key} was logged and never admitted")
             if row.run_id is not None and row.run_id not in runs:
                 broken.append(f"{row.idempotency_key} was admitted by a run that does not exist")
         outcomes = {row.run_id for row in session.exec(select(OutcomeRow))}
-        evidence = {row.run_id for row in session.exec(select(Evidence))}
+        evidence = {row.run_id for row in session.exec(select(EvidenceRow))}
         requests = {
-            row.request_id.removeprefix("submission:") for row in session.exec(select(EvaluationRequest))
+            row.request_id.removeprefix("submission:") for row in session.exec(select(EvaluationRequestRow))
         }
         broken += [f"run {run} has no outcome" for run in runs - outcomes]
         broken += [f"run {run} has no evidence" for run in runs - evidence]
@@ -212,30 +212,30 @@ def broken_promises(database: Database) -> list[str]:
             "submission.concluded",
         )
         twice = session.exec(
-            select(Audit.action, Audit.subject, Audit.correlation_id)
-            .where(Audit.action.in_(once))
-            .group_by(Audit.action, Audit.subject, Audit.correlation_id)
+            select(AuditRow.action, AuditRow.subject, AuditRow.correlation_id)
+            .where(AuditRow.action.in_(once))
+            .group_by(AuditRow.action, AuditRow.subject, AuditRow.correlation_id)
             .having(func.count() > 1)
         )  # type: ignore[attr-defined]
         broken += [f"{action} of {subject[:20]} was recorded twice" for action, subject, _ in twice]
-        decisions = session.exec(select(func.count()).select_from(Decision)).one()
+        decisions = session.exec(select(func.count()).select_from(DecisionRow)).one()
         recorded = session.exec(
-            select(func.count()).select_from(Audit).where(Audit.action == "decision.made")
+            select(func.count()).select_from(AuditRow).where(AuditRow.action == "decision.made")
         ).one()
         if decisions != recorded:
             broken.append(f"{decisions} decisions, {recorded} in the audit trail")
-        answered = {row.decision_seq for row in session.exec(select(EvaluationRequest))}
-        unasked = {row.seq for row in session.exec(select(Decision))} - answered
+        answered = {row.decision_seq for row in session.exec(select(EvaluationRequestRow))}
+        unasked = {row.seq for row in session.exec(select(DecisionRow))} - answered
         broken += [f"decision {seq} answers nobody" for seq in unasked]
         doubled = session.exec(
-            select(Queue.node_id, Queue.world_id, Queue.execution_domain)
-            .group_by(Queue.node_id, Queue.world_id, Queue.execution_domain)
+            select(QueueRow.node_id, QueueRow.world_id, QueueRow.execution_domain)
+            .group_by(QueueRow.node_id, QueueRow.world_id, QueueRow.execution_domain)
             .having(func.count() > 1)
         ).all()
         broken += [f"{node[:20]} has two queues" for node, _, _ in doubled]
         if (
-            session.exec(select(func.count()).select_from(Audit)).one()
-            != session.exec(select(func.count()).select_from(Outbox)).one()
+            session.exec(select(func.count()).select_from(AuditRow)).one()
+            != session.exec(select(func.count()).select_from(OutboxRow)).one()
         ):
             broken.append("audit and outbox have different lengths")
         orphans = (

@@ -8,8 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from qmtl_sdk.contracts.applies import Verdict
-from temporal.shutdown import leave
+from qmtl_sdk.contracts.applies import ApprovalBody
+from temporal.shutdown import exit_process
 from tests.e2e.test_apply import Stage
 from tests.harness import Machine
 
@@ -88,7 +88,7 @@ def main(picture: Path) -> int:
                     "live", run_id=f"to-live-{uuid.uuid4().hex[:4]}", reason="thirty good days in dryrun"
                 ).run_id
                 stage.at(run, "approval")
-                stage.ana.approve(stage.world, run, Verdict(reason="the figures hold"), live=True)
+                stage.ana.approve(stage.world, run, ApprovalBody(reason="the figures hold"), live=True)
                 url = f"{machine.server.ui_url}/namespaces/default/workflows/apply:{stage.world}"
                 print(
                     shown(
@@ -106,4 +106,4 @@ def main(picture: Path) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(Path(sys.argv[1])))
+    exit_process(main(Path(sys.argv[1])))

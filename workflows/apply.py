@@ -24,16 +24,16 @@ with workflow.unsafe.imports_passed_through():
         ApplyEnd,
         ApplyInput,
         ApplyView,
+        ApprovalSignal,
         AwaitAcks,
-        Conclude,
-        DirectVote,
+        ConcludeApply,
+        DirectApproval,
         DrainCommand,
-        Vote,
     )
     from activities.worlds.apply_activities import ApplyActivities
-    from activities.worlds.store import Frozen
+    from activities.worlds.store import GateChange
     from qmtl_sdk.contracts.applies import Approval, AwaitApprovals, Drain, Freeze, Switch, Unfreeze
-    from qmtl_sdk.contracts.durations import words
+    from qmtl_sdk.contracts.durations import format_duration
     from workflows.shared import FENCE, SEARCH_RUN, SEARCH_STAGE, STORE, WAIT, table
 
 
@@ -51,9 +51,9 @@ class ApplyWorkflow:
     def __init__(self, apply: ApplyInput) -> None:
         self._apply = apply
         self._plan: ApplyBrief | None = None
-        self._votes: list[tuple[str, Vote]] = []
+        self._votes: list[tuple[str, ApprovalSignal]] = []
         self._approvals: tuple[Approval, ...] = ()
-        self._frozen: Frozen | None = None
+        self._frozen: GateChange | None = None
         self._epoch = 0
         self._abort: AbortRequest | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -73,7 +73,7 @@ class ApplyWorkflow:
         except EndedError as end:
             outcome, reason = end.outcome, end.reason
         self._past_abort = True
-        conclude = Conclude(**apply.model_dump(), outcome=outcome, reason=reason)
+        conclude = ConcludeApply(**apply.model_dump(), outcome=outcome, reason=reason)
         await workflow.execute_local_activity_method(
             ApplyActivities.conclude_apply, conclude, summary=f"conclude: {outcome}", **STORE
         )
@@ -113,7 +113,9 @@ class ApplyWorkflow:
                     timeout_summary="waiting for approval",
                 )
             except TimeoutError:
-                raise EndedError("rolled_back", f"no approval within {words(stage.expires_s)}") from None
+                raise EndedError(
+                    "rolled_back", f"no approval within {format_duration(stage.expires_s)}"
+                ) from None
             self._give_way()
             await self._take_votes()
 
@@ -123,7 +125,7 @@ class ApplyWorkflow:
             if vote.approval_id.startswith("approval:"):
                 continue  # the Gateway has stored it
             about = self._apply.model_dump()
-            direct = DirectVote(
+            direct = DirectApproval(
                 **about, approval_id=vote.approval_id, actor=vote.actor, verdict=verdict, reason=vote.reason
             )
             await workflow.execute_local_activity_method(
@@ -271,14 +273,14 @@ class ApplyWorkflow:
             )
 
     @workflow.signal
-    def approve(self, vote: Vote) -> None:
+    def approve(self, vote: ApprovalSignal) -> None:
         self._vote("approve", vote)
 
     @workflow.signal
-    def reject(self, vote: Vote) -> None:
+    def reject(self, vote: ApprovalSignal) -> None:
         self._vote("reject", vote)
 
-    def _vote(self, verdict: str, vote: Vote) -> None:
+    def _vote(self, verdict: str, vote: ApprovalSignal) -> None:
         if vote.run_id and vote.run_id != self._apply.run_id:
             return  # for another apply
         if not vote.approval_id.startswith("approval:"):

@@ -13,7 +13,7 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import EvaluateRequest, EvaluationInput, JudgeCommand, Judgment
+    from activities.commands import EvaluationInput, EvaluationRequest, JudgeCommand, Judgment
     from activities.worlds.activities import WorldActivities
     from workflows.shared import SEARCH_STAGE, STORE, table
 
@@ -26,7 +26,7 @@ class EvaluationWorkflow:
     def __init__(self, world: EvaluationInput) -> None:
         self._world = world
         self._judged = world.judged
-        self._waiting: dict[str, EvaluateRequest] = {}
+        self._waiting: dict[str, EvaluationRequest] = {}
         self._answers: dict[str, Judgment] = {}
 
     @workflow.run
@@ -78,7 +78,7 @@ class EvaluationWorkflow:
         await asyncio.gather(*(self._reply(request) for request in batch.values() if request.reply_to))
         return judgment
 
-    async def _reply(self, request: EvaluateRequest) -> None:
+    async def _reply(self, request: EvaluationRequest) -> None:
         """Tell the workflow that asked. One that has ended needs no answer: it finds the decision in the store if it is ever asked for."""
         asker = workflow.get_external_workflow_handle(request.reply_to, run_id=request.reply_run)
         try:
@@ -87,11 +87,11 @@ class EvaluationWorkflow:
             workflow.logger.info("nobody to answer: %s", error)
 
     @workflow.signal
-    def request(self, request: EvaluateRequest) -> None:
+    def request(self, request: EvaluationRequest) -> None:
         self._waiting[request.request_id] = request
 
     @workflow.update
-    async def evaluate(self, request: EvaluateRequest) -> Judgment:
+    async def evaluate(self, request: EvaluationRequest) -> Judgment:
         if request.request_id not in self._answers:
             self._waiting[request.request_id] = request
         await workflow.wait_condition(lambda: request.request_id in self._answers)

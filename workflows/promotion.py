@@ -15,17 +15,17 @@ from temporalio.exceptions import ApplicationError, ChildWorkflowError, Workflow
 with workflow.unsafe.imports_passed_through():
     from activities.commands import (
         ApplyInput,
-        Asked,
+        ApplyRequestResult,
+        ApprovalSignal,
+        CheckConditions,
         EndPromotion,
-        LookCommand,
         PromotionApply,
         PromotionEnd,
         PromotionInput,
-        TellPromotion,
-        Vote,
+        PublishPromotion,
     )
     from activities.worlds.promotion_activities import PromotionActivities
-    from qmtl_sdk.contracts.promotions import Progress, PromotionView
+    from qmtl_sdk.contracts.promotions import PromotionProgress, PromotionView
     from workflows.apply import ApplyWorkflow
     from workflows.shared import (
         SEARCH_RUN,
@@ -48,7 +48,7 @@ class PromotionWorkflow:
         self._promotion = promotion
         self._run = promotion.run_id or workflow.info().run_id  # its beginning is a time, its end is random
         self._applies = promotion.applies
-        self._progress: Progress | None = None
+        self._progress: PromotionProgress | None = None
         self._apply_run = ""
         self._end: EndPromotion | None = None
         self._look_now = False
@@ -74,7 +74,7 @@ class PromotionWorkflow:
             }
             self._progress = await workflow.execute_local_activity_method(
                 PromotionActivities.look,
-                LookCommand(**about, to=self._promotion.to),
+                CheckConditions(**about, to=self._promotion.to),
                 summary="what the next stage asks for",
                 **STORE,
             )
@@ -133,7 +133,7 @@ class PromotionWorkflow:
             )
         except (WorkflowAlreadyStartedError, ChildWorkflowError) as error:
             workflow.logger.info("the apply is carried out by another run: %s", error)
-        ended: Asked = await workflow.execute_activity_method(
+        ended: ApplyRequestResult = await workflow.execute_activity_method(
             PromotionActivities.apply_ended, command, summary="how the apply has ended", **WAIT
         )
         self._apply_run = ""
@@ -161,7 +161,7 @@ class PromotionWorkflow:
 
     async def _tell(self, state: str, actor: str, reason: str) -> None:
         promotion = self._promotion
-        about = TellPromotion(
+        about = PublishPromotion(
             store_id=promotion.store_id,
             world_id=promotion.world_id,
             strategy_id=promotion.strategy_id,
@@ -177,15 +177,15 @@ class PromotionWorkflow:
     # messages
 
     @workflow.signal
-    async def approve(self, vote: Vote) -> None:
+    async def approve(self, vote: ApprovalSignal) -> None:
         """Handed on to the apply that is under way; there it counts as what it is."""
         await self._hand_on("approve", vote)
 
     @workflow.signal
-    async def reject(self, vote: Vote) -> None:
+    async def reject(self, vote: ApprovalSignal) -> None:
         await self._hand_on("reject", vote)
 
-    async def _hand_on(self, verdict: str, vote: Vote) -> None:
+    async def _hand_on(self, verdict: str, vote: ApprovalSignal) -> None:
         if not self._apply_run:
             workflow.logger.info("no apply is under way to %s", verdict)
             return

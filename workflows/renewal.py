@@ -6,7 +6,7 @@ A judgment that only renews counts nobody in or out; one whose data is no longer
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import EvaluateRequest, EvaluationRequest, RenewalDone, RenewalInput
+    from activities.commands import EvaluationRequest, RenewalDone, RenewalInput, RequestEvaluation
     from activities.worlds.activities import EvaluationActivities, WorldActivities
     from workflows.shared import SLOW, STORE
 
@@ -19,12 +19,12 @@ class RenewalWorkflow:
             WorldActivities.worlds_to_renew, renewal, summary="which decisions will soon be stale", **STORE
         )
         for world_id in due.worlds:
-            request = EvaluateRequest(
+            request = EvaluationRequest(
                 request_id=f"renew:{world_id}:{workflow.info().run_id}",
                 reason="its decision would become stale",
                 renewal=True,
             )
-            command = EvaluationRequest(store_id=renewal.store_id, world_id=world_id, request=request)
+            command = RequestEvaluation(store_id=renewal.store_id, world_id=world_id, request=request)
             await workflow.execute_activity_method(
                 EvaluationActivities.request_evaluation,
                 command,

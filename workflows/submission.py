@@ -22,17 +22,17 @@ from temporalio.exceptions import TimeoutError as ActivityTimeoutError
 with workflow.unsafe.imports_passed_through():
     from activities.commands import (
         Admit,
-        Admitted,
-        ConcludeCommand,
+        ConcludeSubmission,
         Conclusion,
         DiffCommand,
-        EvaluateRequest,
         EvaluationRequest,
         MeasureCommand,
-        Progress,
+        RecordAdmission,
         RejectCommand,
+        RequestEvaluation,
         RunCommand,
         SubmissionInput,
+        SubmissionProgress,
     )
     from activities.events.activities import LogActivities
     from activities.graph.activities import GraphActivities
@@ -42,7 +42,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.worlds.store import RunContextBody
     from qmtl_sdk.contracts.domains import Domain
     from qmtl_sdk.contracts.identity import compute_key
-    from qmtl_sdk.contracts.submission import Ack, EvidenceRef, Heartbeat, Lease, QueueTarget
+    from qmtl_sdk.contracts.submission import EvidenceRef, Heartbeat, Lease, QueueTarget, SubmissionAck
     from workflows.shared import SEARCH_DOMAIN, SEARCH_STAGE, SLOW, STORE, WORLD, figures
 
 LEASE_LIMIT, ASK_AGAIN = timedelta(days=7), timedelta(minutes=1)
@@ -189,13 +189,13 @@ class SubmissionWorkflow:
     async def _evaluate(self) -> str:
         """Have the world judged; the id of the request, under which the decision is found."""
         self._show("evaluating", f"world {self._submission.world_id} is being judged")
-        request = EvaluateRequest(
+        request = EvaluationRequest(
             request_id=f"submission:{self._run_id}",
             reason=f"{self._submission.name or self._submission.strategy_id[:17]} was submitted",
             reply_to=workflow.info().workflow_id,
             reply_run=self._run_id,
         )
-        command = EvaluationRequest(
+        command = RequestEvaluation(
             store_id=self._submission.store_id, world_id=self._submission.world_id, request=request
         )
         while not self._judged:
@@ -213,7 +213,7 @@ class SubmissionWorkflow:
         return request.request_id
 
     async def _conclude(self, request_id: str, error: RejectionError | None) -> Conclusion:
-        command = ConcludeCommand(
+        command = ConcludeSubmission(
             store_id=self._submission.store_id,
             run_id=self._run_id,
             world_id=self._submission.world_id,
@@ -236,7 +236,7 @@ class SubmissionWorkflow:
         return conclusion
 
     @workflow.update
-    async def admit(self, ask: Admit) -> Ack:
+    async def admit(self, ask: Admit) -> SubmissionAck:
         async with self._admitting:
             if self._refusal is not None:
                 raise self._refusal
@@ -252,7 +252,7 @@ class SubmissionWorkflow:
                 self._leases += 1
                 self._open_lease = f"lease-{self._leases}"
             ack = self._ack(ask)
-            admitted = Admitted(
+            admitted = RecordAdmission(
                 store_id=self._submission.store_id,
                 idempotency_key=ask.idempotency_key,
                 run_id=self._run_id,
@@ -276,13 +276,13 @@ class SubmissionWorkflow:
         )
         workflow.upsert_search_attributes([SEARCH_DOMAIN.value_set(domain)])
 
-    def _ack(self, ask: Admit) -> Ack:
+    def _ack(self, ask: Admit) -> SubmissionAck:
         assert self._run is not None  # _begin set both
         assert self._diff is not None
         context, reused = self._run.context, set(self._diff.reused)
         held = bool(ask.runner) and self._holder == ask.runner and bool(self._open_lease)
         scope = (context.world_id, context.execution_domain.value, context.as_of or "", context.partition)
-        return Ack(
+        return SubmissionAck(
             world_id=self._submission.world_id,
             strategy_id=self._submission.strategy_id,
             workflow_id=workflow.info().workflow_id,
@@ -319,8 +319,8 @@ class SubmissionWorkflow:
             self._lease.cancel()
 
     @workflow.query
-    def progress(self) -> Progress:
-        return Progress(
+    def progress(self) -> SubmissionProgress:
+        return SubmissionProgress(
             step=self._step,
             needs_runner=self._needs_runner,
             lease_id=f"{self._run_id}.{self._open_lease}" if self._open_lease else "",

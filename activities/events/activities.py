@@ -2,7 +2,7 @@
 
 from temporalio import activity
 
-from activities.commands import Admitted
+from activities.commands import RecordAdmission
 from activities.events.store import CommitLogStore
 
 
@@ -11,5 +11,5 @@ class LogActivities:
         self._log = log
 
     @activity.defn(no_thread_cancel_exception=True)
-    def admitted(self, command: Admitted) -> None:
+    def admitted(self, command: RecordAdmission) -> None:
         self._log.admitted(command.idempotency_key, command.run_id, command.ack)

@@ -18,9 +18,9 @@ import structlog
 from activities.events.bus import ControlBus, SqliteBus
 from activities.events.outbox import SqlOutbox
 from activities.orders.sql import SqlOrderStore
-from activities.orders.venue import VenueDesk, brokers
+from activities.orders.venue import OrderRouter, brokers
 from activities.storage.database import Database, open_database
-from activities.storage.tables import Outbox
+from activities.storage.tables import OutboxRow
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import DATA, CloudEvent
 from qmtl_sdk.runtime.config import Settings, settings
@@ -38,7 +38,7 @@ class Relay:
         """Relay until told to stop. What can't be reached now is tried again; nothing is skipped."""
         while not stop.is_set():
             try:
-                with self._database.sole("relay") as mine:
+                with self._database.elected("relay") as mine:
                     if mine:
                         self._relay(stop)
                     else:
@@ -68,7 +68,7 @@ class Relay:
         for topic, bounds in self._bus.topics().items():
             self._bus.trim(topic, bounds.last - self._keep + 1)
 
-    def _event(self, row: Outbox) -> CloudEvent:
+    def _event(self, row: OutboxRow) -> CloudEvent:
         return CloudEvent.model_validate(
             {
                 "id": row.event_id,
@@ -94,7 +94,7 @@ def run(config: Settings) -> None:
         bus = SqliteBus(config.bus_path)
         print("relay: ready", flush=True)
         desk = threading.Thread(
-            target=VenueDesk(
+            target=OrderRouter(
                 database, SqlOrderStore(database), brokers(config.orders.paper_fill_delay_s)
             ).run,
             args=(stop,),

@@ -4,10 +4,10 @@ from sqlmodel import col, select
 
 from activities.events.store import LogEntry
 from activities.storage.database import Database, Transaction, utc_now
-from activities.storage.tables import CommitLog
+from activities.storage.tables import CommitLogRow
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.submission import Ack, StrategySubmit
+from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck
 
 
 class SqlCommitLog:
@@ -17,7 +17,7 @@ class SqlCommitLog:
     def append(self, submit: StrategySubmit, actor: str) -> LogEntry:
         body_hash = hash_of(submit.json_dict())
         with self._database.write(actor) as tx:
-            row = CommitLog(
+            row = CommitLogRow(
                 idempotency_key=submit.idempotency_key,
                 world_id=submit.world_id,
                 strategy_id=submit.dag.strategy_id,
@@ -47,12 +47,16 @@ class SqlCommitLog:
 
     def entry(self, idempotency_key: str) -> LogEntry | None:
         with self._database.read() as session:
-            row = session.exec(select(CommitLog).where(CommitLog.idempotency_key == idempotency_key)).first()
+            row = session.exec(
+                select(CommitLogRow).where(CommitLogRow.idempotency_key == idempotency_key)
+            ).first()
             return _entry(row) if row else None
 
     def body(self, idempotency_key: str) -> StrategySubmit:
         with self._database.read() as session:
-            row = session.exec(select(CommitLog).where(CommitLog.idempotency_key == idempotency_key)).first()
+            row = session.exec(
+                select(CommitLogRow).where(CommitLogRow.idempotency_key == idempotency_key)
+            ).first()
         if row is None:
             raise QmtlError(
                 "E_STRATEGY_UNKNOWN",
@@ -61,7 +65,7 @@ class SqlCommitLog:
             )
         return StrategySubmit.model_validate_json(row.body)
 
-    def admitted(self, idempotency_key: str, run_id: str, ack: Ack) -> None:
+    def admitted(self, idempotency_key: str, run_id: str, ack: SubmissionAck) -> None:
         with self._database.write("submission") as tx:
             row = self._row(tx, idempotency_key)
             if row.run_id is not None:
@@ -95,21 +99,21 @@ class SqlCommitLog:
     def waiting(self) -> list[LogEntry]:
         with self._database.read() as session:
             query = (
-                select(CommitLog)
-                .where(col(CommitLog.run_id).is_(None), col(CommitLog.refused).is_(None))
-                .order_by(col(CommitLog.seq))
+                select(CommitLogRow)
+                .where(col(CommitLogRow.run_id).is_(None), col(CommitLogRow.refused).is_(None))
+                .order_by(col(CommitLogRow.seq))
             )
             return [_entry(row) for row in session.exec(query)]
 
     @staticmethod
-    def _row(tx: Transaction, idempotency_key: str) -> CommitLog:
+    def _row(tx: Transaction, idempotency_key: str) -> CommitLogRow:
         return tx.session.exec(
-            select(CommitLog).where(CommitLog.idempotency_key == idempotency_key).with_for_update()
+            select(CommitLogRow).where(CommitLogRow.idempotency_key == idempotency_key).with_for_update()
         ).one()
 
 
-def _entry(row: CommitLog) -> LogEntry:
-    ack = Ack.model_validate_json(row.ack) if row.ack else None
+def _entry(row: CommitLogRow) -> LogEntry:
+    ack = SubmissionAck.model_validate_json(row.ack) if row.ack else None
     return LogEntry(
         idempotency_key=row.idempotency_key,
         world_id=row.world_id,

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.submission import Ack, StrategySubmit
+from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck
 
 
 class LogEntry(Model):
@@ -13,7 +13,7 @@ class LogEntry(Model):
     world_id: str
     strategy_id: str
     run_id: str | None = None
-    ack: Ack | None = None
+    ack: SubmissionAck | None = None
     refused: str | None = None
 
 
@@ -25,7 +25,7 @@ class CommitLogStore(Protocol):
 
     def body(self, idempotency_key: str) -> StrategySubmit: ...
 
-    def admitted(self, idempotency_key: str, run_id: str, ack: Ack) -> None:
+    def admitted(self, idempotency_key: str, run_id: str, ack: SubmissionAck) -> None:
         """Remember which run admitted it and what was answered. Done once: a later answer does not replace it."""
 
     def refuse(self, idempotency_key: str, code: str) -> None:

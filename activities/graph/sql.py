@@ -9,7 +9,14 @@ from activities.graph.store import DiffResult
 from activities.queues.catalogue import announce, register
 from activities.queues.topics import asset_of, folded, layout_of, topic_name
 from activities.storage.database import Database, Transaction, utc_now
-from activities.storage.tables import Diff, GraphEdge, GraphNode, GraphStrategy, Queue, Sentinel
+from activities.storage.tables import (
+    DiffRow,
+    GraphEdgeRow,
+    GraphNodeRow,
+    GraphStrategyRow,
+    QueueRow,
+    SentinelRow,
+)
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.errors import QmtlError
 
@@ -26,7 +33,7 @@ class SqlGraphStore:
 
     def diff(self, run_id: str, world_id: str, domain: str, name: str, dag: Dag) -> DiffResult:
         with self._database.write("graph") as tx:
-            done = tx.session.get(Diff, run_id)
+            done = tx.session.get(DiffRow, run_id)
             if done is not None:
                 return DiffResult.model_validate_json(done.body)
             tx.lock("graph")
@@ -38,7 +45,7 @@ class SqlGraphStore:
                 sentinel_id=sentinel_id(world_id, dag.strategy_id),
             )
             self._write(tx, plan, result, world_id, domain, name, dag)
-            tx.session.add(Diff(run_id=run_id, body=result.model_dump_json()))
+            tx.session.add(DiffRow(run_id=run_id, body=result.model_dump_json()))
             after = {
                 "new": len(plan.new),
                 "reused": len(plan.reused),
@@ -104,7 +111,7 @@ class SqlGraphStore:
 
     def dag(self, strategy_id: str) -> Dag:
         with self._database.read() as session:
-            row = session.get(GraphStrategy, strategy_id)
+            row = session.get(GraphStrategyRow, strategy_id)
         if row is None:
             raise QmtlError("E_STRATEGY_UNKNOWN", f"the graph has no {strategy_id[:80]}", "submit it first")
         return Dag.model_validate_json(row.dag)
@@ -123,7 +130,7 @@ class SqlGraphStore:
         nodes = {node.node_id: node for node in dag.nodes}
         tx.insert_new(
             [
-                GraphNode(
+                GraphNodeRow(
                     node_id=node.node_id,
                     node_type=node.node_type,
                     interval_s=node.interval,
@@ -140,17 +147,17 @@ class SqlGraphStore:
         )
         tx.insert_new(
             [
-                GraphEdge(parent=parent, child=child)
+                GraphEdgeRow(parent=parent, child=child)
                 for parent, child in sorted(set(dag.edges))
                 if child in new
             ]
         )
         tx.insert_new(
-            [GraphStrategy(strategy_id=strategy_id, name=name, dag=dag.model_dump_json(), created_at=now)]
+            [GraphStrategyRow(strategy_id=strategy_id, name=name, dag=dag.model_dump_json(), created_at=now)]
         )
         tx.insert_new(
             [
-                Sentinel(
+                SentinelRow(
                     sentinel_id=result.sentinel_id,
                     world_id=world_id,
                     strategy_id=strategy_id,
@@ -164,8 +171,8 @@ class SqlGraphStore:
         if plan.minor:
             due = (datetime.now(UTC) + RECOMPUTE_AFTER).isoformat()
             tx.session.connection().execute(
-                update(GraphNode)
-                .where(col(GraphNode.node_id).in_(plan.minor), col(GraphNode.recompute_after).is_(None))
+                update(GraphNodeRow)
+                .where(col(GraphNodeRow.node_id).in_(plan.minor), col(GraphNodeRow.recompute_after).is_(None))
                 .values(recompute_after=due)
             )
 
@@ -175,7 +182,7 @@ class SqlGraphStore:
         for queue in plan.queues:
             layout = layout_of(queue.kind, brokers)
             rows.append(
-                Queue(
+                QueueRow(
                     topic=queue.topic,
                     node_id=queue.node_id,
                     world_id=world_id,
@@ -188,9 +195,12 @@ class SqlGraphStore:
         tx.insert_new(rows)
         topics = [row.topic for row in rows]  # one that was dropped before comes back empty
         for start in range(0, len(topics), _CHUNK):
-            again = col(Queue.topic).in_(topics[start : start + _CHUNK]), col(Queue.dropped_at).is_not(None)
+            again = (
+                col(QueueRow.topic).in_(topics[start : start + _CHUNK]),
+                col(QueueRow.dropped_at).is_not(None),
+            )
             tx.session.connection().execute(
-                update(Queue)
+                update(QueueRow)
                 .where(*again)
                 .values(dropped_at=None, archived_at=None, archive=None, created_at=utc_now())
             )
@@ -206,14 +216,16 @@ def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
         known |= {
             row[0]: row[1]
             for row in session.exec(
-                select(GraphNode.node_id, GraphNode.schema_hash).where(col(GraphNode.node_id).in_(part))
+                select(GraphNodeRow.node_id, GraphNodeRow.schema_hash).where(
+                    col(GraphNodeRow.node_id).in_(part)
+                )
             )
         }
-        found = select(Queue.node_id, Queue.topic).where(
-            col(Queue.node_id).in_(part),
-            Queue.world_id == world_id,
-            Queue.execution_domain == domain,
-            col(Queue.dropped_at).is_(None),
+        found = select(QueueRow.node_id, QueueRow.topic).where(
+            col(QueueRow.node_id).in_(part),
+            QueueRow.world_id == world_id,
+            QueueRow.execution_domain == domain,
+            col(QueueRow.dropped_at).is_(None),
         )
         queues |= {row[0]: row[1] for row in session.exec(found)}
     return plan_diff(dag, world_id, domain, known, queues, _taken(session, world_id, domain, dag, queues))
@@ -230,7 +242,9 @@ def _taken(session: Session, world_id: str, domain: str, dag: Dag, queues: dict[
     taken: dict[str, str] = {}
     for start in range(0, len(first), _CHUNK):
         rows = session.exec(
-            select(Queue.topic, Queue.node_id).where(col(Queue.topic).in_(first[start : start + _CHUNK]))
+            select(QueueRow.topic, QueueRow.node_id).where(
+                col(QueueRow.topic).in_(first[start : start + _CHUNK])
+            )
         )
         taken |= {folded(topic): node_id for topic, node_id in rows}
     return taken

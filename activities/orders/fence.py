@@ -44,7 +44,7 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Sight:
+class OrderContext:
     """What a transaction sees of an order's surroundings, at the time `now`."""
 
     order: Order
@@ -54,10 +54,10 @@ class Sight:
     now: str
 
 
-Check = Callable[[Sight], bool]
+Check = Callable[[OrderContext], bool]
 
 
-def _wrong_domain(sight: Sight) -> bool:
+def _wrong_domain(sight: OrderContext) -> bool:
     """Of an active strategy: its stage is the only domain that it may trade in. (Shadow and what is not active have checks of their own.)"""
     order, activation = sight.order.execution_domain, sight.activation
     if order is Domain.SHADOW or activation is None or not activation.active:
@@ -65,7 +65,7 @@ def _wrong_domain(sight: Sight) -> bool:
     return order not in (Domain.DRYRUN, Domain.LIVE) or domain_of(activation.mode) is not order
 
 
-def _no_session(sight: Sight) -> bool:
+def _no_session(sight: OrderContext) -> bool:
     session, order = sight.session, sight.order
     if session is None or session.ended or session.expires_at < sight.now:
         return True
@@ -76,7 +76,7 @@ def _no_session(sight: Sight) -> bool:
     )
 
 
-def _live(sight: Sight) -> bool:
+def _live(sight: OrderContext) -> bool:
     return sight.order.execution_domain is Domain.LIVE
 
 
@@ -101,13 +101,13 @@ CHECKS: Mapping[Refusal, Check] = MappingProxyType(
 )
 
 
-def refusal(sight: Sight) -> Refusal | None:
+def refusal(sight: OrderContext) -> Refusal | None:
     """Why the order is refused; None where it is accepted."""
     return next((reason for reason, objects in CHECKS.items() if objects(sight)), None)
 
 
 @dataclass
-class Tally:
+class BreakerCount:
     """Counts the orders of a minute for the circuit breaker."""
 
     world: World

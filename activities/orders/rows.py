@@ -23,7 +23,7 @@ ACCEPTED, REFUSED, FILLED = "accepted", "refused", "filled"
 _WORLD = tuple(World.__dataclass_fields__)
 
 
-class Line(NamedTuple):
+class LogLine(NamedTuple):
     """An order with its verdict, as the log has it. `epoch` is the order's."""
 
     at: str
@@ -37,23 +37,23 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class FenceSnapshot:
     """Worlds by id, what was said of orders before by order id, activations by world and strategy, sessions by id."""
 
     worlds: dict[str, World]
-    earlier: dict[str, Line]
+    earlier: dict[str, LogLine]
     activations: dict[tuple[str, str], Activation]
     sessions: dict[str, Session]
 
 
 class OrderRows(Protocol):
-    def look(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> Seen:
+    def look(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> FenceSnapshot:
         """What concerns these orders, under their worlds' fences, which are held from here to the commit: alone for `alone`, else together with other orders."""
 
-    def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, Line]:
+    def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, LogLine]:
         """What was said of these orders before."""
 
-    def keep(self, connection: Connection, lines: Sequence[Line]) -> set[str]:
+    def keep(self, connection: Connection, lines: Sequence[LogLine]) -> set[str]:
         """Write down new orders, the accepted ones as open too. Which of them were new: of an id that is there already the earlier line stands."""
 
 
@@ -65,7 +65,7 @@ def _selects(among: str) -> dict[str, str]:
     """The text of each look, `among` being the database's word for membership in a list."""
     return {
         "worlds": f"SELECT world_id, {', '.join(_WORLD)} FROM fence WHERE world_id {among.format('worlds')}",
-        "earlier": f"SELECT {', '.join(Line._fields)} FROM order_log WHERE ref {among.format('ids')} AND order_log.kind IN ('accepted', 'refused')",
+        "earlier": f"SELECT {', '.join(LogLine._fields)} FROM order_log WHERE ref {among.format('ids')} AND order_log.kind IN ('accepted', 'refused')",
         "activations": f"SELECT world_id, strategy_id, active, mode FROM activation WHERE world_id {among.format('worlds')} AND strategy_id {among.format('strategies')}",
         "sessions": f"SELECT session_id, world_id, strategy_id, execution_domain, expires_at, ended_at IS NOT NULL FROM session WHERE session_id {among.format('sessions')}",
     }
@@ -82,9 +82,9 @@ def _asked(orders: Iterable[Order]) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in found.items()}
 
 
-def _seen(rows: dict[str, list[tuple[Any, ...]]]) -> Seen:
+def _seen(rows: dict[str, list[tuple[Any, ...]]]) -> FenceSnapshot:
     """(Any: what a database's driver gives.)"""
-    return Seen(
+    return FenceSnapshot(
         {row[0]: World(*row[1:]) for row in rows["worlds"]},
         _lines(rows["earlier"]),
         {(row[0], row[1]): Activation(bool(row[2]), row[3]) for row in rows["activations"]},
@@ -92,32 +92,32 @@ def _seen(rows: dict[str, list[tuple[Any, ...]]]) -> Seen:
     )
 
 
-def _lines(rows: list[tuple[Any, ...]]) -> dict[str, Line]:
-    return {line.ref: line for line in map(Line._make, rows)}
+def _lines(rows: list[tuple[Any, ...]]) -> dict[str, LogLine]:
+    return {line.ref: line for line in map(LogLine._make, rows)}
 
 
 class _SqliteRows:
     """The file is at hand: a round trip is a call. The one writer needs no locks."""
 
     _SELECTS = _selects("IN (SELECT value FROM json_each(:{}))")
-    _KEEP = f"INSERT INTO order_log ({', '.join(Line._fields)}) VALUES ({', '.join('?' * len(Line._fields))}) ON CONFLICT DO NOTHING"
+    _KEEP = f"INSERT INTO order_log ({', '.join(LogLine._fields)}) VALUES ({', '.join('?' * len(LogLine._fields))}) ON CONFLICT DO NOTHING"
     _OPEN = "INSERT INTO open_order (order_id, world_id, accepted_at) VALUES (?, ?, ?)"
 
-    def look(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> Seen:
+    def look(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> FenceSnapshot:
         asked = {name: json.dumps(values) for name, values in _asked(orders).items()}
         driver = self._driver(connection)
         return _seen(
             {name: driver.execute(statement, asked).fetchall() for name, statement in self._SELECTS.items()}
         )
 
-    def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, Line]:
+    def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, LogLine]:
         return _lines(
             self._driver(connection)
             .execute(self._SELECTS["earlier"], {"ids": json.dumps(list(ids))})
             .fetchall()
         )
 
-    def keep(self, connection: Connection, lines: Sequence[Line]) -> set[str]:
+    def keep(self, connection: Connection, lines: Sequence[LogLine]) -> set[str]:
         driver = self._driver(connection)
         new = [line for line in lines if driver.execute(self._KEEP, line).rowcount]
         driver.executemany(
@@ -141,15 +141,15 @@ class _PostgresRows:
     )
     _KEEP = f"""
         WITH line AS (
-            INSERT INTO order_log ({", ".join(Line._fields)})
-            SELECT * FROM json_to_recordset(%s) AS given({", ".join(f"{name} {'integer' if name == 'epoch' else 'text'}" for name in Line._fields)})
+            INSERT INTO order_log ({", ".join(LogLine._fields)})
+            SELECT * FROM json_to_recordset(%s) AS given({", ".join(f"{name} {'integer' if name == 'epoch' else 'text'}" for name in LogLine._fields)})
             ON CONFLICT DO NOTHING RETURNING ref, kind, world_id, at
         ), opened AS (
             INSERT INTO open_order (order_id, world_id, accepted_at) SELECT ref, world_id, at FROM line WHERE kind = 'accepted'
         )
         SELECT ref FROM line"""
 
-    def look(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> Seen:
+    def look(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> FenceSnapshot:
         asked = _asked(orders)
         driver = self._driver(connection)
         locks = [
@@ -165,12 +165,12 @@ class _PostgresRows:
             }
         )
 
-    def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, Line]:
+    def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, LogLine]:
         return _lines(
             self._driver(connection).execute(self._SELECTS["earlier"], {"ids": list(ids)}).fetchall()
         )
 
-    def keep(self, connection: Connection, lines: Sequence[Line]) -> set[str]:
+    def keep(self, connection: Connection, lines: Sequence[LogLine]) -> set[str]:
         given = Json([line._asdict() for line in lines])
         return {row[0] for row in self._driver(connection).execute(self._KEEP, (given,)).fetchall()}
 

@@ -17,10 +17,10 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, select, text
 from sqlmodel import SQLModel, col
 
-from activities.orders.fence import Sight, Tally, World, refusal
-from activities.orders.rows import ACCEPTED, FILLED, REFUSED, Line, Seen, order_rows
+from activities.orders.fence import BreakerCount, OrderContext, World, refusal
+from activities.orders.rows import ACCEPTED, FILLED, REFUSED, FenceSnapshot, LogLine, order_rows
 from activities.storage.database import Database, Transaction, utc_now
-from activities.storage.tables import FenceRow, OpenOrder
+from activities.storage.tables import FenceRow, OpenOrderRow
 from activities.worlds.gate import halt
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Order, OrderRecord, OrderVerdict, Refusal
@@ -136,17 +136,17 @@ class SqlOrderStore:
                 request.verdicts = [verdicts[order.order_id] for order in request.orders]
 
     def _judge(
-        self, tx: Transaction, connection: Connection, orders: dict[str, Order], seen: Seen
+        self, tx: Transaction, connection: Connection, orders: dict[str, Order], seen: FenceSnapshot
     ) -> dict[str, OrderVerdict]:
         """Decide about new orders and write each down."""
         if not orders:
             return {}
-        tallies = {world_id: Tally(world) for world_id, world in seen.worlds.items()}
+        tallies = {world_id: BreakerCount(world) for world_id, world in seen.worlds.items()}
         verdicts, lines, now = {}, [], utc_now()
         for _, order in sorted(orders.items()):  # one order of locks in the index, whoever writes
             world = seen.worlds[order.world_id]
             reason = refusal(
-                Sight(
+                OrderContext(
                     order,
                     world,
                     seen.activations.get((order.world_id, order.strategy_id)),
@@ -160,7 +160,7 @@ class SqlOrderStore:
             )
             kind, why = (REFUSED, reason.value) if reason else (ACCEPTED, "")
             lines.append(
-                Line(
+                LogLine(
                     now,
                     order.world_id,
                     kind,
@@ -181,7 +181,7 @@ class SqlOrderStore:
         return verdicts
 
     @staticmethod
-    def _count(tx: Transaction, worlds: dict[str, World], tallies: dict[str, Tally]) -> None:
+    def _count(tx: Transaction, worlds: dict[str, World], tallies: dict[str, BreakerCount]) -> None:
         """Keep the counts of worlds with a circuit breaker, whose fence this transaction holds alone, and halt those where it has tripped."""
         for world_id, world in worlds.items():
             if world.max_orders is None and world.max_refused is None:
@@ -225,7 +225,7 @@ class SqlOrderStore:
             ]
             if rows:
                 connection.execute(self._database.insert(_log).on_conflict_do_nothing(), rows)
-            connection.execute(delete(OpenOrder).where(col(OpenOrder.order_id).in_(ids)))
+            connection.execute(delete(OpenOrderRow).where(col(OpenOrderRow.order_id).in_(ids)))
 
     def waiting(self, limit: int) -> list[tuple[Order, datetime]]:
         """Accepted orders that no venue has ended, oldest first, with the time of their acceptance."""
@@ -277,7 +277,7 @@ class SqlOrderStore:
             return dict(found)
 
 
-def _again(line: Line, seen: Seen) -> OrderVerdict:
+def _again(line: LogLine, seen: FenceSnapshot) -> OrderVerdict:
     """The answer that an order was given before."""
     return OrderVerdict(
         order_id=line.ref,
@@ -318,7 +318,7 @@ class _Request:
         self.verdicts: list[OrderVerdict] = []
         self.error: BaseException | None = None
 
-    def refuse(self, seen: Seen, orders: dict[str, Order]) -> bool:
+    def refuse(self, seen: FenceSnapshot, orders: dict[str, Order]) -> bool:
         """Whether the whole request is refused."""
         for order in self.orders:
             earlier = seen.earlier.get(order.order_id)

@@ -48,7 +48,7 @@ def brokers(delay_s: float) -> dict[Domain, Broker]:
     return {Domain.DRYRUN: PaperBroker("paper", delay_s), Domain.LIVE: PaperBroker("paper-live", delay_s)}
 
 
-class VenueDesk:
+class OrderRouter:
     """One at a time for a database."""
 
     def __init__(self, database: Database, orders: SqlOrderStore, venues: Mapping[Domain, Broker]) -> None:
@@ -57,7 +57,7 @@ class VenueDesk:
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
-                with self._database.sole("venues") as mine:
+                with self._database.elected("venues") as mine:
                     while mine and not stop.is_set():
                         if not self.step():
                             stop.wait(IDLE_S)

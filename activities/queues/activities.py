@@ -5,7 +5,7 @@ from datetime import datetime
 from temporalio import activity
 
 from activities.commands import UpkeepInput, UpkeepTopic
-from activities.queues.upkeep import Kept, QueueKeeper
+from activities.queues.upkeep import QueueKeeper, RetentionResult
 
 
 class QueueActivities:
@@ -17,5 +17,5 @@ class QueueActivities:
         return self._keeper.due(datetime.fromisoformat(command.now))
 
     @activity.defn(no_thread_cancel_exception=True)
-    def keep_queue(self, command: UpkeepTopic) -> Kept:
+    def keep_queue(self, command: UpkeepTopic) -> RetentionResult:
         return self._keeper.keep(command.topic, datetime.fromisoformat(command.now))

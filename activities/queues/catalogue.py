@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlmodel import Session, col, select
 
 from activities.storage.database import Database, Transaction, utc_now
-from activities.storage.tables import GraphNode, Queue, QueueTag, TagQueryRow
+from activities.storage.tables import GraphNodeRow, QueueRow, QueueTagRow, TagQueryRow
 from qmtl_sdk.contracts.dag import TAG_QUERY, NodeRecord
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueInfo
@@ -24,10 +24,10 @@ class SqlQueueCatalogue:
         with self._database.read() as session:
             return matching(session, tags, interval, match_mode, world_id, domain)
 
-    def find(self, topic: str) -> Queue:
+    def find(self, topic: str) -> QueueRow:
         """Raises QmtlError (E_QUEUE_UNKNOWN), also where it was dropped."""
         with self._database.read() as session:
-            row = session.get(Queue, topic)
+            row = session.get(QueueRow, topic)
         if row is None or row.dropped_at is not None:
             raise QmtlError(
                 "E_QUEUE_UNKNOWN", f"there is no queue {topic[:120]!r}", "GET /queues/by_tag finds queues"
@@ -44,7 +44,9 @@ def announce(
     correlation_id: str,
 ) -> None:
     """Put new queues (node, topic) into the catalogue and tell of them: `queue_updated` for each set of tags and interval, `tagquery.upsert` for each query that finds one more."""
-    tx.insert_new([QueueTag(tag=tag, topic=topic) for node, topic in nodes for tag in sorted(set(node.tags))])
+    tx.insert_new(
+        [QueueTagRow(tag=tag, topic=topic) for node, topic in nodes for tag in sorted(set(node.tags))]
+    )
     tx.session.flush()
     groups: dict[tuple[tuple[str, ...], int], list[str]] = defaultdict(list)
     for node, topic in nodes:
@@ -92,10 +94,10 @@ def register(
             tell_query(tx, row, correlation_id)
 
 
-def tell_leaving(tx: Transaction, queue: Queue) -> None:
+def tell_leaving(tx: Transaction, queue: QueueRow) -> None:
     """Tell the tag queries that found a queue that it is gone."""
-    tags = set(tx.session.exec(select(QueueTag.tag).where(QueueTag.topic == queue.topic)))
-    node = tx.session.get(GraphNode, queue.node_id)
+    tags = set(tx.session.exec(select(QueueTagRow.tag).where(QueueTagRow.topic == queue.topic)))
+    node = tx.session.get(GraphNodeRow, queue.node_id)
     for query in tx.session.exec(
         select(TagQueryRow).where(
             TagQueryRow.world_id == queue.world_id, TagQueryRow.execution_domain == queue.execution_domain
@@ -134,18 +136,18 @@ def matching(
 ) -> list[QueueInfo]:
     """The queues of a world and domain that have any (or all) of the tags and this interval, oldest first."""
     query = (
-        select(Queue, GraphNode, QueueTag.tag)
+        select(QueueRow, GraphNodeRow, QueueTagRow.tag)
         .where(
-            col(QueueTag.tag).in_(set(tags)),
-            Queue.topic == QueueTag.topic,
-            Queue.world_id == world_id,
-            Queue.execution_domain == domain,
-            col(Queue.dropped_at).is_(None),
+            col(QueueTagRow.tag).in_(set(tags)),
+            QueueRow.topic == QueueTagRow.topic,
+            QueueRow.world_id == world_id,
+            QueueRow.execution_domain == domain,
+            col(QueueRow.dropped_at).is_(None),
         )
-        .where(GraphNode.node_id == Queue.node_id, GraphNode.interval_s == interval)
-        .order_by(col(Queue.created_at), col(Queue.topic))
+        .where(GraphNodeRow.node_id == QueueRow.node_id, GraphNodeRow.interval_s == interval)
+        .order_by(col(QueueRow.created_at), col(QueueRow.topic))
     )
-    found: dict[str, tuple[Queue, GraphNode]] = {}
+    found: dict[str, tuple[QueueRow, GraphNodeRow]] = {}
     hits: dict[str, set[str]] = defaultdict(set)
     for queue, node, tag in session.exec(query):
         found[queue.topic] = (queue, node)
@@ -154,7 +156,7 @@ def matching(
     topics = [topic for topic in found if len(hits[topic]) >= wanted]
     labels: dict[str, list[str]] = defaultdict(list)
     for row in session.exec(
-        select(QueueTag).where(col(QueueTag.topic).in_(topics)).order_by(col(QueueTag.tag))
+        select(QueueTagRow).where(col(QueueTagRow.topic).in_(topics)).order_by(col(QueueTagRow.tag))
     ):
         labels[row.topic].append(row.tag)
     return [_info(*found[topic], tuple(labels[topic])) for topic in topics]
@@ -212,7 +214,7 @@ def _plain(node: NodeRecord, topic: str) -> QueueInfo:
     )
 
 
-def _info(queue: Queue, node: GraphNode, tags: tuple[str, ...]) -> QueueInfo:
+def _info(queue: QueueRow, node: GraphNodeRow, tags: tuple[str, ...]) -> QueueInfo:
     return QueueInfo(
         topic=queue.topic,
         node_id=queue.node_id,

@@ -14,7 +14,7 @@ from activities.artifacts.store import ArtifactStore
 from activities.queues.catalogue import tell_leaving
 from activities.queues.store import QueueStore
 from activities.storage.database import Database, Transaction, utc_now
-from activities.storage.tables import Queue, SessionRow
+from activities.storage.tables import QueueRow, SessionRow
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
@@ -23,7 +23,7 @@ from qmtl_sdk.contracts.sessions import QueueMessage
 CHUNK = 5000
 
 
-class Kept(Model):
+class RetentionResult(Model):
     """What was done with a queue."""
 
     topic: str
@@ -40,34 +40,34 @@ class QueueKeeper:
         """The queues that have something to go, or that may be dropped."""
         with self._database.read() as session:
             rows = session.exec(
-                select(Queue).where(col(Queue.dropped_at).is_(None)).order_by(col(Queue.topic))
+                select(QueueRow).where(col(QueueRow.dropped_at).is_(None)).order_by(col(QueueRow.topic))
             ).all()
         return [row.topic for row in rows if self._old(row, now) or self._idle(row, now)]
 
-    def keep(self, topic: str, now: datetime) -> Kept:
+    def keep(self, topic: str, now: datetime) -> RetentionResult:
         """Archive what is too old, then drop the queue if nothing is left of it and nobody uses it. Raises QmtlError (E_QUEUE_ARCHIVE)."""
         with self._database.read() as session:
-            row = session.get(Queue, topic)
+            row = session.get(QueueRow, topic)
         if row is None or row.dropped_at is not None:
-            return Kept(topic=topic)
+            return RetentionResult(topic=topic)
         last, archived, archive = self._old(row, now), 0, ""
         while self._queues.bounds(topic).first <= last:
             archive, count, end = self._archive(row, last)
             archived += count
             self._queues.trim(topic, end + 1)
         dropped = self._idle(row, now) and self._drop(topic)
-        return Kept(topic=topic, archived=archived, archive=archive, dropped=dropped)
+        return RetentionResult(topic=topic, archived=archived, archive=archive, dropped=dropped)
 
-    def _old(self, row: Queue, now: datetime) -> int:
+    def _old(self, row: QueueRow, now: datetime) -> int:
         """The sequence of the newest message that is too old; 0 for none."""
         return self._queues.last_before(row.topic, (now - timedelta(days=row.retention_days)).timestamp())
 
-    def _idle(self, row: Queue, now: datetime) -> bool:
+    def _idle(self, row: QueueRow, now: datetime) -> bool:
         bounds = self._queues.bounds(row.topic)
         old = datetime.fromisoformat(row.created_at) < now - timedelta(days=row.retention_days)
         return old and bounds.first > bounds.last
 
-    def _archive(self, row: Queue, last: int) -> tuple[str, int, int]:
+    def _archive(self, row: QueueRow, last: int) -> tuple[str, int, int]:
         """Write, read back, compare, note. The artifact, how many messages, and the last of them."""
         first = self._queues.bounds(row.topic).first
         count = min(CHUNK, last - first + 1)
@@ -83,7 +83,7 @@ class QueueKeeper:
         if there != again or end > last:
             raise _unlike(row.topic, digest)
         with self._database.write("upkeep") as tx:
-            found = tx.session.get(Queue, row.topic, with_for_update=True)
+            found = tx.session.get(QueueRow, row.topic, with_for_update=True)
             assert found is not None  # queues are never deleted
             found.archived_at, found.archive = utc_now(), digest
             tx.session.add(found)
@@ -94,7 +94,7 @@ class QueueKeeper:
         """False where a session has come to use it."""
         with self._database.write("upkeep") as tx:
             tx.lock("graph")
-            row = tx.session.get(Queue, topic, with_for_update=True)
+            row = tx.session.get(QueueRow, topic, with_for_update=True)
             assert row is not None  # queues are never deleted
             running = select(SessionRow).where(
                 SessionRow.world_id == row.world_id,
@@ -121,7 +121,7 @@ def decode(data: bytes) -> list[QueueMessage]:
     return [QueueMessage.model_validate_json(line) for line in data.splitlines()]
 
 
-def _tell(tx: Transaction, row: Queue, change: str, archive: str) -> None:
+def _tell(tx: Transaction, row: QueueRow, change: str, archive: str) -> None:
     data = {
         "world_id": row.world_id,
         "execution_domain": row.execution_domain,

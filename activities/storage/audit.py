@@ -8,7 +8,7 @@ from sqlmodel import col, select
 
 from activities.storage.chain import link
 from activities.storage.database import Database
-from activities.storage.tables import Audit, AuditHead
+from activities.storage.tables import AuditHeadRow, AuditRow
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.worlds import UtcTime
@@ -46,9 +46,9 @@ class SqlAudit:
         verified = self.verify(chain) if verify else None
         with self._database.read() as session:
             rows = session.exec(
-                select(Audit)
-                .where(Audit.chain == chain, Audit.number > after)
-                .order_by(col(Audit.number))
+                select(AuditRow)
+                .where(AuditRow.chain == chain, AuditRow.number > after)
+                .order_by(col(AuditRow.number))
                 .limit(limit)
             ).all()
         return AuditPage(entries=tuple(_entry(row) for row in rows), verified=verified)
@@ -57,12 +57,12 @@ class SqlAudit:
         """How many entries there are, each with the right hash and none missing. Raises QmtlError (E_AUDIT_BROKEN) with the first place where that is not so."""
         number, before = 0, ""
         with self._database.read() as session:
-            head = session.get(AuditHead, chain)
+            head = session.get(AuditHeadRow, chain)
             while True:
                 rows = session.exec(
-                    select(Audit)
-                    .where(Audit.chain == chain, Audit.number > number)
-                    .order_by(col(Audit.number))
+                    select(AuditRow)
+                    .where(AuditRow.chain == chain, AuditRow.number > number)
+                    .order_by(col(AuditRow.number))
                     .limit(_CHUNK)
                 ).all()
                 for row in rows:
@@ -98,7 +98,7 @@ def _broken(chain: str, number: int, what: str) -> QmtlError:
     )
 
 
-def _entry(row: Audit) -> AuditEntry:
+def _entry(row: AuditRow) -> AuditEntry:
     base = {
         name: getattr(row, name)
         for name in ("number", "actor", "action", "subject", "correlation_id", "hash")

@@ -28,8 +28,8 @@ from sqlmodel import Session, SQLModel, select
 
 from activities.storage.chain import link
 from activities.storage.migrate import migrate
-from activities.storage.tables import StoreIdentity
-from activities.storage.turnstile import Turnstile
+from activities.storage.tables import StoreIdentityRow
+from activities.storage.turnstile import WriterTurnstile
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
 
@@ -212,9 +212,9 @@ class Database(ABC):
     def _identity(self) -> str:
         with self.write("system") as tx:
             tx.lock("store_identity")
-            found = tx.session.exec(select(StoreIdentity)).first()
+            found = tx.session.exec(select(StoreIdentityRow)).first()
             if found is None:
-                found = StoreIdentity(store_id=uuid.uuid4().hex)
+                found = StoreIdentityRow(store_id=uuid.uuid4().hex)
                 tx.session.add(found)
                 tx.record("store.created", "", found.store_id)
             return found.store_id
@@ -228,7 +228,7 @@ class Database(ABC):
         return nullcontext()
 
     @abstractmethod
-    def sole(self, role: str) -> AbstractContextManager[bool]:
+    def elected(self, role: str) -> AbstractContextManager[bool]:
         """Whether this process is now the one that plays `role`; it is until the block ends, or the process."""
 
     def close(self) -> None:
@@ -243,7 +243,7 @@ class SqliteDatabase(Database):
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._local = path, threading.local()
-        self._turnstiles: list[Turnstile] = []
+        self._turnstiles: list[WriterTurnstile] = []
         engine = create_engine(
             f"sqlite:///{path}", connect_args={"timeout": 30, "check_same_thread": False}, pool_size=16
         )
@@ -263,7 +263,7 @@ class SqliteDatabase(Database):
     @contextmanager
     def queue(self) -> Iterator[None]:
         if not hasattr(self._local, "turnstile"):
-            self._local.turnstile = Turnstile(self._path)
+            self._local.turnstile = WriterTurnstile(self._path)
             self._turnstiles.append(self._local.turnstile)
         with self._local.turnstile:
             yield
@@ -272,7 +272,7 @@ class SqliteDatabase(Database):
         return self.queue()
 
     @contextmanager
-    def sole(self, role: str) -> Iterator[bool]:
+    def elected(self, role: str) -> Iterator[bool]:
         with self._path.with_name(f"{self._path.name}.{role}").open("w") as file:
             try:
                 portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
@@ -320,8 +320,8 @@ class PostgresDatabase(Database):
                 connection.commit()
 
     @contextmanager
-    def sole(self, role: str) -> Iterator[bool]:
-        with self._connection("sole") as connection:  # the lock is this connection's, and ends with it
+    def elected(self, role: str) -> Iterator[bool]:
+        with self._connection("election") as connection:  # the lock is this connection's, and ends with it
             mine = bool(
                 connection.execute(
                     text("SELECT pg_try_advisory_lock(:key)"), {"key": lock_key(role)}

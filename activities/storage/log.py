@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from activities.storage.turnstile import Turnstile
+from activities.storage.turnstile import WriterTurnstile
 from qmtl_sdk.contracts.errors import QmtlError
 
 _REMEMBERED = 5000  # trimmed entries whose ids are still known
@@ -61,7 +61,7 @@ class SqliteLog:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._local, self._lock = path, threading.local(), threading.Lock()
-        self._open: list[tuple[sqlite3.Connection, Turnstile]] = []
+        self._open: list[tuple[sqlite3.Connection, WriterTurnstile]] = []
         with self._write() as connection:
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
@@ -136,11 +136,11 @@ class SqliteLog:
         row = (
             self._reader()
             .execute(
-                f"SELECT max(sequence) FROM entry WHERE topic = ? AND at < ? AND sequence >= {kept}",
+                f"SELECT max(sequence) FROM entry WHERE topic = ? AND at < ? AND sequence >= {kept}",  # noqa: S608  a text of ours
                 (topic, at),
             )
             .fetchone()
-        )  # noqa: S608  a text of ours
+        )
         return row[0] or 0
 
     def topics(self) -> dict[str, Bounds]:
@@ -217,7 +217,7 @@ class SqliteLog:
             )
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
                 connection.execute(f"PRAGMA {pragma}")
-            self._local.connection, self._local.turnstile = connection, Turnstile(self._path)
+            self._local.connection, self._local.turnstile = connection, WriterTurnstile(self._path)
             with self._lock:
                 self._open.append((connection, self._local.turnstile))
         found: sqlite3.Connection = self._local.connection

@@ -21,10 +21,10 @@ def migrate(engine: Engine) -> None:
     with engine.connect() as connection:
         there = inspect(connection).has_table(_VERSION_TABLE)
         current = (
-            connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar_one_or_none()
+            connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar_one_or_none()  # noqa: S608  a name of ours
             if there
             else None
-        )  # noqa: S608  a name of ours
+        )
     known = _revisions()
     if current is not None and current not in known:
         raise QmtlError(

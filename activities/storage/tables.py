@@ -17,14 +17,14 @@ def _text() -> "Column[str]":
 # storage
 
 
-class StoreIdentity(SQLModel, table=True):
+class StoreIdentityRow(SQLModel, table=True):
     """One row: the id that workflows carry, so that a worker of another store refuses their work."""
 
     __tablename__ = "store_identity"
     store_id: str = Field(primary_key=True)
 
 
-class Audit(SQLModel, table=True):
+class AuditRow(SQLModel, table=True):
     """Who did what. Rows are never changed: each holds the hash of itself and of the row before it in its chain (the world's, or the subject's)."""
 
     __tablename__ = "audit"
@@ -43,7 +43,7 @@ class Audit(SQLModel, table=True):
     hash: str = Field(default="", sa_column_kwargs={"server_default": ""})
 
 
-class AuditHead(SQLModel, table=True):
+class AuditHeadRow(SQLModel, table=True):
     """The end of a chain of audit rows, so that rows missing at the end are noticed."""
 
     __tablename__ = "audit_head"
@@ -52,7 +52,7 @@ class AuditHead(SQLModel, table=True):
     hash: str
 
 
-class Outbox(SQLModel, table=True):
+class OutboxRow(SQLModel, table=True):
     """What others will be told, written with the change itself. `key` keeps order: the world's, or the subject's where there is no world."""
 
     __tablename__ = "outbox"
@@ -94,7 +94,7 @@ class TokenRow(SQLModel, table=True):
 # events
 
 
-class CommitLog(SQLModel, table=True):
+class CommitLogRow(SQLModel, table=True):
     """Submissions in the order in which they came, before anything is done with them. `ack` is what was answered."""
 
     __tablename__ = "commit_log"
@@ -113,7 +113,7 @@ class CommitLog(SQLModel, table=True):
 # graph
 
 
-class GraphNode(SQLModel, table=True):
+class GraphNodeRow(SQLModel, table=True):
     """A node of the global strategy graph. Append-only."""
 
     __tablename__ = "graph_node"
@@ -130,13 +130,13 @@ class GraphNode(SQLModel, table=True):
     recompute_after: str | None = None
 
 
-class GraphEdge(SQLModel, table=True):
+class GraphEdgeRow(SQLModel, table=True):
     __tablename__ = "graph_edge"
     parent: str = Field(primary_key=True)
     child: str = Field(primary_key=True, index=True)
 
 
-class GraphStrategy(SQLModel, table=True):
+class GraphStrategyRow(SQLModel, table=True):
     __tablename__ = "graph_strategy"
     strategy_id: str = Field(primary_key=True)
     name: str
@@ -144,7 +144,7 @@ class GraphStrategy(SQLModel, table=True):
     created_at: str
 
 
-class Sentinel(SQLModel, table=True):
+class SentinelRow(SQLModel, table=True):
     """The version boundary in front of a strategy in a world."""
 
     __tablename__ = "sentinel"
@@ -157,7 +157,7 @@ class Sentinel(SQLModel, table=True):
     created_at: str
 
 
-class Diff(SQLModel, table=True):
+class DiffRow(SQLModel, table=True):
     """The answer of a diff, by workflow run: asked again, it answers the same."""
 
     __tablename__ = "graph_diff"
@@ -165,7 +165,7 @@ class Diff(SQLModel, table=True):
     body: str = Field(sa_column=_text())
 
 
-class Queue(SQLModel, table=True):
+class QueueRow(SQLModel, table=True):
     """A node's topic in a world and domain."""
 
     __tablename__ = "queue"
@@ -184,7 +184,7 @@ class Queue(SQLModel, table=True):
     dropped_at: str | None = None
 
 
-class QueueTag(SQLModel, table=True):
+class QueueTagRow(SQLModel, table=True):
     """The label tags of a queue's node, by which tag queries find it."""
 
     __tablename__ = "queue_tag"
@@ -228,7 +228,7 @@ class PolicyRow(SQLModel, table=True):
     created_at: str
 
 
-class Binding(SQLModel, table=True):
+class BindingRow(SQLModel, table=True):
     """A strategy in a world (WSB). `seq` is its age: ties in score go to the older."""
 
     __tablename__ = "binding"
@@ -240,7 +240,7 @@ class Binding(SQLModel, table=True):
     created_at: str
 
 
-class RunContext(SQLModel, table=True):
+class RunContextRow(SQLModel, table=True):
     """What the services decided about one run: context, bindings, costs, the data's range."""
 
     __tablename__ = "run_context"
@@ -251,7 +251,7 @@ class RunContext(SQLModel, table=True):
     created_at: str
 
 
-class Evidence(SQLModel, table=True):
+class EvidenceRow(SQLModel, table=True):
     """What a run came to: metrics, or why there are none. A shadow run's is no evidence for the world."""
 
     __tablename__ = "evidence"
@@ -265,7 +265,7 @@ class Evidence(SQLModel, table=True):
     created_at: str
 
 
-class Decision(SQLModel, table=True):
+class DecisionRow(SQLModel, table=True):
     __tablename__ = "decision"
     __table_args__ = (Index("decision_of", "world_id", "seq"),)
     seq: int | None = Field(default=None, sa_column=_seq())
@@ -276,7 +276,7 @@ class Decision(SQLModel, table=True):
     created_at: str
 
 
-class EvaluationRequest(SQLModel, table=True):
+class EvaluationRequestRow(SQLModel, table=True):
     """Which decision answered which request: asked again, it answers the same."""
 
     __tablename__ = "evaluation_request"
@@ -285,7 +285,7 @@ class EvaluationRequest(SQLModel, table=True):
     decision_seq: int
 
 
-class Activation(SQLModel, table=True):
+class ActivationRow(SQLModel, table=True):
     __tablename__ = "activation"
     world_id: str = Field(primary_key=True)
     strategy_id: str = Field(primary_key=True)
@@ -295,7 +295,7 @@ class Activation(SQLModel, table=True):
     body: str = Field(sa_column=_text())
 
 
-class StandingRow(SQLModel, table=True):
+class HysteresisRow(SQLModel, table=True):
     """What hysteresis remembers of a strategy: how often in a row it passed or failed, and since when (world time) it is in or out."""
 
     __tablename__ = "standing"
@@ -304,7 +304,7 @@ class StandingRow(SQLModel, table=True):
     body: str = Field(sa_column=_text())
 
 
-class JudgedRow(SQLModel, table=True):
+class DecisionInputsRow(SQLModel, table=True):
     """What a decision was made from, so that another policy can be tried on it."""
 
     __tablename__ = "judged"
@@ -313,7 +313,7 @@ class JudgedRow(SQLModel, table=True):
     body: str = Field(sa_column=_text())
 
 
-class EdgeOverride(SQLModel, table=True):
+class EdgeOverrideRow(SQLModel, table=True):
     """An edge of the world's view graph, between nodes or between domains (`domain:backtest`), that is closed or opened."""
 
     __tablename__ = "edge_override"
@@ -325,7 +325,7 @@ class EdgeOverride(SQLModel, table=True):
     updated_at: str
 
 
-class WorldNode(SQLModel, table=True):
+class WorldNodeRow(SQLModel, table=True):
     """A node in a world and domain (WorldNodeRef), with its state and the key of its newest validation."""
 
     __tablename__ = "world_node"
@@ -337,7 +337,7 @@ class WorldNode(SQLModel, table=True):
     updated_at: str
 
 
-class Validation(SQLModel, table=True):
+class ValidationRow(SQLModel, table=True):
     """The result of a validation, by EvalKey: another dataset, contract, domain or code is another validation."""
 
     __tablename__ = "validation"
@@ -382,7 +382,7 @@ class ApplyRow(SQLModel, table=True):
     ended_at: str | None = None
 
 
-class ApplyStep(SQLModel, table=True):
+class ApplyStepRow(SQLModel, table=True):
     """A step that was done, and what it answered: done once for ever, whatever the world is now."""
 
     __tablename__ = "apply_step"
@@ -453,7 +453,7 @@ class FenceRow(SQLModel, table=True):
     refused: int = 0
 
 
-class OrderLog(SQLModel, table=True):
+class OrderLogRow(SQLModel, table=True):
     """Every order with its verdict, every fill, and every change of the fence, in one order. Rows are never changed."""
 
     __tablename__ = "order_log"
@@ -485,7 +485,7 @@ class OrderLog(SQLModel, table=True):
     body: str = Field(default="", sa_column=_text())
 
 
-class OpenOrder(SQLModel, table=True):
+class OpenOrderRow(SQLModel, table=True):
     """An accepted order that no venue has ended yet."""
 
     __tablename__ = "open_order"

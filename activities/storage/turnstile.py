@@ -10,7 +10,7 @@ from types import TracebackType
 import portalocker
 
 
-class Turnstile:
+class WriterTurnstile:
     """Held while a transaction writes. One for each thread, since a lock belongs to an open file."""
 
     def __init__(self, path: Path) -> None:

@@ -8,16 +8,16 @@ from temporalio.common import WorkflowIDConflictPolicy
 
 from activities.artifacts.store import ArtifactStore
 from activities.commands import (
-    ConcludeCommand,
+    ConcludeSubmission,
     Conclusion,
     EvaluationInput,
-    EvaluationRequest,
     JudgeCommand,
     Judgment,
     MeasureCommand,
     RejectCommand,
     RenewalDone,
     RenewalInput,
+    RequestEvaluation,
     RunCommand,
 )
 from activities.events.store import CommitLogStore
@@ -25,7 +25,14 @@ from activities.worlds.context import ComputeContextService
 from activities.worlds.correlation import Correlations
 from activities.worlds.decision import etag_of, judge, summary
 from activities.worlds.evidence import data_range, examine, sectors, validations
-from activities.worlds.store import Basis, EvidenceBody, Judged, RunContextBody, WorldStore, furthest
+from activities.worlds.store import (
+    DecisionInputs,
+    EvidenceBody,
+    RunContextBody,
+    StoredDecision,
+    WorldStore,
+    furthest,
+)
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Outcome
@@ -122,7 +129,7 @@ class WorldActivities:
             etag=etag_of(command.world_id, policy.version, mode, strategies),
             strategies=strategies,
         )
-        basis = Basis(
+        basis = DecisionInputs(
             evidence=tuple(candidate.evidence_seq for candidate in candidates),
             before=before,
             after=verdicts.standings,
@@ -137,7 +144,7 @@ class WorldActivities:
         return RenewalDone(worlds=tuple(self._worlds.trading_until(datetime.now(UTC) + RENEW_WITHIN)))
 
     @activity.defn(no_thread_cancel_exception=True)
-    def conclude(self, command: ConcludeCommand) -> Conclusion:
+    def conclude(self, command: ConcludeSubmission) -> Conclusion:
         """Keep how a run ended: the decision that judged it, or why there is none."""
         judged = (
             self._worlds.answered((command.request_id,)).get(command.request_id)
@@ -193,7 +200,7 @@ class EvaluationActivities:
         self._task_queue = task_queue
 
     @activity.defn
-    async def request_evaluation(self, command: EvaluationRequest) -> None:
+    async def request_evaluation(self, command: RequestEvaluation) -> None:
         await activity.client().start_workflow(
             "EvaluationWorkflow",
             EvaluationInput(store_id=command.store_id, world_id=command.world_id),
@@ -214,7 +221,7 @@ def evaluation_options(world_id: str, task_queue: str) -> dict[str, Any]:
     }
 
 
-def _brief(judged: Judged) -> Judgment:
+def _brief(judged: StoredDecision) -> Judgment:
     envelope = judged.envelope
     lines = tuple(
         (

@@ -18,15 +18,15 @@ from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import (
     AckRow,
     ApplyRow,
-    ApplyStep,
+    ApplyStepRow,
     ApprovalRow,
-    EdgeOverride,
+    EdgeOverrideRow,
     FenceRow,
     GatewayRow,
-    GraphStrategy,
+    GraphStrategyRow,
     PolicyRow,
     SessionRow,
-    WorldNode,
+    WorldNodeRow,
     WorldRow,
 )
 from activities.worlds.gate import (
@@ -34,35 +34,35 @@ from activities.worlds.gate import (
     FROZEN,
     LIVE_EDGE,
     OPEN,
+    activation_hashes,
     entry_hashes,
     halt,
-    hashes,
-    journal,
     locked_fence,
-    tell,
+    log_fence_change,
+    publish_gate_change,
 )
 from activities.worlds.plan import plan_apply, plan_rollback
-from activities.worlds.situation import Situation, Snapshot, standpoint
+from activities.worlds.situation import PlanningContext, Snapshot, allocation_of
 from activities.worlds.sql import (
-    activate,
     activation_etag,
     activations_of,
-    follow,
+    apply_decision,
+    change_activation,
     newest_decision,
     newest_evidence,
     world_of,
 )
-from activities.worlds.store import Frozen, StepDone
+from activities.worlds.store import GateChange, StepDone
 from qmtl_sdk.contracts.applies import (
-    Ack,
+    Acknowledgement,
     ApplyPlan,
     ApplyRequest,
     ApplyStatus,
     Approval,
+    ApprovalBody,
     Change,
-    Standpoint,
     Step,
-    Verdict,
+    StrategyAllocation,
     plan_etag,
 )
 from qmtl_sdk.contracts.dag import Dag
@@ -73,13 +73,13 @@ from qmtl_sdk.contracts.worlds import ActivationEnvelope
 
 StepT = TypeVar("StepT", bound=StepDone)
 _SAME_RUN = (
-    (col(ApplyStep.world_id) == ApplyRow.world_id)
-    & (col(ApplyStep.run_id) == ApplyRow.run_id)
-    & (col(ApplyStep.step) == bindparam("step"))
+    (col(ApplyStepRow.world_id) == ApplyRow.world_id)
+    & (col(ApplyStepRow.run_id) == ApplyRow.run_id)
+    & (col(ApplyStepRow.step) == bindparam("step"))
 )
 _RUN_AND_STEP = (
-    select(ApplyRow, ApplyStep.answer)
-    .join(ApplyStep, _SAME_RUN, isouter=True)
+    select(ApplyRow, ApplyStepRow.answer)
+    .join(ApplyStepRow, _SAME_RUN, isouter=True)
     .where(ApplyRow.world_id == bindparam("world"), ApplyRow.run_id == bindparam("run"))
 )
 """A run, and what was answered when a step of it was done, if it was."""
@@ -157,13 +157,13 @@ class SqlApplyStore:
             )
             return _status(tx.session, row)
 
-    def situation(self, world_id: str) -> Situation:
+    def situation(self, world_id: str) -> PlanningContext:
         """The world as the planner sees it. Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING."""
         with self._database.read() as session:
-            return situation_of(session, world_id)
+            return planning_context(session, world_id)
 
     def _planned(self, session: Session, world_id: str, request: ApplyRequest, actor: str) -> ApplyPlan:
-        situation = situation_of(session, world_id)
+        situation = planning_context(session, world_id)
         if not request.rollback_of:
             return plan_apply(request, actor, situation)
         earlier = session.get(ApplyRow, (world_id, request.rollback_of))
@@ -209,7 +209,7 @@ class SqlApplyStore:
     # approvals
 
     def vote(
-        self, world_id: str, subject: str, actor: str, verdict: str, body: Verdict, approval_id: str
+        self, world_id: str, subject: str, actor: str, verdict: str, body: ApprovalBody, approval_id: str
     ) -> Approval:
         """Keep what an authenticated person said of an apply. Saying it twice is saying it once. Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_ETAG, E_APPROVAL_OWN."""
         with self._database.write(actor) as tx:
@@ -363,10 +363,10 @@ class SqlApplyStore:
 
         return self._once(world_id, run_id, "approval", StepDone, do)
 
-    def freeze(self, world_id: str, run_id: str) -> Frozen:
+    def freeze(self, world_id: str, run_id: str) -> GateChange:
         """Close the world for this run. Raises QmtlError: E_WORLD_FROZEN where it is not open, E_ETAG where it has changed since the plan was made."""
 
-        def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> Frozen:
+        def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
             plan = ApplyPlan.model_validate_json(row.plan)
             if fence.state != OPEN:
                 raise QmtlError(
@@ -378,7 +378,7 @@ class SqlApplyStore:
                 world = tx.session.get_one(WorldRow, world_id)
                 there = _unchanged(tx.session, world, plan, fence.live_edge)
             row.snapshot = Snapshot(
-                standpoints={item.strategy_id: standpoint(item) for item in there},
+                standpoints={item.strategy_id: allocation_of(item) for item in there},
                 live_edge=fence.live_edge,
                 fingerprint=world.pinned_fingerprint,
             ).model_dump_json()
@@ -387,12 +387,12 @@ class SqlApplyStore:
             fence.state, fence.holder, fence.epoch = FROZEN, run_id, fence.epoch + 1
             if plan.live_edge_before and plan.freeze.close_live_edge:
                 _edge(tx, fence, False, f"closed by {run_id}")
-            journal(tx, fence, "freeze", run_id)
+            log_fence_change(tx, fence, "freeze", run_id)
             after, entries = (
                 {"state": fence.state, "epoch": fence.epoch, "live_edge": fence.live_edge},
                 entry_hashes(there),
             )
-            told = tell(
+            told = publish_gate_change(
                 tx,
                 world,
                 fence,
@@ -404,9 +404,9 @@ class SqlApplyStore:
                 requires_ack=True,
                 entries=entries,
             )
-            return Frozen(epoch=fence.epoch, sequence=told.sequence, at=told.ts)
+            return GateChange(epoch=fence.epoch, sequence=told.sequence, at=told.ts)
 
-        return self._once(world_id, run_id, "freeze", Frozen, do)
+        return self._once(world_id, run_id, "freeze", GateChange, do)
 
     def drain(self, world_id: str, run_id: str) -> StepDone:
         """From frozen to draining: open orders may end, new ones are still refused."""
@@ -414,8 +414,8 @@ class SqlApplyStore:
         def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
             _held(fence, run_id)
             fence.state = DRAINING
-            journal(tx, fence, "drain", run_id)
-            tell(
+            log_fence_change(tx, fence, "drain", run_id)
+            publish_gate_change(
                 tx,
                 tx.session.get_one(WorldRow, world_id),
                 fence,
@@ -460,7 +460,7 @@ class SqlApplyStore:
             )
             world.pinned_fingerprint = plan.fingerprint_after
             tx.session.add(world)
-            journal(tx, fence, "switch", run_id)
+            log_fence_change(tx, fence, "switch", run_id)
             after = {
                 "changes": [change.json_dict() for change in plan.changes],
                 "live_edge": plan.live_edge_after,
@@ -485,24 +485,24 @@ class SqlApplyStore:
         def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
             _held(fence, run_id)
             self._put_back(tx, row, fence)
-            journal(tx, fence, "restore", run_id)
+            log_fence_change(tx, fence, "restore", run_id)
             _progress(tx, row, "apply.restored", "restore", after=json.loads(row.snapshot))
             return StepDone()
 
         return self._once(world_id, run_id, "restore", StepDone, do)
 
-    def unfreeze(self, world_id: str, run_id: str) -> Frozen:
+    def unfreeze(self, world_id: str, run_id: str) -> GateChange:
         """Open the world again, under a new epoch, as the newest decision has it."""
 
-        def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> Frozen:
+        def do(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
             _held(fence, run_id)
-            if tx.session.get(ApplyStep, (world_id, run_id, "switch")) is None:
+            if tx.session.get(ApplyStepRow, (world_id, run_id, "switch")) is None:
                 self._put_back(tx, row, fence)
             told = self._open(tx, fence, run_id)
             row.epoch_after = fence.epoch
-            return Frozen(epoch=fence.epoch, sequence=told.sequence, at=told.ts)
+            return GateChange(epoch=fence.epoch, sequence=told.sequence, at=told.ts)
 
-        return self._once(world_id, run_id, "unfreeze", Frozen, do)
+        return self._once(world_id, run_id, "unfreeze", GateChange, do)
 
     def conclude(self, world_id: str, run_id: str, outcome: str, reason: str) -> StepDone:
         """The apply has ended."""
@@ -566,9 +566,9 @@ class SqlApplyStore:
                 self._open(tx, fence, fence.holder, before=before, reason=reason)
             else:
                 fence.epoch += 1
-                journal(tx, fence, "resume", world_id, reason)
+                log_fence_change(tx, fence, "resume", world_id, reason)
                 world = tx.session.get_one(WorldRow, world_id)
-                tell(
+                publish_gate_change(
                     tx,
                     world,
                     fence,
@@ -600,7 +600,7 @@ class SqlApplyStore:
             )
             return not late
 
-    def missing_acks(self, world_id: str, told: Frozen, phase: str) -> tuple[str, ...]:
+    def missing_acks(self, world_id: str, told: GateChange, phase: str) -> tuple[str, ...]:
         with self._database.read() as session:
             return tuple(
                 item.holder
@@ -613,8 +613,8 @@ class SqlApplyStore:
         """Whether the apply that is under way told this sequence and still waits for who has heard."""
         row = _running(session, world_id)
         told = {"freeze": "freeze", "drain": "freeze", "unfreeze": "unfreeze"}.get(row.state) if row else None
-        step = session.get(ApplyStep, (world_id, row.run_id, told)) if row and told else None
-        return step is not None and Frozen.model_validate_json(step.answer).sequence == sequence
+        step = session.get(ApplyStepRow, (world_id, row.run_id, told)) if row and told else None
+        return step is not None and GateChange.model_validate_json(step.answer).sequence == sequence
 
     def beat(self, gateway_id: str, lease_s: float) -> None:
         """A Gateway serves this store for so long from now."""
@@ -666,13 +666,13 @@ class SqlApplyStore:
         """The step before has ended, this one begins."""
         now = utc_now()
         earlier = (
-            col(ApplyStep.world_id) == row.world_id,
-            col(ApplyStep.run_id) == row.run_id,
-            col(ApplyStep.ended_at).is_(None),
+            col(ApplyStepRow.world_id) == row.world_id,
+            col(ApplyStepRow.run_id) == row.run_id,
+            col(ApplyStepRow.ended_at).is_(None),
         )
-        tx.session.connection().execute(update(ApplyStep).where(*earlier).values(ended_at=now))
+        tx.session.connection().execute(update(ApplyStepRow).where(*earlier).values(ended_at=now))
         tx.session.add(
-            ApplyStep(
+            ApplyStepRow(
                 world_id=row.world_id,
                 run_id=row.run_id,
                 step=step,
@@ -683,10 +683,10 @@ class SqlApplyStore:
         )
 
     @staticmethod
-    def _stand(tx: Transaction, world: WorldRow, wanted: dict[str, Standpoint], run_id: str) -> None:
+    def _stand(tx: Transaction, world: WorldRow, wanted: dict[str, StrategyAllocation], run_id: str) -> None:
         """Bring strategies to where they shall stand."""
         there = {item.strategy_id: item for item in activations_of(tx.session, world.world_id)}
-        entries = hashes(tx.session, world.world_id)
+        entries = activation_hashes(tx.session, world.world_id)
         for strategy_id, after in sorted(wanted.items()):
             before = there.get(strategy_id)
             mode = after.mode if after.active else "validate"
@@ -709,12 +709,12 @@ class SqlApplyStore:
                     "ts": datetime.now(UTC),
                 }
             )
-            activate(tx, world, envelope, before, entries)
+            change_activation(tx, world, envelope, before, entries)
 
     @staticmethod
     def _bind(tx: Transaction, world_id: str, change: Change) -> None:
         """A strategy that trades has its queues in the domain that it comes to, and its nodes run there; in the one that it leaves they stop."""
-        found = tx.session.get(GraphStrategy, change.strategy_id)
+        found = tx.session.get(GraphStrategyRow, change.strategy_id)
         if found is None:
             return
         dag, now = Dag.model_validate_json(found.dag), utc_now()
@@ -725,7 +725,7 @@ class SqlApplyStore:
                     SqlGraphStore.bind_queues(tx, world_id, domain.value, dag)
                 for node in dag.nodes:
                     at = {"world_id": world_id, "node_id": node.node_id, "execution_domain": domain.value}
-                    there = tx.session.get(WorldNode, tuple(at.values())) or WorldNode(
+                    there = tx.session.get(WorldNodeRow, tuple(at.values())) or WorldNodeRow(
                         **at, eval_key="", state=state, updated_at=now
                     )
                     there.state, there.updated_at = state, now
@@ -751,9 +751,9 @@ class SqlApplyStore:
         fence.state, fence.holder, fence.epoch = OPEN, "", fence.epoch + 1
         decision = newest_decision(tx.session, fence.world_id)
         if decision is not None:
-            follow(tx, world, decision, run_id)
-        journal(tx, fence, "unfreeze", run_id, reason)
-        return tell(
+            apply_decision(tx, world, decision, run_id)
+        log_fence_change(tx, fence, "unfreeze", run_id, reason)
+        return publish_gate_change(
             tx,
             world,
             fence,
@@ -766,7 +766,7 @@ class SqlApplyStore:
         )
 
 
-def situation_of(session: Session, world_id: str) -> Situation:
+def planning_context(session: Session, world_id: str) -> PlanningContext:
     """The world as the planner sees it. Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING."""
     row, fence = session.get(WorldRow, world_id), session.get(FenceRow, world_id)
     if row is None or fence is None:
@@ -776,7 +776,7 @@ def situation_of(session: Session, world_id: str) -> Situation:
         raise QmtlError(
             "E_POLICY_MISSING", f"world {world_id} has no policy", "add one: qmtl world policy add W FILE"
         )
-    return Situation(
+    return PlanningContext(
         world=world_of(row),
         policy=Policy.model_validate_json(policy.body),
         decision=newest_decision(session, world_id),
@@ -855,7 +855,7 @@ def _edge(tx: Transaction, fence: FenceRow, active: bool, reason: str) -> None:
     fence.live_edge = active
     tx.session.add(fence)
     tx.upsert(
-        EdgeOverride(
+        EdgeOverrideRow(
             world_id=fence.world_id,
             src=LIVE_EDGE[0],
             dst=LIVE_EDGE[1],
@@ -883,14 +883,14 @@ def _unknown(world_id: str, run_id: str) -> QmtlError:
 
 def _status(session: Session, row: ApplyRow) -> ApplyStatus:
     steps = session.exec(
-        select(ApplyStep)
-        .where(ApplyStep.world_id == row.world_id, ApplyStep.run_id == row.run_id)
-        .order_by(col(ApplyStep.started_at))
+        select(ApplyStepRow)
+        .where(ApplyStepRow.world_id == row.world_id, ApplyStepRow.run_id == row.run_id)
+        .order_by(col(ApplyStepRow.started_at))
     ).all()
-    acks: list[Ack] = []
+    acks: list[Acknowledgement] = []
     for step in steps:
         if step.step in ("freeze", "unfreeze"):
-            told = Frozen.model_validate_json(step.answer)
+            told = GateChange.model_validate_json(step.answer)
             acks += _acks(session, row.world_id, told.sequence, step.step, told.at)
     return ApplyStatus.model_validate(
         {
@@ -920,7 +920,7 @@ def _status(session: Session, row: ApplyRow) -> ApplyStatus:
     )
 
 
-def _acks(session: Session, world_id: str, sequence: int, phase: str, at: datetime) -> list[Ack]:
+def _acks(session: Session, world_id: str, sequence: int, phase: str, at: datetime) -> list[Acknowledgement]:
     """Who should hear of a change told at `at`, and who has said that they did: sessions and Gateways that were there then and still are, and whoever else has spoken."""
     said = {
         row.holder: row
@@ -944,7 +944,7 @@ def _acks(session: Session, world_id: str, sequence: int, phase: str, at: dateti
     for holder, kind in sorted(holders.items()):
         row = said.get(holder)
         found.append(
-            Ack.model_validate(
+            Acknowledgement.model_validate(
                 {
                     "sequence": sequence,
                     "phase": phase,

@@ -6,18 +6,18 @@ import time
 from temporalio import activity
 
 from activities.commands import (
+    AckResult,
     ApplyBrief,
     ApplyInput,
+    ApprovalList,
     AwaitAcks,
-    Conclude,
-    DirectVote,
+    ConcludeApply,
+    DirectApproval,
     DrainCommand,
-    Heard,
-    Votes,
 )
 from activities.orders.sql import SqlOrderStore
 from activities.worlds.applies import SqlApplyStore
-from activities.worlds.store import Frozen, StepDone
+from activities.worlds.store import GateChange, StepDone
 from qmtl_sdk.contracts.errors import QmtlError
 
 LOOK_S, LINES = 0.02, 40
@@ -48,11 +48,11 @@ class ApplyActivities:
         return self._applies.await_approval(command.world_id, command.run_id)
 
     @activity.defn(no_thread_cancel_exception=True)
-    def take_votes(self, command: ApplyInput) -> Votes:
-        return Votes(approvals=self._applies.taken(command.world_id, command.run_id))
+    def take_votes(self, command: ApplyInput) -> ApprovalList:
+        return ApprovalList(approvals=self._applies.taken(command.world_id, command.run_id))
 
     @activity.defn(no_thread_cancel_exception=True)
-    def direct_vote(self, command: DirectVote) -> StepDone:
+    def direct_vote(self, command: DirectApproval) -> StepDone:
         self._applies.direct(
             command.world_id,
             command.run_id,
@@ -64,11 +64,11 @@ class ApplyActivities:
         return StepDone()
 
     @activity.defn(no_thread_cancel_exception=True)
-    def freeze_world(self, command: ApplyInput) -> Frozen:
+    def freeze_world(self, command: ApplyInput) -> GateChange:
         return self._applies.freeze(command.world_id, command.run_id)
 
     @activity.defn
-    async def drain_world(self, command: DrainCommand) -> Heard:
+    async def drain_world(self, command: DrainCommand) -> AckResult:
         """Until no order is open, and everyone has heard of the freeze or has had time to. Raises QmtlError (E_DRAIN_TIMEOUT)."""
         await asyncio.to_thread(self._applies.drain, command.world_id, command.run_id)
         began = command.frozen.at.timestamp()
@@ -76,7 +76,7 @@ class ApplyActivities:
             still_open, missing = await asyncio.to_thread(self._left, command)
             waited = time.time() - began  # since the freeze, whichever worker has seen it
             if not still_open and (not missing or waited >= command.ack_timeout_s):
-                return Heard(missing=missing, waited_s=round(waited, 3))
+                return AckResult(missing=missing, waited_s=round(waited, 3))
             if still_open and waited >= command.timeout_s:
                 raise QmtlError(
                     "E_DRAIN_TIMEOUT",
@@ -100,11 +100,11 @@ class ApplyActivities:
         return self._applies.restore(command.world_id, command.run_id)
 
     @activity.defn(no_thread_cancel_exception=True)
-    def unfreeze_world(self, command: ApplyInput) -> Frozen:
+    def unfreeze_world(self, command: ApplyInput) -> GateChange:
         return self._applies.unfreeze(command.world_id, command.run_id)
 
     @activity.defn
-    async def await_acks(self, command: AwaitAcks) -> Heard:
+    async def await_acks(self, command: AwaitAcks) -> AckResult:
         began = command.told.at.timestamp()
         while True:
             missing = await asyncio.to_thread(
@@ -112,9 +112,9 @@ class ApplyActivities:
             )
             waited = time.time() - began
             if not missing or waited >= command.timeout_s:
-                return Heard(missing=missing, waited_s=round(waited, 3))
+                return AckResult(missing=missing, waited_s=round(waited, 3))
             await asyncio.sleep(LOOK_S)
 
     @activity.defn(no_thread_cancel_exception=True)
-    def conclude_apply(self, command: Conclude) -> StepDone:
+    def conclude_apply(self, command: ConcludeApply) -> StepDone:
         return self._applies.conclude(command.world_id, command.run_id, command.outcome, command.reason)

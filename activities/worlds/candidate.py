@@ -47,7 +47,7 @@ class Candidate(OfStrategy):
         )
 
 
-class Standing(Model):
+class HysteresisState(Model):
     """What hysteresis remembers: whether the strategy is in, since when on the world's clock, and how often in a row it has passed or failed."""
 
     active: bool = False

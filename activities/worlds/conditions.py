@@ -2,15 +2,15 @@
 
 from datetime import timedelta
 
-from activities.worlds.situation import Situation
-from qmtl_sdk.contracts.applies import Standpoint, rank_of
-from qmtl_sdk.contracts.durations import words
+from activities.worlds.situation import PlanningContext
+from qmtl_sdk.contracts.applies import StrategyAllocation, rank_of
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.promotions import Condition
 from qmtl_sdk.contracts.worlds import StrategyDecision
 
 
 def own_conditions(
-    strategy_id: str, before: Standpoint, target: str, situation: Situation
+    strategy_id: str, before: StrategyAllocation, target: str, situation: PlanningContext
 ) -> tuple[Condition, ...]:
     """What is asked of the strategy itself before it comes to the mode `target`: the stage before, the data that it was judged on, required signals, its campaign."""
     gating, evidence = situation.policy.gating_policy, situation.evidence.get(strategy_id)
@@ -49,19 +49,19 @@ def own_conditions(
         since = situation.stage_since(strategy_id)
         spent = (situation.now - since).total_seconds() if since else 0.0
         due = since + timedelta(seconds=window) if since else None
-        been = f"it has been good in {stage} for {words(round(spent, 1))}"
+        been = f"it has been good in {stage} for {format_duration(round(spent, 1))}"
         found.append(
             Condition(
                 name="campaign",
                 met=spent >= window,
-                detail=been if spent >= window else f"{been} of {words(window)}",
+                detail=been if spent >= window else f"{been} of {format_duration(window)}",
                 due=due if spent < window else None,
             )
         )
     return tuple(found)
 
 
-def conditions(strategy_id: str, target: str, situation: Situation) -> tuple[Condition, ...]:
+def conditions(strategy_id: str, target: str, situation: PlanningContext) -> tuple[Condition, ...]:
     """All that stands between a strategy and the mode `target`, but the approvals."""
     gating, decision = situation.policy.gating_policy, situation.decision
     item = decision.of(strategy_id) if decision else None
@@ -74,7 +74,7 @@ def conditions(strategy_id: str, target: str, situation: Situation) -> tuple[Con
             Condition(
                 name="decision",
                 met=False,
-                detail=f"the newest decision is {words(round(age, 1))} old, its ttl is {words(decision.ttl)}: qmtl world decide",
+                detail=f"the newest decision is {format_duration(round(age, 1))} old, its ttl is {format_duration(decision.ttl)}: qmtl world decide",
             )
         )
     else:
@@ -115,7 +115,7 @@ def conditions(strategy_id: str, target: str, situation: Situation) -> tuple[Con
     return (*found, *own_conditions(strategy_id, situation.standpoint(strategy_id), target, situation))
 
 
-def held_back(strategy_id: str, before: Standpoint, target: str, situation: Situation) -> str:
+def held_back(strategy_id: str, before: StrategyAllocation, target: str, situation: PlanningContext) -> str:
     """What a strategy that passes still lacks for a stage; nothing where it may go."""
     return next(
         (

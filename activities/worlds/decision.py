@@ -12,32 +12,32 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from activities.worlds.candidate import Candidate, Scored, Standing
+from activities.worlds.candidate import Candidate, HysteresisState, Scored
 from activities.worlds.constraints import Correlate, constrain, slot_weight
-from activities.worlds.hysteresis import in_band, judged
+from activities.worlds.hysteresis import in_band, next_state
 from qmtl_sdk.contracts.canonical import hash_of
-from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.expressions import evaluate, metrics_in, parse
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Gates, Policy
 from qmtl_sdk.contracts.worlds import StrategyDecision, Violation
 
 
-class Verdicts(Model):
+class JudgmentResult(Model):
     """A decision for every candidate, the active first by rank, then the rest by name; and what is to be remembered of each."""
 
     strategies: tuple[StrategyDecision, ...]
-    standings: dict[str, Standing]
+    standings: dict[str, HysteresisState]
 
 
 def judge(
     policy: Policy,
     candidates: Sequence[Candidate],
     now: datetime,
-    standings: Mapping[str, Standing],
+    standings: Mapping[str, HysteresisState],
     correlate: Correlate,
     counts: bool = True,
-) -> Verdicts:
+) -> JudgmentResult:
     """`now` is the world's time; `standings` what was remembered of the judgment before. One that only renews a decision does not count as another pass or failure."""
     passed, failed = _passed(policy, candidates, now, standings)
     topk = policy.selection.topk
@@ -52,7 +52,7 @@ def judge(
 
 
 def _passed(
-    policy: Policy, candidates: Sequence[Candidate], now: datetime, standings: Mapping[str, Standing]
+    policy: Policy, candidates: Sequence[Candidate], now: datetime, standings: Mapping[str, HysteresisState]
 ) -> tuple[list[Scored], list[StrategyDecision]]:
     """Those that pass data currency, gates and bands and have a score, best first; and the rest with the reason."""
     passed: list[Scored] = []
@@ -110,15 +110,15 @@ def _settle(
     policy: Policy,
     candidates: Sequence[Candidate],
     now: datetime,
-    standings: Mapping[str, Standing],
+    standings: Mapping[str, HysteresisState],
     today: Mapping[str, tuple[int, Scored]],
     left_out: Mapping[str, StrategyDecision],
     slot: float | None,
     counts: bool,
-) -> Verdicts:
+) -> JudgmentResult:
     """Hysteresis over what today says, and the weights of those that are in."""
     rules, topk = policy.selection.hysteresis, policy.selection.topk
-    new: dict[str, Standing] = {}
+    new: dict[str, HysteresisState] = {}
     active: list[tuple[float, Candidate, StrategyDecision]] = []
     out: list[StrategyDecision] = []
     # Who is in comes first: a slot that is still held can't be given to another. Then by today's rank.
@@ -140,7 +140,7 @@ def _settle(
             and passes
             and not _was_active(standings, candidate)
         )
-        verdict, standing, waits = judged(rules, before, passes, bool(candidate.error_code), now, counts)
+        verdict, standing, waits = next_state(rules, before, passes, bool(candidate.error_code), now, counts)
         if full and verdict == "promote":
             assert topk is not None  # only a limit can be full
             standing = standing.model_copy(update={"active": False, "since": before.since if before else now})
@@ -181,19 +181,19 @@ def _settle(
     # Held ones come on top of the slots that were counted: together never more than the world.
     weight = min(weight, 1.0 / len(active)) if active else weight
     chosen = [_weighted(candidate, decision, weight) for _, candidate, decision in active]
-    return Verdicts(
+    return JudgmentResult(
         strategies=(*chosen, *sorted(out, key=lambda item: (item.name, item.strategy_id))), standings=new
     )
 
 
-def _was_active(standings: Mapping[str, Standing], candidate: Candidate) -> bool:
+def _was_active(standings: Mapping[str, HysteresisState], candidate: Candidate) -> bool:
     found = standings.get(candidate.strategy_id)
     return found is not None and found.active
 
 
 def _rule(policy: Policy, name: str) -> str:
     rules = policy.selection.hysteresis
-    dwell = f", min_dwell = {words(rules.min_dwell)}" if rules.min_dwell else ""
+    dwell = f", min_dwell = {format_duration(rules.min_dwell)}" if rules.min_dwell else ""
     return f"{name} = {getattr(rules, name)}{dwell}"
 
 
@@ -228,7 +228,7 @@ def _evidence(candidate: Candidate) -> list[Violation]:
 def _currency(policy: Policy, candidate: Candidate, now: datetime) -> list[Violation]:
     found, rules = [], policy.data_currency
     if rules.max_lag is not None:
-        rule = f"max_lag = {words(rules.max_lag)}"
+        rule = f"max_lag = {format_duration(rules.max_lag)}"
         if candidate.data_last is None:
             found.append(
                 Violation(
@@ -244,11 +244,11 @@ def _currency(policy: Policy, candidate: Candidate, now: datetime) -> list[Viola
                     step="data_currency",
                     kind="stale",
                     rule=rule,
-                    detail=f"the newest bar closed {words(lag)} ago, at {candidate.data_last.isoformat()}",
+                    detail=f"the newest bar closed {format_duration(lag)} ago, at {candidate.data_last.isoformat()}",
                 )
             )
     if rules.min_history is not None:
-        rule = f"min_history = {words(rules.min_history)}"
+        rule = f"min_history = {format_duration(rules.min_history)}"
         if candidate.data_first is None or candidate.data_last is None:
             found.append(
                 Violation(
@@ -264,7 +264,7 @@ def _currency(policy: Policy, candidate: Candidate, now: datetime) -> list[Viola
                     step="data_currency",
                     kind="short_history",
                     rule=rule,
-                    detail=f"the data reaches back {words(span)}",
+                    detail=f"the data reaches back {format_duration(span)}",
                 )
             )
     return found

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from activities.worlds.candidate import Standing
+from activities.worlds.candidate import HysteresisState
 from activities.worlds.conditions import held_back
-from activities.worlds.situation import Situation
+from activities.worlds.situation import PlanningContext
 from qmtl_sdk.contracts.applies import MODE_OF
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.worlds import Explanation, StrategyDecision
@@ -21,7 +21,7 @@ _NAMES = {
 _STEPS = tuple(_NAMES)
 
 
-def named(strategy_id: str, situation: Situation) -> StrategyDecision:
+def named(strategy_id: str, situation: PlanningContext) -> StrategyDecision:
     """The strategy of the newest decision that has this strategy_id, this name, or a strategy_id that begins so. Raises QmtlError: E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN."""
     decision, world = situation.decision, situation.world.spec.world
     if decision is None:
@@ -51,7 +51,9 @@ def named(strategy_id: str, situation: Situation) -> StrategyDecision:
     return found[0]
 
 
-def explain(strategy_id: str, situation: Situation, standings: Mapping[str, Standing]) -> Explanation:
+def explain(
+    strategy_id: str, situation: PlanningContext, standings: Mapping[str, HysteresisState]
+) -> Explanation:
     """`strategy_id` as `named` takes it. Raises QmtlError: E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN."""
     mine = named(strategy_id, situation)
     decision, world = situation.decision, situation.world.spec.world

@@ -10,7 +10,7 @@ from typing import Literal
 from sqlmodel import Session, SQLModel, select
 
 from activities.storage.database import Transaction, utc_now
-from activities.storage.tables import Activation, FenceRow, WorldRow
+from activities.storage.tables import ActivationRow, FenceRow, WorldRow
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import combined_hash, entry_hash
 from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope
@@ -30,7 +30,7 @@ def locked_fence(tx: Transaction, world_id: str) -> FenceRow:
     return row
 
 
-def journal(tx: Transaction, fence: FenceRow, kind: str, ref: str, reason: str = "") -> None:
+def log_fence_change(tx: Transaction, fence: FenceRow, kind: str, ref: str, reason: str = "") -> None:
     """Put a change of the fence between the orders of its world, where it happened."""
     row = {
         "at": utc_now(),
@@ -45,7 +45,7 @@ def journal(tx: Transaction, fence: FenceRow, kind: str, ref: str, reason: str =
     tx.session.connection().execute(_LOG.insert(), row)
 
 
-def tell(
+def publish_gate_change(
     tx: Transaction,
     world: WorldRow,
     fence: FenceRow,
@@ -80,8 +80,8 @@ def tell(
     )
     envelope = envelope.model_copy(
         update={
-            "state_hash": keep(
-                tx, envelope, hashes(tx.session, fence.world_id) if entries is None else entries
+            "state_hash": store_activation(
+                tx, envelope, activation_hashes(tx.session, fence.world_id) if entries is None else entries
             )
         }
     )
@@ -106,8 +106,8 @@ def halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
     world = tx.session.get_one(WorldRow, fence.world_id)
     before = {"halted": fence.halted, "epoch": fence.epoch}
     fence.halted, fence.epoch = reason[:300], fence.epoch + 1
-    journal(tx, fence, "halt", fence.world_id, fence.halted)
-    tell(
+    log_fence_change(tx, fence, "halt", fence.world_id, fence.halted)
+    publish_gate_change(
         tx,
         world,
         fence,
@@ -119,9 +119,9 @@ def halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
     )
 
 
-def hashes(session: Session, world_id: str) -> dict[str, str]:
+def activation_hashes(session: Session, world_id: str) -> dict[str, str]:
     """The entry hash of each activation of a world, the whole world's among them."""
-    rows = session.exec(select(Activation).where(Activation.world_id == world_id))
+    rows = session.exec(select(ActivationRow).where(ActivationRow.world_id == world_id))
     return entry_hashes(ActivationEnvelope.model_validate_json(row.body) for row in rows)
 
 
@@ -129,13 +129,13 @@ def entry_hashes(activations: Iterable[ActivationEnvelope]) -> dict[str, str]:
     return {item.strategy_id: entry_hash(item.json_dict()) for item in activations}
 
 
-def keep(tx: Transaction, envelope: ActivationEnvelope, entries: dict[str, str]) -> str:
+def store_activation(tx: Transaction, envelope: ActivationEnvelope, entries: dict[str, str]) -> str:
     """Store an activation; `entries` is brought up to date. The hash of the world's whole activation with it."""
     entries[envelope.strategy_id] = entry_hash(envelope.json_dict())
     found = combined_hash(entries)
     body = envelope.model_copy(update={"state_hash": found}).model_dump_json()
     tx.upsert(
-        Activation(
+        ActivationRow(
             world_id=envelope.world_id,
             strategy_id=envelope.strategy_id,
             etag=envelope.etag,

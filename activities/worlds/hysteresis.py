@@ -6,24 +6,24 @@ What is remembered (`Standing`) is stored with the decision. A strategy whose ev
 from datetime import datetime
 from typing import Literal
 
-from activities.worlds.candidate import Candidate, Standing
-from qmtl_sdk.contracts.durations import words
+from activities.worlds.candidate import Candidate, HysteresisState
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.policy import Hysteresis
 from qmtl_sdk.contracts.worlds import Violation
 
-Verdict = Literal["promote", "demote", "hold"]
+Transition = Literal["promote", "demote", "hold"]
 
 
-def judged(
+def next_state(
     rules: Hysteresis,
-    before: Standing | None,
+    before: HysteresisState | None,
     passes: bool,
     rejected: bool,
     now: datetime,
     counts: bool = True,
-) -> tuple[Verdict, Standing, str]:
+) -> tuple[Transition, HysteresisState, str]:
     """What becomes of a strategy that passes or fails today: the verdict, what is remembered of it, and why it is held."""
-    was, more = before or Standing(since=now), int(counts or before is None)
+    was, more = before or HysteresisState(since=now), int(counts or before is None)
     counted = was.model_copy(
         update={
             "passes": was.passes + more if passes else 0,
@@ -39,18 +39,20 @@ def judged(
     if rejected or (count >= wanted and dwelt >= (rules.min_dwell or 0)):
         return (
             ("promote" if passes else "demote"),
-            Standing(active=passes, since=now, passes=counted.passes, failures=counted.failures),
+            HysteresisState(active=passes, since=now, passes=counted.passes, failures=counted.failures),
             "",
         )
     waits = []
     if count < wanted:
         waits.append(f"{count} of {wanted} {'passes' if passes else 'failures'} in a row")
     if dwelt < (rules.min_dwell or 0):
-        waits.append(f"{words(dwelt)} of {words(rules.min_dwell or 0)} in its present state")
+        waits.append(
+            f"{format_duration(dwelt)} of {format_duration(rules.min_dwell or 0)} in its present state"
+        )
     return "hold", counted, ", ".join(waits)
 
 
-def in_band(rules: Hysteresis, candidate: Candidate, before: Standing | None) -> list[Violation]:
+def in_band(rules: Hysteresis, candidate: Candidate, before: HysteresisState | None) -> list[Violation]:
     """Why a strategy lies outside its band; nothing when it lies inside, or there is none."""
     bands = rules.bands
     if bands is None:

@@ -10,7 +10,7 @@ Whatever can't be planned is refused here, before anything has changed.
 from collections.abc import Sequence
 
 from activities.worlds.conditions import held_back
-from activities.worlds.situation import Situation, Snapshot
+from activities.worlds.situation import PlanningContext, Snapshot
 from qmtl_sdk.contracts.applies import (
     MODE_OF,
     ApplyPlan,
@@ -21,19 +21,19 @@ from qmtl_sdk.contracts.applies import (
     Freeze,
     LeftOut,
     Stage,
-    Standpoint,
+    StrategyAllocation,
     Switch,
     Unfreeze,
     rank_of,
 )
 from qmtl_sdk.contracts.domains import domain_of
-from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import DecisionEnvelope, StrategyDecision, World
 
 
-def plan_apply(request: ApplyRequest, requested_by: str, situation: Situation) -> ApplyPlan:
+def plan_apply(request: ApplyRequest, requested_by: str, situation: PlanningContext) -> ApplyPlan:
     """Raises QmtlError: E_WORLD_ARCHIVED, E_SHARE_POLICY, E_FINGERPRINT_MISSING, E_LIVE_NOT_ALLOWED, E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN, E_WEIGHT, E_APPLY_EMPTY, E_ETAG."""
     situation.world.require_active()
     _pinned(situation.policy)
@@ -71,7 +71,7 @@ def plan_apply(request: ApplyRequest, requested_by: str, situation: Situation) -
 
 
 def plan_rollback(
-    request: ApplyRequest, requested_by: str, situation: Situation, snapshot: Snapshot
+    request: ApplyRequest, requested_by: str, situation: PlanningContext, snapshot: Snapshot
 ) -> ApplyPlan:
     """Back to what the apply `request.rollback_of` found. Raises QmtlError: E_WORLD_ARCHIVED, E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED."""
     situation.world.require_active()
@@ -83,7 +83,10 @@ def plan_rollback(
     )
     changes, left_out = [], []
     for strategy_id in sorted({*snapshot.standpoints, *(item.strategy_id for item in situation.activations)}):
-        before, after = situation.standpoint(strategy_id), snapshot.standpoints.get(strategy_id, Standpoint())
+        before, after = (
+            situation.standpoint(strategy_id),
+            snapshot.standpoints.get(strategy_id, StrategyAllocation()),
+        )
         name = situation.evidence[strategy_id].name if strategy_id in situation.evidence else ""
         if after.active and after.rank > before.rank and strategy_id not in wanted:
             left_out.append(LeftOut(strategy_id=strategy_id, name=name, why="the newest decision has it off"))
@@ -107,21 +110,25 @@ def plan_rollback(
 
 
 def _after(
-    item: StrategyDecision, before: Standpoint, target: str, request: ApplyRequest, situation: Situation
-) -> tuple[Standpoint, str]:
+    item: StrategyDecision,
+    before: StrategyAllocation,
+    target: str,
+    request: ApplyRequest,
+    situation: PlanningContext,
+) -> tuple[StrategyAllocation, str]:
     """Where a strategy comes to, or why it is not taken along."""
     if not item.active:
-        return Standpoint(), ""
+        return StrategyAllocation(), ""
     if before.active and rank_of(before.mode) > rank_of(target):
         return before, ""  # it is further already
     weight = request.weights.get(item.strategy_id, item.weight)
-    after = Standpoint(active=True, mode=target, weight=weight)
+    after = StrategyAllocation(active=True, mode=target, weight=weight)
     if before.mode == target and before.active:
         return after, ""
     return (before, why) if (why := held_back(item.strategy_id, before, target, situation)) else (after, "")
 
 
-def _target(request: ApplyRequest, situation: Situation) -> str:
+def _target(request: ApplyRequest, situation: PlanningContext) -> str:
     """The mode to come to. Raises QmtlError (E_LIVE_NOT_ALLOWED)."""
     highest = situation.policy.highest_mode
     active = (
@@ -151,7 +158,7 @@ def _target(request: ApplyRequest, situation: Situation) -> str:
     return target
 
 
-def _empty(situation: Situation, left_out: Sequence[LeftOut]) -> QmtlError:
+def _empty(situation: PlanningContext, left_out: Sequence[LeftOut]) -> QmtlError:
     why = "; ".join(str(item) for item in left_out[:5])
     return QmtlError(
         "E_APPLY_EMPTY",
@@ -168,7 +175,7 @@ def _no_live(world: World) -> QmtlError:
     )
 
 
-def _as_seen(request: ApplyRequest, situation: Situation) -> None:
+def _as_seen(request: ApplyRequest, situation: PlanningContext) -> None:
     """Raises QmtlError (E_ETAG) where the plan would be another than the one that was looked at."""
     if request.etag and request.etag != situation.etag:
         raise QmtlError(
@@ -195,7 +202,7 @@ def _pinned(policy: Policy) -> None:
         )
 
 
-def _fresh(situation: Situation) -> DecisionEnvelope:
+def _fresh(situation: PlanningContext) -> DecisionEnvelope:
     decision, world = situation.decision, situation.world.spec.world
     if decision is None:
         raise QmtlError(
@@ -207,7 +214,7 @@ def _fresh(situation: Situation) -> DecisionEnvelope:
     if age > decision.ttl:
         raise QmtlError(
             "E_DECISION_UNKNOWN",
-            f"the newest decision of {world} is {words(age)} old, its ttl is {words(decision.ttl)}",
+            f"the newest decision of {world} is {format_duration(age)} old, its ttl is {format_duration(decision.ttl)}",
             "judge it anew: qmtl world decide",
         )
     return decision
@@ -216,7 +223,7 @@ def _fresh(situation: Situation) -> DecisionEnvelope:
 def _plan(
     request: ApplyRequest,
     requested_by: str,
-    situation: Situation,
+    situation: PlanningContext,
     target: str,
     changes: Sequence[Change],
     left_out: Sequence[LeftOut],

@@ -3,12 +3,12 @@
 from sqlmodel import select
 
 from activities.storage.database import Database
-from activities.storage.tables import Audit
+from activities.storage.tables import AuditRow
 from activities.worlds.applies import SqlApplyStore
 from activities.worlds.conditions import conditions
 from qmtl_sdk.contracts.applies import MODE_OF, ApplyRequest, rank_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.promotions import Progress
+from qmtl_sdk.contracts.promotions import PromotionProgress
 
 BUSY = ("E_APPLY_RUNNING", "E_WORLD_FROZEN")
 
@@ -17,7 +17,7 @@ class SqlPromotions:
     def __init__(self, database: Database, applies: SqlApplyStore) -> None:
         self._database, self._applies = database, applies
 
-    def look(self, world_id: str, strategy_id: str, to: str) -> Progress:
+    def look(self, world_id: str, strategy_id: str, to: str) -> PromotionProgress:
         """Where the strategy stands, and what its next stage still asks for. Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING."""
         situation = self._applies.situation(world_id)
         stands = situation.standpoint(strategy_id)
@@ -28,9 +28,9 @@ class SqlPromotions:
             "stage": stands.mode if stands.active else "off",
         }
         if stands.rank >= rank_of(MODE_OF[to]):
-            return Progress(**base, target="")
+            return PromotionProgress(**base, target="")
         target = MODE_OF["dryrun"] if stands.rank < rank_of(MODE_OF["dryrun"]) else MODE_OF["live"]
-        return Progress(**base, target=target, conditions=conditions(strategy_id, target, situation))
+        return PromotionProgress(**base, target=target, conditions=conditions(strategy_id, target, situation))
 
     def ask(self, world_id: str, request: ApplyRequest, actor: str) -> str:
         """Ask for the apply that takes the strategy to its next stage, in the name of who asked for the promotion; why not now, where it can't be asked for."""
@@ -49,8 +49,10 @@ class SqlPromotions:
             tx.lock(f"promotion:{run_id}")
             if (
                 tx.session.exec(
-                    select(Audit.number).where(
-                        Audit.chain == world_id, Audit.correlation_id == run_id, Audit.action == action
+                    select(AuditRow.number).where(
+                        AuditRow.chain == world_id,
+                        AuditRow.correlation_id == run_id,
+                        AuditRow.action == action,
                     )
                 ).first()
                 is not None

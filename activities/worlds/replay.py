@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from activities.worlds.candidate import Candidate, Standing
+from activities.worlds.candidate import Candidate, HysteresisState
 from activities.worlds.constraints import Correlate
 from activities.worlds.decision import judge
-from activities.worlds.store import Basis
+from activities.worlds.store import DecisionInputs
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import DecisionEnvelope, StrategyDecision, UtcTime
 
 
-class Otherwise(Model):
+class ChangedOutcome(Model):
     """A strategy that would have been decided about otherwise."""
 
     strategy_id: str
@@ -21,25 +21,27 @@ class Otherwise(Model):
     why: str
 
 
-class OtherDecision(Model):
+class ChangedDecision(Model):
     decided_at: UtcTime
     as_of: UtcTime
     policy_version: int
-    changes: tuple[Otherwise, ...]
+    changes: tuple[ChangedOutcome, ...]
 
 
-class Replayed(Model):
+class PolicyReplayResult(Model):
     """How many past decisions were looked at, and those that would differ."""
 
     decisions: int
-    differ: tuple[OtherDecision, ...]
+    differ: tuple[ChangedDecision, ...]
 
 
 def replay(
-    draft: Policy, past: Sequence[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]], correlate: Correlate
-) -> Replayed:
+    draft: Policy,
+    past: Sequence[tuple[DecisionEnvelope, DecisionInputs, tuple[Candidate, ...]]],
+    correlate: Correlate,
+) -> PolicyReplayResult:
     """`past`: oldest first. What hysteresis remembers goes on from what it remembered before the first of them, as the draft would have had it."""
-    standings: dict[str, Standing] = dict(past[0][1].before) if past else {}
+    standings: dict[str, HysteresisState] = dict(past[0][1].before) if past else {}
     differ = []
     for envelope, _, candidates in past:
         verdicts = judge(draft, candidates, envelope.as_of, standings, correlate)
@@ -52,23 +54,23 @@ def replay(
         )
         if changes:
             differ.append(
-                OtherDecision(
+                ChangedDecision(
                     decided_at=envelope.decided_at,
                     as_of=envelope.as_of,
                     policy_version=envelope.policy_version,
                     changes=changes,
                 )
             )
-    return Replayed(decisions=len(past), differ=tuple(differ))
+    return PolicyReplayResult(decisions=len(past), differ=tuple(differ))
 
 
-def _otherwise(was: StrategyDecision | None, now: StrategyDecision) -> Otherwise | None:
+def _otherwise(was: StrategyDecision | None, now: StrategyDecision) -> ChangedOutcome | None:
     before, after = (_words(item) if item else "not known" for item in (was, now))
     if before == after:
         return None
     violations = (now if not now.active else was or now).violations
     why = "; ".join(f"{item.rule}: {item.detail}" for item in violations[:3]) or "it would pass every step"
-    return Otherwise(strategy_id=now.strategy_id, name=now.name, was=before, would_be=after, why=why)
+    return ChangedOutcome(strategy_id=now.strategy_id, name=now.name, was=before, would_be=after, why=why)
 
 
 def _words(item: StrategyDecision) -> str:

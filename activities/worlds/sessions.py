@@ -8,7 +8,7 @@ from sqlmodel import col, select
 from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import SessionRow
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.sessions import SessionBeat, SessionInfo, SessionOpen
+from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo, SessionOpen
 
 LEASE_ENDED = "its lease ended: nothing was heard of it"
 
@@ -48,7 +48,7 @@ class SqlSessionStore:
             tx.record("session.opened", row.world_id, row.session_id, after=after, data=data)
             return _info(row)
 
-    def beat(self, session_id: str, beat: SessionBeat) -> SessionInfo:
+    def beat(self, session_id: str, beat: SessionHeartbeat) -> SessionInfo:
         """Keep the lease. Raises QmtlError: E_SESSION_UNKNOWN, E_SESSION_LOST where it has ended, were it only a moment ago."""
         with self._database.write("session", bookkeeping=True) as tx:
             row = self._row(tx, session_id)
@@ -147,5 +147,5 @@ def _info(row: SessionRow) -> SessionInfo:
         expires_at=datetime.fromisoformat(row.expires_at),
         ended_at=datetime.fromisoformat(row.ended_at) if row.ended_at else None,
         end_reason=row.end_reason,
-        report=SessionBeat.model_validate_json(row.report or "{}"),
+        report=SessionHeartbeat.model_validate_json(row.report or "{}"),
     )

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from activities.worlds.candidate import Candidate
-from qmtl_sdk.contracts.applies import Standpoint, plan_etag
+from qmtl_sdk.contracts.applies import StrategyAllocation, plan_etag
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
@@ -12,12 +12,12 @@ from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, Worl
 class Snapshot(Model):
     """What an apply found, so that it can be put back."""
 
-    standpoints: dict[str, Standpoint] = {}
+    standpoints: dict[str, StrategyAllocation] = {}
     live_edge: bool = False
     fingerprint: str = ""
 
 
-class Situation(Model):
+class PlanningContext(Model):
     """The world as the planner sees it."""
 
     world: World
@@ -37,15 +37,15 @@ class Situation(Model):
             self.policy.version,
         )
 
-    def standpoint(self, strategy_id: str) -> Standpoint:
+    def standpoint(self, strategy_id: str) -> StrategyAllocation:
         found = next((item for item in self.activations if item.strategy_id == strategy_id), None)
-        return standpoint(found) if found else Standpoint()
+        return allocation_of(found) if found else StrategyAllocation()
 
     def stage_since(self, strategy_id: str) -> datetime | None:
         return next((item.stage_since for item in self.activations if item.strategy_id == strategy_id), None)
 
 
-def standpoint(activation: ActivationEnvelope) -> Standpoint:
-    return Standpoint(
+def allocation_of(activation: ActivationEnvelope) -> StrategyAllocation:
+    return StrategyAllocation(
         active=activation.active, mode=activation.effective_mode or "validate", weight=activation.weight
     )

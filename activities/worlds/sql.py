@@ -9,30 +9,30 @@ from sqlmodel import Session, col, select
 
 from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import (
-    Activation,
-    Binding,
-    Decision,
-    EvaluationRequest,
-    Evidence,
+    ActivationRow,
+    BindingRow,
+    DecisionInputsRow,
+    DecisionRow,
+    EvaluationRequestRow,
+    EvidenceRow,
     FenceRow,
-    JudgedRow,
+    HysteresisRow,
     OutcomeRow,
     PolicyRow,
-    RunContext,
-    StandingRow,
-    Validation,
-    WorldNode,
+    RunContextRow,
+    ValidationRow,
+    WorldNodeRow,
     WorldRow,
 )
-from activities.storage.tables import EdgeOverride as EdgeOverrideRow
-from activities.worlds.candidate import Candidate, Standing
-from activities.worlds.gate import LIVE_EDGE, OPEN, halt, hashes, keep, locked_fence
+from activities.storage.tables import EdgeOverrideRow as EdgeOverrideRow
+from activities.worlds.candidate import Candidate, HysteresisState
+from activities.worlds.gate import LIVE_EDGE, OPEN, activation_hashes, halt, locked_fence, store_activation
 from activities.worlds.store import (
-    Basis,
+    DecisionInputs,
     EvidenceBody,
-    Judged,
     NodeValidation,
     RunContextBody,
+    StoredDecision,
     activation_of,
     stage_after,
 )
@@ -324,7 +324,7 @@ class SqlWorldStore:
         with self._database.read() as session:
             self._world_row(session, world_id)
             rows = session.exec(
-                select(Binding).where(Binding.world_id == world_id).order_by(col(Binding.seq))
+                select(BindingRow).where(BindingRow.world_id == world_id).order_by(col(BindingRow.seq))
             )
             return [
                 BindingInfo(
@@ -339,13 +339,13 @@ class SqlWorldStore:
     def nodes(self, world_id: str, execution_domain: str | None = None) -> list[WorldNodeRef]:
         """The world's view of the graph."""
         query = (
-            select(WorldNode)
-            .where(WorldNode.world_id == world_id)
-            .order_by(col(WorldNode.execution_domain), col(WorldNode.node_id))
+            select(WorldNodeRow)
+            .where(WorldNodeRow.world_id == world_id)
+            .order_by(col(WorldNodeRow.execution_domain), col(WorldNodeRow.node_id))
             .limit(10_000)
         )
         if execution_domain is not None:
-            query = query.where(WorldNode.execution_domain == execution_domain)
+            query = query.where(WorldNodeRow.execution_domain == execution_domain)
         with self._database.read() as session:
             self._world_row(session, world_id)
             return [WorldNodeRef.model_validate(row.model_dump()) for row in session.exec(query)]
@@ -354,7 +354,7 @@ class SqlWorldStore:
 
     def begin_run(self, run: RunContextBody) -> RunContextBody:
         with self._database.write("submission") as tx:
-            row = RunContext(
+            row = RunContextRow(
                 run_id=run.run_id,
                 world_id=run.world_id,
                 strategy_id=run.strategy_id,
@@ -362,12 +362,12 @@ class SqlWorldStore:
                 created_at=utc_now(),
             )
             if not tx.insert_new([row]):
-                found = tx.session.get(RunContext, run.run_id)
+                found = tx.session.get(RunContextRow, run.run_id)
                 assert found is not None  # the insert found it there
                 return RunContextBody.model_validate_json(found.body)
             bound = tx.insert_new(
                 [
-                    Binding(
+                    BindingRow(
                         world_id=run.world_id,
                         strategy_id=run.strategy_id,
                         name=run.name,
@@ -381,22 +381,22 @@ class SqlWorldStore:
 
     def run(self, run_id: str) -> RunContextBody | None:
         with self._database.read() as session:
-            row = session.get(RunContext, run_id)
+            row = session.get(RunContextRow, run_id)
             return RunContextBody.model_validate_json(row.body) if row else None
 
     def newest_run(self, strategy_id: str, world_id: str | None) -> RunContextBody | None:
         with self._database.read() as session:
-            query = select(RunContext).where(RunContext.strategy_id == strategy_id)
+            query = select(RunContextRow).where(RunContextRow.strategy_id == strategy_id)
             if world_id is not None:
-                query = query.where(RunContext.world_id == world_id)
-            row = session.exec(query.order_by(col(RunContext.created_at).desc())).first()
+                query = query.where(RunContextRow.world_id == world_id)
+            row = session.exec(query.order_by(col(RunContextRow.created_at).desc())).first()
             return RunContextBody.model_validate_json(row.body) if row else None
 
     def save_evidence(
         self, evidence: EvidenceBody, validations: Sequence[NodeValidation] = ()
     ) -> EvidenceBody:
         with self._database.write("evaluation") as tx:
-            row = Evidence(
+            row = EvidenceRow(
                 run_id=evidence.run_id,
                 world_id=evidence.world_id,
                 strategy_id=evidence.strategy_id,
@@ -406,7 +406,7 @@ class SqlWorldStore:
             )
             if not tx.insert_new([row]):
                 return _evidence(
-                    tx.session.exec(select(Evidence).where(Evidence.run_id == evidence.run_id)).one()
+                    tx.session.exec(select(EvidenceRow).where(EvidenceRow.run_id == evidence.run_id)).one()
                 )
             for item in validations:
                 found = {
@@ -416,10 +416,10 @@ class SqlWorldStore:
                     "eval_key": item.eval_key,
                 }
                 state = "invalid" if evidence.error_code else "valid"
-                tx.upsert(WorldNode(**found, state=state, updated_at=utc_now()))
+                tx.upsert(WorldNodeRow(**found, state=state, updated_at=utc_now()))
                 tx.insert_new(
                     [
-                        Validation(
+                        ValidationRow(
                             **found,
                             result=state,
                             body=evidence.model_dump_json(include={"run_id", "error_code"}),
@@ -443,7 +443,7 @@ class SqlWorldStore:
 
     def evidence(self, run_id: str) -> EvidenceBody | None:
         with self._database.read() as session:
-            row = session.exec(select(Evidence).where(Evidence.run_id == run_id)).first()
+            row = session.exec(select(EvidenceRow).where(EvidenceRow.run_id == run_id)).first()
             return _evidence(row) if row else None
 
     def candidates(self, world_id: str) -> tuple[Candidate, ...]:
@@ -458,8 +458,8 @@ class SqlWorldStore:
         envelope: DecisionEnvelope,
         run_id: str,
         asked_by: str = "",
-        basis: Basis | None = None,
-    ) -> Judged:
+        basis: DecisionInputs | None = None,
+    ) -> StoredDecision:
         with self._database.write(asked_by or "evaluation") as tx:
             tx.lock(f"world:{envelope.world_id}")
             done = self._answered(tx.session, request_ids)
@@ -467,7 +467,7 @@ class SqlWorldStore:
             if not fresh:
                 return next(iter(done.values()))
             fence = locked_fence(tx, envelope.world_id)
-            row = Decision(
+            row = DecisionRow(
                 world_id=envelope.world_id,
                 policy_version=envelope.policy_version,
                 etag=envelope.etag,
@@ -479,9 +479,11 @@ class SqlWorldStore:
             assert row.seq is not None  # given by the flush
             for request_id in fresh:
                 tx.session.add(
-                    EvaluationRequest(request_id=request_id, world_id=envelope.world_id, decision_seq=row.seq)
+                    EvaluationRequestRow(
+                        request_id=request_id, world_id=envelope.world_id, decision_seq=row.seq
+                    )
                 )
-            self._remember(tx, envelope.world_id, row.seq, basis or Basis())
+            self._remember(tx, envelope.world_id, row.seq, basis or DecisionInputs())
             fence.fresh_until = (envelope.decided_at + timedelta(seconds=envelope.ttl)).isoformat(
                 timespec="microseconds"
             )
@@ -489,7 +491,7 @@ class SqlWorldStore:
             if (
                 fence.state == OPEN
             ):  # while an apply holds the world nothing else changes it; its unfreeze takes up what was decided meanwhile
-                follow(tx, self._world_row(tx.session, envelope.world_id), envelope, run_id)
+                apply_decision(tx, self._world_row(tx.session, envelope.world_id), envelope, run_id)
             active = {item.strategy_id: item.weight for item in envelope.strategies if item.active}
             data = {
                 "world_id": envelope.world_id,
@@ -518,44 +520,49 @@ class SqlWorldStore:
                 about=envelope.world_id,
                 data=data,
             )
-            return Judged(seq=row.seq, envelope=envelope)
+            return StoredDecision(seq=row.seq, envelope=envelope)
 
     @staticmethod
-    def _remember(tx: Transaction, world_id: str, seq: int, basis: Basis) -> None:
+    def _remember(tx: Transaction, world_id: str, seq: int, basis: DecisionInputs) -> None:
         """What hysteresis goes on from, and what the decision was made of."""
         tx.session.add(
-            JudgedRow(decision_seq=seq, world_id=world_id, body=basis.model_dump_json(exclude={"after"}))
+            DecisionInputsRow(
+                decision_seq=seq, world_id=world_id, body=basis.model_dump_json(exclude={"after"})
+            )
         )
         for strategy_id, standing in basis.after.items():
             tx.upsert(
-                StandingRow(world_id=world_id, strategy_id=strategy_id, body=standing.model_dump_json())
+                HysteresisRow(world_id=world_id, strategy_id=strategy_id, body=standing.model_dump_json())
             )
 
-    def standings(self, world_id: str) -> dict[str, Standing]:
+    def standings(self, world_id: str) -> dict[str, HysteresisState]:
         with self._database.read() as session:
-            rows = session.exec(select(StandingRow).where(StandingRow.world_id == world_id))
-            return {row.strategy_id: Standing.model_validate_json(row.body) for row in rows}
+            rows = session.exec(select(HysteresisRow).where(HysteresisRow.world_id == world_id))
+            return {row.strategy_id: HysteresisState.model_validate_json(row.body) for row in rows}
 
     def bases(
         self, world_id: str, since: datetime | None = None, limit: int = 1000
-    ) -> list[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]]:
+    ) -> list[tuple[DecisionEnvelope, DecisionInputs, tuple[Candidate, ...]]]:
         """Past decisions, oldest first, with what each was made of."""
-        query = select(Decision, JudgedRow).where(
-            Decision.world_id == world_id, col(JudgedRow.decision_seq) == col(Decision.seq)
+        query = select(DecisionRow, DecisionInputsRow).where(
+            DecisionRow.world_id == world_id, col(DecisionInputsRow.decision_seq) == col(DecisionRow.seq)
         )
         if since is not None:
-            query = query.where(Decision.created_at >= since.isoformat(timespec="microseconds"))
+            query = query.where(DecisionRow.created_at >= since.isoformat(timespec="microseconds"))
         with self._database.read() as session:
             found = [
-                (DecisionEnvelope.model_validate_json(row.body), Basis.model_validate_json(judged.body))
-                for row, judged in session.exec(query.order_by(col(Decision.seq).desc()).limit(limit))
+                (
+                    DecisionEnvelope.model_validate_json(row.body),
+                    DecisionInputs.model_validate_json(judged.body),
+                )
+                for row, judged in session.exec(query.order_by(col(DecisionRow.seq).desc()).limit(limit))
             ]
             seqs = {seq for _, basis in found for seq in basis.evidence}
             rows = session.exec(
-                select(Evidence, Binding).where(
-                    col(Evidence.seq).in_(seqs),
-                    Binding.world_id == Evidence.world_id,
-                    Binding.strategy_id == Evidence.strategy_id,
+                select(EvidenceRow, BindingRow).where(
+                    col(EvidenceRow.seq).in_(seqs),
+                    BindingRow.world_id == EvidenceRow.world_id,
+                    BindingRow.strategy_id == EvidenceRow.strategy_id,
                 )
             ).all()
             candidates = {
@@ -570,8 +577,8 @@ class SqlWorldStore:
 
     def trading_until(self, moment: datetime) -> list[str]:
         """Worlds in which a strategy is on for paper or live, and whose newest decision is fresh no longer than `moment`."""
-        trading = select(Activation.world_id).where(
-            col(Activation.active).is_(True), col(Activation.mode).in_(("paper", "live"))
+        trading = select(ActivationRow.world_id).where(
+            col(ActivationRow.active).is_(True), col(ActivationRow.mode).in_(("paper", "live"))
         )
         until = moment.isoformat(timespec="microseconds")
         with self._database.read() as session:
@@ -583,23 +590,23 @@ class SqlWorldStore:
                 )
             )
 
-    def answered(self, request_ids: tuple[str, ...]) -> dict[str, Judged]:
+    def answered(self, request_ids: tuple[str, ...]) -> dict[str, StoredDecision]:
         with self._database.read() as session:
             return self._answered(session, request_ids)
 
     @staticmethod
-    def _answered(session: Session, request_ids: tuple[str, ...]) -> dict[str, Judged]:
+    def _answered(session: Session, request_ids: tuple[str, ...]) -> dict[str, StoredDecision]:
         requests = session.exec(
-            select(EvaluationRequest).where(col(EvaluationRequest.request_id).in_(request_ids))
+            select(EvaluationRequestRow).where(col(EvaluationRequestRow.request_id).in_(request_ids))
         ).all()
         rows = {
             row.seq: row
             for row in session.exec(
-                select(Decision).where(col(Decision.seq).in_({item.decision_seq for item in requests}))
+                select(DecisionRow).where(col(DecisionRow.seq).in_({item.decision_seq for item in requests}))
             )
         }
         judged = {
-            seq: Judged(seq=seq, envelope=DecisionEnvelope.model_validate_json(row.body))
+            seq: StoredDecision(seq=seq, envelope=DecisionEnvelope.model_validate_json(row.body))
             for seq, row in rows.items()
             if seq is not None
         }
@@ -621,7 +628,7 @@ class SqlWorldStore:
         """How often the world's activation has changed, and the hash of what it is."""
         with self._database.read() as session:
             world = self._world_row(session, world_id)
-            return world.activation_sequence, combined_hash(hashes(session, world_id))
+            return world.activation_sequence, combined_hash(activation_hashes(session, world_id))
 
     def save_outcome(self, outcome: Outcome) -> Outcome:
         with self._database.write("submission") as tx:
@@ -671,7 +678,10 @@ class SqlWorldStore:
 def newest_decisions(session: Session, world_id: str, limit: int) -> list[DecisionEnvelope]:
     """Newest first."""
     query = (
-        select(Decision).where(Decision.world_id == world_id).order_by(col(Decision.seq).desc()).limit(limit)
+        select(DecisionRow)
+        .where(DecisionRow.world_id == world_id)
+        .order_by(col(DecisionRow.seq).desc())
+        .limit(limit)
     )
     return [DecisionEnvelope.model_validate_json(row.body) for row in session.exec(query)]
 
@@ -683,20 +693,22 @@ def newest_decision(session: Session, world_id: str) -> DecisionEnvelope | None:
 def newest_evidence(session: Session, world_id: str) -> tuple[Candidate, ...]:
     """The newest evidence of every strategy of a world that has any, in the order of their bindings."""
     # The newest of each strategy, by the index: a world's history costs nothing here.
-    its = aliased(Evidence)
+    its = aliased(EvidenceRow)
     mine = select(its.seq).where(
-        its.world_id == Binding.world_id, its.strategy_id == Binding.strategy_id, col(its.shadow).is_(False)
+        its.world_id == BindingRow.world_id,
+        its.strategy_id == BindingRow.strategy_id,
+        col(its.shadow).is_(False),
     )
-    newest = mine.order_by(col(its.seq).desc()).limit(1).correlate(Binding).scalar_subquery()
-    query = select(Evidence, Binding).where(
-        Binding.world_id == world_id,
-        Evidence.world_id == Binding.world_id,
-        Evidence.strategy_id == Binding.strategy_id,
-        col(Evidence.seq) == newest,
+    newest = mine.order_by(col(its.seq).desc()).limit(1).correlate(BindingRow).scalar_subquery()
+    query = select(EvidenceRow, BindingRow).where(
+        BindingRow.world_id == world_id,
+        EvidenceRow.world_id == BindingRow.world_id,
+        EvidenceRow.strategy_id == BindingRow.strategy_id,
+        col(EvidenceRow.seq) == newest,
     )
     return tuple(
         _candidate(_evidence(row), binding, row.seq or 0)
-        for row, binding in session.exec(query.order_by(col(Binding.seq)))
+        for row, binding in session.exec(query.order_by(col(BindingRow.seq)))
     )
 
 
@@ -705,16 +717,16 @@ def activations_of(
 ) -> list[ActivationEnvelope]:
     """Of every strategy of a world, or of this one; the world's own is not among them."""
     query = (
-        select(Activation)
-        .where(Activation.world_id == world_id, Activation.strategy_id != WHOLE_WORLD)
-        .order_by(col(Activation.strategy_id))
+        select(ActivationRow)
+        .where(ActivationRow.world_id == world_id, ActivationRow.strategy_id != WHOLE_WORLD)
+        .order_by(col(ActivationRow.strategy_id))
     )
     if strategy_id is not None:
-        query = query.where(Activation.strategy_id == strategy_id)
+        query = query.where(ActivationRow.strategy_id == strategy_id)
     return [ActivationEnvelope.model_validate_json(row.body) for row in session.exec(query)]
 
 
-def follow(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id: str) -> None:
+def apply_decision(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id: str) -> None:
     """Set the activations that a decision changes by itself, each with its audit and outbox row: what needs an apply stays as it is. The caller holds the fence."""
     there = {item.strategy_id: item for item in activations_of(tx.session, world.world_id)}
     entries: dict[str, str] | None = None
@@ -724,11 +736,13 @@ def follow(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id:
         etag = activation_etag(world.world_id, decision.strategy_id, decision.active, weight, mode)
         if before is not None and before.etag == etag:
             continue
-        entries = hashes(tx.session, world.world_id) if entries is None else entries
-        activate(tx, world, activation_of(decision, envelope, run_id, etag, mode, weight), before, entries)
+        entries = activation_hashes(tx.session, world.world_id) if entries is None else entries
+        change_activation(
+            tx, world, activation_of(decision, envelope, run_id, etag, mode, weight), before, entries
+        )
 
 
-def activate(
+def change_activation(
     tx: Transaction,
     world: WorldRow,
     envelope: ActivationEnvelope,
@@ -744,7 +758,7 @@ def activate(
     )
     since = before.stage_since if before is not None and stays else envelope.ts
     envelope = envelope.model_copy(update={"sequence": world.activation_sequence, "stage_since": since})
-    envelope = envelope.model_copy(update={"state_hash": keep(tx, envelope, entries)})
+    envelope = envelope.model_copy(update={"state_hash": store_activation(tx, envelope, entries)})
     was = before.json_dict() if before else None
     data = envelope.json_dict()
     tx.record(
@@ -783,11 +797,11 @@ def _policy_row(world_id: str, policy: Policy, version: int, now: str) -> Policy
     )
 
 
-def _evidence(row: Evidence) -> EvidenceBody:
+def _evidence(row: EvidenceRow) -> EvidenceBody:
     return EvidenceBody.model_validate_json(row.body)
 
 
-def _candidate(evidence: EvidenceBody, binding: Binding, evidence_seq: int) -> Candidate:
+def _candidate(evidence: EvidenceBody, binding: BindingRow, evidence_seq: int) -> Candidate:
     assert binding.seq is not None  # a stored row has one
     return Candidate(
         evidence_seq=evidence_seq,

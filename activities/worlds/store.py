@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
-from activities.worlds.candidate import Candidate, Standing
+from activities.worlds.candidate import Candidate, HysteresisState
 from qmtl_sdk.contracts.applies import rank_of
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.model import Model
@@ -54,12 +54,12 @@ class EvidenceBody(Model):
     sectors: tuple[str, ...] = ()
 
 
-class Basis(Model):
+class DecisionInputs(Model):
     """What a decision was made of: the numbers of the evidence, what hysteresis remembered before, and what it remembers `after`."""
 
     evidence: tuple[int, ...] = ()
-    before: dict[str, Standing] = {}
-    after: dict[str, Standing] = {}
+    before: dict[str, HysteresisState] = {}
+    after: dict[str, HysteresisState] = {}
 
 
 class NodeValidation(Model):
@@ -74,7 +74,7 @@ class StepDone(Model):
     """A step of an apply was done."""
 
 
-class Frozen(StepDone):
+class GateChange(StepDone):
     """The epoch and the sequence that a freeze or unfreeze was told under, and when."""
 
     epoch: int
@@ -82,7 +82,7 @@ class Frozen(StepDone):
     at: UtcTime
 
 
-class Judged(Model):
+class StoredDecision(Model):
     """The stored decision's number and content."""
 
     seq: int
@@ -129,22 +129,22 @@ class WorldStore(Protocol):
         envelope: DecisionEnvelope,
         run_id: str,
         asked_by: str = "",
-        basis: Basis | None = None,
-    ) -> Judged:
+        basis: DecisionInputs | None = None,
+    ) -> StoredDecision:
         """Keep the decision, what it was made of, and the activations that follow from it, as the answer to these requests. `asked_by`: the person who asked, if one did."""
 
-    def standings(self, world_id: str) -> dict[str, Standing]:
+    def standings(self, world_id: str) -> dict[str, HysteresisState]:
         """What hysteresis remembers, by strategy."""
 
     def bases(
         self, world_id: str, since: datetime | None = None, limit: int = 1000
-    ) -> list[tuple[DecisionEnvelope, Basis, tuple[Candidate, ...]]]:
+    ) -> list[tuple[DecisionEnvelope, DecisionInputs, tuple[Candidate, ...]]]:
         """The newest decisions, oldest first, with what each was made of."""
 
     def trading_until(self, moment: datetime) -> list[str]:
         """Worlds in which something trades on a decision that is fresh no longer than `moment`."""
 
-    def answered(self, request_ids: tuple[str, ...]) -> dict[str, Judged]:
+    def answered(self, request_ids: tuple[str, ...]) -> dict[str, StoredDecision]:
         """Which requests have been answered, and by which decision."""
 
     def decision(self, world_id: str) -> DecisionEnvelope | None: ...

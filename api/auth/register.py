@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from activities.access.sql import SqlTokenStore, TokenState
 
 
-class Register:
+class TokenRegister:
     """The register's word on a request's token, for requests on one event loop.
 
     Requests that come while one look is under way share the next: a request is always answered by a look that began after it came, so that a token that was taken back

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from activities.access.sql import SqlTokenStore, TokenState
 from api.auth.keys import KeyRing
-from api.auth.register import Register
+from api.auth.register import TokenRegister
 from qmtl_sdk.contracts.access import EVERY_WORLD, Caller, NewToken, Role, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import Subscribe
@@ -39,7 +39,7 @@ class StreamClaims(Model):
 class Tokens:
     def __init__(self, keys: KeyRing, store: SqlTokenStore, store_id: str) -> None:
         self._keys, self._store, self._issuer = keys, store, f"qmtl:{store_id}"
-        self._register = Register(store)
+        self._register = TokenRegister(store)
         self._checked: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
         """By token and audience: the id of its key, and the claims whose signature was checked; it can't become wrong. Whether the key is believed, the token's time has
         come, and it was not taken back, is asked each time."""

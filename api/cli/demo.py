@@ -15,7 +15,7 @@ from qmtl_sdk.contracts.events import Subscribe
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from qmtl_sdk.nodes.strategy import Strategy
 from qmtl_sdk.reports.artifact import decode
-from qmtl_sdk.reports.tearsheet import Sheet, write
+from qmtl_sdk.reports.tearsheet import Tearsheet, write
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings
 from qmtl_sdk.runtime.result import SubmitResult
@@ -218,7 +218,7 @@ def _row(result: SubmitResult, decision: DecisionEnvelope) -> dict[str, Any]:
     return row
 
 
-def _sheet(client: GatewayClient, result: SubmitResult, decision: DecisionEnvelope) -> Sheet:
+def _sheet(client: GatewayClient, result: SubmitResult, decision: DecisionEnvelope) -> Tearsheet:
     mine = decision.of(result.strategy_id)
     returns = decode(client.artifact(result.returns_hash)) if result.returns_hash else None
     why = "; ".join(f"{item.rule}: {item.detail}" for item in mine.violations) if mine else ""
@@ -227,7 +227,7 @@ def _sheet(client: GatewayClient, result: SubmitResult, decision: DecisionEnvelo
         if mine and mine.active
         else why or result.verdict
     )
-    return Sheet(
+    return Tearsheet(
         result.name,
         result.strategy_id,
         verdict,

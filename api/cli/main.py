@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli import operate, policy, promotion, token, world
-from api.cli.output import NOT_ACTIVE, Format, Output, console, emit, errors, guarded, table
+from api.cli.output import NOT_ACTIVE, Format, Output, console, errors, guarded, print_result, table
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.runtime import embedded
@@ -50,7 +50,7 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="print the
 def up(output: Output = Format.TEXT) -> None:
     """Start the embedded stack, or what is missing of it: Temporal, worker, relay, Gateway."""
     stack = EmbeddedStack(settings()).up()
-    emit(
+    print_result(
         output,
         stack.json_dict(),
         lambda: [
@@ -67,7 +67,7 @@ def up(output: Output = Format.TEXT) -> None:
 def down(output: Output = Format.TEXT) -> None:
     """Stop the embedded stack. Worlds, submissions and decisions stay."""
     stopped = EmbeddedStack(settings()).down()
-    emit(
+    print_result(
         output,
         {"stopped": stopped},
         lambda: f"stopped: {', '.join(stopped)}" if stopped else "nothing was running",
@@ -79,12 +79,12 @@ def down(output: Output = Format.TEXT) -> None:
 def status(output: Output = Format.TEXT) -> None:
     """What runs, and whether submissions can go all the way."""
     config = settings()
-    url = config.gateway.url or embedded.Stack.read(config.home).gateway_url
+    url = config.gateway.url or embedded.StackRecord.read(config.home).gateway_url
     body: dict[str, Any] = {"gateway": url or None, "home": str(config.home), "running": False}
     if url and embedded.find(config):
         with GatewayClient(url, config.token, away_limit_s=2.0) as client:
             body |= {"running": True, "health": client.health(), **client.gateway_status()}
-    emit(output, body, lambda: _status_text(body))
+    print_result(output, body, lambda: _status_text(body))
 
 
 @app.command()
@@ -124,7 +124,7 @@ def submit(
         shadow=shadow,
     )
     try:
-        emit(output, result.as_dict(), lambda: result_text(result))
+        print_result(output, result.as_dict(), lambda: result_text(result))
         if result.running is not None:
             where = result.context.execution_domain.value
             errors.print(
@@ -150,7 +150,7 @@ def demo(
     from api.cli.demo import run  # with plotly, which no other command needs
 
     body, text = run(report)
-    emit(output, body, text)
+    print_result(output, body, text)
 
 
 @config_app.command("show")
@@ -158,7 +158,7 @@ def demo(
 def config_show(output: Output = Format.TEXT) -> None:
     """Every key, its value, and where the value comes from."""
     rows = explain()
-    emit(
+    print_result(
         output,
         [{"key": key, "value": value, "from": origin} for key, value, origin in rows],
         lambda: table("", ["key", "value", "from"], [list(row) for row in rows]),
@@ -176,7 +176,7 @@ def config_validate(
         raise QmtlError("E_CONFIG", f"{target!r} is not a target", "use --target all")
     config: Settings = settings()
     config.require_profile()
-    emit(
+    print_result(
         output,
         {"profile": config.profile, "file": str(config_file() or ""), "missing": []},
         lambda: f"profile {config.profile}: nothing is missing",

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.output import Format, Output, emit, guarded, read, table
+from api.cli.output import Format, Output, guarded, print_result, read, table
 from api.cli.world import WorldArgument, gateway
-from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, GateStatus, Verdict
-from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, ApprovalBody, GateStatus
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import REFUSALS, Refusal
 from qmtl_sdk.contracts.policy import mapping_of, validated
@@ -149,12 +149,12 @@ def _ask(
     with speaking(name) as client:
         plan = client.plan_apply(world, request)
         if dry_run:
-            emit(output, plan.json_dict(), lambda: plan_text(plan))
+            print_result(output, plan.json_dict(), lambda: plan_text(plan))
             return
         found = client.apply(world, request, live)
         if not found.plan.approval.required:
             found = client.apply_status(world, request.run_id, wait_s=WAIT_S)
-    emit(output, found.json_dict(), lambda: [*plan_text(found.plan), "", *status_text(found)])
+    print_result(output, found.json_dict(), lambda: [*plan_text(found.plan), "", *status_text(found)])
 
 
 @app.command()
@@ -174,7 +174,7 @@ def applies(
     with gateway() as client:
         if run_id is not None:
             one = client.apply_status(world, run_id)
-            emit(output, one.json_dict(), lambda: [*plan_text(one.plan), "", *status_text(one)])
+            print_result(output, one.json_dict(), lambda: [*plan_text(one.plan), "", *status_text(one)])
             return
         found = client.applies(world, limit)
     rows = [
@@ -188,7 +188,7 @@ def applies(
         ]
         for item in found
     ]
-    emit(
+    print_result(
         output,
         [item.json_dict() for item in found],
         lambda: (
@@ -212,9 +212,9 @@ def approve(
     """Agree to an apply. Its plan is printed first; nobody agrees to their own."""
     with speaking(name) as client:
         plan = client.apply_status(world, run_id).plan
-        client.approve(world, run_id, Verdict(reason=reason, etag=plan.etag), live)
+        client.approve(world, run_id, ApprovalBody(reason=reason, etag=plan.etag), live)
         found = _moved_on(client, world, run_id)
-    emit(output, found.json_dict(), lambda: [*plan_text(plan), "", *status_text(found)])
+    print_result(output, found.json_dict(), lambda: [*plan_text(plan), "", *status_text(found)])
 
 
 @app.command()
@@ -228,9 +228,9 @@ def reject(
 ) -> None:
     """Say no to an apply: it ends, and nothing has changed."""
     with speaking(name) as client:
-        client.reject(world, run_id, Verdict(reason=reason))
+        client.reject(world, run_id, ApprovalBody(reason=reason))
         found = client.apply_status(world, run_id, wait_s=WAIT_S)
-    emit(output, found.json_dict(), lambda: status_text(found))
+    print_result(output, found.json_dict(), lambda: status_text(found))
 
 
 @app.command()
@@ -245,7 +245,7 @@ def abort(
     """End an apply before it has switched anything: also while it waits for approvals or for open orders."""
     with speaking(name) as client:
         found = client.abort(world, run_id, reason)
-    emit(output, found.json_dict(), lambda: status_text(found))
+    print_result(output, found.json_dict(), lambda: status_text(found))
 
 
 def _moved_on(client: GatewayClient, world: str, run_id: str) -> ApplyStatus:
@@ -271,7 +271,7 @@ def archive(
     """Put a world away: it takes no submissions, no applies and no orders from then on, and keeps everything."""
     with speaking(name) as client:
         found = client.update_world(world, WorldUpdate(state="active" if undo else "archived"))
-    emit(
+    print_result(
         output,
         found.json_dict(),
         lambda: (
@@ -288,7 +288,7 @@ def halt(world: WorldArgument, reason: Reason = "", name: As = None, output: Out
     """Refuse every order of a world from now on, until someone resumes it."""
     with speaking(name) as client:
         found = client.halt(world, reason)
-    emit(output, found.json_dict(), lambda: gate_text(found))
+    print_result(output, found.json_dict(), lambda: gate_text(found))
 
 
 @app.command()
@@ -297,7 +297,7 @@ def resume(world: WorldArgument, reason: Reason = "", name: As = None, output: O
     """Lift a halt, or open a world that a failed apply has left frozen."""
     with speaking(name) as client:
         found = client.resume(world, reason)
-    emit(
+    print_result(
         output,
         found,
         lambda: [
@@ -352,7 +352,7 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
             else "nothing is switched on",
         ]
 
-    emit(output, body, text)
+    print_result(output, body, text)
 
 
 @app.command()
@@ -365,7 +365,7 @@ def explain(
     """Where a strategy stands, and at which step of the decision it was left out and by what figure."""
     with gateway() as client:
         found = client.explain(world, strategy)
-    emit(output, found.json_dict(), lambda: list(found.lines))
+    print_result(output, found.json_dict(), lambda: list(found.lines))
 
 
 @app.command()
@@ -399,7 +399,7 @@ def override(
             raise QmtlError("E_BODY_INVALID", "an edge has two ends", "qmtl world override W SRC DST --close")
         found = client.overrides(world)
     rows = [[item.src, item.dst, "open" if item.active else "closed", item.reason] for item in found]
-    emit(
+    print_result(
         output,
         [item.json_dict() for item in found],
         lambda: table("", ["from", "to", "edge", "why"], rows) if rows else "no edge is overridden",
@@ -419,7 +419,7 @@ def allow_live(
     """Let a world go live at all. Nothing goes live by this: policy, approvals and an apply are needed besides."""
     with speaking(name) as client:
         found = client.update_world(world, WorldUpdate(allow_live=allowed), live=allowed)
-    emit(
+    print_result(
         output,
         found.json_dict(),
         lambda: f"{world} {'allows' if found.spec.allow_live else 'does not allow'} live",
@@ -460,7 +460,7 @@ def audit(
         )
         return [*lines, f"the chain is whole: {found['verified']} entries"] if verify else lines
 
-    emit(output, found, text)
+    print_result(output, found, text)
 
 
 @app.command()
@@ -492,7 +492,7 @@ def orders(
         ]
         for item in found
     ]
-    emit(
+    print_result(
         output,
         [item.json_dict() for item in found],
         lambda: (
@@ -521,7 +521,7 @@ def status_text(found: ApplyStatus) -> list[str]:
         )
     for step in found.steps:
         seconds = ((step.ended or datetime.now(UTC)) - step.started).total_seconds()
-        took = words(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+        took = format_duration(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"
         lines.append(f"  {step.name:<10} {step.started:%H:%M:%S}  {took}{'' if step.ended else ' so far'}")
     missing = [
         f"{item.kind} {item.holder[:16]} ({item.phase})"

@@ -33,7 +33,7 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def emit(output: Format, body: Any, text: Callable[[], Any]) -> None:
+def print_result(output: Format, body: Any, text: Callable[[], Any]) -> None:
     """`body` as JSON, or what `text` gives to print. (Any: whatever JSON and rich can show.)"""
     if output is Format.JSON:
         sys.stdout.write(json.dumps(body, indent=2) + "\n")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from api.cli.output import Format, Output, emit, guarded, read, table
+from api.cli.output import Format, Output, guarded, print_result, read, table
 from api.cli.world import WorldArgument, gateway
 from qmtl_sdk.contracts.durations import seconds
 from qmtl_sdk.contracts.errors import QmtlError
@@ -44,7 +44,7 @@ def list_policies(world: WorldArgument, output: Output = Format.TEXT) -> None:
         ]
         for item in found
     ]
-    emit(
+    print_result(
         output,
         found,
         lambda: (
@@ -70,7 +70,7 @@ def show(
         raise QmtlError(
             "E_POLICY_UNKNOWN", f"{world} has no policy version {wanted}", "qmtl world policy list W"
         )
-    emit(output, found, lambda: yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
+    print_result(output, found, lambda: yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
 
 
 @policy_app.command("add")
@@ -79,7 +79,7 @@ def add(world: WorldArgument, file: File, output: Output = Format.TEXT) -> None:
     """Add a version, which becomes the default. One that does not parse is refused, and the earlier default stays."""
     with gateway() as client:
         found = client.add_policy(world, _read(file))
-    emit(
+    print_result(
         output,
         found.json_dict(),
         lambda: (
@@ -96,7 +96,9 @@ def set_default(
     """Judge by an earlier version again."""
     with gateway() as client:
         found = client.set_default_policy(world, version)
-    emit(output, found.json_dict(), lambda: f"{world} is judged by policy version {version} from now on")
+    print_result(
+        output, found.json_dict(), lambda: f"{world} is judged by policy version {version} from now on"
+    )
 
 
 @policy_app.command("diff")
@@ -111,7 +113,7 @@ def diff(
     with gateway() as client:
         found = client.diff_policies(world, version, to)
     rows = [[item.key, str(item.before), str(item.after)] for item in found]
-    emit(
+    print_result(
         output,
         [item.json_dict() for item in found],
         lambda: (
@@ -146,7 +148,7 @@ def replay_policy(
         for change in item["changes"]
     ]
     summary = f"{len(found['differ'])} of {found['decisions']} decisions would differ"
-    emit(
+    print_result(
         output,
         found,
         lambda: [

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from api.cli.operate import As, Live, Reason, approve_with, speaking
-from api.cli.output import Format, Output, emit, guarded, table
+from api.cli.output import Format, Output, guarded, print_result, table
 from api.cli.world import WorldArgument, gateway
 from qmtl_sdk.contracts.policy import validated
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
@@ -40,7 +40,7 @@ def promote(
                 "request",
             )
             found = _looked(client, client.promote(world, request, live))
-    emit(output, found.json_dict(), lambda: promotion_text(found))
+    print_result(output, found.json_dict(), lambda: promotion_text(found))
 
 
 @app.command()
@@ -59,7 +59,7 @@ def promotions(world: WorldArgument, output: Output = Format.TEXT) -> None:
         ]
         for item in found
     ]
-    emit(
+    print_result(
         output,
         [item.json_dict() for item in found],
         lambda: (

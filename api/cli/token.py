@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from api.cli.output import Format, Output, emit, guarded, table
+from api.cli.output import Format, Output, guarded, print_result, table
 from api.cli.world import gateway
 from qmtl_sdk.contracts.access import EVERY_WORLD, Role, TokenInfo, TokenRequest
-from qmtl_sdk.contracts.durations import seconds, words
+from qmtl_sdk.contracts.durations import format_duration, seconds
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import validated
 from qmtl_sdk.runtime.client import GatewayClient
@@ -50,7 +50,7 @@ def create(
     )
     with gateway() as client:
         created = client.create_token(wanted)
-    emit(
+    print_result(
         output,
         created.json_dict(),
         lambda: [
@@ -72,7 +72,7 @@ def list_tokens(output: Output = Format.TEXT) -> None:
     rows = [
         [item.token_id, item.subject, _grants(item), item.created_by, _state(item, now)] for item in found
     ]
-    emit(
+    print_result(
         output,
         [item.json_dict() for item in found],
         lambda: (
@@ -90,7 +90,7 @@ def revoke(
     """Take a token back: its requests are refused at once, its streams closed within seconds."""
     with _as_owner() as client:
         found = client.revoke_token(token_id)
-    emit(output, found.json_dict(), lambda: f"revoked: {found.subject}, {_grants(found)}")
+    print_result(output, found.json_dict(), lambda: f"revoked: {found.subject}, {_grants(found)}")
 
 
 @app.command()
@@ -102,7 +102,7 @@ def rotate(
     """Sign tokens with a new key from now on. An owner's command."""
     with _as_owner() as client:
         keys = client.rotate_keys(seconds(overlap))
-    emit(
+    print_result(
         output,
         keys,
         lambda: (
@@ -143,4 +143,4 @@ def _state(item: TokenInfo, now: datetime) -> str:
     if item.revoked_at:
         return f"revoked {item.revoked_at:%Y-%m-%d %H:%M}"
     left = (item.expires_at - now).total_seconds()
-    return f"good for {words(left)}" if left > 0 else "expired"
+    return f"good for {format_duration(left)}" if left > 0 else "expired"

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.output import Format, Output, emit, errors, guarded, read, table
+from api.cli.output import Format, Output, errors, guarded, print_result, read, table
 from api.stack import EmbeddedStack
-from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import KINDS, CloudEvent, Subscribe
 from qmtl_sdk.contracts.worlds import SAMPLE, DecisionEnvelope, World, WorldSpec, parse_world
@@ -50,7 +50,7 @@ def create(
     spec, policy = parse_world(read(file, "E_WORLD_INVALID", "world"))
     with gateway(start=True) as client:
         created = client.create_world(_absolute(spec, file.resolve().parent).json_dict(), policy)
-    emit(output, created, lambda: _created_text(created))
+    print_result(output, created, lambda: _created_text(created))
 
 
 @app.command("list")
@@ -69,7 +69,7 @@ def list_worlds(output: Output = Format.TEXT) -> None:
         ]
         for world in worlds
     ]
-    emit(
+    print_result(
         output,
         [world.json_dict() for world in worlds],
         lambda: (
@@ -98,7 +98,7 @@ def show(world: WorldArgument, output: Output = Format.TEXT) -> None:
         "decision": decisions[0].json_dict() if decisions else None,
         "activation": [item.json_dict() for item in activation],
     }
-    emit(output, body, lambda: _world_text(found, policy, decisions))
+    print_result(output, body, lambda: _world_text(found, policy, decisions))
 
 
 @app.command()
@@ -107,7 +107,7 @@ def decide(world: WorldArgument, output: Output = Format.TEXT) -> None:
     """Judge the world as it stands and print the decision."""
     with gateway() as client:
         decision = client.decide(world, uuid.uuid4().hex)
-    emit(output, decision.json_dict(), lambda: decision_table(decision))
+    print_result(output, decision.json_dict(), lambda: decision_table(decision))
 
 
 @app.command()
@@ -138,7 +138,7 @@ def sessions(
         for item in found
     ]
     header = ["strategy", "world", "domain", "who", "state", "newest bar", "events", "fault"]
-    emit(
+    print_result(
         output,
         [item.json_dict() for item in found],
         lambda: table("", header, rows) if rows else "nothing runs",
@@ -278,7 +278,7 @@ def _world_text(world: World, policy: dict[str, Any] | None, decisions: list[Dec
     )
     for preset in spec.data.presets:
         lines.append(
-            f"data      {preset.name}: {preset.source} at {words(preset.interval)}, {preset.calendar}: {', '.join(preset.streams)}"
+            f"data      {preset.name}: {preset.source} at {format_duration(preset.interval)}, {preset.calendar}: {', '.join(preset.streams)}"
         )
     lines.append(
         f"policy    version {policy['version']}: {policy['selection']}" if policy else "policy    none yet"

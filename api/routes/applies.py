@@ -10,7 +10,14 @@ from activities.storage.audit import AuditPage
 from api.auth.access import Asker, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
-from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, Approval, GateStatus, Verdict
+from qmtl_sdk.contracts.applies import (
+    ApplyPlan,
+    ApplyRequest,
+    ApplyStatus,
+    Approval,
+    ApprovalBody,
+    GateStatus,
+)
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.worlds import EdgeOverride
@@ -68,23 +75,23 @@ async def show_apply(
 
 @router.post("/applies/{run_id}/approve", summary="Agree to an apply")
 async def approve(
-    world_id: str, run_id: str, state: State, caller: Asker, body: Verdict | None = None
+    world_id: str, run_id: str, state: State, caller: Asker, body: ApprovalBody | None = None
 ) -> Approval:
     """Nobody agrees to their own request. What leads to live needs the live header."""
     found = await asyncio.to_thread(state.stores.applies.find, world_id, run_id)
     _approver(found.plan, caller)
     if found.plan.leads_to_live:
         caller.require_live(world_id)
-    return await state.applies.vote(world_id, run_id, caller.subject, "approve", body or Verdict())
+    return await state.applies.vote(world_id, run_id, caller.subject, "approve", body or ApprovalBody())
 
 
 @router.post("/applies/{run_id}/reject", summary="Say no to an apply: it ends, and nothing has changed")
 async def reject(
-    world_id: str, run_id: str, state: State, caller: Asker, body: Verdict | None = None
+    world_id: str, run_id: str, state: State, caller: Asker, body: ApprovalBody | None = None
 ) -> Approval:
     found = await asyncio.to_thread(state.stores.applies.find, world_id, run_id)
     _approver(found.plan, caller)
-    return await state.applies.vote(world_id, run_id, caller.subject, "reject", body or Verdict())
+    return await state.applies.vote(world_id, run_id, caller.subject, "reject", body or ApprovalBody())
 
 
 @router.post("/applies/{run_id}/abort", summary="End an apply before it has switched anything")

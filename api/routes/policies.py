@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Path, Query
 
 from activities.worlds.correlation import Correlations
-from activities.worlds.replay import Replayed, replay
+from activities.worlds.replay import PolicyReplayResult, replay
 from api.auth.access import Asker, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.model import Model
@@ -60,7 +60,7 @@ def diff(
 
 
 @router.post("/replay", summary="What a draft would have decided; nothing is written")
-def replay_policy(world_id: str, body: PolicyReplay, state: State) -> Replayed:
+def replay_policy(world_id: str, body: PolicyReplay, state: State) -> PolicyReplayResult:
     draft = policy_from(body.policy)
     state.stores.worlds.world(world_id)
     return replay(

@@ -16,10 +16,10 @@ from qmtl_sdk.contracts.identity import compute_key
 from qmtl_sdk.contracts.sessions import (
     SessionAck,
     SessionAcked,
-    SessionBeat,
     SessionGrant,
+    SessionHeartbeat,
     SessionInfo,
-    SessionKept,
+    SessionLease,
     SessionOpen,
 )
 from qmtl_sdk.contracts.submission import QueueTarget
@@ -82,7 +82,7 @@ def list_sessions(
 
 
 @router.post("/{session_id}/heartbeat", summary="Keep the lease, and say how it is")
-def heartbeat(session_id: str, beat: SessionBeat, state: State, caller: Asker) -> SessionKept:
+def heartbeat(session_id: str, beat: SessionHeartbeat, state: State, caller: Asker) -> SessionLease:
     world_id = state.stores.sessions.find(session_id).world_id
     caller.in_world(world_id, Role.AUTHOR)
     if (
@@ -93,7 +93,7 @@ def heartbeat(session_id: str, beat: SessionBeat, state: State, caller: Asker) -
             "the Gateway",
             f"session {session_id[:8]} had {beat.cross_context_cache_hits} cache hit(s) from another context",
         )
-    return SessionKept(
+    return SessionLease(
         session_id=session_id,
         expires_at=state.stores.sessions.beat(session_id, beat).expires_at,
         now=datetime.now(UTC),

@@ -13,7 +13,7 @@ from api.metrics import DIFF_MS
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.submission import Ack, DryRun, StrategyStatus, StrategySubmit
+from qmtl_sdk.contracts.submission import DryRun, StrategyStatus, StrategySubmit, SubmissionAck
 from temporal.submissions import workflow_of
 
 router = APIRouter(prefix="/strategies", tags=["strategies"], route_class=GuardedRoute)
@@ -43,7 +43,7 @@ Submit = Annotated[StrategySubmit, Body(openapi_examples=_EXAMPLE)]  # type: ign
 
 
 @router.post("", status_code=202, summary="Submit a strategy to a world")
-async def submit(submission: Submit, state: State, caller: Asker) -> Ack:
+async def submit(submission: Submit, state: State, caller: Asker) -> SubmissionAck:
     """Checks the DAG, appends the submission to the commit log, starts or joins its workflow, and answers with what is to be computed."""
     began = time.perf_counter()
     await asyncio.to_thread(_checked, submission, state, caller)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qmtl_sdk.compute.engine import Partial, Tape
+from qmtl_sdk.compute.engine import Checkpoint, NodeOutput
 from qmtl_sdk.compute.output import Columns
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.data.bars import Bars
@@ -36,7 +36,7 @@ class ArrowCache:
         self._folder = root / context.world_id / context.execution_domain.value
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, compute_key: str, node_id: str) -> Tape | None:
+    def get(self, compute_key: str, node_id: str) -> NodeOutput | None:
         """The whole output, or None."""
         found = self._read(self._path(compute_key), node_id)
         if found is None:
@@ -45,23 +45,23 @@ class ArrowCache:
         self.counters.hits += 1
         return found[0]
 
-    def put(self, compute_key: str, node_id: str, tape: Tape) -> None:
+    def put(self, compute_key: str, node_id: str, tape: NodeOutput) -> None:
         self._write(self._path(compute_key), node_id, tape, len(tape.bars))
         self._path(compute_key, ".partial").unlink(missing_ok=True)
 
-    def partial(self, compute_key: str, node_id: str, interval: int) -> Partial:
+    def partial(self, compute_key: str, node_id: str, interval: int) -> Checkpoint:
         """Where an interrupted computation stopped; what it reaches from here on is saved now and then."""
         path = self._path(compute_key, ".partial")
 
         def save(columns: Columns, done: int) -> None:
             rows = {name: values[:done] for name, values in columns.items()}
-            self._write(path, node_id, Tape(Bars(np.arange(done, dtype="int64"), rows, interval)), done)
+            self._write(path, node_id, NodeOutput(Bars(np.arange(done, dtype="int64"), rows, interval)), done)
 
         found = self._read(path, node_id)
         if found is None:
-            return Partial(save=save)
+            return Checkpoint(save=save)
         tape, done = found
-        return Partial(rows=dict(tape.bars.columns), done=done, save=save)
+        return Checkpoint(rows=dict(tape.bars.columns), done=done, save=save)
 
     def _path(self, compute_key: str, ending: str = ".arrow") -> Path:
         return self._folder / (compute_key.removeprefix("blake3:") + ending)
@@ -76,7 +76,7 @@ class ArrowCache:
             "partition": c.partition,
         }
 
-    def _read(self, path: Path, node_id: str) -> tuple[Tape, int] | None:
+    def _read(self, path: Path, node_id: str) -> tuple[NodeOutput, int] | None:
         if not path.exists():
             return None
         try:
@@ -99,9 +99,9 @@ class ArrowCache:
             if name != _TS
         }
         ts = table.column(_TS).combine_chunks().to_numpy(zero_copy_only=False)
-        return Tape(Bars(ts, columns, meta["interval"]), meta["first"]), meta["done"]
+        return NodeOutput(Bars(ts, columns, meta["interval"]), meta["first"]), meta["done"]
 
-    def _write(self, path: Path, node_id: str, tape: Tape, done: int) -> None:
+    def _write(self, path: Path, node_id: str, tape: NodeOutput, done: int) -> None:
         meta = {
             "scope": self._scope(node_id),
             "fingerprint": self._context.dataset_fingerprint,

@@ -31,7 +31,7 @@ TRIES = 100
 
 
 @dataclass(frozen=True)
-class Tape:
+class NodeOutput:
     """A node's output over history. Rows before `first` are warm-up and missing."""
 
     bars: Bars
@@ -39,7 +39,7 @@ class Tape:
 
 
 @dataclass(frozen=True)
-class Check:
+class ParityCheck:
     """What the check found: the verdict and, where something differs, the bar and both values."""
 
     node: str
@@ -49,7 +49,7 @@ class Check:
 
 
 @dataclass
-class Partial:
+class Checkpoint:
     """Rows that an interrupted bar-by-bar computation had reached; `save` is called now and then with the rows so far."""
 
     rows: Columns = field(default_factory=dict)
@@ -59,15 +59,15 @@ class Partial:
 
 def compute(
     node: Node,
-    inputs: Mapping[str, Tape],
+    inputs: Mapping[str, NodeOutput],
     *,
     parity: Literal["sample", "full"] = "sample",
     progress: Progress | None = None,
-    partial: Partial | None = None,
-) -> tuple[Tape, Check]:
+    partial: Checkpoint | None = None,
+) -> tuple[NodeOutput, ParityCheck]:
     """A node's output and how it was come by. Raises QmtlError: E_LOOKAHEAD, E_STATEFUL, E_COMPUTE_FAILED, E_COMPUTE_OUTPUT, E_HISTORY_SHORT."""
     plan = _Plan(node, inputs)
-    partial = partial or Partial()
+    partial = partial or Checkpoint()
     if plan.aligned and not partial.done:
         batch = _batch(plan)
         if batch is not None:
@@ -93,13 +93,13 @@ def compute(
                     progress(node, len(plan.ts), len(plan.ts))
                 return plan.tape(batch), found
             return _bar_by_bar(plan, progress, partial), found
-    return _bar_by_bar(plan, progress, partial), Check(node.label, "bar by bar")
+    return _bar_by_bar(plan, progress, partial), ParityCheck(node.label, "bar by bar")
 
 
 class _Plan:
     """When a node computes and what it sees then. `ends[input][t]` is the number of the input's bars that have closed at the node's bar `t`."""
 
-    def __init__(self, node: Node, inputs: Mapping[str, Tape]) -> None:
+    def __init__(self, node: Node, inputs: Mapping[str, NodeOutput]) -> None:
         self.node = node
         self.inputs = {parent.node_id: (parent, inputs[parent.node_id]) for parent in node.inputs}
         self.ts = _clock(node, [tape.bars for _, tape in self.inputs.values()])
@@ -158,17 +158,17 @@ class _Plan:
         with np.errstate(all="ignore"):
             return self.node.compute_fn(view)
 
-    def tape(self, columns: Columns) -> Tape:
+    def tape(self, columns: Columns) -> NodeOutput:
         """The columns as a tape, warm-up rows missing."""
         columns = {name: values.copy() for name, values in columns.items()} or {
             "value": np.full(len(self.ts), np.nan)
         }
         for values in columns.values():
             values[: self.first] = np.nan
-        return Tape(Bars(self.ts, columns, self.node.interval), self.first)
+        return NodeOutput(Bars(self.ts, columns, self.node.interval), self.first)
 
 
-def _window(parent: Node, tape: Tape, lo: int, hi: int) -> Window:
+def _window(parent: Node, tape: NodeOutput, lo: int, hi: int) -> Window:
     return Window(
         parent.node_id,
         parent.label,
@@ -213,7 +213,7 @@ def _batch(plan: _Plan) -> Columns | None:
     return {name: np.concatenate([before, values]) for name, values in columns.items()} if columns else None
 
 
-def _bar_by_bar(plan: _Plan, progress: Progress | None, partial: Partial) -> Tape:
+def _bar_by_bar(plan: _Plan, progress: Progress | None, partial: Checkpoint) -> NodeOutput:
     total, start = len(plan.ts), max(plan.first, partial.done)
     columns = {
         name: np.concatenate([values[:start], np.full(total - len(values[:start]), np.nan)])
@@ -231,12 +231,12 @@ def _bar_by_bar(plan: _Plan, progress: Progress | None, partial: Partial) -> Tap
     return plan.tape(columns)
 
 
-def check(plan: _Plan, batch: Columns, tries: int = TRIES, seed: int = 0) -> Check:
+def check(plan: _Plan, batch: Columns, tries: int = TRIES, seed: int = 0) -> ParityCheck:
     """Whether `batch` may stand for the bar-by-bar result; see the module's story."""
     node, total = plan.node, len(plan.ts)
     span = min(4 * node.period, (total - plan.first) // 3)
     if span < 1:
-        return Check(node.label, "bar by bar")
+        return ParityCheck(node.label, "bar by bar")
     rng = np.random.default_rng(seed)
     for cut in _bars_to_try(batch, max(plan.origin + span, plan.first), total - span, tries, rng):
         found = _compare_stretch(plan, cut, span)
@@ -252,16 +252,16 @@ def check(plan: _Plan, batch: Columns, tries: int = TRIES, seed: int = 0) -> Che
         for name in {*window, *whole}:
             mine, other = window.get(name, np.nan), whole.get(name, np.nan)
             if not _same(mine, other):
-                return Check(
+                return ParityCheck(
                     node.label,
                     "needs more than its period",
                     iso(int(plan.ts[t])),
                     f"{name} is {mine:g} from {node.period} bars and {other:g} from all",
                 )
-    return Check(node.label, "equal")
+    return ParityCheck(node.label, "equal")
 
 
-def _compare_stretch(plan: _Plan, cut: int, span: int) -> Check | None:
+def _compare_stretch(plan: _Plan, cut: int, span: int) -> ParityCheck | None:
     past, more = _try(plan, cut - span, cut), _try(plan, cut - span, cut + span)
     if past is None or more is None:
         return None
@@ -274,7 +274,7 @@ def _compare_stretch(plan: _Plan, cut: int, span: int) -> Check | None:
             stable = _same(again.get(name, missing), before).all()
             row, verdict = int(wrong[0]), "looks ahead" if stable else "keeps state"
             detail = f"{name} is {before[row]:g} from the bars before {iso(int(plan.ts[cut]))} and {after[row]:g} with those after it"
-            return Check(plan.node.label, verdict, iso(int(plan.ts[cut - span + row])), detail)  # type: ignore[arg-type]  # both words are Verdicts
+            return ParityCheck(plan.node.label, verdict, iso(int(plan.ts[cut - span + row])), detail)  # type: ignore[arg-type]  # both words are Verdicts
     return None
 
 

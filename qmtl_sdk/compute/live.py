@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from blake3 import blake3
 
-from qmtl_sdk.compute.engine import Tape, author_error
+from qmtl_sdk.compute.engine import NodeOutput, author_error
 from qmtl_sdk.compute.output import last_row
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
@@ -55,7 +55,7 @@ class Series:
         """When the newest row closed, ns; -2**63 for a series without rows."""
         return int(self._ts[self._rows - 1]) + self.interval * NS if self._rows else -(2**63)
 
-    def seed(self, tape: Tape) -> None:
+    def seed(self, tape: NodeOutput) -> None:
         """Go on from a batch's output."""
         count = min(len(tape.bars), self._size // 2)
         self._ts[:count] = tape.bars.ts[len(tape.bars) - count :]
@@ -97,7 +97,7 @@ class Series:
 class LiveEngine:
     """`nodes` in the order of computation. `tapes`: outputs to go on from, by NodeID."""
 
-    def __init__(self, nodes: "list[Node]", tapes: Mapping[str, Tape] | None = None) -> None:
+    def __init__(self, nodes: "list[Node]", tapes: Mapping[str, NodeOutput] | None = None) -> None:
         self._nodes, self._by_id = nodes, {node.node_id: node for node in nodes}
         keep = {node.node_id: 1 for node in nodes}
         for node in nodes:
@@ -263,7 +263,7 @@ class LiveEngine:
     def _ends(self, node_id: str, opened: "list[int]") -> list[int]:
         return [start + self._series[node_id].interval * NS for start in opened]
 
-    def _reopen(self, node: Node, tapes: Mapping[str, Tape]) -> None:
+    def _reopen(self, node: Node, tapes: Mapping[str, NodeOutput]) -> None:
         """The coarse bars that were open where the tapes ended."""
         step = node.interval * NS
         finer = [

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from qmtl_sdk.contracts.canonical import hash_of
-from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.worlds import UtcTime
 
@@ -40,7 +40,7 @@ class ApplyRequest(Model):
     etag: str = Field("", max_length=128)
 
 
-class Standpoint(Model):
+class StrategyAllocation(Model):
     """Where a strategy stands in a world."""
 
     active: bool = False
@@ -58,8 +58,8 @@ class Standpoint(Model):
 class Change(OfStrategy):
     """What becomes of one strategy."""
 
-    before: Standpoint
-    after: Standpoint
+    before: StrategyAllocation
+    after: StrategyAllocation
 
     @property
     def goes_up(self) -> bool:
@@ -92,7 +92,7 @@ class AwaitApprovals(Model):
         if not self.required:
             return "no approval is needed: nothing goes up"
         people = "one person" if self.required == 1 else f"{self.required} people"
-        return f"wait for {people} ({' or '.join(self.roles)}, not {self.requested_by}) to approve, for {words(self.expires_s)} at the longest"
+        return f"wait for {people} ({' or '.join(self.roles)}, not {self.requested_by}) to approve, for {format_duration(self.expires_s)} at the longest"
 
 
 class Freeze(Model):
@@ -104,7 +104,7 @@ class Freeze(Model):
 
     def explain(self) -> str:
         edge = ", close the edge from backtest to live" if self.close_live_edge else ""
-        return f"freeze: orders are refused from here on{edge}; wait for sessions and Gateways to say that they have heard, for {words(self.ack_timeout_s)} at the longest"
+        return f"freeze: orders are refused from here on{edge}; wait for sessions and Gateways to say that they have heard, for {format_duration(self.ack_timeout_s)} at the longest"
 
 
 class Drain(Model):
@@ -114,7 +114,7 @@ class Drain(Model):
     timeout_s: float
 
     def explain(self) -> str:
-        return f"drain: wait until no order is open, for {words(self.timeout_s)} at the longest; then everything goes back"
+        return f"drain: wait until no order is open, for {format_duration(self.timeout_s)} at the longest; then everything goes back"
 
 
 class Switch(Model):
@@ -213,7 +213,7 @@ class Approval(Model):
     at: UtcTime
 
 
-class Verdict(Model):
+class ApprovalBody(Model):
     """`POST …/approve` and `…/reject`. `etag`: of the plan that the person saw; another one is refused."""
 
     reason: str = Field("", max_length=500)
@@ -226,7 +226,7 @@ class Step(Model):
     ended: UtcTime | None = None
 
 
-class Ack(Model):
+class Acknowledgement(Model):
     """Who has heard of a freeze or unfreeze, and when; `at` None: not yet."""
 
     sequence: int
@@ -253,7 +253,7 @@ class ApplyStatus(Model):
     plan: ApplyPlan
     approvals: tuple[Approval, ...] = ()
     steps: tuple[Step, ...] = ()
-    acks: tuple[Ack, ...] = ()
+    acks: tuple[Acknowledgement, ...] = ()
     workflow_url: str = ""
 
     @property

@@ -49,7 +49,7 @@ def bars(value: "int | str | timedelta", interval_s: int) -> int:
     )
 
 
-def words(length_s: float) -> str:
+def format_duration(length_s: float) -> str:
     """A duration as a person writes it: `90000` → `1d 1h`."""
     if length_s < 1:
         return f"{length_s:g}s"

@@ -349,7 +349,7 @@ class EventFrame(Sequenced):
     topic: str
 
 
-class Beat(Model):
+class HeartbeatFrame(Model):
     """Sent now and then: the newest sequence of each topic, so that a client knows how far behind it is, and that it is heard of."""
 
     type: Literal["beat"] = "beat"
@@ -361,8 +361,8 @@ class Refreshed(Model):
     expires_in: float
 
 
-ServerFrame: TypeAdapter[Snapshot | Resumed | EventFrame | Beat | Refreshed] = TypeAdapter(
-    Annotated[Snapshot | Resumed | EventFrame | Beat | Refreshed, Field(discriminator="type")]
+ServerFrame: TypeAdapter[Snapshot | Resumed | EventFrame | HeartbeatFrame | Refreshed] = TypeAdapter(
+    Annotated[Snapshot | Resumed | EventFrame | HeartbeatFrame | Refreshed, Field(discriminator="type")]
 )
 
 

@@ -25,7 +25,7 @@ class Condition(Model):
     due: UtcTime | None = None
 
 
-class Progress(OfStrategy):
+class PromotionProgress(OfStrategy):
     """Where a strategy stands on its way. `stage`: the mode that it has; `target`: the next one, empty where it has come as far as it shall."""
 
     stage: str
@@ -45,7 +45,7 @@ class PromotionView(Model):
     to: Literal["dryrun", "live"]
     requested_by: str
     reason: str = ""
-    progress: Progress | None = None
+    progress: PromotionProgress | None = None
     apply_run: str = ""
     waits_for: str = ""
     outcome: Literal["", "completed", "stopped"] = ""

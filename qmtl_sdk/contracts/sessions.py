@@ -36,7 +36,7 @@ class SessionGrant(Model):
     now: UtcTime = Field(description="the Gateway's clock, which the session goes by")
 
 
-class SessionKept(Model):
+class SessionLease(Model):
     """The answer to a beat: until when the lease holds, and the Gateway's clock."""
 
     session_id: str
@@ -44,7 +44,7 @@ class SessionKept(Model):
     now: UtcTime
 
 
-class SessionBeat(Model):
+class SessionHeartbeat(Model):
     """How a session is. `positions`: the last sequence of each topic that it has handled; `lag_s`: how far that is behind; `bar`: the newest close computed, world time."""
 
     positions: Positions = {}
@@ -83,7 +83,7 @@ class SessionInfo(OfStrategy):
     expires_at: UtcTime
     ended_at: UtcTime | None = None
     end_reason: str = ""
-    report: SessionBeat = SessionBeat()
+    report: SessionHeartbeat = SessionHeartbeat()
 
 
 class QueueMessage(Model):

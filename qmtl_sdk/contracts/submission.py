@@ -70,7 +70,7 @@ class Lease(Model):
     resume_from: dict[str, Any] = {}
 
 
-class Ack(Model):
+class SubmissionAck(Model):
     """What a runner needs to compute: `queue_map` by NodeID, the context, the bindings and, if nobody else computes, the lease."""
 
     world_id: str

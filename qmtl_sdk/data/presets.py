@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from qmtl_sdk.contracts.dag import STREAM, Dag, NodeRecord
-from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.contracts.worlds import Preset, WorldSpec
@@ -38,10 +38,10 @@ def _bind(node: NodeRecord, world: WorldSpec) -> StreamBinding:
     ]
     if len(found) == 1:
         return StreamBinding(node_id=node.node_id, preset=found[0][0], stream=found[0][1])
-    wanted = f"{node.label}: {'a stream' if not tags else 'a stream tagged ' + '+'.join(sorted(tags))} at {words(node.interval)}"
+    wanted = f"{node.label}: {'a stream' if not tags else 'a stream tagged ' + '+'.join(sorted(tags))} at {format_duration(node.interval)}"
     there = (
         "; ".join(
-            f"{name} at {words(preset.interval)} ({', '.join(sorted(labels))})"
+            f"{name} at {format_duration(preset.interval)} ({', '.join(sorted(labels))})"
             for preset, name, labels in streams[:20]
         )
         or "no streams at all"

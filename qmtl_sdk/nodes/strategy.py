@@ -51,7 +51,7 @@ class Strategy:
         return type(self).__name__
 
 
-class Build:
+class BuiltStrategy:
     """A strategy set up: its nodes in order of computation, each NodeID once, and its canonical DAG, linted."""
 
     def __init__(self, strategy: "Strategy | type[Strategy]") -> None:

@@ -11,13 +11,13 @@ from datetime import datetime
 
 import numpy as np
 
-from qmtl_sdk.compute.engine import Tape
+from qmtl_sdk.compute.engine import NodeOutput
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import Execution
 from qmtl_sdk.data.bars import NS, iso, to_ns
 from qmtl_sdk.nodes.node import Node, StreamInput
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 
 POSITION, SIGNAL, CLOSE = "position", "signal", "close"
 BPS = 1e-4
@@ -45,7 +45,7 @@ class _Instrument:
 
 
 def returns_of(
-    build: Build, tapes: Mapping[str, Tape], execution: Execution, as_of: datetime | None = None
+    build: BuiltStrategy, tapes: Mapping[str, NodeOutput], execution: Execution, as_of: datetime | None = None
 ) -> Returns:
     """The returns of a computed strategy. Raises QmtlError: E_RETURNS_MISSING, E_RETURNS_AMBIGUOUS, E_COMPUTE_OUTPUT.
 
@@ -101,7 +101,7 @@ def returns_of(
     return Returns(ts, values, intervals.pop(), positions, shares, streams)
 
 
-def _flat(build: Build, tapes: Mapping[str, Tape], as_of: datetime | None) -> Returns:
+def _flat(build: BuiltStrategy, tapes: Mapping[str, NodeOutput], as_of: datetime | None) -> Returns:
     """Nothing earned and nothing lost, at the bars of the finest node that has any, or at the last one before `as_of`."""
     computed = [tapes[node.node_id].bars for node in build.nodes if len(tapes[node.node_id].bars)]
     if computed:
@@ -120,7 +120,7 @@ def _flat(build: Build, tapes: Mapping[str, Tape], as_of: datetime | None) -> Re
     )
 
 
-def _instrument(node: Node, tapes: Mapping[str, Tape], cost: float) -> _Instrument:
+def _instrument(node: Node, tapes: Mapping[str, NodeOutput], cost: float) -> _Instrument:
     price = _price_of(node, tapes)
     tape, bars = tapes[node.node_id], tapes[price.node_id].bars
     column = _position_column(tape)
@@ -144,7 +144,7 @@ def _instrument(node: Node, tapes: Mapping[str, Tape], cost: float) -> _Instrume
     return _Instrument(node, price, ts, returns, position)
 
 
-def _price_of(node: Node, tapes: Mapping[str, Tape]) -> StreamInput:
+def _price_of(node: Node, tapes: Mapping[str, NodeOutput]) -> StreamInput:
     """The one price stream that a position derives from."""
     seen, stack, found = set(), [node], {}
     while stack:
@@ -170,7 +170,7 @@ def _price_of(node: Node, tapes: Mapping[str, Tape]) -> StreamInput:
     )
 
 
-def _within(node: Node, column: str, tape: Tape) -> None:
+def _within(node: Node, column: str, tape: NodeOutput) -> None:
     values = tape.bars.columns[column]
     good = np.isnan(values) | (np.isin(values, (0.0, 1.0)) if column == SIGNAL else np.abs(values) <= 1)
     if not good.all():
@@ -184,11 +184,11 @@ def _within(node: Node, column: str, tape: Tape) -> None:
         )
 
 
-def _position_column(tape: Tape) -> str:
+def _position_column(tape: NodeOutput) -> str:
     return next((name for name in (POSITION, SIGNAL) if name in tape.bars.columns), "")
 
 
-def _named(node: Node, tapes: Mapping[str, Tape]) -> Returns:
+def _named(node: Node, tapes: Mapping[str, NodeOutput]) -> Returns:
     tape = tapes[node.node_id]
     columns = tape.bars.columns
     if len(columns) != 1 and "returns" not in columns:

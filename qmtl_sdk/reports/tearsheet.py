@@ -29,7 +29,7 @@ _SHOWN = (
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Tearsheet:
     """One strategy on the page."""
 
     name: str
@@ -41,7 +41,7 @@ class Sheet:
     ui_url: str
 
 
-def write(path: Path, decision: DecisionEnvelope, sheets: list[Sheet]) -> Path:
+def write(path: Path, decision: DecisionEnvelope, sheets: list[Tearsheet]) -> Path:
     """Write the page and return where it is."""
     environment = Environment(loader=PackageLoader("qmtl_sdk.reports"), autoescape=select_autoescape())
     page = environment.get_template("tearsheet.html.j2").render(
@@ -56,7 +56,7 @@ def write(path: Path, decision: DecisionEnvelope, sheets: list[Sheet]) -> Path:
     return path.resolve()
 
 
-def _figure(sheets: list[Sheet]) -> str:
+def _figure(sheets: list[Tearsheet]) -> str:
     figure = make_subplots(
         rows=2,
         cols=1,

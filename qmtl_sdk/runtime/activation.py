@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, Domain, domain_of
-from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope
 from qmtl_sdk.runtime.stream import StreamClient
 
@@ -101,11 +101,11 @@ class Gate:
             return (
                 "the stream was never heard"
                 if silence == float("inf")
-                else f"the stream was not heard for {words(silence)}, longer than the decision's ttl of {words(ttl)}"
+                else f"the stream was not heard for {format_duration(silence)}, longer than the decision's ttl of {format_duration(ttl)}"
             )
         decided_at = self.manager.decided_at
         if decided_at is not None and (age := (self.clock() - decided_at).total_seconds()) > ttl:
-            return f"the newest decision is {words(age)} old, its ttl is {words(ttl)}"
+            return f"the newest decision is {format_duration(age)} old, its ttl is {format_duration(ttl)}"
         world = self.manager.world
         if world is not None and not world.active:
             return f"the world is {'halted' if world.halted else 'draining' if world.drain else 'frozen'}"

@@ -10,7 +10,14 @@ from pydantic import BaseModel, TypeAdapter
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from qmtl_sdk.contracts.access import NewToken, TokenInfo, TokenRequest
-from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, Approval, GateStatus, Verdict
+from qmtl_sdk.contracts.applies import (
+    ApplyPlan,
+    ApplyRequest,
+    ApplyStatus,
+    Approval,
+    ApprovalBody,
+    GateStatus,
+)
 from qmtl_sdk.contracts.errors import CODES, QmtlError
 from qmtl_sdk.contracts.events import Subscribe, Subscription
 from qmtl_sdk.contracts.orders import Order, OrderBatch, OrderRecord, OrderVerdict, OrderVerdicts
@@ -24,20 +31,20 @@ from qmtl_sdk.contracts.sessions import (
     QueueRead,
     SessionAck,
     SessionAcked,
-    SessionBeat,
     SessionGrant,
+    SessionHeartbeat,
     SessionInfo,
-    SessionKept,
+    SessionLease,
     SessionOpen,
 )
 from qmtl_sdk.contracts.submission import (
-    Ack,
     DryRun,
     EvidenceRef,
     Heartbeat,
     LeaseFailure,
     StrategyStatus,
     StrategySubmit,
+    SubmissionAck,
 )
 from qmtl_sdk.contracts.worlds import (
     ActivationEnvelope,
@@ -79,8 +86,8 @@ class GatewayClient:
 
     # submissions
 
-    def submit(self, submission: StrategySubmit) -> Ack:
-        return Ack.model_validate(self._call("POST", "/strategies", submission))
+    def submit(self, submission: StrategySubmit) -> SubmissionAck:
+        return SubmissionAck.model_validate(self._call("POST", "/strategies", submission))
 
     def dry_run(self, submission: StrategySubmit) -> DryRun:
         return DryRun.model_validate(self._call("POST", "/strategies/dry-run", submission))
@@ -225,7 +232,7 @@ class GatewayClient:
             self._call("POST", f"/worlds/{world_id}/promotions/{strategy_id}/end", json={"reason": reason})
         )
 
-    def approve(self, world_id: str, run_id: str, verdict: Verdict, live: bool = False) -> Approval:
+    def approve(self, world_id: str, run_id: str, verdict: ApprovalBody, live: bool = False) -> Approval:
         return Approval.model_validate(
             self._call(
                 "POST",
@@ -235,7 +242,7 @@ class GatewayClient:
             )
         )
 
-    def reject(self, world_id: str, run_id: str, verdict: Verdict) -> Approval:
+    def reject(self, world_id: str, run_id: str, verdict: ApprovalBody) -> Approval:
         return Approval.model_validate(
             self._call("POST", f"/worlds/{world_id}/applies/{run_id}/reject", json=verdict.json_dict())
         )
@@ -299,9 +306,9 @@ class GatewayClient:
     def open_session(self, wanted: SessionOpen, patience_s: float | None = None) -> SessionGrant:
         return SessionGrant.model_validate(self._call("POST", "/sessions", wanted, patience_s=patience_s))
 
-    def session_beat(self, session_id: str, beat: SessionBeat) -> SessionKept:
+    def session_beat(self, session_id: str, beat: SessionHeartbeat) -> SessionLease:
         """Tried once: the next beat comes soon."""
-        return SessionKept.model_validate(
+        return SessionLease.model_validate(
             self._call("POST", f"/sessions/{session_id}/heartbeat", beat, patience_s=0.0, timeout=10.0)
         )
 

@@ -12,15 +12,15 @@ from typing import Any, Literal
 import numpy as np
 
 from qmtl_sdk.compute.cache import ArrowCache
-from qmtl_sdk.compute.engine import Check, Tape, compute
+from qmtl_sdk.compute.engine import NodeOutput, ParityCheck, compute
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.submission import Ack, Heartbeat
+from qmtl_sdk.contracts.submission import Heartbeat, SubmissionAck
 from qmtl_sdk.data.bars import Bars, checked, combined, fingerprint, iso
 from qmtl_sdk.data.calendars import ALWAYS, missing, periods_per_year
 from qmtl_sdk.data.presets import fingerprint_of, load
 from qmtl_sdk.nodes.node import Node, StreamInput
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.metrics import measure
 from qmtl_sdk.reports.returns import Returns, returns_of
 
@@ -32,7 +32,7 @@ class Computed:
     """The outputs by NodeID, the returns, and what was noticed on the way."""
 
     returns: Returns
-    tapes: dict[str, Tape]
+    tapes: dict[str, NodeOutput]
     computed: int
     cached: int
     dataset_fingerprint: str
@@ -40,7 +40,11 @@ class Computed:
 
 
 def compute_strategy(
-    build: Build, ack: Ack, cache_root: Path, report: Report, parity: Literal["sample", "full"] = "sample"
+    build: BuiltStrategy,
+    ack: SubmissionAck,
+    cache_root: Path,
+    report: Report,
+    parity: Literal["sample", "full"] = "sample",
 ) -> Computed:
     """Everything of a strategy. Raises QmtlError: those of data, engine and returns, and E_DATASET_CHANGED where the data is not what the service pinned."""
     found = fingerprint_of(ack.bindings) if ack.bindings else None
@@ -55,8 +59,8 @@ def compute_strategy(
     cache = ArrowCache(cache_root, ack.context)
     bindings = {binding.node_id: binding for binding in ack.bindings}
     as_of = datetime.fromisoformat(ack.context.as_of) if ack.context.as_of else None
-    tapes: dict[str, Tape] = {}
-    checks: list[Check] = []
+    tapes: dict[str, NodeOutput] = {}
+    checks: list[ParityCheck] = []
     own: list[str] = []
     gaps: dict[str, int] = {}
     computed = cached = 0
@@ -64,7 +68,7 @@ def compute_strategy(
         if isinstance(node, StreamInput):
             binding = bindings.get(node.node_id)
             bars = _bars(node, None if binding is None else load(binding.preset, binding.stream), as_of)
-            tapes[node.node_id] = Tape(bars)
+            tapes[node.node_id] = NodeOutput(bars)
             gaps[node.label] = (
                 len(missing(bars, binding.preset.calendar if binding else ALWAYS)) if binding else 0
             )
@@ -73,7 +77,7 @@ def compute_strategy(
             continue
         if node.node_type == TAG_QUERY or any(not len(tapes[parent.node_id].bars) for parent in node.inputs):
             # What a tag query finds has no history that the service pinned: it, and what reads it, begin when the strategy runs.
-            tapes[node.node_id] = Tape(Bars(np.empty(0, dtype="int64"), {}, node.interval))
+            tapes[node.node_id] = NodeOutput(Bars(np.empty(0, dtype="int64"), {}, node.interval))
             continue
         key = ack.queue_map[node.node_id].compute_key
 
@@ -106,7 +110,7 @@ def compute_strategy(
     return Computed(returns, tapes, computed, cached, found or combined(own), precheck)
 
 
-def newest_own_close(build: Build) -> datetime | None:
+def newest_own_close(build: BuiltStrategy) -> datetime | None:
     """When the newest bar of the strategy's own sources closed; None where it has none."""
     ends = [
         int(node.source.read().closes[-1])
@@ -140,10 +144,10 @@ def _bars(node: StreamInput, bound: Bars | None, as_of: datetime | None) -> Bars
 
 
 def _precheck(
-    build: Build,
-    ack: Ack,
+    build: BuiltStrategy,
+    ack: SubmissionAck,
     returns: Returns,
-    checks: list[Check],
+    checks: list[ParityCheck],
     gaps: dict[str, int],
     cross_context_hits: int,
 ) -> dict[str, Any]:

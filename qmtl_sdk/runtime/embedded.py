@@ -15,7 +15,7 @@ from qmtl_sdk.runtime.config import Settings
 STACK_FILE = "stack.json"
 
 
-class Part(Model):
+class ProcessRecord(Model):
     """A process of the stack. `created` is its creation time, so that a pid that was given anew is not taken for it."""
 
     pid: int
@@ -31,19 +31,19 @@ class Part(Model):
             return False
 
 
-class Stack(Model):
+class StackRecord(Model):
     """What runs, and where."""
 
-    temporal: Part | None = None
-    worker: Part | None = None
-    relay: Part | None = None
-    gateway: Part | None = None
+    temporal: ProcessRecord | None = None
+    worker: ProcessRecord | None = None
+    relay: ProcessRecord | None = None
+    gateway: ProcessRecord | None = None
     gateway_url: str = ""
     temporal_address: str = ""
     temporal_ui: str = ""
 
     @classmethod
-    def read(cls, home: Path) -> "Stack":
+    def read(cls, home: Path) -> "StackRecord":
         try:
             return cls.model_validate_json((home / STACK_FILE).read_text())
         except (FileNotFoundError, ValueError):  # none yet, or torn by a crash: what it named is started anew
@@ -54,7 +54,7 @@ def find(config: Settings) -> str | None:
     """The Gateway's address, if one is configured or the embedded one answers that all is well."""
     if config.gateway.url:
         return config.gateway.url
-    stack = Stack.read(config.home)
+    stack = StackRecord.read(config.home)
     parts = (stack.gateway, stack.worker, stack.relay)
     if not stack.gateway_url or not all(part is not None and part.alive for part in parts):
         return None

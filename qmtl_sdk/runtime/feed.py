@@ -27,7 +27,7 @@ class _Stream:
     before: int | None = None
 
 
-class Feed:
+class BarFeed:
     """`after`: by NodeID, the close (ns) of the newest bar that was handled already."""
 
     def __init__(

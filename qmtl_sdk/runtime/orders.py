@@ -60,7 +60,7 @@ class OrderGate:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OrderIntent:
     """What a publisher node asks for at a bar. `quantity` is signed: positive buys."""
 
     node_id: str
@@ -107,7 +107,7 @@ class OrderPublisher:
         self._news.set()
         self._thread.join()
 
-    def offer(self, wanted: Wanted) -> bool:
+    def offer(self, wanted: OrderIntent) -> bool:
         """Whether it goes to the fence; what the gate keeps back is counted by reason. The epoch is that of now: news that comes later makes it stale."""
         epoch, reason = self._gate.manager.epoch, self._gate.reason
         if reason or self._gate.domain is None:

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from qmtl_sdk.contracts.submission import Heartbeat
 
 
-class Display:
+class ProgressDisplay:
     """One line that moves in a terminal or notebook, nothing elsewhere; `say` always speaks."""
 
     def __init__(self, name: str, shown: bool | None) -> None:
@@ -34,7 +34,7 @@ class Display:
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressDisplay":
         self._progress.start()
         return self
 

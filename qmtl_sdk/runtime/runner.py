@@ -24,13 +24,12 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 from weakref import WeakSet
 
-from qmtl_sdk.compute.engine import Tape
+from qmtl_sdk.compute.engine import NodeOutput
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, Downgrade, resolve
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionGrant
 from qmtl_sdk.contracts.submission import (
-    Ack,
     EvidenceRef,
     Heartbeat,
     LeaseFailure,
@@ -38,10 +37,11 @@ from qmtl_sdk.contracts.submission import (
     QueueTarget,
     StrategyStatus,
     StrategySubmit,
+    SubmissionAck,
     SubmissionMeta,
 )
 from qmtl_sdk.nodes.node import Node
-from qmtl_sdk.nodes.strategy import Build, Strategy
+from qmtl_sdk.nodes.strategy import BuiltStrategy, Strategy
 from qmtl_sdk.reports.artifact import encode
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
@@ -50,7 +50,7 @@ from qmtl_sdk.runtime.config import Settings, settings
 from qmtl_sdk.runtime.identity import RunnerName
 from qmtl_sdk.runtime.lease import Heartbeats
 from qmtl_sdk.runtime.orders import OnVerdict, OrderGate, TradeExecutionService
-from qmtl_sdk.runtime.progress import Display
+from qmtl_sdk.runtime.progress import ProgressDisplay
 from qmtl_sdk.runtime.result import NodeCounts, SubmitResult, WorldView
 from qmtl_sdk.runtime.running import OnOutput, RunningStrategy
 from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
@@ -231,10 +231,10 @@ class _Submission:
 
     def __init__(self, strategy: Author, world: str, options: _Options, config: Settings) -> None:
         self._began = time.perf_counter()
-        self._build = Build(strategy)
+        self._build = BuiltStrategy(strategy)
         self._world, self._options, self._config = world, options, config
         self._as_of = options.as_of.isoformat() if isinstance(options.as_of, datetime) else options.as_of
-        self._display = Display(self._build.name, options.progress)
+        self._display = ProgressDisplay(self._build.name, options.progress)
         self._client: GatewayClient | None = None
         self.strategy_id = self._build.dag.strategy_id
         self.stop, self.done = threading.Event(), threading.Event()
@@ -282,7 +282,12 @@ class _Submission:
             return replace(result, running=self._go_on(client, ack, computed, result, name.value))
 
     def _go_on(
-        self, client: GatewayClient, ack: Ack, computed: Computed | None, result: SubmitResult, runner: str
+        self,
+        client: GatewayClient,
+        ack: SubmissionAck,
+        computed: Computed | None,
+        result: SubmitResult,
+        runner: str,
     ) -> RunningStrategy | None:
         """The strategy, running, where the world switched it on."""
         shadow = self._options.shadow and not result.error_code
@@ -327,7 +332,7 @@ class _Submission:
             return None
         return running.start()
 
-    def _computed_in(self, ack: Ack, grant: SessionGrant) -> Mapping[str, Tape]:
+    def _computed_in(self, ack: SubmissionAck, grant: SessionGrant) -> Mapping[str, NodeOutput]:
         """The outputs in another domain: computed there, under its own keys, up to its own time."""
         context = grant.context.model_copy(update={"dataset_fingerprint": ack.context.dataset_fingerprint})
         targets = {
@@ -352,7 +357,7 @@ class _Submission:
             meta=meta,
         )
 
-    def _compute(self, client: GatewayClient, ack: Ack) -> Computed:
+    def _compute(self, client: GatewayClient, ack: SubmissionAck) -> Computed:
         assert ack.lease is not None  # the caller has looked
         with Heartbeats(client, ack.lease) as beats:
 
@@ -398,7 +403,7 @@ class _Submission:
                 raise
 
     @staticmethod
-    def _give_back(client: GatewayClient, ack: Ack, failure: LeaseFailure) -> None:
+    def _give_back(client: GatewayClient, ack: SubmissionAck, failure: LeaseFailure) -> None:
         """As far as the Gateway hears of it; where it does not, the lease times out."""
         assert ack.lease is not None  # only a held lease is given back
         try:
@@ -407,7 +412,7 @@ class _Submission:
             if error.code not in ("E_UNAVAILABLE", "E_LEASE_LOST"):
                 raise
 
-    def _hand_in(self, client: GatewayClient, ack: Ack, computed: Computed) -> bool:
+    def _hand_in(self, client: GatewayClient, ack: SubmissionAck, computed: Computed) -> bool:
         """False where the lease had ended before."""
         assert ack.lease is not None  # the caller has computed under it
         self._display.step("handing in the returns")
@@ -429,7 +434,7 @@ class _Submission:
             raise
         return True
 
-    def _decision(self, client: GatewayClient, ack: Ack) -> StrategyStatus | None:
+    def _decision(self, client: GatewayClient, ack: SubmissionAck) -> StrategyStatus | None:
         """The status with its outcome, or one that needs a runner; None where no decision can be had in time."""
         deadline = time.monotonic() + self._options.decision_timeout_s
         try:
@@ -444,7 +449,9 @@ class _Submission:
             self._display.say(f"No decision is to be had: {error}")
         return None
 
-    def _result(self, ack: Ack, computed: Computed | None, status: StrategyStatus | None) -> SubmitResult:
+    def _result(
+        self, ack: SubmissionAck, computed: Computed | None, status: StrategyStatus | None
+    ) -> SubmitResult:
         outcome: Outcome | None = status.outcome if status else None
         return SubmitResult(
             name=self._build.name,
@@ -472,7 +479,7 @@ class _Submission:
         )
 
 
-def decided_context(ack: Ack, outcome: Outcome | None, now: datetime) -> ComputeContext:
+def decided_context(ack: SubmissionAck, outcome: Outcome | None, now: datetime) -> ComputeContext:
     """The context after the decision. A missing, stale or unclear one closes to backtest in safe mode."""
     decision, activation = (outcome.decision, outcome.activation) if outcome else (None, None)
     mode = activation.effective_mode if activation is not None else None

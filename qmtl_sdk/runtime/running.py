@@ -18,23 +18,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from qmtl_sdk.compute.engine import Tape
+from qmtl_sdk.compute.engine import NodeOutput
 from qmtl_sdk.compute.live import LiveEngine, Output, Row
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.durations import words
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import CloudEvent, Subscribe, TopicState
-from qmtl_sdk.contracts.sessions import QueueMessage, SessionBeat, SessionGrant, SessionOpen, message_key
+from qmtl_sdk.contracts.sessions import QueueMessage, SessionGrant, SessionHeartbeat, SessionOpen, message_key
 from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.contracts.worlds import WHOLE_WORLD, World
 from qmtl_sdk.data.bars import NS, iso, to_ns
 from qmtl_sdk.nodes.node import Node, StreamInput
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.activation import ActivationManager, Gate
 from qmtl_sdk.runtime.client import GatewayClient
-from qmtl_sdk.runtime.feed import Feed
-from qmtl_sdk.runtime.orders import OnVerdict, OrderPublisher, Wanted
+from qmtl_sdk.runtime.feed import BarFeed
+from qmtl_sdk.runtime.orders import OnVerdict, OrderIntent, OrderPublisher
 from qmtl_sdk.runtime.stream import StreamClient
 from qmtl_sdk.runtime.tagquery import TagQueryManager
 from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
@@ -43,7 +43,7 @@ TICK_S, TAGS_EVERY_S, AWAY_S, HISTORY, SEND_AT_ONCE, KEEP_UNSENT = 0.05, 0.25, 0
 SILENT_INTERVALS, STALE_BARS, STALE_S = 5, 2, 5
 CLOSE = "close"
 OnOutput = Callable[[Output], None]
-Recompute = Callable[[SessionGrant], Mapping[str, Tape]]
+Recompute = Callable[[SessionGrant], Mapping[str, NodeOutput]]
 """The outputs of a strategy in the context of a session: what a strategy that comes to another domain goes on from."""
 
 
@@ -52,11 +52,11 @@ class RunningStrategy:
 
     def __init__(
         self,
-        build: Build,
+        build: BuiltStrategy,
         world: World,
         gateways: Sequence[GatewayClient],
         bindings: Sequence[StreamBinding],
-        tapes: Mapping[str, Tape],
+        tapes: Mapping[str, NodeOutput],
         *,
         runner: str,
         shadow: bool = False,
@@ -111,7 +111,7 @@ class RunningStrategy:
             threading.Thread(target=self._keep, name="qmtl-session", daemon=True),
         ]
 
-    def _begin(self, tapes: Mapping[str, Tape]) -> None:
+    def _begin(self, tapes: Mapping[str, NodeOutput]) -> None:
         """Go on from these outputs."""
         self.engine = LiveEngine(self.build.nodes, tapes)
         streams = [node for node in self.build.nodes if isinstance(node, StreamInput)]
@@ -120,8 +120,8 @@ class RunningStrategy:
             for node in streams
             if node.node_id in tapes and len(tapes[node.node_id].bars)
         }
-        self.feed = Feed(streams, self._bindings, closes)
-        self._tapes: Mapping[str, Tape] = tapes
+        self.feed = BarFeed(streams, self._bindings, closes)
+        self._tapes: Mapping[str, NodeOutput] = tapes
 
     def _tag_queries(self) -> TagQueryManager:
         return TagQueryManager(
@@ -211,10 +211,10 @@ class RunningStrategy:
         except QmtlError as error:
             self.gate.faults["session"] = f"no session is to be had: {error.message}"
 
-    def report(self) -> SessionBeat:
+    def report(self) -> SessionHeartbeat:
         reason = self.gate.reason
         behind = self.stream.behind
-        return SessionBeat(
+        return SessionHeartbeat(
             positions=self.stream.positions,
             lag_s=round(max(0.0, min(self.activation.silence_s, 1e9)), 3)
             if behind or self.stream.fault
@@ -348,7 +348,7 @@ class RunningStrategy:
         symbol, stream = self._markets[node.node_id]
         price = values.get("price", self._prices.get(stream))
         self.orders.offer(
-            Wanted(
+            OrderIntent(
                 node.node_id,
                 ts,
                 datetime.fromisoformat(iso(close)),
@@ -365,7 +365,9 @@ class RunningStrategy:
             silence = (to_ns(self.now()) - close) / 1e9 if close > -(2**63) else math.inf
             if silence > limit and not self._shadow:
                 self.gate.faults["data"] = f"{label} has no bar " + (
-                    f"since {iso(close)}, {words(silence)} ago" if math.isfinite(silence) else "at all"
+                    f"since {iso(close)}, {format_duration(silence)} ago"
+                    if math.isfinite(silence)
+                    else "at all"
                 )
 
     # its queues

@@ -26,10 +26,10 @@ from websockets.sync.client import ClientConnection, connect
 
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import (
-    Beat,
     CloudEvent,
     EventFrame,
     GapError,
+    HeartbeatFrame,
     Hello,
     Polled,
     Refresh,
@@ -251,9 +251,9 @@ class StreamClient:
                         raise QmtlError("E_EVENT_INVALID", f"{kind} begins without a snapshot")
                     for item in found.events:
                         self._event(kind, item)
-                self._take(Beat(positions=polled.newest))
+                self._take(HeartbeatFrame(positions=polled.newest))
 
-    def _take(self, frame: Snapshot | Resumed | EventFrame | Beat | Refreshed) -> None:
+    def _take(self, frame: Snapshot | Resumed | EventFrame | HeartbeatFrame | Refreshed) -> None:
         self.heard_at = time.monotonic()
         if isinstance(frame, EventFrame):
             self._event(frame.topic, frame)
@@ -267,7 +267,7 @@ class StreamClient:
                 self._on_snapshot(frame.topic, state)
         elif isinstance(frame, Resumed):
             self._begun(frame.topic, frame.log)
-        elif isinstance(frame, Beat):
+        elif isinstance(frame, HeartbeatFrame):
             self.newest |= frame.positions
         with self._handled:
             self._handled.notify_all()

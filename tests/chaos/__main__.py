@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from qmtl_sdk.contracts.orders import Refusal
-from temporal.shutdown import leave
+from temporal.shutdown import exit_process
 from tests.chaos.orders import OrderChaos
 from tests.chaos.stream import Chaos
 from tests.harness import unwind_when_told_to_end
@@ -119,4 +119,6 @@ if __name__ == "__main__":
     unwind_when_told_to_end()
     name = sys.argv[1] if len(sys.argv) > 1 else "orders"
     run, count = SUITES[name]
-    leave(run(int(sys.argv[2]) if len(sys.argv) > 2 else count, int(sys.argv[3]) if len(sys.argv) > 3 else 1))
+    exit_process(
+        run(int(sys.argv[2]) if len(sys.argv) > 2 else count, int(sys.argv[3]) if len(sys.argv) > 3 else 1)
+    )

@@ -8,7 +8,7 @@ from sqlmodel import col, select
 from activities.events.bus import SqliteBus
 from activities.events.relay import Relay
 from activities.storage.database import open_database
-from activities.storage.tables import Outbox
+from activities.storage.tables import OutboxRow
 from qmtl_sdk.runtime.config import settings
 
 
@@ -16,10 +16,12 @@ def main() -> None:
     database, bus = open_database(settings().database_dsn), SqliteBus(settings().bus_path)
     relay = Relay(database, bus, 100_000)
     with database.read() as session:
-        last = session.exec(select(func.max(Outbox.seq))).one() or 0
+        last = session.exec(select(func.max(OutboxRow.seq))).one() or 0
     while True:
         with database.read() as session:
-            rows = session.exec(select(Outbox).where(col(Outbox.seq) > last).order_by(col(Outbox.seq))).all()
+            rows = session.exec(
+                select(OutboxRow).where(col(OutboxRow.seq) > last).order_by(col(OutboxRow.seq))
+            ).all()
         if rows:
             bus.publish([relay._event(row) for row in rows])
             relay._outbox.told([row.seq for row in rows if row.seq is not None])

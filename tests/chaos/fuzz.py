@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from temporal.shutdown import leave
+from temporal.shutdown import exit_process
 from tests.harness import Machine, unwind_when_told_to_end
 from tests.strategies import POLICY, world
 
@@ -84,4 +84,6 @@ def main(examples: int, seed: int) -> int:
 
 if __name__ == "__main__":
     unwind_when_told_to_end()
-    leave(main(int(sys.argv[1]) if len(sys.argv) > 1 else 250, int(sys.argv[2]) if len(sys.argv) > 2 else 1))
+    exit_process(
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 250, int(sys.argv[2]) if len(sys.argv) > 2 else 1)
+    )

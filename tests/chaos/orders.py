@@ -21,7 +21,7 @@ from activities.worlds.applies import SqlApplyStore
 from activities.worlds.sql import SqlWorldStore
 from qmtl_sdk import QmtlError, Runner
 from qmtl_sdk.contracts.access import Role, TokenRequest
-from qmtl_sdk.contracts.applies import ApplyRequest, Verdict
+from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.chaos.checker import broken_promises
@@ -276,7 +276,7 @@ class OrderChaos:
             lambda: self.client.apply(self._world, ApplyRequest(**wanted, weights=weights), live=True)
         )
         return taken and self._quietly(
-            lambda: self._ana.approve(self._world, wanted["run_id"], Verdict(), live=True)
+            lambda: self._ana.approve(self._world, wanted["run_id"], ApprovalBody(), live=True)
         )
 
     def _apply(self, rng: random.Random, run_id: str) -> str:
@@ -299,9 +299,9 @@ class OrderChaos:
         what = rng.random()
         self._quietly(
             lambda: (
-                self._ana.approve(self._world, run_id, Verdict(), live=True)
+                self._ana.approve(self._world, run_id, ApprovalBody(), live=True)
                 if what > 0.07
-                else self._ana.reject(self._world, run_id, Verdict())
+                else self._ana.reject(self._world, run_id, ApprovalBody())
             )
         )
         if what > 0.9:

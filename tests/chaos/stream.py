@@ -22,7 +22,7 @@ from sqlmodel import col, select
 from activities.events.bus import SqliteBus
 from activities.events.outbox import SqlOutbox
 from activities.storage.database import Database
-from activities.storage.tables import Outbox
+from activities.storage.tables import OutboxRow
 from qmtl_sdk.contracts.events import Subscribe, topic_of
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.events import tell
@@ -253,7 +253,7 @@ class Chaos:
         """The newest row of the outbox that was there before the subscribers' first event."""
         with database.read() as session:
             rows = session.exec(
-                select(Outbox.seq).where(Outbox.world_id == world).order_by(col(Outbox.seq).desc())
+                select(OutboxRow.seq).where(OutboxRow.world_id == world).order_by(col(OutboxRow.seq).desc())
             ).first()
         return int(rows or 0)
 
@@ -269,7 +269,7 @@ class Chaos:
     ) -> None:
         with database.read() as session:
             rows = session.exec(
-                select(Outbox).where(Outbox.world_id == world).order_by(col(Outbox.seq))
+                select(OutboxRow).where(OutboxRow.world_id == world).order_by(col(OutboxRow.seq))
             ).all()
         report.events = len(rows)
         by_topic: dict[str, list[str]] = {}

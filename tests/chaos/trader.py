@@ -14,11 +14,11 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.events import CloudEvent, Subscribe
 from qmtl_sdk.contracts.orders import Order, OrderVerdict, order_id
-from qmtl_sdk.contracts.sessions import SessionBeat, SessionOpen
+from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from qmtl_sdk.contracts.worlds import WHOLE_WORLD
 from qmtl_sdk.runtime.activation import ActivationManager, Gate
 from qmtl_sdk.runtime.client import GatewayClient
-from qmtl_sdk.runtime.orders import OrderPublisher, Wanted
+from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher
 from qmtl_sdk.runtime.stream import StreamClient
 
 
@@ -69,7 +69,7 @@ class Trader:
             self._n += 1
             # Without pause, but not ahead of what is answered: a backlog would be stale, and nothing else would be tried.
             if len(self._publisher._orders) < 20:
-                self._publisher.offer(Wanted(self._run, self._n, datetime.now(UTC), "AAPL", 1.0, 100.0))
+                self._publisher.offer(OrderIntent(self._run, self._n, datetime.now(UTC), "AAPL", 1.0, 100.0))
             if self._n % 4 == 0:
                 self._try(lambda: self._send([self._rude() for _ in range(4)]))
             time.sleep(0.002)
@@ -88,7 +88,7 @@ class Trader:
             self._life.session, self._life.domain = grant.session_id, grant.context.execution_domain.value
             self._gate.domain = grant.context.execution_domain
         else:
-            self._client.session_beat(self._life.session, SessionBeat())
+            self._client.session_beat(self._life.session, SessionHeartbeat())
 
     def _rude(self) -> Order:
         """An order that its gate would keep back, mostly: with whatever is known of epochs, sessions and domains."""
@@ -129,7 +129,7 @@ class Trader:
             self._life.shadow = self._client.open_session(
                 SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos", shadow=True)
             ).session_id
-        self._client.session_beat(self._life.shadow, SessionBeat())
+        self._client.session_beat(self._life.shadow, SessionHeartbeat())
         return self._life.shadow
 
     def _send(self, orders: list[Order]) -> None:

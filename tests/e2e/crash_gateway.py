@@ -1,14 +1,14 @@
 """A Gateway that dies between the commit log and the workflow's start, once."""
 
 from api.gateway import main
-from qmtl_sdk.contracts.submission import Ack, StrategySubmit
-from temporal.submissions import Submissions
+from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck
+from temporal.submissions import SubmissionService
 from tests.e2e.crash import crash_at
 
-_admit = Submissions._admit
+_admit = SubmissionService._admit
 
 
-async def dying(self: Submissions, submit: StrategySubmit) -> Ack:
+async def dying(self: SubmissionService, submit: StrategySubmit) -> SubmissionAck:
     crash_at("before:admit")
     ack = await _admit(self, submit)
     crash_at("after:admit")
@@ -16,5 +16,5 @@ async def dying(self: Submissions, submit: StrategySubmit) -> Ack:
 
 
 if __name__ == "__main__":
-    Submissions._admit = dying  # type: ignore[method-assign]
+    SubmissionService._admit = dying  # type: ignore[method-assign]
     main()

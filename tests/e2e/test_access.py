@@ -31,7 +31,7 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.errors import CODES
 from qmtl_sdk.contracts.events import Subscribe
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.harness import Machine
 from tests.strategies import POLICY, Trend, world
@@ -141,7 +141,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def submission(world_id: str = HOME) -> dict[str, Any]:
-    build = Build(Trend)
+    build = BuiltStrategy(Trend)
     return {
         "world_id": world_id,
         "dag": build.dag.model_dump(mode="json"),

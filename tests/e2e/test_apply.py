@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from activities.storage.tables import OpenOrder
+from activities.storage.tables import OpenOrderRow
 from qmtl_sdk import QmtlError, Runner
 from qmtl_sdk.contracts.access import Role, TokenRequest
-from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Verdict
+from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, ApprovalBody
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.runtime.client import GatewayClient
 from temporal.client import connect
@@ -69,7 +69,7 @@ class Stage:
         run = self.ask(to).run_id
         self.at(run, "approval")
         for one in people:
-            one.approve(self.world, run, Verdict(), live=True)
+            one.approve(self.world, run, ApprovalBody(), live=True)
         return self.client.apply_status(self.world, run, wait_s=30)
 
     def drains(self, to: str) -> str:
@@ -77,7 +77,7 @@ class Stage:
         run = self.ask(to).run_id
         self.at(run, "approval")
         for one in (self.ana, self.ben):
-            one.approve(self.world, run, Verdict(), live=True)
+            one.approve(self.world, run, ApprovalBody(), live=True)
         self.at(run, "drain")
         return run
 
@@ -89,13 +89,13 @@ class Stage:
 
         def unstick() -> None:
             with database.write("test", bookkeeping=True) as tx:
-                found = tx.session.get(OpenOrder, order_id)
+                found = tx.session.get(OpenOrderRow, order_id)
                 if found is not None:
                     tx.session.delete(found)
 
         try:
             with database.write("test", bookkeeping=True) as tx:
-                tx.session.add(OpenOrder(order_id=order_id, world_id=self.world, accepted_at="2024"))
+                tx.session.add(OpenOrderRow(order_id=order_id, world_id=self.world, accepted_at="2024"))
             yield unstick
             unstick()
         finally:
@@ -138,11 +138,11 @@ def test_a_strategy_goes_to_dryrun_then_live_and_back_with_the_approvals_that_th
 
     run = stage.ask("live").run_id
     stage.at(run, "approval")
-    stage.ana.approve(stage.world, run, Verdict(reason="looks right"), live=True)
+    stage.ana.approve(stage.world, run, ApprovalBody(reason="looks right"), live=True)
     assert stage.client.apply_status(stage.world, run, wait_s=1).outcome is None, "two must agree"
-    stage.ana.approve(stage.world, run, Verdict(reason="again"), live=True)
+    stage.ana.approve(stage.world, run, ApprovalBody(reason="again"), live=True)
     assert stage.client.apply_status(stage.world, run, wait_s=1).outcome is None, "one person counts once"
-    stage.ben.approve(stage.world, run, Verdict(), live=True)
+    stage.ben.approve(stage.world, run, ApprovalBody(), live=True)
     assert stage.client.apply_status(stage.world, run, wait_s=30).outcome == "completed"
     assert stage.mode() == (True, "live")
     gate = stage.client.gate(stage.world)
@@ -162,7 +162,7 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
     epoch = stage.client.gate(stage.world).epoch
     run = stage.ask().run_id
     stage.at(run, "approval")
-    stage.ana.reject(stage.world, run, Verdict(reason="not today"))
+    stage.ana.reject(stage.world, run, ApprovalBody(reason="not today"))
     ended = stage.client.apply_status(stage.world, run, wait_s=30)
     assert (ended.outcome, ended.reason) == ("rolled_back", "rejected by ana: not today")
     run = stage.ask().run_id
@@ -184,7 +184,7 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
     with pytest.raises(QmtlError, match="E_APPLY_ENDED"):
         stage.client.abort(stage.world, run)
     with pytest.raises(QmtlError, match="E_APPLY_ENDED"):
-        stage.ana.approve(stage.world, run, Verdict())
+        stage.ana.approve(stage.world, run, ApprovalBody())
 
 
 def test_open_orders_hold_a_drain_up_to_its_limit_and_an_abort_ends_it(stage: Stage) -> None:
@@ -267,10 +267,10 @@ def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: Stage) 
     run = stage.ask().run_id
     waiting = stage.at(run, "approval")
     refusals = [
-        ("E_APPROVAL_ROLE", lambda: author.approve(stage.world, run, Verdict())),
-        ("E_APPROVAL_OWN", lambda: stage.client.approve(stage.world, run, Verdict())),
-        ("E_ETAG", lambda: stage.ana.approve(stage.world, run, Verdict(etag="blake3:old"))),
-        ("E_APPLY_UNKNOWN", lambda: stage.ana.approve(stage.world, "run-nobody", Verdict())),
+        ("E_APPROVAL_ROLE", lambda: author.approve(stage.world, run, ApprovalBody())),
+        ("E_APPROVAL_OWN", lambda: stage.client.approve(stage.world, run, ApprovalBody())),
+        ("E_ETAG", lambda: stage.ana.approve(stage.world, run, ApprovalBody(etag="blake3:old"))),
+        ("E_APPLY_UNKNOWN", lambda: stage.ana.approve(stage.world, "run-nobody", ApprovalBody())),
         ("E_APPLY_RUNNING", stage.ask),
         (
             "E_BODY_INVALID",
@@ -293,7 +293,7 @@ def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: Stage) 
     assert stage.client.apply_status(stage.world, run).approvals == waiting.approvals == ()
     stage.client.abort(stage.world, run)
     with pytest.raises(QmtlError, match="E_APPLY_ENDED"):
-        stage.ana.approve(stage.world, run, Verdict())
+        stage.ana.approve(stage.world, run, ApprovalBody())
     assert content()[:2] == before[:2]
     assert content()[3] == before[3]
     for missing, code in (

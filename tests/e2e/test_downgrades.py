@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from activities.storage.tables import WorldRow
-from activities.worlds.gate import hashes
-from activities.worlds.sql import SqlWorldStore, activate, activations_of
+from activities.worlds.gate import activation_hashes
+from activities.worlds.sql import SqlWorldStore, activations_of, change_activation
 from qmtl_sdk import CsvSource, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.domains import ComputeContext, Domain, Downgrade
 from qmtl_sdk.contracts.orders import Order
 from qmtl_sdk.contracts.sessions import SessionOpen
-from qmtl_sdk.contracts.submission import Ack, Outcome, StrategySubmit, SubmissionMeta
+from qmtl_sdk.contracts.submission import Outcome, StrategySubmit, SubmissionAck, SubmissionMeta
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, StrategyDecision, WorldUpdate
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.orders import OrderGate
 from qmtl_sdk.runtime.runner import decided_context
 from tests.harness import Machine
@@ -36,7 +36,7 @@ class Standing:
     """A strategy that stands somewhere in a world of its own, with a client that hints at live all the time."""
 
     def __init__(self, machine: Machine, strategy: Strategy) -> None:
-        self.machine, self.client, self.build = machine, machine.client(), Build(strategy)
+        self.machine, self.client, self.build = machine, machine.client(), BuiltStrategy(strategy)
         self.world, self.strategy_id = "w" + uuid.uuid4().hex[:10], self.build.dag.strategy_id
         self.client._call(
             "POST",
@@ -67,12 +67,12 @@ class Standing:
                 after = ActivationEnvelope.model_validate(
                     {**before.model_dump(), "effective_mode": mode, "etag": mode}
                 )
-                activate(
+                change_activation(
                     tx,
                     tx.session.get_one(WorldRow, self.world),
                     after,
                     before,
-                    hashes(tx.session, self.world),
+                    activation_hashes(tx.session, self.world),
                 )
         finally:
             database.close()
@@ -103,7 +103,7 @@ class Standing:
                 activation=activations[0],
             )
         return decided_context(
-            Ack.model_construct(world_id=self.world, context=context), outcome, datetime.now(UTC)
+            SubmissionAck.model_construct(world_id=self.world, context=context), outcome, datetime.now(UTC)
         )
 
     def orders(self) -> list[Order]:

@@ -9,7 +9,7 @@ import pytest
 
 from qmtl_sdk.contracts.errors import CODES
 from qmtl_sdk.contracts.submission import StrategySubmit
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import encode
 from tests.harness import Machine
 from tests.strategies import POLICY, Trend, world
@@ -17,7 +17,7 @@ from tests.unit.test_reports import series
 
 
 def body(**changes: Any) -> dict[str, Any]:
-    build = Build(Trend("KO", 13))
+    build = BuiltStrategy(Trend("KO", 13))
     submit = StrategySubmit(
         world_id="equities", dag=build.dag, node_ids_crc32=build.crc32, idempotency_key=uuid.uuid4().hex
     )
@@ -44,7 +44,7 @@ def cycle() -> dict[str, Any]:
 
 
 def unknown_stream() -> dict[str, Any]:
-    build = Build(Trend("TSLA"))
+    build = BuiltStrategy(Trend("TSLA"))
     return body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)
 
 
@@ -136,7 +136,7 @@ def test_an_ambiguous_stream_lists_what_there_is(http: httpx.Client) -> None:
             price = StreamInput(interval="1d")
             self.add_nodes([Node(price, lambda v: v[price].values)])
 
-    build = Build(Vague)
+    build = BuiltStrategy(Vague)
     problem = refused(
         http.post(
             "/strategies", json=body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)
@@ -158,7 +158,7 @@ def test_a_nan_parameter_is_refused_where_it_is_written() -> None:
             )
 
     with pytest.raises(QmtlError, match="params.band is nan") as caught:
-        Build(NaN)
+        BuiltStrategy(NaN)
     assert caught.value.code == "E_PARAM_NOT_FINITE"
 
 
@@ -271,8 +271,8 @@ def test_returns_that_do_not_fit_the_run_are_refused_while_the_lease_is_held(htt
 def test_a_retry_gets_the_same_answer_and_no_second_run(http: httpx.Client) -> None:
     """The same key, again while it runs and again after it has ended."""
     found = body(runner="a-test")
-    found["dag"] = Build(Trend("KO", 17)).dag.model_dump(mode="json")
-    found["node_ids_crc32"] = Build(Trend("KO", 17)).crc32
+    found["dag"] = BuiltStrategy(Trend("KO", 17)).dag.model_dump(mode="json")
+    found["node_ids_crc32"] = BuiltStrategy(Trend("KO", 17)).crc32
     first, second = http.post("/strategies", json=found), http.post("/strategies", json=found)
     assert first.status_code == second.status_code == 202
     assert first.json() == second.json()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qmtl_sdk import QmtlError, Runner
-from qmtl_sdk.contracts.applies import ApplyStatus, Verdict
+from qmtl_sdk.contracts.applies import ApplyStatus, ApprovalBody
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from temporal.client import connect
@@ -80,8 +80,8 @@ def test_a_campaign_goes_to_live_stage_by_stage(stage: Promoted) -> None:
     first = stage.asked()
     assert (first.requested_by, first.plan.target, first.plan.reason) == (me, "dryrun", "it looks good")
     with pytest.raises(QmtlError, match="E_APPROVAL_OWN"):
-        stage.client.approve(stage.world, first.run_id, Verdict(), live=True)
-    stage.ana.approve(stage.world, first.run_id, Verdict())
+        stage.client.approve(stage.world, first.run_id, ApprovalBody(), live=True)
+    stage.ana.approve(stage.world, first.run_id, ApprovalBody())
     waiting = stage.waits("it has been good in dryrun for", "of 2s")
     assert waiting.progress is not None
     assert [(item.name, item.met) for item in waiting.progress.conditions] == [
@@ -98,8 +98,8 @@ def test_a_campaign_goes_to_live_stage_by_stage(stage: Promoted) -> None:
     second = stage.asked(first.run_id)
     assert second.plan.leads_to_live
     assert second.plan.approval.required == 2
-    stage.ana.approve(stage.world, second.run_id, Verdict(), live=True)
-    stage.ben.approve(stage.world, second.run_id, Verdict(), live=True)
+    stage.ana.approve(stage.world, second.run_id, ApprovalBody(), live=True)
+    stage.ben.approve(stage.world, second.run_id, ApprovalBody(), live=True)
     assert stage.ended().outcome == "completed"
     assert stage.mode() == (True, "live")
     since = next(
@@ -150,7 +150,7 @@ def test_a_promotion_waits_for_another_apply_and_a_rejected_one_ends_it(stage: P
     mine = stage.asked()
     with pytest.raises(QmtlError, match="E_APPLY_RUNNING"):
         stage.client.end_promotion(stage.world, stage.strategy)
-    stage.ana.reject(stage.world, mine.run_id, Verdict(reason="not convinced"))
+    stage.ana.reject(stage.world, mine.run_id, ApprovalBody(reason="not convinced"))
     ended = stage.ended()
     assert ended.outcome == "stopped"
     assert "rejected by ana: not convinced" in ended.waits_for
@@ -189,7 +189,7 @@ def test_a_promotion_outlives_its_worker(stage: Promoted) -> None:
     stage.machine.start_worker()
     run = stage.asked().run_id
     stage.machine.kill("worker")
-    stage.ana.approve(stage.world, run, Verdict())
+    stage.ana.approve(stage.world, run, ApprovalBody())
     stage.machine.start_worker()
     assert stage.ended().outcome == "completed"
     assert stage.mode() == (True, "paper")
@@ -199,7 +199,7 @@ def test_a_second_promotion_asks_for_applies_of_its_own(stage: Promoted) -> None
     """Found when histories were recorded: the first parts of two run ids of Temporal are the same for a minute, and the second promotion took the first one's apply for its own."""
     stage.promotion()
     first = stage.asked().run_id
-    stage.ana.approve(stage.world, first, Verdict())
+    stage.ana.approve(stage.world, first, ApprovalBody())
     assert stage.ended().outcome == "completed"
     back = stage.ask(None, rollback_of=first)
     assert stage.client.apply_status(stage.world, back.run_id, wait_s=30).outcome == "completed"

@@ -9,7 +9,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
-from activities.commands import EvaluateRequest, EvaluationInput, RunCommand
+from activities.commands import EvaluationInput, EvaluationRequest, RunCommand
 from activities.storage.database import open_database
 from activities.worlds.activities import evaluation_options
 from temporal.client import connect
@@ -66,7 +66,7 @@ def test_a_judgment_whose_asker_has_gone_is_made_all_the_same(machine: Machine) 
     async def ask() -> object:
         client = await connect(machine.config.temporal)
         database = machine.database()
-        request = EvaluateRequest(
+        request = EvaluationRequest(
             request_id="asker-gone",
             reply_to="submission:nobody",
             reply_run="01a1fd00-0000-7000-8000-000000000000",

@@ -125,9 +125,9 @@ def test_a_node_with_a_seed_is_computed_anew(machine: Machine) -> None:
 
 def test_a_live_hint_never_raises_the_domain(machine: Machine) -> None:
     from qmtl_sdk.contracts.submission import StrategySubmit
-    from qmtl_sdk.nodes.strategy import Build
+    from qmtl_sdk.nodes.strategy import BuiltStrategy
 
-    build = Build(Trend("WMT", 7))
+    build = BuiltStrategy(Trend("WMT", 7))
     with machine.client() as client:
         submit = StrategySubmit(
             world_id="equities",
@@ -154,7 +154,7 @@ def test_without_a_decision_the_result_is_safe_and_no_exception(machine: Machine
 def test_a_stale_decision_closes_the_context(machine: Machine) -> None:
     from datetime import UTC, datetime, timedelta
 
-    from qmtl_sdk.contracts.submission import Ack, Outcome
+    from qmtl_sdk.contracts.submission import Outcome, SubmissionAck
 
     result = Runner.submit(Trend("JNJ", 11), world="equities", config=machine.config)
     decision = result.ws.decision
@@ -167,7 +167,7 @@ def test_a_stale_decision_closes_the_context(machine: Machine) -> None:
         decision=decision,
         activation=result.ws.activation,
     )
-    ack = Ack.model_construct(world_id="equities", context=result.context)
+    ack = SubmissionAck.model_construct(world_id="equities", context=result.context)
     fresh = decided_context(ack, outcome, decision.decided_at + timedelta(seconds=decision.ttl))
     stale = decided_context(ack, outcome, decision.decided_at + timedelta(seconds=decision.ttl + 1))
     assert not fresh.safe_mode
@@ -236,9 +236,9 @@ def test_looking_ahead_is_refused_and_the_judgment_says_so(machine: Machine) -> 
         Runner.submit(Ahead, world="equities", config=machine.config)
     assert caught.value.code == "E_LOOKAHEAD"
     assert "crystal ball looks ahead at 20" in caught.value.message
-    from qmtl_sdk.nodes.strategy import Build
+    from qmtl_sdk.nodes.strategy import BuiltStrategy
 
-    strategy = Build(Ahead).dag.strategy_id
+    strategy = BuiltStrategy(Ahead).dag.strategy_id
     with machine.client() as client:
         status = client.status(strategy, "equities", wait_s=30)
     assert status.outcome is not None

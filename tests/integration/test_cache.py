@@ -9,17 +9,17 @@ import pytest
 from activities.artifacts.folder import FolderArtifacts
 from qmtl_sdk import Node, QmtlError, StreamInput
 from qmtl_sdk.compute.cache import ArrowCache
-from qmtl_sdk.compute.engine import Tape
+from qmtl_sdk.compute.engine import NodeOutput
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.data.bars import Bars
-from qmtl_sdk.nodes.strategy import Build, Strategy
+from qmtl_sdk.nodes.strategy import BuiltStrategy, Strategy
 
 KEY, NODE = "blake3:" + "a" * 64, "blake3:" + "b" * 64
 CONTEXT = ComputeContext(
     world_id="w", execution_domain=Domain.BACKTEST, as_of="2024-01-01", dataset_fingerprint="f"
 )
-TAPE = Tape(Bars(np.arange(5, dtype="int64"), {"value": np.array([np.nan, 1, 2, 3, 4])}, 60), 1)
+TAPE = NodeOutput(Bars(np.arange(5, dtype="int64"), {"value": np.array([np.nan, 1, 2, 3, 4])}, 60), 1)
 
 
 def test_what_was_put_is_got_without_a_copy(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_seed_is_told_to_the_author() -> None:
                 [Node(price, lambda v: v[price].values, params={"model": {"seed": 1}}, name="forest")]
             )
 
-    assert Build(Seeded).warnings == [
+    assert BuiltStrategy(Seeded).warnings == [
         "forest has a seed among its parameters: it is computed anew every time"
     ]
 

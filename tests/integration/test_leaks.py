@@ -10,7 +10,7 @@ import pytest
 
 from activities.orders import fence
 from activities.orders.sql import SqlOrderStore
-from activities.orders.venue import VenueDesk, brokers
+from activities.orders.venue import OrderRouter, brokers
 from activities.storage.database import Database, open_database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Order, Refusal
@@ -32,7 +32,7 @@ class Storm:
             SqlOrderStore(database),
             random.Random(seed),
         )
-        self.venues = VenueDesk(database, self.orders, brokers(0.0))
+        self.venues = OrderRouter(database, self.orders, brokers(0.0))
         self.told: dict[str, str] = {}
         self.epochs = [1]
         self.sessions: dict[tuple[str, str], str] = {}

@@ -9,7 +9,7 @@ import pytest
 
 from activities.access.sql import SqlTokenStore, TokenState
 from activities.storage.database import Database
-from api.auth.register import Register
+from api.auth.register import TokenRegister
 from qmtl_sdk.contracts.access import EVERY_WORLD, Role, TokenInfo
 
 
@@ -52,7 +52,7 @@ def store(database: Database) -> Slow:
 
 def test_a_request_that_came_after_a_token_was_taken_back_never_hears_an_earlier_look(store: Slow) -> None:
     async def run() -> None:
-        register = Register(store)
+        register = TokenRegister(store)
         before = asyncio.create_task(register.state("ana"))
         await store.one_has_read()
         await asyncio.to_thread(store.revoke, "ana", "olga")
@@ -67,7 +67,7 @@ def test_a_request_that_came_after_a_token_was_taken_back_never_hears_an_earlier
 
 def test_requests_at_once_share_a_look(store: Slow) -> None:
     async def run() -> None:
-        register = Register(store)
+        register = TokenRegister(store)
         first = asyncio.create_task(register.state("ana"))
         await store.one_has_read()
         others = [asyncio.create_task(register.state(("ana", "ben")[n % 2])) for n in range(100)]
@@ -82,7 +82,7 @@ def test_requests_at_once_share_a_look(store: Slow) -> None:
 
 def test_a_look_that_fails_is_told_to_those_who_asked_and_to_nobody_else(store: Slow) -> None:
     async def run() -> None:
-        register = Register(store)
+        register = TokenRegister(store)
         store.broken = True
         gone, told = asyncio.create_task(register.state("ana")), asyncio.create_task(register.state("ben"))
         await store.one_has_read()

@@ -18,7 +18,7 @@ from activities.events.bus import SqliteBus
 from activities.events.outbox import SqlOutbox
 from activities.events.relay import Relay
 from activities.storage.database import Database
-from activities.storage.tables import Outbox
+from activities.storage.tables import OutboxRow
 from qmtl_sdk.contracts.events import Sequenced
 from tests.events import tell
 from tests.harness import wait_for
@@ -38,7 +38,7 @@ def told(bus: SqliteBus) -> dict[str, list[Sequenced]]:
 def whole_and_in_order(database: Database, bus: SqliteBus) -> None:
     """Every row of the outbox is on the bus once; within a world in the order of its number there, which is that of commits."""
     with database.read() as session:
-        rows = {row.event_id: row for row in session.exec(select(Outbox))}
+        rows = {row.event_id: row for row in session.exec(select(OutboxRow))}
     seen: list[str] = []
     for topic, items in told(bus).items():
         assert [item.sequence for item in items] == list(range(1, len(items) + 1)), topic
@@ -161,9 +161,9 @@ def test_a_relay_that_is_killed_again_and_again_tells_everything_once(
 
 
 def test_one_relay_at_a_time_and_the_next_takes_over(database: Database, bus: SqliteBus) -> None:
-    with database.sole("relay") as mine:
+    with database.elected("relay") as mine:
         assert mine
-        with database.sole("relay") as other:
+        with database.elected("relay") as other:
             assert not other
         stop = threading.Event()
         second = threading.Thread(target=Relay(database, bus, 1000).run, args=(stop,))

@@ -18,16 +18,16 @@ from activities.graph.sql import SqlGraphStore
 from activities.queues.topics import folded
 from activities.storage.audit import SqlAudit
 from activities.storage.database import Database, SqliteDatabase, open_database
-from activities.storage.tables import Audit, GraphEdge, GraphNode, Outbox, Queue, Sentinel
+from activities.storage.tables import AuditRow, GraphEdgeRow, GraphNodeRow, OutboxRow, QueueRow, SentinelRow
 from activities.worlds.sql import SqlWorldStore
 from activities.worlds.store import EvidenceBody, RunContextBody
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.policy import policy_from
-from qmtl_sdk.contracts.submission import Ack, Outcome, StrategySubmit, SubmissionMeta
+from qmtl_sdk.contracts.submission import Outcome, StrategySubmit, SubmissionAck, SubmissionMeta
 from qmtl_sdk.contracts.worlds import DecisionEnvelope, Execution, StrategyDecision, WorldSpec
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -48,7 +48,7 @@ class Bands(Strategy):
 
 
 def dag(*widths: float) -> Dag:
-    return Build(Bands(*widths)).dag
+    return BuiltStrategy(Bands(*widths)).dag
 
 
 def submission(key: str, world: str = "w", found: Dag | None = None) -> StrategySubmit:
@@ -73,8 +73,8 @@ def context(run: str, strategy: str = "strategy:s", world: str = "w") -> RunCont
     )
 
 
-def ack(run: str) -> Ack:
-    return Ack(
+def ack(run: str) -> SubmissionAck:
+    return SubmissionAck(
         world_id="w",
         strategy_id="s",
         workflow_id="x",
@@ -107,7 +107,9 @@ def envelope(active: bool = True, version: int = 1) -> DecisionEnvelope:
 
 def counts(database: Database) -> tuple[int, int]:
     with database.read() as session:
-        return tuple(session.exec(select(func.count()).select_from(table)).one() for table in (Audit, Outbox))  # type: ignore[return-value]
+        return tuple(
+            session.exec(select(func.count()).select_from(table)).one() for table in (AuditRow, OutboxRow)
+        )  # type: ignore[return-value]
 
 
 def written_once(database: Database, write: Callable[[], Any], rows: int = 1) -> None:
@@ -156,9 +158,9 @@ def test_every_write_is_done_once_and_leaves_its_audit_and_outbox_row(database: 
 
 def test_a_transaction_that_records_nothing_is_rolled_back(database: Database) -> None:
     with pytest.raises(RuntimeError, match="without a record"), database.write("me") as tx:
-        tx.insert_new([GraphEdge(parent="a", child="b")])
+        tx.insert_new([GraphEdgeRow(parent="a", child="b")])
     with database.read() as session:
-        assert session.exec(select(GraphEdge)).all() == []
+        assert session.exec(select(GraphEdgeRow)).all() == []
 
 
 def test_what_changed_is_held_before_the_head_of_its_chain(database: Database) -> None:
@@ -171,24 +173,24 @@ def test_what_changed_is_held_before_the_head_of_its_chain(database: Database) -
         ),
     )
     with database.write("me") as tx:
-        tx.session.add(GraphEdge(parent="a", child="b"))
+        tx.session.add(GraphEdgeRow(parent="a", child="b"))
         tx.record("edge.added", "w", "a")
     assert touched[:2] == ["graph_edge", "audit_head"]
 
 
 def test_a_look_that_changes_the_store_is_rolled_back(database: Database) -> None:
     with pytest.raises(RuntimeError, match="a look changed"), database.read() as session:
-        session.add(GraphEdge(parent="a", child="b"))
+        session.add(GraphEdgeRow(parent="a", child="b"))
         session.flush()
     with database.read() as session:
-        assert session.exec(select(GraphEdge)).all() == []
+        assert session.exec(select(GraphEdgeRow)).all() == []
 
 
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
 def test_a_statement_stays_prepared_from_one_look_to_the_next(database: Database) -> None:
     for _ in range(10):
         with database.read() as session:
-            session.exec(select(GraphEdge)).all()
+            session.exec(select(GraphEdgeRow)).all()
     with database.read() as session:
         prepared = (
             session.connection().execute(text("SELECT statement FROM pg_prepared_statements")).scalars().all()
@@ -199,12 +201,12 @@ def test_a_statement_stays_prepared_from_one_look_to_the_next(database: Database
 def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
     before = counts(database)
     with pytest.raises(ZeroDivisionError), database.write("me") as tx:
-        tx.insert_new([GraphEdge(parent="a", child="b")])
+        tx.insert_new([GraphEdgeRow(parent="a", child="b")])
         tx.record("x", "w", "s")
         _ = 1 / 0
     assert counts(database) == before
     with database.read() as session:
-        assert session.exec(select(GraphEdge)).all() == []
+        assert session.exec(select(GraphEdgeRow)).all() == []
 
 
 def test_a_key_with_another_body_is_refused(database: Database) -> None:
@@ -266,7 +268,7 @@ def test_a_minor_schema_change_marks_the_node_for_a_recompute(database: Database
     after = graph.diff("run2", "w", "backtest", "A", before.model_copy(update={"nodes": nodes}))
     assert after.new == ()
     with database.read() as session:
-        marked = session.exec(select(GraphNode).where(GraphNode.recompute_after != None)).all()  # noqa: E711
+        marked = session.exec(select(GraphNodeRow).where(GraphNodeRow.recompute_after != None)).all()  # noqa: E711
     assert [node.node_type for node in marked] == ["Node"]
 
 
@@ -286,7 +288,7 @@ def test_topics_that_a_broker_would_mix_up_are_kept_apart(database: Database) ->
     clash = f"w.backtest.aapl_node_{digest[:8]}_v1"
     with database.write("me") as tx:
         tx.session.add(
-            Queue(
+            QueueRow(
                 topic=clash,
                 node_id="blake3:other",
                 world_id="w",
@@ -312,9 +314,9 @@ def test_submissions_at_once_make_each_node_and_queue_once(database: Database) -
     claimed = [node for result in results for node in result.new]
     assert len(claimed) == len(set(claimed)) == 14
     with database.read() as session:
-        assert session.exec(select(func.count()).select_from(GraphNode)).one() == 14
-        assert session.exec(select(func.count()).select_from(Queue)).one() == 14
-        assert session.exec(select(func.count()).select_from(Sentinel)).one() == 8
+        assert session.exec(select(func.count()).select_from(GraphNodeRow)).one() == 14
+        assert session.exec(select(func.count()).select_from(QueueRow)).one() == 14
+        assert session.exec(select(func.count()).select_from(SentinelRow)).one() == 8
 
 
 def test_one_diff_asked_for_at_once_is_done_once(database: Database) -> None:

@@ -13,11 +13,11 @@ from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
 from activities.queues.upkeep import QueueKeeper, decode
 from activities.storage.database import Database
-from activities.storage.tables import Outbox
+from activities.storage.tables import OutboxRow
 from activities.worlds.sessions import SqlSessionStore
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput, TagQueryNode
 from qmtl_sdk.contracts.sessions import QueueMessage, SessionOpen
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 
 NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=40)
@@ -47,8 +47,8 @@ class House:
         )
         self.catalogue, self.graph = SqlQueueCatalogue(database), SqlGraphStore(database)
         self.keeper = QueueKeeper(database, self.queues, self.artifacts)
-        self.graph.diff("q", "w", "dryrun", "Query", Build(Query).dag)
-        self.graph.diff("t", "w", "dryrun", "Tagged", Build(Tagged).dag)
+        self.graph.diff("q", "w", "dryrun", "Query", BuiltStrategy(Query).dag)
+        self.graph.diff("t", "w", "dryrun", "Tagged", BuiltStrategy(Tagged).dag)
         (found,) = self.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")
         self.topic = found.topic
 
@@ -59,7 +59,9 @@ class House:
         with self.database.read() as session:
             return [
                 row.data
-                for row in session.exec(select(Outbox).where(Outbox.type == event).order_by(Outbox.seq))
+                for row in session.exec(
+                    select(OutboxRow).where(OutboxRow.type == event).order_by(OutboxRow.seq)
+                )
             ]  # type: ignore[arg-type]
 
 
@@ -157,7 +159,7 @@ def test_a_crash_between_note_and_removal_archives_again(
 def test_a_dropped_queue_comes_back_empty_when_a_strategy_runs_again(house: House) -> None:
     house.fill(3)
     house.keeper.keep(house.topic, LATER)
-    topics = house.graph.ensure_queues("w", "dryrun", Build(Tagged).dag, "me")
+    topics = house.graph.ensure_queues("w", "dryrun", BuiltStrategy(Tagged).dag, "me")
     assert house.topic in topics.values()
     assert [item.topic for item in house.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")] == [
         house.topic

@@ -3,7 +3,7 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import EvaluateRequest, EvaluationInput
+    from activities.commands import EvaluationInput, EvaluationRequest
 
 
 @workflow.defn(name="EvaluationWorkflow")
@@ -13,5 +13,5 @@ class Changed:
         await workflow.sleep(5)
 
     @workflow.update
-    async def evaluate(self, request: EvaluateRequest) -> None:
+    async def evaluate(self, request: EvaluationRequest) -> None:
         await workflow.sleep(1)

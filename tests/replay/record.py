@@ -8,12 +8,12 @@ from pathlib import Path
 
 from activities.commands import RenewalInput, UpkeepInput
 from qmtl_sdk import QmtlError, Runner
-from qmtl_sdk.contracts.applies import Verdict
+from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.worlds import WorldUpdate
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 from temporal.client import connect
 from temporal.promotions import promotion_id
-from temporal.shutdown import leave
+from temporal.shutdown import exit_process
 from temporal.submissions import workflow_id
 from tests.e2e.test_apply import Stage
 from tests.e2e.test_promotion import Promoted
@@ -53,7 +53,7 @@ def applies(machine: Machine) -> None:
         asyncio.run(save(machine, "apply_completed", "apply:promoted"))
         run = stage.ask("live").run_id
         stage.at(run, "approval")
-        stage.ana.reject(stage.world, run, Verdict(reason="no"))
+        stage.ana.reject(stage.world, run, ApprovalBody(reason="no"))
         stage.client.apply_status(stage.world, run, wait_s=30)
         asyncio.run(save(machine, "apply_rejected", "apply:promoted"))
         with stage.stuck_order() as unstick:
@@ -78,8 +78,8 @@ def promotions(machine: Machine) -> None:
     try:
         stage.promotion("live")
         first = stage.asked().run_id
-        stage.ana.approve(stage.world, first, Verdict())
-        stage.ana.approve(stage.world, stage.asked(first).run_id, Verdict(), live=True)
+        stage.ana.approve(stage.world, first, ApprovalBody())
+        stage.ana.approve(stage.world, stage.asked(first).run_id, ApprovalBody(), live=True)
         stage.ended()
         workflow = promotion_id(stage.world, stage.strategy)
         asyncio.run(save(machine, "promotion_completed", workflow))
@@ -87,7 +87,7 @@ def promotions(machine: Machine) -> None:
         stage.client.update_world(stage.world, WorldUpdate(allow_live=False))
         stage.promotion("live")
         run = stage.asked().run_id
-        stage.ana.approve(stage.world, run, Verdict())
+        stage.ana.approve(stage.world, run, ApprovalBody())
         stage.waits("does not allow live")
         stage.client.end_promotion(stage.world, stage.strategy, "no")
         asyncio.run(save(machine, "promotion_ended", workflow))
@@ -119,9 +119,9 @@ def main() -> int:
             try:
                 Runner.submit(Ahead, world="equities", config=config)
             except QmtlError:
-                rejected = workflow_id("equities", Build(Ahead).dag.strategy_id)
+                rejected = workflow_id("equities", BuiltStrategy(Ahead).dag.strategy_id)
             with machine.client() as client:
-                client.status(Build(Ahead).dag.strategy_id, "equities", wait_s=30)
+                client.status(BuiltStrategy(Ahead).dag.strategy_id, "equities", wait_s=30)
             asyncio.run(save(machine, "submission_rejected", rejected))
             with ThreadPoolExecutor(1) as pool:
                 slow = pool.submit(Runner.submit, Slow(0.003), world="equities", config=config)
@@ -143,4 +143,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

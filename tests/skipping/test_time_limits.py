@@ -20,11 +20,11 @@ from temporalio.client import WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from activities.commands import ApplyInput, EvaluateRequest, EvaluationInput, PromotionInput, Vote
-from activities.storage.tables import GatewayRow, OpenOrder
+from activities.commands import ApplyInput, ApprovalSignal, EvaluationInput, EvaluationRequest, PromotionInput
+from activities.storage.tables import GatewayRow, OpenOrderRow
 from activities.stores import Stores
 from activities.worlds.activities import evaluation_options
-from qmtl_sdk.contracts.applies import ApplyStatus, Verdict
+from qmtl_sdk.contracts.applies import ApplyStatus, ApprovalBody
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.promotions import PromotionView
 from qmtl_sdk.runtime.config import Settings, settings
@@ -113,10 +113,10 @@ class Skipping:
         """To the apply that waits, as the Gateway does it: kept, then told. Its run."""
         run = (await self.waiting()).run_id
         kept = self.desk.applies.vote(
-            self.desk.world, run, "ana", "approve", Verdict(), f"approval:{uuid.uuid4().hex}"
+            self.desk.world, run, "ana", "approve", ApprovalBody(), f"approval:{uuid.uuid4().hex}"
         )
         await self.env.client.get_workflow_handle(apply_id(self.desk.world)).signal(
-            "approve", Vote(run_id=run, approval_id=kept.approval_id)
+            "approve", ApprovalSignal(run_id=run, approval_id=kept.approval_id)
         )
         return run
 
@@ -181,7 +181,7 @@ def test_an_open_order_holds_a_drain_up_no_longer_than_its_limit(server: Path, t
         async with skipping(server, tmp_path, policy(apply=limits)) as stage:
             with stage.stores.database.write("test", bookkeeping=True) as tx:
                 tx.session.add(
-                    OpenOrder(order_id="order:stuck", world_id=stage.desk.world, accepted_at="2024")
+                    OpenOrderRow(order_id="order:stuck", world_id=stage.desk.world, accepted_at="2024")
                 )
             handle = await stage.apply(stage.desk.request("dryrun"))
             await stage.agree()
@@ -302,7 +302,7 @@ def test_a_strategy_dwells_as_long_as_the_policy_wants(server: Path, tmp_path: P
                     **options,
                 )
                 await handle.execute_update(
-                    EvaluationWorkflow.evaluate, EvaluateRequest(request_id=uuid.uuid4().hex)
+                    EvaluationWorkflow.evaluate, EvaluationRequest(request_id=uuid.uuid4().hex)
                 )
                 found = stage.desk.worlds.decision(stage.desk.world)
                 assert found is not None

@@ -7,7 +7,7 @@ import pytest
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.dag import Dag, NodeRecord
 from qmtl_sdk.contracts.identity import node_ids_crc32
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 
 
 def record(name: str, *inputs: str, **fields: object) -> NodeRecord:
@@ -84,7 +84,7 @@ def test_a_long_chain_builds() -> None:
                 node = Node(node, lambda view: view)
             self.add_nodes([node])
 
-    assert len(Build(Long).nodes) == 1501
+    assert len(BuiltStrategy(Long).nodes) == 1501
 
 
 class Two(Strategy):
@@ -100,12 +100,12 @@ def verify(dag: Dag, crc: int | None = None) -> str:
 
 
 def test_what_the_sdk_builds_verifies() -> None:
-    build = Build(Two)
+    build = BuiltStrategy(Two)
     build.dag.verify(build.crc32)
 
 
 def test_altered_nodes_are_refused_with_what_was_expected() -> None:
-    dag = Build(Two).dag
+    dag = BuiltStrategy(Two).dag
     first, rest = dag.nodes[0], dag.nodes[1:]
 
     def altered(**fields: object) -> Dag:
@@ -137,7 +137,7 @@ def test_a_mistake_in_setup_is_one_clear_line() -> None:
         (dict, "E_STRATEGY_FILE"),
     ):
         with pytest.raises(QmtlError) as caught:
-            Build(strategy)  # type: ignore[arg-type]
+            BuiltStrategy(strategy)  # type: ignore[arg-type]
         assert caught.value.code == code
         assert caught.value.remedy
 

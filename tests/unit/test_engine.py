@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qmtl_sdk import CacheView, Node, QmtlError, StreamInput
-from qmtl_sdk.compute.engine import Check, Partial, Tape, compute
+from qmtl_sdk.compute.engine import Checkpoint, NodeOutput, ParityCheck, compute
 from qmtl_sdk.data.bars import NS, Bars
 
 PRICE = StreamInput(tags=["x"], interval=60, period=30)
@@ -28,16 +28,16 @@ def walk(length: int, seed: int = 7) -> np.ndarray:
 
 def run(
     function: Callable[[CacheView], Any], close: "list[float] | np.ndarray", period: int = 5, **options: Any
-) -> tuple[Tape, Check]:
+) -> tuple[NodeOutput, ParityCheck]:
     node = Node(PRICE, function, period=period, name="mine")
-    return compute(node, {PRICE.node_id: Tape(bars(close))}, **options)
+    return compute(node, {PRICE.node_id: NodeOutput(bars(close))}, **options)
 
 
 def by_bar(
     function: Callable[[CacheView], Any], close: "list[float] | np.ndarray", period: int = 5
 ) -> np.ndarray:
     """What a plain loop over windows gives."""
-    tape = Tape(bars(close))
+    tape = NodeOutput(bars(close))
     out = np.full(len(close), np.nan)
     for t in range(period - 1, len(close)):
         node = Node(PRICE, function, period=period)
@@ -195,7 +195,7 @@ def test_a_slower_input_is_seen_from_its_close_on() -> None:
     node = Node(
         [PRICE, hour], lambda v: float(v[hour].values[-1]) if len(v[hour]) else np.nan, interval=60, period=1
     )
-    tape, check = compute(node, {PRICE.node_id: Tape(minutes), hour.node_id: Tape(hours)})
+    tape, check = compute(node, {PRICE.node_id: NodeOutput(minutes), hour.node_id: NodeOutput(hours)})
     assert check.verdict == "bar by bar"
     seen = tape.bars.columns["value"]
     assert np.isnan(seen[:59]).all()
@@ -207,14 +207,14 @@ def test_a_slower_input_is_seen_from_its_close_on() -> None:
 def test_a_coarser_node_computes_when_its_own_bar_closes() -> None:
     start = START // (300 * NS) * 300 * NS
     node = Node(PRICE, lambda v: float(v[PRICE].values.sum()), interval=300, period=5)
-    tape, _ = compute(node, {PRICE.node_id: Tape(bars(np.arange(17.0), 60, start))})
+    tape, _ = compute(node, {PRICE.node_id: NodeOutput(bars(np.arange(17.0), 60, start))})
     assert tape.bars.columns["value"].tolist() == [10.0, 35.0, 60.0]
     assert (np.diff(tape.bars.ts) == 300 * NS).all()
 
 
 def test_a_finer_node_than_its_inputs_is_refused() -> None:
     with pytest.raises(QmtlError, match="finer"):
-        compute(Node(PRICE, lambda v: 1.0, interval=30), {PRICE.node_id: Tape(bars(walk(20)))})
+        compute(Node(PRICE, lambda v: 1.0, interval=30), {PRICE.node_id: NodeOutput(bars(walk(20)))})
 
 
 def test_an_interrupted_computation_goes_on_where_it_was_saved() -> None:
@@ -228,21 +228,21 @@ def test_an_interrupted_computation_goes_on_where_it_was_saved() -> None:
     whole, _ = run(
         slow,
         close,
-        partial=Partial(
+        partial=Checkpoint(
             save=lambda rows, done: saved.update(
                 rows={k: v[:done].copy() for k, v in rows.items()}, done=done
             )
         ),
     )
     before = len(calls)
-    again, _ = run(slow, close, partial=Partial(rows=saved["rows"], done=saved["done"]))
+    again, _ = run(slow, close, partial=Checkpoint(rows=saved["rows"], done=saved["done"]))
     assert len(calls) - before == 1000 - saved["done"]
     np.testing.assert_array_equal(again.bars.columns["value"], whole.bars.columns["value"])
 
 
 def test_windows_are_slices_and_not_copies() -> None:
     close = walk(50)
-    tape = Tape(bars(close))
+    tape = NodeOutput(bars(close))
     seen: list[np.ndarray] = []
     compute(Node(PRICE, lambda v: seen.append(v[PRICE]["close"]) or 1.0, period=5), {PRICE.node_id: tape})  # type: ignore[arg-type, func-returns-value]
     assert all(np.shares_memory(window, tape.bars.columns["close"]) for window in seen)

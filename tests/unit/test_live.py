@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from qmtl_sdk import CacheView, Node, Strategy, StreamInput, TagQueryNode
-from qmtl_sdk.compute.engine import Tape, compute
+from qmtl_sdk.compute.engine import NodeOutput, compute
 from qmtl_sdk.compute.live import LiveEngine, Output
 from qmtl_sdk.data.bars import NS, Bars
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 
 START = 1_600_000_000 // 86_400 * 86_400 * NS
 
@@ -61,11 +61,11 @@ class Several(Strategy):
         self.add_nodes([mean, wide, both, two_hours])
 
 
-def batch(build: Build, inputs: dict[str, Bars]) -> dict[str, Tape]:
-    tapes: dict[str, Tape] = {}
+def batch(build: BuiltStrategy, inputs: dict[str, Bars]) -> dict[str, NodeOutput]:
+    tapes: dict[str, NodeOutput] = {}
     for node in build.nodes:
         tapes[node.node_id] = (
-            Tape(inputs[node.node_id]) if isinstance(node, StreamInput) else compute(node, tapes)[0]
+            NodeOutput(inputs[node.node_id]) if isinstance(node, StreamInput) else compute(node, tapes)[0]
         )
     return tapes
 
@@ -88,7 +88,7 @@ def live(engine: LiveEngine, bars: list[tuple[int, dict[str, tuple[int, dict[str
     return [output for close, rows in bars for output in engine.advance(close, rows)]
 
 
-def same(outputs: list[Output], tapes: dict[str, Tape], after: int = -(2**63)) -> int:
+def same(outputs: list[Output], tapes: dict[str, NodeOutput], after: int = -(2**63)) -> int:
     """Compare every row with the batch's; how many were compared."""
     rows: dict[str, dict[int, dict[str, float]]] = {}
     for output in outputs:
@@ -109,14 +109,14 @@ def same(outputs: list[Output], tapes: dict[str, Tape], after: int = -(2**63)) -
     return count
 
 
-def inputs_of(build: Build, length: int, gaps: bool, seed: int = 1) -> dict[str, Bars]:
+def inputs_of(build: BuiltStrategy, length: int, gaps: bool, seed: int = 1) -> dict[str, Bars]:
     streams = [node for node in build.nodes if isinstance(node, StreamInput)]
     return {node.node_id: minute(length, seed + i, gaps) for i, node in enumerate(streams)}
 
 
 @pytest.mark.parametrize("gaps", [False, True])
 def test_five_thousand_bars_say_what_the_batch_says_bar_for_bar(gaps: bool) -> None:
-    build = Build(Several)
+    build = BuiltStrategy(Several)
     inputs = inputs_of(build, 5000, gaps)
     compared = same(live(LiveEngine(build.nodes), by_close(inputs)), batch(build, inputs))
     assert compared > (10_000 if not gaps else 8000)
@@ -126,7 +126,7 @@ def test_five_thousand_bars_say_what_the_batch_says_bar_for_bar(gaps: bool) -> N
     ("cut", "seed", "gaps"), [(400, 1, False), (420, 2, False), (431, 3, True), (479, 4, True)]
 )
 def test_it_goes_on_where_a_batch_ended(cut: int, seed: int, gaps: bool) -> None:
-    build = Build(Several)
+    build = BuiltStrategy(Several)
     inputs = inputs_of(
         build, 545, gaps, seed
     )  # not at a whole hour: there a batch waits for one more minute of the hour's own stream
@@ -167,7 +167,7 @@ def test_memory_stays_flat_over_fifty_thousand_bars() -> None:
         def setup(self) -> None:
             self.add_nodes([mean, hourly])
 
-    engine, used = LiveEngine(Build(Plain).nodes), []
+    engine, used = LiveEngine(BuiltStrategy(Plain).nodes), []
     for i in range(50_000):
         ts = START + i * 60 * NS
         for output in engine.advance(ts + 60 * NS, {stream.node_id: (ts, {"close": float(i % 97)})}):
@@ -186,7 +186,7 @@ def test_bars_that_come_twice_or_go_back_in_time_are_dropped_and_counted() -> No
         def setup(self) -> None:
             self.add_nodes([node])
 
-    engine = LiveEngine(Build(Plain).nodes)
+    engine = LiveEngine(BuiltStrategy(Plain).nodes)
 
     def bar(number: int) -> list[float]:
         ts = START + number * 60 * NS
@@ -213,7 +213,7 @@ def test_a_function_that_fails_leaves_a_missing_row_and_says_why() -> None:
         def setup(self) -> None:
             self.add_nodes([node])
 
-    engine, found = LiveEngine(Build(Plain).nodes), []
+    engine, found = LiveEngine(BuiltStrategy(Plain).nodes), []
     for i in range(3):
         ts = START + i * 60 * NS
         found += list(engine.advance(ts + 60 * NS, {stream.node_id: (ts, {"close": float(i)})}))
@@ -234,7 +234,7 @@ def test_a_tag_query_takes_in_another_queue_without_a_change_of_its_identity() -
         def setup(self) -> None:
             self.add_nodes([query, after])
 
-    engine = LiveEngine(Build(Query).nodes)
+    engine = LiveEngine(BuiltStrategy(Query).nodes)
     identity, hour = query.node_id, 3600 * NS
 
     def tick(number: int, **values: float) -> dict[str, dict[str, float]]:

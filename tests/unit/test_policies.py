@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.worlds.candidate import Candidate, Standing
-from activities.worlds.decision import Verdicts, judge
+from activities.worlds.candidate import Candidate, HysteresisState
+from activities.worlds.decision import JudgmentResult, judge
 from qmtl_sdk.contracts.policy import Policy, policy_from
 
 NOW = datetime(2024, 1, 10, tzinfo=UTC)
@@ -43,8 +43,10 @@ def short(name: str, sharpe: float = 1.0, gross: float = 0.5) -> Candidate:
     return some(name, sharpe, metrics={"gross_long": 0.0, "gross_short": gross})
 
 
-def standing(active: bool, hours: float = 1000.0, passes: int = 0, failures: int = 0) -> Standing:
-    return Standing(active=active, since=NOW - timedelta(hours=hours), passes=passes, failures=failures)
+def standing(active: bool, hours: float = 1000.0, passes: int = 0, failures: int = 0) -> HysteresisState:
+    return HysteresisState(
+        active=active, since=NOW - timedelta(hours=hours), passes=passes, failures=failures
+    )
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Case:
     active: list[str]
     left: dict[str, tuple[str, str]] = field(default_factory=dict)
     figure: str = ""
-    standings: dict[str, Standing] = field(default_factory=dict)
+    standings: dict[str, HysteresisState] = field(default_factory=dict)
     correlations: dict[str, float | None] = field(default_factory=dict)
     weights: list[float] | None = None
 
@@ -157,7 +159,7 @@ CASES = [
 ]  # fmt: skip
 
 
-def run(case: Case) -> Verdicts:
+def run(case: Case) -> JudgmentResult:
     policy: Policy = policy_from(case.policy)
     return judge(policy, case.candidates, NOW, case.standings, correlated(case.correlations))
 
@@ -212,7 +214,7 @@ FULL = {
 
 @given(evidence, standings, st.randoms())
 def test_a_decision_depends_on_nothing_but_evidence_policy_and_memory(
-    candidates: list[Candidate], before: dict[str, Standing], rng: Any
+    candidates: list[Candidate], before: dict[str, HysteresisState], rng: Any
 ) -> None:
     policy = policy_from(FULL)
     correlate = correlated({"ab": 0.9, "cd": None})
@@ -233,7 +235,7 @@ def test_a_decision_depends_on_nothing_but_evidence_policy_and_memory(
 
 @given(evidence, standings)
 def test_renewing_a_decision_counts_nobody_in_or_out(
-    candidates: list[Candidate], before: dict[str, Standing]
+    candidates: list[Candidate], before: dict[str, HysteresisState]
 ) -> None:
     known = {item.name: before.get(item.name, standing(False)) for item in candidates}
     found = judge(policy_from(FULL), candidates, NOW, known, lambda *_: 0.0, counts=False).standings

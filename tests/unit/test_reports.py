@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
-from qmtl_sdk.compute.engine import Tape
+from qmtl_sdk.compute.engine import NodeOutput
 from qmtl_sdk.contracts.metrics import METRICS
 from qmtl_sdk.contracts.worlds import Execution
 from qmtl_sdk.data.bars import NS, Bars
 from qmtl_sdk.data.calendars import periods_per_year
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import decode, encode
 from qmtl_sdk.reports.metrics import drawdown, equity, linearity, measure, sharpe
 from qmtl_sdk.reports.returns import Returns, returns_of
@@ -97,7 +97,7 @@ def returns(
     strategy: Held, data: dict[str, tuple[list[float], list[float]]], execution: Execution = FREE
 ) -> Returns:
     """`data`: by instrument its closes and what its node gave."""
-    build = Build(strategy)
+    build = BuiltStrategy(strategy)
     tapes = {}
     for node in build.nodes:
         name = node.tags[0] if isinstance(node, StreamInput) else node.name
@@ -108,7 +108,7 @@ def returns(
             if isinstance(node, StreamInput)
             else {strategy.columns[name]: np.array(held)}
         )
-        tapes[node.node_id] = Tape(Bars(ts, columns, DAY))
+        tapes[node.node_id] = NodeOutput(Bars(ts, columns, DAY))
     return returns_of(build, tapes, execution)
 
 
@@ -160,9 +160,9 @@ def test_a_named_returns_node_is_taken_as_it_is() -> None:
             node = Node(price, lambda v: pd.Series(v[price].values), name="mine")
             self.add_nodes([node], returns=node)
 
-    build = Build(Named)
+    build = BuiltStrategy(Named)
     tapes = {
-        node.node_id: Tape(
+        node.node_id: NodeOutput(
             Bars(np.arange(3, dtype="int64") * DAY * NS, {"close": np.array([np.nan, 0.1, np.nan])}, DAY)
         )
         for node in build.nodes
@@ -176,10 +176,10 @@ def test_two_price_streams_of_one_position_are_ambiguous() -> None:
             a, b = (StreamInput(tags=[name], interval=DAY) for name in "ab")
             self.add_nodes([Node([a, b], lambda v: v[a].values, name="pair")])
 
-    build = Build(Pair)
+    build = BuiltStrategy(Pair)
     ts = np.arange(3, dtype="int64") * DAY * NS
     tapes = {
-        node.node_id: Tape(
+        node.node_id: NodeOutput(
             Bars(ts, {"close" if isinstance(node, StreamInput) else "position": np.ones(3)}, DAY)
         )
         for node in build.nodes

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from qmtl_sdk import CacheView, MatchMode, Node, QmtlError, Runner, Strategy, StreamInput, TagQueryNode  # noqa: F401
-from qmtl_sdk.compute.engine import Tape, compute
+from qmtl_sdk.compute.engine import NodeOutput, compute
 from qmtl_sdk.contracts.dag import TAG_QUERY
-from qmtl_sdk.nodes.strategy import Build
+from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.nodes.view import Window
 from tests.spec.correlation import CorrelationStrategy, calc_corr
 from tests.unit.test_engine import bars, walk
@@ -54,20 +54,20 @@ class GeneralStrategy(Strategy):
 
 def test_the_appendix_strategy_runs() -> None:
     """Trap 12: the frames handed to it had another library's methods."""
-    build = Build(GeneralStrategy)
+    build = BuiltStrategy(GeneralStrategy)
     price, signal = sorted(build.nodes, key=lambda node: len(node.inputs))
     close = walk(300)
-    tape, check = compute(signal, {price.node_id: Tape(bars(close))})
+    tape, check = compute(signal, {price.node_id: NodeOutput(bars(close))})
     assert check.verdict == "equal"
     expected = (pd.Series(close).pct_change().rolling(5).mean() > 0).astype(int)
     np.testing.assert_array_equal(tape.bars.columns["signal"][29:], expected[29:])
 
 
 def test_the_appendix_tag_query_builds_and_has_its_node_id() -> None:
-    build = Build(CorrelationStrategy)
+    build = BuiltStrategy(CorrelationStrategy)
     query = next(node for node in build.nodes if node.node_type == TAG_QUERY)
     assert query.node_id.startswith("blake3:")
-    assert Build(CorrelationStrategy).dag.strategy_id == build.dag.strategy_id
+    assert BuiltStrategy(CorrelationStrategy).dag.strategy_id == build.dag.strategy_id
 
 
 def test_the_function_of_a_tag_query_computes_over_what_it_finds() -> None:
@@ -85,7 +85,7 @@ def test_a_bar_is_handed_its_window_and_not_itself_alone() -> None:
     lengths: set[int] = set()
     compute(
         Node(price, lambda v: lengths.add(len(v[price])) or 1.0, period=30),
-        {price.node_id: Tape(bars(walk(100)))},
+        {price.node_id: NodeOutput(bars(walk(100)))},
     )  # type: ignore[arg-type, func-returns-value]
     assert 30 in lengths
     assert min(lengths) == 30
