@@ -1,0 +1,113 @@
+"""The glossary names things that exist, and retired names stay retired."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GLOSSARY = ROOT / "docs" / "glossary.md"
+PACKAGES = ("qmtl_sdk", "activities", "workflows", "temporal", "api", "examples")
+_REFERENCE = re.compile(r"`([a-z_][\w.]*):([A-Za-z_][\w.]*)`")
+_RETIRED = re.compile(r"^\| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
+
+
+def _references() -> list[tuple[str, str]]:
+    return list(dict.fromkeys(_REFERENCE.findall(GLOSSARY.read_text())))
+
+
+def _retired() -> dict[str, str]:
+    return dict(_RETIRED.findall(GLOSSARY.read_text().split("## Retired names")[1]))
+
+
+@cache
+def _trees() -> dict[Path, ast.Module]:
+    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    return {path: ast.parse(path.read_text()) for path in files if "migrations" not in path.parts}
+
+
+def _homes(name: str) -> list[str]:
+    """Return the modules that define a top-level name, to show in the message of a failing test."""
+    found = []
+    for path, tree in _trees().items():
+        defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        if name in defined:
+            found.append(str(path.relative_to(ROOT).with_suffix("")).replace("/", "."))
+    return found
+
+
+def _attribute(owner: object, name: str) -> object:
+    """Return an attribute, or the annotation of a field that exists on instances only."""
+    if hasattr(owner, name):
+        return getattr(owner, name)
+    fields = {key for cls in getattr(owner, "__mro__", ()) for key in vars(cls).get("__annotations__", {})}
+    if name in fields:
+        return None
+    raise AttributeError(f"{owner!r} has no {name}")
+
+
+@pytest.mark.parametrize(("module", "name"), _references(), ids=[":".join(pair) for pair in _references()])
+def test_what_the_glossary_names_exists(module: str, name: str) -> None:
+    first = name.split(".")[0]
+    try:
+        found: object = import_module(module)
+        for part in name.split("."):
+            found = _attribute(found, part)
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"docs/glossary.md: {module}:{name}: {error}; {first} is in: {_homes(first)}")
+
+
+def test_no_term_of_the_glossary_has_two_lines() -> None:
+    terms = re.findall(r"^\| ([^|`]+) \| .* \| `", GLOSSARY.read_text(), re.MULTILINE)
+    assert terms
+    assert len(set(terms)) == len(terms)
+
+
+def test_no_retired_name_is_left_in_the_code() -> None:
+    retired = _retired()
+    assert len(retired) > 40
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}, now {retired[name]}"
+        for path, tree in _trees().items()
+        for name, line in _used(tree)
+        if name in retired
+    ]
+    assert found == []
+
+
+def test_no_retired_name_is_left_in_the_documents() -> None:
+    """In code spans and code blocks; elsewhere only names that are no English word, such as `VenueDesk`."""
+    retired = _retired()
+    coined = {name for name in retired if re.search(r"[a-z][A-Z]", name)}
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        if path == GLOSSARY:
+            continue
+        text = path.read_text()
+        code = " ".join(re.findall(r"```python.*?```|`[^`\n]+`", text, re.DOTALL))
+        names = {name for name in retired if name[0].isupper()} & set(re.findall(r"\w+", code))
+        names |= coined & set(re.findall(r"\w+", text))
+        found += [f"{path.relative_to(ROOT)}: {name}, now {retired[name]}" for name in sorted(names)]
+    assert found == []
+
+
+def _used(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Yield names of classes, imports and CamelCase attributes, and of functions of the module itself.
+
+    Methods and variables are left out where the name is an English word: `follow` is right for a bus.
+    """
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.lineno
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield node.name, node.lineno
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[-1], node.lineno
+        elif isinstance(node, ast.Attribute) and node.attr[:1].isupper():
+            yield node.attr, node.lineno
