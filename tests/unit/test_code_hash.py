@@ -2,15 +2,19 @@
 
 import io
 import random
+import subprocess
+import sys
 import types
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qmtl_sdk import QmtlError, Strategy
-from qmtl_sdk.nodes.code_hash import code_hash
+from qmtl_sdk.nodes.code_hash import _is_library, code_hash
+from qmtl_sdk.reports.metrics import measure
 
 FACTOR = 2
 
@@ -78,6 +82,46 @@ def test_a_function_of_a_project_module_is_part_of_it() -> None:
     assert using(1) == using(1)
 
 
+def test_a_users_package_named_like_one_of_qmtl_is_project_code(tmp_path: Path) -> None:
+    """A subprocess imports the packages, so that QMTL's own stay loaded here."""
+    packages = ("activities", "api", "temporal", "workflows")
+    program = f"""
+import sys
+from importlib import import_module
+sys.path.insert(0, {str(tmp_path)!r})
+from qmtl_sdk.nodes.code_hash import code_hash
+for package in {packages!r}:
+    functions = import_module(package + ".functions")
+    print(code_hash(functions.by_name), code_hash(functions.by_module))
+"""
+    for package in packages:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        (tmp_path / package / "functions.py").write_text(
+            f"from {package} import helpers\n"
+            f"from {package}.helpers import g\n\n\n"
+            "def by_name(view):\n    return g(view)\n\n\n"
+            "def by_module(view):\n    return helpers.g(view)\n"
+        )
+
+    def hashes(constant: int) -> list[str]:
+        for package in packages:
+            (tmp_path / package / "helpers.py").write_text(f"def g(view):\n    return view + {constant}\n")
+        command = [sys.executable, "-B", "-c", program]
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, check=True
+        ).stdout.split()
+
+    pairs = list(zip(hashes(1), hashes(2), strict=True))
+    assert len(pairs) == 2 * len(packages)
+    assert all(one != other for one, other in pairs)
+
+
+def test_functions_of_qmtl_itself_are_hashed_by_name() -> None:
+    assert _is_library(measure.__module__, measure.__code__.co_filename)
+    assert not _is_library("tests.unit.test_code_hash", __file__)
+
+
 def _with_module(helpers: types.ModuleType) -> Callable[[object], object]:
     return lambda view: helpers.g(view)
 
@@ -135,7 +179,7 @@ def test_what_a_strategy_holds_counts_where_the_function_reads_it() -> None:
 
 @pytest.mark.parametrize("value", [io.StringIO(), random.Random(1), object()])
 def test_a_value_without_identity_is_refused_by_name(value: object) -> None:
-    with pytest.raises(QmtlError, match="draws on value") as caught:
+    with pytest.raises(QmtlError, match="uses value") as caught:
         code_hash(lambda view: (view, value))
     assert caught.value.code == "E_CLOSURE_VALUE"
 
