@@ -122,6 +122,7 @@ CODES: dict[str, int] = {
     # compute
     "E_COMPUTE_FAILED": 422,
     "E_COMPUTE_OUTPUT": 422,
+    "E_OUTPUT_TIME": 422,
     "E_LOOKAHEAD": 422,
     "E_STATEFUL": 422,
     "E_HISTORY_SHORT": 422,

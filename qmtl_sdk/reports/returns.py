@@ -11,7 +11,7 @@ from datetime import datetime
 
 import numpy as np
 
-from qmtl_sdk.compute.engine import NodeOutput
+from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import Execution

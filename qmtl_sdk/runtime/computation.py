@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from qmtl_sdk.compute.cache import ArrowCache
-from qmtl_sdk.compute.engine import NodeOutput, ParityCheck, compute
+from qmtl_sdk.compute.engine import compute
+from qmtl_sdk.compute.output import NodeOutput
+from qmtl_sdk.compute.parity import ParityCheck
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Heartbeat, SubmissionAck
@@ -99,7 +101,7 @@ def compute_strategy(
             tapes,
             parity=parity,
             progress=progress,
-            partial=None if node.seeded or own else cache.partial(key, node.node_id, node.interval),
+            checkpoint=None if node.seeded or own else cache.checkpoint(key, node.node_id, node.interval),
         )
         computed += 1
         checks.append(check)

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 from weakref import WeakSet
 
-from qmtl_sdk.compute.engine import NodeOutput
+from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, Downgrade, resolve
 from qmtl_sdk.contracts.errors import QmtlError

@@ -18,8 +18,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from qmtl_sdk.compute.engine import NodeOutput
-from qmtl_sdk.compute.live import LiveEngine, Output, Row
+from qmtl_sdk.compute.live import LiveEngine, OutputRow
+from qmtl_sdk.compute.output import NodeOutput
+from qmtl_sdk.compute.series import Row
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import format_duration
@@ -42,7 +43,7 @@ from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
 TICK_S, TAGS_EVERY_S, AWAY_S, HISTORY, SEND_AT_ONCE, KEEP_UNSENT = 0.05, 0.25, 0.5, 500, 500, 50_000
 SILENT_INTERVALS, STALE_BARS, STALE_S = 5, 2, 5
 CLOSE = "close"
-OnOutput = Callable[[Output], None]
+OnOutput = Callable[[OutputRow], None]
 Recompute = Callable[[SessionGrant], Mapping[str, NodeOutput]]
 """The outputs of a strategy in the context of a session: what a strategy that comes to another domain goes on from."""
 
@@ -321,7 +322,7 @@ class RunningStrategy:
             self._queues_fault = f"queues can't be reached: {error.message}"
         return moved
 
-    def _advance(self, outputs: Iterable[Output]) -> None:
+    def _advance(self, outputs: Iterable[OutputRow]) -> None:
         for output in outputs:
             if output.fault is not None:
                 self.gate.faults["compute"] = str(output.fault)

@@ -4,7 +4,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-from qmtl_sdk.compute.live import LiveEngine, Row
+from qmtl_sdk.compute.live import LiveEngine
+from qmtl_sdk.compute.series import Row
 from qmtl_sdk.contracts.events import CloudEvent, QueueRef, TagQueryUpsert, TopicState
 from qmtl_sdk.contracts.sessions import QueueMessage
 from qmtl_sdk.data.bars import NS
@@ -107,13 +108,15 @@ class TagQueryManager:
             }
         there = set(self._engine.upstreams(query))
         for node_id in there - set(wanted):
-            self._engine.leave_out(query, node_id)
+            self._engine.remove_upstream(query, node_id)
             self._places.pop((query.node_id, node_id), None)
         for node_id in sorted(set(wanted) - there):
             item = wanted[node_id]
             read = self._client.queue_read(item.queue, 0, limit=query.period, last=True)
             rows = {message.ts: _row(message) for message in read.messages}
-            self._engine.take_in(query, node_id, item.name or item.queue, [rows[ts] for ts in sorted(rows)])
+            self._engine.add_upstream(
+                query, node_id, item.name or item.queue, [rows[ts] for ts in sorted(rows)]
+            )
             self._places[(query.node_id, node_id)] = (item.queue, read.position)
 
 

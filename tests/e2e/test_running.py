@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from qmtl_sdk import CacheView, Node, QmtlError, Runner, Strategy, StreamInput, SubmitResult
-from qmtl_sdk.compute.live import Output
+from qmtl_sdk.compute.live import OutputRow
 from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.data.bars import iso
@@ -99,7 +99,7 @@ def test_it_goes_on_and_says_bar_for_bar_what_a_later_submission_computes(
     machine: Machine, client: GatewayClient, home: str
 ) -> None:
     make(client, home)
-    seen: list[Output] = []
+    seen: list[OutputRow] = []
     result = Runner.submit(Trend, world=home, config=machine.config, on_output=seen.append)
     assert (result.active, result.effective_mode, result.context.execution_domain, result.safe_mode) == (
         True,
@@ -138,7 +138,7 @@ def test_rows_go_to_their_queues_once_whatever_is_sent_twice(
     machine: Machine, client: GatewayClient, home: str
 ) -> None:
     make(client, home)
-    seen: list[Output] = []
+    seen: list[OutputRow] = []
     begin = "2017-06-30"  # of both: the world's clock has gone on by the time that a strategy is judged
     result = Runner.submit(Trend, world=home, config=machine.config, as_of=begin, on_output=seen.append)
     node = next(node for node in running(result).build.nodes if node.label.startswith("above"))
@@ -386,7 +386,7 @@ def test_a_tag_query_takes_in_a_queue_that_appears_later_without_restart_or_anot
 ) -> None:
     """The appendix's correlation strategy, word for word."""
     hourly(client, home)
-    seen: list[Output] = []
+    seen: list[OutputRow] = []
     result = Runner.submit(CorrelationStrategy, world=home, config=machine.config, on_output=seen.append)
     strategy = running(result)
     (query,) = strategy.tags.queries
@@ -438,7 +438,7 @@ def test_shadow_is_for_operators_has_its_own_namespace_and_no_orders(
     assert "run.begun" not in {entry["action"] for entry in client.audit(home)["entries"]}, (
         "it is the submission that was refused"
     )
-    seen: list[Output] = []
+    seen: list[OutputRow] = []
     shadow = Runner.submit(
         Indicator("rsi", 14), world=home, config=machine.config, shadow=True, on_output=seen.append
     )

@@ -9,7 +9,7 @@ import pytest
 from activities.artifacts.folder import FolderArtifacts
 from qmtl_sdk import Node, QmtlError, StreamInput
 from qmtl_sdk.compute.cache import ArrowCache
-from qmtl_sdk.compute.engine import NodeOutput
+from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.data.bars import Bars
@@ -72,14 +72,14 @@ def test_a_torn_file_is_computed_anew(tmp_path: Path) -> None:
 
 def test_partial_output_is_found_again_until_it_is_whole(tmp_path: Path) -> None:
     cache = ArrowCache(tmp_path, CONTEXT)
-    partial = cache.partial(KEY, NODE, 60)
+    partial = cache.checkpoint(KEY, NODE, 60)
     assert partial.done == 0
     assert partial.save is not None
     partial.save({"value": np.arange(5.0)}, 3)
-    again = ArrowCache(tmp_path, CONTEXT).partial(KEY, NODE, 60)
+    again = ArrowCache(tmp_path, CONTEXT).checkpoint(KEY, NODE, 60)
     assert (again.done, again.rows["value"].tolist()) == (3, [0.0, 1.0, 2.0])
     cache.put(KEY, NODE, TAPE)
-    assert cache.partial(KEY, NODE, 60).done == 0
+    assert cache.checkpoint(KEY, NODE, 60).done == 0
 
 
 def test_a_seed_is_told_to_the_author() -> None:

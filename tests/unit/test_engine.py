@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qmtl_sdk import CacheView, Node, QmtlError, StreamInput
-from qmtl_sdk.compute.engine import Checkpoint, NodeOutput, ParityCheck, compute
-from qmtl_sdk.data.bars import NS, Bars
+from qmtl_sdk.compute.engine import Checkpoint, compute
+from qmtl_sdk.compute.output import NodeOutput
+from qmtl_sdk.compute.parity import ParityCheck
+from qmtl_sdk.data.bars import NS, Bars, iso
 
 PRICE = StreamInput(tags=["x"], interval=60, period=30)
 START = 1_700_000_040 // 60 * 60 * NS
@@ -99,6 +101,8 @@ def test_looking_ahead_is_refused_with_node_and_bar(name: str) -> None:
         run(AHEAD[name], walk(500))
     assert caught.value.code == "E_LOOKAHEAD"
     assert caught.value.message.startswith("mine looks ahead at 20")
+    assert "rolling(n)" in caught.value.remedy
+    assert "one number for the window" in caught.value.remedy
     assert caught.value.details["bar"].endswith("Z")
 
 
@@ -182,6 +186,64 @@ def test_what_is_no_output_is_refused(answer: object, code: str) -> None:
     assert caught.value.code == code
 
 
+def test_a_last_row_of_another_time_than_the_bar_is_refused() -> None:
+    start = START // (300 * NS) * 300 * NS
+    inputs = {PRICE.node_id: NodeOutput(bars(np.arange(17.0), 60, start))}
+    coarse = Node(PRICE, lambda v: v[PRICE].frame[["close"]], interval=300, period=5, name="coarse")
+    with pytest.raises(QmtlError) as caught:
+        compute(coarse, inputs)
+    assert caught.value.code == "E_OUTPUT_TIME"
+    assert caught.value.message.startswith("coarse returned a frame whose last row has the time 20")
+    assert (caught.value.details["row"], caught.value.details["bar"]) == (iso(start + 240 * NS), iso(start))
+    assert all(time in caught.value.message for time in caught.value.details.values())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_batch_row_that_is_no_bar_of_the_node_is_refused(whole: bool) -> None:
+    def halves(view: CacheView) -> pd.DataFrame:
+        """Rows every 30 s, at times between the bars, too."""
+        frame = view[PRICE].frame
+        return frame.resample("30s").ffill() if whole else frame.shift(freq="30s")
+
+    with pytest.raises(QmtlError) as caught:
+        run(halves, walk(50))
+    assert caught.value.code == "E_OUTPUT_TIME"
+    assert caught.value.details["row"] == iso(START + 30 * NS)
+    assert caught.value.details["bar"] == iso(START)
+
+
+def test_a_dropped_row_stays_missing_unless_the_window_ends_with_another_bar() -> None:
+    close = walk(300)
+    missing = close < np.median(close)
+
+    def above(view: CacheView) -> pd.DataFrame:
+        frame = view[PRICE].frame
+        return frame[frame["close"] >= np.median(close)]
+
+    values = run(above, close, period=1)[0].bars.columns["close"]
+    np.testing.assert_array_equal(np.isnan(values), missing)
+    with pytest.raises(QmtlError) as caught:
+        run(above, close, period=3)
+    assert caught.value.code == "E_OUTPUT_TIME"
+
+
+@pytest.mark.parametrize("zone", [None, "Asia/Tokyo"])
+def test_the_zone_of_a_time_index_does_not_matter(zone: str | None) -> None:
+    def moved(view: CacheView) -> "pd.Series[Any]":
+        close = view[PRICE].frame["close"]
+        return close.tz_localize(None) if zone is None else close.tz_convert(zone)
+
+    output, check = run(moved, walk(100))
+    assert check.verdict == "equal"
+    np.testing.assert_array_equal(output.bars.columns["close"][4:], walk(100)[4:])
+
+
+def test_one_row_for_the_window_is_computed_bar_by_bar() -> None:
+    output, check = run(lambda v: v[PRICE].frame[["close"]].tail(1), walk(100))
+    assert check.verdict == "bar by bar"
+    np.testing.assert_array_equal(output.bars.columns["close"][4:], walk(100)[4:])
+
+
 def test_too_little_history_says_so() -> None:
     with pytest.raises(QmtlError, match="needs 30 bars") as caught:
         run(lambda v: v[PRICE].values, walk(10), period=30)
@@ -228,14 +290,14 @@ def test_an_interrupted_computation_goes_on_where_it_was_saved() -> None:
     whole, _ = run(
         slow,
         close,
-        partial=Checkpoint(
+        checkpoint=Checkpoint(
             save=lambda rows, done: saved.update(
                 rows={k: v[:done].copy() for k, v in rows.items()}, done=done
             )
         ),
     )
     before = len(calls)
-    again, _ = run(slow, close, partial=Checkpoint(rows=saved["rows"], done=saved["done"]))
+    again, _ = run(slow, close, checkpoint=Checkpoint(rows=saved["rows"], done=saved["done"]))
     assert len(calls) - before == 1000 - saved["done"]
     np.testing.assert_array_equal(again.bars.columns["value"], whole.bars.columns["value"])
 

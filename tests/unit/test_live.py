@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from qmtl_sdk import CacheView, Node, Strategy, StreamInput, TagQueryNode
-from qmtl_sdk.compute.engine import NodeOutput, compute
-from qmtl_sdk.compute.live import LiveEngine, Output
-from qmtl_sdk.data.bars import NS, Bars
+from qmtl_sdk.compute.engine import compute
+from qmtl_sdk.compute.live import LiveEngine, OutputRow
+from qmtl_sdk.compute.output import NodeOutput
+from qmtl_sdk.data.bars import NS, Bars, iso
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 
 START = 1_600_000_000 // 86_400 * 86_400 * NS
@@ -84,11 +85,13 @@ def by_close(
     return sorted(found.items())
 
 
-def live(engine: LiveEngine, bars: list[tuple[int, dict[str, tuple[int, dict[str, float]]]]]) -> list[Output]:
+def live(
+    engine: LiveEngine, bars: list[tuple[int, dict[str, tuple[int, dict[str, float]]]]]
+) -> list[OutputRow]:
     return [output for close, rows in bars for output in engine.advance(close, rows)]
 
 
-def same(outputs: list[Output], tapes: dict[str, NodeOutput], after: int = -(2**63)) -> int:
+def same(outputs: list[OutputRow], tapes: dict[str, NodeOutput], after: int = -(2**63)) -> int:
     """Compare every row with the batch's; how many were compared."""
     rows: dict[str, dict[int, dict[str, float]]] = {}
     for output in outputs:
@@ -223,6 +226,26 @@ def test_a_function_that_fails_leaves_a_missing_row_and_says_why() -> None:
     assert "one" in str(found[1].fault)
 
 
+def test_a_last_row_of_another_time_than_the_bar_is_a_fault_with_both_times() -> None:
+    stream = StreamInput(tags=["A"], interval="5m", period=12)
+    node = Node(stream, lambda view: view[stream].frame, name="hourly", interval="1h", period=12)
+
+    class Hourly(Strategy):
+        def setup(self) -> None:
+            self.add_nodes([node])
+
+    engine, found = LiveEngine(BuiltStrategy(Hourly).nodes), []
+    for i in range(12):
+        ts = START + i * 300 * NS
+        found += list(engine.advance(ts + 300 * NS, {stream.node_id: (ts, {"close": float(i)})}))
+    assert [output.values for output in found] == [{}]
+    fault = found[0].fault
+    assert fault is not None
+    assert fault.code == "E_OUTPUT_TIME"
+    assert (fault.details["row"], fault.details["bar"]) == (iso(START + 3300 * NS), iso(START))
+    assert "hourly" in fault.message
+
+
 def test_a_tag_query_takes_in_another_queue_without_a_change_of_its_identity() -> None:
     def columns(view: CacheView) -> dict[str, float]:
         return {view[node_id].label: float(view[node_id].values[-1]) for node_id in view}
@@ -242,10 +265,10 @@ def test_a_tag_query_takes_in_another_queue_without_a_change_of_its_identity() -
         rows = {query.node_id: {f"blake3:{name}": (ts, {"value": value}) for name, value in values.items()}}
         return {output.node.label: output.values for output in engine.advance(ts + hour, {}, rows)}
 
-    engine.take_in(query, "blake3:rsi", "rsi", [])
+    engine.add_upstream(query, "blake3:rsi", "rsi", [])
     assert tick(0, rsi=1.0) == {query.label: {"rsi": 1.0}, "after": {"value": 1.0}}
-    engine.take_in(query, "blake3:mfi", "mfi", [(START, {"value": 5.0})])
+    engine.add_upstream(query, "blake3:mfi", "mfi", [(START, {"value": 5.0})])
     assert tick(1, rsi=2.0, mfi=6.0) == {query.label: {"rsi": 2.0, "mfi": 6.0}, "after": {"value": 2.0}}
-    engine.leave_out(query, "blake3:rsi")
+    engine.remove_upstream(query, "blake3:rsi")
     assert tick(2, mfi=7.0)[query.label] == {"mfi": 7.0}
     assert (query.node_id, engine.upstreams(query)) == (identity, ["blake3:mfi"])

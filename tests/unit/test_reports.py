@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
-from qmtl_sdk.compute.engine import NodeOutput
+from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.metrics import METRICS
 from qmtl_sdk.contracts.worlds import Execution
 from qmtl_sdk.data.bars import NS, Bars

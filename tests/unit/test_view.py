@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from qmtl_sdk import CacheView, MatchMode, Node, QmtlError, Runner, Strategy, StreamInput, TagQueryNode  # noqa: F401
-from qmtl_sdk.compute.engine import NodeOutput, compute
+from qmtl_sdk.compute.engine import compute
+from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.nodes.view import Window
