@@ -70,7 +70,7 @@ def run(client: GatewayClient, now: datetime) -> dict[str, Any]:
     """Raises QmtlError (E_STACK) where something does not come."""
     spec = world_spec(now)
     world = spec["world"]
-    client._call("POST", "/worlds", json={"spec": spec, "policy": POLICY}, headers={"X-Allow-Live": "true"})
+    client.create_world(spec, POLICY, live=True)
     judged = Runner.submit(HourlyTrader, world=world, run=False)
     client.add_policy(world, gated(client.fingerprints(world)[0]))
     client.decide(world, f"demo-{now:%H%M%S%f}")

@@ -44,12 +44,15 @@ def gateway(start: bool = False) -> Iterator[GatewayClient]:
 @guarded
 def create(
     file: Annotated[Path, typer.Argument(help="the world's YAML file; a policy: in it becomes version 1")],
+    live: Annotated[
+        bool, typer.Option("--live", help="confirm that the world may trade live (allow_live: true)")
+    ] = False,
     output: Output = Format.TEXT,
 ) -> None:
     """Create a world from a YAML file. Its data is read once, so that faults in it are said now."""
     spec, policy = parse_world(read(file, "E_WORLD_INVALID", "world"))
     with gateway(start=True) as client:
-        created = client.create_world(_absolute(spec, file.resolve().parent).json_dict(), policy)
+        created = client.create_world(_absolute(spec, file.resolve().parent).json_dict(), policy, live)
     print_result(output, created, lambda: _created_text(created))
 
 

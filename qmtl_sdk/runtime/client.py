@@ -118,9 +118,13 @@ class GatewayClient:
 
     # worlds
 
-    def create_world(self, spec: dict[str, Any], policy: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The world and what was found in its data."""
-        created: dict[str, Any] = self._call("POST", "/worlds", json={"spec": spec, "policy": policy})
+    def create_world(
+        self, spec: dict[str, Any], policy: dict[str, Any] | None = None, live: bool = False
+    ) -> dict[str, Any]:
+        """Create a world; return it with a report on its data. A spec with `allow_live` needs `live`."""
+        created: dict[str, Any] = self._call(
+            "POST", "/worlds", json={"spec": spec, "policy": policy}, headers=_live(live)
+        )
         return created
 
     def worlds(self) -> list[World]:

@@ -143,6 +143,16 @@ def test_a_mistake_is_one_clear_line(
         assert done.stderr.count("\n") == 1, done.stderr
 
 
+def test_a_world_that_allows_live_is_created_with_live_alone(person: Person) -> None:
+    days = "".join(f"2023-01-{day:02},{100 + day}\n" for day in range(1, 29))
+    (person.folder / "acme.csv").write_text("Date,Close\n" + days)
+    (person.folder / "w.yml").write_text(WORLD.replace("world: mine", "world: may_trade\nallow_live: true"))
+    refused = person.types("world", "create", "w.yml")
+    assert (refused.returncode, "add --live" in refused.stderr) == (1, True)
+    assert person.types("world", "create", "w.yml", "--live").returncode == 0
+    assert person.reads("world", "show", "may_trade")["world"]["spec"]["allow_live"]
+
+
 def test_a_mistake_is_an_object_for_programs(person: Person) -> None:
     done = person.types("world", "show", "nowhere", "-o", "json")
     assert done.returncode == 1
