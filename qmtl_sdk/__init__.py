@@ -1,8 +1,8 @@
-"""QMTL for authors: a strategy, its nodes, and `Runner.submit`.
+"""QMTL for strategy authors: strategies, nodes, and `Runner.submit`.
 
     from qmtl_sdk import Node, Runner, Strategy, StreamInput
 
-Names are loaded when they are asked for, so that a command that only needs the contracts does not wait for pandas.
+Names are loaded on first use, so that a command that only needs the contracts does not import pandas.
 """
 
 from importlib import import_module
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from qmtl_sdk.nodes.view import CacheView
     from qmtl_sdk.runtime.result import SubmitResult
     from qmtl_sdk.runtime.runner import Runner
+    from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
 
-_HOMES = {
+_MODULES = {
     "CacheView": "nodes.view",
     "CsvSource": "data.source",
     "MatchMode": "nodes.node",
@@ -30,7 +31,9 @@ _HOMES = {
     "StreamInput": "nodes.node",
     "SubmitResult": "runtime.result",
     "TagQueryNode": "nodes.node",
+    "TradeOrderPublisherNode": "transforms.publisher",
 }
+"""The module of each public name."""
 
 __all__ = [
     "CacheView",
@@ -45,10 +48,17 @@ __all__ = [
     "StreamInput",
     "SubmitResult",
     "TagQueryNode",
+    "TradeOrderPublisherNode",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """Load a public name. (Any: each has its own type, which the imports above give to type checkers.)"""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, for completion."""
+    return [*__all__]

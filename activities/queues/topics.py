@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 
-from qmtl_sdk.contracts.dag import STREAM, NodeRecord
+from qmtl_sdk.contracts.dag import STREAM, NodeRecord, upstream
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import PREFIX
 from qmtl_sdk.contracts.model import Model
@@ -50,15 +50,8 @@ def folded(topic: str) -> str:
 
 def asset_of(node: NodeRecord, nodes: Mapping[str, NodeRecord]) -> str:
     """The instrument that a node derives from: its stream's first tag; `multi` for several streams, `none` for none."""
-    streams, stack, seen = [], [node], set()
-    while stack:
-        found = stack.pop()
-        if found.node_id in seen:
-            continue
-        seen.add(found.node_id)
-        if found.node_type == STREAM:
-            streams.append(found)
-        stack.extend(nodes[parent] for parent in found.inputs)
+    read = upstream([node], lambda found: [nodes[parent] for parent in found.inputs])
+    streams = [found for found in read if found.node_type == STREAM]
     if len(streams) != 1:
         return "multi" if streams else "none"
     word = streams[0].params.get("instrument") or next(iter(streams[0].params.get("tags", ())), "") or "any"

@@ -10,7 +10,7 @@ from qmtl_sdk.contracts.dag import STREAM, Dag
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import eval_key
 from qmtl_sdk.data.bars import NS, from_ns, iso, to_ns
-from qmtl_sdk.data.calendars import ALWAYS, periods_per_year
+from qmtl_sdk.data.calendars import most_periods_per_year
 from qmtl_sdk.reports.artifact import decode
 from qmtl_sdk.reports.metrics import measure
 from qmtl_sdk.reports.returns import Returns
@@ -34,7 +34,9 @@ def examine(data: bytes, dag: Dag, run: RunContextBody) -> tuple[dict[str, float
         last = int(returns.ts[-1]) + returns.interval * NS
         if last > to_ns(as_of):
             raise _unfit(f"the returns reach to {iso(last)}, beyond the run's as_of of {run.context.as_of}")
-    return measure(returns, _periods(returns, run)), returns
+    return measure(
+        returns, most_periods_per_year(run.bindings, returns.price_streams, returns.interval)
+    ), returns
 
 
 def data_range(returns: Returns, run: RunContextBody) -> tuple[datetime, datetime]:
@@ -73,14 +75,6 @@ def validations(dag: Dag, run: RunContextBody, dataset_fingerprint: str) -> tupl
         )
         for node in dag.nodes
     )
-
-
-def _periods(returns: Returns, run: RunContextBody) -> float:
-    """Periods a year by the calendar of the price streams; of several the one that is open most."""
-    calendars = {
-        binding.preset.calendar for binding in run.bindings if binding.node_id in returns.price_streams
-    } or {ALWAYS}
-    return max(periods_per_year(calendar, returns.interval) for calendar in calendars)
 
 
 def _unfit(what: str) -> QmtlError:

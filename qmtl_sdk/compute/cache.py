@@ -1,8 +1,8 @@
 """A cache of node outputs on disk: Arrow files by ComputeKey, memory-mapped when they are read.
 
-A file carries its scope: node, world, domain, as_of, data fingerprint. A file of another scope than the reader's is a
-defect: it is counted in `cross_context_hits`, which must stay 0, and never used. A file is written under another name
-and renamed, so that a reader sees all of it or nothing.
+A file carries its scope: node, world, domain, as_of, data fingerprint. A file of another scope than the
+reader's is a defect: it is counted in `cross_context_hits`, which must stay 0, and never used. A file is
+written under another name and renamed, so that a reader sees all of it or nothing.
 """
 
 import json

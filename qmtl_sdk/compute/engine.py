@@ -1,11 +1,12 @@
-"""Computes a node over history: bar by bar as a live run would, or in one call where both give the same result.
+"""Computes a node over history: bar by bar, or in one call where that gives the same result.
 
-1. A node computes when a bar of its own interval closes. It reads the last `period` bars of each input that have closed
-   by then (`plan`).
-2. It computes first when every input has `period` values that are not warm-up; before that its output is missing.
+1. A node computes when a bar of its own interval closes. It reads the last `period` bars of each input that
+   have closed by then (`plan`).
+2. It computes first when every input has `period` values that are not warm-up; before that its output is
+   missing.
 3. `_bar_by_bar` calls the function once a bar. `_batch` calls it once for the whole history.
-4. `parity.check_parity` decides whether the batch result may replace the bar-by-bar one. A function whose rows depend
-   on later rows, or that returns two results for the same bars, is refused.
+4. `parity.check_parity` decides whether the batch result may replace the bar-by-bar one. A function whose
+   rows depend on later rows, or that returns two results for the same bars, is refused.
 5. A node whose inputs have different times is always computed bar by bar, where looking ahead is impossible.
 """
 
@@ -50,8 +51,8 @@ def compute(
 ) -> tuple[NodeOutput, ParityCheck]:
     """Compute a node's output; also return the parity verdict.
 
-    Raises QmtlError: E_LOOKAHEAD, E_STATEFUL, E_COMPUTE_FAILED, E_COMPUTE_OUTPUT, E_OUTPUT_TIME, E_HISTORY_SHORT,
-    E_INTERVAL.
+    Raises QmtlError: E_LOOKAHEAD, E_STATEFUL, E_COMPUTE_FAILED, E_COMPUTE_OUTPUT, E_OUTPUT_TIME,
+    E_HISTORY_SHORT, E_INTERVAL.
     """
     plan = NodePlan(node, inputs)
     checkpoint = checkpoint or Checkpoint()
@@ -63,8 +64,8 @@ def compute(
         raise QmtlError(
             "E_LOOKAHEAD",
             f"{node.label} looks ahead at {found.bar}: {found.detail}",
-            "let each row depend on its own bar and earlier ones (rolling(n) instead of a mean of the whole view; no "
-            "shift(-1), centred windows or back-filling), or return one number for the window",
+            "let each row depend on its own bar and earlier ones (rolling(n) instead of a mean of the whole "
+            "view; no shift(-1), centred windows or back-filling), or return one number for the window",
             node=node.node_id,
             bar=found.bar,
         )

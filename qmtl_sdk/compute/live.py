@@ -1,15 +1,15 @@
 """Computes a DAG of nodes as bars close, one after the other, in memory that does not grow.
 
 1. Each node's output is a `Series`: its last rows, as many as the longest period of a reader.
-2. `advance` takes the bars that close at one time. Earlier times at which a coarser node's bar ended are computed
-   first, in order.
-3. At each time, nodes compute in the order of the DAG. A node computes when an input of its own interval has a bar that
-   closes now, or, if all inputs are finer, when a whole interval that they fill has ended. It reads the last `period`
-   bars of each input that have closed by now.
+2. `advance` takes the bars that close at one time. Earlier times at which a coarser node's bar ended are
+   computed first, in order.
+3. At each time, nodes compute in the order of the DAG. A node computes when an input of its own interval has
+   a bar that closes now, or, if all inputs are finer, when a whole interval that they fill has ended. It
+   reads the last `period` bars of each input that have closed by now.
 4. It computes once every input has `period` values that are not warm-up; before that its row is missing.
 
-The results equal those of `engine` for the same bars: a run that begins with a batch's outputs continues where they
-ended.
+The results equal those of `engine` for the same bars: a run that begins with a batch's outputs continues
+where they ended.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,10 @@ from qmtl_sdk.nodes.view import CacheView, Window
 
 @dataclass(frozen=True, slots=True)
 class OutputRow:
-    """One row of a node's output. `window` is the hash of its inputs; `fault` is set where the function failed."""
+    """One row of a node's output.
+
+    `window` is the hash of its inputs; `fault` is set where the function failed.
+    """
 
     node: Node
     ts: int
@@ -41,8 +44,8 @@ class OutputRow:
 class LiveEngine:
     """Computes `nodes`, given in the order of computation, bar by bar.
 
-    `outputs`: batch outputs to continue from, by NodeID. `now`: the newest close that was computed, in ns. `late`: how
-    many bars were dropped because a bar of the same or a later time was there already.
+    `outputs`: batch outputs to continue from, by NodeID. `now`: the newest close that was computed, in ns.
+    `late`: how many bars were dropped because a bar of the same or a later time was there already.
     """
 
     def __init__(self, nodes: "list[Node]", outputs: Mapping[str, NodeOutput] | None = None) -> None:
@@ -80,7 +83,10 @@ class LiveEngine:
         return sorted(self._upstreams[query.node_id])
 
     def add_upstream(self, query: Node, node_id: str, label: str, rows: "list[Row]") -> None:
-        """Let a tag query read another node's output from now on, with its newest rows. Its NodeID stays the same."""
+        """Let a tag query read another node's output from now on, with its newest rows.
+
+        Its NodeID stays the same.
+        """
         series = Series(node_id, label, query.interval, query.period)
         for ts, values in rows:
             series.append(ts, values)
@@ -94,7 +100,8 @@ class LiveEngine:
     ) -> Iterator[OutputRow]:
         """Compute with the bars that close at `close` (ns), and yield the rows of all nodes in order.
 
-        `bars`: by StreamInput; `tagged`: by tag query and upstream. Bars of the past are counted in `late` and dropped.
+        `bars`: by StreamInput; `tagged`: by tag query and upstream. Bars of the past are counted in `late`
+        and dropped.
         """
         ends = {
             start + self._series[node_id].interval * NS

@@ -1,8 +1,8 @@
 """The output of a compute function, converted to named columns of numbers with one value a bar.
 
-A function may return a DataFrame, a Series, a one-dimensional array, a mapping of columns, or a number. None and an
-empty frame are a missing value. Rows of a result with a time index belong to the bars of their times; rows of any other
-result belong to the last bars of the window, in order.
+A function may return a DataFrame, a Series, a one-dimensional array, a mapping of columns, or a number. None
+and an empty frame are a missing value. Rows of a result with a time index belong to the bars of their times;
+rows of any other result belong to the last bars of the window, in order.
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ class NodeOutput:
 def columns_of(result: Any, ts: np.ndarray, label: str) -> Columns | None:
     """Return columns as long as `ts` (opening times, int64 ns), or None if `result` is not one value a bar.
 
-    Bars without a row are missing. Raises QmtlError: E_COMPUTE_OUTPUT where a value is not a number, E_OUTPUT_TIME
-    where a row's time is not the time of a bar.
+    Bars without a row are missing. Raises QmtlError: E_COMPUTE_OUTPUT where a value is not a number,
+    E_OUTPUT_TIME where a row's time is not the time of a bar.
     """
     if result is None:
         return {}
@@ -53,8 +53,8 @@ def columns_of(result: Any, ts: np.ndarray, label: str) -> Columns | None:
 def last_row(result: Any, ts: int, label: str) -> dict[str, float]:
     """Return the values of the bar that opens at `ts` (ns): the last row of `result`.
 
-    Raises QmtlError: E_COMPUTE_OUTPUT where a value is not a number, E_OUTPUT_TIME where the last row has another time
-    than the bar.
+    Raises QmtlError: E_COMPUTE_OUTPUT where a value is not a number, E_OUTPUT_TIME where the last row has
+    another time than the bar.
     """
     if result is None:
         return {}
@@ -118,8 +118,8 @@ def _wrong_time(found: str, row: int, wanted: str, bar: int) -> QmtlError:
     return QmtlError(
         "E_OUTPUT_TIME",
         f"{found} {times[0]}, {wanted} {times[1]}",
-        "return rows at the opening times of the node's own bars, up to the last one (NaN where there is no value; "
-        "view.align_frames joins inputs of other intervals), or a number",
+        "return rows at the opening times of the node's own bars, up to the last one (NaN where there is no "
+        "value; view.align_frames joins inputs of other intervals), or a number",
         row=times[0],
         bar=times[1],
     )

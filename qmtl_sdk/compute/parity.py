@@ -1,12 +1,13 @@
 """Decides whether a batch result may replace the bar-by-bar one.
 
-1. The function computes short stretches of bars twice: alone, and with the bars that follow. If rows of the stretch
-   differ, it *looks ahead*; if a third call differs from the first, it *keeps state*. Both are refused.
-2. The function computes single bars from their windows. Where a window gives another value than the batch, the function
-   *needs more than its period*: it is computed bar by bar, and that is reported.
+1. The function computes short stretches of bars twice: alone, and with the bars that follow. If rows of the
+   stretch differ, it *looks ahead*; if a third call differs from the first, it *keeps state*. Both are
+   refused.
+2. The function computes single bars from their windows. Where a window gives another value than the batch,
+   the function *needs more than its period*: it is computed bar by bar, and that is reported.
 
-This is evidence, not proof: about a hundred stretches and bars are compared, half of them where the output changes.
-`parity="full"` compares every bar.
+This is evidence, not proof: about a hundred stretches and bars are compared, half of them where the output
+changes. `parity="full"` compares every bar.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from qmtl_sdk.data.bars import iso
 Verdict = Literal["equal", "looks ahead", "needs more than its period", "keeps state", "bar by bar"]
 
 TRIES = 100
-"""Stretches and bars to compare, each: their random half alone finds a fault at 5 % of the bars with probability 0.92."""
+"""Stretches and bars to compare, each. The random half alone finds a fault at 5 % of bars in 92 % of cases."""
 
 _STRETCH = 4
 """Length of a stretch, in periods: long enough for a rolling window to fill several times."""

@@ -16,12 +16,12 @@ from qmtl_sdk.nodes.view import CacheView, Window
 class NodePlan:
     """A node's bars over history, and the windows over its inputs.
 
-    `ts`: opening times of the node's bars, int64 ns. `ends[input][t]`: how many of the input's bars have closed when
-    the node's bar `t` closes. `aligned`: whether all inputs have the node's own times. `first`: the first bar at which
-    the node computes; `origin`: the first bar at which no input is in its warm-up.
+    `ts`: opening times of the node's bars, int64 ns. `ends[input][t]`: how many of the input's bars have
+    closed when the node's bar `t` closes. `aligned`: whether all inputs have the node's own times. `first`:
+    the first bar at which the node computes; `origin`: the first bar at which no input is in its warm-up.
 
-    Raises QmtlError: E_INTERVAL where all inputs are coarser than the node, E_HISTORY_SHORT where the inputs never have
-    enough bars.
+    Raises QmtlError: E_INTERVAL where all inputs are coarser than the node, E_HISTORY_SHORT where the inputs
+    never have enough bars.
     """
 
     def __init__(self, node: Node, inputs: Mapping[str, NodeOutput]) -> None:
@@ -102,8 +102,8 @@ def _window(parent: Node, output: NodeOutput, lo: int, hi: int) -> Window:
 def _opening_times(node: Node, inputs: list[Bars]) -> np.ndarray:
     """Return the opening times of the node's bars.
 
-    These are the bars of the inputs that have the node's own interval; without such an input, the whole intervals that
-    finer inputs fill.
+    These are the bars of the inputs that have the node's own interval; without such an input, the whole
+    intervals that finer inputs fill.
     """
     own = [bars.ts for bars in inputs if bars.interval == node.interval]
     if own:

@@ -20,8 +20,9 @@ _LEAST_ROWS = 256
 
 
 class Series:
-    """The last `rows` rows of a node's output, in buffers that are filled from the left and moved when they are full.
+    """The last `rows` rows of a node's output.
 
+    Buffers are filled from the left; a full buffer moves its last rows to the left.
     `total` counts all rows that there have been; `first` is the number of the first one after the warm-up.
     """
 
@@ -31,8 +32,8 @@ class Series:
         self.interval = interval
         self.total = 0
         self.first: int | None = None
-        self._keep = max(1, rows)
-        self._size = max(_LEAST_ROWS, 4 * self._keep)
+        self._retained = max(1, rows)
+        self._size = max(_LEAST_ROWS, 4 * self._retained)
         self._ts = np.empty(self._size, dtype="int64")
         self._columns: dict[str, np.ndarray] = {}
         self._rows = 0
@@ -55,11 +56,11 @@ class Series:
     def append(self, ts: int, values: Mapping[str, float]) -> None:
         """Add a row. A column that it lacks is missing in it."""
         if self._rows == self._size:
-            start = self._size - self._keep
-            self._ts[: self._keep] = self._ts[start:]
+            start = self._size - self._retained
+            self._ts[: self._retained] = self._ts[start:]
             for column in self._columns.values():
-                column[: self._keep] = column[start:]
-            self._rows = self._keep
+                column[: self._retained] = column[start:]
+            self._rows = self._retained
         row = self._rows
         self._ts[row] = ts
         for name in values:

@@ -1,13 +1,18 @@
-"""The canonical DAG of a submission, and the lint that it must pass.
+"""The canonical DAG of a submission, the rules that it must meet, and the walk over what a node reads.
 
-1. Each NodeID is defined once (single assignment), each input is defined, nothing depends on itself, all nodes have one clock.
-2. `Dag.verify` recomputes every NodeID and the CRC, and names the node, what was expected and what came.
-3. `ordered` gives the nodes so that inputs come first; the order among equals is the order of NodeIDs, so it is one for one DAG.
+1. `Dag.lint`: each NodeID is defined once, each input is defined, no node depends on itself, all nodes have
+   one clock.
+2. `Dag.verify` recomputes every NodeID and the CRC; an error names the node, the expected and the received
+   value.
+3. `Dag.ordered` sorts the nodes so that inputs come first. Ties are broken by NodeID, so that the order is
+   unique.
+4. `upstream` lists everything that nodes read, directly or through others.
 """
 
 import heapq
 from collections import defaultdict
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -16,7 +21,44 @@ from qmtl_sdk.contracts.identity import PREFIX, CanonicalNodeSpec, node_ids_crc3
 from qmtl_sdk.contracts.model import Model
 
 SCHEMA_COMPAT_ID = "v1"
-STREAM, NODE, TAG_QUERY = "StreamInput", "Node", "TagQueryNode"
+"""The major version of the nodes' output schema. A change of it changes every NodeID."""
+
+STREAM = "StreamInput"
+"""The type of a node that is market data."""
+
+NODE = "Node"
+"""The type of a node that computes over its inputs."""
+
+TAG_QUERY = "TagQueryNode"
+"""The type of a node that reads every queue with matching tags."""
+
+
+class _HasNodeId(Protocol):
+    @property
+    def node_id(self) -> str: ...
+
+
+_N = TypeVar("_N", bound=_HasNodeId)
+
+
+def upstream(nodes: Iterable[_N], inputs_of: Callable[[_N], Iterable[_N]]) -> list[_N]:
+    """Return the nodes and everything that they read, directly or through others.
+
+    Each NodeID occurs once, inputs first. Without recursion, since a chain may be longer than Python's stack;
+    the walk compares objects, since the NodeID of a Node is computed from those of its inputs.
+    """
+    done: list[_N] = []
+    entered: set[int] = set()
+    stack = [(node, False) for node in reversed(list(nodes))]
+    while stack:
+        node, inputs_done = stack.pop()
+        if inputs_done:
+            done.append(node)
+        elif id(node) not in entered:
+            entered.add(id(node))
+            stack.append((node, True))
+            stack.extend((parent, False) for parent in inputs_of(node))
+    return list({node.node_id: node for node in done}.values())
 
 
 class NodeRecord(Model):
@@ -50,12 +92,16 @@ class NodeRecord(Model):
 
     @property
     def label(self) -> str:
-        """What a person calls the node."""
+        """The name that a person reads: the node's own, or the beginning of its NodeID."""
         return self.name or self.node_id[:15]
 
 
 class Dag(Model):
-    """Nodes, the node that carries the returns (if the strategy names one) and the instruments' weights by NodeID."""
+    """The nodes of a strategy.
+
+    `returns`: the node that holds the returns, if the strategy names one. `weights`: shares of instruments,
+    by NodeID.
+    """
 
     schema_version: Literal[1] = 1
     nodes: tuple[NodeRecord, ...] = Field((), max_length=5000)
@@ -75,7 +121,7 @@ class Dag(Model):
         return [(parent, node.node_id) for node in self.nodes for parent in node.inputs]
 
     def ordered(self) -> list[NodeRecord]:
-        """Inputs first. Raises QmtlError: E_DAG_CYCLE, with the nodes on the cycle."""
+        """Return the nodes, inputs first. Raises QmtlError: E_DAG_CYCLE, with the nodes on the cycle."""
         by_id = {node.node_id: node for node in self.nodes}
         waits = {node.node_id: len(set(node.inputs)) for node in self.nodes}
         readers: dict[str, list[str]] = defaultdict(list)
@@ -97,13 +143,17 @@ class Dag(Model):
             raise QmtlError(
                 "E_DAG_CYCLE",
                 f"the DAG has a cycle through {', '.join(stuck[:5])}",
-                "let no node depend on its own output",
+                "remove the input that leads back to its own node",
                 nodes=stuck[:20],
             )
         return done
 
     def lint(self) -> None:
-        """Raise QmtlError for the first rule that is broken."""
+        """Check the rules that need no NodeID recomputed.
+
+        Raises QmtlError for the first broken rule: E_DAG_EMPTY, E_DAG_ASSIGNED_TWICE, E_DAG_INPUT_UNDEFINED,
+        E_DAG_CYCLE, E_DAG_MIXED_CLOCKS, E_DAG_RETURNS.
+        """
         if not self.nodes:
             raise QmtlError(
                 "E_DAG_EMPTY", "the DAG has no nodes", "add nodes in setup() with self.add_nodes([...])"
@@ -145,7 +195,10 @@ class Dag(Model):
                 )
 
     def verify(self, crc32: int) -> None:
-        """Recompute every NodeID and the CRC. Raises QmtlError: E_NODE_ID_FIELDS, E_SCHEMA_COMPAT_MISMATCH, E_NODE_ID_MISMATCH, E_CHECKSUM_MISMATCH."""
+        """Recompute every NodeID and the CRC.
+
+        Raises QmtlError: E_NODE_ID_FIELDS, E_SCHEMA_COMPAT_MISMATCH, E_NODE_ID_MISMATCH, E_CHECKSUM_MISMATCH.
+        """
         for node in self.nodes:
             missing = [
                 name
@@ -157,7 +210,7 @@ class Dag(Model):
                 raise QmtlError(
                     "E_NODE_ID_FIELDS",
                     f"{node.label}: {field} is missing or malformed",
-                    "build the DAG with the SDK, which fills it in",
+                    "build the DAG with the SDK, which sets it",
                     node=node.node_id,
                     field=field,
                     node_type=node.node_type,
@@ -165,7 +218,8 @@ class Dag(Model):
             if node.schema_compat_id != SCHEMA_COMPAT_ID:
                 raise QmtlError(
                     "E_SCHEMA_COMPAT_MISMATCH",
-                    f"{node.label} has schema_compat_id {node.schema_compat_id!r}, the service has {SCHEMA_COMPAT_ID!r}",
+                    f"{node.label} has schema_compat_id {node.schema_compat_id!r}, "
+                    f"the service has {SCHEMA_COMPAT_ID!r}",
                     "use an SDK of the same major schema version",
                     node=node.node_id,
                     expected=SCHEMA_COMPAT_ID,
@@ -187,7 +241,7 @@ class Dag(Model):
             raise QmtlError(
                 "E_CHECKSUM_MISMATCH",
                 f"node_ids_crc32 is {crc32}, the NodeIDs give {expected_crc}",
-                "send the DAG again; it changed on its way",
+                "send the DAG again; it changed in transit",
                 expected=expected_crc,
                 received=crc32,
             )

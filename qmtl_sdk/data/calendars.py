@@ -4,6 +4,7 @@
 exchange's code (XNYS, XLON …) as the package exchange_calendars knows it.
 """
 
+from collections.abc import Container, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.data.bars import NS, Bars
 
 DAY = 86_400
@@ -51,6 +53,14 @@ def periods_per_year(calendar: str, interval_s: int) -> float:
             else days * DAY / interval_s * (7 / 5 if interval_s % (7 * DAY) == 0 else 1)
         )
     return days * hours * 3600 / interval_s
+
+
+def most_periods_per_year(
+    bindings: Iterable[StreamBinding], streams: Container[str], interval_s: int
+) -> float:
+    """Return the bars per year of the calendars of the bound `streams`; of several, that which is open most."""
+    calendars = {binding.preset.calendar for binding in bindings if binding.node_id in streams} or {ALWAYS}
+    return max(periods_per_year(calendar, interval_s) for calendar in calendars)
 
 
 def _observed(calendar: str) -> tuple[float, float]:

@@ -1,1 +1,1 @@
-"""What a strategy is built of."""
+"""Nodes and strategies: the classes that an author uses, and their identity."""

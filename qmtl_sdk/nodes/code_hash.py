@@ -1,13 +1,14 @@
-"""The hash of a compute function: its source without formatting, and all project code and values that it uses.
+"""The hash of a compute function: of its source, and of all project code and values that it uses.
 
-1. The function's source is parsed; comments, positions, docstrings, annotations and its own name are dropped (`syntax`).
-2. Each name that it takes from outside is followed: closure cells, globals, defaults, `self.x`. A function of the
-   project is hashed in the same way; a constant by its value; a node by its NodeID; a module or a function of a
-   library by its name.
+1. The function's source is parsed; comments, positions, docstrings, annotations and its own name are dropped
+   (`syntax`).
+2. Each name that it takes from outside is followed: closure cells, globals, defaults, `self.x`. A function of
+   the project is hashed in the same way; a constant by its value; a node by its NodeID; a module or a
+   function of a library by its name.
 3. A function without source (typed into a REPL) is hashed by its bytecode and constants.
 
-A value without a stable form (an open file, a random generator) is refused by name: guessing could give two functions
-the same identity.
+A value without a stable form (an open file, a random generator) is refused by name: guessing could give two
+functions the same identity.
 """
 
 import ast
@@ -46,8 +47,11 @@ _LIBRARY_FOLDERS = tuple(
         *(str(_QMTL_ROOT / name) for name in ("qmtl_sdk", "activities", "workflows", "temporal", "api")),
     }
 )
-"""Code in these folders is hashed by name. QMTL's own packages are recognised by their folder, because a project may
-have a package of the same name (`api`, `workflows`)."""
+"""Code in these folders is hashed by name.
+
+QMTL's own packages are recognised by their folder, because a project may
+have a package of the same name (`api`, `workflows`).
+"""
 
 _PLAIN_TYPES = (
     bool,
@@ -80,14 +84,15 @@ def code_hash(function: Callable[..., Any]) -> str:
 class _Hasher:
     """One walk over a function and everything that it uses.
 
-    A function or class that is met a second time is named by the order in which it was first met: this ends recursion.
+    A function or class that is met a second time is named by the order in which it was first met: this ends
+    recursion.
     """
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}
 
     def function(self, function: Any) -> list[str]:
-        """Return the parts of a function: its code, its defaults, and every name that it takes from outside."""
+        """Return the parts of a function: code, defaults, and every name that it takes from outside."""
         if isinstance(function, partial):
             return [
                 "partial",

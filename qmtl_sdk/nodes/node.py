@@ -1,4 +1,7 @@
-"""The node families that a strategy is built of. A node knows what it computes from; where and when it runs is not its business."""
+"""The kinds of nodes that a strategy is built of.
+
+A node says what it computes, and from which inputs. Where and when it computes is decided elsewhere.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -19,22 +22,40 @@ if TYPE_CHECKING:
     from qmtl_sdk.data.source import Source
 
 Interval = int | str | timedelta
+"""Seconds (60), or text such as "1m", "1h", "1d"."""
+
+Period = int | str | timedelta
+"""A number of bars, or a length of time that is a multiple of the interval."""
+
 ComputeFn = Callable[[CacheView], Any]
+"""A compute function; see `Node`. (Any: its author chooses among the forms of a result.)"""
+
 _SEEDS = ("seed", "random_state", "random_seed")
+"""Parameters that make a node's output depend on chance."""
 
 
 class MatchMode(StrEnum):
-    """Whether a queue needs one of the tags or all of them."""
+    """Whether a queue must have one of the query's tags or all of them."""
 
     ANY = "any"
     ALL = "all"
 
 
 class Node:
-    """A computation over its inputs: `compute_fn(view)` gives a value a bar from the last `period` bars of each input.
+    """A computation over its inputs: `compute_fn(view)` computes one value a bar from the last `period` bars.
 
-    `compute_fn` is a pure function that returns a DataFrame, Series, array or number; several columns are several outputs. `interval`
-    may be left out where all inputs have the same; `period` defaults to the inputs' longest. `name` and `tags` are labels.
+    `compute_fn` is a pure function of its view. Live, it is called for each bar with the last `period` bars
+    of each input; over history, one call may get all bars. So it returns a value for each row, where each row
+    depends only on its own bar and earlier ones, or one row for the window: the value of its last bar. A
+    result whose rows depend on later rows is refused (E_LOOKAHEAD), as is a last row that has another time
+    than the bar (E_OUTPUT_TIME).
+
+    The result is a DataFrame, Series, array, mapping or number; several columns are several outputs.
+    `interval` may be omitted where all inputs have the same; `period` defaults to the longest of the inputs.
+    `name` and `tags` are labels and not part of the NodeID.
+
+    Raises QmtlError: E_NODE_INPUT where an input is not a node, E_INTERVAL and E_PERIOD where those are not
+    valid or can't be derived.
     """
 
     node_type = NODE
@@ -46,13 +67,13 @@ class Node:
         *,
         name: str = "",
         interval: Interval | None = None,
-        period: int | str | timedelta | None = None,
+        period: Period | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         schema: Mapping[str, str] | None = None,
         clock: Literal["virtual", "wall"] | None = None,
     ) -> None:
-        self.inputs = tuple([input] if isinstance(input, Node) else input or ())
+        self.inputs: tuple[Node, ...] = tuple([input] if isinstance(input, Node) else input or ())
         for parent in self.inputs:
             if not isinstance(parent, Node):
                 raise QmtlError(
@@ -60,10 +81,13 @@ class Node:
                     f"{name or 'a node'} has {parent!r} as an input, which is not a node",
                     "pass nodes in input=",
                 )
-        self.compute_fn, self.name, self.tags, self.clock = compute_fn, name, tuple(tags), clock
+        self.compute_fn = compute_fn
+        self.name = name
+        self.tags = tuple(tags)
+        self.clock = clock
         self.context: ComputeContext | None = None
         self.interval = self._interval(interval)
-        self.period = (
+        self.period: int = (
             bars(period, self.interval)
             if period is not None
             else max((parent.period for parent in self.inputs), default=1)
@@ -82,34 +106,35 @@ class Node:
             if not found
             else f"has inputs of different intervals ({', '.join(f'{s} s' for s in found)})"
         )
-        raise QmtlError("E_INTERVAL", f"{self.name or 'a node'} {why}", "say which with interval=")
+        raise QmtlError("E_INTERVAL", f"{self.name or 'a node'} {why}", "name it with interval=")
 
     def apply_compute_context(self, context: ComputeContext) -> None:
-        """Where it computes from now on, as the services decided it."""
+        """Set the context that the node computes in from now on, as the services decided it."""
         self.context = context
 
     @property
     def label(self) -> str:
-        """What a person calls the node."""
+        """The name that a person reads: the node's own, or its class's."""
         return self.name or type(self).__name__
 
     @property
     def seeded(self) -> bool:
-        """Whether a seed is among its parameters: then its output is never served from a cache."""
+        """Whether a parameter is a seed: the output is then never read from a cache."""
         return any(key.split(".")[-1] in _SEEDS for key in flatten(self.params))
 
     @cached_property
     def code_hash(self) -> str:
-        if self.compute_fn is None:
-            return ""
-        return code_hash(self.compute_fn)
+        """The hash of the compute function with all that it uses; empty for a node without one."""
+        return "" if self.compute_fn is None else code_hash(self.compute_fn)
 
     @cached_property
     def node_id(self) -> str:
+        """The hash of what the node computes; see `CanonicalNodeSpec`."""
         return self.spec.node_id()
 
     @property
     def spec(self) -> CanonicalNodeSpec:
+        """The fields that the NodeID is a hash of."""
         return CanonicalNodeSpec(
             self.node_type,
             self.interval,
@@ -121,7 +146,7 @@ class Node:
         )
 
     def record(self) -> NodeRecord:
-        """The node as it is submitted."""
+        """Return the node as it is submitted."""
         return NodeRecord(
             node_id=self.node_id,
             node_type=self.node_type,
@@ -141,7 +166,7 @@ class Node:
 
 
 class ProcessingNode(Node):
-    """A Node that must have inputs and a compute function."""
+    """A Node that must have inputs and a compute function. Raises QmtlError: as Node."""
 
     def __init__(self, input: "Node | Sequence[Node]", compute_fn: ComputeFn, **options: Any) -> None:
         if not input:
@@ -154,7 +179,12 @@ class ProcessingNode(Node):
 
 
 class StreamInput(Node):
-    """Market data. `tags` choose the world's stream; they are part of what the node is. A `source` of one's own takes the world's place."""
+    """Market data.
+
+    `tags` choose the world's stream; `instrument` and `fields` (columns) narrow it. All three are part of the
+    NodeID. `source` brings the author's own data instead of the world's; then the source's identity is part
+    of it, too.
+    """
 
     node_type = STREAM
 
@@ -162,7 +192,7 @@ class StreamInput(Node):
         self,
         *,
         interval: Interval,
-        period: int | str | timedelta = 1,
+        period: Period = 1,
         tags: Sequence[str] = (),
         source: "Source | None" = None,
         instrument: str | None = None,
@@ -189,7 +219,11 @@ class StreamInput(Node):
 
 
 class TagQueryNode(Node):
-    """Every queue whose tags match. What the query finds changes with time; its NodeID does not."""
+    """Reads every queue whose tags match.
+
+    What the query finds changes with time; its NodeID does not. Without `compute_fn`, its output is the
+    newest row of every queue that it found. Raises QmtlError: E_NODE_INPUT where there are no tags.
+    """
 
     node_type = TAG_QUERY
 
@@ -198,12 +232,13 @@ class TagQueryNode(Node):
         *,
         query_tags: Sequence[str],
         interval: Interval,
-        period: int | str | timedelta = 1,
+        period: Period = 1,
         match_mode: MatchMode | str = MatchMode.ANY,
         compute_fn: ComputeFn | None = None,
         name: str = "",
     ) -> None:
-        self.query_tags, self.match_mode = tuple(sorted(set(query_tags))), MatchMode(match_mode)
+        self.query_tags = tuple(sorted(set(query_tags)))
+        self.match_mode = MatchMode(match_mode)
         if not self.query_tags:
             raise QmtlError(
                 "E_NODE_INPUT", "a TagQueryNode without query_tags matches nothing", "name at least one tag"

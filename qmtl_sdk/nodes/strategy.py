@@ -1,20 +1,16 @@
-"""A strategy: what an author writes. `setup` builds nodes and hands them over; everything else is the system's."""
+"""A strategy: an author's class whose `setup` builds nodes, and the DAG that follows from them."""
 
 import inspect
 from collections.abc import Mapping, Sequence
 
-from qmtl_sdk.contracts.dag import TAG_QUERY, Dag
+from qmtl_sdk.contracts.dag import TAG_QUERY, Dag, upstream
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import node_ids_crc32
 from qmtl_sdk.nodes.node import Node, StreamInput
 
 
 class Strategy:
-    """Subclass it, build nodes in `setup`, pass them to `add_nodes`.
-
-    `returns=` names the node whose output is the strategy's returns a bar; without it they follow from the nodes that have a column
-    `position` (−1…1) or `signal` (0/1). `weights=` gives instruments other shares than equal ones, by their position node.
-    """
+    """The base class of strategies: build nodes in `setup` and pass them to `add_nodes`."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -22,6 +18,7 @@ class Strategy:
         self.weights: dict[Node, float] = {}
 
     def setup(self) -> None:
+        """Build the nodes. Raises QmtlError: E_DAG_EMPTY where a subclass does not define it."""
         raise QmtlError(
             "E_DAG_EMPTY",
             f"{type(self).__name__} has no setup()",
@@ -35,11 +32,18 @@ class Strategy:
         returns: Node | None = None,
         weights: Mapping[Node, float] | None = None,
     ) -> None:
+        """Add nodes to the strategy.
+
+        `returns`: the node whose output is the strategy's return of each bar, as a fraction. Without it,
+        returns follow from the nodes with a column `position` (-1…1) or `signal` (0 or 1). `weights`: the
+        shares of instruments, by their position node; equal without it. Raises QmtlError: E_NODE_INPUT where
+        one is not a node.
+        """
         for node in [*nodes, *([returns] if returns else []), *(weights or {})]:
             if not isinstance(node, Node):
                 raise QmtlError(
                     "E_NODE_INPUT",
-                    f"add_nodes was given {node!r}, which is not a node",
+                    f"add_nodes received {node!r}, which is not a node",
                     "pass a list of nodes",
                 )
         self.nodes += nodes
@@ -48,11 +52,19 @@ class Strategy:
 
     @property
     def name(self) -> str:
+        """The name that a person reads: the class's."""
         return type(self).__name__
+
+    def __repr__(self) -> str:
+        return f"{self.name}({len(self.nodes)} nodes)"
 
 
 class BuiltStrategy:
-    """A strategy set up: its nodes in order of computation, each NodeID once, and its canonical DAG, linted."""
+    """A strategy after `setup`: its nodes in the order of computation, each NodeID once, and its checked DAG.
+
+    Raises QmtlError: E_STRATEGY_FILE where it is not a Strategy, E_NODE_INPUT where a node has no compute
+    function, and as `Dag.lint`.
+    """
 
     def __init__(self, strategy: "Strategy | type[Strategy]") -> None:
         self.strategy = strategy() if inspect.isclass(strategy) else strategy
@@ -69,7 +81,7 @@ class BuiltStrategy:
             *self.strategy.weights,
             *([self.strategy.returns_node] if self.strategy.returns_node else []),
         ]
-        self.by_id = {node.node_id: node for node in _with_inputs(given)}
+        self.by_id = {node.node_id: node for node in upstream(given, lambda node: node.inputs)}
         for node in self.by_id.values():
             if node.compute_fn is None and not isinstance(node, StreamInput) and node.node_type != TAG_QUERY:
                 raise QmtlError(
@@ -94,23 +106,9 @@ class BuiltStrategy:
 
     @property
     def warnings(self) -> list[str]:
-        """What lint would have an author know."""
+        """What an author should know, though nothing is refused."""
         return [
-            f"{node.label} has a seed among its parameters: it is computed anew every time"
+            f"{node.label} has a seed among its parameters: it is computed again every time"
             for node in self.nodes
             if node.seeded
         ]
-
-
-def _with_inputs(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes and everything that they read, inputs first. Without recursion, since a chain may be longer than Python's stack."""
-    done: dict[Node, None] = {}
-    stack = [(node, False) for node in reversed(nodes)]
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            done[node] = None
-        elif node not in done:
-            stack.append((node, True))
-            stack.extend((parent, False) for parent in node.inputs)
-    return list(done)

@@ -1,6 +1,7 @@
 """Syntax trees of compute functions, without the parts that do not change a result.
 
-Source text is read through `linecache`, so that functions of a notebook cell are found as well. Parsed files are cached by their text.
+Source text is read through `linecache`, so that functions of a notebook cell are found as well. Parsed files
+are cached by their text.
 """
 
 import ast

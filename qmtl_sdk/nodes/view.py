@@ -1,12 +1,14 @@
-"""What a compute function sees: windows over its inputs, never the world around them.
+"""The view that a compute function reads: windows over the bars of its inputs.
 
-Bar by bar a window ends at this bar and holds the node's last `period` bars of each input; in batch it holds the whole history. The
-function can't tell which. A bar carries the UTC time at which it opened; times in frames are those.
+Bar by bar, a window ends at the bar that is computed and holds the last `period` bars of each input. In
+batch, it holds the whole history. So a function returns a value for each row, each from its own row and
+earlier ones, or one row for the window. Times in frames are the UTC times at which bars open.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,10 @@ from qmtl_sdk.contracts.errors import QmtlError
 
 @dataclass(frozen=True)
 class Window:
-    """Bars `lo` to `hi` of one node's output. `ts` are opening times (int64 ns, UTC); columns are slices, never copies."""
+    """Consecutive bars of one node's output.
+
+    `ts`: opening times (int64 ns, UTC). Columns are slices, not copies.
+    """
 
     node_id: str
     label: str
@@ -30,7 +35,10 @@ class Window:
         return len(self.ts)
 
     def __getitem__(self, key: "str | int") -> "np.ndarray | Window":
-        """A column by name. The window itself for its own interval, so that `view[node][60]` reads as the spec writes it."""
+        """Return a column by name, or the window itself for its own interval in seconds (`view[node][60]`).
+
+        Raises QmtlError: E_COLUMN_MISSING.
+        """
         if isinstance(key, str) and key in self.columns:
             return self.columns[key]
         if not isinstance(key, str) and int(key) == self.interval:
@@ -39,7 +47,7 @@ class Window:
 
     @property
     def values(self) -> np.ndarray:
-        """The only column, or `close` where there are several."""
+        """The only column, or `close` where there are several. Raises QmtlError: E_COLUMN_MISSING."""
         if len(self.columns) == 1:
             return next(iter(self.columns.values()))
         if "close" in self.columns:
@@ -51,22 +59,27 @@ class Window:
 
     @property
     def index(self) -> pd.DatetimeIndex:
+        """The opening times of the bars, UTC."""
         return pd.DatetimeIndex(self.ts.view("M8[ns]")).tz_localize("UTC")
 
     @property
     def frame(self) -> pd.DataFrame:
+        """The columns as a frame, one row a bar, indexed by opening time."""
         return pd.DataFrame(self.columns, index=self.index, copy=False)
 
 
 @dataclass(frozen=True)
 class FrameView:
-    """A frame of one input, indexed by opening time (UTC)."""
+    """A frame of one input: one row a bar, indexed by opening time (UTC)."""
 
     label: str
     frame: pd.DataFrame
 
     def validate_columns(self, columns: Sequence[str]) -> "FrameView":
-        """Itself, if it has all of them. Raises QmtlError (E_COLUMN_MISSING)."""
+        """Return the frame view itself.
+
+        Raises QmtlError: E_COLUMN_MISSING where it lacks one of `columns`.
+        """
         missing = [name for name in columns if name not in self.frame.columns]
         if missing:
             raise _no_column(self.label, missing, list(map(str, self.frame.columns)))
@@ -74,7 +87,13 @@ class FrameView:
 
 
 class CacheView:
-    """Read-only windows over a node's inputs, by node or NodeID. Iterating gives the inputs' NodeIDs, in the order of NodeIDs."""
+    """Read-only windows over a node's inputs, by node or NodeID.
+
+    Iteration yields the inputs' NodeIDs, sorted.
+
+    A compute function returns a value for each row of the view, each depending only on its row and those
+    before it, or one row for the window. A result whose rows depend on later rows is refused (E_LOOKAHEAD).
+    """
 
     __slots__ = ("_windows",)
 
@@ -82,6 +101,10 @@ class CacheView:
         self._windows = windows
 
     def __getitem__(self, node: Any) -> Window:
+        """Return an input's window.
+
+        Raises QmtlError: E_NODE_INPUT. (Any: a Node or a NodeID; Node imports this.)
+        """
         node_id = node if isinstance(node, str) else getattr(node, "node_id", "")
         window = self._windows.get(node_id)
         if window is None:
@@ -99,6 +122,10 @@ class CacheView:
     def __len__(self) -> int:
         return len(self._windows)
 
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{window.label}: {len(window)} bars" for window in self._windows.values())
+        return f"CacheView({inputs})"
+
     def as_frame(
         self,
         node: Any,
@@ -107,41 +134,44 @@ class CacheView:
         columns: Sequence[str] | None = None,
         window: int | None = None,
     ) -> FrameView:
-        """An input's bars as a frame. Raises QmtlError: E_INTERVAL where `interval` is not the input's, E_COLUMN_MISSING."""
+        """Return an input's bars as a frame; `window`: only the last so many bars.
+
+        Raises QmtlError: E_INTERVAL where `interval` is not the input's, E_COLUMN_MISSING.
+        """
         seen = self[node]
         if interval is not None and seconds(interval) != seen.interval:
             raise QmtlError(
                 "E_INTERVAL",
                 f"{seen.label} has an interval of {seen.interval} s, not {seconds(interval)} s",
-                "ask for the input's own interval",
+                "pass the input's own interval",
             )
         frame = seen.frame if window is None else seen.frame.iloc[-window:]
         view = FrameView(seen.label, frame)
-        return (
-            view
-            if columns is None
-            else FrameView(seen.label, view.validate_columns(columns).frame[list(columns)])
-        )
+        if columns is None:
+            return view
+        return FrameView(seen.label, view.validate_columns(columns).frame[list(columns)])
 
     def align_frames(
         self, inputs: "Sequence[tuple[Any, int | str | timedelta]]", window: int | None = None
     ) -> list[FrameView]:
-        """Frames of one index: the finest input's bars, each joined to what had closed by its close (a backward as-of join on closing times)."""
+        """Return frames that share the index of the finest input, in the order of `inputs`.
+
+        Each bar is joined to the newest bar of the other input that had closed by its own close (a backward
+        as-of join on closing times). `window`: only the last so many bars. Raises QmtlError: as `as_frame`.
+        """
         seen = [self.as_frame(node, interval) for node, interval in inputs]
         lengths = [self[node].interval for node, _ in inputs]
         if not seen:
             return []
         finest = min(lengths)
-        index = None
-        for view, length in zip(seen, lengths, strict=True):
-            if length == finest:
-                index = view.frame.index if index is None else index.union(view.frame.index)
-        assert index is not None  # at least one input has the least interval
+        indexes = [pd.DatetimeIndex(view.frame.index) for view in seen]
+        finest_indexes = [index for index, length in zip(indexes, lengths, strict=True) if length == finest]
+        index = reduce(pd.DatetimeIndex.union, finest_indexes)
         index = index if window is None else index[-window:]
-        closes = index + pd.Timedelta(seconds=finest)
+        closes = index + timedelta(seconds=finest)
         aligned = []
-        for view, length in zip(seen, lengths, strict=True):
-            at = (view.frame.index + pd.Timedelta(seconds=length)).searchsorted(closes, side="right") - 1
+        for view, own, length in zip(seen, indexes, lengths, strict=True):
+            at = (own + timedelta(seconds=length)).searchsorted(closes, side="right") - 1
             rows = view.frame.take(np.maximum(at, 0)) if len(view.frame) else view.frame.reindex(index)
             rows = rows.set_axis(index)
             aligned.append(
@@ -153,10 +183,10 @@ class CacheView:
         return aligned
 
 
-def _no_column(label: str, wanted: list[str], there: list[str]) -> QmtlError:
+def _no_column(label: str, wanted: list[str], known: list[str]) -> QmtlError:
     return QmtlError(
         "E_COLUMN_MISSING",
         f"{label} has no column {', '.join(wanted)}",
-        f"it has: {', '.join(there) or 'none'}",
-        columns=there,
+        f"it has: {', '.join(known) or 'none'}",
+        columns=known,
     )

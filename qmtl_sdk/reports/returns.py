@@ -12,7 +12,7 @@ from datetime import datetime
 import numpy as np
 
 from qmtl_sdk.compute.output import NodeOutput
-from qmtl_sdk.contracts.dag import TAG_QUERY
+from qmtl_sdk.contracts.dag import TAG_QUERY, upstream
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import Execution
 from qmtl_sdk.data.bars import NS, iso, to_ns
@@ -146,21 +146,13 @@ def _instrument(node: Node, tapes: Mapping[str, NodeOutput], cost: float) -> _In
 
 def _price_of(node: Node, tapes: Mapping[str, NodeOutput]) -> StreamInput:
     """The one price stream that a position derives from."""
-    seen, stack, found = set(), [node], {}
-    while stack:
-        parent = stack.pop()
-        if parent.node_id in seen:
-            continue
-        seen.add(parent.node_id)
-        if isinstance(parent, StreamInput) and CLOSE in tapes[parent.node_id].bars.columns:
-            found[parent.node_id] = parent
-        stack.extend(parent.inputs)
+    found = [stream for stream in _streams(node) if CLOSE in tapes[stream.node_id].bars.columns]
     if len(found) == 1:
-        return next(iter(found.values()))
+        return found[0]
     why = (
         "no stream with a column close"
         if not found
-        else "several price streams: " + ", ".join(sorted(stream.label for stream in found.values()))
+        else "several price streams: " + ", ".join(sorted(stream.label for stream in found))
     )
     raise QmtlError(
         "E_RETURNS_AMBIGUOUS",
@@ -201,15 +193,15 @@ def _named(node: Node, tapes: Mapping[str, NodeOutput]) -> Returns:
     values = columns["returns"] if "returns" in columns else next(iter(columns.values()))
     values = np.nan_to_num(values[tape.first :], nan=0.0)
     values[0] = 0.0
-    streams, stack, seen = [], [node], set()
-    while stack:
-        parent = stack.pop()
-        if parent.node_id in seen:
-            continue
-        seen.add(parent.node_id)
-        streams += [parent.node_id] if isinstance(parent, StreamInput) else []
-        stack.extend(parent.inputs)
-    return Returns(tape.bars.ts[tape.first :], values, node.interval, {}, {}, tuple(streams))
+    streams = tuple(stream.node_id for stream in _streams(node))
+    return Returns(tape.bars.ts[tape.first :], values, node.interval, {}, {}, streams)
+
+
+def _streams(node: Node) -> list[StreamInput]:
+    """Return the streams that a node derives from."""
+    return [
+        found for found in upstream([node], lambda parent: parent.inputs) if isinstance(found, StreamInput)
+    ]
 
 
 def _carried(ts: np.ndarray, own: np.ndarray, position: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Heartbeat, SubmissionAck
 from qmtl_sdk.data.bars import Bars, checked, combined, fingerprint, iso
-from qmtl_sdk.data.calendars import ALWAYS, missing, periods_per_year
+from qmtl_sdk.data.calendars import ALWAYS, missing, most_periods_per_year
 from qmtl_sdk.data.presets import fingerprint_of, load
 from qmtl_sdk.nodes.node import Node, StreamInput
 from qmtl_sdk.nodes.strategy import BuiltStrategy
@@ -153,10 +153,8 @@ def _precheck(
     gaps: dict[str, int],
     cross_context_hits: int,
 ) -> dict[str, Any]:
-    calendars = {
-        binding.preset.calendar for binding in ack.bindings if binding.node_id in returns.price_streams
-    } or {ALWAYS}
-    metrics = measure(returns, max(periods_per_year(calendar, returns.interval) for calendar in calendars))
+    periods = most_periods_per_year(ack.bindings, returns.price_streams, returns.interval)
+    metrics = measure(returns, periods)
     reported = [
         f"{check.node} needs more than its period at {check.bar}: {check.detail}; computed bar by bar"
         for check in checks

@@ -22,6 +22,7 @@ from qmtl_sdk.compute.live import LiveEngine, OutputRow
 from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.compute.series import Row
 from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.dag import upstream
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
@@ -423,15 +424,8 @@ class RunningStrategy:
 
 def _market(node: TradeOrderPublisherNode) -> tuple[str, str]:
     """What a publisher trades, and the NodeID of the stream that its price comes from. Raises QmtlError (E_NODE_INPUT) where that is not one."""
-    seen, stack, found = set[str](), list[Node](node.inputs), dict[str, StreamInput]()
-    while stack:
-        parent = stack.pop()
-        if parent.node_id in seen:
-            continue
-        seen.add(parent.node_id)
-        if isinstance(parent, StreamInput):
-            found[parent.node_id] = parent
-        stack.extend(parent.inputs)
+    read = upstream(node.inputs, lambda parent: parent.inputs)
+    found = {parent.node_id: parent for parent in read if isinstance(parent, StreamInput)}
     if len(found) == 1:
         stream = next(iter(found.values()))
         return node.symbol or (stream.tags[0] if stream.tags else stream.label), stream.node_id

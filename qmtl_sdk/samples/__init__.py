@@ -1,1 +1,1 @@
-"""Real prices and strategies that QMTL ships, for trying it and for its tests."""
+"""Real prices and strategies that QMTL ships, for trying it out and for its tests."""

@@ -1,1 +1,1 @@
-"""Nodes that turn one thing into another: signals into orders."""
+"""Nodes that convert one kind of output into another: signals into orders."""

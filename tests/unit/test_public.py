@@ -24,8 +24,10 @@ def test_the_public_names() -> None:
         "StreamInput",
         "SubmitResult",
         "TagQueryNode",
+        "TradeOrderPublisherNode",
     ]
     assert sorted(qmtl_sdk.__all__) == names
+    assert dir(qmtl_sdk) == names
     assert all(getattr(qmtl_sdk, name) for name in names)
     with pytest.raises(AttributeError):
         _ = qmtl_sdk.Nonsense

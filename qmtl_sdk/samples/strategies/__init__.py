@@ -1,1 +1,1 @@
-"""Strategies of the demo: read them as examples of how a strategy is written."""
+"""Strategies of the demo, which also serve as examples."""

@@ -1,4 +1,4 @@
-"""A strategy that should not pass: in and out of one equity by the parity of its cents, which costs fees and knows nothing."""
+"""A strategy that should not pass: it holds one equity while its price has an even number of cents."""
 
 import pandas as pd
 
@@ -6,6 +6,8 @@ from qmtl_sdk import CacheView, Node, Strategy, StreamInput
 
 
 class CoinFlip(Strategy):
+    """Its trades cost fees and earn nothing on average."""
+
     def setup(self) -> None:
         price = StreamInput(tags=["KO", "price"], interval="1d", period=1)
 

@@ -1,16 +1,21 @@
-"""Hourly indicators of EUR/USD that other strategies find by their tag, and one that looks for them. They hold nothing: they are there for what they compute."""
+"""Hourly indicators of EUR/USD that other strategies find by their tag, and a strategy that reads them.
+
+None of them holds a position.
+"""
 
 import pandas as pd
 
 from qmtl_sdk import CacheView, MatchMode, Node, Strategy, StreamInput, TagQueryNode
 
 TAG = "ta-indicator"
+"""The tag of the indicators' queues."""
 
 
 class _Indicator(Strategy):
-    """The share of the gains in all changes of the last `period` hours, in percent (a relative strength index of simple means)."""
+    """A relative strength index of simple means: the share of gains in all changes of `period` hours, in %."""
 
-    label, period = "", 0
+    label = ""
+    period = 0
 
     def setup(self) -> None:
         price = StreamInput(tags=["EURUSD", "price"], interval="1h", period=self.period + 1)
@@ -25,15 +30,21 @@ class _Indicator(Strategy):
 
 
 class FastStrength(_Indicator):
-    label, period = "rsi_6h", 6
+    """The RSI of six hours."""
+
+    label = "rsi_6h"
+    period = 6
 
 
 class SlowStrength(_Indicator):
-    label, period = "rsi_24h", 24
+    """The RSI of a day."""
+
+    label = "rsi_24h"
+    period = 24
 
 
 class IndicatorCorrelation(Strategy):
-    """How the indicators that there are move together over a day; it takes in new ones while it runs."""
+    """The correlation of all tagged indicators over a day. It reads new indicators as soon as they appear."""
 
     def setup(self) -> None:
         def correlation(view: CacheView) -> pd.DataFrame:

@@ -1,14 +1,19 @@
-"""Hourly mean reversion of EUR/USD: buy when the price has fallen far below its average of five days."""
+"""Hourly mean reversion of EUR/USD: buy when the price is far below its five-day average."""
 
 import pandas as pd
 
 from qmtl_sdk import CacheView, Node, Strategy, StreamInput
 
 HOURS = 120
-BAND = 1.5  # standard deviations
+"""The length of the average: five days."""
+
+BAND = 1.5
+"""How far below its average the price must be, in standard deviations."""
 
 
 class FxMeanReversion(Strategy):
+    """Long while the z-score of the price is below `-BAND`."""
+
     def setup(self) -> None:
         price = StreamInput(tags=["EURUSD", "price"], interval="1h", period=HOURS)
 

@@ -1,20 +1,22 @@
-"""A strategy that trades: long EUR/USD after an hour that rose, flat after one that fell, with an order whenever that changes."""
+"""A strategy that sends orders: long EUR/USD after an hour that rose, flat after one that fell."""
 
 import pandas as pd
 
-from qmtl_sdk import CacheView, Node, Strategy, StreamInput
-from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
+from qmtl_sdk import CacheView, Node, Strategy, StreamInput, TradeOrderPublisherNode
 
 UNITS = 1000.0
+"""Euros of one order."""
 
 
 class HourlyTrader(Strategy):
+    """Sends an order whenever its position changes."""
+
     def setup(self) -> None:
         price = StreamInput(tags=["EURUSD", "price"], interval="1h", period=3)
 
-        def follow(view: CacheView) -> pd.DataFrame:
-            position = (view[price].frame["close"].diff() > 0).astype(float)
-            return pd.DataFrame({"position": position, "quantity": position.diff() * UNITS})
+        def last_hour(view: CacheView) -> pd.DataFrame:
+            held = (view[price].frame["close"].diff() > 0).astype(float)
+            return pd.DataFrame({"position": held, "quantity": held.diff() * UNITS})
 
-        follows = Node(price, follow, name="follow")
-        self.add_nodes([follows, TradeOrderPublisherNode(follows, name="orders")])
+        position = Node(price, last_hour, name="position")
+        self.add_nodes([position, TradeOrderPublisherNode(position, name="orders")])
