@@ -1,13 +1,15 @@
+"""Hold AAPL while its close is above its 50-day average."""
+
 import pandas as pd
 
-from qmtl_sdk import Node, Runner, Strategy, StreamInput
+from qmtl_sdk import CacheView, Node, Runner, Strategy, StreamInput
 
 
 class First(Strategy):
-    def setup(self):
+    def setup(self) -> None:
         price = StreamInput(tags=["AAPL", "price"], interval="1d", period=50)
 
-        def trend(view) -> pd.DataFrame:
+        def trend(view: CacheView) -> pd.DataFrame:
             close = view.as_frame(price, "1d", columns=["close"]).frame["close"]
             return pd.DataFrame({"position": (close > close.rolling(50).mean()).astype(float)})
 
