@@ -3,58 +3,118 @@
 from dataclasses import dataclass
 
 from activities.access.sql import SqlTokenStore
+from activities.applies.acknowledgements import SqlApplyAcks
+from activities.applies.activities import ApplyStores
+from activities.applies.approvals import SqlApprovals
+from activities.applies.requests import SqlApplyRequests
+from activities.applies.steps import SqlApplySteps
 from activities.artifacts.folder import FolderArtifacts
+from activities.decisions.activities import DecisionStores
+from activities.decisions.sql import SqlDecisionStore
 from activities.events.outbox import SqlOutbox
-from activities.events.sql import SqlCommitLog
+from activities.fence.acceptance import OrderAcceptance
+from activities.fence.acknowledgements import SqlGatewayLeases
+from activities.fence.order_log import SqlOrderLog
+from activities.fence.store import SqlFenceStore
 from activities.graph.sql import SqlGraphStore
-from activities.orders.sql import SqlOrderStore
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
+from activities.sessions.sql import SqlSessionStore
 from activities.storage.audit import SqlAudit
 from activities.storage.database import Database, open_database
-from activities.worlds.applies import SqlApplyStore
-from activities.worlds.sessions import SqlSessionStore
-from activities.worlds.sql import SqlWorldStore
+from activities.submissions.activities import SubmissionStores
+from activities.submissions.context import ContextSources
+from activities.submissions.log import SqlCommitLog
+from activities.submissions.runs import SqlRunStore
+from activities.worlds.edges import SqlEdgeStore
+from activities.worlds.policies import SqlPolicyStore
+from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk.runtime.config import Settings
 
 
 @dataclass(frozen=True)
 class Stores:
-    """Every store: over one database, a folder of artifacts and the log of node queues."""
+    """One database, a folder of artifacts and the log of node queues, with every store over them."""
 
     database: Database
+    artifacts: FolderArtifacts
+    queues: SqliteQueues
     log: SqlCommitLog
+    runs: SqlRunStore
     graph: SqlGraphStore
     worlds: SqlWorldStore
-    artifacts: FolderArtifacts
-    tokens: SqlTokenStore
+    policies: SqlPolicyStore
+    edges: SqlEdgeStore
+    decisions: SqlDecisionStore
+    fence: SqlFenceStore
+    gateway_leases: SqlGatewayLeases
+    orders: OrderAcceptance
+    order_log: SqlOrderLog
+    apply_requests: SqlApplyRequests
+    apply_steps: SqlApplySteps
+    apply_acks: SqlApplyAcks
+    approvals: SqlApprovals
     sessions: SqlSessionStore
     catalogue: SqlQueueCatalogue
-    queues: SqliteQueues
+    tokens: SqlTokenStore
     outbox: SqlOutbox
-    orders: SqlOrderStore
-    applies: SqlApplyStore
     audit: SqlAudit
 
     @classmethod
     def open(cls, config: Settings) -> "Stores":
+        """Open every store. Raises QmtlError (E_UNAVAILABLE) where the database cannot be reached."""
         database = open_database(config.database_dsn)
         return cls(
-            database,
-            SqlCommitLog(database),
-            SqlGraphStore(database),
-            SqlWorldStore(database),
-            FolderArtifacts(config.artifact_dir),
-            SqlTokenStore(database),
-            SqlSessionStore(database, config.gateway.session_lease_s),
-            SqlQueueCatalogue(database),
-            SqliteQueues(config.queues_path),
-            SqlOutbox(database),
-            SqlOrderStore(database),
-            SqlApplyStore(database),
-            SqlAudit(database),
+            database=database,
+            artifacts=FolderArtifacts(config.artifact_dir),
+            queues=SqliteQueues(config.queues_path),
+            log=SqlCommitLog(database),
+            runs=SqlRunStore(database),
+            graph=SqlGraphStore(database),
+            worlds=SqlWorldStore(database),
+            policies=SqlPolicyStore(database),
+            edges=SqlEdgeStore(database),
+            decisions=SqlDecisionStore(database),
+            fence=SqlFenceStore(database),
+            gateway_leases=SqlGatewayLeases(database),
+            orders=OrderAcceptance(database),
+            order_log=SqlOrderLog(database),
+            apply_requests=SqlApplyRequests(database),
+            apply_steps=SqlApplySteps(database),
+            apply_acks=SqlApplyAcks(database),
+            approvals=SqlApprovals(database),
+            sessions=SqlSessionStore(database, config.gateway.session_lease_s),
+            catalogue=SqlQueueCatalogue(database),
+            tokens=SqlTokenStore(database),
+            outbox=SqlOutbox(database),
+            audit=SqlAudit(database),
+        )
+
+    @property
+    def context_sources(self) -> ContextSources:
+        """What the context of a run is decided from."""
+        return ContextSources(self.worlds, self.policies, self.decisions, self.fence)
+
+    @property
+    def for_submissions(self) -> SubmissionStores:
+        """The stores that the activities of a submission use."""
+        return SubmissionStores(
+            self.log, self.runs, self.graph, self.artifacts, self.decisions, self.context_sources
+        )
+
+    @property
+    def for_decisions(self) -> DecisionStores:
+        """The stores that a judgment uses."""
+        return DecisionStores(self.worlds, self.policies, self.decisions, self.fence, self.artifacts)
+
+    @property
+    def for_applies(self) -> ApplyStores:
+        """The stores that the activities of an apply use."""
+        return ApplyStores(
+            self.apply_requests, self.approvals, self.apply_steps, self.apply_acks, self.order_log
         )
 
     def close(self) -> None:
+        """Close the database and the queues."""
         self.queues.close()
         self.database.close()

@@ -8,7 +8,8 @@ from functools import partial
 
 import structlog
 
-from activities.worlds.applies import SqlApplyStore
+from activities.applies.acknowledgements import SqlApplyAcks
+from activities.fence.acknowledgements import SqlGatewayLeases
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import CloudEvent
 
@@ -19,16 +20,18 @@ _log = structlog.get_logger()
 class GatewayAcks:
     """As long as it beats, an apply waits for this Gateway; one that was killed is not waited for beyond its lease."""
 
-    def __init__(self, applies: SqlApplyStore) -> None:
-        self._applies, self.gateway_id = applies, f"gateway:{uuid.uuid4().hex[:12]}"
+    def __init__(self, acks: SqlApplyAcks, leases: SqlGatewayLeases) -> None:
+        self._acks = acks
+        self._leases = leases
+        self.gateway_id = f"gateway:{uuid.uuid4().hex[:12]}"
         self._heard: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
 
     async def begin(self) -> None:
-        await asyncio.to_thread(self._applies.beat, self.gateway_id, LEASE_S)
+        await asyncio.to_thread(self._leases.heartbeat, self.gateway_id, LEASE_S)
 
     async def end(self) -> None:
         try:
-            await asyncio.to_thread(self._applies.gone, self.gateway_id)
+            await asyncio.to_thread(self._leases.end, self.gateway_id)
         except QmtlError as error:
             _log.warning("this Gateway could not say that it goes", why=str(error))  # its lease runs out
 
@@ -41,13 +44,13 @@ class GatewayAcks:
         """Beat and acknowledge until cancelled."""
         while True:
             next_beat = time.monotonic() + LEASE_S / 3
-            await self._try(lambda: self._applies.beat(self.gateway_id, LEASE_S))
+            await self._try(lambda: self._leases.heartbeat(self.gateway_id, LEASE_S))
             while (left := next_beat - time.monotonic()) > 0:
                 try:
                     world_id, sequence = await asyncio.wait_for(self._heard.get(), left)
                 except TimeoutError:
                     break
-                await self._try(partial(self._applies.ack, world_id, sequence, self.gateway_id, "gateway"))
+                await self._try(partial(self._acks.ack, world_id, sequence, self.gateway_id, "gateway"))
 
     @staticmethod
     async def _try(call: Callable[[], object]) -> None:

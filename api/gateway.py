@@ -75,14 +75,19 @@ def create_app(config: Settings) -> FastAPI:
         stores = await asyncio.to_thread(Stores.open, config)
         client = await connect(config.temporal)
         submissions = SubmissionService(
-            client, stores.database.store_id, stores.log, stores.worlds, config.gateway.lease_heartbeat_s
+            client,
+            stores.database.store_id,
+            stores.log,
+            stores.runs,
+            stores.decisions,
+            config.gateway.lease_heartbeat_s,
         )
         keys, bus = KeyRing(config.keys_path), SqliteBus(config.bus_path)
         applied, acknowledged = (
-            ApplyService(client, stores.database.store_id, stores.applies),
-            GatewayAcks(stores.applies),
+            ApplyService(client, stores.database.store_id, stores.apply_requests, stores.approvals),
+            GatewayAcks(stores.apply_acks, stores.gateway_leases),
         )
-        promoted = PromotionService(client, stores.database.store_id, stores.applies)
+        promoted = PromotionService(client, stores.database.store_id, stores.apply_requests)
         tokens = Tokens(keys, stores.tokens, stores.database.store_id)
         state = GatewayState(
             config,

@@ -55,6 +55,9 @@ class EmbeddedStack:
                 stack = self._write(
                     stack.model_copy(update={"relay": self._start("activities.events.relay", stack, {})})
                 )
+            if not (stack.router and stack.router.alive):
+                router = self._start("activities.brokers.router", stack, {})
+                stack = self._write(stack.model_copy(update={"router": router}))
             if gateway_dead:
                 port = self._config.gateway.port or _port(stack.gateway)
                 host = self._config.gateway.host
@@ -74,7 +77,7 @@ class EmbeddedStack:
         """Stop everything, Gateway first; the names of what was stopped. Data stays."""
         with self._lock():
             stack, stopped = StackRecord.read(self._home), []
-            for name in ("gateway", "relay", "worker", "temporal"):
+            for name in ("gateway", "router", "relay", "worker", "temporal"):
                 part: ProcessRecord | None = getattr(stack, name)
                 if part is not None and part.alive and stop_process(part.pid, part.created):
                     stopped.append(name)
@@ -143,6 +146,7 @@ class EmbeddedStack:
                 ("gateway", "api.gateway"),
                 ("worker", "temporal.worker"),
                 ("relay", "activities.events.relay"),
+                ("router", "activities.brokers.router"),
             ):
                 part: ProcessRecord | None = getattr(stack, name)
                 if part is not None and not part.alive:

@@ -21,7 +21,7 @@ from urllib.parse import urlparse
 
 from sqlalchemy import create_engine, text
 
-from activities.orders.sql import SqlOrderStore
+from activities.fence.acceptance import OrderAcceptance
 from activities.storage.database import Database, open_database
 from qmtl_sdk.contracts.orders import Order
 from tests.harness import Machine
@@ -73,13 +73,13 @@ def store(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
                 "workload": "store",
                 "peer": backend,
                 "orders_a_call": count,
-                **measured(SqlOrderStore(database), desk, session, count),
+                **measured(OrderAcceptance(database), desk, session, count),
             }
         command = [sys.executable, "-m", "benchmarks.orders", "freezes", dsn]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as freezer:
             assert freezer.stdin is not None and freezer.stdout is not None  # noqa: PT018  pipes were asked for
             freezer.stdout.readline()  # it is ready
-            found = measured(SqlOrderStore(database), desk, session, 1)
+            found = measured(OrderAcceptance(database), desk, session, 1)
             freezer.stdin.close()
             freezes = json.loads(freezer.stdout.read())
         p95 = 1000 * statistics.quantiles(freezes, n=100)[94]
@@ -106,7 +106,7 @@ def trading(database: Database) -> Desk:
     return desk
 
 
-def measured(orders: SqlOrderStore, desk: Desk, session: str, count: int) -> dict[str, Any]:
+def measured(orders: OrderAcceptance, desk: Desk, session: str, count: int) -> dict[str, Any]:
     """Accepted orders a second and how long each call of `count` orders waited. A publisher learns of a new epoch from the verdicts."""
     stop, waits, accepted = threading.Event(), [list[float]() for _ in range(PUBLISHERS)], [0] * PUBLISHERS
     epoch, template = [desk.epoch], desk.order(session, desk.epoch)
@@ -157,14 +157,14 @@ def freezes(dsn: str) -> None:
 
 def freeze(desk: Desk) -> float:
     """A freeze as an apply makes it, and the way back; how long the freeze alone took."""
-    weight = 0.4 if next(item for item in desk.worlds.activations(desk.world)).weight != 0.4 else 0.5
+    weight = 0.4 if next(item for item in desk.fence.activations(desk.world)).weight != 0.4 else 0.5
     run = desk.request("dryrun", weights={desk.strategies[0]: weight})
     began = time.perf_counter()
-    desk.applies.freeze(desk.world, run)
+    desk.steps.freeze(desk.world, run)
     took = time.perf_counter() - began
-    desk.applies.switch(desk.world, run)
-    desk.applies.unfreeze(desk.world, run)
-    desk.applies.conclude(desk.world, run, "completed", "")
+    desk.steps.switch(desk.world, run)
+    desk.steps.unfreeze(desk.world, run)
+    desk.steps.conclude(desk.world, run, "completed", "")
     return took
 
 

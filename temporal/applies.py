@@ -11,8 +11,9 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.commands import AbortRequest, ApplyInput, ApprovalSignal
-from activities.worlds.applies import SqlApplyStore, new_approval_id
+from activities.applies.approvals import ApprovalVerdict, SqlApprovals
+from activities.applies.requests import SqlApplyRequests
+from activities.messages.apply import AbortRequest, ApplyInput, ApprovalSignal
 from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from temporal.client import retry_while_unavailable
@@ -25,14 +26,21 @@ _log = structlog.get_logger()
 
 
 class ApplyService:
-    def __init__(self, client: Client, store_id: str, store: SqlApplyStore) -> None:
-        self._client, self._store_id, self._store = client, store_id, store
+    """Starts apply workflows and sends them what people decide. The store comes first: a crash in between loses nothing."""
+
+    def __init__(
+        self, client: Client, store_id: str, requests: SqlApplyRequests, approvals: SqlApprovals
+    ) -> None:
+        self._client = client
+        self._store_id = store_id
+        self._requests = requests
+        self._approvals = approvals
 
     async def request(
-        self, world_id: str, request: ApplyRequest, actor: str, agree: Callable[[ApplyPlan], None]
+        self, world_id: str, request: ApplyRequest, actor: str, check: Callable[[ApplyPlan], None]
     ) -> ApplyStatus:
         """Raises QmtlError, as the store. With Temporal away the request is kept, and started when it comes back."""
-        found = await asyncio.to_thread(self._store.request, world_id, request, actor, agree)
+        found = await asyncio.to_thread(self._requests.request, world_id, request, actor, check)
         if found.outcome is None:
             await self.start(world_id, request.run_id)
         return found
@@ -82,20 +90,18 @@ class ApplyService:
             return ""
         return found.typed_search_attributes.get(SEARCH_RUN) or ""
 
-    async def vote(
-        self, world_id: str, run_id: str, actor: str, verdict: str, body: ApprovalBody
+    async def record_approval(
+        self, world_id: str, run_id: str, actor: str, verdict: ApprovalVerdict, body: ApprovalBody
     ) -> Approval:
         """Keep what an authenticated person says, and tell the workflow. What Temporal does not hear now it is told later."""
-        found = await asyncio.to_thread(
-            self._store.vote, world_id, run_id, actor, verdict, body, new_approval_id()
-        )
+        found = await asyncio.to_thread(self._approvals.record, world_id, run_id, actor, verdict, body)
         try:
-            await self._tell(world_id, run_id, found)
+            await self._signal(world_id, run_id, found)
         except QmtlError as error:
             _log.warning("an approval waits for Temporal", run_id=run_id, why=str(error))
         return found
 
-    async def _tell(self, world_id: str, run_id: str, approval: Approval) -> None:
+    async def _signal(self, world_id: str, run_id: str, approval: Approval) -> None:
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
         signal = ApplyWorkflow.approve if approval.verdict == "approve" else ApplyWorkflow.reject
         try:
@@ -112,7 +118,7 @@ class ApplyService:
 
     async def abort(self, world_id: str, run_id: str, actor: str, reason: str) -> ApplyStatus:
         """Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED."""
-        await asyncio.to_thread(self._store.abort_asked, world_id, run_id, actor, reason)
+        await asyncio.to_thread(self._requests.record_abort, world_id, run_id, actor, reason)
         await self.start(world_id, run_id)
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
         try:
@@ -129,18 +135,18 @@ class ApplyService:
         """The apply once it has ended, or as it is after `limit_s`."""
         deadline = time.monotonic() + limit_s
         while True:
-            found = await asyncio.to_thread(self._store.find, world_id, run_id)
+            found = await asyncio.to_thread(self._requests.find, world_id, run_id)
             if found.outcome is not None or time.monotonic() >= deadline:
                 return found
             await asyncio.sleep(0.02)
 
     async def recover(self) -> int:
         """Start what was asked for and does not run, and tell of approvals that were not heard; how many applies are under way."""
-        unfinished = await asyncio.to_thread(self._store.unfinished)
+        unfinished = await asyncio.to_thread(self._requests.unfinished)
         for world_id, run_id in unfinished:
             await self._try(self.start(world_id, run_id), run_id)
-        for world_id, run_id, approval in await asyncio.to_thread(self._store.untaken):
-            await self._try(self._tell(world_id, run_id, approval), run_id)
+        for world_id, run_id, approval in await asyncio.to_thread(self._approvals.unread):
+            await self._try(self._signal(world_id, run_id, approval), run_id)
         return len(unfinished)
 
     @staticmethod

@@ -17,7 +17,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from activities.commands import StoreMessage
+from activities.messages.base import StoreMessage
 from qmtl_sdk.contracts.errors import QmtlError
 from workflows.apply import ApplyWorkflow
 from workflows.evaluation import EvaluationWorkflow

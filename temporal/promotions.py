@@ -9,9 +9,9 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.commands import EndPromotion, PromotionEnd, PromotionInput
-from activities.worlds.applies import SqlApplyStore
-from activities.worlds.explain import named
+from activities.applies.explain import named
+from activities.applies.requests import SqlApplyRequests
+from activities.messages.promotion import EndPromotion, PromotionEnd, PromotionInput
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from temporal.client import retry_while_unavailable
@@ -27,14 +27,18 @@ def promotion_id(world_id: str, strategy_id: str) -> str:
 
 
 class PromotionService:
-    def __init__(self, client: Client, store_id: str, applies: SqlApplyStore) -> None:
-        self._client, self._store_id, self._applies = client, store_id, applies
+    """Starts promotions and sends them what people decide. Only Temporal stores them."""
+
+    def __init__(self, client: Client, store_id: str, applies: SqlApplyRequests) -> None:
+        self._client = client
+        self._store_id = store_id
+        self._applies = applies
 
     async def request(self, world_id: str, request: PromotionRequest, actor: str) -> PromotionView:
         """Begin one. Asked for again the same it is the same. Raises QmtlError: E_STRATEGY_UNKNOWN, E_DECISION_UNKNOWN, E_WORLD_ARCHIVED, E_PROMOTION_RUNNING."""
-        situation = await asyncio.to_thread(self._applies.situation, world_id)
-        situation.world.require_active()
-        strategy_id = named(request.strategy, situation).strategy_id
+        context = await asyncio.to_thread(self._applies.planning_context, world_id)
+        context.world.require_active()
+        strategy_id = named(request.strategy, context).strategy_id
         promotion = PromotionInput(
             store_id=self._store_id,
             world_id=world_id,

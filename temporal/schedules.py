@@ -13,8 +13,9 @@ from temporalio.client import (
     ScheduleSpec,
 )
 
-from activities.commands import RenewalInput, UpkeepInput
-from activities.worlds.activities import RENEW_EVERY
+from activities.decisions.activities import RENEW_EVERY
+from activities.messages.evaluation import RenewalInput
+from activities.messages.upkeep import UpkeepInput
 from temporal.client import retry_while_unavailable
 from workflows.renewal import RenewalWorkflow
 from workflows.shared import TASK_TIMEOUT, WORKFLOWS

@@ -26,18 +26,11 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.commands import (
-    Admit,
-    EvaluationInput,
-    EvaluationRequest,
-    RequestEvaluation,
-    SubmissionInput,
-    SubmissionProgress,
-)
-from activities.events.store import CommitLogStore
-from activities.worlds.activities import evaluation_options
-from activities.worlds.context import asks_for_shadow
-from activities.worlds.store import RunContextBody, WorldStore
+from activities.messages.evaluation import EvaluationInput, EvaluationRequest, RequestEvaluation
+from activities.messages.submission import Admit, RunContextBody, SubmissionInput, SubmissionProgress
+from activities.submissions.activities import AnsweredRequests
+from activities.submissions.context import asks_for_shadow
+from activities.submissions.store import CommitLogStore, RunStore
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import (
@@ -52,7 +45,7 @@ from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from temporal.client import is_unavailable, retry_while_unavailable
 from temporal.plugin import qmtl_error
 from workflows.evaluation import EvaluationWorkflow
-from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS
+from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS, evaluation_options
 from workflows.submission import SubmissionWorkflow
 
 T = TypeVar("T")
@@ -66,16 +59,16 @@ class SubmissionService:
         client: Client,
         store_id: str,
         log: CommitLogStore,
-        worlds: WorldStore,
+        runs: RunStore,
+        decisions: AnsweredRequests,
         heartbeat_timeout_s: float,
     ) -> None:
-        self._client, self._store_id, self._log, self._worlds, self._heartbeat_s = (
-            client,
-            store_id,
-            log,
-            worlds,
-            heartbeat_timeout_s,
-        )
+        self._client = client
+        self._store_id = store_id
+        self._log = log
+        self._runs = runs
+        self._decisions = decisions
+        self._heartbeat_s = heartbeat_timeout_s
 
     async def submit(self, submit: StrategySubmit, actor: str) -> SubmissionAck:
         """The ack. The same key with the same body gets the same one. Raises QmtlError, also where the workflow refused it."""
@@ -176,7 +169,7 @@ class SubmissionService:
 
     async def lease_run(self, lease_id: str) -> RunContextBody:
         """The run that a lease belongs to. Raises QmtlError (E_LEASE_UNKNOWN)."""
-        run = await asyncio.to_thread(self._worlds.run, lease_id.partition(".")[0])
+        run = await asyncio.to_thread(self._runs.run, lease_id.partition(".")[0])
         if run is None:
             raise QmtlError(
                 "E_LEASE_UNKNOWN", f"there is no lease {lease_id[:80]!r}", "use the lease_id of the ack"
@@ -227,7 +220,7 @@ class SubmissionService:
             workflow_of(run), run_id=run.run_id
         )
         while True:
-            outcome = await asyncio.to_thread(self._worlds.outcome, run.run_id)
+            outcome = await asyncio.to_thread(self._runs.outcome, run.run_id)
             left = deadline - time.monotonic()
             if outcome is not None or left <= 0:
                 return outcome
@@ -252,13 +245,14 @@ class SubmissionService:
             request=EvaluationRequest(request_id=request_id, reason=reason, asked_by=asked_by),
         )
         await retry_while_unavailable(lambda: self._evaluate(command))
-        answered = await asyncio.to_thread(self._worlds.answered, (request_id,))
-        return answered[request_id].envelope
+        decision = await asyncio.to_thread(self._decisions.answer, request_id)
+        assert decision is not None  # the update has returned, so it is stored
+        return decision
 
     async def _evaluate(self, command: RequestEvaluation) -> None:
         world = EvaluationInput(store_id=command.store_id, world_id=command.world_id)
         start = WithStartWorkflowOperation(
-            EvaluationWorkflow.run, world, **evaluation_options(command.world_id, WORKFLOWS)
+            EvaluationWorkflow.run, world, **evaluation_options(command.world_id)
         )
         await self._client.execute_update_with_start_workflow(
             EvaluationWorkflow.evaluate,

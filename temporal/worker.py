@@ -11,19 +11,19 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import Interceptor, Worker
 
-from activities.events.activities import LogActivities
-from activities.graph.activities import GraphActivities
-from activities.lease import compute_lease
+from activities.applies.activities import ApplyActivities
+from activities.decisions.activities import DecisionActivities
+from activities.promotions.activities import PromotionActivities
+from activities.promotions.sql import SqlPromotions
 from activities.queues.activities import QueueActivities
 from activities.queues.upkeep import QueueKeeper
 from activities.stores import Stores
-from activities.worlds.activities import EvaluationActivities, WorldActivities
-from activities.worlds.apply_activities import ApplyActivities
-from activities.worlds.promotion_activities import PromotionActivities
-from activities.worlds.promotions import SqlPromotions
+from activities.submissions.activities import SubmissionActivities
+from activities.submissions.lease import compute_lease
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal.client import connect
+from temporal.evaluations import EvaluationActivities
 from temporal.schedules import keep_schedules
 from temporal.shutdown import exit_process
 from workflows.shared import ORDERS, WORKFLOWS, WORLD
@@ -38,29 +38,29 @@ async def working(
     client: Client, stores: Stores, interceptors: Sequence[Interceptor] = ()
 ) -> AsyncIterator[None]:
     """Workers on every task queue, for as long as the block runs. The client must carry the plugin with the store's id."""
-    worlds = WorldActivities(stores.worlds, stores.log, stores.artifacts)
-    graph, log, evaluation = (
-        GraphActivities(stores.graph, stores.log),
-        LogActivities(stores.log),
-        EvaluationActivities(WORKFLOWS),
+    submissions = SubmissionActivities(stores.for_submissions)
+    decisions = DecisionActivities(stores.for_decisions)
+    applies = ApplyActivities(stores.for_applies)
+    promotions = PromotionActivities(
+        SqlPromotions(stores.database, stores.apply_requests), stores.apply_requests
     )
+    queues = QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts))
+    evaluations = EvaluationActivities()
     local = [
-        worlds.begin_run,
-        graph.diff,
-        log.admitted,
-        worlds.judge,
-        worlds.reject,
-        worlds.conclude,
-        worlds.worlds_to_renew,
-    ]
-    applies = ApplyActivities(stores.applies, stores.orders)
-    promotions = PromotionActivities(SqlPromotions(stores.database, stores.applies), stores.applies)
-    local += [promotions.look, promotions.ask_for_apply, promotions.tell_promotion]
-    local += [
+        submissions.begin_run,
+        submissions.diff,
+        submissions.record_admission,
+        submissions.reject,
+        submissions.conclude,
+        decisions.judge,
+        decisions.worlds_to_renew,
+        promotions.check_conditions,
+        promotions.request_apply,
+        promotions.publish_promotion,
         applies.apply_plan,
         applies.await_approval,
-        applies.take_votes,
-        applies.direct_vote,
+        applies.read_approvals,
+        applies.record_direct_approval,
         applies.conclude_apply,
     ]
     fence = [
@@ -72,13 +72,12 @@ async def working(
         applies.await_acks,
         promotions.apply_ended,
     ]
-    queues = QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts))
     remote = [
         compute_lease,
-        worlds.measure,
-        evaluation.request_evaluation,
+        submissions.measure,
+        evaluations.request_evaluation,
         queues.queues_due,
-        queues.keep_queue,
+        queues.apply_retention,
     ]
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS))

@@ -82,6 +82,7 @@ class Machine:
         self.start_temporal()
         self.start_worker()
         self.start_relay()
+        self.start_router()
         self.start_gateway()
         wait_for(
             lambda: httpx.get(f"{self.url}/health", trust_env=False, timeout=10).status_code == 200, "health"
@@ -96,6 +97,9 @@ class Machine:
 
     def start_relay(self, module: str = "activities.events.relay") -> None:
         self._start("relay", module, {})
+
+    def start_router(self) -> None:
+        self._start("router", "activities.brokers.router", {})
 
     def start_gateway(self, module: str = "api.gateway", **env: str) -> None:
         self._start("gateway", module, env)
@@ -173,7 +177,7 @@ class Machine:
 
     def close(self) -> None:
         for process in (
-            *(self._processes.get(name) for name in ("gateway2", "gateway", "relay", "worker")),
+            *(self._processes.get(name) for name in ("gateway2", "gateway", "router", "relay", "worker")),
             self.server.process,
         ):
             if process is not None and process.poll() is None:

@@ -6,11 +6,15 @@ from typing import Any
 
 from sqlalchemy import text
 
+from activities.applies.approvals import SqlApprovals
+from activities.applies.requests import SqlApplyRequests
+from activities.applies.steps import SqlApplySteps
+from activities.decisions.sql import SqlDecisionStore
+from activities.fence.store import SqlFenceStore
+from activities.messages.submission import EvidenceBody, RunContextBody
+from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
-from activities.worlds.applies import SqlApplyStore
-from activities.worlds.sessions import SqlSessionStore
-from activities.worlds.sql import SqlWorldStore
-from activities.worlds.store import EvidenceBody, RunContextBody
+from activities.submissions.runs import SqlRunStore
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.orders import Order
@@ -49,7 +53,7 @@ class Desk:
         found: Policy | None = None,
     ) -> None:
         self._of(database, world)
-        self.worlds.create(WorldSpec(world=world, allow_live=allow_live), found or policy(), "olga")
+        self.fence.create(WorldSpec(world=world, allow_live=allow_live), found or policy(), "olga")
         self.strategies = [f"strategy:{world}{n}" for n in range(strategies)]
         for strategy in self.strategies:
             self.evidence(strategy)
@@ -57,18 +61,20 @@ class Desk:
 
     def _of(self, database: Database, world: str) -> None:
         self.database, self.world = database, world
-        self.worlds, self.applies, self.sessions = (
-            SqlWorldStore(database),
-            SqlApplyStore(database),
-            SqlSessionStore(database, 60.0),
-        )
+        self.fence = SqlFenceStore(database)
+        self.decisions = SqlDecisionStore(database)
+        self.runs = SqlRunStore(database)
+        self.requests = SqlApplyRequests(database)
+        self.approvals = SqlApprovals(database)
+        self.steps = SqlApplySteps(database)
+        self.sessions = SqlSessionStore(database, 60.0)
 
     @classmethod
     def found(cls, database: Database, world: str = "w") -> "Desk":
         """One that another process has made."""
         desk = cls.__new__(cls)
         desk._of(database, world)
-        desk.strategies = [item.strategy_id for item in desk.worlds.activations(world)]
+        desk.strategies = [item.strategy_id for item in desk.fence.activations(world)]
         return desk
 
     def evidence(self, strategy: str, sharpe: float = 1.0) -> None:
@@ -76,7 +82,7 @@ class Desk:
         context = ComputeContext(
             world_id=self.world, execution_domain=Domain.BACKTEST, dataset_fingerprint=FINGERPRINT
         )
-        self.worlds.begin_run(
+        self.runs.begin_run(
             RunContextBody(
                 run_id=run,
                 world_id=self.world,
@@ -87,7 +93,7 @@ class Desk:
                 execution=Execution(),
             )
         )
-        self.worlds.save_evidence(
+        self.runs.save_evidence(
             EvidenceBody(
                 run_id=run,
                 world_id=self.world,
@@ -118,21 +124,21 @@ class Desk:
             etag=uuid.uuid4().hex,
             strategies=decisions,
         )
-        return self.worlds.save_decision((uuid.uuid4().hex,), envelope, "judge").envelope
+        return self.decisions.save_decision((uuid.uuid4().hex,), envelope, "judge").envelope
 
     def apply(self, to: str | None = None, run_id: str | None = None, **fields: Any) -> str:
         """An apply from its request to its end, step by step."""
         run = self.request(to, run_id, **fields)
-        self.applies.freeze(self.world, run)
-        self.applies.drain(self.world, run)
-        self.applies.switch(self.world, run)
-        self.applies.unfreeze(self.world, run)
-        self.applies.conclude(self.world, run, "completed", "")
+        self.steps.freeze(self.world, run)
+        self.steps.drain(self.world, run)
+        self.steps.switch(self.world, run)
+        self.steps.unfreeze(self.world, run)
+        self.steps.conclude(self.world, run, "completed", "")
         return run
 
     def request(self, to: str | None = None, run_id: str | None = None, **fields: Any) -> str:
         run = run_id or f"run-{uuid.uuid4().hex[:8]}"
-        self.applies.request(
+        self.requests.request(
             self.world, ApplyRequest.model_validate({"run_id": run, "to": to, **fields}), "olga"
         )
         return run

@@ -17,7 +17,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import (
+    from activities.messages.apply import (
         Aborted,
         AbortRequest,
         ApplyBrief,
@@ -29,9 +29,9 @@ with workflow.unsafe.imports_passed_through():
         ConcludeApply,
         DirectApproval,
         DrainCommand,
+        GateChange,
     )
-    from activities.worlds.apply_activities import ApplyActivities
-    from activities.worlds.store import GateChange
+    from activities.messages.stubs import ApplyActivityStubs
     from qmtl_sdk.contracts.applies import Approval, AwaitApprovals, Drain, Freeze, Switch, Unfreeze
     from qmtl_sdk.contracts.durations import format_duration
     from workflows.shared import FENCE, SEARCH_RUN, SEARCH_STAGE, STORE, WAIT, table
@@ -64,7 +64,7 @@ class ApplyWorkflow:
     @workflow.run
     async def run(self, apply: ApplyInput) -> ApplyEnd:
         self._plan = await workflow.execute_local_activity_method(
-            ApplyActivities.apply_plan, apply, summary="read the plan", **STORE
+            ApplyActivityStubs.apply_plan, apply, summary="read the plan", **STORE
         )
         try:
             for stage in self._plan.stages:
@@ -75,7 +75,7 @@ class ApplyWorkflow:
         self._past_abort = True
         conclude = ConcludeApply(**apply.model_dump(), outcome=outcome, reason=reason)
         await workflow.execute_local_activity_method(
-            ApplyActivities.conclude_apply, conclude, summary=f"conclude: {outcome}", **STORE
+            ApplyActivityStubs.conclude_apply, conclude, summary=f"conclude: {outcome}", **STORE
         )
         self._show(outcome, reason)
         await workflow.wait_condition(workflow.all_handlers_finished)
@@ -99,7 +99,7 @@ class ApplyWorkflow:
 
     async def _await_approvals(self, stage: AwaitApprovals) -> None:
         await workflow.execute_local_activity_method(
-            ApplyActivities.await_approval, self._apply, summary="wait for approvals", **STORE
+            ApplyActivityStubs.await_approval, self._apply, summary="wait for approvals", **STORE
         )
         deadline = workflow.now() + timedelta(seconds=stage.expires_s)
         await self._take_votes()  # what was said while an earlier run of this workflow was lost
@@ -129,10 +129,13 @@ class ApplyWorkflow:
                 **about, approval_id=vote.approval_id, actor=vote.actor, verdict=verdict, reason=vote.reason
             )
             await workflow.execute_local_activity_method(
-                ApplyActivities.direct_vote, direct, summary="keep what came straight to Temporal", **STORE
+                ApplyActivityStubs.record_direct_approval,
+                direct,
+                summary="keep what came straight to Temporal",
+                **STORE,
             )
         found = await workflow.execute_local_activity_method(
-            ApplyActivities.take_votes, self._apply, summary="read what was said", **STORE
+            ApplyActivityStubs.read_approvals, self._apply, summary="read what was said", **STORE
         )
         self._approvals = found.approvals
 
@@ -155,7 +158,7 @@ class ApplyWorkflow:
     async def _freeze(self) -> None:
         try:
             self._frozen = await workflow.execute_activity_method(
-                ApplyActivities.freeze_world,
+                ApplyActivityStubs.freeze_world,
                 self._apply,
                 summary="freeze: refuse orders, raise the epoch",
                 **FENCE,
@@ -187,7 +190,7 @@ class ApplyWorkflow:
 
     async def _wait_drained(self, command: DrainCommand) -> None:
         heard = await workflow.execute_activity_method(
-            ApplyActivities.drain_world,
+            ApplyActivityStubs.drain_world,
             command,
             summary="drain: wait for open orders and for who has heard",
             **WAIT,
@@ -199,7 +202,7 @@ class ApplyWorkflow:
         self._past_abort = True
         try:
             await workflow.execute_activity_method(
-                ApplyActivities.switch_world,
+                ApplyActivityStubs.switch_world,
                 self._apply,
                 summary="switch activations, edges, queues, fingerprint",
                 **FENCE,
@@ -207,7 +210,7 @@ class ApplyWorkflow:
         except ActivityError as error:
             self._show("restore", f"the switch was refused: {_why(error)}")
             await workflow.execute_activity_method(
-                ApplyActivities.restore_world, self._apply, summary="restore what was before", **FENCE
+                ApplyActivityStubs.restore_world, self._apply, summary="restore what was before", **FENCE
             )
             raise EndedError(
                 "frozen",
@@ -216,17 +219,17 @@ class ApplyWorkflow:
 
     async def _unfreeze(self, stage: Unfreeze) -> None:
         opened = await workflow.execute_activity_method(
-            ApplyActivities.unfreeze_world,
+            ApplyActivityStubs.unfreeze_world,
             self._apply,
             summary="unfreeze: take orders again, under a new epoch",
             **FENCE,
         )
         self._epoch = opened.epoch
         command = AwaitAcks(
-            **self._apply.model_dump(), told=opened, phase="unfreeze", timeout_s=stage.ack_timeout_s
+            **self._apply.model_dump(), change=opened, phase="unfreeze", timeout_s=stage.ack_timeout_s
         )
         heard = await workflow.execute_activity_method(
-            ApplyActivities.await_acks, command, summary="wait for who has heard of the unfreeze", **WAIT
+            ApplyActivityStubs.await_acks, command, summary="wait for who has heard of the unfreeze", **WAIT
         )
         if heard.missing:
             self._notes.append(f"not heard of the unfreeze in time: {', '.join(heard.missing[:10])}")
@@ -236,7 +239,7 @@ class ApplyWorkflow:
         self._past_abort = True
         self._show("going back", reason)
         opened = await workflow.execute_activity_method(
-            ApplyActivities.unfreeze_world, self._apply, summary="unfreeze: nothing was switched", **FENCE
+            ApplyActivityStubs.unfreeze_world, self._apply, summary="unfreeze: nothing was switched", **FENCE
         )
         self._epoch = opened.epoch
         raise EndedError("rolled_back", reason)

@@ -13,8 +13,8 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import EvaluationInput, EvaluationRequest, JudgeCommand, Judgment
-    from activities.worlds.activities import WorldActivities
+    from activities.messages.evaluation import EvaluationInput, EvaluationRequest, JudgeCommand, Judgment
+    from activities.messages.stubs import DecisionActivityStubs
     from workflows.shared import SEARCH_STAGE, STORE, table
 
 IDLE = timedelta(seconds=5)
@@ -65,7 +65,7 @@ class EvaluationWorkflow:
             renewal=all(request.renewal for request in batch.values()),
         )
         judgment = await workflow.execute_local_activity_method(
-            WorldActivities.judge,
+            DecisionActivityStubs.judge,
             command,
             summary=f"judge world {self._world.world_id} by its policy",
             **STORE,

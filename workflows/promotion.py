@@ -13,10 +13,9 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError, ChildWorkflowError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import (
-        ApplyInput,
+    from activities.messages.apply import ApplyInput, ApprovalSignal
+    from activities.messages.promotion import (
         ApplyRequestResult,
-        ApprovalSignal,
         CheckConditions,
         EndPromotion,
         PromotionApply,
@@ -24,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
         PromotionInput,
         PublishPromotion,
     )
-    from activities.worlds.promotion_activities import PromotionActivities
+    from activities.messages.stubs import PromotionActivityStubs
     from qmtl_sdk.contracts.promotions import PromotionProgress, PromotionView
     from workflows.apply import ApplyWorkflow
     from workflows.shared import (
@@ -73,7 +72,7 @@ class PromotionWorkflow:
                 "strategy_id": self._promotion.strategy_id,
             }
             self._progress = await workflow.execute_local_activity_method(
-                PromotionActivities.look,
+                PromotionActivityStubs.check_conditions,
                 CheckConditions(**about, to=self._promotion.to),
                 summary="what the next stage asks for",
                 **STORE,
@@ -96,7 +95,7 @@ class PromotionWorkflow:
                 reason=self._promotion.reason,
             )
             asked = await workflow.execute_local_activity_method(
-                PromotionActivities.ask_for_apply,
+                PromotionActivityStubs.request_apply,
                 command,
                 summary=f"ask for an apply to {command.target}",
                 **STORE,
@@ -134,7 +133,7 @@ class PromotionWorkflow:
         except (WorkflowAlreadyStartedError, ChildWorkflowError) as error:
             workflow.logger.info("the apply is carried out by another run: %s", error)
         ended: ApplyRequestResult = await workflow.execute_activity_method(
-            PromotionActivities.apply_ended, command, summary="how the apply has ended", **WAIT
+            PromotionActivityStubs.apply_ended, command, summary="how the apply has ended", **WAIT
         )
         self._apply_run = ""
         return ended.refused
@@ -171,7 +170,7 @@ class PromotionWorkflow:
             reason=reason,
         )
         await workflow.execute_local_activity_method(
-            PromotionActivities.tell_promotion, about, summary=f"record: {state}", **STORE
+            PromotionActivityStubs.publish_promotion, about, summary=f"record: {state}", **STORE
         )
 
     # messages

@@ -6,8 +6,8 @@ A judgment that only renews counts nobody in or out; one whose data is no longer
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import EvaluationRequest, RenewalDone, RenewalInput, RequestEvaluation
-    from activities.worlds.activities import EvaluationActivities, WorldActivities
+    from activities.messages.evaluation import EvaluationRequest, RenewalDone, RenewalInput, RequestEvaluation
+    from activities.messages.stubs import DecisionActivityStubs, EvaluationActivityStubs
     from workflows.shared import SLOW, STORE
 
 
@@ -16,7 +16,10 @@ class RenewalWorkflow:
     @workflow.run
     async def run(self, renewal: RenewalInput) -> RenewalDone:
         due = await workflow.execute_local_activity_method(
-            WorldActivities.worlds_to_renew, renewal, summary="which decisions will soon be stale", **STORE
+            DecisionActivityStubs.worlds_to_renew,
+            renewal,
+            summary="which decisions will soon be stale",
+            **STORE,
         )
         for world_id in due.worlds:
             request = EvaluationRequest(
@@ -26,7 +29,7 @@ class RenewalWorkflow:
             )
             command = RequestEvaluation(store_id=renewal.store_id, world_id=world_id, request=request)
             await workflow.execute_activity_method(
-                EvaluationActivities.request_evaluation,
+                EvaluationActivityStubs.request_evaluation,
                 command,
                 summary=f"judge world {world_id} again"[:200],
                 **SLOW,

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from temporalio.common import RetryPolicy, SearchAttributeKey
+from temporalio.common import RetryPolicy, SearchAttributeKey, WorkflowIDConflictPolicy
 
 WORKFLOWS, WORLD, ORDERS = "qmtl-workflows", "qmtl-world", "qmtl-orders"
 
@@ -44,6 +44,17 @@ WAIT: dict[str, Any] = {
 def apply_id(world_id: str) -> str:
     """One at a time in a world."""
     return f"apply:{world_id}"
+
+
+def evaluation_options(world_id: str) -> dict[str, Any]:
+    """How the judgment of a world is started: one at a time. (Any: the keywords of start_workflow.)"""
+    return {
+        "id": f"evaluation:{world_id}",
+        "task_queue": WORKFLOWS,
+        "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
+        "task_timeout": TASK_TIMEOUT,
+        "static_summary": f"judging world {world_id}",
+    }
 
 
 def table(header: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:

@@ -20,26 +20,23 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 from temporalio.exceptions import TimeoutError as ActivityTimeoutError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import (
+    from activities.messages.evaluation import EvaluationRequest, RequestEvaluation
+    from activities.messages.stubs import EvaluationActivityStubs, SubmissionActivityStubs
+    from activities.messages.submission import (
         Admit,
         ConcludeSubmission,
         Conclusion,
         DiffCommand,
-        EvaluationRequest,
+        DiffResult,
         MeasureCommand,
         RecordAdmission,
         RejectCommand,
-        RequestEvaluation,
         RunCommand,
+        RunContextBody,
         SubmissionInput,
         SubmissionProgress,
     )
-    from activities.events.activities import LogActivities
-    from activities.graph.activities import GraphActivities
-    from activities.graph.store import DiffResult
-    from activities.lease import compute_lease
-    from activities.worlds.activities import EvaluationActivities, WorldActivities
-    from activities.worlds.store import RunContextBody
+    from activities.submissions.lease import compute_lease
     from qmtl_sdk.contracts.domains import Domain
     from qmtl_sdk.contracts.identity import compute_key
     from qmtl_sdk.contracts.submission import EvidenceRef, Heartbeat, Lease, QueueTarget, SubmissionAck
@@ -111,7 +108,7 @@ class SubmissionWorkflow:
                     error=error.message,
                 )
                 await workflow.execute_local_activity_method(
-                    WorldActivities.reject, reject, summary="keep why there are no metrics", **STORE
+                    SubmissionActivityStubs.reject, reject, summary="keep why there are no metrics", **STORE
                 )
             return error
 
@@ -178,7 +175,10 @@ class SubmissionWorkflow:
     async def _measure(self, command: MeasureCommand) -> dict[str, float | None]:
         try:
             return await workflow.execute_activity_method(
-                WorldActivities.measure, command, summary="compute the metrics from the returns", **SLOW
+                SubmissionActivityStubs.measure,
+                command,
+                summary="compute the metrics from the returns",
+                **SLOW,
             )
         except ActivityError as error:
             cause = error.cause
@@ -201,7 +201,7 @@ class SubmissionWorkflow:
         while not self._judged:
             # Asked again where no answer comes: the judgment may have been terminated by hand. The same request is answered once.
             await workflow.execute_activity_method(
-                EvaluationActivities.request_evaluation,
+                EvaluationActivityStubs.request_evaluation,
                 command,
                 summary=f"ask for a judgment of world {self._submission.world_id}",
                 **SLOW,
@@ -223,7 +223,7 @@ class SubmissionWorkflow:
             error=error.message if error else "",
         )
         conclusion = await workflow.execute_local_activity_method(
-            WorldActivities.conclude, command, summary="keep the outcome", **STORE
+            SubmissionActivityStubs.conclude, command, summary="keep the outcome", **STORE
         )
         verdict = (
             "computed in shadow"
@@ -259,7 +259,10 @@ class SubmissionWorkflow:
                 ack=ack,
             )
             await workflow.execute_local_activity_method(
-                LogActivities.admitted, admitted, summary="note the answer in the commit log", **STORE
+                SubmissionActivityStubs.record_admission,
+                admitted,
+                summary="note the answer in the commit log",
+                **STORE,
             )
             return ack
 
@@ -267,12 +270,12 @@ class SubmissionWorkflow:
         self._show("admitting", "binding the strategy and its data to the world")
         about = RunCommand(**self._about())
         self._run = await workflow.execute_local_activity_method(
-            WorldActivities.begin_run, about, summary="bind to the world, decide the context", **STORE
+            SubmissionActivityStubs.begin_run, about, summary="bind to the world, decide the context", **STORE
         )
         domain = self._run.context.execution_domain.value
         diff = DiffCommand(**self._about(), execution_domain=domain)
         self._diff = await workflow.execute_local_activity_method(
-            GraphActivities.diff, diff, summary="add what is new to the graph, plan queues", **STORE
+            SubmissionActivityStubs.diff, diff, summary="add what is new to the graph, plan queues", **STORE
         )
         workflow.upsert_search_attributes([SEARCH_DOMAIN.value_set(domain)])
 

@@ -7,8 +7,8 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import UpkeepDone, UpkeepInput, UpkeepTopic
-    from activities.queues.activities import QueueActivities
+    from activities.messages.stubs import QueueActivityStubs
+    from activities.messages.upkeep import UpkeepDone, UpkeepInput, UpkeepTopic
     from workflows.shared import SEARCH_STAGE, SLOW
 
 AT_ONCE = 2000
@@ -26,7 +26,7 @@ class UpkeepWorkflow:
     async def run(self, upkeep: UpkeepInput) -> UpkeepDone:
         self._show("looking", "looking for queues with messages beyond their retention")
         due = await workflow.execute_activity_method(
-            QueueActivities.queues_due, self._upkeep, summary="which queues have something to go", **SLOW
+            QueueActivityStubs.queues_due, self._upkeep, summary="which queues have something to go", **SLOW
         )
         for number, topic in enumerate(due[:AT_ONCE], 1):
             self._show("keeping", f"queue {number} of {len(due)}: {topic}")
@@ -43,7 +43,7 @@ class UpkeepWorkflow:
         command = UpkeepTopic(store_id=self._upkeep.store_id, topic=topic, now=self._upkeep.now)
         try:
             kept = await workflow.execute_activity_method(
-                QueueActivities.keep_queue,
+                QueueActivityStubs.apply_retention,
                 command,
                 summary=f"archive, read back, compare: {topic}"[:200],
                 **SLOW,

@@ -1,4 +1,4 @@
-"""The outbox in the database: what was written with a change and not yet told."""
+"""The outbox in the database: events that were written with a change and are not published yet."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,11 +11,13 @@ from activities.storage.tables import OutboxRow
 
 
 class SqlOutbox:
+    """Rows that the relay publishes."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def waiting(self, limit: int) -> list[OutboxRow]:
-        """What was not told yet, in the order of its numbers. A number may be given before another and become visible after it: nothing is skipped for that."""
+        """List unpublished rows by number. A row that commits late is found later, not skipped."""
         with self._database.read() as session:
             return list(
                 session.exec(
@@ -26,14 +28,15 @@ class SqlOutbox:
                 )
             )
 
-    def told(self, seqs: Sequence[int]) -> None:
+    def mark_published(self, seqs: Sequence[int]) -> None:
+        """Mark these rows as published."""
         with self._database.write("relay", bookkeeping=True) as tx:
             tx.session.connection().execute(
                 update(OutboxRow).where(col(OutboxRow.seq).in_(seqs)).values(published_at=utc_now())
             )
 
     def age_s(self) -> float:
-        """How long the oldest row has waited; 0 where none does."""
+        """Return how long the oldest row has waited, in seconds; 0 where none does."""
         with self._database.read() as session:
             oldest = session.exec(
                 select(func.min(OutboxRow.at)).where(col(OutboxRow.published_at).is_(None))

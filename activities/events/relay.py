@@ -1,10 +1,12 @@
-"""The relay: tells the ControlBus what the outbox holds. `python -m activities.events.relay` runs it until SIGTERM, and the desk that takes orders to their venues beside it.
+"""The relay: publishes the outbox on the ControlBus. `python -m activities.events.relay` runs it until SIGTERM.
 
-1. One relay at a time for a database; others wait until its process ends.
-2. Rows that were not told yet go to the bus in the order of their numbers: within a key that is the order of commits, since a writer holds its key from
-   the number to the commit. (Asking for numbers above the last one told would lose what commits late.)
-3. Then they are noted as told. A crash between the two tells them again, under the same idempotency key, which the bus adds once.
-4. Now and then topics are trimmed to what is kept; a client that comes back from before that gets a snapshot.
+1. One relay works for a database at a time; others wait until its process ends.
+2. It publishes unpublished rows in the order of their numbers. Within a key that is the order of commits, since a
+   writer holds its key from taking the number until it commits. (Reading only numbers above the last published one
+   would lose rows that commit late.)
+3. Then it marks them as published. After a crash between the two it publishes them again under the same idempotency
+   key, and the bus adds each once.
+4. From time to time it trims topics to their retention; a client that returns from before that gets a snapshot.
 """
 
 import json
@@ -17,54 +19,72 @@ import structlog
 
 from activities.events.bus import ControlBus, SqliteBus
 from activities.events.outbox import SqlOutbox
-from activities.orders.sql import SqlOrderStore
-from activities.orders.venue import OrderRouter, brokers
 from activities.storage.database import Database, open_database
 from activities.storage.tables import OutboxRow
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import DATA, CloudEvent
 from qmtl_sdk.runtime.config import Settings, settings
 
-BATCH, IDLE_S, AWAY_S, TRIM_EVERY_S, TAKE_OVER_S = 500, 0.02, 1.0, 60.0, 0.5
+# Rows that one step publishes.
+BATCH = 500
+
+# Seconds between two looks at the outbox when it is empty.
+_IDLE_S = 0.02
+
+# Seconds before the database is tried again when it cannot be reached.
+_UNAVAILABLE_S = 1.0
+
+# Seconds between two trims of all topics.
+_TRIM_EVERY_S = 60.0
+
+# Seconds between two tries to become the relay of the database.
+_ELECTION_S = 0.5
+
 _log = structlog.get_logger()
 
 
 class Relay:
+    """Publishes the outbox on a bus, keeping `keep` events of each topic."""
+
     def __init__(self, database: Database, bus: ControlBus, keep: int) -> None:
-        self._database, self._outbox, self._bus, self._keep = database, SqlOutbox(database), bus, keep
+        self._database = database
+        self._outbox = SqlOutbox(database)
+        self._bus = bus
+        self._keep = keep
         self._source = f"/qmtl/{database.store_id[:12]}"
 
     def run(self, stop: threading.Event) -> None:
-        """Relay until told to stop. What can't be reached now is tried again; nothing is skipped."""
+        """Relay until `stop` is set. A database or bus that cannot be reached is tried again; nothing is skipped."""
         while not stop.is_set():
             try:
-                with self._database.elected("relay") as mine:
-                    if mine:
+                with self._database.elected("relay") as elected:
+                    if elected:
                         self._relay(stop)
                     else:
-                        stop.wait(TAKE_OVER_S)
+                        stop.wait(_ELECTION_S)
             except QmtlError as error:
-                _log.warning("events wait", why=str(error))
-                stop.wait(AWAY_S)
+                _log.warning("events wait for the relay", why=str(error))
+                stop.wait(_UNAVAILABLE_S)
 
     def _relay(self, stop: threading.Event) -> None:
         trimmed = time.monotonic()
         while not stop.is_set():
             if not self.step():
-                stop.wait(IDLE_S)
-            if time.monotonic() - trimmed > TRIM_EVERY_S:
+                stop.wait(_IDLE_S)
+            if time.monotonic() - trimmed > _TRIM_EVERY_S:
                 self.trim()
                 trimmed = time.monotonic()
 
     def step(self) -> int:
-        """Tell what waits, up to a batch; how much that was."""
+        """Publish a batch of the outbox. Returns how many rows there were."""
         rows = self._outbox.waiting(BATCH)
         if rows:
             self._bus.publish([self._event(row) for row in rows])
-            self._outbox.told([row.seq for row in rows if row.seq is not None])
+            self._outbox.mark_published([row.seq for row in rows if row.seq is not None])
         return len(rows)
 
     def trim(self) -> None:
+        """Drop events beyond the retention of each topic."""
         for topic, bounds in self._bus.topics().items():
             self._bus.trim(topic, bounds.last - self._keep + 1)
 
@@ -86,32 +106,24 @@ class Relay:
 
 
 def run(config: Settings) -> None:
+    """Run the relay until SIGTERM or SIGINT."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     database = open_database(config.database_dsn)
     try:
         bus = SqliteBus(config.bus_path)
-        print("relay: ready", flush=True)
-        desk = threading.Thread(
-            target=OrderRouter(
-                database, SqlOrderStore(database), brokers(config.orders.paper_fill_delay_s)
-            ).run,
-            args=(stop,),
-            name="qmtl-venues",
-        )
-        desk.start()
         try:
+            print("relay: ready", flush=True)
             Relay(database, bus, config.events.keep).run(stop)
         finally:
-            stop.set()
-            desk.join()
             bus.close()
     finally:
         database.close()
 
 
 def main() -> int:
+    """Run the relay with the settings of this folder. Returns the exit code."""
     try:
         config = settings()
         config.require_profile()

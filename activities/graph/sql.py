@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from sqlmodel import Session, col, select, update
 
 from activities.graph.diff import RECOMPUTE_AFTER, DiffPlan, plan_diff, sentinel_id
-from activities.graph.store import DiffResult
+from activities.messages.submission import DiffResult
 from activities.queues.catalogue import announce, register
 from activities.queues.topics import asset_of, folded, layout_of, topic_name
 from activities.storage.database import Database, Transaction, utc_now
@@ -111,10 +111,10 @@ class SqlGraphStore:
 
     def dag(self, strategy_id: str) -> Dag:
         with self._database.read() as session:
-            row = session.get(GraphStrategyRow, strategy_id)
-        if row is None:
+            dag = stored_dag(session, strategy_id)
+        if dag is None:
             raise QmtlError("E_STRATEGY_UNKNOWN", f"the graph has no {strategy_id[:80]}", "submit it first")
-        return Dag.model_validate_json(row.dag)
+        return dag
 
     def _write(
         self,
@@ -204,6 +204,12 @@ class SqlGraphStore:
                 .where(*again)
                 .values(dropped_at=None, archived_at=None, archive=None, created_at=utc_now())
             )
+
+
+def stored_dag(session: Session, strategy_id: str) -> Dag | None:
+    """Read a strategy's DAG; None where the graph does not have it."""
+    row = session.get(GraphStrategyRow, strategy_id)
+    return Dag.model_validate_json(row.dag) if row else None
 
 
 def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:

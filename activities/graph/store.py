@@ -3,17 +3,8 @@
 from typing import Protocol
 
 from activities.graph.diff import DiffPlan
+from activities.messages.submission import DiffResult
 from qmtl_sdk.contracts.dag import Dag
-from qmtl_sdk.contracts.model import Model
-
-
-class DiffResult(Model):
-    """What a run was told: `topics` of all its nodes, which were new and which reused, and its sentinel."""
-
-    new: tuple[str, ...]
-    reused: tuple[str, ...]
-    topics: dict[str, str]
-    sentinel_id: str
 
 
 class GraphStore(Protocol):

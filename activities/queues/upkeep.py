@@ -11,25 +11,16 @@ from datetime import datetime, timedelta
 from sqlmodel import col, select
 
 from activities.artifacts.store import ArtifactStore
+from activities.messages.upkeep import RetentionResult
 from activities.queues.catalogue import tell_leaving
 from activities.queues.store import QueueStore
 from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import QueueRow, SessionRow
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.sessions import QueueMessage
 
 CHUNK = 5000
-
-
-class RetentionResult(Model):
-    """What was done with a queue."""
-
-    topic: str
-    archived: int = 0
-    archive: str = ""
-    dropped: bool = False
 
 
 class QueueKeeper:
@@ -44,7 +35,7 @@ class QueueKeeper:
             ).all()
         return [row.topic for row in rows if self._old(row, now) or self._idle(row, now)]
 
-    def keep(self, topic: str, now: datetime) -> RetentionResult:
+    def apply_retention(self, topic: str, now: datetime) -> RetentionResult:
         """Archive what is too old, then drop the queue if nothing is left of it and nobody uses it. Raises QmtlError (E_QUEUE_ARCHIVE)."""
         with self._database.read() as session:
             row = session.get(QueueRow, topic)

@@ -11,7 +11,14 @@ import typer
 
 from api.cli.output import Format, Output, guarded, print_result, read, table
 from api.cli.world import WorldArgument, gateway
-from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, ApprovalBody, GateStatus
+from qmtl_sdk.contracts.applies import (
+    ApplyPlan,
+    ApplyRequest,
+    ApplyStatus,
+    ApprovalBody,
+    GateStatus,
+    approvers,
+)
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import REFUSALS, Refusal
@@ -253,7 +260,7 @@ def _moved_on(client: GatewayClient, world: str, run_id: str) -> ApplyStatus:
     found = client.apply_status(world, run_id)
     stage, agreed = (
         found.plan.approval,
-        {item.actor for item in found.approvals if item.counts and item.verdict == "approve"},
+        approvers(found.approvals),
     )
     return client.apply_status(world, run_id, wait_s=WAIT_S) if len(agreed) >= stage.required else found
 

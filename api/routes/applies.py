@@ -52,7 +52,7 @@ async def request_apply(world_id: str, body: ApplyRequest, state: State, caller:
 
 @router.post("/apply/plan", summary="What an apply would do; nothing is written")
 def plan_apply(world_id: str, body: ApplyRequest, state: State, caller: Asker) -> ApplyPlan:
-    return state.stores.applies.plan(world_id, body, caller.subject)
+    return state.stores.apply_requests.plan(world_id, body, caller.subject)
 
 
 @router.get("/applies", summary="Applies, newest first")
@@ -60,7 +60,7 @@ def list_applies(
     world_id: str, state: State, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> list[ApplyStatus]:
     state.stores.worlds.world(world_id)
-    return [_linked(item, state) for item in state.stores.applies.newest(world_id, limit)]
+    return [_linked(item, state) for item in state.stores.apply_requests.newest(world_id, limit)]
 
 
 @router.get("/applies/{run_id}", summary="One apply: its plan, approvals, steps, and who has heard")
@@ -78,20 +78,24 @@ async def approve(
     world_id: str, run_id: str, state: State, caller: Asker, body: ApprovalBody | None = None
 ) -> Approval:
     """Nobody agrees to their own request. What leads to live needs the live header."""
-    found = await asyncio.to_thread(state.stores.applies.find, world_id, run_id)
+    found = await asyncio.to_thread(state.stores.apply_requests.find, world_id, run_id)
     _approver(found.plan, caller)
     if found.plan.leads_to_live:
         caller.require_live(world_id)
-    return await state.applies.vote(world_id, run_id, caller.subject, "approve", body or ApprovalBody())
+    return await state.applies.record_approval(
+        world_id, run_id, caller.subject, "approve", body or ApprovalBody()
+    )
 
 
 @router.post("/applies/{run_id}/reject", summary="Say no to an apply: it ends, and nothing has changed")
 async def reject(
     world_id: str, run_id: str, state: State, caller: Asker, body: ApprovalBody | None = None
 ) -> Approval:
-    found = await asyncio.to_thread(state.stores.applies.find, world_id, run_id)
+    found = await asyncio.to_thread(state.stores.apply_requests.find, world_id, run_id)
     _approver(found.plan, caller)
-    return await state.applies.vote(world_id, run_id, caller.subject, "reject", body or ApprovalBody())
+    return await state.applies.record_approval(
+        world_id, run_id, caller.subject, "reject", body or ApprovalBody()
+    )
 
 
 @router.post("/applies/{run_id}/abort", summary="End an apply before it has switched anything")
@@ -111,24 +115,24 @@ def gate(world_id: str, state: State) -> GateStatus:
 @router.post("/halt", summary="Refuse every order from now on, until someone resumes the world")
 def halt(world_id: str, state: State, caller: Asker, body: Reason | None = None) -> GateStatus:
     """Straight in the store: it needs neither Temporal nor anyone who hears of it."""
-    state.stores.applies.halt(world_id, caller.subject, (body or Reason()).reason)
+    state.stores.fence.halt(world_id, caller.subject, (body or Reason()).reason)
     return _gate(state, world_id)
 
 
 @router.post("/resume", summary="Lift a halt, or open a world that a failed apply has left frozen")
 def resume(world_id: str, state: State, caller: Asker, body: Reason | None = None) -> Resumed:
-    lifted = state.stores.applies.resume(world_id, caller.subject, (body or Reason()).reason)
+    lifted = state.stores.apply_steps.resume(world_id, caller.subject, (body or Reason()).reason)
     return Resumed(lifted=lifted, gate=_gate(state, world_id))
 
 
 @router.get("/edges/overrides", summary="Edges of the world's graph that are closed or opened")
 def overrides(world_id: str, state: State) -> list[EdgeOverride]:
-    return state.stores.worlds.overrides(world_id)
+    return state.stores.edges.overrides(world_id)
 
 
 @router.post("/edges/overrides", summary="Close or open an edge; the one to live is opened by an apply alone")
 def override(world_id: str, body: EdgeOverride, state: State, caller: Asker) -> EdgeOverride:
-    return state.stores.worlds.override(world_id, body, caller.subject)
+    return state.stores.fence.override(world_id, body, caller.subject)
 
 
 @router.get("/audit", summary="Who did what, oldest first")
@@ -156,11 +160,11 @@ def _approver(plan: ApplyPlan, caller: Asker) -> None:
 
 
 def _gate(state: GatewayState, world_id: str) -> GateStatus:
-    found = state.stores.worlds.gate(world_id)
+    found = state.stores.fence.gate(world_id)
     return found.model_copy(
         update={
-            "open_orders": state.stores.orders.open_orders(world_id),
-            "orders": state.stores.orders.counts(world_id),
+            "open_orders": state.stores.order_log.open_orders(world_id),
+            "orders": state.stores.order_log.counts(world_id),
         }
     )
 

@@ -4,7 +4,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from activities.worlds.evidence import examine
+from activities.submissions.evidence import examine
 from api.auth.access import Asker, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.access import Role

@@ -37,5 +37,5 @@ async def list_orders(
     caller.in_world(world_id, Role.READER)
     await asyncio.to_thread(state.stores.worlds.world, world_id)
     return await asyncio.to_thread(
-        state.stores.orders.orders, world_id, after, limit, reason.value if reason else ""
+        state.stores.order_log.orders, world_id, after, limit, reason.value if reason else ""
     )

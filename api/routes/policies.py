@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query
 
-from activities.worlds.correlation import Correlations
-from activities.worlds.replay import PolicyReplayResult, replay
+from activities.decisions.correlation import Correlations
+from activities.decisions.whatif import PolicyReplayResult, replay
 from api.auth.access import Asker, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.model import Model
@@ -32,22 +32,22 @@ def add_policy(
     caller: Asker,
 ) -> Policy:
     """A policy that does not parse is refused, and the earlier default stays."""
-    return state.stores.worlds.add_policy(world_id, policy_from(body), caller.subject)
+    return state.stores.policies.add_policy(world_id, policy_from(body), caller.subject)
 
 
 @router.get("", summary="All versions, oldest first")
 def list_policies(world_id: str, state: State) -> list[Policy]:
-    return state.stores.worlds.policies(world_id)
+    return state.stores.policies.policies(world_id)
 
 
 @router.get("/{version}", summary="One version")
 def show_policy(world_id: str, version: Version, state: State) -> Policy:
-    return state.stores.worlds.policy(world_id, version)
+    return state.stores.policies.policy(world_id, version)
 
 
 @router.post("/{version}/set-default", summary="Judge by this version from now on")
 def set_default(world_id: str, version: Version, state: State, caller: Asker) -> Policy:
-    return state.stores.worlds.set_default(world_id, version, caller.subject)
+    return state.stores.policies.set_default(world_id, version, caller.subject)
 
 
 @router.get("/{version}/diff", summary="What differs between two versions")
@@ -55,7 +55,7 @@ def diff(
     world_id: str, version: Version, state: State, to: Annotated[int, Query(ge=1, lt=2**31)]
 ) -> list[Difference]:
     return differences(
-        state.stores.worlds.policy(world_id, version), state.stores.worlds.policy(world_id, to)
+        state.stores.policies.policy(world_id, version), state.stores.policies.policy(world_id, to)
     )
 
 
@@ -64,5 +64,5 @@ def replay_policy(world_id: str, body: PolicyReplay, state: State) -> PolicyRepl
     draft = policy_from(body.policy)
     state.stores.worlds.world(world_id)
     return replay(
-        draft, state.stores.worlds.bases(world_id, body.since), Correlations(state.stores.artifacts)
+        draft, state.stores.decisions.history(world_id, body.since), Correlations(state.stores.artifacts)
     )

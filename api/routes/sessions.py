@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from activities.worlds.context import SHADOW
+from activities.submissions.context import SHADOW
 from api.auth.access import Asker, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
@@ -41,7 +41,7 @@ def open_session(wanted: SessionOpen, state: State, caller: Asker) -> SessionGra
     dag = state.stores.graph.dag(wanted.strategy_id)
     domain = context.execution_domain.value
     topics = state.stores.graph.ensure_queues(wanted.world_id, domain, dag, caller.subject)
-    run = state.stores.worlds.newest_run(wanted.strategy_id, wanted.world_id)
+    run = state.stores.runs.newest_run(wanted.strategy_id, wanted.world_id)
     found = state.stores.sessions.open(wanted, run.name if run else "", domain, caller.subject)
     # No as_of: a bar says itself when it is, and a session that is started again must give its bars the same keys.
     keys = {
@@ -88,7 +88,7 @@ def heartbeat(session_id: str, beat: SessionHeartbeat, state: State, caller: Ask
     if (
         beat.cross_context_cache_hits
     ):  # its objective is 0: what computes on another context's outputs must not trade
-        state.stores.applies.halt(
+        state.stores.fence.halt(
             world_id,
             "the Gateway",
             f"session {session_id[:8]} had {beat.cross_context_cache_hits} cache hit(s) from another context",
@@ -105,7 +105,7 @@ def ack(session_id: str, body: SessionAck, state: State, caller: Asker) -> Sessi
     found = state.stores.sessions.find(session_id)
     caller.in_world(found.world_id, Role.AUTHOR)
     return SessionAcked(
-        in_time=state.stores.applies.ack(found.world_id, body.sequence, session_id, "session")
+        in_time=state.stores.apply_acks.ack(found.world_id, body.sequence, session_id, "session")
     )
 
 
@@ -121,8 +121,8 @@ async def end(
 def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
     """Where the strategy runs, by what the world switched on. Raises QmtlError: E_SESSION_INACTIVE, E_WORLD_UNKNOWN."""
     world, now = state.stores.worlds.world(wanted.world_id), datetime.now(UTC)
-    activation = next(iter(state.stores.worlds.activations(wanted.world_id, wanted.strategy_id)), None)
-    run = state.stores.worlds.newest_run(wanted.strategy_id, wanted.world_id)
+    activation = next(iter(state.stores.fence.activations(wanted.world_id, wanted.strategy_id)), None)
+    run = state.stores.runs.newest_run(wanted.strategy_id, wanted.world_id)
     context = resolve(
         wanted.world_id,
         SHADOW if wanted.shadow else activation.effective_mode if activation else None,

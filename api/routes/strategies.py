@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
 
-from activities.worlds.context import ComputeContextService, asks_for_shadow
-from activities.worlds.store import RunContextBody
+from activities.messages.submission import RunContextBody
+from activities.submissions.context import ComputeContextService, asks_for_shadow
 from api.auth.access import Asker, Caller, GuardedRoute
 from api.metrics import DIFF_MS
 from api.state import GatewayState, State
@@ -77,11 +77,11 @@ async def status(
     run_id: Annotated[str | None, Query(description="one run of it; the newest where it is left out")] = None,
     wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for the outcome")] = 0.0,
 ) -> StrategyStatus:
-    worlds = state.stores.worlds
+    runs = state.stores.runs
     run = (
-        await asyncio.to_thread(worlds.run, run_id)
+        await asyncio.to_thread(runs.run, run_id)
         if run_id
-        else await asyncio.to_thread(worlds.newest_run, strategy_id, world_id)
+        else await asyncio.to_thread(runs.newest_run, strategy_id, world_id)
     )
     if run is None or run.strategy_id != strategy_id:
         raise QmtlError(
@@ -118,4 +118,4 @@ def _checked(submission: StrategySubmit, state: GatewayState, caller: Caller) ->
         )
     submission.dag.lint()
     submission.dag.verify(submission.node_ids_crc32)
-    return ComputeContextService(state.stores.worlds).run("dry-run", submission)
+    return ComputeContextService(state.stores.context_sources).run("dry-run", submission)

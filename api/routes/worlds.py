@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query
 from pydantic import Field
 
-from activities.worlds.explain import explain as explain_strategy
+from activities.applies.explain import explain as explain_strategy
 from api.auth.access import Asker, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.access import Role, visible
@@ -84,7 +84,7 @@ def create(
         caller.require_live(spec.world)
     policy = policy_from(body.policy) if body.policy is not None else None
     report = inspect_world(spec)
-    return WorldCreated(world=state.stores.worlds.create(spec, policy, caller.subject), data=report)
+    return WorldCreated(world=state.stores.fence.create(spec, policy, caller.subject), data=report)
 
 
 @router.get("", summary="All worlds, oldest first")
@@ -105,7 +105,7 @@ def update(world_id: str, body: WorldUpdate, state: State, caller: Asker) -> Wor
         caller.require_live(world_id)
     if body.data is not None:
         inspect_world(state.stores.worlds.world(world_id).spec.model_copy(update={"data": body.data}))
-    return state.stores.worlds.update(world_id, body, caller.subject)
+    return state.stores.fence.update(world_id, body, caller.subject)
 
 
 @router.get("/{world_id}/bindings", summary="The strategies that were submitted to a world, oldest first")
@@ -122,7 +122,7 @@ def fingerprints(world_id: str, state: State) -> list[str]:
     return sorted(
         {
             item.dataset_fingerprint
-            for item in state.stores.worlds.candidates(world_id)
+            for item in state.stores.decisions.candidates(world_id)
             if item.dataset_fingerprint
         }
     )
@@ -138,7 +138,9 @@ def nodes(world_id: str, state: State, execution_domain: Domain | None = None) -
 @router.get("/{world_id}/explain/{strategy_id}", summary="Where a strategy stands, and why")
 def explain(world_id: str, strategy_id: str, state: State) -> Explanation:
     return explain_strategy(
-        strategy_id, state.stores.applies.situation(world_id), state.stores.worlds.standings(world_id)
+        strategy_id,
+        state.stores.apply_requests.planning_context(world_id),
+        state.stores.decisions.hysteresis_states(world_id),
     )
 
 
@@ -147,7 +149,7 @@ async def decide(
     world_id: str, state: State, caller: Asker, body: DecideRequest | None = None
 ) -> DecisionEnvelope:
     request = body or DecideRequest()
-    await asyncio.to_thread(state.stores.worlds.policy, world_id)
+    await asyncio.to_thread(state.stores.policies.policy, world_id)
     return await state.submissions.decide(
         world_id, f"decide:{world_id}:{request.idempotency_key}", request.reason, caller.subject
     )
@@ -158,13 +160,13 @@ def decisions(
     world_id: str, state: State, limit: Annotated[int, Query(ge=1, le=100)] = 10
 ) -> list[DecisionEnvelope]:
     state.stores.worlds.world(world_id)
-    return state.stores.worlds.decisions(world_id, limit)
+    return state.stores.decisions.decisions(world_id, limit)
 
 
 @router.get("/{world_id}/activation", summary="What is switched on")
 def activation(world_id: str, state: State, strategy_id: str | None = None) -> list[ActivationEnvelope]:
     state.stores.worlds.world(world_id)
-    found = state.stores.worlds.activations(world_id, strategy_id)
+    found = state.stores.fence.activations(world_id, strategy_id)
     if strategy_id is not None and not found:
         raise QmtlError(
             "E_DECISION_UNKNOWN",
@@ -184,5 +186,5 @@ class ActivationHash(Model):
 
 @router.get("/{world_id}/activation/state_hash", summary="The hash of what is switched on")
 def activation_hash(world_id: str, state: State) -> ActivationHash:
-    sequence, found = state.stores.worlds.activation_hash(world_id)
+    sequence, found = state.stores.fence.activation_hash(world_id)
     return ActivationHash(world_id=world_id, sequence=sequence, state_hash=found)

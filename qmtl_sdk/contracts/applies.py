@@ -3,7 +3,7 @@
 A plan is a list of named stages. `explain` says each to a person, and the workflow executes the same list: freeze → drain → switch → unfreeze, after the approvals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -262,7 +262,7 @@ class ApplyStatus(Model):
         if self.outcome:
             return f"{self.outcome}{f': {self.reason}' if self.reason else ''}"
         if self.state == "approval":
-            counted = sum(item.counts and item.verdict == "approve" for item in self.approvals)
+            counted = len(approvers(self.approvals))
             stage = self.plan.approval
             return f"waits for {stage.required - counted} more approval(s) by {' or '.join(stage.roles)}, not by {stage.requested_by}"
         return f"at {self.state}"
@@ -283,6 +283,11 @@ class GateStatus(Model):
     decision_fresh_until: UtcTime | None = None
     open_orders: int = 0
     orders: dict[str, int] = {}
+
+
+def approvers(approvals: Iterable[Approval]) -> set[str]:
+    """Name the people whose approvals count: each person once, however often they approved."""
+    return {item.actor for item in approvals if item.counts and item.verdict == "approve"}
 
 
 def plan_etag(

@@ -194,6 +194,13 @@ class StrategyDecision(OfStrategy):
     contribution: float | None = None
     violations: tuple[Violation, ...] = ()
 
+    @property
+    def explanation(self) -> str:
+        """Say in one line why the strategy is active or not."""
+        if self.active and not self.violations:
+            return f"passed every gate with a score of {self.score:.4g}"
+        return "; ".join(f"{violation.rule}: {violation.detail}" for violation in self.violations[:4])
+
 
 class DecisionEnvelope(Model):
     """One judgment of a world. `as_of` is the world's time of the judgment, `decided_at` the wall clock's; the etag hashes the content alone."""

@@ -37,6 +37,7 @@ class StackRecord(Model):
     temporal: ProcessRecord | None = None
     worker: ProcessRecord | None = None
     relay: ProcessRecord | None = None
+    router: ProcessRecord | None = None
     gateway: ProcessRecord | None = None
     gateway_url: str = ""
     temporal_address: str = ""
@@ -55,7 +56,7 @@ def find(config: Settings) -> str | None:
     if config.gateway.url:
         return config.gateway.url
     stack = StackRecord.read(config.home)
-    parts = (stack.gateway, stack.worker, stack.relay)
+    parts = (stack.gateway, stack.worker, stack.relay, stack.router)
     if not stack.gateway_url or not all(part is not None and part.alive for part in parts):
         return None
     try:

@@ -24,7 +24,7 @@ def main() -> None:
             ).all()
         if rows:
             bus.publish([relay._event(row) for row in rows])
-            relay._outbox.told([row.seq for row in rows if row.seq is not None])
+            relay._outbox.mark_published([row.seq for row in rows if row.seq is not None])
             last = rows[-1].seq
         time.sleep(0.02)
 

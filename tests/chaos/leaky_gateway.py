@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from activities.orders import fence
+from activities.fence import rules as fence
 from api.gateway import main
 from qmtl_sdk.contracts.orders import Refusal
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from activities.worlds.applies import SqlApplyStore
-from activities.worlds.sql import SqlWorldStore
+from activities.applies.requests import SqlApplyRequests
+from activities.fence.store import SqlFenceStore
 from qmtl_sdk import QmtlError, Runner
 from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
@@ -88,6 +88,7 @@ class OrderChaos:
         machine.start_temporal()
         machine.start_worker()
         machine.start_relay()
+        machine.start_router()
         machine.start_gateway(self._gateway)
         return self
 
@@ -168,7 +169,7 @@ class OrderChaos:
         try:
             fingerprints = {
                 candidate.dataset_fingerprint
-                for candidate in SqlApplyStore(database).situation(self._world).evidence.values()
+                for candidate in SqlApplyRequests(database).planning_context(self._world).evidence.values()
             }
         finally:
             database.close()
@@ -244,7 +245,7 @@ class OrderChaos:
         """A world is frozen for a tenth of a second before it drains, too short for orders under the new epoch to come: now it stays so until there is a worker again."""
         database = self.machine.database()  # past the Gateway: a request takes half as long as the freeze
         try:
-            worlds, applies = SqlWorldStore(database), SqlApplyStore(database)
+            worlds, applies = SqlFenceStore(database), SqlApplyRequests(database)
             for number in range(10):
                 run_id = f"to-freeze-{number}"
                 if not self._ask(rng, run_id=run_id, to="live"):
@@ -386,7 +387,7 @@ class OrderChaos:
             self._end_trader(number)
         database = self.machine.database()
         try:
-            applies = SqlApplyStore(database)
+            applies = SqlApplyRequests(database)
             try:
                 wait_for(lambda: not applies.unfinished(), "end of all applies", 120)
                 wait_for(lambda: self.client.gate(self._world).open_orders == 0, "end of all orders", 60)

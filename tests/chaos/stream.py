@@ -241,10 +241,10 @@ class Chaos:
             return False
         if said["pid"] != self._runner.pid:
             return False
-        from activities.worlds.sql import SqlWorldStore
+        from activities.fence.store import SqlFenceStore
 
         return (
-            bool(said["state_hash"] == SqlWorldStore(database).activation_hash(world)[1])
+            bool(said["state_hash"] == SqlFenceStore(database).activation_hash(world)[1])
             or not said["running"]
         )
 

@@ -349,7 +349,7 @@ def test_a_token_for_another_world_is_refused_in_this_one(place: Place, method: 
 
 def test_what_lies_behind_an_id_is_guarded_by_its_world(place: Place) -> None:
     database = place.machine.database()
-    from activities.worlds.sessions import SqlSessionStore
+    from activities.sessions.sql import SqlSessionStore
     from qmtl_sdk.contracts.sessions import SessionOpen
 
     sessions = SqlSessionStore(database, 60)

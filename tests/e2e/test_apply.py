@@ -174,7 +174,7 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
     asked = [
         item
         for item in stage.client.audit(stage.world, limit=1000)["entries"]
-        if item["action"] == "apply.abort_asked"
+        if item["action"] == "apply.abort_requested"
     ]
     assert [(item["actor"], item["after"]) for item in asked] == [
         (aborted.requested_by, {"reason": "changed my mind"})

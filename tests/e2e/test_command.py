@@ -262,7 +262,7 @@ def test_the_demo_from_nothing_and_what_it_leaves_up(newcomer: Person) -> None:
     healed = newcomer.reads("up")
     assert healed["worker"]["pid"] != first["worker"]["pid"]
     assert healed["gateway"] == first["gateway"]
-    assert newcomer.reads("down")["stopped"] == ["gateway", "relay", "worker", "temporal"]
+    assert newcomer.reads("down")["stopped"] == ["gateway", "router", "relay", "worker", "temporal"]
     assert newcomer.reads("down")["stopped"] == []
     again = newcomer.reads("up")
     assert again["temporal_ui"] == first["temporal_ui"]

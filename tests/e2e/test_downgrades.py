@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from activities.decisions.sql import SqlDecisionStore
+from activities.fence.activations import activation_hashes, activations_of, change_activation
 from activities.storage.tables import WorldRow
-from activities.worlds.gate import activation_hashes
-from activities.worlds.sql import SqlWorldStore, activations_of, change_activation
 from qmtl_sdk import CsvSource, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.domains import ComputeContext, Domain, Downgrade
 from qmtl_sdk.contracts.orders import Order
@@ -59,7 +59,7 @@ class Standing:
         }
         database = self.machine.database()
         try:
-            SqlWorldStore(database).save_decision(
+            SqlDecisionStore(database).save_decision(
                 (uuid.uuid4().hex,), DecisionEnvelope(**base, decided_at=at, strategies=(decision,)), "judge"
             )
             with database.write("test") as tx:

@@ -9,14 +9,14 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
-from activities.commands import EvaluationInput, EvaluationRequest, RunCommand
+from activities.messages.evaluation import EvaluationInput, EvaluationRequest
+from activities.messages.submission import RunCommand
 from activities.storage.database import open_database
-from activities.worlds.activities import evaluation_options
 from temporal.client import connect
 from temporal.plugin import ActivityRules
 from tests.harness import Machine
 from tests.strategies import POLICY, world
-from workflows.shared import WORKFLOWS
+from workflows.shared import evaluation_options
 
 
 class Doing(ActivityInboundInterceptor):
@@ -78,7 +78,7 @@ def test_a_judgment_whose_asker_has_gone_is_made_all_the_same(machine: Machine) 
             about,
             start_signal="request",
             start_signal_args=[request],
-            **evaluation_options("gone", WORKFLOWS),
+            **evaluation_options("gone"),
         )
         return await asyncio.wait_for(handle.result(), 60)
 

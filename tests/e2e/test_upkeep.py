@@ -3,7 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from activities.commands import UpkeepDone, UpkeepInput
+from activities.messages.upkeep import UpkeepDone, UpkeepInput
 from activities.queues.store import SqliteQueues
 from qmtl_sdk import Runner
 from qmtl_sdk.contracts.sessions import QueueMessage

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from activities.orders.sql import SqlOrderStore
+from activities.fence.acceptance import OrderAcceptance
 from activities.storage.audit import SqlAudit
 from activities.storage.database import open_database
 from qmtl_sdk import QmtlError
@@ -53,7 +53,7 @@ class Applies(RuleBasedStateMachine):
         self._folder = tempfile.TemporaryDirectory()
         self.database = open_database(f"sqlite:///{Path(self._folder.name) / 'qmtl.db'}")
         self.desk = Desk(self.database, strategies=2)
-        self.orders = SqlOrderStore(self.database)
+        self.orders = OrderAcceptance(self.database)
         self.model = Model({name: Stand() for name in self.desk.strategies})
         self.count = 0
         self.sessions = {domain: self.desk.session(domain=domain) for domain in ("dryrun", "live")}
@@ -102,7 +102,7 @@ class Applies(RuleBasedStateMachine):
         model, run = self.model, self.model.running
         again = step in model.done[run]
         expected = "" if again else self._may(step)
-        if self._refused(lambda: getattr(self.desk.applies, step)(self.desk.world, run), expected) or again:
+        if self._refused(lambda: getattr(self.desk.steps, step)(self.desk.world, run), expected) or again:
             return
         model.done[run].add(step)
         getattr(self, f"_did_{step}")()
@@ -113,14 +113,14 @@ class Applies(RuleBasedStateMachine):
         """Trap 17: a step that is repeated after its apply has ended answers as it did, and does nothing."""
         run = next(run for run in self.model.done if run != self.model.running)
         self._refused(
-            lambda: getattr(self.desk.applies, step)(self.desk.world, run),
+            lambda: getattr(self.desk.steps, step)(self.desk.world, run),
             "" if step in self.model.done[run] else "E_APPLY_ENDED",
         )
 
     @rule()
     @precondition(lambda self: bool(self.model.running) and self.model.holder != self.model.running)
     def conclude(self) -> None:
-        self.desk.applies.conclude(
+        self.desk.steps.conclude(
             self.desk.world,
             self.model.running,
             "completed" if "switch" in self.model.done[self.model.running] else "rolled_back",
@@ -137,12 +137,12 @@ class Applies(RuleBasedStateMachine):
         )
     )
     def leave_frozen(self) -> None:
-        self.desk.applies.conclude(self.desk.world, self.model.running, "frozen", "the switch was refused")
+        self.desk.steps.conclude(self.desk.world, self.model.running, "frozen", "the switch was refused")
         self.model.running = ""
 
     @rule()
     def halt(self) -> None:
-        assert self.desk.applies.halt(self.desk.world, "olga", "") is not self.model.halted
+        assert self.desk.fence.halt(self.desk.world, "olga", "") is not self.model.halted
         if not self.model.halted:
             self.model.halted, self.model.epoch = True, self.model.epoch + 1
 
@@ -153,7 +153,7 @@ class Applies(RuleBasedStateMachine):
         expected = (
             "" if model.halted or stuck else "E_APPLY_RUNNING" if model.gate != "open" else "E_WORLD_OPEN"
         )
-        if self._refused(lambda: self.desk.applies.resume(self.desk.world, "olga", ""), expected):
+        if self._refused(lambda: self.desk.steps.resume(self.desk.world, "olga", ""), expected):
             return
         model.halted, model.epoch = False, model.epoch + 1
         if stuck:
@@ -251,7 +251,7 @@ class Applies(RuleBasedStateMachine):
         )
         there = {
             item.strategy_id: Stand(item.active, item.effective_mode or "", item.weight)
-            for item in self.desk.worlds.activations(self.desk.world)
+            for item in self.desk.fence.activations(self.desk.world)
         }
         assert there == model.stands
         assert WHOLE_WORLD not in there

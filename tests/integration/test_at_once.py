@@ -4,9 +4,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from activities.applies.requests import SqlApplyRequests
+from activities.applies.steps import SqlApplySteps
 from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
-from activities.worlds.applies import SqlApplyStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest
 from tests.orders import Desk
@@ -24,7 +25,7 @@ def test_of_applies_asked_for_at_once_one_is_taken(database: Database) -> None:
 
     def ask(number: int) -> str:
         try:
-            SqlApplyStore(database).request(
+            SqlApplyRequests(database).request(
                 desk.world, ApplyRequest(run_id=f"run{number}", to="dryrun"), "olga"
             )
         except QmtlError as error:
@@ -33,9 +34,9 @@ def test_of_applies_asked_for_at_once_one_is_taken(database: Database) -> None:
 
     for _ in range(5):
         assert sorted(at_once(ask)) == ["E_APPLY_RUNNING"] * 5 + ["taken"]
-        taken = desk.applies.unfinished()
+        taken = desk.requests.unfinished()
         assert len(taken) == 1
-        desk.applies.conclude(*taken[0], "rolled_back", "only asked for")
+        desk.steps.conclude(*taken[0], "rolled_back", "only asked for")
         desk = Desk(database, f"{desk.world}x")
 
 
@@ -44,11 +45,11 @@ def test_a_step_that_several_workers_do_at_once_is_done_once(database: Database)
     desk = Desk(database)
     run = desk.request("dryrun")
     steps: list[Callable[[int], object]] = [
-        lambda _: SqlApplyStore(database).freeze(desk.world, run),
-        lambda _: SqlApplyStore(database).drain(desk.world, run),
-        lambda _: SqlApplyStore(database).switch(desk.world, run),
-        lambda _: SqlApplyStore(database).unfreeze(desk.world, run),
-        lambda _: SqlApplyStore(database).conclude(desk.world, run, "completed", ""),
+        lambda _: SqlApplySteps(database).freeze(desk.world, run),
+        lambda _: SqlApplySteps(database).drain(desk.world, run),
+        lambda _: SqlApplySteps(database).switch(desk.world, run),
+        lambda _: SqlApplySteps(database).unfreeze(desk.world, run),
+        lambda _: SqlApplySteps(database).conclude(desk.world, run, "completed", ""),
     ]
     for step in steps:
         answers = at_once(step)

@@ -9,9 +9,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from activities.orders.sql import SqlOrderStore
+from activities.fence.acceptance import OrderAcceptance
+from activities.fence.order_log import SqlOrderLog
+from activities.fence.state import FROZEN, locked_fence
 from activities.storage.database import Database, utc_now
-from activities.worlds.gate import FROZEN, locked_fence
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
@@ -27,31 +28,33 @@ def desk(database: Database) -> Desk:
 
 
 def test_an_order_is_accepted_once_and_answered_the_same_for_ever(desk: Desk) -> None:
-    orders, order = SqlOrderStore(desk.database), desk.order(desk.session(), desk.epoch)
+    orders, order = OrderAcceptance(desk.database), desk.order(desk.session(), desk.epoch)
     first = orders.publish([order])[0]
     assert first.accepted
-    desk.applies.freeze(desk.world, desk.request("live"))
+    desk.steps.freeze(desk.world, desk.request("live"))
     assert orders.publish([order])[0].accepted, (
         "what was accepted before the freeze is not accepted anew, and not denied"
     )
-    assert orders.open_orders(desk.world) == 1
-    assert [record.order.order_id for record in orders.orders(desk.world)] == [order.order_id]
+    assert SqlOrderLog(desk.database).open_orders(desk.world) == 1
+    assert [record.order.order_id for record in SqlOrderLog(desk.database).orders(desk.world)] == [
+        order.order_id
+    ]
     with pytest.raises(QmtlError, match="E_ORDER_REUSED"):
         orders.publish([order.model_copy(update={"quantity": order.quantity * 2})])
 
 
 def freeze(desk: Desk) -> None:
-    desk.applies.freeze(desk.world, desk.request("live"))
+    desk.steps.freeze(desk.world, desk.request("live"))
 
 
 def drain(desk: Desk) -> None:
     run = desk.request("live")
-    desk.applies.freeze(desk.world, run)
-    desk.applies.drain(desk.world, run)
+    desk.steps.freeze(desk.world, run)
+    desk.steps.drain(desk.world, run)
 
 
 def halted(desk: Desk) -> None:
-    desk.applies.halt(desk.world, "olga", "I do not like it")
+    desk.fence.halt(desk.world, "olga", "I do not like it")
 
 
 CASES: list[tuple[Refusal, Callable[[Desk], Any], dict[str, Any]]] = [
@@ -82,18 +85,18 @@ def test_each_reason_to_refuse(
     session = desk.session(strategy, domain)
     happens(desk)
     epoch = desk.epoch + fields["epoch"] if fields.get("epoch", 0) < 0 else fields.get("epoch", desk.epoch)
-    orders = SqlOrderStore(desk.database)
+    orders = OrderAcceptance(desk.database)
     order = desk.order(session, **{"execution_domain": domain, **fields, "epoch": epoch})
     verdict = orders.publish([order])[0]
     assert (verdict.accepted, verdict.reason) == (False, reason)
-    kept = orders.orders(desk.world)[-1]
+    kept = SqlOrderLog(desk.database).orders(desk.world)[-1]
     assert (kept.state, kept.reason, kept.order) == ("refused", reason, order)
-    assert orders.open_orders(desk.world) == 0
-    assert orders.counts(desk.world) == {reason.value: 1}
+    assert SqlOrderLog(desk.database).open_orders(desk.world) == 0
+    assert SqlOrderLog(desk.database).counts(desk.world) == {reason.value: 1}
 
 
 def test_a_session_that_has_ended_or_is_anothers_has_no_orders(desk: Desk) -> None:
-    orders, mine = SqlOrderStore(desk.database), desk.session()
+    orders, mine = OrderAcceptance(desk.database), desk.session()
     other = desk.session("strategy:other")
     assert orders.publish([desk.order(other, desk.epoch)])[0].reason is Refusal.NO_SESSION
     desk.sessions.end(mine, "stopped", "ana")
@@ -101,17 +104,17 @@ def test_a_session_that_has_ended_or_is_anothers_has_no_orders(desk: Desk) -> No
 
 
 def test_live_needs_the_world_and_the_edge_besides_the_stage(desk: Desk) -> None:
-    orders = SqlOrderStore(desk.database)
+    orders = OrderAcceptance(desk.database)
     desk.apply("live")
     session = desk.session(domain="live")
     assert orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].accepted
-    desk.worlds.update(desk.world, WorldUpdate(allow_live=False), "olga")
+    desk.fence.update(desk.world, WorldUpdate(allow_live=False), "olga")
     assert (
         orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason
         is Refusal.LIVE_NOT_ALLOWED
     )
-    desk.worlds.update(desk.world, WorldUpdate(allow_live=True), "olga")
-    desk.worlds.override(
+    desk.fence.update(desk.world, WorldUpdate(allow_live=True), "olga")
+    desk.fence.override(
         desk.world,
         EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="doubts"),
         "olga",
@@ -125,50 +128,50 @@ def test_live_needs_the_world_and_the_edge_besides_the_stage(desk: Desk) -> None
 def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Database) -> None:
     desk = Desk(database)
     desk.apply("dryrun")
-    desk.worlds.update(
+    desk.fence.update(
         desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=3)), "olga"
     )
-    orders, session = SqlOrderStore(database), desk.session()
+    orders, session = OrderAcceptance(database), desk.session()
     verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(5)])
     assert sum(verdict.accepted for verdict in verdicts) == 3
     assert {verdict.reason for verdict in verdicts if not verdict.accepted} == {Refusal.CIRCUIT_BREAKER}
     assert "more than 3 orders" in desk.gate().halted
     assert orders.publish([desk.order(session, desk.epoch)])[0].reason is Refusal.HALTED
-    assert "circuit breaker" in desk.applies.resume(desk.world, "olga", "looked at it")[0]
+    assert "circuit breaker" in desk.steps.resume(desk.world, "olga", "looked at it")[0]
     assert desk.gate().halted == ""
 
 
 def test_several_gateways_count_together_for_the_circuit_breaker(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.worlds.update(
+    desk.fence.update(
         desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=40)), "olga"
     )
     session, epoch, moment = desk.session(), desk.epoch, utc_now()
-    monkeypatch.setattr("activities.orders.sql.utc_now", lambda: moment)  # all in one minute
+    monkeypatch.setattr("activities.fence.acceptance.utc_now", lambda: moment)  # all in one minute
 
-    def publish(orders: SqlOrderStore) -> int:
+    def publish(orders: OrderAcceptance) -> int:
         return sum(orders.publish([desk.order(session, epoch)])[0].accepted for _ in range(30))
 
     with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(publish, [SqlOrderStore(desk.database) for _ in range(4)])) == 40
+        assert sum(pool.map(publish, [OrderAcceptance(desk.database) for _ in range(4)])) == 40
     assert "more than 40 orders" in desk.gate().halted
 
 
 def test_fills_end_an_order_once(desk: Desk) -> None:
-    orders, order = SqlOrderStore(desk.database), desk.order(desk.session(), desk.epoch)
+    orders, order = OrderAcceptance(desk.database), desk.order(desk.session(), desk.epoch)
     orders.publish([order])
-    assert [found for found, _ in orders.waiting(10)] == [order]
+    assert [found for found, _ in SqlOrderLog(desk.database).waiting(10)] == [order]
     fill = Fill(order_id=order.order_id, quantity=order.quantity, price=order.reference_price, venue="paper")
     for _ in range(2):
-        orders.filled([fill])
-    assert orders.waiting(10) == []
-    record = orders.orders(desk.world)[0]
+        SqlOrderLog(desk.database).record_fills([fill])
+    assert SqlOrderLog(desk.database).waiting(10) == []
+    record = SqlOrderLog(desk.database).orders(desk.world)[0]
     assert (record.state, record.fill) == ("filled", fill)
 
 
 def test_many_publishers_at_once_each_get_their_own_answer(desk: Desk) -> None:
-    orders, session, epoch = SqlOrderStore(desk.database), desk.session(), desk.epoch
+    orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch
     answers: dict[str, bool] = {}
 
     def publish(number: int) -> None:
@@ -184,13 +187,13 @@ def test_many_publishers_at_once_each_get_their_own_answer(desk: Desk) -> None:
         thread.join()
     assert len(answers) == 200
     assert all(answers.values())
-    assert orders.counts(desk.world) == {"accepted": 100, "stale_epoch": 100}
+    assert SqlOrderLog(desk.database).counts(desk.world) == {"accepted": 100, "stale_epoch": 100}
 
 
 def test_the_same_order_from_two_gateways_at_once_is_one_order(desk: Desk) -> None:
     session, epoch = desk.session(), desk.epoch
     batch = [desk.order(session, epoch) for _ in range(20)]
-    stores = [SqlOrderStore(desk.database) for _ in range(4)]
+    stores = [OrderAcceptance(desk.database) for _ in range(4)]
     threads = [
         threading.Thread(target=store.publish, args=(batch if n % 2 else batch[::-1],))
         for n, store in enumerate(stores)
@@ -199,12 +202,12 @@ def test_the_same_order_from_two_gateways_at_once_is_one_order(desk: Desk) -> No
         thread.start()
     for thread in threads:
         thread.join()
-    assert stores[0].counts(desk.world) == {"accepted": 20}
-    assert stores[0].open_orders(desk.world) == 20
+    assert SqlOrderLog(desk.database).counts(desk.world) == {"accepted": 20}
+    assert SqlOrderLog(desk.database).open_orders(desk.world) == 20
 
 
 def test_orders_wait_for_a_freeze_that_is_under_way(desk: Desk) -> None:
-    orders, order = SqlOrderStore(desk.database), desk.order(desk.session(), desk.epoch)
+    orders, order = OrderAcceptance(desk.database), desk.order(desk.session(), desk.epoch)
     with desk.database.write("test", bookkeeping=True) as tx:
         fence = locked_fence(tx, desk.world)
         fence.state, fence.epoch = FROZEN, fence.epoch + 1
@@ -219,11 +222,11 @@ def test_orders_wait_for_a_freeze_that_is_under_way(desk: Desk) -> None:
 def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """An order that saw an open world is in the log before the freeze."""
     orders, order, run = (
-        SqlOrderStore(desk.database),
+        OrderAcceptance(desk.database),
         desk.order(desk.session(), desk.epoch),
         desk.request("live"),
     )
-    looked, go, look = threading.Event(), threading.Event(), orders._rows.look
+    looked, go, look = threading.Event(), threading.Event(), orders._rows.read
 
     def slow(*args: Any) -> Any:
         seen = look(*args)
@@ -231,11 +234,11 @@ def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: p
         assert go.wait(30)
         return seen
 
-    monkeypatch.setattr(orders._rows, "look", slow)
+    monkeypatch.setattr(orders._rows, "read", slow)
     answer = orders.submit([order])
     assert looked.wait(30)
     with ThreadPoolExecutor(1) as pool:
-        frozen = pool.submit(desk.applies.freeze, desk.world, run)
+        frozen = pool.submit(desk.steps.freeze, desk.world, run)
         try:
             with pytest.raises(TimeoutError):
                 frozen.result(0.5)
@@ -247,16 +250,16 @@ def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: p
 
 
 def test_a_world_that_does_not_exist_refuses_the_request_and_no_other(desk: Desk) -> None:
-    orders = SqlOrderStore(desk.database)
+    orders = OrderAcceptance(desk.database)
     lost = desk.order("s", 1).model_copy(update={"world_id": "nowhere"})
     with pytest.raises(QmtlError, match="E_WORLD_UNKNOWN"):
         orders.publish([lost])
-    assert orders.counts(desk.world) == {}
+    assert SqlOrderLog(desk.database).counts(desk.world) == {}
 
 
 def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> None:
     """Requests that wait together are served together: a world that nobody knows, an id used twice, a text that no database can hold."""
-    orders, session, epoch = SqlOrderStore(desk.database), desk.session(), desk.epoch
+    orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch
     known, good, blocker = (desk.order(session, epoch) for _ in range(3))
     orders.publish([known])
     bad = {
@@ -292,7 +295,7 @@ def test_a_lost_connection_is_said_and_not_used_again(
     desk: Desk, dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("activities.storage.database._IDLE_S", 60.0)  # none is tried before it is used
-    orders, session, epoch = SqlOrderStore(desk.database), desk.session(), desk.epoch
+    orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch
     orders.publish([desk.order(session, epoch)])
     with psycopg.connect(dsn) as other:
         other.execute(

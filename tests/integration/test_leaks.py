@@ -8,9 +8,10 @@ from contextlib import suppress
 
 import pytest
 
-from activities.orders import fence
-from activities.orders.sql import SqlOrderStore
-from activities.orders.venue import OrderRouter, brokers
+from activities.brokers.router import OrderRouter, brokers
+from activities.fence import rules as fence
+from activities.fence.acceptance import OrderAcceptance
+from activities.fence.order_log import SqlOrderLog
 from activities.storage.database import Database, open_database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Order, Refusal
@@ -29,10 +30,10 @@ class Storm:
     def __init__(self, database: Database, seed: int) -> None:
         self.desk, self.orders, self.rng = (
             Desk(database, strategies=2),
-            SqlOrderStore(database),
+            OrderAcceptance(database),
             random.Random(seed),
         )
-        self.venues = OrderRouter(database, self.orders, brokers(0.0))
+        self.venues = OrderRouter(database, SqlOrderLog(database), brokers(0.0))
         self.told: dict[str, str] = {}
         self.epochs = [1]
         self.sessions: dict[tuple[str, str], str] = {}
@@ -83,9 +84,9 @@ class Storm:
             self.desk.sessions.end(self.ended, "storm", "ana")
 
     def _halt(self) -> None:
-        self.desk.applies.halt(self.desk.world, "olga", "storm")
+        self.desk.fence.halt(self.desk.world, "olga", "storm")
         self._publish()
-        self.desk.applies.resume(self.desk.world, "olga", "storm")
+        self.desk.steps.resume(self.desk.world, "olga", "storm")
 
     def _freeze(self) -> None:
         try:
@@ -95,14 +96,14 @@ class Storm:
         except QmtlError:
             return  # nothing to change
         for step in (
-            self.desk.applies.freeze,
-            self.desk.applies.drain,
-            self.desk.applies.switch,
-            self.desk.applies.unfreeze,
+            self.desk.steps.freeze,
+            self.desk.steps.drain,
+            self.desk.steps.switch,
+            self.desk.steps.unfreeze,
         ):
             step(self.desk.world, run)
             self._publish()
-        self.desk.applies.conclude(self.desk.world, run, "completed", "")
+        self.desk.steps.conclude(self.desk.world, run, "completed", "")
 
     def _stale(self) -> None:
         self.desk.decide(ttl=1)
@@ -116,26 +117,26 @@ class Storm:
         self.desk.decide()
 
     def _no_live(self) -> None:
-        self.desk.worlds.update(self.desk.world, WorldUpdate(allow_live=False), "olga")
+        self.desk.fence.update(self.desk.world, WorldUpdate(allow_live=False), "olga")
         self._publish()
-        self.desk.worlds.update(self.desk.world, WorldUpdate(allow_live=True), "olga")
+        self.desk.fence.update(self.desk.world, WorldUpdate(allow_live=True), "olga")
 
     def _edge(self) -> None:
-        self.desk.worlds.override(
+        self.desk.fence.override(
             self.desk.world,
             EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="storm"),
             "olga",
         )
 
     def _breaker(self) -> None:
-        self.desk.worlds.update(
+        self.desk.fence.update(
             self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=1)), "olga"
         )
         for _ in range(3):
             self._publish()
-        self.desk.worlds.update(self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker()), "olga")
+        self.desk.fence.update(self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker()), "olga")
         if self.desk.gate().halted:
-            self.desk.applies.resume(self.desk.world, "olga", "storm")
+            self.desk.steps.resume(self.desk.world, "olga", "storm")
 
     def _dryrun(self) -> None:
         self._to("dryrun")
@@ -154,7 +155,7 @@ class Storm:
         earlier = next(
             (
                 item.run_id
-                for item in self.desk.applies.newest(self.desk.world)
+                for item in self.desk.requests.newest(self.desk.world)
                 if item.outcome == "completed" and not item.plan.rollback_of
             ),
             None,
@@ -174,7 +175,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 def test_a_storm_breaks_no_promise(own: Database) -> None:
     storm = Storm(own, 1)
     assert storm.run(2) == []
-    refused = storm.orders.counts(storm.desk.world)
+    refused = SqlOrderLog(storm.desk.database).counts(storm.desk.world)
     assert refused.keys() >= {reason.value for reason in Refusal} - {"wrong_domain"} | {"accepted"}, (
         "every reason was tried"
     )

@@ -19,13 +19,13 @@ def test_an_edge_to_live_that_is_opened_takes_the_approvals_of_live(database: Da
         desk.request("live")
     desk.apply("dryrun")
     desk.apply("live")
-    desk.worlds.override(
+    desk.fence.override(
         desk.world,
         EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="doubts"),
         "olga",
     )
     less = ApplyRequest(run_id="less", to="live", weights={desk.strategies[0]: 0.1})
-    plan = desk.applies.plan(desk.world, less, "olga")
+    plan = desk.requests.plan(desk.world, less, "olga")
     assert plan.live_edge_after
     assert plan.leads_to_live
     assert plan.approval.required == 2
@@ -42,7 +42,7 @@ def test_a_plan_that_the_world_has_outrun_is_not_carried_out(database: Database)
     run = desk.request("dryrun")
     desk.decide(active=False)
     with pytest.raises(QmtlError, match="E_ETAG"):
-        desk.applies.freeze(desk.world, run)
+        desk.steps.freeze(desk.world, run)
     assert desk.gate().state == "open"
 
 
@@ -61,9 +61,9 @@ def test_an_apply_in_an_old_world_does_the_work_of_one_in_a_clean_world(tmp_path
         before = done
         run = desk.request("dryrun")
         between = done - before
-        for step in (desk.applies.freeze, desk.applies.drain, desk.applies.switch, desk.applies.unfreeze):
+        for step in (desk.steps.freeze, desk.steps.drain, desk.steps.switch, desk.steps.unfreeze):
             step(desk.world, run)
-        desk.applies.conclude(desk.world, run, "completed", "")
+        desk.steps.conclude(desk.world, run, "completed", "")
         assert between > 0
         return done - before
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,14 +14,18 @@ from alembic.migration import MigrationContext
 from sqlalchemy import event, func, text
 from sqlmodel import SQLModel, select
 
-from activities.events.sql import SqlCommitLog
+from activities.decisions.sql import SqlDecisionStore
+from activities.fence.store import SqlFenceStore
 from activities.graph.sql import SqlGraphStore
+from activities.messages.submission import EvidenceBody, RunContextBody
 from activities.queues.topics import folded
 from activities.storage.audit import SqlAudit
 from activities.storage.database import Database, SqliteDatabase, open_database
 from activities.storage.tables import AuditRow, GraphEdgeRow, GraphNodeRow, OutboxRow, QueueRow, SentinelRow
-from activities.worlds.sql import SqlWorldStore
-from activities.worlds.store import EvidenceBody, RunContextBody
+from activities.submissions.log import SqlCommitLog
+from activities.submissions.runs import SqlRunStore
+from activities.worlds.policies import SqlPolicyStore
+from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
@@ -121,36 +126,57 @@ def written_once(database: Database, write: Callable[[], Any], rows: int = 1) ->
     assert (after[0] - before[0], after[1] - before[1]) == (rows, rows)
 
 
-def world(database: Database, name: str = "w") -> SqlWorldStore:
-    store = SqlWorldStore(database)
-    store.create(WorldSpec(world=name), policy_from({"preset": "sandbox"}), "me")
+@dataclass(frozen=True)
+class WorldStores:
+    """The stores that together hold a world."""
+
+    fence: SqlFenceStore
+    worlds: SqlWorldStore
+    policies: SqlPolicyStore
+    runs: SqlRunStore
+    decisions: SqlDecisionStore
+
+
+def stores_over(database: Database) -> WorldStores:
+    return WorldStores(
+        SqlFenceStore(database),
+        SqlWorldStore(database),
+        SqlPolicyStore(database),
+        SqlRunStore(database),
+        SqlDecisionStore(database),
+    )
+
+
+def world(database: Database, name: str = "w") -> WorldStores:
+    store = stores_over(database)
+    store.fence.create(WorldSpec(world=name), policy_from({"preset": "sandbox"}), "me")
     return store
 
 
 def test_every_write_is_done_once_and_leaves_its_audit_and_outbox_row(database: Database) -> None:
     """Traps 3, 6 and 17."""
-    log, graph, worlds = SqlCommitLog(database), SqlGraphStore(database), SqlWorldStore(database)
+    log, graph, worlds = SqlCommitLog(database), SqlGraphStore(database), stores_over(database)
     written_once(
-        database, lambda: worlds.create(WorldSpec(world="w"), policy_from({"preset": "sandbox"}), "me")
+        database, lambda: worlds.fence.create(WorldSpec(world="w"), policy_from({"preset": "sandbox"}), "me")
     )
     written_once(database, lambda: log.append(submission("key-00000001"), "me"))
     written_once(
         database, lambda: graph.diff("run", "w", "backtest", "Bands", dag(1, 2)), rows=3
     )  # the sentinel, and queues with tags and without
-    written_once(database, lambda: worlds.begin_run(context("run")))
+    written_once(database, lambda: worlds.runs.begin_run(context("run")))
     written_once(database, lambda: log.admitted("key-00000001", "run", ack("run")))
     written_once(
         database,
-        lambda: worlds.save_evidence(
+        lambda: worlds.runs.save_evidence(
             EvidenceBody(run_id="run", world_id="w", strategy_id="strategy:s", metrics={"sharpe": 1.0})
         ),
     )
     written_once(
-        database, lambda: worlds.save_decision(("r1", "r2"), envelope(), "eval"), rows=2
+        database, lambda: worlds.decisions.save_decision(("r1", "r2"), envelope(), "eval"), rows=2
     )  # the decision and the activation
     written_once(
         database,
-        lambda: worlds.save_outcome(
+        lambda: worlds.runs.save_outcome(
             Outcome(world_id="w", strategy_id="strategy:s", run_id="run", status="decided")
         ),
     )
@@ -229,7 +255,7 @@ def test_the_log_knows_what_waits_and_what_was_answered(database: Database) -> N
     assert answered.run_id == "run"
     assert answered.ack is not None
     assert answered.ack.run_id == "run"
-    refused = log.entry("key-00000002")
+    refused = log.append(submission("key-00000002"), "me")
     assert refused is not None
     assert refused.refused == "E_WORLD_UNKNOWN"
 
@@ -334,27 +360,29 @@ def test_one_diff_asked_for_at_once_is_done_once(database: Database) -> None:
 
 def test_worlds_are_found_as_they_were_made(database: Database) -> None:
     store = world(database)
-    assert store.create(WorldSpec(world="w"), policy_from({"preset": "sandbox"}), "me").policy_version == 1
+    assert (
+        store.fence.create(WorldSpec(world="w"), policy_from({"preset": "sandbox"}), "me").policy_version == 1
+    )
     with pytest.raises(QmtlError, match="E_WORLD_EXISTS"):
-        store.create(WorldSpec(world="w", description="another"), None, "me")
+        store.fence.create(WorldSpec(world="w", description="another"), None, "me")
     with pytest.raises(QmtlError, match="did you mean"):
         SqlWorldStore(database).world("ww")
-    store.create(WorldSpec(world="x"), None, "me")
+    store.fence.create(WorldSpec(world="x"), None, "me")
     with pytest.raises(QmtlError, match="E_POLICY_MISSING"):
-        store.policy("x")
-    assert [item.spec.world for item in store.worlds()] == ["w", "x"]
+        store.policies.policy("x")
+    assert [item.spec.world for item in store.worlds.worlds()] == ["w", "x"]
 
 
 def test_policies_have_versions_and_the_newest_is_the_default(database: Database) -> None:
     store = world(database)
-    assert store.add_policy("w", policy_from({"preset": "moderate"}), "me").version == 2
-    assert store.policy("w").preset == "moderate"
-    assert store.policy("w", 1).preset == "sandbox"
+    assert store.policies.add_policy("w", policy_from({"preset": "moderate"}), "me").version == 2
+    assert store.policies.policy("w").preset == "moderate"
+    assert store.policies.policy("w", 1).preset == "sandbox"
     with pytest.raises(QmtlError, match="the next one of w is 3"):
-        store.add_policy("w", policy_from({"preset": "moderate", "version": 2}), "me")
+        store.policies.add_policy("w", policy_from({"preset": "moderate", "version": 2}), "me")
     with pytest.raises(QmtlError, match="E_POLICY_UNKNOWN"):
-        store.policy("w", 9)
-    assert [item.version for item in store.policies("w")] == [1, 2]
+        store.policies.policy("w", 9)
+    assert [item.version for item in store.policies.policies("w")] == [1, 2]
 
 
 def test_policies_added_at_once_get_versions_of_their_own(database: Database) -> None:
@@ -362,7 +390,8 @@ def test_policies_added_at_once_get_versions_of_their_own(database: Database) ->
     with ThreadPoolExecutor(6) as pool:
         versions = list(
             pool.map(
-                lambda _: store.add_policy("w", policy_from({"preset": "sandbox"}), "me").version, range(6)
+                lambda _: store.policies.add_policy("w", policy_from({"preset": "sandbox"}), "me").version,
+                range(6),
             )
         )
     assert sorted(versions) == [2, 3, 4, 5, 6, 7]  # type: ignore[type-var]
@@ -389,12 +418,12 @@ def test_the_newest_evidence_of_each_strategy_is_judged(database: Database) -> N
         ("r2", "strategy:b", 2.0),
         ("r3", "strategy:a", 3.0),
     ):
-        store.begin_run(context(run, strategy))
-        store.save_evidence(
+        store.runs.begin_run(context(run, strategy))
+        store.runs.save_evidence(
             EvidenceBody(run_id=run, world_id="w", strategy_id=strategy, metrics={"sharpe": sharpe})
         )
-    store.begin_run(context("r4", "strategy:waiting"))
-    assert [(item.strategy_id, item.metrics["sharpe"]) for item in store.candidates("w")] == [
+    store.runs.begin_run(context("r4", "strategy:waiting"))
+    assert [(item.strategy_id, item.metrics["sharpe"]) for item in store.decisions.candidates("w")] == [
         ("strategy:a", 3.0),
         ("strategy:b", 2.0),
     ]
@@ -402,22 +431,22 @@ def test_the_newest_evidence_of_each_strategy_is_judged(database: Database) -> N
 
 def test_a_request_keeps_its_decision(database: Database) -> None:
     store = world(database)
-    first = store.save_decision(("a",), envelope(), "eval")
-    second = store.save_decision(("a", "b"), envelope(False), "eval")
-    answered = store.answered(("a", "b", "c"))
+    first = store.decisions.save_decision(("a",), envelope(), "eval")
+    second = store.decisions.save_decision(("a", "b"), envelope(False), "eval")
+    answered = store.decisions.answered(("a", "b", "c"))
     assert {name: judged.seq for name, judged in answered.items()} == {"a": first.seq, "b": second.seq}
     assert answered["a"].envelope == envelope()
-    assert store.decision("w") == envelope(False)
-    assert [item.active for item in store.activations("w")] == [False]
+    assert store.decisions.decision("w") == envelope(False)
+    assert [item.active for item in store.fence.activations("w")] == [False]
 
 
 def test_an_activation_is_written_when_it_changes_and_not_otherwise(database: Database) -> None:
     store = world(database)
-    store.save_decision(("a",), envelope(), "eval")
+    store.decisions.save_decision(("a",), envelope(), "eval")
     before = counts(database)[0]
-    store.save_decision(("b",), envelope(), "eval")
+    store.decisions.save_decision(("b",), envelope(), "eval")
     assert counts(database)[0] == before + 1
-    store.save_decision(("c",), envelope(False), "eval")
+    store.decisions.save_decision(("c",), envelope(False), "eval")
     assert counts(database)[0] == before + 3
 
 

@@ -12,9 +12,9 @@ from activities.graph.sql import SqlGraphStore
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
 from activities.queues.upkeep import QueueKeeper, decode
+from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
-from activities.worlds.sessions import SqlSessionStore
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput, TagQueryNode
 from qmtl_sdk.contracts.sessions import QueueMessage, SessionOpen
 from qmtl_sdk.nodes.strategy import BuiltStrategy

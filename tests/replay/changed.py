@@ -3,7 +3,7 @@
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.commands import EvaluationInput, EvaluationRequest
+    from activities.messages.evaluation import EvaluationInput, EvaluationRequest
 
 
 @workflow.defn(name="EvaluationWorkflow")

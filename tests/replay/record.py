@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from activities.commands import RenewalInput, UpkeepInput
+from activities.messages.evaluation import RenewalInput
+from activities.messages.upkeep import UpkeepInput
 from qmtl_sdk import QmtlError, Runner
 from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.worlds import WorldUpdate

@@ -20,10 +20,11 @@ from temporalio.client import WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from activities.commands import ApplyInput, ApprovalSignal, EvaluationInput, EvaluationRequest, PromotionInput
+from activities.messages.apply import ApplyInput, ApprovalSignal
+from activities.messages.evaluation import EvaluationInput, EvaluationRequest
+from activities.messages.promotion import PromotionInput
 from activities.storage.tables import GatewayRow, OpenOrderRow
 from activities.stores import Stores
-from activities.worlds.activities import evaluation_options
 from qmtl_sdk.contracts.applies import ApplyStatus, ApprovalBody
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.promotions import PromotionView
@@ -35,7 +36,7 @@ from tests.testserver import launcher
 from workflows.apply import ApplyWorkflow
 from workflows.evaluation import EvaluationWorkflow
 from workflows.promotion import PromotionWorkflow
-from workflows.shared import SEARCH_ATTRIBUTES, WORKFLOWS, apply_id
+from workflows.shared import SEARCH_ATTRIBUTES, WORKFLOWS, apply_id, evaluation_options
 
 T = TypeVar("T")
 DAY = timedelta(days=1)
@@ -104,7 +105,7 @@ class Skipping:
         """The apply that waits for approval."""
 
         async def found() -> ApplyStatus | None:
-            applies = await asyncio.to_thread(self.desk.applies.newest, self.desk.world, 1)
+            applies = await asyncio.to_thread(self.desk.requests.newest, self.desk.world, 1)
             return applies[0] if applies and applies[0].state == "approval" else None
 
         return await self.until(found, "apply that waits for approval")
@@ -112,7 +113,7 @@ class Skipping:
     async def agree(self) -> str:
         """To the apply that waits, as the Gateway does it: kept, then told. Its run."""
         run = (await self.waiting()).run_id
-        kept = self.desk.applies.vote(
+        kept = self.desk.approvals.record(
             self.desk.world, run, "ana", "approve", ApprovalBody(), f"approval:{uuid.uuid4().hex}"
         )
         await self.env.client.get_workflow_handle(apply_id(self.desk.world)).signal(
@@ -125,7 +126,7 @@ class Skipping:
         run = await self.agree()
 
         async def ended() -> bool:
-            return self.desk.applies.find(self.desk.world, run).outcome == "completed"
+            return self.desk.requests.find(self.desk.world, run).outcome == "completed"
 
         await self.until(ended, "end of the apply")
 
@@ -215,7 +216,7 @@ def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_
             run = await stage.agree()
 
             def state() -> str:
-                return stage.desk.applies.find(stage.desk.world, run).state
+                return stage.desk.requests.find(stage.desk.world, run).state
 
             for step in ("drain", "unfreeze"):
 
@@ -231,7 +232,7 @@ def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_
                 assert state() == step, "it waits for the Gateway that says nothing"
                 await stage.until(past, f"end of {step}")
             assert (await handle.result()).outcome == "completed"
-            assert [item.at for item in stage.desk.applies.find(stage.desk.world, run).acks] == [None, None]
+            assert [item.at for item in stage.desk.requests.find(stage.desk.world, run).acks] == [None, None]
 
     asyncio.run(run())
 
@@ -268,19 +269,19 @@ def test_a_campaign_takes_its_windows(server: Path, tmp_path: Path) -> None:
             await waits("good in backtest for")
             await stage.passes(29 * DAY)
             await waits("good in backtest for")
-            assert stage.desk.applies.newest(stage.desk.world) == [], "29 days are not 30"
+            assert stage.desk.requests.newest(stage.desk.world) == [], "29 days are not 30"
             await stage.passes(2 * DAY)
             await stage.approve()
-            assert stage.desk.worlds.activations(stage.desk.world)[0].effective_mode == "paper"
+            assert stage.desk.fence.activations(stage.desk.world)[0].effective_mode == "paper"
             await waits("good in dryrun for")
             await stage.passes(59 * DAY)
             await waits("good in dryrun for")
-            assert len(stage.desk.applies.newest(stage.desk.world)) == 1, "59 days are not 60"
+            assert len(stage.desk.requests.newest(stage.desk.world)) == 1, "59 days are not 60"
             await stage.passes(2 * DAY)
             await stage.approve()
             assert timedelta(days=91) <= await stage.now() - began < timedelta(days=93)
             assert (await handle.result()).outcome == "completed"
-            assert stage.desk.worlds.activations(stage.desk.world)[0].effective_mode == "live"
+            assert stage.desk.fence.activations(stage.desk.world)[0].effective_mode == "live"
             history = await handle.fetch_history()
             assert len(history.events) < 150, "a window is one timer, not a look every minute"
 
@@ -295,7 +296,7 @@ def test_a_strategy_dwells_as_long_as_the_policy_wants(server: Path, tmp_path: P
             strategy = stage.desk.strategies[0]
 
             async def active() -> bool:
-                options = evaluation_options(stage.desk.world, WORKFLOWS)
+                options = evaluation_options(stage.desk.world)
                 handle = await stage.env.client.start_workflow(
                     EvaluationWorkflow.run,
                     EvaluationInput(store_id=stage.stores.database.store_id, world_id=stage.desk.world),
@@ -304,7 +305,7 @@ def test_a_strategy_dwells_as_long_as_the_policy_wants(server: Path, tmp_path: P
                 await handle.execute_update(
                     EvaluationWorkflow.evaluate, EvaluationRequest(request_id=uuid.uuid4().hex)
                 )
-                found = stage.desk.worlds.decision(stage.desk.world)
+                found = stage.desk.decisions.decision(stage.desk.world)
                 assert found is not None
                 return found.strategies[0].active
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.worlds.candidate import Candidate
-from activities.worlds.decision import etag_of, judge, summary
+from activities.decisions.candidate import Candidate
+from activities.decisions.judgment import etag_of, judge, summary
 from qmtl_sdk.contracts.policy import policy_from
 from qmtl_sdk.contracts.worlds import StrategyDecision
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.worlds.candidate import Candidate, HysteresisState
-from activities.worlds.decision import JudgmentResult, judge
+from activities.decisions.candidate import Candidate, HysteresisState
+from activities.decisions.judgment import JudgmentResult, judge
 from qmtl_sdk.contracts.policy import Policy, policy_from
 
 NOW = datetime(2024, 1, 10, tzinfo=UTC)

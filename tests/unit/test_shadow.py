@@ -11,7 +11,7 @@ from qmtl_sdk.contracts.events import DATA
 
 def test_gateway_context_check() -> None:
     async def snippet() -> None:
-        from activities.worlds.context import ComputeContextService
+        from activities.submissions.context import ComputeContextService
         from qmtl_sdk.contracts.submission import StrategySubmit
 
         submit = StrategySubmit(
@@ -37,7 +37,7 @@ def test_gateway_context_check() -> None:
     ],
 )
 def test_no_other_hint_raises_the_domain(hint: str | None, domain: str) -> None:
-    from activities.worlds.context import ComputeContextService
+    from activities.submissions.context import ComputeContextService
     from qmtl_sdk.contracts.submission import StrategySubmit
 
     submit = StrategySubmit.model_validate(

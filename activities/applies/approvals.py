@@ -1,0 +1,152 @@
+"""Approvals and rejections of applies."""
+
+import uuid
+from typing import Literal
+
+from sqlalchemy import update
+from sqlmodel import col, select
+
+from activities.applies.status import apply_row, approval_of, approvals_of
+from activities.messages.apply import DirectApproval
+from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.tables import ApplyRow, ApprovalRow
+from qmtl_sdk.contracts.applies import ApplyPlan, Approval, ApprovalBody
+from qmtl_sdk.contracts.errors import QmtlError
+
+ApprovalVerdict = Literal["approve", "reject"]
+
+# The ids of approvals that the Gateway stored begin with this.
+STORED_APPROVAL = "approval:"
+
+# Characters of a direct signal's reason that are stored.
+_REASON_LENGTH = 500
+
+
+class SqlApprovals:
+    """Stores what people say about applies, and hands it to their workflows."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record(
+        self, world_id: str, run_id: str, actor: str, verdict: ApprovalVerdict, body: ApprovalBody
+    ) -> Approval:
+        """Store the approval or rejection of an authenticated person. Idempotent for the same verdict.
+
+        Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_ETAG, E_APPROVAL_OWN.
+        """
+        with self._database.write(actor) as tx:
+            tx.lock(f"world:{world_id}")
+            row = apply_row(tx.session, world_id, run_id)
+            query = select(ApprovalRow).where(
+                ApprovalRow.world_id == world_id,
+                ApprovalRow.subject == run_id,
+                ApprovalRow.actor == actor,
+                ApprovalRow.via == "gateway",
+            )
+            earlier = tx.session.exec(query).first()
+            if earlier is not None and earlier.verdict == verdict:
+                return approval_of(earlier)
+            if row.ended_at is not None or row.state not in ("requested", "approval"):
+                raise QmtlError(
+                    "E_APPLY_ENDED",
+                    f"{run_id} no longer waits for approval: it is {row.outcome or f'at {row.state}'}",
+                    "qmtl world applies W lists the running ones",
+                )
+            plan = ApplyPlan.model_validate_json(row.plan)
+            if body.etag and body.etag != plan.etag:
+                raise QmtlError(
+                    "E_ETAG",
+                    "that is the etag of another plan",
+                    "read the current plan, then repeat",
+                    etag=plan.etag,
+                )
+            if verdict == "approve" and actor == row.requested_by:
+                raise QmtlError(
+                    "E_APPROVAL_OWN",
+                    f"{actor} requested {run_id}, and nobody approves their own request",
+                    "another person approves it (on this machine, to try it: --as ana)",
+                )
+            approval = ApprovalRow(
+                approval_id=f"{STORED_APPROVAL}{uuid.uuid4().hex}",
+                world_id=world_id,
+                subject=run_id,
+                actor=actor,
+                verdict=verdict,
+                reason=body.reason,
+                via="gateway",
+                counts=True,
+                at=utc_now(),
+            )
+            return self._store(tx, approval)
+
+    def record_direct(self, signal: DirectApproval) -> Approval:
+        """Store an approval that was signalled straight to Temporal, under the name that it claims.
+
+        The plan says whether it counts. Idempotent by approval_id. Raises QmtlError (E_APPLY_UNKNOWN).
+        """
+        with self._database.write("temporal") as tx:
+            tx.lock(f"world:{signal.world_id}")
+            done = tx.session.get(ApprovalRow, signal.approval_id)
+            if done is not None:
+                return approval_of(done)
+            row = apply_row(tx.session, signal.world_id, signal.run_id)
+            stage = ApplyPlan.model_validate_json(row.plan).approval
+            own = signal.verdict == "approve" and signal.actor == row.requested_by
+            approval = ApprovalRow(
+                approval_id=signal.approval_id,
+                world_id=signal.world_id,
+                subject=signal.run_id,
+                actor=signal.actor,
+                verdict=signal.verdict,
+                reason=signal.reason[:_REASON_LENGTH],
+                via="direct",
+                counts=stage.direct_signals and bool(signal.actor) and not own,
+                at=utc_now(),
+            )
+            return self._store(tx, approval)
+
+    @staticmethod
+    def _store(tx: Transaction, row: ApprovalRow) -> Approval:
+        tx.session.add(row)
+        approval = approval_of(row)
+        data = {
+            "world_id": row.world_id,
+            "run_id": row.subject,
+            "actor": row.actor,
+            "verdict": row.verdict,
+            "via": row.via,
+            "counts": row.counts,
+        }
+        tx.record(
+            f"approval.{'given' if row.verdict == 'approve' else 'rejected'}",
+            row.world_id,
+            row.subject,
+            after=approval.json_dict(),
+            correlation_id=row.subject,
+            data=data,
+        )
+        return approval
+
+    def unread(self) -> list[tuple[str, str, Approval]]:
+        """List stored approvals that their workflow has not read yet: world, run, approval."""
+        with self._database.read() as session:
+            query = select(ApprovalRow, ApplyRow).where(
+                ApprovalRow.via == "gateway",
+                col(ApprovalRow.taken_at).is_(None),
+                ApplyRow.world_id == ApprovalRow.world_id,
+                ApplyRow.run_id == ApprovalRow.subject,
+                col(ApplyRow.ended_at).is_(None),
+            )
+            return [(row.world_id, row.subject, approval_of(row)) for row, _ in session.exec(query)]
+
+    def read(self, world_id: str, run_id: str) -> tuple[Approval, ...]:
+        """List all approvals of an apply, and mark them as read by its workflow."""
+        with self._database.write("apply", bookkeeping=True) as tx:
+            fresh = (
+                col(ApprovalRow.world_id) == world_id,
+                col(ApprovalRow.subject) == run_id,
+                col(ApprovalRow.taken_at).is_(None),
+            )
+            tx.session.connection().execute(update(ApprovalRow).where(*fresh).values(taken_at=utc_now()))
+            return approvals_of(tx.session, world_id, run_id)

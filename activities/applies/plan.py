@@ -1,0 +1,286 @@
+"""The plan of an apply: a pure function of what is asked for and what the world is now.
+
+1. Which strategies: those that the fresh decision has active and that nothing holds back (fingerprint, signals, the stage before, its window).
+2. Which stages: approvals as the policy wants them for the furthest step up, then freeze, drain, switch, unfreeze.
+3. A rollback takes what an earlier apply found, except that it switches nothing on that the newest decision has off.
+
+Whatever can't be planned is refused here, before anything has changed.
+"""
+
+from collections.abc import Sequence
+
+from activities.applies.conditions import held_back
+from activities.applies.context import PlanningContext, Snapshot
+from qmtl_sdk.contracts.applies import (
+    MODE_OF,
+    ApplyPlan,
+    ApplyRequest,
+    AwaitApprovals,
+    Change,
+    Drain,
+    Freeze,
+    LeftOut,
+    Stage,
+    StrategyAllocation,
+    Switch,
+    Unfreeze,
+    rank_of,
+)
+from qmtl_sdk.contracts.domains import domain_of
+from qmtl_sdk.contracts.durations import format_duration
+from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.worlds import DecisionEnvelope, StrategyDecision, World
+
+
+def plan_apply(request: ApplyRequest, requested_by: str, context: PlanningContext) -> ApplyPlan:
+    """Raises QmtlError: E_WORLD_ARCHIVED, E_SHARE_POLICY, E_FINGERPRINT_MISSING, E_LIVE_NOT_ALLOWED, E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN, E_WEIGHT, E_APPLY_EMPTY, E_ETAG."""
+    context.world.require_active()
+    _pinned(context.policy)
+    _as_seen(request, context)
+    target = _target(request, context)
+    decision = _fresh(context)
+    known = {item.strategy_id for item in decision.strategies}
+    for strategy_id in (*request.strategies, *request.weights):
+        if strategy_id not in known:
+            raise QmtlError(
+                "E_STRATEGY_UNKNOWN",
+                f"world {context.world.spec.world} has not decided about {strategy_id[:80]}{nearest(strategy_id, sorted(known))}",
+                "submit it first",
+            )
+    changes, left_out = [], []
+    for item in decision.strategies:
+        if request.strategies and item.strategy_id not in request.strategies:
+            continue
+        before = context.allocation(item.strategy_id)
+        after, why = _after(item, before, target, request, context)
+        if why:
+            left_out.append(LeftOut(strategy_id=item.strategy_id, name=item.name, why=why))
+        elif after != before:
+            changes.append(Change(strategy_id=item.strategy_id, name=item.name, before=before, after=after))
+    if not changes:
+        raise _empty(context, left_out)
+    goes_live = any(change.after.active and change.after.mode == "live" for change in changes)
+    live_after = context.live_edge or (
+        goes_live and context.policy.gating_policy.edges.post_promotion.enable_edges_to == "live"
+    )
+    fingerprint = context.policy.gating_policy.dataset_fingerprint or ""
+    return _plan(
+        request, requested_by, context, str(domain_of(target)), changes, left_out, live_after, fingerprint
+    )
+
+
+def plan_rollback(
+    request: ApplyRequest, requested_by: str, context: PlanningContext, snapshot: Snapshot
+) -> ApplyPlan:
+    """Back to what the apply `request.rollback_of` found. Raises QmtlError: E_WORLD_ARCHIVED, E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED."""
+    context.world.require_active()
+    _as_seen(request, context)
+    wanted = (
+        {item.strategy_id for item in context.decision.strategies if item.active}
+        if context.decision
+        else set()
+    )
+    changes, left_out = [], []
+    for strategy_id in sorted({*snapshot.allocations, *(item.strategy_id for item in context.activations)}):
+        before, after = (
+            context.allocation(strategy_id),
+            snapshot.allocations.get(strategy_id, StrategyAllocation()),
+        )
+        name = context.evidence[strategy_id].name if strategy_id in context.evidence else ""
+        if after.active and after.rank > before.rank and strategy_id not in wanted:
+            left_out.append(LeftOut(strategy_id=strategy_id, name=name, why="the newest decision has it off"))
+        elif after != before:
+            changes.append(Change(strategy_id=strategy_id, name=name, before=before, after=after))
+    opens = snapshot.live_edge and not context.live_edge
+    if not context.world.spec.allow_live and (
+        opens or any(change.after.mode == "live" and change.goes_up for change in changes)
+    ):
+        raise _no_live(context.world)
+    return _plan(
+        request,
+        requested_by,
+        context,
+        "before",
+        changes,
+        left_out,
+        snapshot.live_edge,
+        snapshot.fingerprint,
+    )
+
+
+def _after(
+    item: StrategyDecision,
+    before: StrategyAllocation,
+    target: str,
+    request: ApplyRequest,
+    context: PlanningContext,
+) -> tuple[StrategyAllocation, str]:
+    """Where a strategy comes to, or why it is not taken along."""
+    if not item.active:
+        return StrategyAllocation(), ""
+    if before.active and rank_of(before.mode) > rank_of(target):
+        return before, ""  # it is further already
+    weight = request.weights.get(item.strategy_id, item.weight)
+    after = StrategyAllocation(active=True, mode=target, weight=weight)
+    if before.mode == target and before.active:
+        return after, ""
+    return (before, why) if (why := held_back(item.strategy_id, before, target, context)) else (after, "")
+
+
+def _target(request: ApplyRequest, context: PlanningContext) -> str:
+    """The mode to come to. Raises QmtlError (E_LIVE_NOT_ALLOWED)."""
+    highest = context.policy.highest_mode
+    active = (
+        [item.strategy_id for item in context.decision.strategies if item.active] if context.decision else []
+    )
+    all_in_paper = bool(active) and all(
+        context.allocation(strategy_id).rank >= rank_of("paper") for strategy_id in active
+    )
+    target = (
+        MODE_OF[request.to]
+        if request.to
+        else "live"
+        if highest == "live" and context.world.spec.allow_live and all_in_paper
+        else "paper"
+    )
+    if target == "live" and not context.world.spec.allow_live:
+        raise _no_live(context.world)
+    if rank_of(target) > rank_of(highest):
+        to = context.policy.gating_policy.domains.to
+        raise QmtlError(
+            "E_LIVE_NOT_ALLOWED" if target == "live" else "E_APPLY_EMPTY",
+            f"the policy lets strategies go no further than {to}",
+            "add a policy version with gating_policy.domains.to",
+        )
+    return target
+
+
+def _empty(context: PlanningContext, left_out: Sequence[LeftOut]) -> QmtlError:
+    why = "; ".join(str(item) for item in left_out[:5])
+    return QmtlError(
+        "E_APPLY_EMPTY",
+        f"there is nothing to change in {context.world.spec.world}{f': {why}' if why else ''}",
+        "qmtl world explain W STRATEGY says where a strategy stands",
+    )
+
+
+def _no_live(world: World) -> QmtlError:
+    return QmtlError(
+        "E_LIVE_NOT_ALLOWED",
+        f"world {world.spec.world} does not allow live",
+        "an operator allows it with: qmtl world allow-live W",
+    )
+
+
+def _as_seen(request: ApplyRequest, context: PlanningContext) -> None:
+    """Raises QmtlError (E_ETAG) where the plan would be another than the one that was looked at."""
+    if request.etag and request.etag != context.etag:
+        raise QmtlError(
+            "E_ETAG",
+            "the world has changed since that plan was made",
+            "look at the new plan (--dry-run), and ask again",
+            etag=context.etag,
+        )
+
+
+def _pinned(policy: Policy) -> None:
+    gating = policy.gating_policy
+    if gating.dataset_fingerprint is None:
+        raise QmtlError(
+            "E_FINGERPRINT_MISSING",
+            "the policy pins no data: gating_policy.dataset_fingerprint is missing",
+            "add a policy version with it; qmtl world status prints the fingerprint of the evidence",
+        )
+    if gating.share_policy is None:
+        raise QmtlError(
+            "E_SHARE_POLICY",
+            "the policy does not say what domains may share",
+            "add a policy version with gating_policy.share_policy: feature-artifacts-only",
+        )
+
+
+def _fresh(context: PlanningContext) -> DecisionEnvelope:
+    decision, world = context.decision, context.world.spec.world
+    if decision is None:
+        raise QmtlError(
+            "E_DECISION_UNKNOWN",
+            f"world {world} has not been judged yet",
+            "submit a strategy, or qmtl world decide",
+        )
+    age = (context.now - decision.decided_at).total_seconds()
+    if age > decision.ttl:
+        raise QmtlError(
+            "E_DECISION_UNKNOWN",
+            f"the newest decision of {world} is {format_duration(age)} old, its ttl is {format_duration(decision.ttl)}",
+            "judge it anew: qmtl world decide",
+        )
+    return decision
+
+
+def _plan(
+    request: ApplyRequest,
+    requested_by: str,
+    context: PlanningContext,
+    target: str,
+    changes: Sequence[Change],
+    left_out: Sequence[LeftOut],
+    live_edge: bool,
+    fingerprint: str,
+) -> ApplyPlan:
+    total = sum(change.after.weight for change in changes if change.after.active)
+    total += sum(
+        item.weight
+        for item in context.activations
+        if item.active and item.strategy_id not in {change.strategy_id for change in changes}
+    )
+    if total > 1 + 1e-9 and any(change.goes_up for change in changes):
+        raise QmtlError(
+            "E_WEIGHT",
+            f"the weights of the active strategies would add up to {total:.4g}, more than the world",
+            "give smaller weights",
+        )
+    if not changes and live_edge == context.live_edge and fingerprint == context.world.pinned_fingerprint:
+        raise _empty(context, left_out)
+    gating = context.policy.gating_policy
+    # An edge to live that is opened is a step to live, whoever stands behind it.
+    up = [
+        *(change.after.mode for change in changes if change.goes_up),
+        *(["live"] if live_edge and not context.live_edge else []),
+    ]
+    required = max((gating.approvals_for(mode) for mode in up), default=0)
+    acks, drain = gating.apply.freeze_timeout_ms / 1000, gating.apply.drain_timeout_ms / 1000
+    stages: tuple[Stage, ...] = (
+        AwaitApprovals(
+            required=required,
+            roles=gating.approvals.roles,
+            expires_s=gating.approvals.expires,
+            direct_signals=gating.approvals.direct_signals,
+            requested_by=requested_by,
+        ),
+        Freeze(
+            close_live_edge=context.live_edge and gating.edges.pre_promotion.disable_edges_to == "live",
+            ack_timeout_s=acks,
+        ),
+        Drain(timeout_s=drain),
+        Switch(changes=len(changes), open_live_edge=live_edge),
+        Unfreeze(ack_timeout_s=acks),
+    )
+    assert context.policy.version is not None  # a stored policy has one
+    return ApplyPlan(
+        world_id=context.world.spec.world,
+        run_id=request.run_id,
+        target=target,
+        requested_by=requested_by,
+        reason=request.reason,
+        rollback_of=request.rollback_of,
+        changes=tuple(changes),
+        left_out=tuple(left_out),
+        live_edge_before=context.live_edge,
+        live_edge_after=live_edge,
+        fingerprint_before=context.world.pinned_fingerprint,
+        fingerprint_after=fingerprint,
+        policy_version=context.policy.version,
+        etag=context.etag,
+        stages=stages,
+    )

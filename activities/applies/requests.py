@@ -1,0 +1,161 @@
+"""Requests for applies: plan them, store them, list them."""
+
+from collections.abc import Callable
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from activities.applies.context import PlanningContext, Snapshot
+from activities.applies.plan import plan_apply, plan_rollback
+from activities.applies.planning_context import planning_context
+from activities.applies.status import apply_row, running_apply, status_of
+from activities.applies.steps import begin_step
+from activities.fence.state import OPEN, locked_fence
+from activities.storage.database import Database, utc_now
+from activities.storage.tables import ApplyRow
+from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus
+from qmtl_sdk.contracts.errors import QmtlError
+
+
+class SqlApplyRequests:
+    """Plans applies, stores requests with their plans, and finds them again."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def plan(self, world_id: str, request: ApplyRequest, actor: str) -> ApplyPlan:
+        """Plan an apply without storing anything. Raises QmtlError as `plan_apply` does."""
+        with self._database.read() as session:
+            return self._plan(session, world_id, request, actor)
+
+    def request(
+        self,
+        world_id: str,
+        request: ApplyRequest,
+        actor: str,
+        check: Callable[[ApplyPlan], None] = lambda _: None,
+    ) -> ApplyStatus:
+        """Store a request with its plan. `check` may refuse the plan by raising.
+
+        Idempotent by run_id. Raises QmtlError: as `plan_apply`, E_RUN_ID_REUSED, E_APPLY_RUNNING, E_WORLD_FROZEN.
+        """
+        with self._database.write(actor) as tx:
+            tx.lock(f"world:{world_id}")
+            known = tx.session.get(ApplyRow, (world_id, request.run_id))
+            if known is not None:
+                if known.body != request.model_dump_json():
+                    raise QmtlError(
+                        "E_RUN_ID_REUSED",
+                        f"run {request.run_id} was requested before with another body",
+                        "give another apply another run_id",
+                    )
+                return status_of(tx.session, known)
+            running = running_apply(tx.session, world_id)
+            if running is not None:
+                raise QmtlError(
+                    "E_APPLY_RUNNING",
+                    f"{running.run_id} of {running.requested_by} is running in {world_id}, at {running.state}",
+                    "wait for it, or abort it",
+                    run_id=running.run_id,
+                )
+            fence = locked_fence(tx, world_id)
+            if fence.state != OPEN:
+                raise QmtlError(
+                    "E_WORLD_FROZEN",
+                    f"{world_id} is {fence.state}: {fence.holder} left it in that state",
+                    "check that run; then qmtl world resume W",
+                )
+            plan = self._plan(tx.session, world_id, request, actor)
+            check(plan)
+            seq = (tx.session.exec(select(func.max(ApplyRow.seq))).one() or 0) + 1
+            row = ApplyRow(
+                world_id=world_id,
+                run_id=request.run_id,
+                seq=seq,
+                body=request.model_dump_json(),
+                plan=plan.model_dump_json(),
+                requested_by=actor,
+                requested_at=utc_now(),
+                state="requested",
+                epoch_before=fence.epoch,
+            )
+            tx.session.add(row)
+            begin_step(tx, row, "requested")
+            data = {"world_id": world_id, "run_id": request.run_id, "state": "requested", "title": plan.title}
+            tx.record(
+                "apply.requested",
+                world_id,
+                request.run_id,
+                after={"request": request.json_dict(), "plan": plan.json_dict()},
+                correlation_id=request.run_id,
+                data=data,
+            )
+            return status_of(tx.session, row)
+
+    def planning_context(self, world_id: str) -> PlanningContext:
+        """Read the world as the planner does. Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING."""
+        with self._database.read() as session:
+            return planning_context(session, world_id)
+
+    def _plan(self, session: Session, world_id: str, request: ApplyRequest, actor: str) -> ApplyPlan:
+        context = planning_context(session, world_id)
+        if not request.rollback_of:
+            return plan_apply(request, actor, context)
+        earlier = session.get(ApplyRow, (world_id, request.rollback_of))
+        if earlier is None:
+            raise QmtlError(
+                "E_APPLY_UNKNOWN",
+                f"there is no apply {request.rollback_of} in {world_id}",
+                "qmtl world applies W lists them",
+            )
+        if earlier.outcome != "completed":
+            raise QmtlError(
+                "E_APPLY_EMPTY",
+                f"{request.rollback_of} has changed nothing: it is {earlier.outcome or earlier.state}",
+                "roll back one that is completed",
+            )
+        return plan_rollback(request, actor, context, Snapshot.model_validate_json(earlier.snapshot))
+
+    def find(self, world_id: str, run_id: str) -> ApplyStatus:
+        """Read one apply. Raises QmtlError (E_APPLY_UNKNOWN)."""
+        with self._database.read() as session:
+            return status_of(session, apply_row(session, world_id, run_id))
+
+    def newest(self, world_id: str, limit: int = 20) -> list[ApplyStatus]:
+        """List the applies of a world, newest first."""
+        with self._database.read() as session:
+            rows = session.exec(
+                select(ApplyRow)
+                .where(ApplyRow.world_id == world_id)
+                .order_by(col(ApplyRow.seq).desc())
+                .limit(limit)
+            ).all()
+            return [status_of(session, row) for row in rows]
+
+    def unfinished(self) -> list[tuple[str, str]]:
+        """List world and run of every apply that has not ended, oldest first."""
+        with self._database.read() as session:
+            return [
+                (row.world_id, row.run_id)
+                for row in session.exec(
+                    select(ApplyRow).where(col(ApplyRow.ended_at).is_(None)).order_by(col(ApplyRow.seq))
+                )
+            ]
+
+    def record_abort(self, world_id: str, run_id: str, actor: str, reason: str) -> None:
+        """Audit who requested an abort, before the workflow gets it. An abort without such an entry went straight to Temporal.
+
+        Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED.
+        """
+        with self._database.write(actor) as tx:
+            tx.lock(f"world:{world_id}")
+            row = apply_row(tx.session, world_id, run_id)
+            if row.ended_at is not None:
+                raise QmtlError(
+                    "E_APPLY_ENDED",
+                    f"{run_id} has ended: {row.outcome}",
+                    "there is nothing to abort; qmtl world rollback W --to RUN_ID undoes what it did",
+                )
+            tx.record(
+                "apply.abort_requested", world_id, run_id, after={"reason": reason}, correlation_id=run_id
+            )

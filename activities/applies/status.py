@@ -1,0 +1,125 @@
+"""The status of an apply, as people and the API read it."""
+
+from datetime import datetime
+
+from sqlmodel import Session, col, select
+
+from activities.fence.acknowledgements import acknowledgements
+from activities.messages.apply import GateChange
+from activities.storage.database import Transaction
+from activities.storage.tables import ApplyRow, ApplyStepRow, ApprovalRow
+from qmtl_sdk.contracts.applies import Acknowledgement, ApplyPlan, ApplyStatus, Approval, Step
+from qmtl_sdk.contracts.errors import QmtlError
+
+
+def apply_row(session: Session, world_id: str, run_id: str) -> ApplyRow:
+    """Read an apply's row. Raises QmtlError (E_APPLY_UNKNOWN)."""
+    row = session.get(ApplyRow, (world_id, run_id))
+    if row is None:
+        raise apply_unknown(world_id, run_id)
+    return row
+
+
+def apply_unknown(world_id: str, run_id: str) -> QmtlError:
+    """Build the error for an apply that does not exist."""
+    return QmtlError(
+        "E_APPLY_UNKNOWN",
+        f"there is no apply {run_id[:80]!r} in {world_id[:64]}",
+        "qmtl world applies W lists them",
+    )
+
+
+def status_of(session: Session, row: ApplyRow) -> ApplyStatus:
+    """Read everything about an apply: plan, steps, approvals and acknowledgements."""
+    steps = session.exec(
+        select(ApplyStepRow)
+        .where(ApplyStepRow.world_id == row.world_id, ApplyStepRow.run_id == row.run_id)
+        .order_by(col(ApplyStepRow.started_at))
+    ).all()
+    acks: list[Acknowledgement] = []
+    for step in steps:
+        if step.step in ("freeze", "unfreeze"):
+            change = GateChange.model_validate_json(step.answer)
+            acks += acknowledgements(session, row.world_id, change, step.step)
+    return ApplyStatus.model_validate(
+        {
+            "world_id": row.world_id,
+            "run_id": row.run_id,
+            "state": row.outcome or row.state,
+            "outcome": row.outcome or None,
+            "reason": row.reason,
+            "requested_by": row.requested_by,
+            "requested_at": row.requested_at,
+            "ended_at": row.ended_at,
+            "epoch_before": row.epoch_before,
+            "epoch_after": row.epoch_after,
+            "plan": ApplyPlan.model_validate_json(row.plan),
+            "approvals": approvals_of(session, row.world_id, row.run_id),
+            "steps": [
+                Step(
+                    name=step.step,
+                    started=datetime.fromisoformat(step.started_at),
+                    ended=datetime.fromisoformat(step.ended_at) if step.ended_at else None,
+                )
+                for step in steps
+                if step.step != "end"
+            ],
+            "acks": acks,
+        }
+    )
+
+
+def approvals_of(session: Session, world_id: str, subject: str) -> tuple[Approval, ...]:
+    """List the approvals and rejections of an apply, oldest first."""
+    rows = session.exec(
+        select(ApprovalRow)
+        .where(ApprovalRow.world_id == world_id, ApprovalRow.subject == subject)
+        .order_by(col(ApprovalRow.at))
+    )
+    return tuple(approval_of(row) for row in rows)
+
+
+def approval_of(row: ApprovalRow) -> Approval:
+    """Convert an approval's row."""
+    return Approval.model_validate(
+        {
+            "approval_id": row.approval_id,
+            "actor": row.actor,
+            "verdict": row.verdict,
+            "reason": row.reason,
+            "via": row.via,
+            "counts": row.counts,
+            "at": datetime.fromisoformat(row.at),
+        }
+    )
+
+
+def running_apply(session: Session, world_id: str) -> ApplyRow | None:
+    """Find the apply that is running in a world. There is at most one."""
+    return session.exec(
+        select(ApplyRow).where(ApplyRow.world_id == world_id, col(ApplyRow.ended_at).is_(None))
+    ).first()
+
+
+def record_progress(
+    tx: Transaction,
+    row: ApplyRow,
+    action: str,
+    state: str,
+    *,
+    before: object = None,
+    after: object,
+    **data: str,
+) -> None:
+    """Audit and publish a step of an apply. `data` is added to the event."""
+    published = {"world_id": row.world_id, "run_id": row.run_id, "state": state, **data}
+    tx.record(
+        action,
+        row.world_id,
+        row.run_id,
+        before=before,
+        after=after,
+        correlation_id=row.run_id,
+        event="apply.state",
+        data=published,
+    )

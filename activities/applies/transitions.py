@@ -1,0 +1,221 @@
+"""What each step of an apply changes, within the step's transaction. `SqlApplySteps` does each of them once."""
+
+import json
+from datetime import UTC, datetime
+
+from sqlmodel import Session
+
+from activities.applies.context import Snapshot, allocation_of
+from activities.applies.status import record_progress
+from activities.decisions.sql import newest_decision
+from activities.fence.activations import (
+    activation_etag,
+    activation_hashes,
+    activations_of,
+    change_activation,
+    entry_hashes,
+)
+from activities.fence.state import (
+    OPEN,
+    drain_fence,
+    freeze_fence,
+    log_fence_change,
+    open_fence,
+    set_live_edge,
+)
+from activities.graph.sql import SqlGraphStore, stored_dag
+from activities.messages.apply import ApplyOutcome, GateChange, StepDone
+from activities.storage.database import Transaction, utc_now
+from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow, WorldRow
+from activities.worlds.specs import pin_fingerprint, set_node_states
+from qmtl_sdk.contracts.applies import ApplyPlan, Change, StrategyAllocation, plan_etag
+from qmtl_sdk.contracts.domains import Domain, domain_of
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.worlds import ActivationEnvelope
+
+# Characters of an outcome's reason that are stored.
+_REASON_LENGTH = 1000
+
+
+def await_approval(tx: Transaction, row: ApplyRow, _: FenceRow) -> StepDone:
+    """Record that the apply waits for approvals."""
+    title = ApplyPlan.model_validate_json(row.plan).title
+    record_progress(tx, row, "apply.waiting", "approval", after={"state": "approval"}, title=title)
+    return StepDone()
+
+
+def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
+    """Take a snapshot of the world, and refuse orders under a new epoch."""
+    plan = ApplyPlan.model_validate_json(row.plan)
+    if fence.state != OPEN:
+        raise QmtlError(
+            "E_WORLD_FROZEN", f"{row.world_id} is {fence.state} by {fence.holder}", "resume it first"
+        )
+    with tx.session.no_autoflush:  # orders wait for this transaction, so its changes are written together
+        world = tx.session.get_one(WorldRow, row.world_id)
+        activations = _require_unchanged(tx.session, world, plan, fence.live_edge)
+    row.snapshot = Snapshot(
+        allocations={item.strategy_id: allocation_of(item) for item in activations},
+        live_edge=fence.live_edge,
+        fingerprint=world.pinned_fingerprint,
+    ).model_dump_json()
+    row.epoch_before = fence.epoch
+    close_edge = plan.live_edge_before and plan.freeze.close_live_edge
+    change = freeze_fence(tx, fence, row.run_id, close_edge, entry_hashes(activations))
+    return _gate_change(change)
+
+
+def drain(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
+    """Let open orders finish while new ones are refused."""
+    _require_holder(fence, row.run_id)
+    drain_fence(tx, fence, row.run_id)
+    return StepDone()
+
+
+def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
+    """Change activations, queues, the edge to live and the pinned fingerprint, as the plan says."""
+    _require_holder(fence, row.run_id)
+    plan = ApplyPlan.model_validate_json(row.plan)
+    world = tx.session.get_one(WorldRow, row.world_id)
+    _require_unchanged(tx.session, world, plan, plan.live_edge_before)  # the freeze has closed the edge
+    goes_live = any(
+        change.after.active and change.after.mode == "live" and change.goes_up for change in plan.changes
+    )
+    if not fence.allow_live and (plan.live_edge_after or goes_live):
+        raise QmtlError(
+            "E_LIVE_NOT_ALLOWED",
+            f"world {row.world_id} does not allow live any more",
+            "an operator allows it with: qmtl world allow-live W",
+        )
+    _set_allocations(tx, world, {change.strategy_id: change.after for change in plan.changes}, row.run_id)
+    for change in plan.changes:
+        _bind_queues(tx, row.world_id, change)
+    edge = "opened" if plan.live_edge_after else "closed"
+    set_live_edge(tx, fence, plan.live_edge_after, f"{edge} by {row.run_id}")
+    pin_fingerprint(tx, world, plan.fingerprint_after)
+    log_fence_change(tx, fence, "switch", row.run_id)
+    after = {
+        "changes": [change.json_dict() for change in plan.changes],
+        "live_edge": plan.live_edge_after,
+        "fingerprint": plan.fingerprint_after,
+    }
+    before = json.loads(row.snapshot)
+    record_progress(tx, row, "apply.switched", "switch", before=before, after=after, title=plan.title)
+    return StepDone()
+
+
+def restore(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
+    """Restore the snapshot of the freeze. The world stays closed."""
+    _require_holder(fence, row.run_id)
+    _restore_snapshot(tx, row, fence)
+    log_fence_change(tx, fence, "restore", row.run_id)
+    record_progress(tx, row, "apply.restored", "restore", after=json.loads(row.snapshot))
+    return StepDone()
+
+
+def unfreeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
+    """Accept orders again under a new epoch. Without a switch, the snapshot of the freeze is restored first."""
+    _require_holder(fence, row.run_id)
+    if tx.session.get(ApplyStepRow, (row.world_id, row.run_id, "switch")) is None:
+        _restore_snapshot(tx, row, fence)
+    change = open_fence(tx, fence, row.run_id, newest_decision(tx.session, row.world_id))
+    row.epoch_after = fence.epoch
+    return _gate_change(change)
+
+
+def conclude(tx: Transaction, row: ApplyRow, fence: FenceRow, outcome: ApplyOutcome, reason: str) -> StepDone:
+    """Record how the apply ended."""
+    if outcome != "frozen" and fence.holder == row.run_id:
+        raise RuntimeError(f"{row.run_id} would end as {outcome} and still holds {row.world_id}")
+    row.outcome = outcome
+    row.reason = reason[:_REASON_LENGTH]
+    row.ended_at = utc_now()
+    row.epoch_after = fence.epoch
+    after = {"outcome": outcome, "reason": row.reason, "epoch": fence.epoch}
+    record_progress(tx, row, "apply.ended", outcome, after=after, reason=row.reason)
+    return StepDone()
+
+
+def _gate_change(activation: ActivationEnvelope) -> GateChange:
+    return GateChange(epoch=activation.epoch, sequence=activation.sequence, at=activation.ts)
+
+
+def _require_unchanged(
+    session: Session, world: WorldRow, plan: ApplyPlan, live_edge: bool
+) -> list[ActivationEnvelope]:
+    """Return the world's activations. Raises QmtlError (E_ETAG) where the world changed since the plan was made."""
+    activations = activations_of(session, plan.world_id)
+    etag = plan_etag(
+        [(item.strategy_id, item.etag) for item in activations],
+        world.pinned_fingerprint,
+        live_edge,
+        world.policy_version,
+    )
+    if etag != plan.etag:
+        raise QmtlError(
+            "E_ETAG",
+            f"{plan.world_id} has changed since the plan was made: its activations, policy or edge to live",
+            "request a new apply",
+            etag=etag,
+        )
+    return activations
+
+
+def _require_holder(fence: FenceRow, run_id: str) -> None:
+    if fence.holder != run_id:
+        holder = fence.holder or "nobody"
+        raise QmtlError(
+            "E_WORLD_FROZEN",
+            f"{run_id} does not hold {fence.world_id}: {holder} does",
+            "check the apply that does",
+        )
+
+
+def _set_allocations(
+    tx: Transaction, world: WorldRow, allocations: dict[str, StrategyAllocation], run_id: str
+) -> None:
+    """Give strategies their allocations: the stage and weight that they trade with."""
+    activations = {item.strategy_id: item for item in activations_of(tx.session, world.world_id)}
+    entries = activation_hashes(tx.session, world.world_id)
+    for strategy_id, after in sorted(allocations.items()):
+        before = activations.get(strategy_id)
+        mode = after.mode if after.active else "validate"
+        etag = activation_etag(world.world_id, strategy_id, after.active, after.weight, mode)
+        if before is not None and before.etag == etag:
+            continue
+        envelope = ActivationEnvelope.model_validate(
+            {
+                "world_id": world.world_id,
+                "strategy_id": strategy_id,
+                "side": before.side if before else "both",
+                "active": after.active,
+                "weight": after.weight,
+                "effective_mode": mode,
+                "etag": etag,
+                "run_id": run_id,
+                "ts": datetime.now(UTC),
+            }
+        )
+        change_activation(tx, world, envelope, before, entries)
+
+
+def _bind_queues(tx: Transaction, world_id: str, change: Change) -> None:
+    """Create the strategy's queues in the domain that it enters; its nodes run there, and stop where it leaves."""
+    dag = stored_dag(tx.session, change.strategy_id)
+    if dag is None:
+        return
+    for side, state in ((change.before, "stopped"), (change.after, "running")):
+        domain = domain_of(side.mode)
+        if not side.active or domain not in (Domain.DRYRUN, Domain.LIVE):
+            continue
+        if state == "running":
+            SqlGraphStore.bind_queues(tx, world_id, domain.value, dag)
+        set_node_states(tx, world_id, domain.value, tuple(node.node_id for node in dag.nodes), state)
+
+
+def _restore_snapshot(tx: Transaction, row: ApplyRow, fence: FenceRow) -> None:
+    snapshot = Snapshot.model_validate_json(row.snapshot)
+    world = tx.session.get_one(WorldRow, row.world_id)
+    _set_allocations(tx, world, snapshot.allocations, row.run_id)
+    set_live_edge(tx, fence, snapshot.live_edge, f"restored by {row.run_id}")
+    pin_fingerprint(tx, world, snapshot.fingerprint)

@@ -1,0 +1,109 @@
+"""Activities of EvaluationWorkflow and RenewalWorkflow: judge a world, and list the worlds to renew."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from temporalio import activity
+
+from activities.artifacts.store import ArtifactStore
+from activities.decisions.correlation import Correlations
+from activities.decisions.judgment import etag_of, furthest, judge, summary
+from activities.decisions.sql import SqlDecisionStore
+from activities.decisions.store import DecisionInputs, StoredDecision
+from activities.fence.store import SqlFenceStore
+from activities.messages.evaluation import JudgeCommand, Judgment, RenewalDone, RenewalInput
+from activities.messages.stubs import DecisionActivityStubs
+from activities.worlds.policies import SqlPolicyStore
+from activities.worlds.specs import SqlWorldStore
+from qmtl_sdk.contracts.worlds import DecisionEnvelope
+
+# How often the schedule looks for decisions to renew.
+RENEW_EVERY = timedelta(minutes=1)
+
+# A decision is renewed when it becomes stale within two rounds of the schedule.
+RENEW_WITHIN = 2 * RENEW_EVERY
+
+# Strategies that the Temporal UI shows of a decision.
+_LINES = 30
+
+
+@dataclass(frozen=True)
+class DecisionStores:
+    """The stores that a judgment reads and writes."""
+
+    worlds: SqlWorldStore
+    policies: SqlPolicyStore
+    decisions: SqlDecisionStore
+    fence: SqlFenceStore
+    artifacts: ArtifactStore
+
+
+class DecisionActivities(DecisionActivityStubs):
+    """Judges worlds."""
+
+    def __init__(self, stores: DecisionStores) -> None:
+        self._stores = stores
+        self._correlations = Correlations(stores.artifacts)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def judge(self, command: JudgeCommand) -> Judgment:
+        """Judge the whole world, and store the decision as the answer to these requests.
+
+        Idempotent: requests that were answered get their decision again.
+        """
+        decisions = self._stores.decisions
+        answered = decisions.answered(command.request_ids)
+        if len(answered) == len(command.request_ids):
+            return _summary(max(answered.values(), key=lambda stored: stored.seq))
+        world = self._stores.worlds.world(command.world_id)
+        policy = self._stores.policies.policy(command.world_id)
+        assert policy.version is not None  # a stored policy has one
+        decided_at = datetime.now(UTC)
+        now = world.now(decided_at)
+        candidates = decisions.candidates(command.world_id)
+        before = decisions.hysteresis_states(command.world_id)
+        result = judge(policy, candidates, now, before, self._correlations, counts=not command.renewal)
+        activations = self._stores.fence.activations(command.world_id)
+        mode = furthest(policy.judged_mode, result.strategies, activations)
+        envelope = DecisionEnvelope(
+            world_id=command.world_id,
+            policy_version=policy.version,
+            effective_mode=mode,
+            judged_mode=policy.judged_mode,
+            reason=summary(result.strategies),
+            as_of=now,
+            decided_at=decided_at,
+            ttl=policy.decision_ttl,
+            etag=etag_of(command.world_id, policy.version, mode, result.strategies),
+            strategies=result.strategies,
+        )
+        inputs = DecisionInputs(
+            evidence=tuple(candidate.evidence_seq for candidate in candidates),
+            before=before,
+            after=result.states,
+        )
+        return _summary(
+            decisions.save_decision(command.request_ids, envelope, command.run_id, command.asked_by, inputs)
+        )
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def worlds_to_renew(self, command: RenewalInput) -> RenewalDone:
+        """List the worlds that trade on a decision which is stale, or will be within two rounds."""
+        until = datetime.now(UTC) + RENEW_WITHIN
+        return RenewalDone(worlds=tuple(self._stores.fence.trading_until(until)))
+
+
+def _summary(stored: StoredDecision) -> Judgment:
+    envelope = stored.envelope
+    lines = []
+    for item in envelope.strategies[:_LINES]:
+        result = f"active, rank {item.rank}, weight {item.weight:.3g}" if item.active else "not active"
+        lines.append((item.label, result, item.explanation))
+    return Judgment(
+        seq=stored.seq,
+        etag=envelope.etag,
+        reason=envelope.reason,
+        policy_version=envelope.policy_version,
+        strategies=len(envelope.strategies),
+        lines=tuple(lines),
+    )

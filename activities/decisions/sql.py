@@ -1,0 +1,212 @@
+"""Decisions in the database: envelopes, their inputs, and the hysteresis state after them."""
+
+from datetime import datetime, timedelta
+
+from sqlmodel import Session, col, select
+
+from activities.decisions.candidate import Candidate, HysteresisState
+from activities.decisions.evidence import candidate_of, newest_evidence
+from activities.decisions.store import DecisionInputs, StoredDecision
+from activities.fence.activations import apply_decision
+from activities.fence.state import OPEN, locked_fence, set_decision
+from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.tables import (
+    BindingRow,
+    DecisionInputsRow,
+    DecisionRow,
+    EvaluationRequestRow,
+    EvidenceRow,
+    HysteresisRow,
+)
+from activities.submissions.runs import evidence_of
+from activities.worlds.specs import world_row
+from qmtl_sdk.contracts.worlds import DecisionEnvelope
+
+
+class SqlDecisionStore:
+    """Decisions with their inputs, and the evidence and memory that the next one starts from."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save_decision(
+        self,
+        request_ids: tuple[str, ...],
+        envelope: DecisionEnvelope,
+        run_id: str,
+        asked_by: str = "",
+        inputs: DecisionInputs | None = None,
+    ) -> StoredDecision:
+        """Store a decision with its inputs, as the answer to these requests, and apply what it changes by itself.
+
+        Idempotent: a request that was answered keeps its answer. `asked_by` is the person who requested it, if any.
+        """
+        with self._database.write(asked_by or "evaluation") as tx:
+            tx.lock(f"world:{envelope.world_id}")
+            done = self._answered(tx.session, request_ids)
+            fresh = [request_id for request_id in request_ids if request_id not in done]
+            if not fresh:
+                return next(iter(done.values()))
+            fence = locked_fence(tx, envelope.world_id)
+            row = DecisionRow(
+                world_id=envelope.world_id,
+                policy_version=envelope.policy_version,
+                etag=envelope.etag,
+                body=envelope.model_dump_json(),
+                created_at=utc_now(),
+            )
+            tx.session.add(row)
+            tx.session.flush()
+            assert row.seq is not None  # given by the flush
+            for request_id in fresh:
+                tx.session.add(
+                    EvaluationRequestRow(
+                        request_id=request_id, world_id=envelope.world_id, decision_seq=row.seq
+                    )
+                )
+            self._store_inputs(tx, envelope.world_id, row.seq, inputs or DecisionInputs())
+            until = envelope.decided_at + timedelta(seconds=envelope.ttl)
+            set_decision(tx, fence, until.isoformat(timespec="microseconds"))
+            # While an apply holds the world nothing else changes it; its unfreeze applies the newest decision.
+            if fence.state == OPEN:
+                apply_decision(tx, world_row(tx.session, envelope.world_id), envelope, run_id)
+            active = {item.strategy_id: item.weight for item in envelope.strategies if item.active}
+            data = {
+                "world_id": envelope.world_id,
+                "etag": envelope.etag,
+                "policy_version": envelope.policy_version,
+                "effective_mode": envelope.effective_mode,
+                "decided_at": envelope.json_dict()["decided_at"],
+                "ttl": envelope.ttl,
+                "reason": envelope.reason,
+                "active": active,
+            }
+            after = {
+                "active": active,
+                "etag": envelope.etag,
+                "asked_by": asked_by,
+                "decided_at": data["decided_at"],
+                "ttl": envelope.ttl,
+            }
+            tx.record(
+                "decision.made",
+                envelope.world_id,
+                str(row.seq),
+                after=after,
+                correlation_id=run_id,
+                event="decision_updated",
+                about=envelope.world_id,
+                data=data,
+            )
+            return StoredDecision(seq=row.seq, envelope=envelope)
+
+    @staticmethod
+    def _store_inputs(tx: Transaction, world_id: str, seq: int, inputs: DecisionInputs) -> None:
+        """Store what the decision was made from, and the hysteresis state after it."""
+        tx.session.add(
+            DecisionInputsRow(
+                decision_seq=seq, world_id=world_id, body=inputs.model_dump_json(exclude={"after"})
+            )
+        )
+        for strategy_id, state in inputs.after.items():
+            tx.upsert(HysteresisRow(world_id=world_id, strategy_id=strategy_id, body=state.model_dump_json()))
+
+    def hysteresis_states(self, world_id: str) -> dict[str, HysteresisState]:
+        """Read the hysteresis state of each strategy, by strategy_id."""
+        with self._database.read() as session:
+            rows = session.exec(select(HysteresisRow).where(HysteresisRow.world_id == world_id))
+            return {row.strategy_id: HysteresisState.model_validate_json(row.body) for row in rows}
+
+    def history(
+        self, world_id: str, since: datetime | None = None, limit: int = 1000
+    ) -> list[tuple[DecisionEnvelope, DecisionInputs, tuple[Candidate, ...]]]:
+        """List the newest decisions, oldest first, each with its inputs and its candidates."""
+        query = select(DecisionRow, DecisionInputsRow).where(
+            DecisionRow.world_id == world_id, col(DecisionInputsRow.decision_seq) == col(DecisionRow.seq)
+        )
+        if since is not None:
+            query = query.where(DecisionRow.created_at >= since.isoformat(timespec="microseconds"))
+        with self._database.read() as session:
+            found = [
+                (
+                    DecisionEnvelope.model_validate_json(row.body),
+                    DecisionInputs.model_validate_json(stored.body),
+                )
+                for row, stored in session.exec(query.order_by(col(DecisionRow.seq).desc()).limit(limit))
+            ]
+            seqs = {seq for _, inputs in found for seq in inputs.evidence}
+            rows = session.exec(
+                select(EvidenceRow, BindingRow).where(
+                    col(EvidenceRow.seq).in_(seqs),
+                    BindingRow.world_id == EvidenceRow.world_id,
+                    BindingRow.strategy_id == EvidenceRow.strategy_id,
+                )
+            ).all()
+            candidates = {
+                row.seq: candidate_of(evidence_of(row), binding, row.seq)
+                for row, binding in rows
+                if row.seq is not None
+            }
+            return [
+                (envelope, inputs, tuple(candidates[seq] for seq in inputs.evidence))
+                for envelope, inputs in reversed(found)
+            ]
+
+    def answered(self, request_ids: tuple[str, ...]) -> dict[str, StoredDecision]:
+        """Find the decisions that answered these requests, by request_id."""
+        with self._database.read() as session:
+            return self._answered(session, request_ids)
+
+    def answer(self, request_id: str) -> DecisionEnvelope | None:
+        """Find the decision that answered a request; None where it was not answered."""
+        stored = self.answered((request_id,)).get(request_id)
+        return stored.envelope if stored else None
+
+    @staticmethod
+    def _answered(session: Session, request_ids: tuple[str, ...]) -> dict[str, StoredDecision]:
+        requests = session.exec(
+            select(EvaluationRequestRow).where(col(EvaluationRequestRow.request_id).in_(request_ids))
+        ).all()
+        rows = {
+            row.seq: row
+            for row in session.exec(
+                select(DecisionRow).where(col(DecisionRow.seq).in_({item.decision_seq for item in requests}))
+            )
+        }
+        decisions = {
+            seq: StoredDecision(seq=seq, envelope=DecisionEnvelope.model_validate_json(row.body))
+            for seq, row in rows.items()
+            if seq is not None
+        }
+        return {item.request_id: decisions[item.decision_seq] for item in requests}
+
+    def decision(self, world_id: str) -> DecisionEnvelope | None:
+        """Read the newest decision of a world."""
+        with self._database.read() as session:
+            return newest_decision(session, world_id)
+
+    def decisions(self, world_id: str, limit: int) -> list[DecisionEnvelope]:
+        """List the newest decisions of a world, newest first."""
+        with self._database.read() as session:
+            return newest_decisions(session, world_id, limit)
+
+    def candidates(self, world_id: str) -> tuple[Candidate, ...]:
+        """List the newest evidence of every strategy of a world that has any."""
+        with self._database.read() as session:
+            return newest_evidence(session, world_id)
+
+
+def newest_decisions(session: Session, world_id: str, limit: int) -> list[DecisionEnvelope]:
+    """List the newest decisions of a world, newest first."""
+    query = (
+        select(DecisionRow)
+        .where(DecisionRow.world_id == world_id)
+        .order_by(col(DecisionRow.seq).desc())
+        .limit(limit)
+    )
+    return [DecisionEnvelope.model_validate_json(row.body) for row in session.exec(query)]
+
+
+def newest_decision(session: Session, world_id: str) -> DecisionEnvelope | None:
+    """Read the newest decision of a world."""
+    return next(iter(newest_decisions(session, world_id, 1)), None)

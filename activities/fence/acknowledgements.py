@@ -1,0 +1,68 @@
+"""Acknowledgements of gate changes by sessions and Gateways, and the lease of each Gateway."""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlmodel import Session, select
+
+from activities.messages.apply import GateChange
+from activities.sessions.sql import sessions_since
+from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.tables import AckRow, GatewayRow
+from qmtl_sdk.contracts.applies import Acknowledgement
+
+
+class SqlGatewayLeases:
+    """Which Gateways serve this store now: an apply waits for their acknowledgements too."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def heartbeat(self, gateway_id: str, lease_s: float) -> None:
+        """Extend a Gateway's lease to `lease_s` seconds from now."""
+        with self._database.write(gateway_id, bookkeeping=True) as tx:
+            until = (datetime.now(UTC) + timedelta(seconds=lease_s)).isoformat(timespec="microseconds")
+            tx.upsert(GatewayRow(gateway_id=gateway_id, expires_at=until))
+
+    def end(self, gateway_id: str) -> None:
+        """End a Gateway's lease. Ending one that has ended changes nothing."""
+        with self._database.write(gateway_id, bookkeeping=True) as tx:
+            row = tx.session.get(GatewayRow, gateway_id)
+            if row is not None:
+                tx.session.delete(row)
+
+
+def record_ack(tx: Transaction, world_id: str, sequence: int, holder: str, kind: str, late: bool) -> None:
+    """Store that `holder` acknowledged the change with this sequence. The first acknowledgement stands."""
+    row = AckRow(world_id=world_id, sequence=sequence, holder=holder, kind=kind, at=utc_now(), late=late)
+    tx.insert_new([row])
+
+
+def acknowledgements(
+    session: Session, world_id: str, change: GateChange, phase: str
+) -> list[Acknowledgement]:
+    """List who must acknowledge a change, and who did.
+
+    Sessions and Gateways must that were there at the change and still are; whoever else acknowledged is listed too.
+    """
+    query = select(AckRow).where(AckRow.world_id == world_id, AckRow.sequence == change.sequence)
+    acks = {row.holder: row for row in session.exec(query)}
+    gateways = select(GatewayRow.gateway_id).where(GatewayRow.expires_at >= utc_now())
+    holders = dict.fromkeys(sessions_since(session, world_id, change.at), "session")
+    holders |= dict.fromkeys(session.exec(gateways), "gateway")
+    holders |= {holder: row.kind for holder, row in acks.items()}
+    found = []
+    for holder, kind in sorted(holders.items()):
+        row = acks.get(holder)
+        found.append(
+            Acknowledgement.model_validate(
+                {
+                    "sequence": change.sequence,
+                    "phase": phase,
+                    "kind": kind,
+                    "holder": holder,
+                    "at": row.at if row else None,
+                    "late": bool(row and row.late),
+                }
+            )
+        )
+    return found

@@ -1,0 +1,144 @@
+"""Activations: which strategies of a world may trade, in which stage and with which weight."""
+
+from collections.abc import Iterable
+
+from sqlmodel import Session, col, select
+
+from activities.storage.database import Transaction
+from activities.storage.tables import ActivationRow, WorldRow
+from qmtl_sdk.contracts.applies import rank_of
+from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.events import combined_hash, entry_hash
+from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, StrategyDecision
+
+
+def stage_after(
+    decision: StrategyDecision, envelope: DecisionEnvelope, before: ActivationEnvelope | None
+) -> tuple[str, float]:
+    """Return the mode and weight that a decision gives a strategy without an apply.
+
+    A decision may switch a strategy off at once, and on up to `judged_mode`. A strategy that an apply promoted further
+    keeps its stage and weight until another apply.
+    """
+    if not decision.active:
+        return "validate", 0.0
+    if (
+        before is not None
+        and before.active
+        and rank_of(before.effective_mode) > rank_of(envelope.judged_mode)
+    ):
+        return before.effective_mode or "validate", before.weight
+    return envelope.judged_mode, decision.weight
+
+
+def activation_of(
+    decision: StrategyDecision, envelope: DecisionEnvelope, run_id: str, etag: str, mode: str, weight: float
+) -> ActivationEnvelope:
+    """Build the activation that a decision calls for. It gets its sequence when it is stored."""
+    return ActivationEnvelope(
+        world_id=envelope.world_id,
+        strategy_id=decision.strategy_id,
+        side=decision.side,
+        active=decision.active,
+        weight=weight,
+        effective_mode=mode,
+        etag=etag,
+        run_id=run_id,
+        ts=envelope.decided_at,
+    )
+
+
+def activation_hashes(session: Session, world_id: str) -> dict[str, str]:
+    """Hash each activation of a world, including that of the whole world. Returns hashes by strategy_id."""
+    rows = session.exec(select(ActivationRow).where(ActivationRow.world_id == world_id))
+    return entry_hashes(ActivationEnvelope.model_validate_json(row.body) for row in rows)
+
+
+def entry_hashes(activations: Iterable[ActivationEnvelope]) -> dict[str, str]:
+    """Hash each of these activations. Returns hashes by strategy_id."""
+    return {item.strategy_id: entry_hash(item.json_dict()) for item in activations}
+
+
+def store_activation(tx: Transaction, envelope: ActivationEnvelope, entries: dict[str, str]) -> str:
+    """Store an activation and update `entries`. Returns the hash over all activations of the world."""
+    entries[envelope.strategy_id] = entry_hash(envelope.json_dict())
+    found = combined_hash(entries)
+    body = envelope.model_copy(update={"state_hash": found}).model_dump_json()
+    tx.upsert(
+        ActivationRow(
+            world_id=envelope.world_id,
+            strategy_id=envelope.strategy_id,
+            etag=envelope.etag,
+            active=envelope.active,
+            mode=envelope.effective_mode or "",
+            body=body,
+        )
+    )
+    return found
+
+
+def activations_of(
+    session: Session, world_id: str, strategy_id: str | None = None
+) -> list[ActivationEnvelope]:
+    """List the activations of a world's strategies, or of one; without that of the whole world."""
+    query = (
+        select(ActivationRow)
+        .where(ActivationRow.world_id == world_id, ActivationRow.strategy_id != WHOLE_WORLD)
+        .order_by(col(ActivationRow.strategy_id))
+    )
+    if strategy_id is not None:
+        query = query.where(ActivationRow.strategy_id == strategy_id)
+    return [ActivationEnvelope.model_validate_json(row.body) for row in session.exec(query)]
+
+
+def apply_decision(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id: str) -> None:
+    """Change the activations that a decision changes without an apply. The caller holds the fence."""
+    there = {item.strategy_id: item for item in activations_of(tx.session, world.world_id)}
+    entries: dict[str, str] | None = None
+    for decision in envelope.strategies:
+        before = there.get(decision.strategy_id)
+        mode, weight = stage_after(decision, envelope, before)
+        etag = activation_etag(world.world_id, decision.strategy_id, decision.active, weight, mode)
+        if before is not None and before.etag == etag:
+            continue
+        entries = activation_hashes(tx.session, world.world_id) if entries is None else entries
+        change_activation(
+            tx, world, activation_of(decision, envelope, run_id, etag, mode, weight), before, entries
+        )
+
+
+def change_activation(
+    tx: Transaction,
+    world: WorldRow,
+    envelope: ActivationEnvelope,
+    before: ActivationEnvelope | None,
+    entries: dict[str, str],
+) -> None:
+    """Store a strategy's activation under the world's next sequence; audit and publish it."""
+    world.activation_sequence += 1
+    tx.session.add(world)
+    stays = before is not None and (before.active, before.effective_mode) == (
+        envelope.active,
+        envelope.effective_mode,
+    )
+    since = before.stage_since if before is not None and stays else envelope.ts
+    envelope = envelope.model_copy(update={"sequence": world.activation_sequence, "stage_since": since})
+    envelope = envelope.model_copy(update={"state_hash": store_activation(tx, envelope, entries)})
+    was = before.json_dict() if before else None
+    data = envelope.json_dict()
+    tx.record(
+        "activation.changed",
+        world.world_id,
+        envelope.strategy_id,
+        before=was,
+        after=data,
+        correlation_id=envelope.run_id,
+        event="activation_updated",
+        data=data,
+    )
+
+
+def activation_etag(world_id: str, strategy_id: str, active: bool, weight: float, mode: str) -> str:
+    return hash_of(
+        {"world": world_id, "strategy": strategy_id, "active": active, "weight": weight, "mode": mode}
+    )

@@ -1,0 +1,28 @@
+"""Halts: close a world's gate at once, until an operator resumes it."""
+
+from activities.fence.state import GateEvent, log_fence_change, publish_gate_change
+from activities.storage.database import Transaction
+from activities.storage.tables import FenceRow
+
+# Characters of a halt's reason that are stored.
+_REASON_LENGTH = 300
+
+
+def halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
+    """Close a world's gate until someone resumes it. The caller holds the fence."""
+    before = {"halted": fence.halted, "epoch": fence.epoch}
+    fence.halted = reason[:_REASON_LENGTH]
+    fence.epoch += 1
+    log_fence_change(tx, fence, "halt", fence.world_id, fence.halted)
+    after = {"halted": fence.halted, "epoch": fence.epoch}
+    publish_gate_change(tx, fence, GateEvent("halt", "world.halted", before, after))
+
+
+def lift_halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
+    """Lift a halt of a world that an apply still holds: its state stays, its epoch grows."""
+    before = {"halted": fence.halted, "state": fence.state, "epoch": fence.epoch}
+    fence.halted = ""
+    fence.epoch += 1
+    log_fence_change(tx, fence, "resume", fence.world_id, reason)
+    after = {"halted": "", "state": fence.state, "epoch": fence.epoch, "reason": reason}
+    publish_gate_change(tx, fence, GateEvent("resume", "world.resumed", before, after))

@@ -1,0 +1,221 @@
+"""The fence row of a world: the state that every order is checked against, and how it changes.
+
+A transaction that changes what the fence reads holds `fence:{world}` from before the change until it commits. Orders
+share that lock, so an order sees all of a change or none of it. Nothing outside this folder writes the fence row.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from sqlmodel import Session, SQLModel
+
+from activities.fence.activations import activation_hashes, apply_decision, store_activation
+from activities.storage.database import Transaction, utc_now
+from activities.storage.tables import FenceRow, WorldRow
+from activities.worlds.edges import LIVE_EDGE, write_edge
+from qmtl_sdk.contracts.applies import GateStatus
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, WorldSpec
+
+OPEN = "open"
+FROZEN = "frozen"
+DRAINING = "draining"
+
+_ORDER_LOG = SQLModel.metadata.tables["order_log"]
+
+Phase = Literal["freeze", "unfreeze", "halt", "resume"]
+
+
+@dataclass(frozen=True)
+class GateEvent:
+    """A change of the gate, as it is audited (`action`, `before`, `after`) and published (`phase`).
+
+    `entries` are the hashes of the strategies' activations where the caller knows them already.
+    """
+
+    phase: Phase
+    action: str
+    before: object
+    after: object
+    run_id: str = ""
+    requires_ack: bool = False
+    entries: dict[str, str] | None = None
+
+
+def locked_fence(tx: Transaction, world_id: str) -> FenceRow:
+    """Lock the fence row against orders until the transaction ends.
+
+    Raises QmtlError (E_WORLD_UNKNOWN).
+    """
+    tx.lock(f"fence:{world_id}")
+    row = tx.session.get(FenceRow, world_id, populate_existing=True)
+    if row is None:
+        raise QmtlError("E_WORLD_UNKNOWN", f"there is no world {world_id!r}", "qmtl world list prints them")
+    return row
+
+
+def new_fence(spec: WorldSpec) -> FenceRow:
+    """Build the fence row of a new world: open for dryrun, with the edge to live closed."""
+    breaker = spec.circuit_breaker
+    return FenceRow(
+        world_id=spec.world,
+        allow_live=spec.allow_live,
+        max_orders=breaker.max_orders_per_minute,
+        max_refused=breaker.max_refused_per_minute,
+    )
+
+
+def set_limits(tx: Transaction, fence: FenceRow, spec: WorldSpec, active: bool) -> None:
+    """Copy what the fence checks from the world's spec. A world that is not `active` allows no live orders."""
+    fence.allow_live = spec.allow_live and active
+    fence.max_orders = spec.circuit_breaker.max_orders_per_minute
+    fence.max_refused = spec.circuit_breaker.max_refused_per_minute
+    tx.session.add(fence)
+
+
+def set_live_edge(tx: Transaction, fence: FenceRow, active: bool, reason: str) -> None:
+    """Open or close the edge from backtest to live, in the fence and in the world's edges."""
+    if fence.live_edge == active:
+        return
+    fence.live_edge = active
+    tx.session.add(fence)
+    write_edge(tx, fence.world_id, LIVE_EDGE, active, reason)
+
+
+def set_decision(tx: Transaction, fence: FenceRow, fresh_until: str) -> None:
+    """Accept orders on the newest decision until `fresh_until` (ISO 8601, UTC)."""
+    fence.fresh_until = fresh_until
+    tx.session.add(fence)
+
+
+def freeze_fence(
+    tx: Transaction, fence: FenceRow, run_id: str, close_edge: bool, entries: dict[str, str]
+) -> ActivationEnvelope:
+    """Refuse orders for `run_id` under a new epoch, and close the edge to live if `close_edge`.
+
+    `entries` are the hashes of the strategies' activations.
+    """
+    before = {"state": fence.state, "epoch": fence.epoch}
+    fence.state = FROZEN
+    fence.holder = run_id
+    fence.epoch += 1
+    if close_edge:
+        set_live_edge(tx, fence, False, f"closed by {run_id}")
+    log_fence_change(tx, fence, "freeze", run_id)
+    after = _changed(fence, live_edge=fence.live_edge)
+    event = GateEvent("freeze", "apply.frozen", before, after, run_id, requires_ack=True, entries=entries)
+    return publish_gate_change(tx, fence, event)
+
+
+def drain_fence(tx: Transaction, fence: FenceRow, run_id: str) -> None:
+    """Go from frozen to draining: open orders may finish, new ones are still refused."""
+    fence.state = DRAINING
+    log_fence_change(tx, fence, "drain", run_id)
+    before = {"state": FROZEN}
+    event = GateEvent("freeze", "apply.draining", before, _changed(fence), run_id)
+    publish_gate_change(tx, fence, event)
+
+
+def open_fence(
+    tx: Transaction,
+    fence: FenceRow,
+    run_id: str,
+    decision: DecisionEnvelope | None,
+    lift: bool = False,
+    reason: str = "",
+) -> ActivationEnvelope:
+    """Accept orders again under a new epoch, with the activations of the newest `decision`.
+
+    `lift` lifts a halt too.
+    """
+    before: dict[str, object] = {"state": fence.state, "epoch": fence.epoch}
+    if lift:
+        before = {"halted": fence.halted, **before}
+        fence.halted = ""
+    fence.state = OPEN
+    fence.holder = ""
+    fence.epoch += 1
+    if decision is not None:
+        apply_decision(tx, tx.session.get_one(WorldRow, fence.world_id), decision, run_id)
+    log_fence_change(tx, fence, "unfreeze", run_id, reason)
+    after = _changed(fence, live_edge=fence.live_edge, reason=reason)
+    return publish_gate_change(
+        tx, fence, GateEvent("unfreeze", "apply.unfrozen", before, after, run_id, requires_ack=True)
+    )
+
+
+def log_fence_change(tx: Transaction, fence: FenceRow, kind: str, ref: str, reason: str = "") -> None:
+    """Write a change of the fence into the order log, between the orders before and after it."""
+    row = {
+        "at": utc_now(),
+        "world_id": fence.world_id,
+        "kind": kind,
+        "ref": ref,
+        "epoch": fence.epoch,
+        "strategy_id": "",
+        "reason": reason,
+        "body": "",
+    }
+    tx.session.connection().execute(_ORDER_LOG.insert(), row)
+
+
+def publish_gate_change(tx: Transaction, fence: FenceRow, event: GateEvent) -> ActivationEnvelope:
+    """Audit and publish a change of the gate as an activation of the whole world, with its epoch."""
+    world = tx.session.get_one(WorldRow, fence.world_id)
+    world.activation_sequence += 1
+    is_open = fence.state == OPEN and not fence.halted
+    envelope = ActivationEnvelope(
+        world_id=fence.world_id,
+        strategy_id=WHOLE_WORLD,
+        active=is_open,
+        weight=1.0 if is_open else 0.0,
+        freeze=fence.state in (FROZEN, DRAINING),
+        drain=fence.state == DRAINING,
+        halted=bool(fence.halted),
+        effective_mode=None,
+        etag=f"{fence.epoch}",
+        run_id=event.run_id,
+        ts=datetime.now(UTC),
+        epoch=fence.epoch,
+        phase=event.phase,
+        requires_ack=event.requires_ack,
+        sequence=world.activation_sequence,
+    )
+    entries = activation_hashes(tx.session, fence.world_id) if event.entries is None else event.entries
+    envelope = envelope.model_copy(update={"state_hash": store_activation(tx, envelope, entries)})
+    tx.session.add(world)
+    tx.session.add(fence)
+    tx.record(
+        event.action,
+        fence.world_id,
+        event.run_id or fence.world_id,
+        before=event.before,
+        after=event.after,
+        correlation_id=event.run_id,
+        event="activation_updated",
+        about=WHOLE_WORLD,
+        data=envelope.json_dict(),
+    )
+    return envelope
+
+
+def gate_status(session: Session, world_id: str) -> GateStatus:
+    """Read whether a world accepts orders, and why not. The world exists."""
+    fence = session.get_one(FenceRow, world_id)
+    return GateStatus.model_validate(
+        {
+            "world_id": world_id,
+            "epoch": fence.epoch,
+            "state": fence.state,
+            "held_by": fence.holder,
+            "halted": fence.halted,
+            "allow_live": fence.allow_live,
+            "live_edge": fence.live_edge,
+            "decision_fresh_until": fence.fresh_until or None,
+        }
+    )
+
+
+def _changed(fence: FenceRow, **more: object) -> dict[str, object]:
+    return {"state": fence.state, "epoch": fence.epoch, **more}

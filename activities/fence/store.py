@@ -1,0 +1,142 @@
+"""The fence of each world in the database: create and change worlds, halt them, read their activations.
+
+A world's row and its fence row change in one transaction, so these operations belong to the fence.
+"""
+
+from datetime import datetime
+
+from sqlmodel import col, select
+
+from activities.fence.activations import activation_hashes, activations_of
+from activities.fence.halts import halt
+from activities.fence.state import gate_status, locked_fence, new_fence, set_limits, set_live_edge
+from activities.storage.database import Database
+from activities.storage.tables import ActivationRow, FenceRow
+from activities.worlds.edges import LIVE_EDGE, read_edge, write_edge
+from activities.worlds.policies import add_first_policy
+from activities.worlds.specs import changed_spec, insert_world, world_of, world_row
+from qmtl_sdk.contracts.applies import GateStatus
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.events import combined_hash
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, EdgeOverride, World, WorldSpec, WorldUpdate
+
+
+class SqlFenceStore:
+    """Worlds together with what their fences check."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, spec: WorldSpec, policy: Policy | None, actor: str) -> World:
+        """Create a world with its fence. Idempotent: the same spec returns the world that is there.
+
+        Raises QmtlError: E_WORLD_EXISTS where another world has that name.
+        """
+        with self._database.write(actor) as tx:
+            row, is_new = insert_world(tx, spec, policy)
+            if not is_new:
+                return world_of(row)
+            if policy:
+                add_first_policy(tx, spec.world, policy)
+            tx.session.add(new_fence(spec))
+            write_edge(tx, spec.world, LIVE_EDGE, False, "closed until an apply opens it")
+            after = {"spec": spec.json_dict(), "policy_version": row.policy_version}
+            tx.record("world.created", spec.world, spec.world, after=after)
+            return world_of(row)
+
+    def update(self, world_id: str, change: WorldUpdate, actor: str) -> World:
+        """Change the given parts of a world. The next order is checked against the new limits.
+
+        Archiving a world halts it. Raises QmtlError (E_WORLD_UNKNOWN).
+        """
+        with self._database.write(actor) as tx:
+            tx.lock(f"world:{world_id}")
+            fence = locked_fence(tx, world_id)
+            row = world_row(tx.session, world_id)
+            before = WorldSpec.model_validate_json(row.spec)
+            after = changed_spec(tx, row, before, change)
+            set_limits(tx, fence, after, active=row.state == "active")
+            if row.state == "archived" and not fence.halted:
+                halt(tx, fence, f"archived by {actor}")
+            given = change.model_dump(mode="json", exclude_none=True)
+            old = before.json_dict()
+            tx.record(
+                "world.updated",
+                world_id,
+                world_id,
+                before={name: old.get(name) for name in given},
+                after=given,
+            )
+            return world_of(row)
+
+    def override(self, world_id: str, edge: EdgeOverride, actor: str) -> EdgeOverride:
+        """Close or open an edge.
+
+        Raises QmtlError: E_WORLD_UNKNOWN; E_EDGE_LIVE for opening an edge to live, which only an apply does.
+        """
+        with self._database.write(actor) as tx:
+            tx.lock(f"world:{world_id}")
+            fence = locked_fence(tx, world_id)
+            if edge.active and edge.dst == LIVE_EDGE[1]:
+                raise QmtlError(
+                    "E_EDGE_LIVE",
+                    "only an apply opens an edge to live",
+                    "request one: qmtl world apply W --to live",
+                )
+            before = read_edge(tx.session, world_id, (edge.src, edge.dst))
+            if (edge.src, edge.dst) == LIVE_EDGE:
+                set_live_edge(tx, fence, edge.active, edge.reason)
+            now = write_edge(tx, world_id, (edge.src, edge.dst), edge.active, edge.reason)
+            tx.record(
+                "edge.overridden",
+                world_id,
+                f"{edge.src} → {edge.dst}"[:250],
+                before=before,
+                after={"active": edge.active, "reason": edge.reason},
+            )
+            return edge.model_copy(update={"updated_at": datetime.fromisoformat(now)})
+
+    def gate(self, world_id: str) -> GateStatus:
+        """Read whether the world accepts orders. Raises QmtlError (E_WORLD_UNKNOWN)."""
+        with self._database.read() as session:
+            world_row(session, world_id)
+            return gate_status(session, world_id)
+
+    def halt(self, world_id: str, actor: str, reason: str) -> bool:
+        """Close the world's gate at once, whatever else runs, until someone resumes it.
+
+        Returns False where it was halted already. Raises QmtlError (E_WORLD_UNKNOWN).
+        """
+        with self._database.write(actor) as tx:
+            fence = locked_fence(tx, world_id)
+            if fence.halted:
+                return False
+            halt(tx, fence, f"{actor}: {reason}" if reason else f"by {actor}")
+            return True
+
+    def activations(self, world_id: str, strategy_id: str | None = None) -> list[ActivationEnvelope]:
+        """Read the activations of a world's strategies, or of one strategy."""
+        with self._database.read() as session:
+            return activations_of(session, world_id, strategy_id)
+
+    def activation_hash(self, world_id: str) -> tuple[int, str]:
+        """Read the sequence of the world's newest activation and the hash of all of them.
+
+        Raises QmtlError (E_WORLD_UNKNOWN).
+        """
+        with self._database.read() as session:
+            world = world_row(session, world_id)
+            return world.activation_sequence, combined_hash(activation_hashes(session, world_id))
+
+    def trading_until(self, moment: datetime) -> list[str]:
+        """List worlds where a strategy trades on a decision that is fresh no longer than `moment`."""
+        trading = select(ActivationRow.world_id).where(
+            col(ActivationRow.active).is_(True), col(ActivationRow.mode).in_(("paper", "live"))
+        )
+        until = moment.isoformat(timespec="microseconds")
+        stale = select(FenceRow.world_id).where(
+            FenceRow.fresh_until < until, col(FenceRow.world_id).in_(trading)
+        )
+        with self._database.read() as session:
+            return list(session.exec(stale.order_by(col(FenceRow.world_id))))

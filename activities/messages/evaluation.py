@@ -1,0 +1,64 @@
+"""Inputs and results of EvaluationWorkflow, RenewalWorkflow and their activities."""
+
+from activities.messages.base import StoreMessage
+from qmtl_sdk.contracts.model import Model
+
+
+class RenewalInput(StoreMessage):
+    """The store whose worlds are renewed."""
+
+
+class RenewalDone(Model):
+    """The worlds for which a judgment was requested."""
+
+    worlds: tuple[str, ...]
+
+
+class EvaluationInput(StoreMessage):
+    """The world to judge. `judged` counts the judgments of earlier runs of a workflow that continued as new."""
+
+    world_id: str
+    judged: int = 0
+
+
+class EvaluationRequest(Model):
+    """Request a judgment of the world.
+
+    Idempotent: the same `request_id` gets the same decision. A `renewal` only makes the decision fresh again and
+    counts as no further pass or failure. `reply_to` and `reply_run` name the workflow run to signal when it is done.
+    """
+
+    request_id: str
+    reason: str = ""
+    asked_by: str = ""
+    renewal: bool = False
+    reply_to: str = ""
+    reply_run: str = ""
+
+
+class RequestEvaluation(StoreMessage):
+    """Send an evaluation request to a world's EvaluationWorkflow, starting it if it does not run."""
+
+    world_id: str
+    request: EvaluationRequest
+
+
+class JudgeCommand(StoreMessage):
+    """Judge a world once, for all of these requests."""
+
+    world_id: str
+    run_id: str
+    request_ids: tuple[str, ...]
+    asked_by: str = ""
+    renewal: bool = False
+
+
+class Judgment(Model):
+    """Summary of a stored decision. Each of `lines` is strategy, result, reason."""
+
+    seq: int
+    etag: str
+    reason: str
+    policy_version: int
+    strategies: int
+    lines: tuple[tuple[str, str, str], ...] = ()

@@ -1,0 +1,70 @@
+"""Inputs and results of PromotionWorkflow and its activities."""
+
+from typing import Literal
+
+from activities.messages.base import StoreMessage
+from qmtl_sdk.contracts.model import Model
+
+PromotionTarget = Literal["dryrun", "live"]
+
+
+class PromotionInput(StoreMessage):
+    """Promote one strategy to dryrun or live. `run_id` and `applies` carry a run over when it continues as new."""
+
+    world_id: str
+    strategy_id: str
+    to: PromotionTarget
+    requested_by: str
+    reason: str = ""
+    run_id: str = ""
+    applies: int = 0
+
+
+class CheckConditions(StoreMessage):
+    """Check which conditions of a strategy's next stage are met."""
+
+    world_id: str
+    strategy_id: str
+    to: PromotionTarget
+
+
+class PromotionApply(StoreMessage):
+    """The apply that takes a strategy to the mode `target`."""
+
+    world_id: str
+    strategy_id: str
+    run_id: str
+    target: str
+    requested_by: str
+    reason: str
+
+
+class ApplyRequestResult(Model):
+    """Whether an apply was requested. `refused` is the reason why not, empty if it was."""
+
+    refused: str = ""
+
+
+class PublishPromotion(StoreMessage):
+    """Record and publish a promotion's new state."""
+
+    world_id: str
+    strategy_id: str
+    run_id: str
+    state: str
+    actor: str
+    reason: str
+
+
+class EndPromotion(Model):
+    """Update: end a promotion before it has reached its target."""
+
+    actor: str
+    reason: str = ""
+
+
+class PromotionEnd(Model):
+    """Result of PromotionWorkflow."""
+
+    outcome: str
+    reason: str = ""

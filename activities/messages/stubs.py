@@ -1,0 +1,201 @@
+"""Signatures of all activities: workflows call these, the classes beside the stores implement them.
+
+A workflow that imported the implementations would load the database drivers into Temporal's sandbox.
+"""
+
+from abc import ABC, abstractmethod
+
+from temporalio import activity
+
+from activities.messages.apply import (
+    AckResult,
+    ApplyBrief,
+    ApplyInput,
+    ApprovalList,
+    AwaitAcks,
+    ConcludeApply,
+    DirectApproval,
+    DrainCommand,
+    GateChange,
+    StepDone,
+)
+from activities.messages.evaluation import (
+    JudgeCommand,
+    Judgment,
+    RenewalDone,
+    RenewalInput,
+    RequestEvaluation,
+)
+from activities.messages.promotion import (
+    ApplyRequestResult,
+    CheckConditions,
+    PromotionApply,
+    PublishPromotion,
+)
+from activities.messages.submission import (
+    ConcludeSubmission,
+    Conclusion,
+    DiffCommand,
+    DiffResult,
+    MeasureCommand,
+    RecordAdmission,
+    RejectCommand,
+    RunCommand,
+    RunContextBody,
+)
+from activities.messages.upkeep import RetentionResult, UpkeepInput, UpkeepTopic
+from qmtl_sdk.contracts.promotions import PromotionProgress
+
+
+class SubmissionActivityStubs(ABC):
+    """Activities of SubmissionWorkflow."""
+
+    @activity.defn
+    @abstractmethod
+    def begin_run(self, command: RunCommand) -> RunContextBody:
+        """Decide the context of a run, and bind its strategy to the world."""
+
+    @activity.defn
+    @abstractmethod
+    def diff(self, command: DiffCommand) -> DiffResult:
+        """Compare a DAG with the graph, and add what is new."""
+
+    @activity.defn
+    @abstractmethod
+    def record_admission(self, command: RecordAdmission) -> None:
+        """Record in the commit log which run admitted a submission."""
+
+    @activity.defn
+    @abstractmethod
+    def measure(self, command: MeasureCommand) -> dict[str, float | None]:
+        """Compute and store the metrics of the uploaded returns."""
+
+    @activity.defn
+    @abstractmethod
+    def reject(self, command: RejectCommand) -> None:
+        """Store why a run has no metrics."""
+
+    @activity.defn
+    @abstractmethod
+    def conclude(self, command: ConcludeSubmission) -> Conclusion:
+        """Store how a run ended."""
+
+
+class DecisionActivityStubs(ABC):
+    """Activities of EvaluationWorkflow and RenewalWorkflow."""
+
+    @activity.defn
+    @abstractmethod
+    def judge(self, command: JudgeCommand) -> Judgment:
+        """Judge a world and store the decision."""
+
+    @activity.defn
+    @abstractmethod
+    def worlds_to_renew(self, command: RenewalInput) -> RenewalDone:
+        """List the worlds whose decision is about to become stale."""
+
+
+class EvaluationActivityStubs(ABC):
+    """Activities that request an evaluation."""
+
+    @activity.defn
+    @abstractmethod
+    async def request_evaluation(self, command: RequestEvaluation) -> None:
+        """Signal a world's EvaluationWorkflow, starting it if it does not run."""
+
+
+class ApplyActivityStubs(ABC):
+    """Activities of ApplyWorkflow."""
+
+    @activity.defn
+    @abstractmethod
+    def apply_plan(self, command: ApplyInput) -> ApplyBrief:
+        """Read the plan of an apply."""
+
+    @activity.defn
+    @abstractmethod
+    def await_approval(self, command: ApplyInput) -> StepDone:
+        """Record that an apply waits for approvals."""
+
+    @activity.defn
+    @abstractmethod
+    def read_approvals(self, command: ApplyInput) -> ApprovalList:
+        """Read all approvals of an apply."""
+
+    @activity.defn
+    @abstractmethod
+    def record_direct_approval(self, command: DirectApproval) -> StepDone:
+        """Store an approval that was signalled straight to Temporal."""
+
+    @activity.defn
+    @abstractmethod
+    def freeze_world(self, command: ApplyInput) -> GateChange:
+        """Refuse orders, under a new epoch."""
+
+    @activity.defn
+    @abstractmethod
+    async def drain_world(self, command: DrainCommand) -> AckResult:
+        """Wait until no order is open and the freeze is acknowledged."""
+
+    @activity.defn
+    @abstractmethod
+    def switch_world(self, command: ApplyInput) -> StepDone:
+        """Change activations, queues, edge and fingerprint."""
+
+    @activity.defn
+    @abstractmethod
+    def restore_world(self, command: ApplyInput) -> StepDone:
+        """Restore what the freeze found."""
+
+    @activity.defn
+    @abstractmethod
+    def unfreeze_world(self, command: ApplyInput) -> GateChange:
+        """Accept orders again, under a new epoch."""
+
+    @activity.defn
+    @abstractmethod
+    async def await_acks(self, command: AwaitAcks) -> AckResult:
+        """Wait until a change of the gate is acknowledged."""
+
+    @activity.defn
+    @abstractmethod
+    def conclude_apply(self, command: ConcludeApply) -> StepDone:
+        """Record how an apply ended."""
+
+
+class PromotionActivityStubs(ABC):
+    """Activities of PromotionWorkflow."""
+
+    @activity.defn
+    @abstractmethod
+    def check_conditions(self, command: CheckConditions) -> PromotionProgress:
+        """Check which conditions of the next stage are met."""
+
+    @activity.defn
+    @abstractmethod
+    def request_apply(self, command: PromotionApply) -> ApplyRequestResult:
+        """Request the apply that takes a strategy to its next stage."""
+
+    @activity.defn
+    @abstractmethod
+    async def apply_ended(self, command: PromotionApply) -> ApplyRequestResult:
+        """Wait until another apply of the world has ended."""
+
+    @activity.defn
+    @abstractmethod
+    def publish_promotion(self, command: PublishPromotion) -> None:
+        """Record and publish a promotion's new state."""
+
+
+class QueueActivityStubs(ABC):
+    """Activities of UpkeepWorkflow."""
+
+    @activity.defn
+    @abstractmethod
+    def queues_due(self, command: UpkeepInput) -> list[str]:
+        """List the queues that retention applies to."""
+
+    @activity.defn
+    @abstractmethod
+    def apply_retention(self, command: UpkeepTopic) -> RetentionResult:
+        """Archive and drop what is older than a queue's retention."""

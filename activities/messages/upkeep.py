@@ -1,0 +1,35 @@
+"""Inputs and results of UpkeepWorkflow and its activities."""
+
+from activities.messages.base import StoreMessage
+from qmtl_sdk.contracts.model import Model
+
+
+class UpkeepInput(StoreMessage):
+    """The store whose queues are maintained. `now` (ISO 8601, UTC) replaces the start time of the run."""
+
+    now: str = ""
+
+
+class UpkeepTopic(StoreMessage):
+    """Apply retention to one queue as of `now` (ISO 8601, UTC)."""
+
+    topic: str
+    now: str
+
+
+class UpkeepDone(Model):
+    """Totals of one upkeep run. The queues in `failed` were left unchanged."""
+
+    looked_at: int
+    archived: int
+    dropped: int
+    failed: tuple[str, ...] = ()
+
+
+class RetentionResult(Model):
+    """What retention did to one queue: messages archived, content hash of the archive, and whether it was dropped."""
+
+    topic: str
+    archived: int = 0
+    archive: str = ""
+    dropped: bool = False

@@ -1,1 +1,0 @@
-"""The order log, the fence in front of it, and the venues behind it."""

@@ -1,0 +1,75 @@
+"""Promotions in the database: conditions of the next stage, the apply that takes a strategy there, the audit trail."""
+
+from sqlmodel import select
+
+from activities.applies.conditions import conditions
+from activities.applies.requests import SqlApplyRequests
+from activities.messages.promotion import PromotionTarget, PublishPromotion
+from activities.storage.database import Database
+from activities.storage.tables import AuditRow
+from qmtl_sdk.contracts.applies import MODE_OF, ApplyRequest, rank_of
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.promotions import PromotionProgress
+
+# Refusals after which a promotion waits and requests the apply again.
+BUSY = ("E_APPLY_RUNNING", "E_WORLD_FROZEN")
+
+
+class SqlPromotions:
+    """What a promotion reads and writes."""
+
+    def __init__(self, database: Database, applies: SqlApplyRequests) -> None:
+        self._database = database
+        self._applies = applies
+
+    def progress(self, world_id: str, strategy_id: str, to: PromotionTarget) -> PromotionProgress:
+        """Read the strategy's stage, and the conditions of its next one.
+
+        Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING.
+        """
+        context = self._applies.planning_context(world_id)
+        allocation = context.allocation(strategy_id)
+        evidence = context.evidence.get(strategy_id)
+        base = {
+            "strategy_id": strategy_id,
+            "name": evidence.name if evidence else "",
+            "stage": allocation.mode if allocation.active else "off",
+        }
+        if allocation.rank >= rank_of(MODE_OF[to]):
+            return PromotionProgress(**base, target="")
+        in_dryrun = allocation.rank >= rank_of(MODE_OF["dryrun"])
+        target = MODE_OF["live"] if in_dryrun else MODE_OF["dryrun"]
+        return PromotionProgress(**base, target=target, conditions=conditions(strategy_id, target, context))
+
+    def request_apply(self, world_id: str, request: ApplyRequest, actor: str) -> str:
+        """Request the apply of the next stage in the name of `actor`. Returns why it was refused, if it was."""
+        try:
+            self._applies.request(world_id, request, actor)
+        except QmtlError as error:
+            if error.status >= 500:
+                raise
+            return f"{error.message} [{error.code}]"
+        return ""
+
+    def publish(self, message: PublishPromotion) -> None:
+        """Audit and publish a promotion's new state. Idempotent by run and state."""
+        action = f"promotion.{message.state}"
+        query = select(AuditRow.number).where(
+            AuditRow.chain == message.world_id,
+            AuditRow.correlation_id == message.run_id,
+            AuditRow.action == action,
+        )
+        with self._database.write(message.actor) as tx:
+            tx.lock(f"promotion:{message.run_id}")
+            if tx.session.exec(query).first() is not None:
+                return
+            data = message.model_dump(include={"world_id", "strategy_id", "run_id", "state", "reason"})
+            tx.record(
+                action,
+                message.world_id,
+                message.strategy_id,
+                after=data,
+                correlation_id=message.run_id,
+                event="promotion.state",
+                data=data,
+            )

@@ -1,0 +1,163 @@
+"""Sessions in the database: running strategies, each with a lease on its world."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+from sqlmodel import Session, col, select
+
+from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.tables import SessionRow
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo, SessionOpen
+
+LEASE_ENDED = "its lease ended: nothing was heard of it"
+
+
+class SqlSessionStore:
+    def __init__(self, database: Database, lease_s: float) -> None:
+        self._database, self.lease_s = database, lease_s
+
+    def open(self, wanted: SessionOpen, name: str, execution_domain: str, actor: str) -> SessionInfo:
+        with self._database.write(actor) as tx:
+            row = SessionRow(
+                session_id=uuid.uuid4().hex,
+                world_id=wanted.world_id,
+                strategy_id=wanted.strategy_id,
+                name=name,
+                actor=actor,
+                runner=wanted.runner,
+                host=wanted.host,
+                execution_domain=execution_domain,
+                opened_at=utc_now(),
+                expires_at=self._until(),
+            )
+            tx.session.add(row)
+            after = {
+                "strategy_id": row.strategy_id,
+                "runner": row.runner,
+                "host": row.host,
+                "execution_domain": execution_domain,
+            }
+            data = {
+                "world_id": row.world_id,
+                "session_id": row.session_id,
+                "strategy_id": row.strategy_id,
+                "state": "open",
+                "reason": "",
+            }
+            tx.record("session.opened", row.world_id, row.session_id, after=after, data=data)
+            return _info(row)
+
+    def beat(self, session_id: str, beat: SessionHeartbeat) -> SessionInfo:
+        """Keep the lease. Raises QmtlError: E_SESSION_UNKNOWN, E_SESSION_LOST where it has ended, were it only a moment ago."""
+        with self._database.write("session", bookkeeping=True) as tx:
+            row = self._row(tx, session_id)
+            if row.ended_at is not None or row.expires_at < utc_now():
+                raise QmtlError(
+                    "E_SESSION_LOST",
+                    f"the session has ended: {row.end_reason or LEASE_ENDED}",
+                    "open another one",
+                )
+            row.expires_at, row.report = self._until(), beat.model_dump_json()
+            tx.session.add(row)
+            return _info(row)
+
+    def end(self, session_id: str, reason: str, actor: str) -> SessionInfo:
+        """Ending twice is ending once."""
+        with self._database.write(actor) as tx:
+            row = self._row(tx, session_id)
+            tx.lock(f"fence:{row.world_id}")  # an order sees the session either running or ended
+            self._end(tx, row, reason)
+            return _info(row)
+
+    def expire(self) -> int:
+        """End the sessions whose lease is over; how many those were."""
+        now = utc_now()
+        over = select(SessionRow).where(col(SessionRow.ended_at).is_(None), SessionRow.expires_at < now)
+        with self._database.read() as session:
+            if session.exec(over.limit(1)).first() is None:
+                return 0
+        with self._database.write("sessions") as tx:
+            rows = tx.session.exec(over.with_for_update()).all()
+            for world_id in sorted({row.world_id for row in rows}):
+                tx.lock(f"fence:{world_id}")
+            for row in rows:
+                self._end(tx, row, LEASE_ENDED)
+            return len(rows)
+
+    def find(self, session_id: str) -> SessionInfo:
+        with self._database.read() as session:
+            row = session.get(SessionRow, session_id)
+        if row is None:
+            raise _unknown(session_id)
+        return _info(row)
+
+    def all(self, world_id: str | None, ended: bool = False) -> list[SessionInfo]:
+        query = select(SessionRow).order_by(col(SessionRow.opened_at).desc()).limit(1000)
+        if world_id is not None:
+            query = query.where(SessionRow.world_id == world_id)
+        if not ended:
+            query = query.where(col(SessionRow.ended_at).is_(None))
+        with self._database.read() as session:
+            return [_info(row) for row in session.exec(query)]
+
+    @staticmethod
+    def _end(tx: Transaction, row: SessionRow, reason: str) -> None:
+        if row.ended_at is not None:
+            return
+        row.ended_at, row.end_reason = utc_now(), reason[:300]
+        tx.session.add(row)
+        data = {
+            "world_id": row.world_id,
+            "session_id": row.session_id,
+            "strategy_id": row.strategy_id,
+            "state": "ended",
+            "reason": row.end_reason,
+        }
+        tx.record("session.ended", row.world_id, row.session_id, after={"reason": row.end_reason}, data=data)
+
+    @staticmethod
+    def _row(tx: Transaction, session_id: str) -> SessionRow:
+        row = tx.session.get(SessionRow, session_id, with_for_update=True)
+        if row is None:
+            raise _unknown(session_id)
+        return row
+
+    def _until(self) -> str:
+        return (datetime.now(UTC) + timedelta(seconds=self.lease_s)).isoformat(timespec="microseconds")
+
+
+def _unknown(session_id: str) -> QmtlError:
+    return QmtlError(
+        "E_SESSION_UNKNOWN", f"there is no session {session_id[:64]!r}", "qmtl world sessions lists them"
+    )
+
+
+def _info(row: SessionRow) -> SessionInfo:
+    return SessionInfo(
+        session_id=row.session_id,
+        world_id=row.world_id,
+        strategy_id=row.strategy_id,
+        name=row.name,
+        actor=row.actor,
+        runner=row.runner,
+        host=row.host,
+        execution_domain=row.execution_domain,
+        opened_at=datetime.fromisoformat(row.opened_at),
+        expires_at=datetime.fromisoformat(row.expires_at),
+        ended_at=datetime.fromisoformat(row.ended_at) if row.ended_at else None,
+        end_reason=row.end_reason,
+        report=SessionHeartbeat.model_validate_json(row.report or "{}"),
+    )
+
+
+def sessions_since(session: Session, world_id: str, moment: datetime) -> list[str]:
+    """List the ids of a world's sessions that were open at `moment` and still are."""
+    at = moment.astimezone(UTC).isoformat(timespec="microseconds")
+    query = select(SessionRow.session_id).where(
+        SessionRow.world_id == world_id,
+        col(SessionRow.ended_at).is_(None),
+        SessionRow.opened_at <= at,
+        SessionRow.expires_at >= utc_now(),
+    )
+    return list(session.exec(query))

@@ -1,0 +1,163 @@
+"""Activities of SubmissionWorkflow: read a command, call logic and stores, return a result."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from temporalio import activity
+
+from activities.artifacts.store import ArtifactStore
+from activities.graph.store import GraphStore
+from activities.messages.stubs import SubmissionActivityStubs
+from activities.messages.submission import (
+    ConcludeSubmission,
+    Conclusion,
+    DiffCommand,
+    DiffResult,
+    EvidenceBody,
+    MeasureCommand,
+    RecordAdmission,
+    RejectCommand,
+    RunCommand,
+    RunContextBody,
+)
+from activities.submissions.context import ComputeContextService, ContextSources
+from activities.submissions.evidence import data_range, examine, sectors, validations
+from activities.submissions.store import CommitLogStore, RunStore
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.submission import Outcome
+from qmtl_sdk.contracts.worlds import DecisionEnvelope
+
+
+class AnsweredRequests(Protocol):
+    """Finds the decision that answered an evaluation request. Decisions lie above this folder."""
+
+    def answer(self, request_id: str) -> DecisionEnvelope | None:
+        """Return the decision; None where the request was not answered."""
+
+
+@dataclass(frozen=True)
+class SubmissionStores:
+    """The stores that the activities of a submission use."""
+
+    log: CommitLogStore
+    runs: RunStore
+    graph: GraphStore
+    artifacts: ArtifactStore
+    answers: AnsweredRequests
+    context: ContextSources
+
+
+class SubmissionActivities(SubmissionActivityStubs):
+    """Each activity stores its result once for a run; a repetition returns what is stored."""
+
+    def __init__(self, stores: SubmissionStores) -> None:
+        self._stores = stores
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def begin_run(self, command: RunCommand) -> RunContextBody:
+        """Decide the context of a run, and bind its strategy to the world."""
+        done = self._stores.runs.run(command.run_id)
+        if done is not None:
+            return done
+        submit = self._stores.log.body(command.log_key)
+        context = ComputeContextService(self._stores.context)
+        return self._stores.runs.begin_run(context.run(command.run_id, submit))
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def diff(self, command: DiffCommand) -> DiffResult:
+        """Compare the run's DAG with the global graph, and add what is new."""
+        submit = self._stores.log.body(command.log_key)
+        return self._stores.graph.diff(
+            command.run_id, command.world_id, command.execution_domain, submit.meta.name, submit.dag
+        )
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def record_admission(self, command: RecordAdmission) -> None:
+        """Record in the commit log which run admitted a submission, and the answer."""
+        self._stores.log.admitted(command.idempotency_key, command.run_id, command.ack)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def measure(self, command: MeasureCommand) -> dict[str, float | None]:
+        """Compute and store the metrics of the uploaded returns."""
+        run = self._run(command.run_id)
+        dag = self._stores.log.body(command.log_key).dag
+        metrics, returns = examine(self._stores.artifacts.get(command.evidence.returns_hash), dag, run)
+        first, last = data_range(returns, run)
+        evidence = EvidenceBody(
+            run_id=run.run_id,
+            world_id=run.world_id,
+            strategy_id=run.strategy_id,
+            metrics=metrics,
+            returns_hash=command.evidence.returns_hash,
+            dataset_fingerprint=run.context.dataset_fingerprint or command.evidence.dataset_fingerprint,
+            as_of=run.context.as_of,
+            data_first=first,
+            data_last=last,
+            precheck=command.evidence.precheck,
+            shadow=run.context.execution_domain is Domain.SHADOW,
+            sectors=sectors(returns, run),
+        )
+        checked = validations(dag, run, evidence.dataset_fingerprint)
+        return self._stores.runs.save_evidence(evidence, checked).metrics
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def reject(self, command: RejectCommand) -> None:
+        """Store why a run has no metrics, so that the judgment can say so."""
+        shadow = self._run(command.run_id).context.execution_domain is Domain.SHADOW
+        evidence = EvidenceBody(
+            run_id=command.run_id,
+            world_id=command.world_id,
+            strategy_id=command.strategy_id,
+            error_code=command.error_code,
+            error=command.error,
+            shadow=shadow,
+        )
+        self._stores.runs.save_evidence(evidence)
+
+    @activity.defn(no_thread_cancel_exception=True)
+    def conclude(self, command: ConcludeSubmission) -> Conclusion:
+        """Store how a run ended: the decision that judged it, or why there is none."""
+        decision = self._stores.answers.answer(command.request_id) if command.request_id else None
+        evidence = self._stores.runs.evidence(command.run_id)
+        activations = self._stores.context.activations.activations(command.world_id, command.strategy_id)
+        outcome = self._stores.runs.save_outcome(
+            Outcome(
+                world_id=command.world_id,
+                strategy_id=command.strategy_id,
+                run_id=command.run_id,
+                status=_status(command.strategy_id, decision, evidence),
+                metrics=evidence.metrics if evidence else {},
+                returns_hash=evidence.returns_hash if evidence else "",
+                decision=decision,
+                activation=next(iter(activations), None),
+                error_code=command.error_code or (evidence.error_code if evidence else ""),
+                error=command.error or (evidence.error if evidence else ""),
+            )
+        )
+        mine = outcome.decision.of(command.strategy_id) if outcome.decision else None
+        return Conclusion(
+            run_id=command.run_id,
+            status=outcome.status,
+            active=bool(mine and mine.active),
+            rank=mine.rank if mine else None,
+            weight=mine.weight if mine else 0.0,
+            reason=mine.explanation if mine else outcome.error,
+            metrics=outcome.metrics,
+        )
+
+    def _run(self, run_id: str) -> RunContextBody:
+        run = self._stores.runs.run(run_id)
+        if run is None:
+            raise QmtlError(
+                "E_STRATEGY_UNKNOWN", f"there is no run {run_id}", "this worker may serve another store"
+            )
+        return run
+
+
+def _status(strategy_id: str, decision: DecisionEnvelope | None, evidence: EvidenceBody | None) -> str:
+    if decision is not None and decision.of(strategy_id) is not None:
+        return "decided"
+    if evidence is not None and evidence.shadow and not evidence.error_code:
+        return "shadow"
+    return "failed"

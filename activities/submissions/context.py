@@ -1,0 +1,168 @@
+"""What the services decide about a run before anything is computed: domain, as_of, data, costs. The client's word is a hint.
+
+`as_of` is the close of the newest bar that the world's clock has reached, unless the client pins an earlier one: it moves only when a bar closes,
+so that two runs in between share their outputs. The domain follows from the world's decision, and closes to backtest where there is none.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from activities.messages.submission import RunContextBody
+from qmtl_sdk.contracts.dag import TAG_QUERY
+from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, domain_of, resolve
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.submission import StrategySubmit
+from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
+from qmtl_sdk.data.presets import bind, fingerprint_of, newest_close
+
+
+def run_context(
+    run_id: str,
+    world: World,
+    submit: StrategySubmit,
+    decision: DecisionEnvelope | None,
+    activation: ActivationEnvelope | None,
+    wall: datetime,
+) -> RunContextBody:
+    """A strategy computes in the stage that its world has brought it to, as long as the world's decision is fresh; one that is not active validates. Raises QmtlError: those of `bind`, E_DATA_EMPTY, E_BODY_INVALID for an `as_of` that is no time."""
+    now, shadow = world.now(wall), asks_for_shadow(submit)
+    bindings = bind(submit.dag, world.spec)
+    pinned = _pinned(submit.meta.as_of)
+    until = min(now, pinned) if pinned else now
+    newest, laggard, youngest = newest_close(bindings, until)
+    as_of = newest or pinned or _last_close(submit, now)
+    context = resolve(
+        world.spec.world,
+        SHADOW if shadow else mode_in_effect(decision, activation),
+        decided_at=wall if shadow else decision.decided_at if decision else None,
+        now=wall,
+        ttl_s=decision.ttl if decision else DEFAULT_TTL_S,
+        as_of=as_of.isoformat() if as_of else None,
+        dataset_fingerprint=fingerprint_of(bindings) if bindings else None,
+        allow_live=world.spec.allow_live,
+    )
+    return RunContextBody(
+        run_id=run_id,
+        world_id=world.spec.world,
+        strategy_id=submit.dag.strategy_id,
+        name=submit.meta.name,
+        context=context,
+        bindings=bindings,
+        execution=world.spec.execution,
+        data_first=youngest,
+        data_last=laggard,
+    )
+
+
+class WorldReader(Protocol):
+    """Reads worlds."""
+
+    def world(self, world_id: str) -> World:
+        """Raises QmtlError (E_WORLD_UNKNOWN)."""
+
+
+class PolicyReader(Protocol):
+    """Reads policies."""
+
+    def policy(self, world_id: str, version: int | None = None) -> Policy:
+        """Raises QmtlError: E_POLICY_MISSING, E_POLICY_UNKNOWN."""
+
+
+class DecisionReader(Protocol):
+    """Reads decisions."""
+
+    def decision(self, world_id: str) -> DecisionEnvelope | None:
+        """Read the newest decision of a world."""
+
+
+class ActivationReader(Protocol):
+    """Reads activations."""
+
+    def activations(self, world_id: str, strategy_id: str | None = None) -> list[ActivationEnvelope]:
+        """Read the activations of a world's strategies, or of one strategy."""
+
+
+@dataclass(frozen=True)
+class ContextSources:
+    """What the context of a run is decided from."""
+
+    worlds: WorldReader
+    policies: PolicyReader
+    decisions: DecisionReader
+    activations: ActivationReader
+
+
+class ComputeContextService:
+    """Decides the context of a submission. Without sources it decides from the submission alone, as safely as it can."""
+
+    def __init__(self, sources: ContextSources | None) -> None:
+        self._sources = sources
+
+    async def build(self, submit: StrategySubmit) -> ComputeContext:
+        """Decide the context without starting a run."""
+        if self._sources is not None:
+            run = await asyncio.to_thread(self.run, "dry-run", submit)
+            return run.context
+        now = datetime.now(UTC)
+        shadow = asks_for_shadow(submit)
+        return resolve(
+            submit.world_id,
+            SHADOW if shadow else None,
+            decided_at=now if shadow else None,
+            now=now,
+            as_of=submit.meta.as_of,
+        )
+
+    def run(self, run_id: str, submit: StrategySubmit) -> RunContextBody:
+        """Decide everything about a run.
+
+        Raises QmtlError: as `run_context`, and E_WORLD_UNKNOWN, E_WORLD_ARCHIVED, E_POLICY_MISSING.
+        """
+        sources = self._sources
+        assert sources is not None  # only called where there are worlds
+        world = sources.worlds.world(submit.world_id)
+        world.require_active()
+        sources.policies.policy(submit.world_id)  # a world without a policy accepts no submissions
+        activations = sources.activations.activations(submit.world_id, submit.dag.strategy_id)
+        decision = sources.decisions.decision(submit.world_id)
+        return run_context(run_id, world, submit, decision, next(iter(activations), None), datetime.now(UTC))
+
+
+def mode_in_effect(decision: DecisionEnvelope | None, activation: ActivationEnvelope | None) -> str | None:
+    """The mode of a strategy's activation; `validate` where the world has decided and not switched it on; None where the world has not decided at all."""
+    if decision is None:
+        return None
+    return activation.effective_mode if activation is not None and activation.active else "validate"
+
+
+SHADOW = Domain.SHADOW.value
+
+
+def asks_for_shadow(submit: StrategySubmit) -> bool:
+    """The one hint that is followed: shadow has no orders at all. That only an operator gives it, the Gateway sees to."""
+    return domain_of(submit.meta.execution_domain) is Domain.SHADOW
+
+
+def _last_close(submit: StrategySubmit, now: datetime) -> datetime | None:
+    """For a strategy that reads nothing but other strategies' queues: the newest close of its finest interval."""
+    if not any(node.node_type == TAG_QUERY for node in submit.dag.nodes):
+        return None
+    step = min(node.interval for node in submit.dag.nodes)
+    return datetime.fromtimestamp(int(now.timestamp()) // step * step, UTC)
+
+
+def _pinned(as_of: str | None) -> datetime | None:
+    if as_of is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(as_of)
+    except ValueError as error:
+        raise QmtlError(
+            "E_BODY_INVALID",
+            f"meta.as_of is {as_of!r}, which is not a time",
+            "write it like 2024-01-31T14:00:00Z",
+        ) from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

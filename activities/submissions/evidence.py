@@ -1,0 +1,81 @@
+"""What a run's uploaded returns are worth: the service's own metrics, never the client's.
+
+The returns must fit the run: an interval that its DAG has, price streams that its DAG reads, no bar beyond its `as_of`.
+"""
+
+from datetime import datetime
+
+from activities.messages.submission import NodeValidation, RunContextBody
+from qmtl_sdk.contracts.dag import STREAM, Dag
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.identity import eval_key
+from qmtl_sdk.data.bars import NS, from_ns, iso, to_ns
+from qmtl_sdk.data.calendars import most_periods_per_year
+from qmtl_sdk.reports.artifact import decode
+from qmtl_sdk.reports.metrics import measure
+from qmtl_sdk.reports.returns import Returns
+
+
+def examine(data: bytes, dag: Dag, run: RunContextBody) -> tuple[dict[str, float | None], Returns]:
+    """The metrics of an artifact of returns, and the returns. Raises QmtlError (E_RETURNS_INVALID)."""
+    returns = decode(data)
+    if returns.interval not in {node.interval for node in dag.nodes}:
+        raise _unfit(
+            f"the returns have an interval of {returns.interval} s, which no node of the strategy has"
+        )
+    streams = {node.node_id for node in dag.nodes if node.node_type == STREAM}
+    foreign = set(returns.price_streams) - streams
+    if foreign:
+        raise _unfit(
+            f"the returns name a price stream that the strategy does not read: {sorted(foreign)[0][:40]}"
+        )
+    if run.context.as_of is not None:
+        as_of = datetime.fromisoformat(run.context.as_of)
+        last = int(returns.ts[-1]) + returns.interval * NS
+        if last > to_ns(as_of):
+            raise _unfit(f"the returns reach to {iso(last)}, beyond the run's as_of of {run.context.as_of}")
+    return measure(
+        returns, most_periods_per_year(run.bindings, returns.price_streams, returns.interval)
+    ), returns
+
+
+def data_range(returns: Returns, run: RunContextBody) -> tuple[datetime, datetime]:
+    """From when to when the data reached: as the world's streams say, or as the returns say where the strategy brings its own."""
+    first = run.data_first or from_ns(int(returns.ts[0]))
+    last = run.data_last or from_ns(int(returns.ts[-1]) + returns.interval * NS)
+    return first, last
+
+
+def sectors(returns: Returns, run: RunContextBody) -> tuple[str, ...]:
+    """The sector of each price stream, as its preset says; nothing where one of them is not known."""
+    found = [
+        binding.preset.sectors.get(binding.stream, "")
+        for binding in run.bindings
+        if binding.node_id in returns.price_streams
+    ]
+    return tuple(found) if all(found) else ()
+
+
+def validations(dag: Dag, run: RunContextBody, dataset_fingerprint: str) -> tuple[NodeValidation, ...]:
+    """Each node's validation in this world and domain. Its contract is its schema, its code version the hash of its code; resources are not limited by policy."""
+    domain = run.context.execution_domain.value
+    return tuple(
+        NodeValidation(
+            node_id=node.node_id,
+            execution_domain=domain,
+            eval_key=eval_key(
+                node.node_id,
+                run.world_id,
+                domain,
+                node.schema_compat_id,
+                dataset_fingerprint,
+                node.code_hash,
+                "",
+            ),
+        )
+        for node in dag.nodes
+    )
+
+
+def _unfit(what: str) -> QmtlError:
+    return QmtlError("E_RETURNS_INVALID", what, "upload what the SDK's engine computed for this run")

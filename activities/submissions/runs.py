@@ -1,0 +1,161 @@
+"""Runs of submissions in the database: context, evidence and outcome."""
+
+from collections.abc import Sequence
+
+from sqlmodel import col, select
+
+from activities.messages.submission import EvidenceBody, NodeValidation, RunContextBody
+from activities.storage.database import Database, utc_now
+from activities.storage.tables import (
+    BindingRow,
+    EvidenceRow,
+    OutcomeRow,
+    RunContextRow,
+    ValidationRow,
+    WorldNodeRow,
+)
+from qmtl_sdk.contracts.submission import Outcome
+
+
+class SqlRunStore:
+    """Runs of submissions. Everything about a run is stored once; a repetition returns what is stored."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin_run(self, run: RunContextBody) -> RunContextBody:
+        """Bind the strategy to the world and store the run's context."""
+        with self._database.write("submission") as tx:
+            row = RunContextRow(
+                run_id=run.run_id,
+                world_id=run.world_id,
+                strategy_id=run.strategy_id,
+                body=run.model_dump_json(),
+                created_at=utc_now(),
+            )
+            if not tx.insert_new([row]):
+                found = tx.session.get(RunContextRow, run.run_id)
+                assert found is not None  # the insert found it there
+                return RunContextBody.model_validate_json(found.body)
+            bound = tx.insert_new(
+                [
+                    BindingRow(
+                        world_id=run.world_id,
+                        strategy_id=run.strategy_id,
+                        name=run.name,
+                        created_at=row.created_at,
+                    )
+                ]
+            )
+            after = {"context": run.context.json_dict(), "newly_bound": bool(bound)}
+            tx.record("run.begun", run.world_id, run.strategy_id, after=after, correlation_id=run.run_id)
+            return run
+
+    def run(self, run_id: str) -> RunContextBody | None:
+        """Read the context of a run."""
+        with self._database.read() as session:
+            row = session.get(RunContextRow, run_id)
+            return RunContextBody.model_validate_json(row.body) if row else None
+
+    def newest_run(self, strategy_id: str, world_id: str | None) -> RunContextBody | None:
+        """Read the newest run of a strategy, in any world unless one is given."""
+        with self._database.read() as session:
+            query = select(RunContextRow).where(RunContextRow.strategy_id == strategy_id)
+            if world_id is not None:
+                query = query.where(RunContextRow.world_id == world_id)
+            row = session.exec(query.order_by(col(RunContextRow.created_at).desc())).first()
+            return RunContextBody.model_validate_json(row.body) if row else None
+
+    def save_evidence(
+        self, evidence: EvidenceBody, validations: Sequence[NodeValidation] = ()
+    ) -> EvidenceBody:
+        """Store the evidence of a run, and the validations of the strategy's nodes that follow from it."""
+        with self._database.write("evaluation") as tx:
+            row = EvidenceRow(
+                run_id=evidence.run_id,
+                world_id=evidence.world_id,
+                strategy_id=evidence.strategy_id,
+                body=evidence.model_dump_json(),
+                shadow=evidence.shadow,
+                created_at=utc_now(),
+            )
+            if not tx.insert_new([row]):
+                return evidence_of(
+                    tx.session.exec(select(EvidenceRow).where(EvidenceRow.run_id == evidence.run_id)).one()
+                )
+            for item in validations:
+                found = {
+                    "world_id": evidence.world_id,
+                    "node_id": item.node_id,
+                    "execution_domain": item.execution_domain,
+                    "eval_key": item.eval_key,
+                }
+                state = "invalid" if evidence.error_code else "valid"
+                tx.upsert(WorldNodeRow(**found, state=state, updated_at=utc_now()))
+                tx.insert_new(
+                    [
+                        ValidationRow(
+                            **found,
+                            result=state,
+                            body=evidence.model_dump_json(include={"run_id", "error_code"}),
+                            created_at=utc_now(),
+                        )
+                    ]
+                )
+            after = {
+                "metrics": evidence.metrics,
+                "error_code": evidence.error_code,
+                "returns": evidence.returns_hash,
+            }
+            tx.record(
+                "evidence.saved",
+                evidence.world_id,
+                evidence.strategy_id,
+                after=after,
+                correlation_id=evidence.run_id,
+            )
+            return evidence
+
+    def evidence(self, run_id: str) -> EvidenceBody | None:
+        """Read the evidence of a run."""
+        with self._database.read() as session:
+            row = session.exec(select(EvidenceRow).where(EvidenceRow.run_id == run_id)).first()
+            return evidence_of(row) if row else None
+
+    def save_outcome(self, outcome: Outcome) -> Outcome:
+        """Store how a run ended."""
+        with self._database.write("submission") as tx:
+            row = OutcomeRow(
+                run_id=outcome.run_id,
+                world_id=outcome.world_id,
+                strategy_id=outcome.strategy_id,
+                body=outcome.model_dump_json(),
+                created_at=utc_now(),
+            )
+            if not tx.insert_new([row]):
+                found = tx.session.exec(select(OutcomeRow).where(OutcomeRow.run_id == outcome.run_id)).one()
+                return Outcome.model_validate_json(found.body)
+            after = {
+                "status": outcome.status,
+                "decision": outcome.decision.etag if outcome.decision else None,
+                "error_code": outcome.error_code,
+            }
+            tx.record(
+                "submission.concluded",
+                outcome.world_id,
+                outcome.strategy_id,
+                after=after,
+                correlation_id=outcome.run_id,
+            )
+            return outcome
+
+    def outcome(self, run_id: str) -> Outcome | None:
+        """Read how a run ended; None while it runs."""
+        with self._database.read() as session:
+            row = session.exec(select(OutcomeRow).where(OutcomeRow.run_id == run_id)).first()
+            return Outcome.model_validate_json(row.body) if row else None
+
+
+def evidence_of(row: EvidenceRow) -> EvidenceBody:
+    """Convert a row of evidence."""
+    return EvidenceBody.model_validate_json(row.body)
