@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qmtl_sdk.contracts.errors import QmtlError
+    from qmtl_sdk.contracts.events import Subscribe
     from qmtl_sdk.data.source import CsvSource, ParquetSource
     from qmtl_sdk.nodes.node import MatchMode, Node, ProcessingNode, StreamInput, TagQueryNode
     from qmtl_sdk.nodes.strategy import Strategy
     from qmtl_sdk.nodes.view import CacheView
+    from qmtl_sdk.runtime.client import GatewayClient
+    from qmtl_sdk.runtime.config import settings
     from qmtl_sdk.runtime.result import SubmitResult
     from qmtl_sdk.runtime.runner import Runner
+    from qmtl_sdk.runtime.stream import StreamClient
     from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
 
 _MODULES = {
     "CacheView": "nodes.view",
     "CsvSource": "data.source",
+    "GatewayClient": "runtime.client",
     "MatchMode": "nodes.node",
     "Node": "nodes.node",
     "ParquetSource": "data.source",
@@ -28,16 +33,20 @@ _MODULES = {
     "QmtlError": "contracts.errors",
     "Runner": "runtime.runner",
     "Strategy": "nodes.strategy",
+    "StreamClient": "runtime.stream",
     "StreamInput": "nodes.node",
     "SubmitResult": "runtime.result",
+    "Subscribe": "contracts.events",
     "TagQueryNode": "nodes.node",
     "TradeOrderPublisherNode": "transforms.publisher",
+    "settings": "runtime.config",
 }
 """The module of each public name."""
 
 __all__ = [
     "CacheView",
     "CsvSource",
+    "GatewayClient",
     "MatchMode",
     "Node",
     "ParquetSource",
@@ -45,10 +54,13 @@ __all__ = [
     "QmtlError",
     "Runner",
     "Strategy",
+    "StreamClient",
     "StreamInput",
     "SubmitResult",
+    "Subscribe",
     "TagQueryNode",
     "TradeOrderPublisherNode",
+    "settings",
 ]
 
 

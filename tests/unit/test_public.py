@@ -14,6 +14,7 @@ def test_the_public_names() -> None:
     names = [
         "CacheView",
         "CsvSource",
+        "GatewayClient",
         "MatchMode",
         "Node",
         "ParquetSource",
@@ -21,10 +22,13 @@ def test_the_public_names() -> None:
         "QmtlError",
         "Runner",
         "Strategy",
+        "StreamClient",
         "StreamInput",
         "SubmitResult",
+        "Subscribe",
         "TagQueryNode",
         "TradeOrderPublisherNode",
+        "settings",
     ]
     assert sorted(qmtl_sdk.__all__) == names
     assert dir(qmtl_sdk) == names
