@@ -1,4 +1,4 @@
-"""The glossary names things that exist, and retired names stay retired."""
+"""The glossary and the architecture name things that exist, and retired names stay retired."""
 
 import ast
 import re
@@ -11,13 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PACKAGES = ("qmtl_sdk", "activities", "workflows", "temporal", "api", "examples")
 _REFERENCE = re.compile(r"`([a-z_][\w.]*):([A-Za-z_][\w.]*)`")
+_PLACE = re.compile(r"`([a-z_][\w/]*\.py):([A-Za-z_][\w.]*)`")
 _RETIRED = re.compile(r"^\| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
 
 
 def _references() -> list[tuple[str, str]]:
     return list(dict.fromkeys(_REFERENCE.findall(GLOSSARY.read_text())))
+
+
+def _places() -> list[tuple[str, str]]:
+    return list(dict.fromkeys(_PLACE.findall(ARCHITECTURE.read_text())))
 
 
 def _retired() -> dict[str, str]:
@@ -59,6 +65,23 @@ def test_what_the_glossary_names_exists(module: str, name: str) -> None:
             found = _attribute(found, part)
     except (ImportError, AttributeError) as error:
         pytest.fail(f"docs/glossary.md: {module}:{name}: {error}; {first} is in: {_homes(first)}")
+
+
+@pytest.mark.parametrize(("file", "name"), _places(), ids=[":".join(pair) for pair in _places()])
+def test_what_the_architecture_names_exists(file: str, name: str) -> None:
+    first, _, member = name.partition(".")
+    path = ROOT / file
+    assert path.exists(), f"docs/architecture.md: there is no {file}; {first} is in: {_homes(first)}"
+    body: list[ast.stmt] = _trees()[path].body
+    for part in filter(None, (first, member)):
+        node = next((node for node in body if part in _defined(node)), None)
+        assert node is not None, f"docs/architecture.md: {file} has no {name}; {first} is in: {_homes(first)}"
+        body = getattr(node, "body", [])
+
+
+def test_the_architecture_answers_a_readers_questions() -> None:
+    rows = [line for line in ARCHITECTURE.read_text().splitlines() if _PLACE.search(line)]
+    assert len(rows) >= 12
 
 
 def test_no_term_of_the_glossary_has_two_lines() -> None:
@@ -111,3 +134,13 @@ def _used(tree: ast.Module) -> Iterator[tuple[str, int]]:
                 yield alias.name.split(".")[-1], node.lineno
         elif isinstance(node, ast.Attribute) and node.attr[:1].isupper():
             yield node.attr, node.lineno
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return {node.name}
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return {node.target.id}
+    return set()
