@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PACKAGES = ("qmtl_sdk", "activities", "workflows", "temporal", "api", "examples")
+# Retired as functions of a module, and right as methods.
+_PLAIN = {"follow", "leave"}
 _REFERENCE = re.compile(r"`([a-z_][\w.]*):([A-Za-z_][\w.]*)`")
 _PLACE = re.compile(r"`([a-z_][\w/]*\.py):([A-Za-z_][\w.]*)`")
 _RETIRED = re.compile(r"^\| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
@@ -119,20 +121,20 @@ def test_no_retired_name_is_left_in_the_documents() -> None:
 
 
 def _used(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Yield names of classes, imports and CamelCase attributes, and of functions of the module itself.
+    """Yield the names of classes, functions, methods, imports and attributes, with their lines.
 
-    Methods and variables are left out where the name is an English word: `follow` is right for a bus.
+    Local variables are left out, and so are the methods in `_PLAIN`: `follow` is the right word for a bus.
     """
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name, node.lineno
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    yield from ((node.name, node.lineno) for node in functions)
+    definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, definitions) and node.name not in _PLAIN:
             yield node.name, node.lineno
         elif isinstance(node, ast.ImportFrom | ast.Import):
             for alias in node.names:
                 yield alias.name.split(".")[-1], node.lineno
-        elif isinstance(node, ast.Attribute) and node.attr[:1].isupper():
+        elif isinstance(node, ast.Attribute) and node.attr not in _PLAIN:
             yield node.attr, node.lineno
 
 
