@@ -21,12 +21,12 @@ from api.auth.limits import SocketLimit
 from api.auth.tokens import StreamClaims, Tokens
 from api.metrics import DELIVERED, DROPPED, SENTINEL_SKEW, UNKNOWN
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.events import (
+from qmtl_sdk.contracts.events import CloudEvent
+from qmtl_sdk.contracts.stream import (
     CLOSE_BINARY,
     CLOSE_POLICY,
     CLOSE_SLOW,
     ClientFrame,
-    CloudEvent,
     EventFrame,
     HeartbeatFrame,
     Hello,
@@ -36,10 +36,9 @@ from qmtl_sdk.contracts.events import (
     Refresh,
     Refreshed,
     Resumed,
-    Sequenced,
     Snapshot,
-    state_hash,
 )
+from qmtl_sdk.contracts.topic_state import Sequenced, state_hash
 from qmtl_sdk.runtime.config import EventsSettings
 
 POLL_S, KEEP_FRAMES, KEEP_BYTES, BATCH, HELLO_S = 0.02, 5000, 4 * 2**20, 500, 10.0

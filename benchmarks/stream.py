@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 
 from activities.events.bus import SqliteBus
 from activities.storage.database import Database
-from qmtl_sdk.contracts.events import Subscribe
+from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.events import tell

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qmtl_sdk.contracts.errors import QmtlError
-    from qmtl_sdk.contracts.events import Subscribe
+    from qmtl_sdk.contracts.stream import Subscribe
     from qmtl_sdk.data.source import CsvSource, ParquetSource
     from qmtl_sdk.nodes.node import MatchMode, Node, ProcessingNode, StreamInput, TagQueryNode
     from qmtl_sdk.nodes.strategy import Strategy
@@ -36,7 +36,7 @@ _MODULES = {
     "StreamClient": "runtime.stream",
     "StreamInput": "nodes.node",
     "SubmitResult": "runtime.result",
-    "Subscribe": "contracts.events",
+    "Subscribe": "contracts.stream",
     "TagQueryNode": "nodes.node",
     "TradeOrderPublisherNode": "transforms.publisher",
     "settings": "runtime.config",

@@ -37,9 +37,9 @@ from qmtl_sdk.contracts.submission import (
     EvidenceRef,
     Heartbeat,
     LeaseFailure,
-    Outcome,
     StrategySubmit,
     SubmissionAck,
+    SubmissionOutcome,
 )
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from temporal.client import is_unavailable, retry_while_unavailable
@@ -213,7 +213,7 @@ class SubmissionService:
             _log.info("no progress to be had", run_id=run.run_id, why=str(error))
             return None
 
-    async def outcome(self, run: RunContextBody, wait_s: float) -> Outcome | None:
+    async def outcome(self, run: RunContextBody, wait_s: float) -> SubmissionOutcome | None:
         """How a run ended, waiting for it if need be. Raises QmtlError where its workflow ended without an outcome."""
         deadline = time.monotonic() + wait_s
         handle: WorkflowHandle[SubmissionWorkflow, object] = self._client.get_workflow_handle(

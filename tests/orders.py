@@ -18,7 +18,8 @@ from activities.submissions.runs import SqlRunStore
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.orders import Order
-from qmtl_sdk.contracts.policy import Policy, policy_from
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.worlds import DecisionEnvelope, Execution, StrategyDecision, WorldSpec
 

@@ -3,7 +3,8 @@
 from datetime import timedelta
 
 from activities.applies.context import PlanningContext
-from qmtl_sdk.contracts.applies import StrategyAllocation, rank_of
+from qmtl_sdk.contracts.applies import StrategyAllocation
+from qmtl_sdk.contracts.domains import rank_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.promotions import Condition
 from qmtl_sdk.contracts.worlds import StrategyDecision

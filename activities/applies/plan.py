@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from activities.applies.conditions import held_back
 from activities.applies.context import PlanningContext, Snapshot
 from qmtl_sdk.contracts.applies import (
-    MODE_OF,
     ApplyPlan,
     ApplyRequest,
     AwaitApprovals,
@@ -20,13 +19,12 @@ from qmtl_sdk.contracts.applies import (
     Drain,
     Freeze,
     LeftOut,
-    Stage,
+    PlanStep,
     StrategyAllocation,
     Switch,
     Unfreeze,
-    rank_of,
 )
-from qmtl_sdk.contracts.domains import domain_of
+from qmtl_sdk.contracts.domains import MODE_OF, domain_of, rank_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.policy import Policy
@@ -250,7 +248,7 @@ def _plan(
     ]
     required = max((gating.approvals_for(mode) for mode in up), default=0)
     acks, drain = gating.apply.freeze_timeout_ms / 1000, gating.apply.drain_timeout_ms / 1000
-    stages: tuple[Stage, ...] = (
+    stages: tuple[PlanStep, ...] = (
         AwaitApprovals(
             required=required,
             roles=gating.approvals.roles,

@@ -8,7 +8,7 @@ from activities.fence.acknowledgements import acknowledgements
 from activities.messages.apply import GateChange
 from activities.storage.database import Transaction
 from activities.storage.tables import ApplyRow, ApplyStepRow, ApprovalRow
-from qmtl_sdk.contracts.applies import Acknowledgement, ApplyPlan, ApplyStatus, Approval, Step
+from qmtl_sdk.contracts.applies import Acknowledgement, ApplyPlan, ApplyStatus, Approval, StepRecord
 from qmtl_sdk.contracts.errors import QmtlError
 
 
@@ -56,7 +56,7 @@ def status_of(session: Session, row: ApplyRow) -> ApplyStatus:
             "plan": ApplyPlan.model_validate_json(row.plan),
             "approvals": approvals_of(session, row.world_id, row.run_id),
             "steps": [
-                Step(
+                StepRecord(
                     name=step.step,
                     started=datetime.fromisoformat(step.started_at),
                     ended=datetime.fromisoformat(step.ended_at) if step.ended_at else None,

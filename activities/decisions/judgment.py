@@ -15,8 +15,8 @@ from datetime import datetime
 from activities.decisions.candidate import Candidate, HysteresisState, Scored
 from activities.decisions.constraints import Correlate, constrain, slot_weight
 from activities.decisions.hysteresis import in_band, next_state
-from qmtl_sdk.contracts.applies import rank_of
 from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.domains import rank_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.expressions import evaluate, metrics_in, parse
 from qmtl_sdk.contracts.model import Model

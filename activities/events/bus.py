@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from activities.storage.log import Bounds, NewEntry, SqliteLog
-from qmtl_sdk.contracts.events import CloudEvent, Sequenced
+from qmtl_sdk.contracts.events import CloudEvent
+from qmtl_sdk.contracts.topic_state import Sequenced
 
 
 class ControlBus(Protocol):

@@ -17,8 +17,8 @@ from activities.worlds.policies import add_first_policy
 from activities.worlds.specs import changed_spec, insert_world, world_of, world_row
 from qmtl_sdk.contracts.applies import GateStatus
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.events import combined_hash
 from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.topic_state import combined_hash
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, EdgeOverride, World, WorldSpec, WorldUpdate
 
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from activities.messages.base import StoreMessage
-from qmtl_sdk.contracts.applies import Approval, Stage
+from qmtl_sdk.contracts.applies import Approval, PlanStep
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.worlds import UtcTime
 
@@ -23,7 +23,7 @@ class ApplyBrief(Model):
     title: str
     reason: str
     requested_by: str
-    stages: tuple[Stage, ...]
+    stages: tuple[PlanStep, ...]
     diff: tuple[tuple[str, str, str], ...]
     left_out: tuple[str, ...] = ()
 

@@ -86,7 +86,7 @@ class ConcludeSubmission(StoreMessage):
 
 
 class Conclusion(Model):
-    """Result of SubmissionWorkflow in brief. The whole Outcome is in the store."""
+    """Result of SubmissionWorkflow in brief. The whole SubmissionOutcome is in the store."""
 
     run_id: str
     status: str

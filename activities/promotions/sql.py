@@ -7,7 +7,8 @@ from activities.applies.requests import SqlApplyRequests
 from activities.messages.promotion import PromotionTarget, PublishPromotion
 from activities.storage.database import Database
 from activities.storage.tables import AuditRow
-from qmtl_sdk.contracts.applies import MODE_OF, ApplyRequest, rank_of
+from qmtl_sdk.contracts.applies import ApplyRequest
+from qmtl_sdk.contracts.domains import MODE_OF, rank_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionProgress
 

@@ -25,7 +25,7 @@ from activities.submissions.evidence import data_range, examine, sectors, valida
 from activities.submissions.store import CommitLogStore, RunStore
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.submission import Outcome
+from qmtl_sdk.contracts.submission import SubmissionOutcome
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
 
 
@@ -122,7 +122,7 @@ class SubmissionActivities(SubmissionActivityStubs):
         evidence = self._stores.runs.evidence(command.run_id)
         activations = self._stores.context.activations.activations(command.world_id, command.strategy_id)
         outcome = self._stores.runs.save_outcome(
-            Outcome(
+            SubmissionOutcome(
                 world_id=command.world_id,
                 strategy_id=command.strategy_id,
                 run_id=command.run_id,

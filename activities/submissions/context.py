@@ -11,7 +11,14 @@ from typing import Protocol
 
 from activities.messages.submission import RunContextBody
 from qmtl_sdk.contracts.dag import TAG_QUERY
-from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, domain_of, resolve
+from qmtl_sdk.contracts.domains import (
+    DEFAULT_TTL_S,
+    ComputeContext,
+    DataScope,
+    Domain,
+    domain_of,
+    resolve_context,
+)
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.submission import StrategySubmit
@@ -34,14 +41,16 @@ def run_context(
     until = min(now, pinned) if pinned else now
     newest, laggard, youngest = newest_close(bindings, until)
     as_of = newest or pinned or _last_close(submit, now)
-    context = resolve(
-        world.spec.world,
+    context = resolve_context(
+        DataScope(
+            world.spec.world,
+            as_of=as_of.isoformat() if as_of else None,
+            dataset_fingerprint=fingerprint_of(bindings) if bindings else None,
+        ),
         SHADOW if shadow else mode_in_effect(decision, activation),
         decided_at=wall if shadow else decision.decided_at if decision else None,
         now=wall,
         ttl_s=decision.ttl if decision else DEFAULT_TTL_S,
-        as_of=as_of.isoformat() if as_of else None,
-        dataset_fingerprint=fingerprint_of(bindings) if bindings else None,
         allow_live=world.spec.allow_live,
     )
     return RunContextBody(
@@ -108,12 +117,11 @@ class ComputeContextService:
             return run.context
         now = datetime.now(UTC)
         shadow = asks_for_shadow(submit)
-        return resolve(
-            submit.world_id,
+        return resolve_context(
+            DataScope(submit.world_id, as_of=submit.meta.as_of),
             SHADOW if shadow else None,
             decided_at=now if shadow else None,
             now=now,
-            as_of=submit.meta.as_of,
         )
 
     def run(self, run_id: str, submit: StrategySubmit) -> RunContextBody:

@@ -8,7 +8,7 @@ from datetime import datetime
 from activities.messages.submission import NodeValidation, RunContextBody
 from qmtl_sdk.contracts.dag import STREAM, Dag
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.identity import eval_key
+from qmtl_sdk.contracts.identity import ValidationScope, eval_key
 from qmtl_sdk.data.bars import NS, from_ns, iso, to_ns
 from qmtl_sdk.data.calendars import most_periods_per_year
 from qmtl_sdk.reports.artifact import decode
@@ -64,13 +64,14 @@ def validations(dag: Dag, run: RunContextBody, dataset_fingerprint: str) -> tupl
             node_id=node.node_id,
             execution_domain=domain,
             eval_key=eval_key(
-                node.node_id,
-                run.world_id,
-                domain,
-                node.schema_compat_id,
-                dataset_fingerprint,
-                node.code_hash,
-                "",
+                ValidationScope(
+                    node.node_id,
+                    run.world_id,
+                    domain,
+                    node.schema_compat_id,
+                    dataset_fingerprint,
+                    node.code_hash,
+                )
             ),
         )
         for node in dag.nodes

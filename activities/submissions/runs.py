@@ -14,7 +14,7 @@ from activities.storage.tables import (
     ValidationRow,
     WorldNodeRow,
 )
-from qmtl_sdk.contracts.submission import Outcome
+from qmtl_sdk.contracts.submission import SubmissionOutcome
 
 
 class SqlRunStore:
@@ -122,7 +122,7 @@ class SqlRunStore:
             row = session.exec(select(EvidenceRow).where(EvidenceRow.run_id == run_id)).first()
             return evidence_of(row) if row else None
 
-    def save_outcome(self, outcome: Outcome) -> Outcome:
+    def save_outcome(self, outcome: SubmissionOutcome) -> SubmissionOutcome:
         """Store how a run ended."""
         with self._database.write("submission") as tx:
             row = OutcomeRow(
@@ -134,7 +134,7 @@ class SqlRunStore:
             )
             if not tx.insert_new([row]):
                 found = tx.session.exec(select(OutcomeRow).where(OutcomeRow.run_id == outcome.run_id)).one()
-                return Outcome.model_validate_json(found.body)
+                return SubmissionOutcome.model_validate_json(found.body)
             after = {
                 "status": outcome.status,
                 "decision": outcome.decision.etag if outcome.decision else None,
@@ -149,11 +149,11 @@ class SqlRunStore:
             )
             return outcome
 
-    def outcome(self, run_id: str) -> Outcome | None:
+    def outcome(self, run_id: str) -> SubmissionOutcome | None:
         """Read how a run ended; None while it runs."""
         with self._database.read() as session:
             row = session.exec(select(OutcomeRow).where(OutcomeRow.run_id == run_id)).first()
-            return Outcome.model_validate_json(row.body) if row else None
+            return SubmissionOutcome.model_validate_json(row.body) if row else None
 
 
 def evidence_of(row: EvidenceRow) -> EvidenceBody:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from activities.messages.submission import EvidenceBody, NodeValidation, RunContextBody
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.submission import Outcome, StrategySubmit, SubmissionAck
+from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionOutcome
 
 
 class LogEntry(Model):
@@ -61,8 +61,8 @@ class RunStore(Protocol):
     def evidence(self, run_id: str) -> EvidenceBody | None:
         """Read the evidence of a run."""
 
-    def save_outcome(self, outcome: Outcome) -> Outcome:
+    def save_outcome(self, outcome: SubmissionOutcome) -> SubmissionOutcome:
         """Store how a run ended."""
 
-    def outcome(self, run_id: str) -> Outcome | None:
+    def outcome(self, run_id: str) -> SubmissionOutcome | None:
         """Read how a run ended; None while it runs."""

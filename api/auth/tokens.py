@@ -16,8 +16,8 @@ from api.auth.keys import KeyRing
 from api.auth.register import TokenRegister
 from qmtl_sdk.contracts.access import EVERY_WORLD, Caller, NewToken, Role, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.events import Subscribe
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.stream import Subscribe
 
 GATEWAY, CONTROLBUS, ALGORITHM = "gateway", "controlbus", "EdDSA"
 LEEWAY_S, _REMEMBERED = 10.0, 1000

@@ -11,7 +11,7 @@ from api.cli import demo_apply
 from api.cli.world import decision_table, gateway
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.events import Subscribe
+from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from qmtl_sdk.nodes.strategy import Strategy
 from qmtl_sdk.reports.artifact import decode

@@ -19,10 +19,10 @@ from qmtl_sdk.contracts.applies import (
     GateStatus,
     approvers,
 )
+from qmtl_sdk.contracts.documents import mapping_of, validated
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import REFUSALS, Refusal
-from qmtl_sdk.contracts.policy import mapping_of, validated
 from qmtl_sdk.contracts.worlds import EdgeOverride, WorldUpdate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings

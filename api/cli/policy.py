@@ -11,7 +11,7 @@ from api.cli.output import Format, Output, guarded, print_result, read, table
 from api.cli.world import WorldArgument, gateway
 from qmtl_sdk.contracts.durations import seconds
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.policy import policy_from, policy_mapping
+from qmtl_sdk.contracts.policy_text import policy_from, policy_mapping
 
 app = typer.Typer()
 policy_app = typer.Typer(

@@ -8,7 +8,7 @@ import typer
 from api.cli.operate import As, Live, Reason, approve_with, speaking
 from api.cli.output import Format, Output, guarded, print_result, table
 from api.cli.world import WorldArgument, gateway
-from qmtl_sdk.contracts.policy import validated
+from qmtl_sdk.contracts.documents import validated
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from qmtl_sdk.runtime.client import GatewayClient
 

@@ -10,9 +10,9 @@ import typer
 from api.cli.output import Format, Output, guarded, print_result, table
 from api.cli.world import gateway
 from qmtl_sdk.contracts.access import EVERY_WORLD, Role, TokenInfo, TokenRequest
+from qmtl_sdk.contracts.documents import validated
 from qmtl_sdk.contracts.durations import format_duration, seconds
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.policy import validated
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings
 

@@ -12,7 +12,8 @@ from api.state import State
 from api.stream import Subscriber
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError, nearest
-from qmtl_sdk.contracts.events import KINDS, NO_WORLD, Polled, Subscribe, Subscription, schemas
+from qmtl_sdk.contracts.events import KINDS, NO_WORLD
+from qmtl_sdk.contracts.stream import Polled, Subscribe, Subscription, schemas
 
 router = APIRouter(prefix="/events", tags=["events"], route_class=GuardedRoute)
 STREAM_PATH = "/events/stream"

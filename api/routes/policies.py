@@ -10,7 +10,8 @@ from activities.decisions.whatif import PolicyReplayResult, replay
 from api.auth.access import Asker, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.policy import Difference, Policy, differences, policy_from
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.policy_text import Difference, differences, policy_from
 
 router = APIRouter(prefix="/worlds/{world_id}/policies", tags=["policies"], route_class=GuardedRoute)
 Version = Annotated[int, Path(ge=1, lt=2**31)]

@@ -10,7 +10,7 @@ from activities.submissions.context import SHADOW
 from api.auth.access import Asker, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
-from qmtl_sdk.contracts.domains import ComputeContext, Domain, resolve
+from qmtl_sdk.contracts.domains import ComputeContext, DataScope, Domain, resolve_context
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import compute_key
 from qmtl_sdk.contracts.sessions import (
@@ -123,13 +123,15 @@ def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
     world, now = state.stores.worlds.world(wanted.world_id), datetime.now(UTC)
     activation = next(iter(state.stores.fence.activations(wanted.world_id, wanted.strategy_id)), None)
     run = state.stores.runs.newest_run(wanted.strategy_id, wanted.world_id)
-    context = resolve(
-        wanted.world_id,
+    context = resolve_context(
+        DataScope(
+            wanted.world_id,
+            as_of=world.now(now).isoformat(),
+            dataset_fingerprint=run.context.dataset_fingerprint if run else None,
+        ),
         SHADOW if wanted.shadow else activation.effective_mode if activation else None,
         decided_at=now,  # an activation holds until it is changed; whether its decision is fresh, the session's own gate and the fence watch
         now=now,
-        as_of=world.now(now).isoformat(),
-        dataset_fingerprint=run.context.dataset_fingerprint if run else None,
         allow_live=world.spec.allow_live,
     )
     if wanted.shadow:

@@ -1,1 +1,1 @@
-"""The shared language of QMTL: identity, DAG, domains, envelopes, policy and errors. No I/O, no clocks."""
+"""The contracts of QMTL: identity, DAG, domains, envelopes, policy and errors. No I/O, no clocks."""

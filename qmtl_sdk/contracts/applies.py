@@ -1,6 +1,7 @@
-"""An apply: what is asked for, the plan that says what will happen, and how it went.
+"""An apply: the request, the plan of what will happen, and its progress.
 
-A plan is a list of named stages. `explain` says each to a person, and the workflow executes the same list: freeze → drain → switch → unfreeze, after the approvals.
+A plan is a list of named steps. `explain` describes each to a person, and the workflow executes the same
+list: approval → freeze → drain → switch → unfreeze.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,26 +10,30 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.domains import Mode, rank_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.worlds import UtcTime
 
 RunId = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:\-]*$")]
-Outcome = Literal["completed", "rolled_back", "frozen"]
-MODE_OF = {"dryrun": "paper", "live": "live"}
-_RANK = {"validate": 0, "paper": 1, "live": 2}
+"""The caller's name of an apply, unique in its world."""
 
+ApplyOutcome = Literal["completed", "rolled_back", "frozen"]
+"""How an apply ended; `frozen`: a switch or its restoration failed, and an operator must resume the world."""
 
-def rank_of(mode: str | None) -> int:
-    """How far a mode is on the way to live; 0 for one that is not on it."""
-    return _RANK.get(mode or "", 0)
+ApplyStepName = Literal["requested", "approval", "freeze", "drain", "switch", "restore", "unfreeze"]
+"""The steps of an apply; `restore` undoes a switch that failed."""
+
+ApplyState = ApplyStepName | ApplyOutcome
+"""The current step of an apply, or its outcome."""
 
 
 class ApplyRequest(Model):
     """`POST /worlds/{id}/apply`. The same `run_id` with the same body is the same apply.
 
-    `to`: how far to bring the strategies that pass (the next stage of the policy, unless said). `strategies`: only these. `weights`: their shares, 0…1, instead of the
-    decision's. `rollback_of`: back to how the world was before that apply. `etag`: refuse unless the plan's is this one.
+    `to`: the stage for the strategies that pass; by default the next stage of the policy. `strategies`: only
+    these. `weights`: shares (0…1) instead of the decision's. `rollback_of`: restore the world as it was
+    before that apply. `etag`: refuse unless the plan has this etag.
     """
 
     run_id: RunId
@@ -41,14 +46,15 @@ class ApplyRequest(Model):
 
 
 class StrategyAllocation(Model):
-    """Where a strategy stands in a world."""
+    """A strategy's activation in a world: whether it is active, in which mode, with which weight (0…1)."""
 
     active: bool = False
-    mode: str = "validate"
+    mode: Mode = "validate"
     weight: float = 0.0
 
     @property
     def rank(self) -> int:
+        """How close to live the strategy is: 0 to 2, or -1 if it is not active."""
         return rank_of(self.mode) if self.active else -1
 
     def __str__(self) -> str:
@@ -56,21 +62,21 @@ class StrategyAllocation(Model):
 
 
 class Change(OfStrategy):
-    """What becomes of one strategy."""
+    """The allocation of one strategy before and after an apply."""
 
     before: StrategyAllocation
     after: StrategyAllocation
 
     @property
     def goes_up(self) -> bool:
-        """Whether it comes to trade more than it did: a further stage, or more weight in one that trades."""
+        """Whether the strategy trades more afterwards: a further stage, or more weight in one that trades."""
         return self.after.rank > self.before.rank or (
             self.after.rank == self.before.rank > 0 and self.after.weight > self.before.weight
         )
 
 
 class LeftOut(OfStrategy):
-    """A strategy that passes and is not taken along, and why."""
+    """A strategy that passes but is not part of the plan, and the reason."""
 
     why: str
 
@@ -79,7 +85,10 @@ class LeftOut(OfStrategy):
 
 
 class AwaitApprovals(Model):
-    """Wait until enough people have agreed. Nobody agrees to their own request, and nobody counts twice."""
+    """Wait until enough people have approved.
+
+    Nobody approves their own request, and nobody counts twice.
+    """
 
     kind: Literal["approval"] = "approval"
     required: int
@@ -89,61 +98,78 @@ class AwaitApprovals(Model):
     requested_by: str
 
     def explain(self) -> str:
+        """Describe the step to a person."""
         if not self.required:
-            return "no approval is needed: nothing goes up"
+            return "no approval is required: no strategy trades more than before"
         people = "one person" if self.required == 1 else f"{self.required} people"
-        return f"wait for {people} ({' or '.join(self.roles)}, not {self.requested_by}) to approve, for {format_duration(self.expires_s)} at the longest"
+        roles = " or ".join(self.roles)
+        limit = format_duration(self.expires_s)
+        return f"wait up to {limit} for {people} ({roles}, not {self.requested_by}) to approve"
 
 
 class Freeze(Model):
-    """Refuse every order from here on: the epoch goes up, then everyone is told and says that they have heard."""
+    """Refuse all orders: raise the epoch, publish it, and wait until sessions and Gateways acknowledge."""
 
     kind: Literal["freeze"] = "freeze"
     close_live_edge: bool
     ack_timeout_s: float
 
     def explain(self) -> str:
+        """Describe the step to a person."""
         edge = ", close the edge from backtest to live" if self.close_live_edge else ""
-        return f"freeze: orders are refused from here on{edge}; wait for sessions and Gateways to say that they have heard, for {format_duration(self.ack_timeout_s)} at the longest"
+        limit = format_duration(self.ack_timeout_s)
+        return f"freeze: refuse all orders{edge}; wait up to {limit} for sessions and Gateways to acknowledge"
 
 
 class Drain(Model):
-    """Wait until no accepted order is open. Too long: everything goes back."""
+    """Wait until no accepted order is open. On timeout the apply is rolled back."""
 
     kind: Literal["drain"] = "drain"
     timeout_s: float
 
     def explain(self) -> str:
-        return f"drain: wait until no order is open, for {format_duration(self.timeout_s)} at the longest; then everything goes back"
+        """Describe the step to a person."""
+        limit = format_duration(self.timeout_s)
+        return f"drain: wait up to {limit} until no order is open; on timeout the apply is rolled back"
 
 
 class Switch(Model):
-    """Change activations, edges, queue bindings and the pinned fingerprint, in one transaction. Refused: the earlier state is restored, and the world stays frozen."""
+    """Change activations, edges, queue bindings and the pinned fingerprint in one transaction.
+
+    If that is refused, the earlier state is restored and the world stays frozen.
+    """
 
     kind: Literal["switch"] = "switch"
     changes: int
     open_live_edge: bool
 
     def explain(self) -> str:
+        """Describe the step to a person."""
         edge = ", open the edge from backtest to live" if self.open_live_edge else ""
-        return f"switch {self.changes} {'strategy' if self.changes == 1 else 'strategies'}{edge}; if that fails the world stays frozen until an operator resumes it"
+        what = _strategies(self.changes)
+        return f"switch {what}{edge}; if that fails, the world stays frozen until an operator resumes it"
 
 
 class Unfreeze(Model):
-    """Let orders in again, under a new epoch."""
+    """Accept orders again, under a new epoch."""
 
     kind: Literal["unfreeze"] = "unfreeze"
     ack_timeout_s: float
 
     def explain(self) -> str:
-        return "unfreeze: orders are taken again, under a new epoch"
+        """Describe the step to a person."""
+        return "unfreeze: accept orders again, under a new epoch"
 
 
-Stage = Annotated[AwaitApprovals | Freeze | Drain | Switch | Unfreeze, Field(discriminator="kind")]
+PlanStep = Annotated[AwaitApprovals | Freeze | Drain | Switch | Unfreeze, Field(discriminator="kind")]
 
 
 class ApplyPlan(Model):
-    """What an apply will do. `etag` is a hash of what it was made from: where that has changed meanwhile, the plan is not carried out."""
+    """The plan of an apply.
+
+    `etag` is a hash of the state that the plan was made from; if that state has changed, the plan is not
+    executed. `fingerprint_before`, `fingerprint_after`: of the dataset.
+    """
 
     world_id: str
     run_id: str
@@ -159,37 +185,38 @@ class ApplyPlan(Model):
     fingerprint_after: str
     policy_version: int
     etag: str
-    stages: tuple[Stage, ...]
+    stages: tuple[PlanStep, ...]
 
     @property
     def approval(self) -> AwaitApprovals:
-        return next(stage for stage in self.stages if isinstance(stage, AwaitApprovals))
+        """The step that waits for approvals."""
+        return next(step for step in self.stages if isinstance(step, AwaitApprovals))
 
     @property
     def freeze(self) -> Freeze:
-        return next(stage for stage in self.stages if isinstance(stage, Freeze))
+        """The step that freezes the world."""
+        return next(step for step in self.stages if isinstance(step, Freeze))
 
     @property
     def leads_to_live(self) -> bool:
-        """Whether something trades live by it that did not, or more than it did."""
+        """Whether a strategy trades live afterwards that did not before, or with more weight."""
         return (self.live_edge_after and not self.live_edge_before) or any(
             change.goes_up and change.after.mode == "live" for change in self.changes
         )
 
     @property
     def title(self) -> str:
+        """One line that names the apply."""
         if self.rollback_of:
             return f"roll back {self.rollback_of} in {self.world_id}"
-        return f"bring {len(self.changes)} {'strategy' if len(self.changes) == 1 else 'strategies'} of {self.world_id} to {self.target}"
+        return f"bring {_strategies(len(self.changes))} of {self.world_id} to {self.target}"
 
     def diff(self) -> list[tuple[str, str, str]]:
-        """What changes: the thing, before, after."""
+        """Return what changes: name, before, after."""
         rows = [(change.label, str(change.before), str(change.after)) for change in self.changes]
         if self.live_edge_before != self.live_edge_after:
-            words_of = {True: "open", False: "closed"}
-            rows.append(
-                ("edge backtest → live", words_of[self.live_edge_before], words_of[self.live_edge_after])
-            )
+            state = {True: "open", False: "closed"}
+            rows.append(("edge backtest → live", state[self.live_edge_before], state[self.live_edge_after]))
         if self.fingerprint_before != self.fingerprint_after:
             rows.append(
                 (
@@ -202,7 +229,11 @@ class ApplyPlan(Model):
 
 
 class Approval(Model):
-    """What a person said. `via` direct: by a signal sent straight to Temporal, in a name that nobody checked; it counts only where the policy says so."""
+    """A person's approval or rejection.
+
+    `via` direct: it was signalled to Temporal directly, where nobody checked the name. `counts`: whether the
+    policy counts it.
+    """
 
     approval_id: str
     actor: str
@@ -214,23 +245,25 @@ class Approval(Model):
 
 
 class ApprovalBody(Model):
-    """`POST …/approve` and `…/reject`. `etag`: of the plan that the person saw; another one is refused."""
+    """`POST …/approve` and `…/reject`. `etag`: of the plan that the person read; another plan is refused."""
 
     reason: str = Field("", max_length=500)
     etag: str = Field("", max_length=128)
 
 
-class Step(Model):
-    name: str
+class StepRecord(Model):
+    """A step that an apply has begun."""
+
+    name: ApplyStepName
     started: UtcTime
     ended: UtcTime | None = None
 
 
 class Acknowledgement(Model):
-    """Who has heard of a freeze or unfreeze, and when; `at` None: not yet."""
+    """A session's or Gateway's acknowledgement of a freeze or unfreeze; `at` None: not yet."""
 
     sequence: int
-    phase: str
+    phase: Literal["freeze", "unfreeze"]
     kind: Literal["session", "gateway"]
     holder: str
     at: UtcTime | None = None
@@ -238,12 +271,12 @@ class Acknowledgement(Model):
 
 
 class ApplyStatus(Model):
-    """An apply as the store has it. `state` is the step that it is at, or its outcome."""
+    """An apply as it is stored. `state` is its current step, or its outcome."""
 
     world_id: str
     run_id: str
-    state: str
-    outcome: Outcome | None = None
+    state: ApplyState
+    outcome: ApplyOutcome | None = None
     reason: str = ""
     requested_by: str
     requested_at: UtcTime
@@ -252,31 +285,36 @@ class ApplyStatus(Model):
     epoch_after: int = 0
     plan: ApplyPlan
     approvals: tuple[Approval, ...] = ()
-    steps: tuple[Step, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
     acks: tuple[Acknowledgement, ...] = ()
     workflow_url: str = ""
 
     @property
     def waits_for(self) -> str:
-        """What it waits for and who must act, in words."""
+        """What the apply waits for and who must act, as a sentence."""
         if self.outcome:
             return f"{self.outcome}{f': {self.reason}' if self.reason else ''}"
         if self.state == "approval":
-            counted = len(approvers(self.approvals))
-            stage = self.plan.approval
-            return f"waits for {stage.required - counted} more approval(s) by {' or '.join(stage.roles)}, not by {stage.requested_by}"
+            step = self.plan.approval
+            missing = step.required - len(approvers(self.approvals))
+            approvals = "approval" if missing == 1 else "approvals"
+            roles = " or ".join(step.roles)
+            return f"waits for {missing} more {approvals} by {roles}, not by {step.requested_by}"
         return f"at {self.state}"
 
 
 class GateStatus(Model):
-    """A world's gate: whether orders can pass at all, and under which epoch."""
+    """A world's fence: whether orders can pass, and under which epoch.
+
+    `held_by`: the apply that froze the world. `orders`: how many orders there are, by state.
+    """
 
     world_id: str
     epoch: int
     state: Literal["open", "frozen", "draining"]
     held_by: str = ""
     halted: str = Field(
-        "", description="why an operator or the circuit breaker has halted it; empty where nobody has"
+        "", description="why an operator or the circuit breaker halted the world; empty if it is not halted"
     )
     allow_live: bool
     live_edge: bool
@@ -286,14 +324,17 @@ class GateStatus(Model):
 
 
 def approvers(approvals: Iterable[Approval]) -> set[str]:
-    """Name the people whose approvals count: each person once, however often they approved."""
+    """Return the people whose approvals count, each once however often they approved."""
     return {item.actor for item in approvals if item.counts and item.verdict == "approve"}
 
 
 def plan_etag(
     activations: Sequence[tuple[str, str]], fingerprint: str, live_edge: bool, policy_version: int | None
 ) -> str:
-    """A hash of what a plan is made from: each strategy's activation etag, the pinned fingerprint, the edge to live, the policy."""
+    """Return the hash of what a plan is made from.
+
+    That is each strategy's activation etag, the pinned fingerprint, the edge to live, and the policy version.
+    """
     return hash_of(
         {
             "activations": dict(activations),
@@ -302,3 +343,7 @@ def plan_etag(
             "policy": policy_version,
         }
     )
+
+
+def _strategies(count: int) -> str:
+    return "1 strategy" if count == 1 else f"{count} strategies"

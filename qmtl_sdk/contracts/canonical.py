@@ -1,7 +1,7 @@
-"""Canonical JSON: one text for one meaning, so that a hash of it is an identity.
+"""Canonical JSON: equal values have equal bytes, so that a hash of them is an identity.
 
-In the style of RFC 8785: keys sorted, no spaces, UTF-8, shortest round-trip floats. `1` and `1.0` are one, `-0.0` is `0`;
-NaN and infinity are refused. Keys sort by code point.
+In the style of RFC 8785: keys sorted by code point, no spaces, UTF-8, shortest round-trip floats. `1.0` is
+written as `1`, `-0.0` as `0`; NaN and infinity are refused.
 """
 
 import math
@@ -14,32 +14,43 @@ from blake3 import blake3
 from qmtl_sdk.contracts.errors import QmtlError
 
 _LARGEST_EXACT = 2.0**53
+"""Below this, a whole float is the same number as an integer."""
+
 _INT64 = 2**63
+"""The bound of integers that every JSON parser here reads."""
 
 
 def canonical_json(value: Any) -> bytes:
-    """The canonical bytes of a JSON value. Raises QmtlError: E_PARAM_NOT_FINITE, E_PARAM_TYPE."""
+    """Return the canonical bytes of a JSON value.
+
+    (Any: a JSON value.) Raises QmtlError: E_PARAM_NOT_FINITE, E_PARAM_TYPE.
+    """
     return orjson.dumps(_normal(value, ""), option=orjson.OPT_SORT_KEYS)
 
 
 def content_hash(data: bytes) -> str:
-    """`blake3:` and the digest in hex."""
+    """Return `blake3:` and the digest in hex."""
     return "blake3:" + blake3(data).hexdigest()
 
 
 def hash_of(value: Any) -> str:
-    """The content hash of a JSON value's canonical bytes."""
+    """Return the content hash of a JSON value's canonical bytes."""
     return content_hash(canonical_json(value))
 
 
 def hash_parts(*parts: str) -> str:
-    """The hash of a tuple of texts. Each is preceded by its length, so that no two different tuples give the same bytes."""
+    """Return the hash of a sequence of strings, each preceded by its length: different sequences give other
+    bytes.
+    """
     encoded = [part.encode() for part in parts]
     return content_hash(b"".join(len(part).to_bytes(8, "big") + part for part in encoded))
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings as dotted keys: `{"a": {"b": 1}}` → `{"a.b": 1}`. A dot inside a key is escaped, so it can't pose as a level."""
+    """Return nested mappings with dotted keys: `{"a": {"b": 1}}` → `{"a.b": 1}`.
+
+    A dot inside a key is escaped, to differ from a level. Raises QmtlError: E_PARAM_TYPE.
+    """
     flat: dict[str, Any] = {}
     for key, value in params.items():
         if not isinstance(key, str):

@@ -1,19 +1,40 @@
-"""Execution domains: one vocabulary, and the rule that closes everything that is missing, stale or unknown.
+"""Execution domains, and the rule that closes everything that is missing, stale or unknown.
 
-A world's `effective_mode` decides; a client's word is a hint and never raises the domain. Whatever can't be shown to be fresh and allowed
-becomes `backtest` with orders off, and says why.
+A world's `effective_mode` decides; a client's request is a hint that never raises the domain. A context that
+is not shown to be fresh and allowed becomes `backtest` with orders off, and says why.
 """
 
 import re
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Literal
 
 from qmtl_sdk.contracts.model import Model
 
 DEFAULT_TTL_S = 300
+"""Seconds for which a decision counts as fresh, where the policy does not say."""
+
+Mode = Literal["validate", "paper", "live"]
+"""The modes that a world gives its strategies.
+
+(A mode on the wire is text: an unknown one must close, not fail.)
+"""
+
+MODE_OF: dict[str, Mode] = {"backtest": "validate", "dryrun": "paper", "live": "live"}
+"""The mode of a stage."""
+
+_RANK: dict[str, int] = {"validate": 0, "paper": 1, "live": 2}
+
+
+def rank_of(mode: str | None) -> int:
+    """Return how close to live a mode is: 0, 1 or 2; 0 for an unknown mode."""
+    return _RANK.get(mode or "", 0)
 
 
 class Domain(StrEnum):
+    """Where a run computes. Domains share no state."""
+
     BACKTEST = "backtest"
     DRYRUN = "dryrun"
     LIVE = "live"
@@ -21,7 +42,7 @@ class Domain(StrEnum):
 
 
 class Downgrade(StrEnum):
-    """Why a context is safer than what was asked for."""
+    """Why a context is safer than what was requested."""
 
     MISSING_AS_OF = "missing_as_of"
     DECISION_UNAVAILABLE = "decision_unavailable"
@@ -31,7 +52,7 @@ class Downgrade(StrEnum):
     UNKNOWN_MODE = "unknown_mode"
 
 
-_WORDS = {
+_DOMAIN_OF = {
     **dict.fromkeys(
         ("validate", "validation", "compute", "computeonly", "offline", "sandbox", "backtest"),
         Domain.BACKTEST,
@@ -43,15 +64,19 @@ _WORDS = {
 
 
 def domain_of(word: str | None) -> Domain | None:
-    """The domain that a mode's word means, without regard to case, spaces, `_` and `-`; None for an unknown word or none."""
+    """Return the domain of a mode, ignoring case, spaces, `_` and `-`; None for an unknown mode."""
     key = re.sub(r"[\s_-]", "", word or "").lower()
     if key.startswith(("paper", "sim")):
         return Domain.DRYRUN
-    return _WORDS.get(key)
+    return _DOMAIN_OF.get(key)
 
 
 class ComputeContext(Model):
-    """Where a run computes, as the services decided it. `as_of` is an ISO time in UTC: no bar that closes after it is read."""
+    """Where a run computes, as the services decided it.
+
+    `as_of`: an ISO time in UTC; no bar that closes after it is read. `downgraded`, `safe_mode`: the context
+    is safer than what was requested, and orders are off; `downgrade_reason` says why.
+    """
 
     world_id: str
     execution_domain: Domain
@@ -64,32 +89,42 @@ class ComputeContext(Model):
 
     @property
     def orders_allowed(self) -> bool:
-        """Only a context that was not downgraded may send orders, and only to a paper venue or the fence."""
+        """Whether orders may be sent at all: in dryrun and live, and never from a downgraded context."""
         return not self.safe_mode and self.execution_domain in (Domain.DRYRUN, Domain.LIVE)
 
 
-def resolve(
-    world_id: str,
+@dataclass(frozen=True, slots=True)
+class DataScope:
+    """The world and the data of a run, as they are copied into its context."""
+
+    world_id: str
+    as_of: str | None = None
+    partition: str = ""
+    dataset_fingerprint: str | None = None
+
+
+def resolve_context(
+    scope: DataScope,
     mode: str | None,
     *,
     decided_at: datetime | None,
     now: datetime,
     ttl_s: float = DEFAULT_TTL_S,
-    as_of: str | None = None,
-    partition: str = "",
-    dataset_fingerprint: str | None = None,
     allow_live: bool = False,
 ) -> ComputeContext:
-    """The context that a decision allows. `mode` is its effective_mode, `decided_at` when it was made (None: there is no decision)."""
+    """Return the context that a decision allows.
+
+    `mode`: the decision's effective_mode. `decided_at`: when it was made; None if there is no decision.
+    """
 
     def context(domain: Domain, reason: Downgrade | None = None) -> ComputeContext:
         down = reason is not None
         return ComputeContext(
-            world_id=world_id,
+            world_id=scope.world_id,
             execution_domain=domain,
-            as_of=as_of,
-            partition=partition,
-            dataset_fingerprint=dataset_fingerprint,
+            as_of=scope.as_of,
+            partition=scope.partition,
+            dataset_fingerprint=scope.dataset_fingerprint,
             downgraded=down,
             safe_mode=down,
             downgrade_reason=reason,
@@ -106,8 +141,8 @@ def resolve(
         return context(Domain.BACKTEST, Downgrade.STALE_DECISION)
     if domain is Domain.LIVE and not allow_live:
         return context(Domain.BACKTEST, Downgrade.LIVE_NOT_ALLOWED)
-    if domain is Domain.LIVE and not dataset_fingerprint:
+    if domain is Domain.LIVE and not scope.dataset_fingerprint:
         return context(Domain.BACKTEST, Downgrade.MISSING_FINGERPRINT)
-    if domain in (Domain.BACKTEST, Domain.DRYRUN) and not as_of:
+    if domain in (Domain.BACKTEST, Domain.DRYRUN) and not scope.as_of:
         return context(Domain.BACKTEST, Downgrade.MISSING_AS_OF)
     return context(domain)

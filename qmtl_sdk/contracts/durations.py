@@ -1,4 +1,4 @@
-"""Intervals and periods in the forms that people write: `60`, `"60s"`, `"1m"`, `"1h"`, `"1d"`."""
+"""Intervals and periods as people write them: `60`, `"60s"`, `"1m"`, `"1h"`, `"1d"`."""
 
 import re
 from datetime import timedelta
@@ -9,11 +9,13 @@ from pydantic import BeforeValidator, PlainSerializer
 from qmtl_sdk.contracts.errors import QmtlError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+"""Seconds per unit."""
+
 _FORM = re.compile(r"\s*(\d+)\s*([smhdw])\s*", re.IGNORECASE | re.ASCII)
 
 
 def seconds(value: "int | float | str | timedelta", code: str = "E_INTERVAL") -> int:
-    """A positive duration in whole seconds. Raises QmtlError (`code`) for anything else."""
+    """Return a positive duration in whole seconds. Raises QmtlError: `code` for anything else."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, str):
@@ -33,7 +35,12 @@ def seconds(value: "int | float | str | timedelta", code: str = "E_INTERVAL") ->
 
 
 def bars(value: "int | str | timedelta", interval_s: int) -> int:
-    """A period as a number of bars: `30`, or a duration that is a multiple of the interval (`"30m"` at 1 m is 30)."""
+    """Return a period as a number of bars.
+
+    A duration must be a multiple of the interval: `"30m"` at 60 s is 30.
+
+    Raises QmtlError: E_PERIOD.
+    """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     if isinstance(value, str | timedelta):
@@ -50,10 +57,11 @@ def bars(value: "int | str | timedelta", interval_s: int) -> int:
 
 
 def format_duration(length_s: float) -> str:
-    """A duration as a person writes it: `90000` → `1d 1h`."""
+    """Return a duration as a person writes it, in at most two units: `90000` → `1d 1h`."""
     if length_s < 1:
         return f"{length_s:g}s"
-    rest, parts = int(length_s), []
+    rest = int(length_s)
+    parts = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         count, rest = divmod(rest, size)
         if count:
@@ -69,4 +77,4 @@ def _validated(value: "int | str | timedelta") -> int:
 
 
 Seconds = Annotated[int, BeforeValidator(_validated), PlainSerializer(lambda value: value, return_type=int)]
-"""A Pydantic field that takes every form above and holds whole seconds."""
+"""A Pydantic field that accepts every form above and holds whole seconds."""

@@ -1,13 +1,12 @@
-"""Every refusal of QMTL: a stable code, what is wrong, where, and what to do.
+"""The errors of QMTL: a stable code, what is wrong and where, and what to do.
 
-Errors are raised where the fault is known and translated once, at the face: an HTTP problem document, a line of the
-command with its exit code, or a workflow failure that is not retried.
+Errors are raised where the fault is known and translated once, at the edge: into an HTTP problem document, a
+line of the command with its exit code, or a workflow failure that is not retried.
 """
 
 import difflib
 from typing import Any
 
-# code → HTTP status. The code is the promise; messages may change.
 CODES: dict[str, int] = {
     # identity and DAG
     "E_CHECKSUM_MISMATCH": 400,
@@ -41,7 +40,7 @@ CODES: dict[str, int] = {
     "E_ARTIFACT_HASH": 400,
     "E_ARTIFACT_UNKNOWN": 404,
     "E_RETURNS_INVALID": 422,
-    # who is asking
+    # access
     "E_TOKEN_MISSING": 401,
     "E_TOKEN_INVALID": 401,
     "E_TOKEN_EXPIRED": 401,
@@ -108,7 +107,6 @@ CODES: dict[str, int] = {
     "E_ORDER_REUSED": 409,
     "E_AUDIT_BROKEN": 409,
     # data
-    "E_DATA_SOURCE": 422,
     "E_DATA_NOT_FOUND": 422,
     "E_DATA_SCHEMA": 422,
     "E_DATA_EMPTY": 422,
@@ -129,7 +127,7 @@ CODES: dict[str, int] = {
     "E_RETURNS_AMBIGUOUS": 422,
     "E_RETURNS_MISSING": 422,
     "E_COLUMN_MISSING": 422,
-    # running the parts
+    # processes and configuration
     "E_STRATEGY_FILE": 422,
     "E_CONFIG": 422,
     "E_STACK": 503,
@@ -139,19 +137,27 @@ CODES: dict[str, int] = {
     "E_FOREIGN_STORE": 409,
     "E_INTERNAL": 500,
 }
+"""The HTTP status of every error code. Codes are stable; messages may change."""
 
 
 class QmtlError(Exception):
-    """What is wrong (`message`), under a stable `code`, with the way to mend it (`remedy`) and the facts (`details`)."""
+    """An error with a stable `code`: what is wrong (`message`), what to do (`remedy`), and facts (`details`).
+
+    Raises KeyError for a code that is not in `CODES`.
+    """
 
     def __init__(self, code: str, message: str, remedy: str = "", **details: Any) -> None:
         if code not in CODES:
             raise KeyError(f"{code} is not a registered error code")
         super().__init__(message)
-        self.code, self.message, self.remedy, self.details = code, message, remedy, details
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+        self.details = details
 
     @property
     def status(self) -> int:
+        """The HTTP status."""
         return CODES[self.code]
 
     def __str__(self) -> str:
@@ -166,6 +172,6 @@ def _rebuild(code: str, message: str, remedy: str, details: dict[str, Any]) -> Q
 
 
 def nearest(word: str, known: "list[str]") -> str:
-    """“ (did you mean …?)” for a word close to a known one, else nothing."""
+    """Return “ (did you mean …?)” for a word close to a known one, else an empty string."""
     close = difflib.get_close_matches(word, known, 1, 0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,7 +1,8 @@
-"""The expressions of a policy: `sharpe >= 0.6`, `sharpe + 0.1*win_rate - 0.2*ulcer`. Parsed to a tree, never run as Python.
+"""The expressions of a policy, such as `sharpe >= 0.6` or `sharpe + 0.1*win_rate - 0.2*ulcer`.
 
-Numbers, metric names, `+ - * /`, comparisons, `and / or / not`, parentheses. A value that is missing makes the whole missing, unless
-`and` / `or` is already settled by its other side; so does a division by zero. Missing is `None`: insufficient evidence, not zero.
+They have numbers, metric names, `+ - * /`, comparisons, `and`, `or`, `not` and parentheses, and are parsed to
+a tree, never run as Python. A missing value or a division by zero makes the result missing (None:
+insufficient evidence, not zero), unless the other side of an `and` or `or` decides it.
 """
 
 import operator
@@ -14,7 +15,9 @@ from qmtl_sdk.contracts.metrics import METRICS
 
 Value = float | bool | None
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)|(?P<name>[A-Za-z_]\w*)|(?P<op><=|>=|==|!=|[-+*/()<>]))"
+    r"\s*(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
+    r"|(?P<name>[A-Za-z_]\w*)"
+    r"|(?P<op><=|>=|==|!=|[-+*/()<>]))"
 )
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -29,22 +32,30 @@ _ARITHMETIC: dict[str, Callable[[float, float], float]] = {
     "-": operator.sub,
     "*": operator.mul,
 }
-MAX_LENGTH, MAX_DEPTH = 1000, 50
+MAX_LENGTH = 1000
+"""Characters of an expression: far more than a person writes."""
+
+MAX_DEPTH = 50
+"""Nested parentheses: below Python's recursion limit in every parser."""
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
+    """A literal number."""
+
     value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
+    """A metric, by name."""
+
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`op` over one or two operands."""
+    """An operator with one or two operands."""
 
     op: str
     operands: tuple["Expression", ...]
@@ -54,7 +65,7 @@ Expression = Number | Metric | Operation
 
 
 def parse(text: str) -> Expression:
-    """The tree of an expression. Raises QmtlError: E_EXPRESSION, E_METRIC_UNKNOWN."""
+    """Return the tree of an expression. Raises QmtlError: E_EXPRESSION, E_METRIC_UNKNOWN."""
     if len(text) > MAX_LENGTH:
         raise QmtlError(
             "E_EXPRESSION", f"an expression of {len(text)} characters", f"keep it below {MAX_LENGTH}"
@@ -63,12 +74,12 @@ def parse(text: str) -> Expression:
 
 
 def is_condition(tree: Expression) -> bool:
-    """Whether the expression says yes or no rather than a number."""
+    """Return whether the expression is true or false rather than a number."""
     return isinstance(tree, Operation) and (tree.op in _COMPARE or tree.op in ("and", "or", "not"))
 
 
 def metrics_in(tree: Expression) -> list[str]:
-    """The metrics that it names, each once, in order."""
+    """Return the metrics in an expression, each once, in order."""
     if isinstance(tree, Metric):
         return [tree.name]
     if isinstance(tree, Operation):
@@ -77,7 +88,7 @@ def metrics_in(tree: Expression) -> list[str]:
 
 
 def evaluate(tree: Expression, values: Mapping[str, float | None]) -> Value:
-    """A number or a truth value; None where a value that it needs is missing."""
+    """Return a number or a truth value; None where a value that the expression needs is missing."""
     if isinstance(tree, Number):
         return tree.value
     if isinstance(tree, Metric):
@@ -104,19 +115,26 @@ def evaluate(tree: Expression, values: Mapping[str, float | None]) -> Value:
 
 
 class _Parser:
-    """Recursive descent: or → and → not → comparison → sum → product → sign → atom. Numbers and conditions don't mix."""
+    """A recursive descent parser: or → and → not → comparison → sum → product → sign → atom.
+
+    An operator takes numbers or conditions, never both.
+    """
 
     def __init__(self, text: str) -> None:
-        self._text, self._tokens, self._at, self._depth = text, self._scan(text), 0, 0
+        self._text = text
+        self._tokens = self._scan(text)
+        self._at = 0
+        self._depth = 0
 
     def whole(self) -> Expression:
         tree = self._or()
         if self._at < len(self._tokens):
-            raise self._wrong(f"{self._tokens[self._at]!r} is out of place")
+            raise self._error(f"{self._tokens[self._at]!r} is out of place")
         return tree
 
     def _scan(self, text: str) -> list[str]:
-        tokens, at = [], 0
+        tokens = []
+        at = 0
         while at < len(text.rstrip()):
             match = _TOKEN.match(text, at)
             if not match:
@@ -129,7 +147,7 @@ class _Parser:
             at = match.end()
         return tokens
 
-    def _wrong(self, why: str) -> QmtlError:
+    def _error(self, why: str) -> QmtlError:
         return QmtlError(
             "E_EXPRESSION", f"“{self._text}”: {why}", "write it like “sharpe >= 0.6 and trades >= 20”"
         )
@@ -148,13 +166,13 @@ class _Parser:
         wants_conditions = op in ("and", "or", "not")
         for operand in operands:
             if is_condition(operand) != wants_conditions:
-                raise self._wrong(f"{op!r} joins {'conditions' if wants_conditions else 'numbers'} only")
+                raise self._error(f"{op!r} joins {'conditions' if wants_conditions else 'numbers'} only")
         return Operation(op, operands)
 
     def _or(self) -> Expression:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise self._wrong("it is nested too deeply")
+            raise self._error("it is nested too deeply")
         tree = self._and()
         while self._take("or"):
             tree = self._join("or", tree, self._and())
@@ -182,7 +200,7 @@ class _Parser:
         if op:
             tree = self._join(op, tree, self._sum())
             if self._peek() in _COMPARE:
-                raise self._wrong("comparisons don't chain")
+                raise self._error("comparisons don't chain")
         return tree
 
     def _sum(self) -> Expression:
@@ -208,16 +226,16 @@ class _Parser:
         if self._take("("):
             tree = self._or()
             if not self._take(")"):
-                raise self._wrong("a parenthesis is not closed")
+                raise self._error("a parenthesis is not closed")
             return tree
         token = self._peek()
         if not token:
-            raise self._wrong("it ends too early")
+            raise self._error("it ends too early")
         self._at += 1
         if token[0].isdigit() or token[0] == ".":
             return Number(float(token))
         if not (token[0].isalpha() or token[0] == "_") or token in ("and", "or", "not"):
-            raise self._wrong(f"{token!r} is out of place")
+            raise self._error(f"{token!r} is out of place")
         if token not in METRICS:
             raise QmtlError(
                 "E_METRIC_UNKNOWN",

@@ -1,25 +1,29 @@
-"""Who a node is: NodeID, ComputeKey, EvalKey, the CRC of a submission, strategy_id. One builder serves SDK and services.
+"""Identities:
 
-A NodeID says what is computed and nothing of where, when, by whom or under which name. A ComputeKey adds where (world, domain,
-as_of, partition); an EvalKey adds under which contract. Only services derive the last two.
+NodeID, ComputeKey, EvalKey, strategy_id, and the CRC of a submission. SDK and services share this code.
+
+A NodeID identifies what is computed, not where, when, by whom or under which name. A ComputeKey adds where
+(world, domain, as_of, partition); an EvalKey adds the contract. Only services derive the last two.
 """
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from qmtl_sdk.contracts.canonical import canonical_json, content_hash, flatten, hash_of, hash_parts
 
 PREFIX = "blake3:"
+"""The start of every content hash: the name of its algorithm."""
 
 
 @dataclass(frozen=True, slots=True)
 class CanonicalNodeSpec:
-    """What a NodeID is made of, and nothing else.
+    """The fields that a NodeID is a hash of.
 
-    `interval` is in seconds, `period` in bars; `dependencies` are NodeIDs, in any order; `schema_compat_id` names the major version of
-    the output's schema; `code_hash` stands for the compute function with its closure.
+    `interval` is in seconds, `period` in bars. `dependencies` are NodeIDs, in any order. `schema_compat_id`
+    names the major version of the output's schema. `code_hash` covers the compute function and all that it
+    uses.
     """
 
     node_type: str
@@ -31,6 +35,7 @@ class CanonicalNodeSpec:
     code_hash: str = ""
 
     def canonical(self) -> bytes:
+        """Return the canonical JSON of the fields."""
         return canonical_json(
             {
                 "code_hash": self.code_hash,
@@ -44,37 +49,46 @@ class CanonicalNodeSpec:
         )
 
     def node_id(self) -> str:
-        """`blake3:` and the digest of the canonical bytes."""
+        """Return `blake3:` and the digest of the canonical bytes, in hex."""
         return content_hash(self.canonical())
 
 
 def compute_key(node_id: str, world_id: str, execution_domain: str, as_of: str, partition: str) -> str:
-    """The scope of a runtime cache entry."""
+    """Return the ComputeKey, which scopes a cache entry."""
     return hash_parts(node_id, world_id, execution_domain, as_of, partition)
 
 
-def eval_key(
-    node_id: str,
-    world_id: str,
-    execution_domain: str,
-    contract_id: str,
-    dataset_fingerprint: str,
-    code_version: str,
-    resource_policy: str,
-) -> str:
-    """The scope of a validation result."""
-    return hash_parts(
-        node_id, world_id, execution_domain, contract_id, dataset_fingerprint, code_version, resource_policy
-    )
+@dataclass(frozen=True, slots=True)
+class ValidationScope:
+    """What a validation result of a node holds for."""
+
+    node_id: str
+    world_id: str
+    execution_domain: str
+    contract_id: str
+    dataset_fingerprint: str
+    code_version: str
+    resource_policy: str = ""
+
+
+def eval_key(scope: ValidationScope) -> str:
+    """Return the EvalKey, which scopes a validation result."""
+    return hash_parts(*astuple(scope))
 
 
 def node_ids_crc32(node_ids: Iterable[str]) -> int:
-    """CRC-32 of the sorted NodeIDs joined by line feeds, so that `["a", "b"]` and `["ab"]` differ."""
+    """Return the CRC-32 of the sorted NodeIDs.
+
+    Line feeds between them make `["a", "b"]` and `["ab"]` differ.
+    """
     return zlib.crc32("\n".join(sorted(node_ids)).encode())
 
 
 def strategy_id(node_ids: Iterable[str], edges: Iterable[tuple[str, str]]) -> str:
-    """The same DAG is the same strategy."""
+    """Return the strategy_id:
+
+    `strategy:` and the hash of the NodeIDs and edges. Equal DAGs have equal ids.
+    """
     return "strategy:" + hash_of(
         {"nodes": sorted(node_ids), "edges": sorted([list(edge) for edge in edges])}
     ).removeprefix(PREFIX)

@@ -1,4 +1,4 @@
-"""The names that a policy may use, each with what it measures. The service computes them from the uploaded returns."""
+"""The metrics that a policy may name. The service computes them from the uploaded returns."""
 
 METRICS: dict[str, str] = {
     "sharpe": "annualised Sharpe ratio: mean(r) / std(r, ddof 1) · √(periods a year)",
@@ -16,3 +16,4 @@ METRICS: dict[str, str] = {
     "gross_short": "mean over the sample of the weighted short positions, as a positive fraction",
     "leverage": "largest sum of the weighted absolute positions, as a fraction",
 }
+"""The formula of each metric; r are the returns of the bars."""

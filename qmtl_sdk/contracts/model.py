@@ -1,4 +1,4 @@
-"""The one base of every contract: frozen, and strict about unknown keys."""
+"""The base class of every contract: frozen, and strict about unknown keys."""
 
 from typing import Any
 
@@ -6,22 +6,22 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Model(BaseModel):
-    """A contract between two parts. Unknown keys are refused, because a misspelt key is a silent default."""
+    """A contract. Unknown keys are refused, because a misspelt key would silently become a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def json_dict(self) -> dict[str, Any]:
-        """The model as plain JSON types."""
+        """Return the model as plain JSON types."""
         return self.model_dump(mode="json")
 
 
 class OfStrategy(Model):
-    """Something about one strategy. `name` is what its author calls it."""
+    """A contract about one strategy. `name` is the author's."""
 
     strategy_id: str
     name: str = ""
 
     @property
     def label(self) -> str:
-        """What a person calls the strategy; of one without a name, the beginning of its id."""
+        """The name that a person reads: the author's, or the beginning of the id."""
         return self.name or self.strategy_id[:17]

@@ -1,4 +1,7 @@
-"""Orders at the fence: what a publisher sends, and what the fence says of it. Quantities and prices are `Decimal`, sent as text."""
+"""Orders: what a publisher sends, and the fence's answers.
+
+Quantities and prices are `Decimal`, sent as text.
+"""
 
 from decimal import Decimal
 from enum import StrEnum
@@ -12,10 +15,14 @@ from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 
 Amount = Annotated[Decimal, Field(gt=0, max_digits=28, decimal_places=12)]
+"""A positive quantity or price."""
 
 
 class Refusal(StrEnum):
-    """Why the fence, or the gate before it, keeps an order back. The word is stable: it is counted and stored."""
+    """Why the fence, or the order gate before it, refuses an order.
+
+    The values are stable: they are counted and stored.
+    """
 
     SHADOW = "shadow"
     HALTED = "halted"
@@ -35,20 +42,25 @@ REFUSALS: dict[Refusal, str] = {
     Refusal.SHADOW: "shadow computes beside a world and never trades",
     Refusal.HALTED: "an operator has halted the world; qmtl world resume lifts it",
     Refusal.FROZEN: "an apply has frozen the world",
-    Refusal.DRAINING: "an apply waits for open orders to end",
-    Refusal.STALE_EPOCH: "the order was made under an earlier activation of the world",
+    Refusal.DRAINING: "an apply is waiting for open orders to end",
+    Refusal.STALE_EPOCH: "the order was decided under an earlier activation of the world",
     Refusal.STALE_DECISION: "the world's newest decision is older than its ttl",
-    Refusal.NO_SESSION: "the session that sent it has ended, or is another strategy's",
+    Refusal.NO_SESSION: "the session that sent it has ended, or belongs to another strategy",
     Refusal.NOT_ACTIVE: "the strategy is not active in the world",
-    Refusal.WRONG_DOMAIN: "the strategy's stage is another than the order's domain",
+    Refusal.WRONG_DOMAIN: "the strategy's stage differs from the order's domain",
     Refusal.LIVE_NOT_ALLOWED: "the world does not allow live",
     Refusal.EDGE_CLOSED: "the world's edge from backtest to live is closed",
-    Refusal.CIRCUIT_BREAKER: "the world's circuit breaker has tripped; qmtl world resume closes it again",
+    Refusal.CIRCUIT_BREAKER: "the world's circuit breaker has tripped; qmtl world resume resets it",
 }
+"""What each refusal means, for a person."""
 
 
 class Order(Model):
-    """`order_id` is the publisher's own: sent again it gets the same answer. `epoch` is that of the activation under which it was decided."""
+    """An order.
+
+    `order_id` is the publisher's: sent again, it gets the same answer. `epoch` is that of the activation
+    under which the order was decided.
+    """
 
     order_id: str = Field(min_length=8, max_length=128)
     world_id: WorldId
@@ -60,21 +72,23 @@ class Order(Model):
     side: Literal["buy", "sell"]
     quantity: Amount
     reference_price: Amount | None = Field(
-        None, description="the price that the decision saw; the paper venue fills at it"
+        None, description="the price at the decision; the paper broker fills at it"
     )
     time_in_force: Literal["GTC", "DAY", "IOC", "FOK"] = "GTC"
     reduce_only: bool = False
     decided_at: UtcTime | None = Field(
-        None, description="the close of the bar that it was decided at, world time"
+        None, description="the close of the bar at which it was decided, world time"
     )
 
 
 class OrderBatch(Model):
+    """Several orders in one request."""
+
     orders: tuple[Order, ...] = Field(min_length=1, max_length=1000)
 
 
 class OrderVerdict(Model):
-    """What the fence said. `epoch` is the world's at that moment."""
+    """The fence's answer to an order. `epoch` is the world's at that moment."""
 
     order_id: str
     accepted: bool
@@ -83,11 +97,13 @@ class OrderVerdict(Model):
 
 
 class OrderVerdicts(Model):
+    """The fence's answers to a batch, in its order."""
+
     verdicts: tuple[OrderVerdict, ...]
 
 
 class Fill(Model):
-    """An order that a venue has filled, in full. `price` None: the venue knew none."""
+    """An order that a venue filled completely. `price` None: the venue knew no price."""
 
     order_id: str
     quantity: Amount
@@ -96,7 +112,7 @@ class Fill(Model):
 
 
 class OrderRecord(Model):
-    """An order as the log has it."""
+    """An order in the order log."""
 
     seq: int
     at: UtcTime
@@ -108,7 +124,10 @@ class OrderRecord(Model):
 
 
 def order_id(world_id: str, strategy_id: str, node_id: str, bar: int, symbol: str, domain: str) -> str:
-    """The client order id of what a node decided at a bar (its opening time, ns): the same whenever it is sent again."""
+    """Return the client order id of a node's decision at a bar (`bar`: its opening time, ns).
+
+    The same decision always has the same id, so that it can be sent again safely.
+    """
     return (
         "order:"
         + hash_of(

@@ -1,15 +1,19 @@
-"""A promotion: one strategy on its way to dryrun or live, stage by stage, as its conditions come to hold."""
+"""A promotion: brings one strategy to dryrun or live, stage by stage, when the conditions of each are met."""
 
 from typing import Literal
 
 from pydantic import Field
 
+from qmtl_sdk.contracts.domains import Mode
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.worlds import UtcTime
 
 
 class PromotionRequest(Model):
-    """`POST /worlds/{id}/promotions`. `strategy` is its name, its strategy_id, or the beginning of that; `to`: how far it shall come."""
+    """`POST /worlds/{id}/promotions`.
+
+    `strategy`: its name, its strategy_id, or the beginning of the id. `to`: the last stage to bring it to.
+    """
 
     strategy: str = Field(min_length=1, max_length=128)
     to: Literal["dryrun", "live"] = "dryrun"
@@ -17,7 +21,10 @@ class PromotionRequest(Model):
 
 
 class Condition(Model):
-    """What the policy asks for before the next stage. `due`: when it will hold by time alone, where it does not yet."""
+    """A condition of the policy on the next stage.
+
+    `due`: when it will be met by time alone, if it is not met yet.
+    """
 
     name: str
     met: bool
@@ -26,19 +33,26 @@ class Condition(Model):
 
 
 class PromotionProgress(OfStrategy):
-    """Where a strategy stands on its way. `stage`: the mode that it has; `target`: the next one, empty where it has come as far as it shall."""
+    """How far a promotion is.
 
-    stage: str
-    target: str
+    `stage`: the strategy's mode, `off` if it is not active. `target`: the next mode, empty at the last one.
+    """
+
+    stage: Mode | Literal["off"]
+    target: Mode | Literal[""]
     conditions: tuple[Condition, ...] = ()
 
     @property
     def unmet(self) -> tuple[Condition, ...]:
+        """The conditions that are not met."""
         return tuple(condition for condition in self.conditions if not condition.met)
 
 
 class PromotionView(Model):
-    """A promotion as its workflow has it (the query `gate`). `apply_run`: the apply that is under way for it."""
+    """A promotion as its workflow reports it (query `gate`).
+
+    `apply_run`: the apply that is running for it.
+    """
 
     world_id: str
     strategy_id: str

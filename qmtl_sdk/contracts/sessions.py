@@ -1,18 +1,18 @@
-"""A running strategy: a session with a lease on its world. And the rows that its nodes put into their queues."""
+"""Sessions (running strategies with a lease on a world), and the rows that their nodes write to queues."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from qmtl_sdk.contracts.domains import ComputeContext
-from qmtl_sdk.contracts.events import Positions
+from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.model import Model, OfStrategy
+from qmtl_sdk.contracts.stream import Positions
 from qmtl_sdk.contracts.submission import QueueTarget
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 
 
 class SessionOpen(Model):
-    """`POST /sessions`. `shadow` asks for the shadow domain, which only an operator may."""
+    """`POST /sessions`. `shadow` requests the shadow domain, which only an operator may."""
 
     world_id: WorldId
     strategy_id: str = Field(min_length=1, max_length=128)
@@ -22,7 +22,11 @@ class SessionOpen(Model):
 
 
 class SessionGrant(Model):
-    """The lease: beat within `lease_s`, or the session ends and its gate closes. `queue_map` is that of the session's own domain."""
+    """A session with its lease.
+
+    Send a heartbeat within `lease_s` seconds, or the session ends and its order gate closes. `queue_map` is
+    that of the session's own domain.
+    """
 
     session_id: str
     world_id: str
@@ -30,14 +34,14 @@ class SessionGrant(Model):
     context: ComputeContext
     queue_map: dict[str, QueueTarget]
     history_keys: dict[str, str] = Field(
-        description="by NodeID, the ComputeKey of what is computed up to the context's as_of"
+        description="by NodeID, the ComputeKey of the output up to the context's as_of"
     )
     lease_s: float
-    now: UtcTime = Field(description="the Gateway's clock, which the session goes by")
+    now: UtcTime = Field(description="the Gateway's clock, which the session uses")
 
 
 class SessionLease(Model):
-    """The answer to a beat: until when the lease holds, and the Gateway's clock."""
+    """The answer to a heartbeat: the end of the lease, and the Gateway's clock."""
 
     session_id: str
     expires_at: UtcTime
@@ -45,7 +49,11 @@ class SessionLease(Model):
 
 
 class SessionHeartbeat(Model):
-    """How a session is. `positions`: the last sequence of each topic that it has handled; `lag_s`: how far that is behind; `bar`: the newest close computed, world time."""
+    """The state of a session.
+
+    `positions`: the last sequence number of each topic that it has handled. `lag_s`: how far that is behind.
+    `bar`: the newest close that was computed, world time.
+    """
 
     positions: Positions = {}
     lag_s: float = Field(0.0, ge=0)
@@ -53,19 +61,19 @@ class SessionHeartbeat(Model):
     reason: str = Field("", max_length=300)
     bar: str = Field("", max_length=64)
     bars: int = Field(0, ge=0)
-    dropped_bars: int = Field(0, ge=0, description="bars that came twice or went back in time")
+    dropped_bars: int = Field(0, ge=0, description="bars that were repeated or older than the newest")
     fault: str = Field("", max_length=500)
     cross_context_cache_hits: int = Field(0, ge=0)
 
 
 class SessionAck(Model):
-    """A freeze or unfreeze that the session has acted on, by its `sequence`."""
+    """The session's acknowledgement of a freeze or unfreeze, by its `sequence`."""
 
     sequence: int = Field(ge=0, lt=2**31)
 
 
 class SessionAcked(Model):
-    """`in_time`: whether an apply was still waiting for it."""
+    """The answer to an acknowledgement. `in_time`: whether an apply was still waiting for it."""
 
     in_time: bool
 
@@ -78,7 +86,7 @@ class SessionInfo(OfStrategy):
     actor: str
     runner: str
     host: str
-    execution_domain: str
+    execution_domain: Domain
     opened_at: UtcTime
     expires_at: UtcTime
     ended_at: UtcTime | None = None
@@ -87,7 +95,10 @@ class SessionInfo(OfStrategy):
 
 
 class QueueMessage(Model):
-    """One bar of a node's output. `key` is the same for the same bar of the same window; who reads drops what it has seen."""
+    """One bar of a node's output.
+
+    `key` is the same for the same bar of the same window; readers drop keys that they have read.
+    """
 
     key: str = Field(min_length=1, max_length=512)
     ts: int = Field(ge=-(2**63), lt=2**63, description="opening time of the bar, ns since 1970, UTC")
@@ -95,15 +106,19 @@ class QueueMessage(Model):
 
 
 class QueueAppend(Model):
+    """Messages to add to a queue."""
+
     messages: tuple[QueueMessage, ...] = Field(min_length=1, max_length=5000)
 
 
 class QueueAppended(Model):
+    """How many of the messages were new."""
+
     added: int
 
 
 class QueueRead(Model):
-    """Messages after a position; `position` is where to go on."""
+    """Messages after a position; `position` is where to continue."""
 
     topic: str
     messages: tuple[QueueMessage, ...]
@@ -111,17 +126,17 @@ class QueueRead(Model):
 
 
 class QueueInfo(Model):
-    """A queue that a tag query finds."""
+    """A queue that a tag query finds. `interval` is in seconds."""
 
     topic: str
     node_id: str
     name: str
     interval: int
     tags: tuple[str, ...]
-    execution_domain: str
+    execution_domain: Domain
     created_at: UtcTime
 
 
 def message_key(node_id: str, interval: int, bucket_ts: int, compute_key: str, input_window_hash: str) -> str:
-    """The key of a bar of a node's output: who computed what, where, from which window."""
+    """Return the key of a bar of a node's output: which node computed it, where, and from which window."""
     return f"{node_id}:{interval}:{bucket_ts}#ck={compute_key}:{input_window_hash}"

@@ -1,4 +1,4 @@
-"""The words of a submission: what goes up, what is acknowledged, what comes back."""
+"""Submissions: the request, its acknowledgement, the compute lease, evidence, and the outcome."""
 
 import json
 import uuid
@@ -13,7 +13,10 @@ from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, Exec
 
 
 class SubmissionMeta(Model):
-    """What a client says of itself. `execution_domain` is a hint that never raises the domain; `as_of` pins the data (ISO, UTC)."""
+    """A client's statements about its submission.
+
+    `execution_domain` is a hint that never raises the domain; `as_of` pins the data (ISO, UTC).
+    """
 
     name: str = Field("", max_length=200)
     execution_domain: str | None = Field(None, max_length=64)
@@ -21,13 +24,16 @@ class SubmissionMeta(Model):
 
 
 class StrategySubmit(Model):
-    """`POST /strategies`. `world_ids` with one world and `dag_json` with the DAG as text are read as well. Without an idempotency key each request is a new one."""
+    """`POST /strategies`. Without an idempotency key, each request is a new submission.
+
+    `world_ids` with one world and `dag_json` with the DAG as text are accepted as well.
+    """
 
     world_id: WorldId
     dag: Dag
     node_ids_crc32: int = Field(ge=0, lt=2**32)
     idempotency_key: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=8, max_length=128)
-    runner: str = Field("", max_length=128, description="who will compute; empty: nobody yet")
+    runner: str = Field("", max_length=128, description="the runner that will compute; empty: none yet")
     meta: SubmissionMeta = SubmissionMeta()
 
     @model_validator(mode="before")
@@ -42,12 +48,12 @@ class StrategySubmit(Model):
                 raise ValueError("world_ids holds one world: submit once for each")
             body["world_id"] = worlds[0]
         if "dag_json" in body and "dag" not in body:
-            body["dag"] = json.loads(body.pop("dag_json"))  # its fault is a ValueError, as Pydantic wants it
+            body["dag"] = json.loads(body.pop("dag_json"))  # raises a ValueError, as Pydantic expects
         return body
 
 
 class StreamBinding(Model):
-    """Where a StreamInput's bars come from, decided by the world."""
+    """The world's stream for a StreamInput."""
 
     node_id: str
     preset: Preset
@@ -55,7 +61,7 @@ class StreamBinding(Model):
 
 
 class QueueTarget(Model):
-    """A node's place: its topic, its cache scope, and whether the graph had the node already."""
+    """A node's queue: topic, ComputeKey, and whether the graph had the node before."""
 
     topic: str
     compute_key: str
@@ -63,7 +69,10 @@ class QueueTarget(Model):
 
 
 class Lease(Model):
-    """The right and duty to compute. Heartbeat within `heartbeat_timeout_s`, or another runner may take it over."""
+    """The right and duty to compute a run.
+
+    Without a heartbeat for `heartbeat_timeout_s` seconds, another runner may take over.
+    """
 
     lease_id: str
     heartbeat_timeout_s: float
@@ -71,7 +80,10 @@ class Lease(Model):
 
 
 class SubmissionAck(Model):
-    """What a runner needs to compute: `queue_map` by NodeID, the context, the bindings and, if nobody else computes, the lease."""
+    """What a runner needs to compute.
+
+    `queue_map` is by NodeID. `lease` is missing if another runner holds it.
+    """
 
     world_id: str
     strategy_id: str
@@ -99,7 +111,7 @@ class DryRun(Model):
 
 
 class Heartbeat(Model):
-    """How far the computation is."""
+    """The progress of a computation."""
 
     node: str = Field("", max_length=200)
     bar: int = Field(0, ge=0)
@@ -109,7 +121,10 @@ class Heartbeat(Model):
 
 
 class EvidenceRef(Model):
-    """The computed returns, by content hash. `precheck` is what the client says of itself and decides nothing."""
+    """The computed returns, by content hash.
+
+    `precheck` is the client's statement about itself and decides nothing.
+    """
 
     returns_hash: str = Field(pattern=r"^blake3:[0-9a-f]{64}$")
     dataset_fingerprint: str = Field("", max_length=128)
@@ -117,7 +132,7 @@ class EvidenceRef(Model):
 
 
 class LeaseFailure(Model):
-    """Why a runner gives its lease back. `final` says that computing again would fail again."""
+    """Why a runner returns its lease. `final`: computing again would fail again."""
 
     code: str = Field(max_length=64)
     message: str = Field(max_length=4000)
@@ -125,8 +140,8 @@ class LeaseFailure(Model):
     progress: Heartbeat = Heartbeat()
 
 
-class Outcome(Model):
-    """What a submission came to. `metrics` are the service's; a missing one is None."""
+class SubmissionOutcome(Model):
+    """The outcome of a submission. `metrics` are the service's; a missing metric is None."""
 
     world_id: str
     strategy_id: str
@@ -151,5 +166,5 @@ class StrategyStatus(Model):
     ui_url: str = ""
     state: Literal["running", "decided", "failed", "shadow"]
     step: str = ""
-    needs_runner: bool = Field(False, description="nobody computes it now: submit it again")
-    outcome: Outcome | None = None
+    needs_runner: bool = Field(False, description="no runner computes it now: submit it again")
+    outcome: SubmissionOutcome | None = None

@@ -1,17 +1,19 @@
-"""A world: its clock, its data, its costs; and the envelopes in which its decisions travel."""
+"""Worlds: clock, data and costs; and the envelopes of decisions and activations."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, model_validator
 
-from qmtl_sdk.contracts.domains import DEFAULT_TTL_S
+from qmtl_sdk.contracts.documents import mapping_of, validated
+from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, Domain, Mode
 from qmtl_sdk.contracts.durations import Seconds
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model, OfStrategy
-from qmtl_sdk.contracts.policy import mapping_of, validated
 
-SAMPLE = "sample:"  # a path that names a file that QMTL ships
+SAMPLE = "sample:"
+"""The start of a path that names a file which QMTL ships."""
+
 
 WorldId = Annotated[
     str,
@@ -20,10 +22,11 @@ WorldId = Annotated[
         description="lower-case letters, digits, `_` and `-`; at most 64",
     ),
 ]
+"""The name of a world."""
 
 
 def _utc(value: Any) -> Any:
-    """YAML hands dates over as `date` or naive `datetime`; a time without a zone is UTC here."""
+    """Read a time without a zone as UTC. YAML yields dates and naive times. (Any: whatever was written.)"""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if hasattr(value, "year") and not isinstance(value, datetime):
@@ -32,17 +35,21 @@ def _utc(value: Any) -> Any:
 
 
 UtcTime = Annotated[AwareDatetime, BeforeValidator(_utc), AfterValidator(lambda value: value.astimezone(UTC))]
+"""A time with a zone, converted to UTC."""
 
 
 class Replay(Model):
-    """History played as if live: the world's time starts at `start` and runs `speed` times as fast as the wall clock (0: it stands still)."""
+    """History played as if it were live.
+
+    The world's time starts at `start` and runs `speed` times as fast as the wall clock; 0 stops it.
+    """
 
     start: UtcTime
     speed: float = Field(1.0, ge=0)
 
 
 class Clock(Model):
-    """`wall` (no replay) or a replay."""
+    """A world's clock: the wall clock, or a replay."""
 
     replay: Replay | None = None
 
@@ -51,17 +58,18 @@ class Clock(Model):
         return "replay" if self.replay else "wall"
 
     def now(self, created_at: datetime, wall: datetime) -> datetime:
-        """The world's time at wall-clock time `wall`, for a world created at `created_at`."""
+        """Return the world's time at wall-clock time `wall`, for a world created at `created_at`."""
         if self.replay is None:
             return wall
         return self.replay.start + timedelta(seconds=(wall - created_at).total_seconds() * self.replay.speed)
 
 
 class Preset(Model):
-    """A data set of a world. `streams` maps a stream's name to the tags that choose it.
+    """A data set of a world. `streams` maps a stream's name to the tags that select it.
 
-    `path` is a file, or a pattern with `{stream}`; a file of several streams has a column `symbol` with their names. `sample:NAME` is a file
-    that QMTL ships. `source: replay` feeds the bars of a file as they fall due on a replay clock.
+    `path` is a file, or a pattern with `{stream}`; a file with several streams has a column `symbol` with
+    their names. `sample:NAME` is a file that QMTL ships. `source: replay` feeds the bars of a file when they
+    are due on a replay clock. `interval` is in seconds.
     """
 
     name: str = Field(min_length=1, max_length=64)
@@ -75,6 +83,8 @@ class Preset(Model):
 
 
 class Data(Model):
+    """The data sets of a world."""
+
     presets: tuple[Preset, ...] = ()
 
     @model_validator(mode="after")
@@ -86,14 +96,14 @@ class Data(Model):
 
 
 class Execution(Model):
-    """What a change of position costs, in basis points of the changed notional."""
+    """The costs of a change of position, in basis points of the changed notional."""
 
     fee_bps: float = Field(0.0, ge=0)
     slippage_bps: float = Field(0.0, ge=0)
 
 
 class CircuitBreaker(Model):
-    """Halts the world by itself: above so many accepted orders within a minute, or so many refused ones."""
+    """Limits on accepted and on refused orders within a minute; above one, the world is halted."""
 
     max_orders_per_minute: int | None = Field(None, gt=0)
     max_refused_per_minute: int | None = Field(None, gt=0)
@@ -122,36 +132,41 @@ class WorldSpec(Model):
         for preset in self.data.presets:
             if preset.source == "replay" and self.clock.replay is None:
                 raise ValueError(
-                    f"preset {preset.name} replays, but the world's clock is `wall`; give the world clock: {{replay: {{start: …}}}}"
+                    f"preset {preset.name} replays, but the world's clock is `wall`; "
+                    "write clock: {replay: {start: …}}"
                 )
         return self
 
 
 class World(Model):
-    """A world as the service holds it."""
+    """A world as it is stored."""
 
     spec: WorldSpec
     created_at: UtcTime
     policy_version: int | None = None
     etag: str
-    pinned_fingerprint: str = Field("", description="the data that the newest promotion was judged on")
+    pinned_fingerprint: str = Field("", description="of the data that the newest promotion was judged on")
     state: Literal["active", "archived"] = "active"
 
     def now(self, wall: datetime) -> datetime:
+        """Return the world's time at wall-clock time `wall`."""
         return self.spec.clock.now(self.created_at, wall)
 
     def require_active(self) -> None:
-        """Raises QmtlError (E_WORLD_ARCHIVED)."""
+        """Raise QmtlError (E_WORLD_ARCHIVED) if the world is archived."""
         if self.state == "archived":
             raise QmtlError(
                 "E_WORLD_ARCHIVED",
-                f"world {self.spec.world} is archived: it takes no submissions, no applies and no orders",
-                "an operator takes it back with: qmtl world archive W --undo",
+                f"world {self.spec.world} is archived: it takes no submissions, applies or orders",
+                "an operator restores it with: qmtl world archive W --undo",
             )
 
 
 def parse_world(text: str) -> tuple[WorldSpec, dict[str, Any] | None]:
-    """A world from YAML, and its policy's mapping if the text has one. Raises QmtlError (E_WORLD_INVALID)."""
+    """Return a world from YAML, and its policy's mapping if there is one.
+
+    Raises QmtlError: E_WORLD_INVALID, E_POLICY_INVALID.
+    """
     body = mapping_of(text, "E_WORLD_INVALID", "world", "see docs/worlds.md for an example")
     policy = body.pop("policy", None)
     if policy is not None and not isinstance(policy, dict):
@@ -161,30 +176,40 @@ def parse_world(text: str) -> tuple[WorldSpec, dict[str, Any] | None]:
     return validated(WorldSpec, body, "E_WORLD_INVALID", "world"), policy
 
 
-class Violation(Model):
-    """Why a strategy was left out: the step of the decision, the stable kind, the rule and the figure in words."""
+JudgmentStep = Literal["evidence", "data_currency", "gates", "score", "constraints", "topk", "hysteresis"]
+"""The steps of a judgment, in order."""
 
-    step: Literal["evidence", "data_currency", "gates", "score", "constraints", "topk", "hysteresis"]
-    kind: Literal[
-        "failed",
-        "insufficient",
-        "stale",
-        "short_history",
-        "rejected",
-        "correlated",
-        "exposed",
-        "leveraged",
-        "concentrated",
-        "outranked",
-        "waiting",
-        "held",
-    ]
+ViolationKind = Literal[
+    "failed",
+    "insufficient",
+    "stale",
+    "short_history",
+    "rejected",
+    "correlated",
+    "exposed",
+    "leveraged",
+    "concentrated",
+    "outranked",
+    "waiting",
+    "held",
+]
+"""The stable kinds of violations."""
+
+
+class Violation(Model):
+    """Why a strategy is not selected: the step of the judgment, a stable kind, the rule, the figures."""
+
+    step: JudgmentStep
+    kind: ViolationKind
     rule: str
     detail: str
 
 
 class StrategyDecision(OfStrategy):
-    """A decision about one strategy. `weight` is its share of the world (0…1), `contribution` weight · annual return."""
+    """The decision about one strategy.
+
+    `weight`: its share of the world (0…1). `contribution`: weight · annual return.
+    """
 
     active: bool
     weight: float = Field(0.0, ge=0, le=1)
@@ -203,12 +228,16 @@ class StrategyDecision(OfStrategy):
 
 
 class DecisionEnvelope(Model):
-    """One judgment of a world. `as_of` is the world's time of the judgment, `decided_at` the wall clock's; the etag hashes the content alone."""
+    """One judgment of a world.
+
+    `as_of` is the world's time, `decided_at` the wall clock's. `ttl` is in seconds. `etag` is a hash of the
+    content alone.
+    """
 
     world_id: str
     policy_version: int
-    effective_mode: str = Field(description="the furthest stage that a strategy of the world has")
-    judged_mode: str = Field("validate", description="what this judgment alone lets a passing strategy do")
+    effective_mode: str = Field(description="the furthest mode of a strategy in the world")
+    judged_mode: Mode = Field("validate", description="the mode that this judgment alone gives")
     reason: str
     as_of: UtcTime
     decided_at: UtcTime
@@ -217,15 +246,19 @@ class DecisionEnvelope(Model):
     strategies: tuple[StrategyDecision, ...] = ()
 
     def of(self, strategy_id: str) -> StrategyDecision | None:
+        """Return the decision about one strategy, or None."""
         return next((item for item in self.strategies if item.strategy_id == strategy_id), None)
 
 
 WHOLE_WORLD = "*"
-"""The `strategy_id` of an activation that is about the world itself: its epoch, and whether its gate is open."""
+"""The `strategy_id` of an activation of the world itself: its epoch, and whether its fence is open."""
 
 
 class ActivationEnvelope(Model):
-    """Whether a strategy is switched on in a world. `freeze` wins over `drain`; either makes it inactive in effect."""
+    """Whether a strategy is active in a world.
+
+    `freeze` overrides `drain`; both make a strategy inactive in effect.
+    """
 
     world_id: str
     strategy_id: str
@@ -244,15 +277,16 @@ class ActivationEnvelope(Model):
     phase: Literal["freeze", "unfreeze", "halt", "resume"] | None = None
     requires_ack: bool = False
     sequence: int = Field(0, description="counts the world's changes of activation")
-    state_hash: str = Field("", description="of the world's whole activation after this change")
+    state_hash: str = Field("", description="hash of the world's whole activation after this change")
 
     @property
     def active_in_effect(self) -> bool:
+        """Whether the strategy is active and neither frozen, draining nor halted."""
         return self.active and not self.freeze and not self.drain and not self.halted
 
 
 class Explanation(Model):
-    """Where a strategy stands, step by step, in words."""
+    """The state of a strategy in a world, step by step, as text."""
 
     world_id: str
     strategy_id: str
@@ -262,7 +296,7 @@ class Explanation(Model):
 
 
 class BindingInfo(Model):
-    """A strategy in a world (WSB)."""
+    """The fact that a strategy was submitted to a world (WSB), and when."""
 
     world_id: str
     strategy_id: str
@@ -271,20 +305,27 @@ class BindingInfo(Model):
 
 
 class WorldNodeRef(Model):
-    """A node of the global graph in a world and domain: what was found of it there. Domains share nothing of this."""
+    """A node of the global graph in a world and domain, with its validation there.
+
+    Domains share no validation.
+    """
 
     world_id: str
     node_id: str
-    execution_domain: str
+    execution_domain: Domain
     state: Literal["valid", "invalid", "running", "stopped"]
     eval_key: str = Field(
-        "", description="of its newest validation: another dataset, contract or code is another validation"
+        "", description="of the newest validation; it changes with dataset, contract and code"
     )
     updated_at: UtcTime
 
 
 class WorldUpdate(Model):
-    """`PATCH /worlds/{id}`: what is given is changed, the rest stays. An archived world takes no submissions, no applies and no orders: its gate is halted, and stays so when it is taken back."""
+    """`PATCH /worlds/{id}`: changes the given fields only.
+
+    An archived world takes no submissions, applies or orders. Its fence is halted, and stays halted when the
+    world is active again.
+    """
 
     description: str | None = Field(None, max_length=500)
     allow_live: bool | None = None
@@ -294,7 +335,10 @@ class WorldUpdate(Model):
 
 
 class EdgeOverride(Model):
-    """An edge of the world's graph that is closed or opened: between nodes, or between domains (`domain:backtest` → `domain:live`)."""
+    """An edge of the world's graph that is opened or closed.
+
+    An edge is between nodes, or between domains (`domain:backtest` → `domain:live`).
+    """
 
     src: str = Field(min_length=1, max_length=128)
     dst: str = Field(min_length=1, max_length=128)

@@ -19,9 +19,9 @@ from qmtl_sdk.contracts.applies import (
     GateStatus,
 )
 from qmtl_sdk.contracts.errors import CODES, QmtlError
-from qmtl_sdk.contracts.events import Subscribe, Subscription
 from qmtl_sdk.contracts.orders import Order, OrderBatch, OrderRecord, OrderVerdict, OrderVerdicts
-from qmtl_sdk.contracts.policy import Difference, Policy
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.policy_text import Difference
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from qmtl_sdk.contracts.sessions import (
     QueueAppend,
@@ -37,6 +37,7 @@ from qmtl_sdk.contracts.sessions import (
     SessionLease,
     SessionOpen,
 )
+from qmtl_sdk.contracts.stream import Subscribe, Subscription
 from qmtl_sdk.contracts.submission import (
     DryRun,
     EvidenceRef,

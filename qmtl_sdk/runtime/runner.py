@@ -26,19 +26,26 @@ from weakref import WeakSet
 
 from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.canonical import content_hash
-from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, ComputeContext, Domain, Downgrade, resolve
+from qmtl_sdk.contracts.domains import (
+    DEFAULT_TTL_S,
+    ComputeContext,
+    DataScope,
+    Domain,
+    Downgrade,
+    resolve_context,
+)
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionGrant
 from qmtl_sdk.contracts.submission import (
     EvidenceRef,
     Heartbeat,
     LeaseFailure,
-    Outcome,
     QueueTarget,
     StrategyStatus,
     StrategySubmit,
     SubmissionAck,
     SubmissionMeta,
+    SubmissionOutcome,
 )
 from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.nodes.strategy import BuiltStrategy, Strategy
@@ -452,7 +459,7 @@ class _Submission:
     def _result(
         self, ack: SubmissionAck, computed: Computed | None, status: StrategyStatus | None
     ) -> SubmitResult:
-        outcome: Outcome | None = status.outcome if status else None
+        outcome: SubmissionOutcome | None = status.outcome if status else None
         return SubmitResult(
             name=self._build.name,
             world=self._world,
@@ -479,19 +486,16 @@ class _Submission:
         )
 
 
-def decided_context(ack: SubmissionAck, outcome: Outcome | None, now: datetime) -> ComputeContext:
+def decided_context(ack: SubmissionAck, outcome: SubmissionOutcome | None, now: datetime) -> ComputeContext:
     """The context after the decision. A missing, stale or unclear one closes to backtest in safe mode."""
     decision, activation = (outcome.decision, outcome.activation) if outcome else (None, None)
     mode = activation.effective_mode if activation is not None else None
-    return resolve(
-        ack.world_id,
+    return resolve_context(
+        DataScope(ack.world_id, ack.context.as_of, ack.context.partition, ack.context.dataset_fingerprint),
         mode,
         decided_at=decision.decided_at if decision else None,
         now=now,
         ttl_s=decision.ttl if decision else DEFAULT_TTL_S,
-        as_of=ack.context.as_of,
-        partition=ack.context.partition,
-        dataset_fingerprint=ack.context.dataset_fingerprint,
         # The services let it compute there, or would but for the fingerprint, which is missing here too.
         allow_live=ack.context.execution_domain is Domain.LIVE
         or ack.context.downgrade_reason is Downgrade.MISSING_FINGERPRINT,

@@ -26,9 +26,11 @@ from qmtl_sdk.contracts.dag import upstream
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.events import CloudEvent, Subscribe, TopicState
+from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.sessions import QueueMessage, SessionGrant, SessionHeartbeat, SessionOpen, message_key
+from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.contracts.submission import StreamBinding
+from qmtl_sdk.contracts.topic_state import TopicState
 from qmtl_sdk.contracts.worlds import WHOLE_WORLD, World
 from qmtl_sdk.data.bars import NS, iso, to_ns
 from qmtl_sdk.nodes.node import Node, StreamInput

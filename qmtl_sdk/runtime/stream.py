@@ -25,24 +25,21 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.events import (
-    CloudEvent,
+from qmtl_sdk.contracts.events import CloudEvent, kind_of
+from qmtl_sdk.contracts.stream import (
     EventFrame,
-    GapError,
     HeartbeatFrame,
     Hello,
     Polled,
     Refresh,
     Refreshed,
     Resumed,
-    Sequenced,
     ServerFrame,
     Snapshot,
     Subscribe,
-    TopicState,
     close_code,
-    kind_of,
 )
+from qmtl_sdk.contracts.topic_state import GapError, Sequenced, TopicState
 from qmtl_sdk.runtime.client import GatewayClient
 
 SILENCE_S, TICK_S, SOCKET_AGAIN_S, MAX_PAUSE_S = 15.0, 0.5, 30.0, 5.0

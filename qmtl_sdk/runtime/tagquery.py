@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from qmtl_sdk.compute.live import LiveEngine
 from qmtl_sdk.compute.series import Row
-from qmtl_sdk.contracts.events import CloudEvent, QueueRef, TagQueryUpsert, TopicState
+from qmtl_sdk.contracts.events import CloudEvent, QueueRef, TagQueryUpsert
 from qmtl_sdk.contracts.sessions import QueueMessage
+from qmtl_sdk.contracts.topic_state import TopicState
 from qmtl_sdk.data.bars import NS
 from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.runtime.client import GatewayClient

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from qmtl_sdk import QmtlError, Runner
-from qmtl_sdk.contracts.events import state_hash
+from qmtl_sdk.contracts.topic_state import state_hash
 from tests.strategies import Trend
 
 

@@ -23,7 +23,8 @@ from activities.events.bus import SqliteBus
 from activities.events.outbox import SqlOutbox
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
-from qmtl_sdk.contracts.events import Subscribe, topic_of
+from qmtl_sdk.contracts.events import topic_of
+from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.events import tell
 from tests.harness import Machine, wait_for

@@ -30,7 +30,7 @@ from api.gateway import ROUTERS
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.errors import CODES
-from qmtl_sdk.contracts.events import Subscribe
+from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.harness import Machine

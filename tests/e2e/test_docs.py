@@ -11,7 +11,7 @@ import yaml
 
 from api.auth.access import ROUTES
 from qmtl_sdk.contracts.metrics import METRICS
-from qmtl_sdk.contracts.policy import policy_from
+from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.worlds import parse_world
 from tests.harness import Machine
 

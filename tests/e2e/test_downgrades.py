@@ -14,7 +14,7 @@ from qmtl_sdk import CsvSource, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.domains import ComputeContext, Domain, Downgrade
 from qmtl_sdk.contracts.orders import Order
 from qmtl_sdk.contracts.sessions import SessionOpen
-from qmtl_sdk.contracts.submission import Outcome, StrategySubmit, SubmissionAck, SubmissionMeta
+from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionMeta, SubmissionOutcome
 from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, StrategyDecision, WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.orders import OrderGate
@@ -94,7 +94,7 @@ class Standing:
         decisions, activations = self.client.decisions(self.world), self.client.activation(self.world)
         outcome = None
         if decisions:
-            outcome = Outcome(
+            outcome = SubmissionOutcome(
                 world_id=self.world,
                 strategy_id=self.strategy_id,
                 run_id="r",

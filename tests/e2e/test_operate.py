@@ -43,7 +43,7 @@ def test_an_operators_day(stage: Stage, machine: Machine, tmp_path: Path) -> Non
     plan = says("apply", world, "--to", "dryrun", "--dry-run")
     assert "validate at 1" in plan
     assert "paper at 1" in plan
-    assert "1. wait for one person (operator or owner, not " in plan
+    assert "1. wait up to 1d for one person (operator or owner, not " in plan
     assert "has had no apply yet" in says("applies", world)
     assert "Trend: it must run in dryrun before it can go live" in refused("apply", world, "--to", "live")
 

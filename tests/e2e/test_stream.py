@@ -14,7 +14,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from activities.events.bus import SqliteBus
 from activities.storage.database import Database
-from qmtl_sdk.contracts.events import Subscribe, Subscription, TopicState, state_hash
+from qmtl_sdk.contracts.stream import Subscribe, Subscription
+from qmtl_sdk.contracts.topic_state import TopicState, state_hash
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.events import event, tell
@@ -379,7 +380,7 @@ def test_an_event_without_an_id_is_a_fault_that_the_client_says_and_survives(
     )
 
     def with_a_bad_frame(gateway: GatewayClient, socket: ClientConnection, refresh_at: float) -> None:
-        from qmtl_sdk.contracts.events import ServerFrame
+        from qmtl_sdk.contracts.stream import ServerFrame
 
         if not stream.counters.malformed:
             ServerFrame.validate_json(text)

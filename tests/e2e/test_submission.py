@@ -154,12 +154,12 @@ def test_without_a_decision_the_result_is_safe_and_no_exception(machine: Machine
 def test_a_stale_decision_closes_the_context(machine: Machine) -> None:
     from datetime import UTC, datetime, timedelta
 
-    from qmtl_sdk.contracts.submission import Outcome, SubmissionAck
+    from qmtl_sdk.contracts.submission import SubmissionAck, SubmissionOutcome
 
     result = Runner.submit(Trend("JNJ", 11), world="equities", config=machine.config)
     decision = result.ws.decision
     assert decision is not None
-    outcome = Outcome(
+    outcome = SubmissionOutcome(
         world_id="equities",
         strategy_id=result.strategy_id,
         run_id=result.run_id,

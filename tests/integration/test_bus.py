@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from activities.events.bus import ControlBus, SqliteBus
-from qmtl_sdk.contracts.events import Sequenced, TopicState
+from qmtl_sdk.contracts.topic_state import Sequenced, TopicState
 from tests.events import event
 
 Opened = Callable[[], ControlBus]

@@ -19,7 +19,7 @@ from activities.events.outbox import SqlOutbox
 from activities.events.relay import Relay
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
-from qmtl_sdk.contracts.events import Sequenced
+from qmtl_sdk.contracts.topic_state import Sequenced
 from tests.events import tell
 from tests.harness import wait_for
 

@@ -29,8 +29,8 @@ from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
-from qmtl_sdk.contracts.policy import policy_from
-from qmtl_sdk.contracts.submission import Outcome, StrategySubmit, SubmissionAck, SubmissionMeta
+from qmtl_sdk.contracts.policy_text import policy_from
+from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionMeta, SubmissionOutcome
 from qmtl_sdk.contracts.worlds import DecisionEnvelope, Execution, StrategyDecision, WorldSpec
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 
@@ -177,7 +177,7 @@ def test_every_write_is_done_once_and_leaves_its_audit_and_outbox_row(database: 
     written_once(
         database,
         lambda: worlds.runs.save_outcome(
-            Outcome(world_id="w", strategy_id="strategy:s", run_id="run", status="decided")
+            SubmissionOutcome(world_id="w", strategy_id="strategy:s", run_id="run", status="decided")
         ),
     )
 

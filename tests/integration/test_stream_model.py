@@ -17,7 +17,9 @@ from activities.events.bus import SqliteBus
 from activities.storage.log import Bounds
 from api.stream import Hub, RetentionError
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.events import CloudEvent, Sequenced, ServerFrame, Subscribe, TopicState
+from qmtl_sdk.contracts.events import CloudEvent
+from qmtl_sdk.contracts.stream import ServerFrame, Subscribe
+from qmtl_sdk.contracts.topic_state import Sequenced, TopicState
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.events import event
 

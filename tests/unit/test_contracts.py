@@ -8,10 +8,17 @@ from hypothesis import strategies as st
 
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts import durations
-from qmtl_sdk.contracts.domains import ComputeContext, Domain, Downgrade, domain_of, resolve
+from qmtl_sdk.contracts.domains import (
+    ComputeContext,
+    DataScope,
+    Domain,
+    Downgrade,
+    domain_of,
+    resolve_context,
+)
 from qmtl_sdk.contracts.expressions import evaluate, parse
 from qmtl_sdk.contracts.metrics import METRICS
-from qmtl_sdk.contracts.policy import PRESETS, parse_policy, policy_from
+from qmtl_sdk.contracts.policy_text import PRESETS, policy_from, policy_mapping
 from qmtl_sdk.contracts.worlds import Clock, Replay, parse_world
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -81,10 +88,10 @@ def test_one_vocabulary(word: str | None, domain: Domain | None) -> None:
 
 
 def context(mode: str | None, age_s: float = 0, **options: object) -> ComputeContext:
-    given = {"as_of": "2024-01-01", "dataset_fingerprint": "blake3:x", "allow_live": True, **options}
-    return resolve(
-        "w", mode, decided_at=NOW - timedelta(seconds=age_s) if age_s is not None else None, now=NOW, **given
-    )  # type: ignore[arg-type]
+    allow_live = bool(options.pop("allow_live", True))
+    scope = DataScope("w", **{"as_of": "2024-01-01", "dataset_fingerprint": "blake3:x", **options})  # type: ignore[arg-type]
+    decided_at = NOW - timedelta(seconds=age_s) if age_s is not None else None
+    return resolve_context(scope, mode, decided_at=decided_at, now=NOW, allow_live=allow_live)
 
 
 @pytest.mark.parametrize(
@@ -173,11 +180,11 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
 def test_presets_expand_and_what_is_written_wins() -> None:
     for preset in PRESETS:
         assert policy_from({"preset": preset}).selection.score
-    changed = parse_policy("preset: moderate\nselection: {topk: {total: 2}}\n")
+    changed = policy_from(policy_mapping("preset: moderate\nselection: {topk: {total: 2}}\n"))
     assert changed.selection.topk is not None
     assert changed.selection.topk.total == 2
     assert "sharpe >= 0.6" in changed.selection.gates.all_of
-    replaced = parse_policy("preset: moderate\nselection: {gates: {or: ['sharpe > 1']}}\n")
+    replaced = policy_from(policy_mapping("preset: moderate\nselection: {gates: {or: ['sharpe > 1']}}\n"))
     assert replaced.selection.gates.all_of == ()
 
 
@@ -198,7 +205,7 @@ def test_presets_expand_and_what_is_written_wins() -> None:
 )
 def test_a_policy_that_does_not_parse_is_refused_with_the_place(text: str, code: str, said: str) -> None:
     with pytest.raises(QmtlError) as caught:
-        parse_policy(text)
+        policy_from(policy_mapping(text))
     assert caught.value.code == code
     assert said in str(caught.value)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from activities.decisions.candidate import Candidate
 from activities.decisions.judgment import etag_of, judge, summary
-from qmtl_sdk.contracts.policy import policy_from
+from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.worlds import StrategyDecision
 
 NOW = datetime(2024, 1, 10, tzinfo=UTC)

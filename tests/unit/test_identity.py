@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from qmtl_sdk import MatchMode, Node, QmtlError, StreamInput, TagQueryNode
 from qmtl_sdk.contracts.canonical import canonical_json, flatten, hash_parts
-from qmtl_sdk.contracts.identity import CanonicalNodeSpec, compute_key, eval_key, node_ids_crc32, strategy_id
+from qmtl_sdk.contracts.identity import (
+    CanonicalNodeSpec,
+    ValidationScope,
+    compute_key,
+    eval_key,
+    node_ids_crc32,
+    strategy_id,
+)
 
 SPEC = CanonicalNodeSpec(
     "Node",
@@ -47,7 +54,7 @@ def test_golden_canonical_form() -> None:
             "blake3:c4f2542e6536a7dd2cb80aed54e06d78a84c97d640ba9d6048811c77abe0c3aa",
         ),
         (
-            eval_key("blake3:aa", "w", "backtest", "c", "f", "1", "r"),
+            eval_key(ValidationScope("blake3:aa", "w", "backtest", "c", "f", "1", "r")),
             "blake3:8b9b8bdaef464c8439ac87d8b34bcef598708f8c5f37eeaccbd1df2b5dd1872e",
         ),
         (str(node_ids_crc32(["blake3:bb", "blake3:aa"])), "3549975724"),

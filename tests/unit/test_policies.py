@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.judgment import JudgmentResult, judge
-from qmtl_sdk.contracts.policy import Policy, policy_from
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.policy_text import policy_from
 
 NOW = datetime(2024, 1, 10, tzinfo=UTC)
 OPEN: dict[str, Any] = {"gates": {"and": ["sharpe >= 0"]}, "score": "sharpe"}

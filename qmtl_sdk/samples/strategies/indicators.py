@@ -12,7 +12,7 @@ TAG = "ta-indicator"
 
 
 class _Indicator(Strategy):
-    """A relative strength index of simple means: the share of gains in all changes of `period` hours, in %."""
+    """A relative strength index of simple means: the share of gains in all changes of `period` hours."""
 
     label = ""
     period = 0
