@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from qmtl_sdk.contracts.applies import ApplyRequest
+from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.stream import Subscribe
-from qmtl_sdk.contracts.worlds import WHOLE_WORLD
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.harness import Machine

@@ -14,8 +14,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.applies.approvals import ApprovalVerdict, SqlApprovals
 from activities.applies.requests import SqlApplyRequests
 from activities.messages.apply import AbortRequest, ApplyInput, ApprovalSignal
-from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus, Approval, ApprovalBody
+from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.plans import ApplyPlan
 from temporal.client import retry_while_unavailable
 from temporal.plugin import refused
 from workflows.apply import ApplyWorkflow

@@ -31,6 +31,7 @@ from activities.messages.submission import Admit, RunContextBody, SubmissionInpu
 from activities.submissions.activities import AnsweredRequests
 from activities.submissions.context import asks_for_shadow
 from activities.submissions.store import CommitLogStore, RunStore
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import (
@@ -41,7 +42,6 @@ from qmtl_sdk.contracts.submission import (
     SubmissionAck,
     SubmissionOutcome,
 )
-from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from temporal.client import is_unavailable, retry_while_unavailable
 from temporal.plugin import qmtl_error
 from workflows.evaluation import EvaluationWorkflow

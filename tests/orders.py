@@ -16,12 +16,13 @@ from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
 from activities.submissions.runs import SqlRunStore
 from qmtl_sdk.contracts.applies import ApplyRequest
+from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.orders import Order
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.sessions import SessionOpen
-from qmtl_sdk.contracts.worlds import DecisionEnvelope, Execution, StrategyDecision, WorldSpec
+from qmtl_sdk.contracts.worlds import Execution, WorldSpec
 
 FINGERPRINT = "blake3:" + "f" * 64
 GATED: dict[str, Any] = {

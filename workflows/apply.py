@@ -32,8 +32,9 @@ with workflow.unsafe.imports_passed_through():
         GateChange,
     )
     from activities.messages.stubs import ApplyActivityStubs
-    from qmtl_sdk.contracts.applies import Approval, AwaitApprovals, Drain, Freeze, Switch, Unfreeze
+    from qmtl_sdk.contracts.applies import Approval
     from qmtl_sdk.contracts.durations import format_duration
+    from qmtl_sdk.contracts.plans import AwaitApprovals, Drain, Freeze, Switch, Unfreeze
     from workflows.shared import FENCE, SEARCH_RUN, SEARCH_STAGE, STORE, WAIT, table
 
 

@@ -10,8 +10,9 @@ from activities.applies.status import apply_row, approval_of, approvals_of
 from activities.messages.apply import DirectApproval
 from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import ApplyRow, ApprovalRow
-from qmtl_sdk.contracts.applies import ApplyPlan, Approval, ApprovalBody
+from qmtl_sdk.contracts.applies import Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.plans import ApplyPlan
 
 ApprovalVerdict = Literal["approve", "reject"]
 

@@ -3,11 +3,11 @@
 from datetime import timedelta
 
 from activities.applies.context import PlanningContext
-from qmtl_sdk.contracts.applies import StrategyAllocation
+from qmtl_sdk.contracts.decisions import StrategyDecision
 from qmtl_sdk.contracts.domains import rank_of
 from qmtl_sdk.contracts.durations import format_duration
+from qmtl_sdk.contracts.plans import StrategyAllocation
 from qmtl_sdk.contracts.promotions import Condition
-from qmtl_sdk.contracts.worlds import StrategyDecision
 
 
 def own_conditions(

@@ -3,10 +3,11 @@
 from datetime import datetime
 
 from activities.decisions.candidate import Candidate
-from qmtl_sdk.contracts.applies import StrategyAllocation, plan_etag
+from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.plans import StrategyAllocation, plan_etag
 from qmtl_sdk.contracts.policy import Policy
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
+from qmtl_sdk.contracts.worlds import World
 
 
 class Snapshot(Model):

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from activities.applies.conditions import held_back
 from activities.applies.context import PlanningContext
 from activities.decisions.candidate import HysteresisState
+from qmtl_sdk.contracts.decisions import Explanation, StrategyDecision
 from qmtl_sdk.contracts.domains import MODE_OF
 from qmtl_sdk.contracts.errors import QmtlError, nearest
-from qmtl_sdk.contracts.worlds import Explanation, StrategyDecision
 
 _NAMES = {
     "evidence": "evidence",

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 
 from activities.applies.conditions import held_back
 from activities.applies.context import PlanningContext, Snapshot
-from qmtl_sdk.contracts.applies import (
+from qmtl_sdk.contracts.applies import ApplyRequest
+from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
+from qmtl_sdk.contracts.domains import MODE_OF, domain_of, rank_of
+from qmtl_sdk.contracts.durations import format_duration
+from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.plans import (
     ApplyPlan,
-    ApplyRequest,
     AwaitApprovals,
     Change,
     Drain,
@@ -24,11 +28,8 @@ from qmtl_sdk.contracts.applies import (
     Switch,
     Unfreeze,
 )
-from qmtl_sdk.contracts.domains import MODE_OF, domain_of, rank_of
-from qmtl_sdk.contracts.durations import format_duration
-from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.policy import Policy
-from qmtl_sdk.contracts.worlds import DecisionEnvelope, StrategyDecision, World
+from qmtl_sdk.contracts.worlds import World
 
 
 def plan_apply(request: ApplyRequest, requested_by: str, context: PlanningContext) -> ApplyPlan:

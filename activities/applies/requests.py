@@ -13,8 +13,9 @@ from activities.applies.steps import begin_step
 from activities.fence.state import OPEN, locked_fence
 from activities.storage.database import Database, utc_now
 from activities.storage.tables import ApplyRow
-from qmtl_sdk.contracts.applies import ApplyPlan, ApplyRequest, ApplyStatus
+from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.plans import ApplyPlan
 
 
 class SqlApplyRequests:

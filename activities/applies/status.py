@@ -8,8 +8,9 @@ from activities.fence.acknowledgements import acknowledgements
 from activities.messages.apply import GateChange
 from activities.storage.database import Transaction
 from activities.storage.tables import ApplyRow, ApplyStepRow, ApprovalRow
-from qmtl_sdk.contracts.applies import Acknowledgement, ApplyPlan, ApplyStatus, Approval, StepRecord
+from qmtl_sdk.contracts.applies import Acknowledgement, ApplyStatus, Approval, StepRecord
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.plans import ApplyPlan
 
 
 def apply_row(session: Session, world_id: str, run_id: str) -> ApplyRow:

@@ -28,10 +28,10 @@ from activities.messages.apply import ApplyOutcome, GateChange, StepDone
 from activities.storage.database import Transaction, utc_now
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow, WorldRow
 from activities.worlds.specs import pin_fingerprint, set_node_states
-from qmtl_sdk.contracts.applies import ApplyPlan, Change, StrategyAllocation, plan_etag
+from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain, domain_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.worlds import ActivationEnvelope
+from qmtl_sdk.contracts.plans import ApplyPlan, Change, StrategyAllocation, plan_etag
 
 # Characters of an outcome's reason that are stored.
 _REASON_LENGTH = 1000

@@ -15,7 +15,7 @@ from activities.messages.evaluation import JudgeCommand, Judgment, RenewalDone, 
 from activities.messages.stubs import DecisionActivityStubs
 from activities.worlds.policies import SqlPolicyStore
 from activities.worlds.specs import SqlWorldStore
-from qmtl_sdk.contracts.worlds import DecisionEnvelope
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
 
 # How often the schedule looks for decisions to renew.
 RENEW_EVERY = timedelta(minutes=1)

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
+from qmtl_sdk.contracts.decisions import StrategyDecision, Violation
 from qmtl_sdk.contracts.model import Model, OfStrategy
-from qmtl_sdk.contracts.worlds import StrategyDecision, UtcTime, Violation
+from qmtl_sdk.contracts.worlds import UtcTime
 
 
 class Candidate(OfStrategy):

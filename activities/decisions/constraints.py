@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from activities.decisions.candidate import Candidate, Scored
+from qmtl_sdk.contracts.decisions import StrategyDecision, Violation
 from qmtl_sdk.contracts.policy import Constraints, Exposure
-from qmtl_sdk.contracts.worlds import StrategyDecision, Violation
 
 Correlate = Callable[[Candidate, Candidate], float | None]
 """The correlation of daily returns of two strategies; None where they have too few days in common."""

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Literal
 
 from activities.decisions.candidate import Candidate, HysteresisState
+from qmtl_sdk.contracts.decisions import Violation
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.policy import Hysteresis
-from qmtl_sdk.contracts.worlds import Violation
 
 Transition = Literal["promote", "demote", "hold"]
 

@@ -16,12 +16,12 @@ from activities.decisions.candidate import Candidate, HysteresisState, Scored
 from activities.decisions.constraints import Correlate, constrain, slot_weight
 from activities.decisions.hysteresis import in_band, next_state
 from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.decisions import ActivationEnvelope, StrategyDecision, Violation
 from qmtl_sdk.contracts.domains import rank_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.expressions import evaluate, metrics_in, parse
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Gates, Policy
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, StrategyDecision, Violation
 
 
 class JudgmentResult(Model):

@@ -20,7 +20,7 @@ from activities.storage.tables import (
 )
 from activities.submissions.runs import evidence_of
 from activities.worlds.specs import world_row
-from qmtl_sdk.contracts.worlds import DecisionEnvelope
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
 
 
 class SqlDecisionStore:

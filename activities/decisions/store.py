@@ -1,8 +1,8 @@
 """Stored decisions and what they were made from."""
 
 from activities.decisions.candidate import HysteresisState
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.worlds import DecisionEnvelope
 
 
 class DecisionInputs(Model):

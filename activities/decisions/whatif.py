@@ -6,9 +6,10 @@ from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.constraints import Correlate
 from activities.decisions.judgment import judge
 from activities.decisions.store import DecisionInputs
+from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
-from qmtl_sdk.contracts.worlds import DecisionEnvelope, StrategyDecision, UtcTime
+from qmtl_sdk.contracts.worlds import UtcTime
 
 
 class ChangedOutcome(Model):

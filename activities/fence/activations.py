@@ -7,9 +7,9 @@ from sqlmodel import Session, col, select
 from activities.storage.database import Transaction
 from activities.storage.tables import ActivationRow, WorldRow
 from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import rank_of
 from qmtl_sdk.contracts.topic_state import combined_hash, entry_hash
-from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, StrategyDecision
 
 
 def stage_after(

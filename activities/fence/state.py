@@ -15,8 +15,9 @@ from activities.storage.database import Transaction, utc_now
 from activities.storage.tables import FenceRow, WorldRow
 from activities.worlds.edges import LIVE_EDGE, write_edge
 from qmtl_sdk.contracts.applies import GateStatus
+from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, WorldSpec
+from qmtl_sdk.contracts.worlds import WorldSpec
 
 OPEN = "open"
 FROZEN = "frozen"

@@ -16,10 +16,11 @@ from activities.worlds.edges import LIVE_EDGE, read_edge, write_edge
 from activities.worlds.policies import add_first_policy
 from activities.worlds.specs import changed_spec, insert_world, world_of, world_row
 from qmtl_sdk.contracts.applies import GateStatus
+from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.topic_state import combined_hash
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, EdgeOverride, World, WorldSpec, WorldUpdate
+from qmtl_sdk.contracts.worlds import EdgeOverride, World, WorldSpec, WorldUpdate
 
 
 class SqlFenceStore:

@@ -3,8 +3,9 @@
 from typing import Literal
 
 from activities.messages.base import StoreMessage
-from qmtl_sdk.contracts.applies import Approval, PlanStep
+from qmtl_sdk.contracts.applies import Approval
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.plans import PlanStep
 from qmtl_sdk.contracts.worlds import UtcTime
 
 ApplyOutcome = Literal["completed", "rolled_back", "frozen"]

@@ -23,10 +23,10 @@ from activities.messages.submission import (
 from activities.submissions.context import ComputeContextService, ContextSources
 from activities.submissions.evidence import data_range, examine, sectors, validations
 from activities.submissions.store import CommitLogStore, RunStore
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import SubmissionOutcome
-from qmtl_sdk.contracts.worlds import DecisionEnvelope
 
 
 class AnsweredRequests(Protocol):

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from activities.messages.submission import RunContextBody
 from qmtl_sdk.contracts.dag import TAG_QUERY
+from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.domains import (
     DEFAULT_TTL_S,
     ComputeContext,
@@ -22,7 +23,7 @@ from qmtl_sdk.contracts.domains import (
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.submission import StrategySubmit
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, World
+from qmtl_sdk.contracts.worlds import World
 from qmtl_sdk.data.presets import bind, fingerprint_of, newest_close
 
 

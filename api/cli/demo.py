@@ -10,9 +10,9 @@ from typing import Any
 from api.cli import demo_apply
 from api.cli.world import decision_table, gateway
 from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.stream import Subscribe
-from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from qmtl_sdk.nodes.strategy import Strategy
 from qmtl_sdk.reports.artifact import decode
 from qmtl_sdk.reports.tearsheet import Tearsheet, write

@@ -11,18 +11,12 @@ import typer
 
 from api.cli.output import Format, Output, guarded, print_result, read, table
 from api.cli.world import WorldArgument, gateway
-from qmtl_sdk.contracts.applies import (
-    ApplyPlan,
-    ApplyRequest,
-    ApplyStatus,
-    ApprovalBody,
-    GateStatus,
-    approvers,
-)
+from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, ApprovalBody, GateStatus, approvers
 from qmtl_sdk.contracts.documents import mapping_of, validated
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import REFUSALS, Refusal
+from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.worlds import EdgeOverride, WorldUpdate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings

@@ -12,11 +12,12 @@ import typer
 
 from api.cli.output import Format, Output, errors, guarded, print_result, read, table
 from api.stack import EmbeddedStack
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import KINDS, CloudEvent
 from qmtl_sdk.contracts.stream import Subscribe
-from qmtl_sdk.contracts.worlds import SAMPLE, DecisionEnvelope, World, WorldSpec, parse_world
+from qmtl_sdk.contracts.worlds import SAMPLE, World, WorldSpec, parse_world
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import settings

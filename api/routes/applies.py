@@ -10,16 +10,10 @@ from activities.storage.audit import AuditPage
 from api.auth.access import Asker, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
-from qmtl_sdk.contracts.applies import (
-    ApplyPlan,
-    ApplyRequest,
-    ApplyStatus,
-    Approval,
-    ApprovalBody,
-    GateStatus,
-)
+from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, GateStatus
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.worlds import EdgeOverride
 from workflows.shared import apply_id
 

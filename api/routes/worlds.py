@@ -11,21 +11,13 @@ from activities.applies.explain import explain as explain_strategy
 from api.auth.access import Asker, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.access import Role, visible
+from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, Explanation
 from qmtl_sdk.contracts.documents import validated
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy_text import policy_from
-from qmtl_sdk.contracts.worlds import (
-    ActivationEnvelope,
-    BindingInfo,
-    DecisionEnvelope,
-    Explanation,
-    World,
-    WorldNodeRef,
-    WorldSpec,
-    WorldUpdate,
-)
+from qmtl_sdk.contracts.worlds import BindingInfo, World, WorldNodeRef, WorldSpec, WorldUpdate
 from qmtl_sdk.data.presets import inspect_world
 
 router = APIRouter(prefix="/worlds", tags=["worlds"], route_class=GuardedRoute)

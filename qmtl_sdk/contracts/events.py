@@ -9,9 +9,10 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from qmtl_sdk.contracts.applies import ApplyState
+from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, UtcTime
+from qmtl_sdk.contracts.worlds import UtcTime
 
 NO_WORLD = "_"
 """The world part of a topic whose events belong to no world."""

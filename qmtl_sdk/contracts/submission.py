@@ -7,9 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from qmtl_sdk.contracts.dag import Dag
+from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, Execution, Preset, WorldId
+from qmtl_sdk.contracts.worlds import Execution, Preset, WorldId
 
 
 class SubmissionMeta(Model):

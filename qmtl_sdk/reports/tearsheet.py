@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.metrics import METRICS
-from qmtl_sdk.contracts.worlds import DecisionEnvelope
 from qmtl_sdk.reports.metrics import drawdown, equity
 from qmtl_sdk.reports.returns import Returns
 

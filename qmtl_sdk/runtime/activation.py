@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope
 from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, Domain, domain_of
 from qmtl_sdk.contracts.durations import format_duration
-from qmtl_sdk.contracts.worlds import WHOLE_WORLD, ActivationEnvelope
 from qmtl_sdk.runtime.stream import StreamClient
 
 

@@ -10,16 +10,11 @@ from pydantic import BaseModel, TypeAdapter
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
 from qmtl_sdk.contracts.access import NewToken, TokenInfo, TokenRequest
-from qmtl_sdk.contracts.applies import (
-    ApplyPlan,
-    ApplyRequest,
-    ApplyStatus,
-    Approval,
-    ApprovalBody,
-    GateStatus,
-)
+from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, GateStatus
+from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, Explanation
 from qmtl_sdk.contracts.errors import CODES, QmtlError
 from qmtl_sdk.contracts.orders import Order, OrderBatch, OrderRecord, OrderVerdict, OrderVerdicts
+from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import Difference
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
@@ -47,14 +42,7 @@ from qmtl_sdk.contracts.submission import (
     StrategySubmit,
     SubmissionAck,
 )
-from qmtl_sdk.contracts.worlds import (
-    ActivationEnvelope,
-    DecisionEnvelope,
-    EdgeOverride,
-    Explanation,
-    World,
-    WorldUpdate,
-)
+from qmtl_sdk.contracts.worlds import EdgeOverride, World, WorldUpdate
 
 M = TypeVar("M", bound=BaseModel)
 _AWAY_LIMIT_S = 30.0

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, StrategyDecision, Violation
 from qmtl_sdk.contracts.domains import ComputeContext
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, StrategyDecision, Violation
 
 if TYPE_CHECKING:
     from qmtl_sdk.runtime.running import RunningStrategy

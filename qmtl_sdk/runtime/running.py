@@ -23,6 +23,7 @@ from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.compute.series import Row
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.dag import upstream
+from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
@@ -31,7 +32,7 @@ from qmtl_sdk.contracts.sessions import QueueMessage, SessionGrant, SessionHeart
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.contracts.topic_state import TopicState
-from qmtl_sdk.contracts.worlds import WHOLE_WORLD, World
+from qmtl_sdk.contracts.worlds import World
 from qmtl_sdk.data.bars import NS, iso, to_ns
 from qmtl_sdk.nodes.node import Node, StreamInput
 from qmtl_sdk.nodes.strategy import BuiltStrategy

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.orders import Order, OrderVerdict, order_id
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from qmtl_sdk.contracts.stream import Subscribe
-from qmtl_sdk.contracts.worlds import WHOLE_WORLD
 from qmtl_sdk.runtime.activation import ActivationManager, Gate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher

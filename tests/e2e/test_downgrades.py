@@ -11,11 +11,12 @@ from activities.decisions.sql import SqlDecisionStore
 from activities.fence.activations import activation_hashes, activations_of, change_activation
 from activities.storage.tables import WorldRow
 from qmtl_sdk import CsvSource, QmtlError, Strategy, StreamInput
+from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import ComputeContext, Domain, Downgrade
 from qmtl_sdk.contracts.orders import Order
 from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionMeta, SubmissionOutcome
-from qmtl_sdk.contracts.worlds import ActivationEnvelope, DecisionEnvelope, StrategyDecision, WorldUpdate
+from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.orders import OrderGate
 from qmtl_sdk.runtime.runner import decided_context

@@ -13,7 +13,7 @@ from activities.fence.acceptance import OrderAcceptance
 from activities.storage.audit import SqlAudit
 from activities.storage.database import open_database
 from qmtl_sdk import QmtlError
-from qmtl_sdk.contracts.worlds import WHOLE_WORLD
+from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from tests.orders import Desk
 
 STEPS = ("freeze", "drain", "switch", "restore", "unfreeze")

@@ -28,10 +28,11 @@ from activities.worlds.policies import SqlPolicyStore
 from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.dag import Dag
+from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionMeta, SubmissionOutcome
-from qmtl_sdk.contracts.worlds import DecisionEnvelope, Execution, StrategyDecision, WorldSpec
+from qmtl_sdk.contracts.worlds import Execution, WorldSpec
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from activities.decisions.candidate import Candidate
 from activities.decisions.judgment import etag_of, judge, summary
+from qmtl_sdk.contracts.decisions import StrategyDecision
 from qmtl_sdk.contracts.policy_text import policy_from
-from qmtl_sdk.contracts.worlds import StrategyDecision
 
 NOW = datetime(2024, 1, 10, tzinfo=UTC)
 POLICY = policy_from(

@@ -1,0 +1,219 @@
+"""The plan of an apply: a list of named steps, and what changes for each strategy.
+
+`explain` describes each step to a person, and the workflow executes the same list: approval → freeze → drain →
+switch → unfreeze.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.domains import Mode, rank_of
+from qmtl_sdk.contracts.durations import format_duration
+from qmtl_sdk.contracts.model import Model, OfStrategy
+
+
+class StrategyAllocation(Model):
+    """A strategy's activation in a world: whether it is active, in which mode, with which weight (0…1)."""
+
+    active: bool = False
+    mode: Mode = "validate"
+    weight: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        """How close to live the strategy is: 0 to 2, or -1 if it is not active."""
+        return rank_of(self.mode) if self.active else -1
+
+    def __str__(self) -> str:
+        return f"{self.mode} at {self.weight:.4g}" if self.active else "off"
+
+
+class Change(OfStrategy):
+    """The allocation of one strategy before and after an apply."""
+
+    before: StrategyAllocation
+    after: StrategyAllocation
+
+    @property
+    def goes_up(self) -> bool:
+        """Whether the strategy trades more afterwards: a further stage, or more weight in one that trades."""
+        return self.after.rank > self.before.rank or (
+            self.after.rank == self.before.rank > 0 and self.after.weight > self.before.weight
+        )
+
+
+class LeftOut(OfStrategy):
+    """A strategy that passes but is not part of the plan, and the reason."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.why}"
+
+
+class AwaitApprovals(Model):
+    """Wait until enough people have approved.
+
+    Nobody approves their own request, and nobody counts twice.
+    """
+
+    kind: Literal["approval"] = "approval"
+    required: int
+    roles: tuple[str, ...]
+    expires_s: float
+    direct_signals: bool
+    requested_by: str
+
+    def explain(self) -> str:
+        """Describe the step to a person."""
+        if not self.required:
+            return "no approval is required: no strategy trades more than before"
+        people = "one person" if self.required == 1 else f"{self.required} people"
+        roles = " or ".join(self.roles)
+        limit = format_duration(self.expires_s)
+        return f"wait up to {limit} for {people} ({roles}, not {self.requested_by}) to approve"
+
+
+class Freeze(Model):
+    """Refuse all orders: raise the epoch, publish it, and wait until sessions and Gateways acknowledge."""
+
+    kind: Literal["freeze"] = "freeze"
+    close_live_edge: bool
+    ack_timeout_s: float
+
+    def explain(self) -> str:
+        """Describe the step to a person."""
+        edge = ", close the edge from backtest to live" if self.close_live_edge else ""
+        limit = format_duration(self.ack_timeout_s)
+        return f"freeze: refuse all orders{edge}; wait up to {limit} for sessions and Gateways to acknowledge"
+
+
+class Drain(Model):
+    """Wait until no accepted order is open. On timeout the apply is rolled back."""
+
+    kind: Literal["drain"] = "drain"
+    timeout_s: float
+
+    def explain(self) -> str:
+        """Describe the step to a person."""
+        limit = format_duration(self.timeout_s)
+        return f"drain: wait up to {limit} until no order is open; on timeout the apply is rolled back"
+
+
+class Switch(Model):
+    """Change activations, edges, queue bindings and the pinned fingerprint in one transaction.
+
+    If that is refused, the earlier state is restored and the world stays frozen.
+    """
+
+    kind: Literal["switch"] = "switch"
+    changes: int
+    open_live_edge: bool
+
+    def explain(self) -> str:
+        """Describe the step to a person."""
+        edge = ", open the edge from backtest to live" if self.open_live_edge else ""
+        what = _strategies(self.changes)
+        return f"switch {what}{edge}; if that fails, the world stays frozen until an operator resumes it"
+
+
+class Unfreeze(Model):
+    """Accept orders again, under a new epoch."""
+
+    kind: Literal["unfreeze"] = "unfreeze"
+    ack_timeout_s: float
+
+    def explain(self) -> str:
+        """Describe the step to a person."""
+        return "unfreeze: accept orders again, under a new epoch"
+
+
+PlanStep = Annotated[AwaitApprovals | Freeze | Drain | Switch | Unfreeze, Field(discriminator="kind")]
+
+
+class ApplyPlan(Model):
+    """The plan of an apply.
+
+    `etag` is a hash of the state that the plan was made from; if that state has changed, the plan is not
+    executed. `fingerprint_before`, `fingerprint_after`: of the dataset.
+    """
+
+    world_id: str
+    run_id: str
+    target: str
+    requested_by: str
+    reason: str = ""
+    rollback_of: str = ""
+    changes: tuple[Change, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    live_edge_before: bool
+    live_edge_after: bool
+    fingerprint_before: str
+    fingerprint_after: str
+    policy_version: int
+    etag: str
+    stages: tuple[PlanStep, ...]
+
+    @property
+    def approval(self) -> AwaitApprovals:
+        """The step that waits for approvals."""
+        return next(step for step in self.stages if isinstance(step, AwaitApprovals))
+
+    @property
+    def freeze(self) -> Freeze:
+        """The step that freezes the world."""
+        return next(step for step in self.stages if isinstance(step, Freeze))
+
+    @property
+    def leads_to_live(self) -> bool:
+        """Whether a strategy trades live afterwards that did not before, or with more weight."""
+        return (self.live_edge_after and not self.live_edge_before) or any(
+            change.goes_up and change.after.mode == "live" for change in self.changes
+        )
+
+    @property
+    def title(self) -> str:
+        """One line that names the apply."""
+        if self.rollback_of:
+            return f"roll back {self.rollback_of} in {self.world_id}"
+        return f"bring {_strategies(len(self.changes))} of {self.world_id} to {self.target}"
+
+    def diff(self) -> list[tuple[str, str, str]]:
+        """Return what changes: name, before, after."""
+        rows = [(change.label, str(change.before), str(change.after)) for change in self.changes]
+        if self.live_edge_before != self.live_edge_after:
+            state = {True: "open", False: "closed"}
+            rows.append(("edge backtest → live", state[self.live_edge_before], state[self.live_edge_after]))
+        if self.fingerprint_before != self.fingerprint_after:
+            rows.append(
+                (
+                    "dataset fingerprint",
+                    self.fingerprint_before[:24] or "none",
+                    self.fingerprint_after[:24] or "none",
+                )
+            )
+        return rows
+
+
+def plan_etag(
+    activations: Sequence[tuple[str, str]], fingerprint: str, live_edge: bool, policy_version: int | None
+) -> str:
+    """Return the hash of what a plan is made from.
+
+    That is each strategy's activation etag, the pinned fingerprint, the edge to live, and the policy version.
+    """
+    return hash_of(
+        {
+            "activations": dict(activations),
+            "fingerprint": fingerprint,
+            "live_edge": live_edge,
+            "policy": policy_version,
+        }
+    )
+
+
+def _strategies(count: int) -> str:
+    return "1 strategy" if count == 1 else f"{count} strategies"
