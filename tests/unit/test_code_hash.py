@@ -66,7 +66,10 @@ def test_meaning_does(other: str) -> None:
 def test_a_project_function_that_it_calls_is_part_of_it() -> None:
     calls = "def g(x):\n    return x + {}\n\ndef f(view):\n    return g(view)\n"
     assert of(calls.format(1)) != of(calls.format(2))
-    deeper = "K = {}\n\ndef h(x):\n    return x * K\n\ndef g(x):\n    return h(x)\n\ndef f(view):\n    return g(view)\n"
+    deeper = (
+        "K = {}\n\ndef h(x):\n    return x * K\n\n"
+        "def g(x):\n    return h(x)\n\ndef f(view):\n    return g(view)\n"
+    )
     assert of(deeper.format(1)) != of(deeper.format(2))
 
 

@@ -240,7 +240,8 @@ def test_worlds_from_yaml() -> None:
             "streams",
         ),
         (
-            "world: w\ndata: { presets: [ { name: p, source: replay, path: x, interval: 1d, streams: { A: [a] } } ] }",
+            "world: w\n"
+            "data: { presets: [ { name: p, source: replay, path: x, interval: 1d, streams: { A: [a] } } ] }",
             "clock",
         ),
         ("world: w\nexecution: { fee_bps: .nan }", "fee_bps"),

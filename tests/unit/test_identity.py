@@ -41,7 +41,10 @@ params = st.dictionaries(st.text(max_size=6), json_values, max_size=5)
 
 
 def test_golden_canonical_form() -> None:
-    expected = b'{"code_hash":"blake3:cc","dependencies":["blake3:aa","blake3:bb"],"interval":60,"node_type":"Node","params":{"deep.x":1.5,"deep.y":[1,2],"window":5},"period":30,"schema_compat_id":"v1"}'
+    expected = (
+        b'{"code_hash":"blake3:cc","dependencies":["blake3:aa","blake3:bb"],"interval":60,"node_type":"Node",'
+        b'"params":{"deep.x":1.5,"deep.y":[1,2],"window":5},"period":30,"schema_compat_id":"v1"}'
+    )
     assert SPEC.canonical() == expected
 
 

@@ -1,4 +1,4 @@
-"""Policies: evidence, policy and the decision that is expected of them, among them every step's edge."""
+"""The judgment: what evidence and policy decide, with a case for each edge of every step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ OPEN: dict[str, Any] = {"gates": {"and": ["sharpe >= 0"]}, "score": "sharpe"}
 
 
 def some(name: str, sharpe: float | None = 1.0, **fields: Any) -> Candidate:
-    """A candidate, as old as its name is late in the alphabet's order, good unless said otherwise."""
+    """Return a candidate that passes by default. Its name gives the order of binding."""
     metrics = {
         "sharpe": sharpe,
         "max_drawdown": 0.1,
@@ -44,7 +44,7 @@ def short(name: str, sharpe: float = 1.0, gross: float = 0.5) -> Candidate:
     return some(name, sharpe, metrics={"gross_long": 0.0, "gross_short": gross})
 
 
-def standing(active: bool, hours: float = 1000.0, passes: int = 0, failures: int = 0) -> HysteresisState:
+def state(active: bool, hours: float = 1000.0, passes: int = 0, failures: int = 0) -> HysteresisState:
     return HysteresisState(
         active=active, since=NOW - timedelta(hours=hours), passes=passes, failures=failures
     )
@@ -52,7 +52,11 @@ def standing(active: bool, hours: float = 1000.0, passes: int = 0, failures: int
 
 @dataclass(frozen=True)
 class Case:
-    """`active`: who is active, by rank. `left`: of the others, the step and kind that left them out. `weights`: of the active, where they are not equal shares."""
+    """A policy, candidates, and the expected decision.
+
+    `active`: the active strategies, by rank. `left`: the step and kind of the others' first violation.
+    `weights`: of the active, where they are not equal.
+    """
 
     name: str
     policy: dict[str, Any]
@@ -60,7 +64,7 @@ class Case:
     active: list[str]
     left: dict[str, tuple[str, str]] = field(default_factory=dict)
     figure: str = ""
-    standings: dict[str, HysteresisState] = field(default_factory=dict)
+    states: dict[str, HysteresisState] = field(default_factory=dict)
     correlations: dict[str, float | None] = field(default_factory=dict)
     weights: list[float] | None = None
 
@@ -73,7 +77,8 @@ def sel(**keys: Any) -> dict[str, Any]:
     return {"selection": {**OPEN, **keys}}
 
 
-LAG, HISTORY = {"data_currency": {"max_lag": "1d"}}, {"data_currency": {"min_history": "399d"}}
+LAG = {"data_currency": {"max_lag": "1d"}}
+HISTORY = {"data_currency": {"min_history": "399d"}}
 CORR = sel(constraints={"correlation": {"max_pairwise": 0.8}})
 TWICE = sel(hysteresis={"promote_after": 2, "demote_after": 2})
 DWELL = sel(hysteresis={"min_dwell": "3h"})
@@ -83,86 +88,357 @@ CASES = [
     Case("one that passes is active and has the whole world", sel(), [some("a")], ["a"], weights=[1.0]),
     Case("two share the world", sel(), [some("a", 2.0), some("b", 1.0)], ["a", "b"], weights=[0.5, 0.5]),
     # evidence and data currency
-    Case("rejected evidence is left out first", LAG, [some("a", error_code="E_LOOKAHEAD", error="looks ahead")], [], {"a": ("evidence", "rejected")}, "looks ahead"),
+    Case(
+        "rejected evidence is left out first",
+        LAG,
+        [some("a", error_code="E_LOOKAHEAD", error="looks ahead")],
+        [],
+        {"a": ("evidence", "rejected")},
+        "looks ahead",
+    ),
     Case("a lag equal to the limit passes", {**LAG, **sel()}, [some("a")], ["a"]),
-    Case("a lag a second longer is stale", {**LAG, **sel()}, [some("a", data_last=NOW - timedelta(days=1, seconds=1))], [], {"a": ("data_currency", "stale")}),
-    Case("an unknown lag is insufficient", {**LAG, **sel()}, [some("a", data_last=None)], [], {"a": ("data_currency", "insufficient")}),
-    Case("a history equal to the least passes", {**HISTORY, **sel()}, [some("a")], ["a"]),
-    Case("a shorter history is left out", {**HISTORY, **sel()}, [some("a", data_first=NOW - timedelta(days=399, hours=23))], [], {"a": ("data_currency", "short_history")}),
+    Case(
+        "a lag a second longer is stale",
+        {**LAG, **sel()},
+        [some("a", data_last=NOW - timedelta(days=1, seconds=1))],
+        [],
+        {"a": ("data_currency", "stale")},
+    ),
+    Case(
+        "an unknown lag is insufficient",
+        {**LAG, **sel()},
+        [some("a", data_last=None)],
+        [],
+        {"a": ("data_currency", "insufficient")},
+    ),
+    Case("a history equal to the minimum passes", {**HISTORY, **sel()}, [some("a")], ["a"]),
+    Case(
+        "a shorter history is left out",
+        {**HISTORY, **sel()},
+        [some("a", data_first=NOW - timedelta(days=399, hours=23))],
+        [],
+        {"a": ("data_currency", "short_history")},
+    ),
     # gates
-    Case("a gate equal to its threshold passes", sel(gates={"and": ["sharpe >= 1"]}), [some("a", 1.0)], ["a"]),
-    Case("a strict gate equal to its threshold fails", sel(gates={"and": ["sharpe > 1"]}), [some("a", 1.0)], [], {"a": ("gates", "failed")}, "sharpe is 1"),
-    Case("a drawdown equal to its limit passes", sel(gates={"and": ["max_drawdown <= 0.1"]}), [some("a")], ["a"]),
-    Case("a missing metric is insufficient, not zero", sel(gates={"and": ["sharpe <= 5"]}), [some("a", None)], [], {"a": ("gates", "insufficient")}, "missing"),
-    Case("one of several gates fails", sel(gates={"and": ["sharpe >= 0.5", "max_drawdown <= 0.05"]}), [some("a")], [], {"a": ("gates", "failed")}, "max_drawdown is 0.1"),
-    Case("one of alternatives is enough", sel(gates={"or": ["sharpe >= 5", "max_drawdown <= 0.2"]}), [some("a")], ["a"]),
-    Case("groups of gates may be nested", sel(gates={"and": ["sharpe >= 0", {"or": ["sharpe >= 5", "leverage <= 1"]}]}), [some("a")], ["a"]),
-    Case("a world without gates lets all in", {"selection": {"score": "sharpe"}}, [some("a")], ["a"]),
+    Case(
+        "a gate equal to its threshold passes", sel(gates={"and": ["sharpe >= 1"]}), [some("a", 1.0)], ["a"]
+    ),
+    Case(
+        "a strict gate equal to its threshold fails",
+        sel(gates={"and": ["sharpe > 1"]}),
+        [some("a", 1.0)],
+        [],
+        {"a": ("gates", "failed")},
+        "sharpe is 1",
+    ),
+    Case(
+        "a drawdown equal to its limit passes",
+        sel(gates={"and": ["max_drawdown <= 0.1"]}),
+        [some("a")],
+        ["a"],
+    ),
+    Case(
+        "a missing metric is insufficient, not zero",
+        sel(gates={"and": ["sharpe <= 5"]}),
+        [some("a", None)],
+        [],
+        {"a": ("gates", "insufficient")},
+        "missing",
+    ),
+    Case(
+        "one of several gates fails",
+        sel(gates={"and": ["sharpe >= 0.5", "max_drawdown <= 0.05"]}),
+        [some("a")],
+        [],
+        {"a": ("gates", "failed")},
+        "max_drawdown is 0.1",
+    ),
+    Case(
+        "one of several alternatives is enough",
+        sel(gates={"or": ["sharpe >= 5", "max_drawdown <= 0.2"]}),
+        [some("a")],
+        ["a"],
+    ),
+    Case(
+        "groups of gates may be nested",
+        sel(gates={"and": ["sharpe >= 0", {"or": ["sharpe >= 5", "leverage <= 1"]}]}),
+        [some("a")],
+        ["a"],
+    ),
+    Case(
+        "a world without gates selects every strategy", {"selection": {"score": "sharpe"}}, [some("a")], ["a"]
+    ),
     # score
-    Case("a missing score is insufficient", {"selection": {"score": "sharpe"}}, [some("a", None)], [], {"a": ("score", "insufficient")}),
-    Case("a negative score ranks and passes", {"selection": {"score": "sharpe"}}, [some("a", -1.0), some("b", -2.0)], ["a", "b"]),
-    Case("ties in score go to the older binding", sel(topk={"total": 1}), [some("b"), some("a")], ["a"], {"b": ("topk", "outranked")}),
-    Case("ties of score and age go to the lesser id", sel(topk={"total": 1}), [some("y", bound=1), some("x", bound=1)], ["x"], {"y": ("topk", "outranked")}),
+    Case(
+        "a missing score is insufficient",
+        {"selection": {"score": "sharpe"}},
+        [some("a", None)],
+        [],
+        {"a": ("score", "insufficient")},
+    ),
+    Case(
+        "a negative score ranks and passes",
+        {"selection": {"score": "sharpe"}},
+        [some("a", -1.0), some("b", -2.0)],
+        ["a", "b"],
+    ),
+    Case(
+        "ties in score go to the older binding",
+        sel(topk={"total": 1}),
+        [some("b"), some("a")],
+        ["a"],
+        {"b": ("topk", "outranked")},
+    ),
+    Case(
+        "ties of score and age go to the smaller id",
+        sel(topk={"total": 1}),
+        [some("y", bound=1), some("x", bound=1)],
+        ["x"],
+        {"y": ("topk", "outranked")},
+    ),
     # constraints
-    Case("a correlation equal to the limit passes", CORR, [some("a", 2.0), some("b")], ["a", "b"], correlations={"ab": 0.8}),
-    Case("a higher one leaves the lower score out", CORR, [some("a"), some("b", 2.0)], ["b"], {"a": ("constraints", "correlated")}, "with b", correlations={"ab": 0.81}),
-    Case("a negative correlation counts as well", CORR, [some("a", 2.0), some("b")], ["a"], {"b": ("constraints", "correlated")}, "-0.900", correlations={"ab": -0.9}),
-    Case("too few days in common are insufficient", CORR, [some("a", 2.0), some("b")], ["a"], {"b": ("constraints", "insufficient")}, correlations={"ab": None}),
     Case(
-        "when all are correlated the best remains", CORR, [some("a", 3.0), some("b", 2.0), some("c")], ["a"],
-        {"b": ("constraints", "correlated"), "c": ("constraints", "correlated")}, correlations={"ab": 0.9, "ac": 0.9, "bc": 0.9},
+        "a correlation equal to the limit passes",
+        CORR,
+        [some("a", 2.0), some("b")],
+        ["a", "b"],
+        correlations={"ab": 0.8},
     ),
     Case(
-        "one that clashes only with one left out stays", CORR, [some("a", 3.0), some("b", 2.0), some("c")], ["a", "c"], {"b": ("constraints", "correlated")}, correlations={"ab": 0.9, "bc": 0.9}
+        "a higher one leaves the lower score out",
+        CORR,
+        [some("a"), some("b", 2.0)],
+        ["b"],
+        {"a": ("constraints", "correlated")},
+        "with b",
+        correlations={"ab": 0.81},
     ),
     Case(
-        "a slot that correlation frees goes to the next", {"selection": {**CORR["selection"], "topk": {"total": 2}}}, [some("a", 3.0), some("b", 2.0), some("c")], ["a", "c"],
-        {"b": ("constraints", "correlated")}, correlations={"ab": 0.9},
+        "a negative correlation counts as well",
+        CORR,
+        [some("a", 2.0), some("b")],
+        ["a"],
+        {"b": ("constraints", "correlated")},
+        "-0.900",
+        correlations={"ab": -0.9},
     ),
-    Case("a leverage equal to the limit passes", sel(constraints={"exposure": {"max_leverage": 1.0}}), [some("a")], ["a"]),
-    Case("a higher leverage is left out", sel(constraints={"exposure": {"max_leverage": 0.9}}), [some("a")], [], {"a": ("constraints", "leveraged")}, "is 1"),
-    Case("a missing leverage is insufficient", sel(constraints={"exposure": {"max_leverage": 3.0}}), [some("a", metrics={"leverage": None})], [], {"a": ("constraints", "insufficient")}),
-    Case("an exposure equal to the budget passes", sel(constraints={"exposure": {"gross_budget": {"long": 0.5}}}), [some("a", 2.0), some("b")], ["a", "b"], weights=[0.5, 0.5]),
     Case(
-        "the one that would exceed the budget is left out, and its share stays uninvested", sel(constraints={"exposure": {"gross_budget": {"long": 0.3}}}),
-        [some("a", 2.0), some("b")], ["a"], {"b": ("constraints", "exposed")}, "0.5", weights=[0.5],
+        "too few days in common are insufficient",
+        CORR,
+        [some("a", 2.0), some("b")],
+        ["a"],
+        {"b": ("constraints", "insufficient")},
+        correlations={"ab": None},
     ),
-    Case("budgets are by side", sel(constraints={"exposure": {"gross_budget": {"long": 0.25, "short": 0.25}}}), [some("a", 2.0), short("b")], ["a", "b"]),
-    Case("a short budget", sel(constraints={"exposure": {"gross_budget": {"short": 0.2}}}), [short("a", 2.0)], [], {"a": ("constraints", "exposed")}),
-    Case("a sector equal to its cap passes", sel(constraints={"exposure": {"sector_cap": 1.0}}), [some("a", 2.0), some("b")], ["a", "b"]),
     Case(
-        "a sector above its cap leaves the lower score out", sel(constraints={"exposure": {"sector_cap": 0.5}}), [some("a", 2.0), some("b"), some("c", 0.5, sectors=("oil",))], ["a", "c"],
-        {"b": ("constraints", "concentrated")}, "tech",
+        "when all are correlated the best remains",
+        CORR,
+        [some("a", 3.0), some("b", 2.0), some("c")],
+        ["a"],
+        {"b": ("constraints", "correlated"), "c": ("constraints", "correlated")},
+        correlations={"ab": 0.9, "ac": 0.9, "bc": 0.9},
     ),
-    Case("an unknown sector is insufficient", sel(constraints={"exposure": {"sector_cap": 0.5}}), [some("a", sectors=())], [], {"a": ("constraints", "insufficient")}),
+    Case(
+        "one that clashes only with one left out stays",
+        CORR,
+        [some("a", 3.0), some("b", 2.0), some("c")],
+        ["a", "c"],
+        {"b": ("constraints", "correlated")},
+        correlations={"ab": 0.9, "bc": 0.9},
+    ),
+    Case(
+        "a slot that correlation frees goes to the next",
+        {"selection": {**CORR["selection"], "topk": {"total": 2}}},
+        [some("a", 3.0), some("b", 2.0), some("c")],
+        ["a", "c"],
+        {"b": ("constraints", "correlated")},
+        correlations={"ab": 0.9},
+    ),
+    Case(
+        "a leverage equal to the limit passes",
+        sel(constraints={"exposure": {"max_leverage": 1.0}}),
+        [some("a")],
+        ["a"],
+    ),
+    Case(
+        "a higher leverage is left out",
+        sel(constraints={"exposure": {"max_leverage": 0.9}}),
+        [some("a")],
+        [],
+        {"a": ("constraints", "leveraged")},
+        "is 1",
+    ),
+    Case(
+        "a missing leverage is insufficient",
+        sel(constraints={"exposure": {"max_leverage": 3.0}}),
+        [some("a", metrics={"leverage": None})],
+        [],
+        {"a": ("constraints", "insufficient")},
+    ),
+    Case(
+        "an exposure equal to the budget passes",
+        sel(constraints={"exposure": {"gross_budget": {"long": 0.5}}}),
+        [some("a", 2.0), some("b")],
+        ["a", "b"],
+        weights=[0.5, 0.5],
+    ),
+    Case(
+        "the one that would exceed the budget is left out, and its share stays uninvested",
+        sel(constraints={"exposure": {"gross_budget": {"long": 0.3}}}),
+        [some("a", 2.0), some("b")],
+        ["a"],
+        {"b": ("constraints", "exposed")},
+        "0.5",
+        weights=[0.5],
+    ),
+    Case(
+        "budgets are by side",
+        sel(constraints={"exposure": {"gross_budget": {"long": 0.25, "short": 0.25}}}),
+        [some("a", 2.0), short("b")],
+        ["a", "b"],
+    ),
+    Case(
+        "a short budget",
+        sel(constraints={"exposure": {"gross_budget": {"short": 0.2}}}),
+        [short("a", 2.0)],
+        [],
+        {"a": ("constraints", "exposed")},
+    ),
+    Case(
+        "a sector equal to its cap passes",
+        sel(constraints={"exposure": {"sector_cap": 1.0}}),
+        [some("a", 2.0), some("b")],
+        ["a", "b"],
+    ),
+    Case(
+        "a sector above its cap leaves the lower score out",
+        sel(constraints={"exposure": {"sector_cap": 0.5}}),
+        [some("a", 2.0), some("b"), some("c", 0.5, sectors=("oil",))],
+        ["a", "c"],
+        {"b": ("constraints", "concentrated")},
+        "tech",
+    ),
+    Case(
+        "an unknown sector is insufficient",
+        sel(constraints={"exposure": {"sector_cap": 0.5}}),
+        [some("a", sectors=())],
+        [],
+        {"a": ("constraints", "insufficient")},
+    ),
     # top-k
-    Case("top-k takes the best", sel(topk={"total": 2}), [some("a", 1.0), some("b", 3.0), some("c", 2.0)], ["b", "c"], {"a": ("topk", "outranked")}, "rank 3"),
-    Case("top-k by side", sel(topk={"total": 3, "by_side": {"long": 1}}), [some("a", 3.0), some("b", 2.0), short("c")], ["a", "c"], {"b": ("topk", "outranked")}, "its side"),
-    Case("a side may be closed", sel(topk={"total": 3, "by_side": {"short": 0}}), [some("a"), short("b", 2.0)], ["a"], {"b": ("topk", "outranked")}),
+    Case(
+        "top-k takes the best",
+        sel(topk={"total": 2}),
+        [some("a", 1.0), some("b", 3.0), some("c", 2.0)],
+        ["b", "c"],
+        {"a": ("topk", "outranked")},
+        "rank 3",
+    ),
+    Case(
+        "top-k by side",
+        sel(topk={"total": 3, "by_side": {"long": 1}}),
+        [some("a", 3.0), some("b", 2.0), short("c")],
+        ["a", "c"],
+        {"b": ("topk", "outranked")},
+        "its side",
+    ),
+    Case(
+        "a side may be closed",
+        sel(topk={"total": 3, "by_side": {"short": 0}}),
+        [some("a"), short("b", 2.0)],
+        ["a"],
+        {"b": ("topk", "outranked")},
+    ),
     Case("more slots than strategies", sel(topk={"total": 9}), [some("a")], ["a"], weights=[1.0]),
     # hysteresis
     Case("a first pass of two waits", TWICE, [some("a")], [], {"a": ("hysteresis", "waiting")}, "1 of 2"),
-    Case("the second pass in a row comes in", TWICE, [some("a")], ["a"], standings={"a": standing(False, passes=1)}),
-    Case("a failure between begins again", TWICE, [some("a")], [], {"a": ("hysteresis", "waiting")}, standings={"a": standing(False, failures=1)}),
-    Case("a first failure of two is held", TWICE, [some("a", -1.0)], ["a"], standings={"a": standing(True)}),
-    Case("the second failure in a row goes out", TWICE, [some("a", -1.0)], [], {"a": ("gates", "failed")}, standings={"a": standing(True, failures=1)}),
-    Case("rejected evidence goes out at once", TWICE, [some("a", error_code="E_X", error="x")], [], {"a": ("evidence", "rejected")}, standings={"a": standing(True)}),
-    Case("a dwell equal to the least is enough", DWELL, [some("a")], ["a"], standings={"a": standing(False, hours=3)}),
-    Case("a shorter dwell waits", DWELL, [some("a")], [], {"a": ("hysteresis", "waiting")}, "2h", standings={"a": standing(False, hours=2.9)}),
-    Case("a shorter dwell is held as well", DWELL, [some("a", -1.0)], ["a"], standings={"a": standing(True, hours=2.9)}),
-    Case("a new one comes in at the upper band", BANDS, [some("a", 1.0), some("b", 0.9)], ["a"], {"b": ("hysteresis", "failed")}, "0.9"),
-    Case("one that is in stays down to the lower band", BANDS, [some("a", 0.5)], ["a"], standings={"a": standing(True)}),
-    Case("and goes out below it", BANDS, [some("a", 0.49)], [], {"a": ("hysteresis", "failed")}, standings={"a": standing(True)}),
+    Case("the second pass in a row enters", TWICE, [some("a")], ["a"], states={"a": state(False, passes=1)}),
     Case(
-        "a slot that is still held is not given twice", {"selection": {**TWICE["selection"], "hysteresis": {"demote_after": 2}, "topk": {"total": 1}}}, [some("a", 1.0), some("b", 2.0)], ["a"],
-        {"b": ("hysteresis", "waiting")}, "still held", standings={"a": standing(True)},
+        "a failure between passes starts the count again",
+        TWICE,
+        [some("a")],
+        [],
+        {"a": ("hysteresis", "waiting")},
+        states={"a": state(False, failures=1)},
     ),
-]  # fmt: skip
+    Case("a first failure of two is held", TWICE, [some("a", -1.0)], ["a"], states={"a": state(True)}),
+    Case(
+        "the second failure in a row leaves",
+        TWICE,
+        [some("a", -1.0)],
+        [],
+        {"a": ("gates", "failed")},
+        states={"a": state(True, failures=1)},
+    ),
+    Case(
+        "rejected evidence leaves at once",
+        TWICE,
+        [some("a", error_code="E_X", error="x")],
+        [],
+        {"a": ("evidence", "rejected")},
+        states={"a": state(True)},
+    ),
+    Case(
+        "a dwell equal to the minimum is enough",
+        DWELL,
+        [some("a")],
+        ["a"],
+        states={"a": state(False, hours=3)},
+    ),
+    Case(
+        "a shorter dwell waits",
+        DWELL,
+        [some("a")],
+        [],
+        {"a": ("hysteresis", "waiting")},
+        "2h",
+        states={"a": state(False, hours=2.9)},
+    ),
+    Case(
+        "a shorter dwell is held as well",
+        DWELL,
+        [some("a", -1.0)],
+        ["a"],
+        states={"a": state(True, hours=2.9)},
+    ),
+    Case(
+        "an inactive strategy enters at the upper band",
+        BANDS,
+        [some("a", 1.0), some("b", 0.9)],
+        ["a"],
+        {"b": ("hysteresis", "failed")},
+        "0.9",
+    ),
+    Case(
+        "an active strategy stays down to the lower band",
+        BANDS,
+        [some("a", 0.5)],
+        ["a"],
+        states={"a": state(True)},
+    ),
+    Case(
+        "an active strategy leaves below the lower band",
+        BANDS,
+        [some("a", 0.49)],
+        [],
+        {"a": ("hysteresis", "failed")},
+        states={"a": state(True)},
+    ),
+    Case(
+        "a slot that hysteresis holds is not given away",
+        {"selection": {**TWICE["selection"], "hysteresis": {"demote_after": 2}, "topk": {"total": 1}}},
+        [some("a", 1.0), some("b", 2.0)],
+        ["a"],
+        {"b": ("hysteresis", "waiting")},
+        "still held",
+        states={"a": state(True)},
+    ),
+]
 
 
 def run(case: Case) -> JudgmentResult:
     policy: Policy = policy_from(case.policy)
-    return judge(policy, case.candidates, NOW, case.standings, correlated(case.correlations))
+    return judge(policy, case.candidates, NOW, case.states, correlated(case.correlations))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -173,11 +449,13 @@ def test_evidence_and_policy_give_this_decision(case: Case) -> None:
         item.name: (item.violations[0].step, item.violations[0].kind) for item in found if not item.active
     }
     assert left == case.left
-    said = " ".join(violation.detail for item in found for violation in item.violations)
-    assert case.figure in said
+    details = " ".join(violation.detail for item in found for violation in item.violations)
+    assert case.figure in details
     if case.weights is not None:
         assert [item.weight for item in found if item.active] == pytest.approx(case.weights)
-    assert all(item.violations for item in found if not item.active), "whoever is left out is told why"
+    assert all(item.violations for item in found if not item.active), (
+        "a strategy that is left out has a violation"
+    )
 
 
 def test_there_are_enough_cases() -> None:
@@ -187,14 +465,20 @@ def test_there_are_enough_cases() -> None:
 
 evidence = st.lists(
     st.builds(
-        lambda name, sharpe, gross, leverage: some(name, sharpe, metrics={"gross_long": gross, "leverage": leverage}),
-        st.sampled_from("abcdefgh"), st.none() | st.floats(-3, 3), st.floats(0, 2), st.none() | st.floats(0, 4),
+        lambda name, sharpe, gross, leverage: some(
+            name, sharpe, metrics={"gross_long": gross, "leverage": leverage}
+        ),
+        st.sampled_from("abcdefgh"),
+        st.none() | st.floats(-3, 3),
+        st.floats(0, 2),
+        st.none() | st.floats(0, 4),
     ),
-    max_size=8, unique_by=lambda item: item.name,
-)  # fmt: skip
-standings = st.dictionaries(
+    max_size=8,
+    unique_by=lambda item: item.name,
+)
+states = st.dictionaries(
     st.sampled_from("abcdefgh"),
-    st.builds(standing, st.booleans(), st.floats(0, 10), st.integers(0, 3), st.integers(0, 3)),
+    st.builds(state, st.booleans(), st.floats(0, 10), st.integers(0, 3), st.integers(0, 3)),
 )
 FULL = {
     **sel(
@@ -213,7 +497,7 @@ FULL = {
 }
 
 
-@given(evidence, standings, st.randoms())
+@given(evidence, states, st.randoms())
 def test_a_decision_depends_on_nothing_but_evidence_policy_and_memory(
     candidates: list[Candidate], before: dict[str, HysteresisState], rng: Any
 ) -> None:
@@ -225,20 +509,20 @@ def test_a_decision_depends_on_nothing_but_evidence_policy_and_memory(
     assert (
         {item.strategy_id for item in first.strategies}
         == {item.strategy_id for item in candidates}
-        == set(first.standings)
+        == set(first.states)
     )
     active = [item for item in first.strategies if item.active]
     assert sum(item.weight for item in active) <= 1 + 1e-9
     newcomers = [item for item in active if not (item.name in before and before[item.name].active)]
-    assert len(active) <= 3 or not newcomers, "nobody comes in beyond the slots"
+    assert len(active) <= 3 or not newcomers, "no strategy enters beyond the slots"
     assert all(item.violations for item in first.strategies if not item.active)
 
 
-@given(evidence, standings)
+@given(evidence, states)
 def test_renewing_a_decision_counts_nobody_in_or_out(
     candidates: list[Candidate], before: dict[str, HysteresisState]
 ) -> None:
-    known = {item.name: before.get(item.name, standing(False)) for item in candidates}
-    found = judge(policy_from(FULL), candidates, NOW, known, lambda *_: 0.0, counts=False).standings
+    known = {item.name: before.get(item.name, state(False)) for item in candidates}
+    found = judge(policy_from(FULL), candidates, NOW, known, lambda *_: 0.0, counts=False).states
     for name, after in found.items():
         assert max(after.passes, after.failures) <= max(known[name].passes, known[name].failures)

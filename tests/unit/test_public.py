@@ -101,11 +101,13 @@ def test_prod_lists_everything_that_it_lacks_at_once(folder: Path) -> None:
         "temporal.address",
     ]
     (folder / "qmtl.yml").write_text(
-        "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'postgresql://x' }\ntemporal: { address: 'h:1' }\n"
+        "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'postgresql://x' }\n"
+        "temporal: { address: 'h:1' }\n"
     )
     config.load().require_profile()
     (folder / "qmtl.yml").write_text(
-        "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'sqlite:///x' }\ntemporal: { address: 'h:1' }\n"
+        "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'sqlite:///x' }\n"
+        "temporal: { address: 'h:1' }\n"
     )
     with pytest.raises(QmtlError, match="make them agree"):
         config.load().require_profile()

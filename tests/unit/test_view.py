@@ -1,4 +1,4 @@
-"""What a compute function is handed; and the appendix's strategies, word for word but for their import line."""
+"""The view of a compute function, and the strategies of the appendix, copied except for the import lines."""
 
 import numpy as np
 import pandas as pd
