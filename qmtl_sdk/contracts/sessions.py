@@ -126,14 +126,14 @@ class QueueRead(Model):
 
 
 class QueueInfo(Model):
-    """A queue that a tag query finds. `interval` is in seconds."""
+    """A queue that a tag query finds. `interval` is in seconds. An announced queue has no domain."""
 
     topic: str
     node_id: str
     name: str
     interval: int
     tags: tuple[str, ...]
-    execution_domain: Domain
+    execution_domain: Domain | Literal[""]
     created_at: UtcTime
 
 
