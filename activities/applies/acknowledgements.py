@@ -39,4 +39,4 @@ def _awaited(session: Session, world_id: str, sequence: int) -> bool:
     if row is None or step is None:
         return False
     done = session.get(ApplyStepRow, (world_id, row.run_id, step))
-    return done is not None and GateChange.model_validate_json(done.answer).sequence == sequence
+    return done is not None and GateChange.model_validate_json(done.result).sequence == sequence

@@ -134,7 +134,7 @@ class SqlApprovals:
         with self._database.read() as session:
             query = select(ApprovalRow, ApplyRow).where(
                 ApprovalRow.via == "gateway",
-                col(ApprovalRow.taken_at).is_(None),
+                col(ApprovalRow.read_at).is_(None),
                 ApplyRow.world_id == ApprovalRow.world_id,
                 ApplyRow.run_id == ApprovalRow.subject,
                 col(ApplyRow.ended_at).is_(None),
@@ -147,7 +147,7 @@ class SqlApprovals:
             fresh = (
                 col(ApprovalRow.world_id) == world_id,
                 col(ApprovalRow.subject) == run_id,
-                col(ApprovalRow.taken_at).is_(None),
+                col(ApprovalRow.read_at).is_(None),
             )
-            tx.session.connection().execute(update(ApprovalRow).where(*fresh).values(taken_at=utc_now()))
+            tx.session.connection().execute(update(ApprovalRow).where(*fresh).values(read_at=utc_now()))
             return approvals_of(tx.session, world_id, run_id)

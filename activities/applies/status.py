@@ -40,7 +40,7 @@ def status_of(session: Session, row: ApplyRow) -> ApplyStatus:
     acks: list[Acknowledgement] = []
     for step in steps:
         if step.step in ("freeze", "unfreeze"):
-            change = GateChange.model_validate_json(step.answer)
+            change = GateChange.model_validate_json(step.result)
             acks += acknowledgements(session, row.world_id, change, step.step)
     return ApplyStatus.model_validate(
         {

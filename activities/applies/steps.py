@@ -34,7 +34,7 @@ _SAME_RUN = (
 
 # A run, and the result of one of its steps if that was done.
 _RUN_AND_STEP = (
-    select(ApplyRow, ApplyStepRow.answer)
+    select(ApplyRow, ApplyStepRow.result)
     .join(ApplyStepRow, _SAME_RUN, isouter=True)
     .where(ApplyRow.world_id == bindparam("world"), ApplyRow.run_id == bindparam("run"))
 )
@@ -152,6 +152,6 @@ def begin_step(tx: Transaction, row: ApplyRow, step: str, result: StepDone | Non
             step=step,
             started_at=now,
             ended_at=now if step == "end" else None,
-            answer=(result or StepDone()).model_dump_json(),
+            result=(result or StepDone()).model_dump_json(),
         )
     )

@@ -1,4 +1,7 @@
-"""Migrations, run when a process opens the database. A database that is newer than this code is refused."""
+"""Migrations, run when a process opens the database.
+
+A database whose version this code does not know is refused: it was made by a newer QMTL, or before the first release.
+"""
 
 import re
 from functools import lru_cache
@@ -13,28 +16,29 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _FOLDER = Path(__file__).parent / "migrations"
-_VERSION_TABLE = "alembic_version"
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the database to this version. Raises QmtlError (E_DATABASE_NEWER). The caller keeps other processes from doing the same."""
+    """Migrate the database to this version. The caller makes sure that no other process does so meanwhile.
+
+    Raises QmtlError: E_DATABASE_NEWER where this code does not know the version of the database.
+    """
     with engine.connect() as connection:
-        there = inspect(connection).has_table(_VERSION_TABLE)
-        current = (
-            connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar_one_or_none()  # noqa: S608  a name of ours
-            if there
-            else None
-        )
+        current = None
+        if inspect(connection).has_table("alembic_version"):
+            current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
     known = _revisions()
     if current is not None and current not in known:
         raise QmtlError(
             "E_DATABASE_NEWER",
-            f"the database is at version {current}, which this QMTL does not know",
-            "upgrade QMTL, or name another database",
+            f"the database is at version {current}, which this QMTL does not know: a newer QMTL made it, or one "
+            "from before the first release",
+            "upgrade QMTL, or use another database",
         )
     if current == known[-1]:
         return
-    from alembic import command  # some megabytes, for the one start that has something to migrate
+    # Imported here because it costs megabytes, and only a start that migrates needs it.
+    from alembic import command
 
     config = configuration()
     with engine.connect().execution_options(qmtl_purpose="write") as connection:
@@ -44,6 +48,7 @@ def migrate(engine: Engine) -> None:
 
 
 def configuration() -> "Config":
+    """Configure Alembic for the folder of migrations."""
     from alembic.config import Config
 
     config = Config()
@@ -53,9 +58,12 @@ def configuration() -> "Config":
 
 @lru_cache(maxsize=1)
 def _revisions() -> list[str]:
-    """The versions that this code knows, oldest first: a migration's file begins with its own."""
+    """List the versions that this code knows, oldest first.
+
+    The file of `schema_0001` begins with `0001_`. (Versions from before the first release were bare numbers.)
+    """
     return sorted(
-        found[1]
+        f"schema_{found[1]}"
         for path in (_FOLDER / "versions").glob("*.py")
         if (found := re.match(r"(\d{4})_", path.name))
     )

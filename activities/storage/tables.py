@@ -1,4 +1,7 @@
-"""Every table, by owner. Bodies are canonical JSON text; times are UTC, ISO 8601 text, so that both databases order them alike."""
+"""Every table, by owner, lowest layer first.
+
+Bodies are canonical JSON text. Times are UTC in ISO 8601 text, which both databases sort alike.
+"""
 
 from sqlalchemy import BigInteger, Column, Index, Integer, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
@@ -18,14 +21,18 @@ def _text() -> "Column[str]":
 
 
 class StoreIdentityRow(SQLModel, table=True):
-    """One row: the id that workflows carry, so that a worker of another store refuses their work."""
+    """The id of this store, in one row. Workflows carry it; workers of another store refuse them."""
 
     __tablename__ = "store_identity"
     store_id: str = Field(primary_key=True)
 
 
 class AuditRow(SQLModel, table=True):
-    """Who did what. Rows are never changed: each holds the hash of itself and of the row before it in its chain (the world's, or the subject's)."""
+    """Who did what. Rows never change.
+
+    Each row holds the hash of itself and of the row before it in its chain: the world's, or the subject's
+    where there is no world.
+    """
 
     __tablename__ = "audit"
     __table_args__ = (Index("audit_chain", "chain", "number"),)
@@ -44,7 +51,7 @@ class AuditRow(SQLModel, table=True):
 
 
 class AuditHeadRow(SQLModel, table=True):
-    """The end of a chain of audit rows, so that rows missing at the end are noticed."""
+    """The end of a chain of audit rows, so that missing rows at the end are noticed."""
 
     __tablename__ = "audit_head"
     chain: str = Field(primary_key=True)
@@ -53,7 +60,10 @@ class AuditHeadRow(SQLModel, table=True):
 
 
 class OutboxRow(SQLModel, table=True):
-    """What others will be told, written with the change itself. `key` keeps order: the world's, or the subject's where there is no world."""
+    """Events to publish, written in the transaction of the change that they report.
+
+    `key` keeps order: the world's id, or the subject where there is no world.
+    """
 
     __tablename__ = "outbox"
     __table_args__ = (
@@ -79,7 +89,7 @@ class OutboxRow(SQLModel, table=True):
 
 
 class TokenRow(SQLModel, table=True):
-    """A token that was given out; its secret part is nowhere."""
+    """An issued token, without its secret."""
 
     __tablename__ = "token"
     token_id: str = Field(primary_key=True)
@@ -91,30 +101,76 @@ class TokenRow(SQLModel, table=True):
     revoked_at: str | None = Field(default=None, index=True)
 
 
-# events
+# queues
 
 
-class CommitLogRow(SQLModel, table=True):
-    """Submissions in the order in which they came, before anything is done with them. `ack` is what was answered."""
+class QueueRow(SQLModel, table=True):
+    """The topic of a node in a world and domain."""
 
-    __tablename__ = "commit_log"
-    seq: int | None = Field(default=None, sa_column=_seq())
-    idempotency_key: str = Field(unique=True)
+    __tablename__ = "queue"
+    __table_args__ = (UniqueConstraint("node_id", "world_id", "execution_domain"),)
+    topic: str = Field(primary_key=True)
+    node_id: str = Field(index=True)
     world_id: str
+    execution_domain: str
+    kind: str
+    partitions: int
+    retention_days: int
+    replication: int
+    created_at: str
+    archived_at: str | None = None
+    archive: str | None = None
+    dropped_at: str | None = None
+
+
+class QueueTagRow(SQLModel, table=True):
+    """A label tag of a queue's node. Tag queries find queues by it."""
+
+    __tablename__ = "queue_tag"
+    tag: str = Field(primary_key=True)
+    topic: str = Field(primary_key=True)
+
+
+class TagQueryRow(SQLModel, table=True):
+    """A tag query of a strategy in a world and domain. An event is published when its result changes."""
+
+    __tablename__ = "tag_query"
+    world_id: str = Field(primary_key=True)
+    execution_domain: str = Field(primary_key=True)
+    node_id: str = Field(primary_key=True)
+    tags: str = Field(sa_column=_text())
+    interval_s: int
+    match_mode: str
+    created_at: str
+
+
+# sessions
+
+
+class SessionRow(SQLModel, table=True):
+    """A running strategy. It holds a lease on its world until `expires_at`, unless `ended_at` is set."""
+
+    __tablename__ = "session"
+    session_id: str = Field(primary_key=True)
+    world_id: str = Field(index=True)
     strategy_id: str
-    body_hash: str
-    body: str = Field(sa_column=_text())
-    received_at: str
-    run_id: str | None = Field(default=None, index=True)
-    ack: str | None = Field(default=None, sa_column=Column(Text))
-    refused: str | None = Field(default=None, sa_column=Column(Text))
+    name: str
+    actor: str
+    runner: str
+    host: str
+    execution_domain: str
+    opened_at: str
+    expires_at: str = Field(index=True)
+    ended_at: str | None = None
+    end_reason: str = ""
+    report: str = Field(default="{}", sa_column=_text())
 
 
 # graph
 
 
 class GraphNodeRow(SQLModel, table=True):
-    """A node of the global strategy graph. Append-only."""
+    """A node of the global strategy graph. Rows are only added."""
 
     __tablename__ = "graph_node"
     node_id: str = Field(primary_key=True)
@@ -131,12 +187,16 @@ class GraphNodeRow(SQLModel, table=True):
 
 
 class GraphEdgeRow(SQLModel, table=True):
+    """An edge of the global strategy graph."""
+
     __tablename__ = "graph_edge"
     parent: str = Field(primary_key=True)
     child: str = Field(primary_key=True, index=True)
 
 
 class GraphStrategyRow(SQLModel, table=True):
+    """A strategy with its DAG."""
+
     __tablename__ = "graph_strategy"
     strategy_id: str = Field(primary_key=True)
     name: str
@@ -158,57 +218,19 @@ class SentinelRow(SQLModel, table=True):
 
 
 class DiffRow(SQLModel, table=True):
-    """The answer of a diff, by workflow run: asked again, it answers the same."""
+    """The result of a diff, by workflow run. A repeated diff of the run returns it."""
 
     __tablename__ = "graph_diff"
     run_id: str = Field(primary_key=True)
     body: str = Field(sa_column=_text())
 
 
-class QueueRow(SQLModel, table=True):
-    """A node's topic in a world and domain."""
-
-    __tablename__ = "queue"
-    __table_args__ = (UniqueConstraint("node_id", "world_id", "execution_domain"),)
-    topic: str = Field(primary_key=True)
-    node_id: str = Field(index=True)
-    world_id: str
-    execution_domain: str
-    kind: str
-    partitions: int
-    retention_days: int
-    replication: int
-    created_at: str
-    archived_at: str | None = None
-    archive: str | None = None
-    dropped_at: str | None = None
-
-
-class QueueTagRow(SQLModel, table=True):
-    """The label tags of a queue's node, by which tag queries find it."""
-
-    __tablename__ = "queue_tag"
-    tag: str = Field(primary_key=True)
-    topic: str = Field(primary_key=True)
-
-
-class TagQueryRow(SQLModel, table=True):
-    """A tag query of a strategy in a world and domain: it is told when what it finds changes."""
-
-    __tablename__ = "tag_query"
-    world_id: str = Field(primary_key=True)
-    execution_domain: str = Field(primary_key=True)
-    node_id: str = Field(primary_key=True)
-    tags: str = Field(sa_column=_text())
-    interval_s: int
-    match_mode: str
-    created_at: str
-
-
 # worlds
 
 
 class WorldRow(SQLModel, table=True):
+    """A world with its spec."""
+
     __tablename__ = "world"
     world_id: str = Field(primary_key=True)
     spec: str = Field(sa_column=_text())
@@ -221,6 +243,8 @@ class WorldRow(SQLModel, table=True):
 
 
 class PolicyRow(SQLModel, table=True):
+    """A version of a world's policy. Rows never change."""
+
     __tablename__ = "policy"
     world_id: str = Field(primary_key=True)
     version: int = Field(primary_key=True)
@@ -229,7 +253,7 @@ class PolicyRow(SQLModel, table=True):
 
 
 class BindingRow(SQLModel, table=True):
-    """A strategy in a world (WSB). `seq` is its age: ties in score go to the older."""
+    """A strategy in a world (WSB). `seq` is its age: of two equal scores the older strategy wins."""
 
     __tablename__ = "binding"
     __table_args__ = (UniqueConstraint("world_id", "strategy_id"),)
@@ -240,81 +264,8 @@ class BindingRow(SQLModel, table=True):
     created_at: str
 
 
-class RunContextRow(SQLModel, table=True):
-    """What the services decided about one run: context, bindings, costs, the data's range."""
-
-    __tablename__ = "run_context"
-    run_id: str = Field(primary_key=True)
-    world_id: str
-    strategy_id: str
-    body: str = Field(sa_column=_text())
-    created_at: str
-
-
-class EvidenceRow(SQLModel, table=True):
-    """What a run came to: metrics, or why there are none. A shadow run's is no evidence for the world."""
-
-    __tablename__ = "evidence"
-    __table_args__ = (Index("evidence_of", "world_id", "strategy_id", "seq"),)
-    seq: int | None = Field(default=None, sa_column=_seq())
-    run_id: str = Field(unique=True)
-    world_id: str
-    strategy_id: str
-    body: str = Field(sa_column=_text())
-    shadow: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
-    created_at: str
-
-
-class DecisionRow(SQLModel, table=True):
-    __tablename__ = "decision"
-    __table_args__ = (Index("decision_of", "world_id", "seq"),)
-    seq: int | None = Field(default=None, sa_column=_seq())
-    world_id: str
-    policy_version: int
-    etag: str
-    body: str = Field(sa_column=_text())
-    created_at: str
-
-
-class EvaluationRequestRow(SQLModel, table=True):
-    """Which decision answered which request: asked again, it answers the same."""
-
-    __tablename__ = "evaluation_request"
-    request_id: str = Field(primary_key=True)
-    world_id: str
-    decision_seq: int
-
-
-class ActivationRow(SQLModel, table=True):
-    __tablename__ = "activation"
-    world_id: str = Field(primary_key=True)
-    strategy_id: str = Field(primary_key=True)
-    etag: str
-    active: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
-    mode: str = Field(default="", sa_column_kwargs={"server_default": ""})
-    body: str = Field(sa_column=_text())
-
-
-class HysteresisRow(SQLModel, table=True):
-    """What hysteresis remembers of a strategy: how often in a row it passed or failed, and since when (world time) it is in or out."""
-
-    __tablename__ = "standing"
-    world_id: str = Field(primary_key=True)
-    strategy_id: str = Field(primary_key=True)
-    body: str = Field(sa_column=_text())
-
-
-class DecisionInputsRow(SQLModel, table=True):
-    """What a decision was made from, so that another policy can be tried on it."""
-
-    __tablename__ = "judged"
-    decision_seq: int = Field(sa_column=Column(_Seq, primary_key=True, autoincrement=False))
-    world_id: str = Field(index=True)
-    body: str = Field(sa_column=_text())
-
-
 class EdgeOverrideRow(SQLModel, table=True):
-    """An edge of the world's view graph, between nodes or between domains (`domain:backtest`), that is closed or opened."""
+    """An edge between nodes or domains (`domain:backtest`) of a world that was opened or closed."""
 
     __tablename__ = "edge_override"
     world_id: str = Field(primary_key=True)
@@ -337,8 +288,55 @@ class WorldNodeRow(SQLModel, table=True):
     updated_at: str
 
 
+# submissions
+
+
+class CommitLogRow(SQLModel, table=True):
+    """Submissions in the order of their arrival. `ack` is the response to the submission."""
+
+    __tablename__ = "commit_log"
+    seq: int | None = Field(default=None, sa_column=_seq())
+    idempotency_key: str = Field(unique=True)
+    world_id: str
+    strategy_id: str
+    body_hash: str
+    body: str = Field(sa_column=_text())
+    received_at: str
+    run_id: str | None = Field(default=None, index=True)
+    ack: str | None = Field(default=None, sa_column=Column(Text))
+    refused: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class RunContextRow(SQLModel, table=True):
+    """What the services decided about a run: context, bindings, costs, range of the data."""
+
+    __tablename__ = "run_context"
+    run_id: str = Field(primary_key=True)
+    world_id: str
+    strategy_id: str
+    body: str = Field(sa_column=_text())
+    created_at: str
+
+
+class EvidenceRow(SQLModel, table=True):
+    """The metrics of a run, or why it has none. A shadow run's metrics do not count in judgments."""
+
+    __tablename__ = "evidence"
+    __table_args__ = (Index("evidence_of", "world_id", "strategy_id", "seq"),)
+    seq: int | None = Field(default=None, sa_column=_seq())
+    run_id: str = Field(unique=True)
+    world_id: str
+    strategy_id: str
+    body: str = Field(sa_column=_text())
+    shadow: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    created_at: str
+
+
 class ValidationRow(SQLModel, table=True):
-    """The result of a validation, by EvalKey: another dataset, contract, domain or code is another validation."""
+    """The result of a validation, by EvalKey.
+
+    Another dataset, contract, domain or code makes another validation.
+    """
 
     __tablename__ = "validation"
     eval_key: str = Field(primary_key=True)
@@ -350,92 +348,24 @@ class ValidationRow(SQLModel, table=True):
     created_at: str
 
 
-# promotion
+class OutcomeRow(SQLModel, table=True):
+    """How a submission ended, by run."""
 
-
-class ApplyRow(SQLModel, table=True):
-    """An apply, from its request to its end. One at a time in a world: `ended_at` of the others is set."""
-
-    __tablename__ = "apply"
-    __table_args__ = (
-        Index(
-            "apply_running",
-            "world_id",
-            unique=True,
-            sqlite_where=text("ended_at IS NULL"),
-            postgresql_where=text("ended_at IS NULL"),
-        ),
-    )
-    world_id: str = Field(primary_key=True)
-    run_id: str = Field(primary_key=True)
-    seq: int
-    body: str = Field(sa_column=_text())
-    plan: str = Field(sa_column=_text())
-    requested_by: str
-    requested_at: str
-    state: str
-    outcome: str = ""
-    reason: str = ""
-    snapshot: str = Field(default="{}", sa_column=_text())
-    epoch_before: int = 0
-    epoch_after: int = 0
-    ended_at: str | None = None
-
-
-class ApplyStepRow(SQLModel, table=True):
-    """A step that was done, and what it answered: done once for ever, whatever the world is now."""
-
-    __tablename__ = "apply_step"
-    world_id: str = Field(primary_key=True)
-    run_id: str = Field(primary_key=True)
-    step: str = Field(primary_key=True)
-    started_at: str
-    ended_at: str | None = None
-    answer: str = Field(default="{}", sa_column=_text())
-
-
-class ApprovalRow(SQLModel, table=True):
-    """What a person said of an apply or a promotion. `via`: the Gateway, which knows who it was, or a signal sent straight to Temporal, which claims it."""
-
-    __tablename__ = "approval"
-    __table_args__ = (Index("approval_of", "world_id", "subject"),)
-    approval_id: str = Field(primary_key=True)
+    __tablename__ = "outcome"
+    __table_args__ = (Index("outcome_of", "world_id", "strategy_id", "seq"),)
+    seq: int | None = Field(default=None, sa_column=_seq())
+    run_id: str = Field(unique=True)
     world_id: str
-    subject: str
-    actor: str
-    verdict: str
-    reason: str
-    via: str
-    counts: bool
-    at: str
-    taken_at: str | None = None
+    strategy_id: str
+    body: str = Field(sa_column=_text())
+    created_at: str
 
 
-class AckRow(SQLModel, table=True):
-    """Who has heard of a freeze or unfreeze. `late`: after the apply had stopped waiting."""
-
-    __tablename__ = "ack"
-    world_id: str = Field(primary_key=True)
-    sequence: int = Field(primary_key=True)
-    holder: str = Field(primary_key=True)
-    kind: str
-    at: str
-    late: bool
-
-
-class GatewayRow(SQLModel, table=True):
-    """A Gateway that serves this store, until `expires_at`."""
-
-    __tablename__ = "gateway"
-    gateway_id: str = Field(primary_key=True)
-    expires_at: str
-
-
-# orders
+# fence
 
 
 class FenceRow(SQLModel, table=True):
-    """What decides about a world's orders, in one row that an order reads in its own transaction."""
+    """What decides about a world's orders, in one row that each order reads in its own transaction."""
 
     __tablename__ = "fence"
     world_id: str = Field(primary_key=True)
@@ -453,8 +383,40 @@ class FenceRow(SQLModel, table=True):
     refused: int = 0
 
 
+class ActivationRow(SQLModel, table=True):
+    """Whether a strategy is active in a world, and in which mode."""
+
+    __tablename__ = "activation"
+    world_id: str = Field(primary_key=True)
+    strategy_id: str = Field(primary_key=True)
+    etag: str
+    active: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    mode: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    body: str = Field(sa_column=_text())
+
+
+class AckRow(SQLModel, table=True):
+    """An acknowledgement of a freeze or unfreeze. `late`: after the apply stopped waiting."""
+
+    __tablename__ = "ack"
+    world_id: str = Field(primary_key=True)
+    sequence: int = Field(primary_key=True)
+    holder: str = Field(primary_key=True)
+    kind: str
+    at: str
+    late: bool
+
+
+class GatewayRow(SQLModel, table=True):
+    """A Gateway that serves this store until `expires_at`."""
+
+    __tablename__ = "gateway"
+    gateway_id: str = Field(primary_key=True)
+    expires_at: str
+
+
 class OrderLogRow(SQLModel, table=True):
-    """Every order with its verdict, every fill, and every change of the fence, in one order. Rows are never changed."""
+    """Every order with its verdict, every fill and every change of the fence. Rows never change."""
 
     __tablename__ = "order_log"
     __table_args__ = (
@@ -486,7 +448,7 @@ class OrderLogRow(SQLModel, table=True):
 
 
 class OpenOrderRow(SQLModel, table=True):
-    """An accepted order that no venue has ended yet."""
+    """An accepted order that no venue has filled or cancelled yet."""
 
     __tablename__ = "open_order"
     order_id: str = Field(primary_key=True)
@@ -494,33 +456,115 @@ class OpenOrderRow(SQLModel, table=True):
     accepted_at: str = Field(index=True)
 
 
-class SessionRow(SQLModel, table=True):
-    """A running strategy. It holds a lease on its world until `expires_at`, unless it ended before."""
-
-    __tablename__ = "session"
-    session_id: str = Field(primary_key=True)
-    world_id: str = Field(index=True)
-    strategy_id: str
-    name: str
-    actor: str
-    runner: str
-    host: str
-    execution_domain: str
-    opened_at: str
-    expires_at: str = Field(index=True)
-    ended_at: str | None = None
-    end_reason: str = ""
-    report: str = Field(default="{}", sa_column=_text())
+# decisions
 
 
-class OutcomeRow(SQLModel, table=True):
-    """How a submission ended, by run."""
+class DecisionRow(SQLModel, table=True):
+    """A decision of a world."""
 
-    __tablename__ = "outcome"
-    __table_args__ = (Index("outcome_of", "world_id", "strategy_id", "seq"),)
+    __tablename__ = "decision"
+    __table_args__ = (Index("decision_of", "world_id", "seq"),)
     seq: int | None = Field(default=None, sa_column=_seq())
-    run_id: str = Field(unique=True)
     world_id: str
-    strategy_id: str
+    policy_version: int
+    etag: str
     body: str = Field(sa_column=_text())
     created_at: str
+
+
+class EvaluationRequestRow(SQLModel, table=True):
+    """The decision that answered a request. A repeated request gets the same decision."""
+
+    __tablename__ = "evaluation_request"
+    request_id: str = Field(primary_key=True)
+    world_id: str
+    decision_seq: int
+
+
+class HysteresisRow(SQLModel, table=True):
+    """The hysteresis state of a strategy.
+
+    How often in a row it passed or failed, and since when (world time) it is in or out.
+    """
+
+    __tablename__ = "hysteresis"
+    world_id: str = Field(primary_key=True)
+    strategy_id: str = Field(primary_key=True)
+    body: str = Field(sa_column=_text())
+
+
+class DecisionInputsRow(SQLModel, table=True):
+    """The inputs of a decision, so that another policy can be tried on them."""
+
+    __tablename__ = "decision_inputs"
+    decision_seq: int = Field(sa_column=Column(_Seq, primary_key=True, autoincrement=False))
+    world_id: str = Field(index=True)
+    body: str = Field(sa_column=_text())
+
+
+# applies
+
+
+class ApplyRow(SQLModel, table=True):
+    """An apply, from its request to its end. At most one in a world has no `ended_at`."""
+
+    __tablename__ = "apply"
+    __table_args__ = (
+        Index(
+            "apply_running",
+            "world_id",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
+    world_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    seq: int
+    body: str = Field(sa_column=_text())
+    plan: str = Field(sa_column=_text())
+    requested_by: str
+    requested_at: str
+    state: str
+    outcome: str = ""
+    reason: str = ""
+    snapshot: str = Field(default="{}", sa_column=_text())
+    epoch_before: int = 0
+    epoch_after: int = 0
+    ended_at: str | None = None
+
+
+class ApplyStepRow(SQLModel, table=True):
+    """A step of an apply, with its result.
+
+    A step is done once: a repetition returns the stored result, whatever the world's state is by then.
+    """
+
+    __tablename__ = "apply_step"
+    world_id: str = Field(primary_key=True)
+    run_id: str = Field(primary_key=True)
+    step: str = Field(primary_key=True)
+    started_at: str
+    ended_at: str | None = None
+    result: str = Field(default="{}", sa_column=_text())
+
+
+class ApprovalRow(SQLModel, table=True):
+    """An approval or rejection of an apply or a promotion by one person.
+
+    `via` says how it arrived: through the Gateway, which knows the person, or as a signal sent straight to
+    Temporal, which only claims a name. `read_at` is when the workflow read it.
+    """
+
+    __tablename__ = "approval"
+    __table_args__ = (Index("approval_of", "world_id", "subject"),)
+    approval_id: str = Field(primary_key=True)
+    world_id: str
+    subject: str
+    actor: str
+    verdict: str
+    reason: str
+    via: str
+    counts: bool
+    at: str
+    read_at: str | None = None

@@ -456,13 +456,18 @@ def test_the_tables_are_what_the_migrations_make(database: Database) -> None:
         assert compare_metadata(MigrationContext.configure(session.connection()), SQLModel.metadata) == []
 
 
-def test_a_database_that_is_newer_than_the_code_is_refused(dsn: str) -> None:
+@pytest.mark.parametrize("version", ["schema_9999", "0001", "0004"])
+def test_a_database_that_is_newer_than_the_code_or_from_before_the_first_release_is_refused(
+    dsn: str, version: str
+) -> None:
     first = open_database(dsn)
     with first.write("me") as tx:
-        tx.session.connection().execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        tx.session.connection().execute(
+            text("UPDATE alembic_version SET version_num = :version"), {"version": version}
+        )
         tx.record("x", "w", "s")
     first.close()
-    with pytest.raises(QmtlError, match="version 9999") as caught:
+    with pytest.raises(QmtlError, match=f"version {version}") as caught:
         open_database(dsn)
     assert caught.value.code == "E_DATABASE_NEWER"
 

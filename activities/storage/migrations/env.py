@@ -1,9 +1,9 @@
-"""Alembic's entry: migrates over the connection that it is handed."""
+"""Run migrations over the connection that `migrate` passes. Alembic loads this file."""
 
 from alembic import context
 from sqlmodel import SQLModel
 
-import activities.storage.tables  # noqa: F401  the tables that a new migration is compared with
+import activities.storage.tables  # noqa: F401  autogenerate compares with these tables
 
 context.configure(
     connection=context.config.attributes["connection"],

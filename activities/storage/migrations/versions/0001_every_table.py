@@ -1,0 +1,535 @@
+"""every table"""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlmodel.sql.sqltypes import AutoString
+
+revision = "schema_0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+# Tables whose rows the database itself refuses to change or remove.
+_APPEND_ONLY = ("audit", "order_log")
+
+
+def upgrade() -> None:
+    op.create_table(
+        "ack",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("sequence", sa.Integer(), nullable=False),
+        sa.Column("holder", AutoString(), nullable=False),
+        sa.Column("kind", AutoString(), nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.Column("late", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "sequence", "holder"),
+    )
+    op.create_table(
+        "activation",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("etag", AutoString(), nullable=False),
+        sa.Column("active", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("mode", AutoString(), server_default="", nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "strategy_id"),
+    )
+    op.create_table(
+        "apply",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("run_id", AutoString(), nullable=False),
+        sa.Column("seq", sa.Integer(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("plan", sa.Text(), nullable=False),
+        sa.Column("requested_by", AutoString(), nullable=False),
+        sa.Column("requested_at", AutoString(), nullable=False),
+        sa.Column("state", AutoString(), nullable=False),
+        sa.Column("outcome", AutoString(), nullable=False),
+        sa.Column("reason", AutoString(), nullable=False),
+        sa.Column("snapshot", sa.Text(), nullable=False),
+        sa.Column("epoch_before", sa.Integer(), nullable=False),
+        sa.Column("epoch_after", sa.Integer(), nullable=False),
+        sa.Column("ended_at", AutoString(), nullable=True),
+        sa.PrimaryKeyConstraint("world_id", "run_id"),
+    )
+    with op.batch_alter_table("apply", schema=None) as batch_op:
+        batch_op.create_index(
+            "apply_running",
+            ["world_id"],
+            unique=True,
+            sqlite_where=sa.text("ended_at IS NULL"),
+            postgresql_where=sa.text("ended_at IS NULL"),
+        )
+
+    op.create_table(
+        "apply_step",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("run_id", AutoString(), nullable=False),
+        sa.Column("step", AutoString(), nullable=False),
+        sa.Column("started_at", AutoString(), nullable=False),
+        sa.Column("ended_at", AutoString(), nullable=True),
+        sa.Column("result", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "run_id", "step"),
+    )
+    op.create_table(
+        "approval",
+        sa.Column("approval_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("subject", AutoString(), nullable=False),
+        sa.Column("actor", AutoString(), nullable=False),
+        sa.Column("verdict", AutoString(), nullable=False),
+        sa.Column("reason", AutoString(), nullable=False),
+        sa.Column("via", AutoString(), nullable=False),
+        sa.Column("counts", sa.Boolean(), nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.Column("read_at", AutoString(), nullable=True),
+        sa.PrimaryKeyConstraint("approval_id"),
+    )
+    with op.batch_alter_table("approval", schema=None) as batch_op:
+        batch_op.create_index("approval_of", ["world_id", "subject"], unique=False)
+
+    op.create_table(
+        "audit",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.Column("actor", AutoString(), nullable=False),
+        sa.Column("action", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("subject", AutoString(), nullable=False),
+        sa.Column("correlation_id", AutoString(), nullable=False),
+        sa.Column("before", sa.Text(), nullable=False),
+        sa.Column("after", sa.Text(), nullable=False),
+        sa.Column("chain", AutoString(), server_default="", nullable=False),
+        sa.Column("number", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("hash", AutoString(), server_default="", nullable=False),
+        sa.PrimaryKeyConstraint("seq"),
+    )
+    with op.batch_alter_table("audit", schema=None) as batch_op:
+        batch_op.create_index("audit_chain", ["chain", "number"], unique=False)
+        batch_op.create_index(batch_op.f("ix_audit_action"), ["action"], unique=False)
+        batch_op.create_index(batch_op.f("ix_audit_world_id"), ["world_id"], unique=False)
+
+    op.create_table(
+        "audit_head",
+        sa.Column("chain", AutoString(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("hash", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("chain"),
+    )
+    op.create_table(
+        "binding",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("name", AutoString(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("seq"),
+        sa.UniqueConstraint("world_id", "strategy_id"),
+    )
+    op.create_table(
+        "commit_log",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("idempotency_key", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("body_hash", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("received_at", AutoString(), nullable=False),
+        sa.Column("run_id", AutoString(), nullable=True),
+        sa.Column("ack", sa.Text(), nullable=True),
+        sa.Column("refused", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("seq"),
+        sa.UniqueConstraint("idempotency_key"),
+    )
+    with op.batch_alter_table("commit_log", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_commit_log_run_id"), ["run_id"], unique=False)
+
+    op.create_table(
+        "decision",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("policy_version", sa.Integer(), nullable=False),
+        sa.Column("etag", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("seq"),
+    )
+    with op.batch_alter_table("decision", schema=None) as batch_op:
+        batch_op.create_index("decision_of", ["world_id", "seq"], unique=False)
+
+    op.create_table(
+        "decision_inputs",
+        sa.Column(
+            "decision_seq",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=False,
+            nullable=False,
+        ),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("decision_seq"),
+    )
+    with op.batch_alter_table("decision_inputs", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_decision_inputs_world_id"), ["world_id"], unique=False)
+
+    op.create_table(
+        "edge_override",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("src", AutoString(), nullable=False),
+        sa.Column("dst", AutoString(), nullable=False),
+        sa.Column("active", sa.Boolean(), nullable=False),
+        sa.Column("reason", AutoString(), nullable=False),
+        sa.Column("updated_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "src", "dst"),
+    )
+    op.create_table(
+        "evaluation_request",
+        sa.Column("request_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("decision_seq", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("request_id"),
+    )
+    op.create_table(
+        "evidence",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("run_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("shadow", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("seq"),
+        sa.UniqueConstraint("run_id"),
+    )
+    with op.batch_alter_table("evidence", schema=None) as batch_op:
+        batch_op.create_index("evidence_of", ["world_id", "strategy_id", "seq"], unique=False)
+
+    op.create_table(
+        "fence",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("epoch", sa.Integer(), nullable=False),
+        sa.Column("state", AutoString(), nullable=False),
+        sa.Column("holder", AutoString(), nullable=False),
+        sa.Column("halted", AutoString(), nullable=False),
+        sa.Column("allow_live", sa.Boolean(), nullable=False),
+        sa.Column("live_edge", sa.Boolean(), nullable=False),
+        sa.Column("fresh_until", AutoString(), nullable=False),
+        sa.Column("max_orders", sa.Integer(), nullable=True),
+        sa.Column("max_refused", sa.Integer(), nullable=True),
+        sa.Column("minute", AutoString(), nullable=False),
+        sa.Column("orders", sa.Integer(), nullable=False),
+        sa.Column("refused", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id"),
+    )
+    op.create_table(
+        "gateway",
+        sa.Column("gateway_id", AutoString(), nullable=False),
+        sa.Column("expires_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("gateway_id"),
+    )
+    op.create_table(
+        "graph_diff",
+        sa.Column("run_id", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id"),
+    )
+    op.create_table(
+        "graph_edge",
+        sa.Column("parent", AutoString(), nullable=False),
+        sa.Column("child", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("parent", "child"),
+    )
+    with op.batch_alter_table("graph_edge", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_graph_edge_child"), ["child"], unique=False)
+
+    op.create_table(
+        "graph_node",
+        sa.Column("node_id", AutoString(), nullable=False),
+        sa.Column("node_type", AutoString(), nullable=False),
+        sa.Column("interval_s", sa.Integer(), nullable=False),
+        sa.Column("period", sa.Integer(), nullable=False),
+        sa.Column("schema_compat_id", AutoString(), nullable=False),
+        sa.Column("schema_hash", AutoString(), nullable=False),
+        sa.Column("code_hash", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("first_strategy", AutoString(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.Column("recompute_after", AutoString(), nullable=True),
+        sa.PrimaryKeyConstraint("node_id"),
+    )
+    op.create_table(
+        "graph_strategy",
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("name", AutoString(), nullable=False),
+        sa.Column("dag", sa.Text(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("strategy_id"),
+    )
+    op.create_table(
+        "hysteresis",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "strategy_id"),
+    )
+    op.create_table(
+        "open_order",
+        sa.Column("order_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("accepted_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("order_id"),
+    )
+    with op.batch_alter_table("open_order", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_open_order_accepted_at"), ["accepted_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_open_order_world_id"), ["world_id"], unique=False)
+
+    op.create_table(
+        "order_log",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("kind", AutoString(), nullable=False),
+        sa.Column("ref", AutoString(), nullable=False),
+        sa.Column("epoch", sa.Integer(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("reason", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("seq"),
+    )
+    with op.batch_alter_table("order_log", schema=None) as batch_op:
+        batch_op.create_index(
+            "order_log_ended",
+            ["ref"],
+            unique=True,
+            sqlite_where=sa.text("kind IN ('filled', 'cancelled')"),
+            postgresql_where=sa.text("kind IN ('filled', 'cancelled')"),
+        )
+        batch_op.create_index(
+            "order_log_once",
+            ["ref"],
+            unique=True,
+            sqlite_where=sa.text("kind IN ('accepted', 'refused')"),
+            postgresql_where=sa.text("kind IN ('accepted', 'refused')"),
+        )
+        batch_op.create_index("order_log_world", ["world_id", "seq"], unique=False)
+
+    op.create_table(
+        "outbox",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("event_id", AutoString(), nullable=False),
+        sa.Column("type", AutoString(), nullable=False),
+        sa.Column("key", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), server_default="", nullable=False),
+        sa.Column("subject", AutoString(), server_default="", nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.Column("data", sa.Text(), nullable=False),
+        sa.Column("published_at", AutoString(), nullable=True),
+        sa.PrimaryKeyConstraint("seq"),
+        sa.UniqueConstraint("event_id"),
+    )
+    with op.batch_alter_table("outbox", schema=None) as batch_op:
+        batch_op.create_index(
+            "outbox_waiting",
+            ["seq"],
+            unique=False,
+            sqlite_where=sa.text("published_at IS NULL"),
+            postgresql_where=sa.text("published_at IS NULL"),
+        )
+
+    op.create_table(
+        "outcome",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("run_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("seq"),
+        sa.UniqueConstraint("run_id"),
+    )
+    with op.batch_alter_table("outcome", schema=None) as batch_op:
+        batch_op.create_index("outcome_of", ["world_id", "strategy_id", "seq"], unique=False)
+
+    op.create_table(
+        "policy",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "version"),
+    )
+    op.create_table(
+        "queue",
+        sa.Column("topic", AutoString(), nullable=False),
+        sa.Column("node_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.Column("kind", AutoString(), nullable=False),
+        sa.Column("partitions", sa.Integer(), nullable=False),
+        sa.Column("retention_days", sa.Integer(), nullable=False),
+        sa.Column("replication", sa.Integer(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.Column("archived_at", AutoString(), nullable=True),
+        sa.Column("archive", AutoString(), nullable=True),
+        sa.Column("dropped_at", AutoString(), nullable=True),
+        sa.PrimaryKeyConstraint("topic"),
+        sa.UniqueConstraint("node_id", "world_id", "execution_domain"),
+    )
+    with op.batch_alter_table("queue", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_queue_node_id"), ["node_id"], unique=False)
+
+    op.create_table(
+        "queue_tag",
+        sa.Column("tag", AutoString(), nullable=False),
+        sa.Column("topic", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("tag", "topic"),
+    )
+    op.create_table(
+        "run_context",
+        sa.Column("run_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id"),
+    )
+    op.create_table(
+        "sentinel",
+        sa.Column("sentinel_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("version", AutoString(), nullable=False),
+        sa.Column("traffic_weight", sa.Float(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("sentinel_id"),
+        sa.UniqueConstraint("world_id", "strategy_id"),
+    )
+    op.create_table(
+        "session",
+        sa.Column("session_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("name", AutoString(), nullable=False),
+        sa.Column("actor", AutoString(), nullable=False),
+        sa.Column("runner", AutoString(), nullable=False),
+        sa.Column("host", AutoString(), nullable=False),
+        sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.Column("opened_at", AutoString(), nullable=False),
+        sa.Column("expires_at", AutoString(), nullable=False),
+        sa.Column("ended_at", AutoString(), nullable=True),
+        sa.Column("end_reason", AutoString(), nullable=False),
+        sa.Column("report", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("session_id"),
+    )
+    with op.batch_alter_table("session", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_session_expires_at"), ["expires_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_session_world_id"), ["world_id"], unique=False)
+
+    op.create_table(
+        "store_identity",
+        sa.Column("store_id", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("store_id"),
+    )
+    op.create_table(
+        "tag_query",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.Column("node_id", AutoString(), nullable=False),
+        sa.Column("tags", sa.Text(), nullable=False),
+        sa.Column("interval_s", sa.Integer(), nullable=False),
+        sa.Column("match_mode", AutoString(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "execution_domain", "node_id"),
+    )
+    op.create_table(
+        "token",
+        sa.Column("token_id", AutoString(), nullable=False),
+        sa.Column("subject", AutoString(), nullable=False),
+        sa.Column("grants", sa.Text(), nullable=False),
+        sa.Column("created_by", AutoString(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.Column("expires_at", AutoString(), nullable=False),
+        sa.Column("revoked_at", AutoString(), nullable=True),
+        sa.PrimaryKeyConstraint("token_id"),
+    )
+    with op.batch_alter_table("token", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_token_revoked_at"), ["revoked_at"], unique=False)
+
+    op.create_table(
+        "validation",
+        sa.Column("eval_key", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("node_id", AutoString(), nullable=False),
+        sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.Column("result", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("eval_key"),
+    )
+    with op.batch_alter_table("validation", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_validation_world_id"), ["world_id"], unique=False)
+
+    op.create_table(
+        "world",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("spec", sa.Text(), nullable=False),
+        sa.Column("etag", AutoString(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.Column("policy_version", sa.Integer(), nullable=True),
+        sa.Column("activation_sequence", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("pinned_fingerprint", AutoString(), server_default="", nullable=False),
+        sa.Column("state", AutoString(), server_default="active", nullable=False),
+        sa.PrimaryKeyConstraint("world_id"),
+    )
+    op.create_table(
+        "world_node",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("node_id", AutoString(), nullable=False),
+        sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.Column("state", AutoString(), nullable=False),
+        sa.Column("eval_key", AutoString(), nullable=False),
+        sa.Column("updated_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "node_id", "execution_domain"),
+    )
+
+    if op.get_bind().dialect.name == "postgresql":
+        _append_only_in_postgres()
+    else:
+        _append_only_in_sqlite()
+
+
+def _append_only_in_postgres() -> None:
+    op.execute(
+        "CREATE FUNCTION qmtl_append_only() RETURNS trigger AS "
+        "$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$ LANGUAGE plpgsql"
+    )
+    for table in _APPEND_ONLY:
+        op.execute(
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION qmtl_append_only()"
+        )
+
+
+def _append_only_in_sqlite() -> None:
+    for table in _APPEND_ONLY:
+        for change in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table} "
+                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            )
