@@ -19,7 +19,7 @@ import psutil
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import ENV, PREFIX, Settings, config_file
 from qmtl_sdk.runtime.embedded import STACK_FILE, ProcessRecord, StackRecord
-from temporal.server import LocalServer, free_port, obtain, stop_process
+from temporal.server import LocalServer, find_or_install, free_port, stop_process
 
 _READY_LIMIT_S = 90.0
 # One heap for all threads, and what is free goes back: glibc's defaults keep tens of megabytes that nobody uses.
@@ -98,7 +98,7 @@ class EmbeddedStack:
         if stack.temporal and stack.temporal.alive:
             return stack
         ui_port = int(stack.temporal_ui.rpartition(":")[2]) if stack.temporal_ui else 0
-        binary = obtain(self._config.tools_dir, given.binary)
+        binary = find_or_install(self._config.tools_dir, given.binary)
         server = LocalServer(
             binary,
             self._home / "temporal",

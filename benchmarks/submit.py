@@ -23,6 +23,7 @@ from qmtl_sdk.reports.returns import Returns
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.harness import Machine, broken_promises
 from tests.strategies import POLICY, world
+from workflows.ids import submission_run_of
 
 NODES, SUBMISSIONS, BURST, CLIENTS = 20, 100, 300, 20
 DAY = 86_400
@@ -130,7 +131,7 @@ def burst(machine: Machine, client: GatewayClient) -> dict[str, Any]:
     mine = {ack.run_id for ack in acknowledged}
     with database.read() as session:
         decided = Counter(
-            row[0].removeprefix("submission:")
+            submission_run_of(row[0])
             for row in session.connection().exec_driver_sql("SELECT request_id FROM evaluation_request")
         )
     # The runs of the ack suite still hold their leases: they are not this burst's to judge.

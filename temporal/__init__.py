@@ -1,1 +1,1 @@
-"""Running Temporal: the local server, the client, the worker, and the calls that others make through it."""
+"""Temporal outside workflows: local server, client, worker, schedules, and the Gateway's services."""

@@ -1,4 +1,7 @@
-"""What the Gateway does with Temporal about applies: store first, then the workflow. A crash between the two loses nothing: `recover` starts and tells what the store holds."""
+"""The Gateway's calls to Temporal about applies: write to the store first, then start or signal the workflow.
+
+A crash between the two loses nothing: `recover` starts and signals what the store holds.
+"""
 
 import asyncio
 import time
@@ -7,27 +10,37 @@ from typing import Any
 
 import structlog
 from temporalio.client import Client, WorkflowUpdateFailedError
-from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.applies.approvals import ApprovalVerdict, SqlApprovals
+from activities.applies.approvals import SqlApprovals
 from activities.applies.requests import SqlApplyRequests
-from activities.messages.apply import AbortRequest, ApplyInput, ApprovalSignal
+from activities.messages.apply import AbortRequest, ApplyInput, ApprovalSignal, ApprovalVerdict
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
 from temporal.client import retry_while_unavailable
-from temporal.plugin import refused
+from temporal.plugin import update_refusal
 from workflows.apply import ApplyWorkflow
-from workflows.shared import SEARCH_RUN, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS, apply_id
+from workflows.ids import apply_id
+from workflows.options import apply_options
+from workflows.search_attributes import SEARCH_RUN
 
+# Seconds that an apply waits for the workflow of the one before, which has concluded in the store, to end.
 _PREDECESSOR_S = 15.0
+
+# Seconds of retries while Temporal is unavailable, in calls that a person waits for.
+_LIMIT_S = 10.0
+
+# Seconds between two polls of the store or of Temporal.
+_POLL_S = 0.02
+
 _log = structlog.get_logger()
 
 
 class ApplyService:
-    """Starts apply workflows and sends them what people decide. The store comes first: a crash in between loses nothing."""
+    """Starts apply workflows and sends them approvals and aborts."""
 
     def __init__(
         self, client: Client, store_id: str, requests: SqlApplyRequests, approvals: SqlApprovals
@@ -40,17 +53,22 @@ class ApplyService:
     async def request(
         self, world_id: str, request: ApplyRequest, actor: str, check: Callable[[ApplyPlan], None]
     ) -> ApplyStatus:
-        """Raises QmtlError, as the store. With Temporal away the request is kept, and started when it comes back."""
+        """Request an apply. If Temporal is unavailable, the request is stored and `recover` starts it later.
+
+        Raises QmtlError, as SqlApplyRequests.request, and E_UNAVAILABLE.
+        """
         found = await asyncio.to_thread(self._requests.request, world_id, request, actor, check)
         if found.outcome is None:
             await self.start(world_id, request.run_id)
         return found
 
     async def start(self, world_id: str, run_id: str) -> None:
-        """See to it that the workflow of an unfinished apply runs. Raises QmtlError (E_UNAVAILABLE)."""
-        attributes = TypedSearchAttributes(
-            [SearchAttributePair(SEARCH_WORLD, world_id), SearchAttributePair(SEARCH_RUN, run_id)]
-        )
+        """Start the workflow of an unfinished apply, unless it runs.
+
+        Raises QmtlError: E_UNAVAILABLE where Temporal can't be reached or an earlier apply's workflow does
+        not end.
+        """
+        plan = (await asyncio.to_thread(self._requests.find, world_id, run_id)).plan
         deadline = time.monotonic() + _PREDECESSOR_S
         while True:
             try:
@@ -58,14 +76,10 @@ class ApplyService:
                     lambda: self._client.start_workflow(
                         ApplyWorkflow.run,
                         ApplyInput(store_id=self._store_id, world_id=world_id, run_id=run_id),
-                        id=apply_id(world_id),
-                        task_queue=WORKFLOWS,
                         id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-                        task_timeout=TASK_TIMEOUT,
-                        search_attributes=attributes,
-                        static_summary=f"apply {run_id} in world {world_id}"[:190],
+                        **apply_options(world_id, run_id, plan.title, plan.approval.required),
                     ),
-                    limit_s=10.0,
+                    limit_s=_LIMIT_S,
                 )
                 return
             except WorkflowAlreadyStartedError:
@@ -74,16 +88,16 @@ class ApplyService:
                 if time.monotonic() > deadline:
                     raise QmtlError(
                         "E_UNAVAILABLE",
-                        f"an earlier apply of {world_id} does not end in Temporal",
-                        "look at its workflow in the Temporal UI",
+                        f"the workflow of an earlier apply of {world_id} does not end",
+                        f"open workflow {apply_id(world_id)} in the Temporal UI",
                     ) from None
-                await asyncio.sleep(0.02)  # the one before has concluded in the store and is about to end
+                await asyncio.sleep(_POLL_S)
 
     async def _running(self, world_id: str) -> str:
-        """The run_id of the workflow that runs now, as its search attributes say."""
+        """Return the run_id of the apply whose workflow runs now, by its search attributes."""
         try:
             found = await retry_while_unavailable(
-                lambda: self._client.get_workflow_handle(apply_id(world_id)).describe(), limit_s=10.0
+                lambda: self._client.get_workflow_handle(apply_id(world_id)).describe(), limit_s=_LIMIT_S
             )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
@@ -94,7 +108,10 @@ class ApplyService:
     async def record_approval(
         self, world_id: str, run_id: str, actor: str, verdict: ApprovalVerdict, body: ApprovalBody
     ) -> Approval:
-        """Keep what an authenticated person says, and tell the workflow. What Temporal does not hear now it is told later."""
+        """Store an authenticated person's approval or rejection, then signal the workflow.
+
+        If Temporal is unavailable, `recover` signals it later. Raises QmtlError, as SqlApprovals.record.
+        """
         found = await asyncio.to_thread(self._approvals.record, world_id, run_id, actor, verdict, body)
         try:
             await self._signal(world_id, run_id, found)
@@ -104,56 +121,55 @@ class ApplyService:
 
     async def _signal(self, world_id: str, run_id: str, approval: Approval) -> None:
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
-        signal = ApplyWorkflow.approve if approval.verdict == "approve" else ApplyWorkflow.reject
+        method = ApplyWorkflow.approve if approval.verdict == "approve" else ApplyWorkflow.reject
+        signal = ApprovalSignal(run_id=run_id, approval_id=approval.approval_id)
         try:
-            await retry_while_unavailable(
-                lambda: handle.signal(
-                    signal, ApprovalSignal(run_id=run_id, approval_id=approval.approval_id)
-                ),
-                limit_s=10.0,
-            )
+            await retry_while_unavailable(lambda: handle.signal(method, signal), limit_s=_LIMIT_S)
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            _log.warning("no apply workflow to tell; it is started again", run_id=run_id)
+            _log.warning("the apply has no workflow to signal; it will be started again", run_id=run_id)
 
     async def abort(self, world_id: str, run_id: str, actor: str, reason: str) -> ApplyStatus:
-        """Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED."""
+        """Abort an apply that has not switched.
+
+        Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED.
+        """
         await asyncio.to_thread(self._requests.record_abort, world_id, run_id, actor, reason)
         await self.start(world_id, run_id)
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
+        request = AbortRequest(run_id=run_id, actor=actor, reason=reason)
         try:
-            await retry_while_unavailable(
-                lambda: handle.execute_update(
-                    ApplyWorkflow.abort, AbortRequest(run_id=run_id, actor=actor, reason=reason)
-                )
-            )
+            await retry_while_unavailable(lambda: handle.execute_update(ApplyWorkflow.abort, request))
         except WorkflowUpdateFailedError as error:
-            raise refused(error) from error.cause
+            raise update_refusal(error) from error.cause
         return await self.ended(world_id, run_id)
 
     async def ended(self, world_id: str, run_id: str, limit_s: float = 30.0) -> ApplyStatus:
-        """The apply once it has ended, or as it is after `limit_s`."""
+        """Wait until an apply has ended, `limit_s` seconds at most, and return its status."""
         deadline = time.monotonic() + limit_s
         while True:
             found = await asyncio.to_thread(self._requests.find, world_id, run_id)
             if found.outcome is not None or time.monotonic() >= deadline:
                 return found
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(_POLL_S)
 
     async def recover(self) -> int:
-        """Start what was asked for and does not run, and tell of approvals that were not heard; how many applies are under way."""
+        """Start applies that do not run, and send unread approvals. Returns how many are unfinished."""
         unfinished = await asyncio.to_thread(self._requests.unfinished)
         for world_id, run_id in unfinished:
-            await self._try(self.start(world_id, run_id), run_id)
+            await self._logged(self.start(world_id, run_id), run_id)
         for world_id, run_id, approval in await asyncio.to_thread(self._approvals.unread):
-            await self._try(self._signal(world_id, run_id, approval), run_id)
+            await self._logged(self._signal(world_id, run_id, approval), run_id)
         return len(unfinished)
 
     @staticmethod
-    async def _try(call: Coroutine[Any, Any, None], run_id: str) -> None:
-        """One that can't be helped now must not keep the others waiting. (Any: a coroutine's other types.)"""
+    async def _logged(call: Coroutine[Any, Any, None], run_id: str) -> None:
+        """Log a failure instead of raising it, so that one apply does not hold up the others.
+
+        (Any: a coroutine's send and yield types, which nobody uses.)
+        """
         try:
             await call
         except QmtlError as error:
-            _log.warning("an apply waits", run_id=run_id, why=str(error))
+            _log.warning("an apply could not be started or signalled", run_id=run_id, why=str(error))

@@ -1,4 +1,4 @@
-"""Connecting, and trying again while the Temporal server is away. Only calls that may be repeated go through `again`."""
+"""Connect to Temporal, and retry idempotent calls while the server is unavailable."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -12,10 +12,12 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_e
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import TemporalSettings
 from temporal.plugin import QmtlPlugin
-from workflows.shared import SEARCH_ATTRIBUTES
+from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 T = TypeVar("T")
-_AWAY = {
+
+# Statuses that mean that the server can't be reached now.
+_UNAVAILABLE = {
     RPCStatusCode.UNKNOWN,
     RPCStatusCode.UNAVAILABLE,
     RPCStatusCode.DEADLINE_EXCEEDED,
@@ -26,16 +28,19 @@ _AWAY = {
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether an error means that the server can't be reached now, rather than that it said no."""
+    """Whether an error means that the server can't be reached now, and not that it refused the call."""
     if isinstance(error, RPCError):
-        return error.status in _AWAY
+        return error.status in _UNAVAILABLE
     if isinstance(error, RuntimeError):  # what connecting raises
         return "transport" in str(error).lower() or "connect" in str(error).lower()
     return isinstance(error, WorkflowUpdateRPCTimeoutOrCancelledError)
 
 
 async def retry_while_unavailable(call: Callable[[], Awaitable[T]], limit_s: float = 60.0) -> T:
-    """The call's answer, tried again while the server is away, for `limit_s` at the most. Raises QmtlError (E_UNAVAILABLE) then."""
+    """Call, and retry for `limit_s` seconds while the server is unavailable. Returns the call's result.
+
+    Raises QmtlError: E_UNAVAILABLE after that time.
+    """
     try:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(is_unavailable),
@@ -57,7 +62,7 @@ async def retry_while_unavailable(call: Callable[[], Awaitable[T]], limit_s: flo
 
 
 async def connect(config: TemporalSettings, store_id: str | None = None, limit_s: float = 60.0) -> Client:
-    """A client with QMTL's plugin. Raises QmtlError: E_CONFIG, E_UNAVAILABLE."""
+    """Connect a client with QMTL's plugin. Raises QmtlError: E_CONFIG without an address, E_UNAVAILABLE."""
     if config.address is None:
         raise QmtlError(
             "E_CONFIG", "temporal.address is not set", "run qmtl up, which starts a local server, or name one"
@@ -82,10 +87,10 @@ async def connect(config: TemporalSettings, store_id: str | None = None, limit_s
 
 
 async def _register(client: Client, namespace: str) -> None:
-    """Make the search attributes known that every workflow sets."""
+    """Register the search attributes that workflows set."""
     service = client.operator_service
-    there = await service.list_search_attributes(ListSearchAttributesRequest(namespace=namespace))
-    missing = [key.name for key in SEARCH_ATTRIBUTES if key.name not in there.custom_attributes]
+    registered = await service.list_search_attributes(ListSearchAttributesRequest(namespace=namespace))
+    missing = [key.name for key in SEARCH_ATTRIBUTES if key.name not in registered.custom_attributes]
     if missing:
         kinds = dict.fromkeys(missing, IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD)
         try:
@@ -93,5 +98,5 @@ async def _register(client: Client, namespace: str) -> None:
                 AddSearchAttributesRequest(namespace=namespace, search_attributes=kinds)
             )
         except RPCError as error:
-            if error.status != RPCStatusCode.ALREADY_EXISTS:  # another process was quicker
+            if error.status != RPCStatusCode.ALREADY_EXISTS:  # another process registered them meanwhile
                 raise

@@ -1,4 +1,7 @@
-"""`python -m temporal.download FOLDER`: let the SDK fetch its Temporal server into FOLDER. A process of its own, since it ends a Temporal client."""
+"""`python -m temporal.download FOLDER`: download the SDK's Temporal server into FOLDER.
+
+A process of its own, because it ends a Temporal client (temporal.shutdown).
+"""
 
 import asyncio
 import sys
@@ -9,6 +12,7 @@ from temporal.shutdown import exit_process
 
 
 async def main(folder: str) -> None:
+    """Start the SDK's server once, which downloads it."""
     environment = await WorkflowEnvironment.start_local(download_dest_dir=folder)
     await environment.shutdown()
 

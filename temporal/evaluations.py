@@ -5,7 +5,7 @@ from temporalio import activity
 from activities.messages.evaluation import EvaluationInput, RequestEvaluation
 from activities.messages.stubs import EvaluationActivityStubs
 from workflows.evaluation import EvaluationWorkflow
-from workflows.shared import evaluation_options
+from workflows.options import evaluation_options
 
 
 class EvaluationActivities(EvaluationActivityStubs):

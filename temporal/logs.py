@@ -1,11 +1,12 @@
-"""The logs of the services: a JSON object a line, with the time in UTC."""
+"""Logs of the services: one JSON object per line, with the time in UTC."""
 
 import structlog
+from structlog.typing import Processor
 
 
 def configure() -> None:
-    """Call it first in a service's main."""
-    processors = [
+    """Configure structlog. A service calls this first."""
+    processors: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),

@@ -1,7 +1,10 @@
-"""One plugin wires clients, workers, tests and the replayer: converter, workflows, and the rules that hold for every activity.
+"""The plugin of all clients, workers and replayers: converter, workflows, and rules for every activity.
 
-A QmtlError becomes an ApplicationError with its code as type, not retried where trying again can't help. A command that names another store is
-refused, so that two stacks on one Temporal never do each other's work.
+A new workflow is added to WORKFLOWS here; its activities are added to temporal.worker if they are in a new
+class.
+
+A QmtlError becomes an ApplicationError with its code as type. It is not retried where a retry can't help. A
+command for another store is refused, so that two stacks on one Temporal server never do each other's work.
 """
 
 import asyncio
@@ -26,7 +29,10 @@ from workflows.renewal import RenewalWorkflow
 from workflows.submission import SubmissionWorkflow
 from workflows.upkeep import UpkeepWorkflow
 
-LEASE = "compute_lease"
+# The activity that its runner heartbeats, not the worker.
+_LEASE = "compute_lease"
+
+# Every workflow of the package: what workers serve and the replayer replays.
 WORKFLOWS = (
     SubmissionWorkflow,
     EvaluationWorkflow,
@@ -38,7 +44,7 @@ WORKFLOWS = (
 
 
 class QmtlPlugin(SimplePlugin):
-    """`store_id` is the store that a worker serves; a client or replayer has none."""
+    """Wires a client, its workers and the replayer. `store_id` is the store that a worker serves."""
 
     def __init__(self, store_id: str | None = None) -> None:
         interceptors = [ActivityRules(store_id)] if store_id else []
@@ -48,6 +54,8 @@ class QmtlPlugin(SimplePlugin):
 
 
 class ActivityRules(Interceptor):
+    """Applies the rules of every activity: its store, its heartbeat, its errors."""
+
     def __init__(self, store_id: str) -> None:
         self._store_id = store_id
 
@@ -63,9 +71,10 @@ class _Activity(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         for argument in input.args:
             if isinstance(argument, StoreMessage) and argument.store_id != self._store_id:
-                # Retried: the worker that serves the right store will take it.
+                # Retryable: another try may reach a worker of the right store.
                 raise ApplicationError(
-                    f"this worker serves store {self._store_id[:8]}, the work belongs to {argument.store_id[:8]}",
+                    f"this worker serves store {self._store_id[:8]},"
+                    f" the work belongs to {argument.store_id[:8]}",
                     type="E_FOREIGN_STORE",
                 )
         try:
@@ -77,12 +86,12 @@ class _Activity(ActivityInboundInterceptor):
 
 @asynccontextmanager
 async def _heartbeating(in_thread: bool) -> AsyncIterator[None]:
-    """Heartbeat for an activity that asks for it, while this worker lives: one that was killed is replaced as soon as the beats are missed.
+    """Heartbeat for an activity with a heartbeat timeout, so that another worker replaces a killed one soon.
 
-    A lease is beaten by the runner that holds it, never by the worker that hands it out.
+    The runner that holds a lease sends the lease's heartbeats; a worker never does.
     """
     info = activity.info()
-    if info.is_local or info.heartbeat_timeout is None or info.activity_type == LEASE:
+    if info.is_local or info.heartbeat_timeout is None or info.activity_type == _LEASE:
         yield
         return
     task = asyncio.create_task(_heartbeat(info.heartbeat_timeout.total_seconds() / 3, in_thread))
@@ -98,7 +107,7 @@ async def _heartbeat(every_s: float, in_thread: bool) -> None:
     while True:
         if (
             in_thread
-        ):  # the heartbeat of a synchronous activity waits for the loop, and so must not be called on it
+        ):  # the heartbeat of a synchronous activity waits for the loop, so it can't be called on it
             await asyncio.to_thread(activity.heartbeat)
         else:
             activity.heartbeat()
@@ -106,7 +115,7 @@ async def _heartbeat(every_s: float, in_thread: bool) -> None:
 
 
 def application_error(error: QmtlError) -> ApplicationError:
-    """A QmtlError as workflows see it: `type` is the code; details hold the remedy and the facts."""
+    """Convert a QmtlError for Temporal: `type` is the code, the details hold its remedy and details."""
     return ApplicationError(
         error.message,
         {"remedy": error.remedy, "details": error.details},
@@ -115,13 +124,13 @@ def application_error(error: QmtlError) -> ApplicationError:
     )
 
 
-def refused(error: WorkflowUpdateFailedError) -> Exception:
-    """What an update was refused with; the failure itself where that was no refusal."""
+def update_refusal(error: WorkflowUpdateFailedError) -> Exception:
+    """Return the QmtlError that an update was refused with, or the failure itself if it was no refusal."""
     return qmtl_error(error.cause) if isinstance(error.cause, ApplicationError) else error
 
 
 def qmtl_error(error: ApplicationError) -> QmtlError:
-    """The QmtlError that an ApplicationError was made from."""
+    """Convert an ApplicationError back to the QmtlError that it was made from."""
     facts = error.details[0] if error.details and isinstance(error.details[0], dict) else {}
     code = error.type if error.type and error.type.startswith("E_") else "E_INTERNAL"
     return QmtlError(code, error.message, str(facts.get("remedy", "")), **facts.get("details", {}))

@@ -1,11 +1,10 @@
-"""What the Gateway does with Temporal about promotions. Temporal alone keeps them: one that was started goes on for as long as it takes."""
+"""The Gateway's calls to Temporal about promotions. Only Temporal stores them; one may run for months."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError, WorkflowUpdateFailedError
-from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -15,19 +14,24 @@ from activities.messages.promotion import EndPromotion, PromotionEnd, PromotionI
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from temporal.client import retry_while_unavailable
-from temporal.plugin import refused
+from temporal.plugin import update_refusal
+from workflows.ids import promoted_strategy, promotion_id
+from workflows.options import promotion_options
 from workflows.promotion import PromotionWorkflow
-from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS
+from workflows.search_attributes import SEARCH_WORLD
 
-_QUERY, _LISTED = timedelta(seconds=5), 100
+# Limit of one query; it is retried while Temporal is unavailable.
+_QUERY_TIMEOUT = timedelta(seconds=5)
 
+# Seconds of retries while Temporal is unavailable.
+_LIMIT_S = 10.0
 
-def promotion_id(world_id: str, strategy_id: str) -> str:
-    return f"promotion:{world_id}:{strategy_id}"
+# Promotions that a list of a world's running promotions holds at most.
+_LIST_LENGTH = 100
 
 
 class PromotionService:
-    """Starts promotions and sends them what people decide. Only Temporal stores them."""
+    """Starts, reads and ends promotions."""
 
     def __init__(self, client: Client, store_id: str, applies: SqlApplyRequests) -> None:
         self._client = client
@@ -35,57 +39,48 @@ class PromotionService:
         self._applies = applies
 
     async def request(self, world_id: str, request: PromotionRequest, actor: str) -> PromotionView:
-        """Begin one. Asked for again the same it is the same. Raises QmtlError: E_STRATEGY_UNKNOWN, E_DECISION_UNKNOWN, E_WORLD_ARCHIVED, E_PROMOTION_RUNNING."""
+        """Start a promotion. Idempotent: the same request of the same person returns the one that runs.
+
+        Raises QmtlError: E_STRATEGY_UNKNOWN, E_DECISION_UNKNOWN, E_WORLD_ARCHIVED; E_PROMOTION_RUNNING if
+        another promotion of the strategy runs.
+        """
         context = await asyncio.to_thread(self._applies.planning_context, world_id)
         context.world.require_active()
-        strategy_id = named(request.strategy, context).strategy_id
+        strategy = named(request.strategy, context)
+        strategy_id = strategy.strategy_id
         promotion = PromotionInput(
             store_id=self._store_id,
             world_id=world_id,
             strategy_id=strategy_id,
+            name=strategy.name,
             to=request.to,
             requested_by=actor,
             reason=request.reason,
         )
         try:
-            await retry_while_unavailable(lambda: self._start(promotion), limit_s=10.0)
+            await retry_while_unavailable(lambda: self._start(promotion), limit_s=_LIMIT_S)
         except WorkflowAlreadyStartedError:
-            there = await self.find(world_id, strategy_id)
-            if (there.to, there.requested_by) != (request.to, actor):
+            running = await self.find(world_id, strategy_id)
+            if (running.to, running.requested_by) != (request.to, actor):
                 raise QmtlError(
                     "E_PROMOTION_RUNNING",
-                    f"{there.requested_by} has asked to bring it to {there.to} already; {there.waits_for}",
-                    "wait for that, or end it: qmtl world promote W STRATEGY --end",
+                    f"a promotion to {running.to} by {running.requested_by} is under way:"
+                    f" {running.waits_for}",
+                    f"wait for it, or end it: qmtl world promote {world_id} {request.strategy} --end",
                 ) from None
-            await self._tell_to_look(world_id, strategy_id)
+            await self._signal_check(world_id, strategy_id)
         return await self.find(world_id, strategy_id)
 
     async def _start(self, promotion: PromotionInput) -> None:
-        attributes = TypedSearchAttributes(
-            [
-                SearchAttributePair(SEARCH_WORLD, promotion.world_id),
-                SearchAttributePair(SEARCH_STRATEGY, promotion.strategy_id),
-            ]
-        )
-        await self._client.start_workflow(
-            PromotionWorkflow.run,
-            promotion,
-            id=promotion_id(promotion.world_id, promotion.strategy_id),
-            task_queue=WORKFLOWS,
-            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-            task_timeout=TASK_TIMEOUT,
-            search_attributes=attributes,
-            static_summary=f"bring {promotion.strategy_id[:17]} of world {promotion.world_id} to {promotion.to}"[
-                :190
-            ],
-        )
+        options = promotion_options(promotion.world_id, promotion.strategy_id, promotion.label, promotion.to)
+        await self._client.start_workflow(PromotionWorkflow.run, promotion, **options)
 
     async def find(self, world_id: str, strategy_id: str) -> PromotionView:
-        """The newest promotion of a strategy. Raises QmtlError (E_PROMOTION_UNKNOWN)."""
+        """Return the newest promotion of a strategy. Raises QmtlError: E_PROMOTION_UNKNOWN, E_UNAVAILABLE."""
         handle = self._handle(world_id, strategy_id)
         try:
             return await retry_while_unavailable(
-                lambda: handle.query(PromotionWorkflow.gate, rpc_timeout=_QUERY), limit_s=10.0
+                lambda: handle.query(PromotionWorkflow.gate, rpc_timeout=_QUERY_TIMEOUT), limit_s=_LIMIT_S
             )
         except RPCError as error:
             raise _unknown(error, world_id, strategy_id) from error
@@ -93,30 +88,35 @@ class PromotionService:
             raise QmtlError(
                 "E_UNAVAILABLE",
                 f"the promotion does not answer: {error}",
-                "is a worker running? qmtl status says",
+                "check with qmtl status that a worker runs",
             ) from error
 
     async def running(self, world_id: str) -> list[PromotionView]:
-        """Those that are under way. (Temporal's list lags a moment behind.)"""
-        query = f"WorkflowType = 'PromotionWorkflow' AND ExecutionStatus = 'Running' AND {SEARCH_WORLD.name} = '{world_id}'"
-        found = await retry_while_unavailable(self._listed(query), limit_s=10.0)
-        prefix = promotion_id(world_id, "")
-        return [await self.find(world_id, workflow_id.removeprefix(prefix)) for workflow_id in found]
+        """List the promotions that are under way in a world. Temporal's list lags a moment behind."""
+        running = "WorkflowType = 'PromotionWorkflow' AND ExecutionStatus = 'Running'"
+        query = f"{running} AND {SEARCH_WORLD.name} = '{world_id}'"
+        found = await retry_while_unavailable(self._listed(query), limit_s=_LIMIT_S)
+        return [await self.find(world_id, promoted_strategy(workflow_id, world_id)) for workflow_id in found]
 
     def _listed(self, query: str) -> Callable[[], Awaitable[list[str]]]:
-        """A call that `again` can repeat."""
+        """Build a call that can be retried."""
 
         async def call() -> list[str]:
-            return [item.id async for item in self._client.list_workflows(query, limit=_LISTED)]
+            return [item.id async for item in self._client.list_workflows(query, limit=_LIST_LENGTH)]
 
         return call
 
     async def end(self, world_id: str, strategy_id: str, actor: str, reason: str) -> PromotionView:
-        """Raises QmtlError: E_PROMOTION_UNKNOWN, E_PROMOTION_ENDED, E_APPLY_RUNNING while its apply is under way."""
-        if (there := await self.find(world_id, strategy_id)).outcome:
+        """End a promotion.
+
+        Raises QmtlError: E_PROMOTION_UNKNOWN, E_PROMOTION_ENDED; E_APPLY_RUNNING while its apply is under
+        way.
+        """
+        found = await self.find(world_id, strategy_id)
+        if found.outcome:
             raise QmtlError(
                 "E_PROMOTION_ENDED",
-                f"it has ended: {there.outcome}, {there.waits_for}",
+                f"the promotion has ended: {found.outcome}, {found.waits_for}",
                 "there is nothing to end",
             )
         handle = self._handle(world_id, strategy_id)
@@ -127,16 +127,16 @@ class PromotionService:
         except RPCError as error:
             raise _unknown(error, world_id, strategy_id) from error
         except WorkflowUpdateFailedError as error:
-            raise refused(error) from error.cause
+            raise update_refusal(error) from error.cause
 
-    async def _tell_to_look(self, world_id: str, strategy_id: str) -> None:
+    async def _signal_check(self, world_id: str, strategy_id: str) -> None:
         try:
             await retry_while_unavailable(
-                lambda: self._handle(world_id, strategy_id).signal(PromotionWorkflow.look), limit_s=10.0
+                lambda: self._handle(world_id, strategy_id).signal(PromotionWorkflow.check), limit_s=_LIMIT_S
             )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
-                raise  # else it has ended meanwhile, which its view says
+                raise  # otherwise it has ended meanwhile
 
     def _handle(self, world_id: str, strategy_id: str) -> WorkflowHandle[PromotionWorkflow, PromotionEnd]:
         return self._client.get_workflow_handle_for(
@@ -149,6 +149,6 @@ def _unknown(error: RPCError, world_id: str, strategy_id: str) -> Exception:
         return error
     return QmtlError(
         "E_PROMOTION_UNKNOWN",
-        f"nobody has asked to promote {strategy_id[:80]} in {world_id}",
-        "qmtl world promote W STRATEGY asks for it",
+        f"there is no promotion of {strategy_id[:80]} in {world_id}",
+        "request one with qmtl world promote W STRATEGY",
     )

@@ -1,7 +1,8 @@
-"""A local Temporal server: where it comes from, how it is started, when it is ready, how it ends.
+"""A local Temporal server: find or install it, start it, wait until it is ready, stop it.
 
-The executable is, in this order: the one that `temporal.binary` names, one on PATH, one in the tools folder, the SDK's own download into that folder, and
-`go install`. The settings below were measured: the default of 20 polls a second costs 50 ms a task, and SQLite without WAL half the throughput.
+The executable is the first of these: the one that `temporal.binary` names, one on PATH, one in the tools
+folder, the SDK's download into that folder, and `go install`. The settings below were measured: the default
+of 20 polls a second costs 50 ms per task, and SQLite without WAL costs half the throughput.
 """
 
 import os
@@ -16,20 +17,32 @@ import psutil
 
 from qmtl_sdk.contracts.errors import QmtlError
 
-GO_MODULE = "github.com/temporalio/cli/cmd/temporal@v1.5.1"  # newer tags carry a replace line, which go install refuses
+# Newer tags have a replace line in go.mod, which go install refuses.
+GO_MODULE = "github.com/temporalio/cli/cmd/temporal@v1.5.1"
+
+# Polls a second; with the default of 20 every task costs 50 ms.
 _DYNAMIC = ("history.transferProcessorMaxPollRPS=2000", "history.timerProcessorMaxPollRPS=2000")
+
+# Write-ahead log: without it, half the throughput.
 _PRAGMAS = ("journal_mode=wal", "synchronous=normal")
-_DOWNLOAD_LIMIT_S, _BUILD_LIMIT_S, _READY_LIMIT_S = 60, 1200, 60
+
+# Seconds for the download, for the build with Go, and for the server's start.
+_DOWNLOAD_LIMIT_S = 60
+_BUILD_LIMIT_S = 1200
+_READY_LIMIT_S = 60
 
 
-def obtain(tools: Path, named: Path | None = None) -> Path:
-    """The executable, fetched if need be. Raises QmtlError (E_TEMPORAL_MISSING) that says what was tried."""
+def find_or_install(tools: Path, named: Path | None = None) -> Path:
+    """Return the server's executable; install it if there is none.
+
+    Raises QmtlError: E_TEMPORAL_MISSING, which says what was tried.
+    """
     if named is not None:
         if not os.access(named, os.X_OK):
             raise QmtlError(
                 "E_TEMPORAL_MISSING",
-                f"temporal.binary names {named}, which is no executable",
-                "mend temporal.binary or QMTL_TEMPORAL__BINARY",
+                f"temporal.binary names {named}, which is not executable",
+                "correct temporal.binary or QMTL_TEMPORAL__BINARY",
             )
         return named
     found = shutil.which("temporal") or _cached(tools)
@@ -37,18 +50,18 @@ def obtain(tools: Path, named: Path | None = None) -> Path:
         return Path(found)
     tools.mkdir(parents=True, exist_ok=True)
     go = shutil.which("go")
-    # Building takes minutes, a download that is refused a second: so it is tried first.
-    said = _run([sys.executable, "-m", "temporal.download", str(tools)], _DOWNLOAD_LIMIT_S)
+    # The download is tried first: building takes minutes, and a refused download a second.
+    failure = _run([sys.executable, "-m", "temporal.download", str(tools)], _DOWNLOAD_LIMIT_S)
     if not _cached(tools) and go:
         print(
             "building the Temporal server with go install (some minutes, once) …", file=sys.stderr, flush=True
         )
-        said = _run([go, "install", GO_MODULE], _BUILD_LIMIT_S, GOBIN=str(tools / "bin"))
+        failure = _run([go, "install", GO_MODULE], _BUILD_LIMIT_S, GOBIN=str(tools / "bin"))
     found = _cached(tools)
     if not found:
         raise QmtlError(
             "E_TEMPORAL_MISSING",
-            f"no Temporal server: not on PATH, no download ({said}){'' if go else ', no go'}",
+            f"no Temporal server: not on PATH, no download ({failure}){'' if go else ', no go'}",
             "install the temporal command, or Go, or name the executable in QMTL_TEMPORAL__BINARY",
         )
     return Path(found)
@@ -63,7 +76,7 @@ def _cached(tools: Path) -> str | None:
 
 
 def _run(command: list[str], limit_s: float, **env: str) -> str:
-    """The last line that a command says."""
+    """Run a command. Returns the last line of its output."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=limit_s, env={**os.environ, **env}
@@ -75,36 +88,37 @@ def _run(command: list[str], limit_s: float, **env: str) -> str:
 
 
 def free_port() -> int:
+    """Return a free TCP port of this machine."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
 class LocalServer:
-    """One server with its data in `folder`. `start` leaves it running; its pid is all that is needed to stop it later."""
+    """One server with its data in `folder`. It outlives this process; `stop_process` stops it by its pid."""
 
     def __init__(
         self, binary: Path, folder: Path, port: int, ui_port: int, namespace: str = "default"
     ) -> None:
-        self._binary, self._folder, self.port, self.ui_port, self._namespace = (
-            binary,
-            folder,
-            port,
-            ui_port,
-            namespace,
-        )
+        self.port = port
+        self.ui_port = ui_port
+        self._binary = binary
+        self._folder = folder
+        self._namespace = namespace
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
+        """Host and port for clients."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def ui_url(self) -> str:
+        """Address of the Temporal UI."""
         return f"http://127.0.0.1:{self.ui_port}"
 
     def start(self) -> int:
-        """Start it, wait until it serves, and return its pid. Raises QmtlError (E_STACK)."""
+        """Start the server, wait until it is ready, and return its pid. Raises QmtlError (E_STACK)."""
         self._folder.mkdir(parents=True, exist_ok=True)
         command = [
             str(self._binary),
@@ -127,7 +141,7 @@ class LocalServer:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + _READY_LIMIT_S
-        while not self.serves():
+        while not self.is_ready():
             if process.poll() is not None:
                 raise QmtlError(
                     "E_STACK",
@@ -144,8 +158,8 @@ class LocalServer:
             time.sleep(0.05)
         return process.pid
 
-    def serves(self) -> bool:
-        """Whether it answers that it is healthy."""
+    def is_ready(self) -> bool:
+        """Whether the server reports that it is healthy."""
         with socket.socket() as probe:
             probe.settimeout(0.5)
             if probe.connect_ex(("127.0.0.1", self.port)) != 0:
@@ -155,7 +169,11 @@ class LocalServer:
 
 
 def stop_process(pid: int, started: float | None = None, limit_s: float = 10.0) -> bool:
-    """End a process by pid: ask, wait, then kill. False when it is not there, or when the pid is another process by now (`started` tells)."""
+    """Stop a process: terminate it, wait `limit_s` seconds, then kill it.
+
+    Returns False if there is no such process, or if the pid now belongs to one that was created at another
+    time than `started` (seconds since 1970).
+    """
     try:
         process = psutil.Process(pid)
         if started is not None and abs(process.create_time() - started) > 1:
@@ -171,10 +189,10 @@ def stop_process(pid: int, started: float | None = None, limit_s: float = 10.0) 
     return True
 
 
-if __name__ == "__main__":  # fetch the server ahead of time and say where it is
+if __name__ == "__main__":  # install the server ahead of time and print its path
     from qmtl_sdk.runtime.config import settings
 
     try:
-        print(obtain(settings().tools_dir, settings().temporal.binary))
+        print(find_or_install(settings().tools_dir, settings().temporal.binary))
     except QmtlError as error:
         sys.exit(f"temporal: {error}")

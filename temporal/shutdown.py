@@ -1,7 +1,8 @@
-"""The one way out of a process that used a Temporal client.
+"""How every process that used a Temporal client exits.
 
-The core's threads may still run when the interpreter ends, and then abort it: about one run in twelve. They end within some hundred milliseconds
-after the last client and worker are gone, so the process waits that long and then leaves with its own exit code.
+Threads of Temporal's core may still run when the interpreter ends, and abort it then: about one run in
+twelve. They end within some hundred milliseconds after the last client and worker, so the process waits that
+long first.
 """
 
 import gc
@@ -9,6 +10,7 @@ import sys
 import time
 from typing import NoReturn
 
+# Seconds in which the core's threads end.
 _THREADS_END_S = 0.3
 
 
@@ -19,5 +21,6 @@ def exit_process(code: int) -> NoReturn:
 
 
 def let_threads_end() -> None:
+    """Wait until the threads of closed clients and workers have ended."""
     gc.collect()
     time.sleep(_THREADS_END_S)

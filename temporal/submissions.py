@@ -1,6 +1,7 @@
-"""What the Gateway does with Temporal on a caller's behalf: log first, then the workflow; heartbeats and results on to the lease.
+"""The Gateway's calls to Temporal about submissions: write to the commit log first, then start the workflow.
 
-A crash between log and workflow loses nothing: `recover` starts what the log holds and no run has admitted. Every call may be repeated.
+A crash between the two loses nothing: `recover` starts what the log holds and no run has admitted. Heartbeats
+and results of runners go to the lease. Every call may be repeated.
 """
 
 import asyncio
@@ -8,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import TypeVar
 
 import structlog
 from temporalio.api.enums.v1 import TaskQueueType
@@ -22,7 +22,6 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowUpdateFailedError,
 )
-from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -32,7 +31,6 @@ from activities.submissions.activities import AnsweredRequests
 from activities.submissions.context import asks_for_shadow
 from activities.submissions.store import CommitLogStore, RunStore
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
-from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import (
     EvidenceRef,
@@ -45,15 +43,19 @@ from qmtl_sdk.contracts.submission import (
 from temporal.client import is_unavailable, retry_while_unavailable
 from temporal.plugin import qmtl_error
 from workflows.evaluation import EvaluationWorkflow
-from workflows.shared import SEARCH_STRATEGY, SEARCH_WORLD, TASK_TIMEOUT, WORKFLOWS, evaluation_options
+from workflows.ids import split_lease_id, submission_id_of
+from workflows.options import WORKFLOW_QUEUE, evaluation_options, submission_options
 from workflows.submission import SubmissionWorkflow
 
-T = TypeVar("T")
-_LEASE_BEGINS_S = 15.0  # a lease is handed out a moment before its activity has started
+# Seconds in which the activity of a granted lease starts.
+_LEASE_BEGINS_S = 15.0
+
 _log = structlog.get_logger()
 
 
 class SubmissionService:
+    """Admits submissions, forwards what runners send, and reads how runs end."""
+
     def __init__(
         self,
         client: Client,
@@ -71,7 +73,10 @@ class SubmissionService:
         self._heartbeat_s = heartbeat_timeout_s
 
     async def submit(self, submit: StrategySubmit, actor: str) -> SubmissionAck:
-        """The ack. The same key with the same body gets the same one. Raises QmtlError, also where the workflow refused it."""
+        """Admit a submission. Idempotent: the same key and body get the same answer.
+
+        Raises QmtlError, also for a submission that was refused before.
+        """
         entry = await asyncio.to_thread(self._log.append, submit, actor)
         if entry.ack is not None:
             return await self._lease_for(submit, entry.ack)
@@ -82,7 +87,7 @@ class SubmissionService:
         return await self._admit(submit)
 
     async def _lease_for(self, submit: StrategySubmit, ack: SubmissionAck) -> SubmissionAck:
-        """The ack that was given; with a lease where the runner asks for one and a recovery, which asks for none, had been quicker."""
+        """Return the recorded answer; add a lease if a recovery, which requests none, admitted it."""
         if ack.lease is not None or not submit.runner:
             return ack
         handle = self._client.get_workflow_handle_for(
@@ -98,14 +103,14 @@ class SubmissionService:
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            return ack  # the run has ended: its outcome is there to be read
+            return ack  # the run has ended: its outcome is stored
 
     async def recover(self) -> int:
-        """Start what was logged and not admitted when an earlier Gateway died; how many there were."""
+        """Start submissions that an earlier Gateway logged and no run admitted. Returns their number."""
         waiting = await asyncio.to_thread(self._log.waiting)
         for entry in waiting:
             submit = await asyncio.to_thread(self._log.body, entry.idempotency_key)
-            with suppress(QmtlError):  # a refusal is noted in the log, where the caller's retry finds it
+            with suppress(QmtlError):  # a refusal is recorded in the log for the caller's retry
                 await self._admit(submit.model_copy(update={"runner": ""}))
         return len(waiting)
 
@@ -120,28 +125,19 @@ class SubmissionService:
             raise refusal from error
 
     async def _update_with_start(self, submit: StrategySubmit) -> SubmissionAck:
-        world_id, strategy_id, name = submit.world_id, submit.dag.strategy_id, submit.meta.name
-        attributes = TypedSearchAttributes(
-            [SearchAttributePair(SEARCH_WORLD, world_id), SearchAttributePair(SEARCH_STRATEGY, strategy_id)]
+        submission = SubmissionInput(
+            store_id=self._store_id,
+            log_key=submit.idempotency_key,
+            world_id=submit.world_id,
+            strategy_id=submit.dag.strategy_id,
+            name=submit.meta.name,
+            nodes=len(submit.dag.nodes),
+            heartbeat_timeout_s=self._heartbeat_s,
         )
-        start = WithStartWorkflowOperation(
-            SubmissionWorkflow.run,
-            SubmissionInput(
-                store_id=self._store_id,
-                log_key=submit.idempotency_key,
-                world_id=world_id,
-                strategy_id=strategy_id,
-                name=name,
-                nodes=len(submit.dag.nodes),
-                heartbeat_timeout_s=self._heartbeat_s,
-            ),
-            id=workflow_id(world_id, strategy_id, asks_for_shadow(submit)),
-            task_queue=WORKFLOWS,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            task_timeout=TASK_TIMEOUT,
-            search_attributes=attributes,
-            static_summary=f"{name or 'strategy'} in world {world_id}"[:190],
+        options = submission_options(
+            submit.world_id, submission.strategy_id, submission.label, asks_for_shadow(submit)
         )
+        start = WithStartWorkflowOperation(SubmissionWorkflow.run, submission, **options)
         ask = Admit(idempotency_key=submit.idempotency_key, runner=submit.runner)
         try:
             return await self._client.execute_update_with_start_workflow(
@@ -150,26 +146,30 @@ class SubmissionService:
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            # The run ended while the update was on its way. Nothing was admitted, so another try starts a new one.
+            # The run ended before it received the update. Nothing was admitted, so a retry starts a new run.
             raise RPCError(error.message, RPCStatusCode.UNAVAILABLE, error.raw_grpc_status) from error
 
     # the lease
 
     async def heartbeat(self, lease_id: str, heartbeat: Heartbeat) -> None:
+        """Forward a runner's heartbeat. Raises QmtlError: E_LEASE_UNKNOWN, E_LEASE_LOST."""
         await self._on_lease(lease_id, lambda handle: handle.heartbeat(heartbeat))
 
     async def complete(self, lease_id: str, evidence: EvidenceRef) -> None:
+        """Complete a lease with its evidence. Raises QmtlError: E_LEASE_UNKNOWN, E_LEASE_LOST."""
         await self._on_lease(lease_id, lambda handle: handle.complete(evidence))
 
     async def fail(self, lease_id: str, failure: LeaseFailure) -> None:
+        """Give a lease back, or end it for good. Raises QmtlError: E_LEASE_UNKNOWN, E_LEASE_LOST."""
         error = ApplicationError(
             failure.message, failure.progress.json_dict(), type=failure.code, non_retryable=failure.final
         )
         await self._on_lease(lease_id, lambda handle: handle.fail(error))
 
     async def lease_run(self, lease_id: str) -> RunContextBody:
-        """The run that a lease belongs to. Raises QmtlError (E_LEASE_UNKNOWN)."""
-        run = await asyncio.to_thread(self._runs.run, lease_id.partition(".")[0])
+        """Return the run that a lease belongs to. Raises QmtlError (E_LEASE_UNKNOWN)."""
+        run_id, _ = split_lease_id(lease_id)
+        run = await asyncio.to_thread(self._runs.run, run_id)
         if run is None:
             raise QmtlError(
                 "E_LEASE_UNKNOWN", f"there is no lease {lease_id[:80]!r}", "use the lease_id of the ack"
@@ -178,8 +178,9 @@ class SubmissionService:
 
     async def _on_lease(self, lease_id: str, call: Callable[[AsyncActivityHandle], Awaitable[None]]) -> None:
         run = await self.lease_run(lease_id)
+        _, activity_id = split_lease_id(lease_id)
         handle = self._client.get_async_activity_handle(
-            workflow_id=workflow_of(run), run_id=run.run_id, activity_id=lease_id.partition(".")[2]
+            workflow_id=submission_id_of(run), run_id=run.run_id, activity_id=activity_id
         )
         deadline = time.monotonic() + _LEASE_BEGINS_S
         while True:
@@ -193,16 +194,16 @@ class SubmissionService:
                     raise QmtlError(
                         "E_LEASE_LOST",
                         "the lease has ended: it timed out, was given back, or the submission is past it",
-                        "submit again; it goes on from what was computed",
+                        "submit again; the computation resumes where it stopped",
                     ) from error
             await asyncio.sleep(0.05)
 
-    # what became of it
+    # progress and outcome
 
     async def progress(self, run: RunContextBody) -> SubmissionProgress | None:
-        """Where a run is, as its workflow says; None when that can't be learnt now."""
+        """Query a run's progress. Returns None if its workflow can't answer now."""
         handle = self._client.get_workflow_handle_for(
-            SubmissionWorkflow.run, workflow_of(run), run_id=run.run_id
+            SubmissionWorkflow.run, submission_id_of(run), run_id=run.run_id
         )
         try:
             return await retry_while_unavailable(
@@ -210,14 +211,17 @@ class SubmissionService:
                 limit_s=5.0,
             )
         except (RPCError, QmtlError) as error:
-            _log.info("no progress to be had", run_id=run.run_id, why=str(error))
+            _log.info("the progress of a run can't be read", run_id=run.run_id, why=str(error))
             return None
 
     async def outcome(self, run: RunContextBody, wait_s: float) -> SubmissionOutcome | None:
-        """How a run ended, waiting for it if need be. Raises QmtlError where its workflow ended without an outcome."""
+        """Wait for the outcome of a run, `wait_s` seconds at most. Returns None if it has not ended.
+
+        Raises QmtlError: E_CANCELLED where its workflow ended without an outcome.
+        """
         deadline = time.monotonic() + wait_s
         handle: WorkflowHandle[SubmissionWorkflow, object] = self._client.get_workflow_handle(
-            workflow_of(run), run_id=run.run_id
+            submission_id_of(run), run_id=run.run_id
         )
         while True:
             outcome = await asyncio.to_thread(self._runs.outcome, run.run_id)
@@ -237,12 +241,14 @@ class SubmissionService:
                     raise
                 await asyncio.sleep(0.2)
 
-    async def decide(self, world_id: str, request_id: str, reason: str, asked_by: str) -> DecisionEnvelope:
-        """Have the world judged as it stands."""
+    async def decide(
+        self, world_id: str, request_id: str, reason: str, requested_by: str
+    ) -> DecisionEnvelope:
+        """Judge the world now. Idempotent: a repeated `request_id` returns the first decision."""
         command = RequestEvaluation(
             store_id=self._store_id,
             world_id=world_id,
-            request=EvaluationRequest(request_id=request_id, reason=reason, asked_by=asked_by),
+            request=EvaluationRequest(request_id=request_id, reason=reason, requested_by=requested_by),
         )
         await retry_while_unavailable(lambda: self._evaluate(command))
         decision = await asyncio.to_thread(self._decisions.answer, request_id)
@@ -262,10 +268,10 @@ class SubmissionService:
         )
 
     async def workers(self) -> int:
-        """How many workers ask for workflow tasks."""
+        """Count the workers that poll for workflow tasks."""
         request = DescribeTaskQueueRequest(
             namespace=self._client.namespace,
-            task_queue=TaskQueue(name=WORKFLOWS),
+            task_queue=TaskQueue(name=WORKFLOW_QUEUE),
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
         )
         answer = await retry_while_unavailable(
@@ -273,11 +279,3 @@ class SubmissionService:
             limit_s=3.0,
         )
         return len(answer.pollers)
-
-
-def workflow_id(world_id: str, strategy_id: str, shadow: bool = False) -> str:
-    return f"submission:{world_id}:{strategy_id}{':shadow' if shadow else ''}"
-
-
-def workflow_of(run: RunContextBody) -> str:
-    return workflow_id(run.world_id, run.strategy_id, run.context.execution_domain is Domain.SHADOW)

@@ -1,12 +1,20 @@
-"""The worker: every workflow and activity, over one store. `python -m temporal.worker` runs it until SIGTERM."""
+"""The worker: every workflow and activity, over one store. `python -m temporal.worker` runs it until SIGTERM.
+
+To add an activity to a class that `_activities` lists, add it to the class and to its stub class: it is found
+by its decorator. A new class of activities is added to `_activities`; a new workflow to
+temporal.plugin.WORKFLOWS. Every worker serves all activities on all three task queues; workflows.options says
+which queue an activity is sent to.
+"""
 
 import asyncio
+import inspect
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 from temporalio.client import Client
 from temporalio.worker import Interceptor, Worker
@@ -24,87 +32,74 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal.client import connect
 from temporal.evaluations import EvaluationActivities
-from temporal.schedules import keep_schedules
+from temporal.schedules import create_schedules
 from temporal.shutdown import exit_process
-from workflows.shared import ORDERS, WORKFLOWS, WORLD
+from workflows.options import ORDER_QUEUE, WORKFLOW_QUEUE, WORLD_QUEUE
 
-# A workflow whose worker was killed waits so long before another takes it over (10 s unless set).
-STICKY = timedelta(seconds=1)
+# The cached workflows of a killed worker go to another one after this long (Temporal's default is 10 s).
+_STICKY_TIMEOUT = timedelta(seconds=1)
+
+# Threads for synchronous activities, shared by the three task queues.
 _THREADS = 16
+
+# Where Temporal's SDK stores what `@activity.defn` says.
+_DEFINITION = "__temporal_activity_definition"
+
+# An activity. (Any: each takes a message of its own.)
+Activity = Callable[..., Any]
+
+
+def _activities(stores: Stores) -> list[Activity]:
+    """List every activity, over the stores."""
+    promotions = SqlPromotions(stores.database, stores.apply_requests)
+    instances: tuple[object, ...] = (
+        SubmissionActivities(stores.for_submissions),
+        DecisionActivities(stores.for_decisions),
+        EvaluationActivities(),
+        ApplyActivities(stores.for_applies),
+        PromotionActivities(promotions, stores.apply_requests),
+        QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts)),
+    )
+    return [compute_lease, *(activity for instance in instances for activity in activities_of(instance))]
+
+
+def activities_of(instance: object) -> list[Activity]:
+    """List the methods of an instance that are activities."""
+    methods = inspect.getmembers(instance, inspect.ismethod)
+    return [method for _, method in methods if hasattr(method, _DEFINITION)]
 
 
 @asynccontextmanager
-async def working(
+async def serving(
     client: Client, stores: Stores, interceptors: Sequence[Interceptor] = ()
 ) -> AsyncIterator[None]:
-    """Workers on every task queue, for as long as the block runs. The client must carry the plugin with the store's id."""
-    submissions = SubmissionActivities(stores.for_submissions)
-    decisions = DecisionActivities(stores.for_decisions)
-    applies = ApplyActivities(stores.for_applies)
-    promotions = PromotionActivities(
-        SqlPromotions(stores.database, stores.apply_requests), stores.apply_requests
-    )
-    queues = QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts))
-    evaluations = EvaluationActivities()
-    local = [
-        submissions.begin_run,
-        submissions.diff,
-        submissions.record_admission,
-        submissions.reject,
-        submissions.conclude,
-        decisions.judge,
-        decisions.worlds_to_renew,
-        promotions.check_conditions,
-        promotions.request_apply,
-        promotions.publish_promotion,
-        applies.apply_plan,
-        applies.await_approval,
-        applies.read_approvals,
-        applies.record_direct_approval,
-        applies.conclude_apply,
-    ]
-    fence = [
-        applies.freeze_world,
-        applies.drain_world,
-        applies.switch_world,
-        applies.restore_world,
-        applies.unfreeze_world,
-        applies.await_acks,
-        promotions.apply_ended,
-    ]
-    remote = [
-        compute_lease,
-        submissions.measure,
-        evaluations.request_evaluation,
-        queues.queues_due,
-        queues.apply_retention,
-    ]
+    """Serve every task queue while the block runs. The client must carry the plugin with the store's id."""
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
-        common = {"activity_executor": pool, "interceptors": list(interceptors)}
-        await stack.enter_async_context(Worker(client, task_queue=WORLD, activities=remote, **common))  # type: ignore[arg-type]  # one mapping for both workers
-        await stack.enter_async_context(Worker(client, task_queue=ORDERS, activities=fence, **common))  # type: ignore[arg-type]  # likewise
-        await stack.enter_async_context(
-            Worker(
+        activities = _activities(stores)
+        for queue in (WORLD_QUEUE, ORDER_QUEUE, WORKFLOW_QUEUE):
+            worker = Worker(
                 client,
-                task_queue=WORKFLOWS,
-                activities=local,
-                sticky_queue_schedule_to_start_timeout=STICKY,
-                **common,
+                task_queue=queue,
+                activities=activities,
+                activity_executor=pool,
+                interceptors=interceptors,
+                sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
             )
-        )  # type: ignore[arg-type]  # likewise
+            await stack.enter_async_context(worker)
         yield
 
 
 async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> None:
+    """Serve until SIGTERM or SIGINT. Raises QmtlError: E_CONFIG, E_UNAVAILABLE."""
     stores = Stores.open(config)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         client = await connect(config.temporal, stores.database.store_id)
-        await keep_schedules(client, stores.database.store_id)
-        async with working(client, stores, interceptors):
+        await create_schedules(client, stores.database.store_id)
+        async with serving(client, stores, interceptors):
             print("worker: ready", flush=True)
             await stop.wait()
     finally:
@@ -112,6 +107,7 @@ async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> Non
 
 
 def main(interceptors: Sequence[Interceptor] = ()) -> None:
+    """Run the worker as a process."""
     try:
         config = settings()
         config.require_profile()

@@ -28,7 +28,8 @@ from activities.storage.tables import (
 from api.stack import MALLOC
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import CacheSettings, GatewaySettings, Settings, TemporalSettings
-from temporal.server import LocalServer, free_port, obtain
+from temporal.server import LocalServer, find_or_install, free_port
+from workflows.ids import submission_run_of
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ class Machine:
         base = Settings(_env_file=None)  # type: ignore[call-arg]
         self._tools = base.tools_dir
         self.server = LocalServer(
-            obtain(base.tools_dir, base.temporal.binary), home / "temporal", free_port(), free_port()
+            find_or_install(base.tools_dir, base.temporal.binary), home / "temporal", free_port(), free_port()
         )
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -201,9 +202,7 @@ def broken_promises(database: Database) -> list[str]:
                 broken.append(f"{row.idempotency_key} was admitted by a run that does not exist")
         outcomes = {row.run_id for row in session.exec(select(OutcomeRow))}
         evidence = {row.run_id for row in session.exec(select(EvidenceRow))}
-        requests = {
-            row.request_id.removeprefix("submission:") for row in session.exec(select(EvaluationRequestRow))
-        }
+        requests = {submission_run_of(row.request_id) for row in session.exec(select(EvaluationRequestRow))}
         broken += [f"run {run} has no outcome" for run in runs - outcomes]
         broken += [f"run {run} has no evidence" for run in runs - evidence]
         broken += [f"run {run} was not judged" for run in runs - requests]

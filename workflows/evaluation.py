@@ -1,9 +1,11 @@
-"""The judgment of a world, one at a time: wait → judge for all who wait → answer them.
+"""The evaluation of a world, one judgment at a time: wait for requests → judge once for all of them → reply.
 
-1. A submission asks by the signal `request`, sent together with the start, and is signalled back; a person asks by the update `evaluate`, which waits for
-   its answer. (Submissions come in hundreds, and Temporal takes ten updates of one workflow at a time.)
-2. The run takes all that wait, judges the whole world once for them, and answers each.
-3. When nobody asks any more it ends; a long line of judgments continues as new before its history grows too long.
+1. A submission requests a judgment by the signal `request`, sent together with the start, and gets the signal
+   `judged` back. A person's request is the update `evaluate`, which returns the judgment. (Submissions come
+   in hundreds, and Temporal accepts ten updates of one workflow at a time.)
+2. The run takes all waiting requests, judges the whole world once for them, and replies to each.
+3. It ends when no request comes for a while. A long series of judgments continues as new before its history
+   grows too long.
 """
 
 import asyncio
@@ -15,32 +17,38 @@ from temporalio.exceptions import ApplicationError
 with workflow.unsafe.imports_passed_through():
     from activities.messages.evaluation import EvaluationInput, EvaluationRequest, JudgeCommand, Judgment
     from activities.messages.stubs import DecisionActivityStubs
-    from workflows.shared import SEARCH_STAGE, STORE, table
+    from workflows.markdown import one_line, paragraphs, plural, table
+    from workflows.options import STORE
+    from workflows.search_attributes import SEARCH_STAGE
 
+# A run without requests ends after this long.
 IDLE = timedelta(seconds=5)
 
 
 @workflow.defn
 class EvaluationWorkflow:
+    """Judges one world, for everyone who requests it."""
+
     @workflow.init
     def __init__(self, world: EvaluationInput) -> None:
         self._world = world
         self._judged = world.judged
         self._waiting: dict[str, EvaluationRequest] = {}
-        self._answers: dict[str, Judgment] = {}
+        self._judgments: dict[str, Judgment] = {}
 
     @workflow.run
     async def run(self, world: EvaluationInput) -> Judgment | None:
+        """Judge until no request comes. Returns the last judgment."""
         last: Judgment | None = None
-        while await self._someone_asks():
+        while await self._has_requests():
             last = await self._judge()
             if workflow.info().is_continue_as_new_suggested():
                 await workflow.wait_condition(lambda: not self._waiting and workflow.all_handlers_finished())
                 workflow.continue_as_new(world.model_copy(update={"judged": self._judged}))
         return last
 
-    async def _someone_asks(self) -> bool:
-        """False when nobody has asked for a while and everyone has their answer."""
+    async def _has_requests(self) -> bool:
+        """Wait for a request. Returns False if none came and every update has returned."""
         try:
             await workflow.wait_condition(
                 lambda: bool(self._waiting), timeout=IDLE, timeout_summary="waiting for another request"
@@ -52,56 +60,58 @@ class EvaluationWorkflow:
     async def _judge(self) -> Judgment:
         batch = dict(self._waiting)
         first = next(iter(batch.values()))
-        self._show(
-            "judging",
-            f"judging for {len(batch)} {'request' if len(batch) == 1 else 'requests'}: {first.reason}",
-        )
+        self._show("judging", f"judging for {plural(len(batch), 'request')}: {first.reason}")
         command = JudgeCommand(
             store_id=self._world.store_id,
             world_id=self._world.world_id,
             run_id=workflow.info().run_id,
             request_ids=tuple(batch),
-            asked_by=first.asked_by,
+            requested_by=first.requested_by,
             renewal=all(request.renewal for request in batch.values()),
         )
         judgment = await workflow.execute_local_activity_method(
             DecisionActivityStubs.judge,
             command,
-            summary=f"judge world {self._world.world_id} by its policy",
+            summary=one_line(f"judge world {self._world.world_id} by its policy: {first.reason}"),
             **STORE,
         )
         self._judged += 1
         for request_id in batch:
             del self._waiting[request_id]
-            self._answers[request_id] = judgment
+            self._judgments[request_id] = judgment
         self._show("decided", f"{judgment.reason} (policy version {judgment.policy_version})", judgment)
         await asyncio.gather(*(self._reply(request) for request in batch.values() if request.reply_to))
         return judgment
 
     async def _reply(self, request: EvaluationRequest) -> None:
-        """Tell the workflow that asked. One that has ended needs no answer: it finds the decision in the store if it is ever asked for."""
-        asker = workflow.get_external_workflow_handle(request.reply_to, run_id=request.reply_run)
+        """Signal the requesting workflow. One that has ended needs no reply: the decision is in the store."""
+        requester = workflow.get_external_workflow_handle(request.reply_to, run_id=request.reply_run)
         try:
-            await asker.signal("judged", request.request_id)
+            await requester.signal("judged", request.request_id)
         except ApplicationError as error:
-            workflow.logger.info("nobody to answer: %s", error)
+            workflow.logger.info("the requesting workflow has ended: %s", error)
 
     @workflow.signal
     def request(self, request: EvaluationRequest) -> None:
+        """Request a judgment, with a reply by signal."""
         self._waiting[request.request_id] = request
 
     @workflow.update
     async def evaluate(self, request: EvaluationRequest) -> Judgment:
-        if request.request_id not in self._answers:
+        """Request a judgment and wait for it. Idempotent: a repeated request returns the first judgment."""
+        if request.request_id not in self._judgments:
             self._waiting[request.request_id] = request
-        await workflow.wait_condition(lambda: request.request_id in self._answers)
-        return self._answers[request.request_id]
+        await workflow.wait_condition(lambda: request.request_id in self._judgments)
+        return self._judgments[request.request_id]
 
-    def _show(self, stage: str, step: str, judgment: Judgment | None = None) -> None:
-        lines = [f"**{step}**", f"world {self._world.world_id}, {self._judged} judgments in this line"]
+    def _show(self, status: str, text: str, judgment: Judgment | None = None) -> None:
+        lines = [
+            f"**{text}**",
+            f"world {self._world.world_id}, {plural(self._judged, 'judgment')} in this series",
+        ]
         if judgment is not None:
-            lines.append(table(("strategy", "decision", "why"), judgment.lines))
+            lines.append(table(("strategy", "decision", "reason"), judgment.lines))
             if judgment.strategies > len(judgment.lines):
                 lines.append(f"and {judgment.strategies - len(judgment.lines)} more")
-        workflow.set_current_details("\n\n".join(lines)[:18_000])
-        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(stage)])
+        workflow.set_current_details(paragraphs(lines))
+        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(status)])

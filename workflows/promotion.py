@@ -1,15 +1,16 @@
-"""The gate between a decision and an apply, for one strategy: wait until the policy's conditions hold → apply → the next stage, until it is as far as it shall come.
+"""Promotion of one strategy to dryrun or live: check the next stage's conditions → apply → the stage after.
 
-1. Look: what the next stage asks for, and what of it holds. What only time is missing for is waited for by one durable timer; for the rest the promotion looks again now and then.
-2. Apply: as a child workflow, in the name of who asked for the promotion, so that nobody approves their own. Approvals with their time limit are the apply's.
-3. An apply that does not complete ends the promotion: people have decided, and ask again if they want.
+1. Check: read which conditions the policy sets for the next stage, and which are met. If only time is
+   missing, wait by one durable timer; otherwise check again every minute.
+2. Apply: run an apply as a child workflow, in the name of the person who requested the promotion, so that
+   they can't approve it themselves. The apply waits for approvals and limits that wait.
+3. An apply that does not complete ends the promotion. People decided that; they can request another one.
 """
 
 from contextlib import suppress
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError, ChildWorkflowError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
@@ -26,187 +27,183 @@ with workflow.unsafe.imports_passed_through():
     from activities.messages.stubs import PromotionActivityStubs
     from qmtl_sdk.contracts.promotions import PromotionProgress, PromotionView
     from workflows.apply import ApplyWorkflow
-    from workflows.shared import (
-        SEARCH_RUN,
-        SEARCH_STAGE,
-        SEARCH_WORLD,
-        STORE,
-        TASK_TIMEOUT,
-        WAIT,
-        apply_id,
-        table,
-    )
+    from workflows.ids import apply_id, promotion_apply_id
+    from workflows.markdown import one_line, paragraphs, table, with_reason
+    from workflows.options import STORE, WAIT, apply_options
+    from workflows.search_attributes import SEARCH_STAGE
 
-LOOK_EVERY = timedelta(minutes=1)
+# Time between two checks of conditions that don't come to be met by time alone.
+CHECK_EVERY = timedelta(minutes=1)
+
+# Added to a timer, because a condition is met just after its due time.
+_AFTER_DUE = timedelta(milliseconds=1)
 
 
 @workflow.defn
 class PromotionWorkflow:
+    """Takes one strategy to its target, stage by stage."""
+
     @workflow.init
     def __init__(self, promotion: PromotionInput) -> None:
         self._promotion = promotion
-        self._run = promotion.run_id or workflow.info().run_id  # its beginning is a time, its end is random
+        self._run = promotion.run_id or workflow.info().run_id
         self._applies = promotion.applies
         self._progress: PromotionProgress | None = None
         self._apply_run = ""
         self._end: EndPromotion | None = None
-        self._look_now = False
-        self._waits_for, self._outcome = "", ""
+        self._check_now = False
+        self._waits_for = ""
+        self._outcome = ""
 
     @workflow.run
     async def run(self, promotion: PromotionInput) -> PromotionEnd:
+        """Promote until the target is reached, an apply does not complete, or someone ends it."""
         if not promotion.run_id:
-            await self._tell("requested", promotion.requested_by, promotion.reason)
-        outcome, reason = await self._go()
-        await self._tell(outcome, self._end.actor if self._end else promotion.requested_by, reason)
+            await self._publish("requested", promotion.requested_by, promotion.reason)
+        outcome, reason = await self._promote()
+        await self._publish(outcome, self._end.actor if self._end else promotion.requested_by, reason)
         self._show(outcome, reason)
         self._outcome = outcome
         await workflow.wait_condition(workflow.all_handlers_finished)
         return PromotionEnd(outcome=outcome, reason=reason)
 
-    async def _go(self) -> tuple[str, str]:
+    async def _promote(self) -> tuple[str, str]:
+        """Check and apply, stage by stage. Returns the outcome and its reason."""
         while True:
-            about = {
-                "store_id": self._promotion.store_id,
-                "world_id": self._promotion.world_id,
-                "strategy_id": self._promotion.strategy_id,
-            }
-            self._progress = await workflow.execute_local_activity_method(
-                PromotionActivityStubs.check_conditions,
-                CheckConditions(**about, to=self._promotion.to),
-                summary="what the next stage asks for",
-                **STORE,
-            )
-            if not self._progress.target:
+            self._progress = progress = await self._check_conditions()
+            if not progress.target:
                 return "completed", f"it runs in {self._promotion.to}"
             if self._end is not None:
-                return (
-                    "stopped",
-                    f"ended by {self._end.actor}{f': {self._end.reason}' if self._end.reason else ''}",
-                )
-            if self._progress.unmet:
-                await self._wait("; ".join(condition.detail for condition in self._progress.unmet))
+                return "stopped", with_reason(f"ended by {self._end.actor}", self._end.reason)
+            if progress.unmet:
+                await self._wait(progress, "; ".join(condition.detail for condition in progress.unmet))
                 continue
-            command = PromotionApply(
-                **about,
-                run_id=f"promote-{self._run[-12:]}-{self._applies + 1}",
-                target=self._progress.target,
-                requested_by=self._promotion.requested_by,
-                reason=self._promotion.reason,
-            )
-            asked = await workflow.execute_local_activity_method(
+            command = self._apply_command(progress)
+            request = await workflow.execute_local_activity_method(
                 PromotionActivityStubs.request_apply,
                 command,
-                summary=f"ask for an apply to {command.target}",
+                summary=one_line(f"request apply {command.run_id}: {progress.label} to {command.target}"),
                 **STORE,
             )
-            if asked.refused:
-                await self._wait(f"an apply can't be asked for now: {asked.refused}")
+            if request.refused:
+                await self._wait(progress, f"an apply can't be requested now: {request.refused}")
                 continue
             self._applies += 1
-            failed = await self._apply(command)
-            if failed:
-                return "stopped", f"the apply {command.run_id} has ended: {failed}"
+            failure = await self._apply(command, request)
+            if failure:
+                return "stopped", f"the apply {command.run_id} has ended: {failure}"
 
-    async def _apply(self, command: PromotionApply) -> str:
-        """Carry the apply out; why it did not complete."""
-        self._apply_run = command.run_id
-        self._show(
-            "apply",
-            f"apply {command.run_id} takes it to {command.target}: `qmtl world applies {command.world_id} {command.run_id}`",
+    async def _check_conditions(self) -> PromotionProgress:
+        return await workflow.execute_local_activity_method(
+            PromotionActivityStubs.check_conditions,
+            CheckConditions(**self._strategy(), to=self._promotion.to),
+            summary="check the conditions of the next stage",
+            **STORE,
         )
+
+    def _apply_command(self, progress: PromotionProgress) -> PromotionApply:
+        return PromotionApply(
+            **self._strategy(),
+            run_id=promotion_apply_id(self._run, self._applies + 1),
+            target=progress.target,
+            requested_by=self._promotion.requested_by,
+            reason=self._promotion.reason,
+        )
+
+    async def _apply(self, command: PromotionApply, request: ApplyRequestResult) -> str:
+        """Run the apply to its end. Returns why it did not complete; empty if it did."""
+        world_id, run_id = command.world_id, command.run_id
+        self._apply_run = run_id
+        self._show("apply", f"apply to {command.target} under way: `qmtl world applies {world_id} {run_id}`")
         try:
             await workflow.execute_child_workflow(
                 ApplyWorkflow.run,
-                ApplyInput(store_id=command.store_id, world_id=command.world_id, run_id=command.run_id),
-                id=apply_id(command.world_id),
+                ApplyInput(store_id=command.store_id, world_id=world_id, run_id=run_id),
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-                task_timeout=TASK_TIMEOUT,
-                search_attributes=TypedSearchAttributes(
-                    [
-                        SearchAttributePair(SEARCH_WORLD, command.world_id),
-                        SearchAttributePair(SEARCH_RUN, command.run_id),
-                    ]
-                ),
-                static_summary=f"apply {command.run_id} in world {command.world_id}"[:190],
+                **apply_options(world_id, run_id, request.title, request.approvals),
             )
         except (WorkflowAlreadyStartedError, ChildWorkflowError) as error:
-            workflow.logger.info("the apply is carried out by another run: %s", error)
-        ended: ApplyRequestResult = await workflow.execute_activity_method(
-            PromotionActivityStubs.apply_ended, command, summary="how the apply has ended", **WAIT
+            workflow.logger.info("another run of the apply carries it out: %s", error)
+        end = await workflow.execute_activity_method(
+            PromotionActivityStubs.apply_ended,
+            command,
+            summary=one_line(f"wait for the end of apply {run_id}"),
+            **WAIT,
         )
         self._apply_run = ""
-        return ended.refused
+        return end.failure
 
-    async def _wait(self, waits_for: str) -> None:
-        """Until time alone may have made the difference, or someone says something."""
-        assert self._progress is not None  # looked at before
+    async def _wait(self, progress: PromotionProgress, waits_for: str) -> None:
+        """Wait until the unmet conditions are due; for a minute if one has no due time; or for a message."""
         self._show("waiting", waits_for)
-        dues = [condition.due for condition in self._progress.unmet]
-        until = max((due for due in dues if due), default=None) if dues and all(dues) else None
-        left = max(until - workflow.now(), timedelta(0)) + timedelta(milliseconds=1) if until else LOOK_EVERY
+        due_times = [condition.due for condition in progress.unmet if condition.due]
+        timeout = CHECK_EVERY
+        if due_times and len(due_times) == len(progress.unmet):
+            timeout = max(max(due_times) - workflow.now(), timedelta(0)) + _AFTER_DUE
         if workflow.info().is_continue_as_new_suggested():
             await workflow.wait_condition(workflow.all_handlers_finished)
             workflow.continue_as_new(
                 self._promotion.model_copy(update={"run_id": self._run, "applies": self._applies})
             )
-        with suppress(TimeoutError):  # time to look again
+        with suppress(TimeoutError):  # then the conditions are checked again
             await workflow.wait_condition(
-                lambda: self._look_now or self._end is not None,
-                timeout=left,
-                timeout_summary=f"waiting: {waits_for}"[:190],
+                lambda: self._check_now or self._end is not None,
+                timeout=timeout,
+                timeout_summary=one_line(f"waiting: {waits_for}"),
             )
-        self._look_now = False
+        self._check_now = False
 
-    async def _tell(self, state: str, actor: str, reason: str) -> None:
-        promotion = self._promotion
-        about = PublishPromotion(
-            store_id=promotion.store_id,
-            world_id=promotion.world_id,
-            strategy_id=promotion.strategy_id,
-            run_id=self._run,
-            state=state,
-            actor=actor,
-            reason=reason,
+    async def _publish(self, state: str, actor: str, reason: str) -> None:
+        command = PublishPromotion(
+            **self._strategy(), run_id=self._run, state=state, actor=actor, reason=reason
         )
         await workflow.execute_local_activity_method(
-            PromotionActivityStubs.publish_promotion, about, summary=f"record: {state}", **STORE
+            PromotionActivityStubs.publish_promotion,
+            command,
+            summary=one_line(with_reason(f"record and publish: {state}", reason)),
+            **STORE,
         )
+
+    def _strategy(self) -> dict[str, str]:
+        """Return the fields that every command about the strategy has."""
+        return self._promotion.model_dump(include={"store_id", "world_id", "strategy_id"})
 
     # messages
 
     @workflow.signal
-    async def approve(self, vote: ApprovalSignal) -> None:
-        """Handed on to the apply that is under way; there it counts as what it is."""
-        await self._hand_on("approve", vote)
+    async def approve(self, approval: ApprovalSignal) -> None:
+        """Forward an approval to the apply that is under way."""
+        await self._forward("approve", approval)
 
     @workflow.signal
-    async def reject(self, vote: ApprovalSignal) -> None:
-        await self._hand_on("reject", vote)
+    async def reject(self, approval: ApprovalSignal) -> None:
+        """Forward a rejection to the apply that is under way."""
+        await self._forward("reject", approval)
 
-    async def _hand_on(self, verdict: str, vote: ApprovalSignal) -> None:
+    async def _forward(self, verdict: str, approval: ApprovalSignal) -> None:
         if not self._apply_run:
             workflow.logger.info("no apply is under way to %s", verdict)
             return
         apply = workflow.get_external_workflow_handle(apply_id(self._promotion.world_id))
         try:
-            await apply.signal(verdict, vote.model_copy(update={"run_id": self._apply_run}))
+            await apply.signal(verdict, approval.model_copy(update={"run_id": self._apply_run}))
         except ApplicationError as error:
             workflow.logger.info("the apply has ended: %s", error)
 
     @workflow.signal
-    def look(self) -> None:
-        """Something has changed: look now."""
-        self._look_now = True
+    def check(self) -> None:
+        """Check the conditions now."""
+        self._check_now = True
 
     @workflow.update
     async def end(self, request: EndPromotion) -> PromotionView:
+        """End the promotion before its next apply. Idempotent: a repeated request waits for the same end."""
         self._end = self._end or request
         await workflow.wait_condition(lambda: bool(self._outcome))
         return self.gate()
 
     @end.validator
-    def _may_end(self, request: EndPromotion) -> None:
+    def _validate_end(self, request: EndPromotion) -> None:
         if self._apply_run:
             raise ApplicationError(
                 f"its apply {self._apply_run} is under way: abort that, and the promotion ends with it",
@@ -215,14 +212,13 @@ class PromotionWorkflow:
 
     @workflow.query
     def gate(self) -> PromotionView:
-        promotion = self._promotion
+        """Return the promotion's progress and what it waits for."""
+        promotion = self._promotion.model_dump(
+            include={"world_id", "strategy_id", "to", "requested_by", "reason"}
+        )
         return PromotionView.model_validate(
             {
-                "world_id": promotion.world_id,
-                "strategy_id": promotion.strategy_id,
-                "to": promotion.to,
-                "requested_by": promotion.requested_by,
-                "reason": promotion.reason,
+                **promotion,
                 "progress": self._progress,
                 "apply_run": self._apply_run,
                 "waits_for": self._waits_for,
@@ -230,20 +226,30 @@ class PromotionWorkflow:
             }
         )
 
-    def _show(self, stage: str, waits_for: str) -> None:
+    def _show(self, status: str, waits_for: str) -> None:
         self._waits_for = waits_for
-        promotion, progress = self._promotion, self._progress
-        lines = [
-            f"**{stage}**: {waits_for}",
-            f"{progress.label if progress else promotion.strategy_id[:17]} of {promotion.world_id} to {promotion.to}, asked for by {promotion.requested_by}",
-        ]
-        if promotion.reason:
-            lines.append(promotion.reason)
-        if progress is not None and progress.target:
-            rows = tuple(
-                (condition.name, "holds" if condition.met else "is missing", condition.detail)
-                for condition in progress.conditions
-            )
-            lines.append(table((f"for {progress.target} (it is in {progress.stage})", "", ""), rows))
-        workflow.set_current_details("\n\n".join(lines)[:18_000])
-        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(stage)])
+        workflow.set_current_details(_details(status, waits_for, self._promotion, self._progress))
+        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(status)])
+
+
+def _details(
+    status: str, waits_for: str, promotion: PromotionInput, progress: PromotionProgress | None
+) -> str:
+    """Build the details in the Temporal UI: what the promotion waits for, then the conditions."""
+    title = f"{promotion.label} of world {promotion.world_id} to {promotion.to}"
+    lines = [
+        f"**{status}: {waits_for}**" if waits_for else f"**{status}**",
+        with_reason(f"{title}, requested by {promotion.requested_by}", promotion.reason),
+    ]
+    if progress is not None and progress.target:
+        rows = tuple(
+            (condition.name, "met" if condition.met else "not met", condition.detail)
+            for condition in progress.conditions
+        )
+        header = (f"condition of {progress.target} (now: {progress.stage})", "", "")
+        lines.append(table(header, rows))
+    lines.append(
+        f"to end it: `qmtl world promote {promotion.world_id} {promotion.label} --end`;"
+        f" all promotions: `qmtl world promotions {promotion.world_id}`"
+    )
+    return paragraphs(lines)

@@ -1,6 +1,7 @@
-"""Renewal, by a Temporal Schedule: which worlds trade on a decision that will soon be stale → have each judged again.
+"""Renewal, on a Temporal Schedule: list the decisions that will soon be stale → request new judgments.
 
-A judgment that only renews counts nobody in or out; one whose data is no longer current, or whose gates no longer hold, switches off what it must.
+A renewal counts as no further pass or failure. It switches a strategy off if its data is out of date or its
+gates no longer hold.
 """
 
 from temporalio import workflow
@@ -8,22 +9,27 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     from activities.messages.evaluation import EvaluationRequest, RenewalDone, RenewalInput, RequestEvaluation
     from activities.messages.stubs import DecisionActivityStubs, EvaluationActivityStubs
-    from workflows.shared import SLOW, STORE
+    from workflows.ids import renewal_request_id
+    from workflows.markdown import one_line
+    from workflows.options import SLOW, STORE
 
 
 @workflow.defn
 class RenewalWorkflow:
+    """Renews the decisions of a store's worlds before they are stale."""
+
     @workflow.run
     async def run(self, renewal: RenewalInput) -> RenewalDone:
+        """Request a judgment of every world whose decision will soon be stale. Returns these worlds."""
         due = await workflow.execute_local_activity_method(
             DecisionActivityStubs.worlds_to_renew,
             renewal,
-            summary="which decisions will soon be stale",
+            summary="list the decisions that will soon be stale",
             **STORE,
         )
         for world_id in due.worlds:
             request = EvaluationRequest(
-                request_id=f"renew:{world_id}:{workflow.info().run_id}",
+                request_id=renewal_request_id(world_id, workflow.info().run_id),
                 reason="its decision would become stale",
                 renewal=True,
             )
@@ -31,10 +37,11 @@ class RenewalWorkflow:
             await workflow.execute_activity_method(
                 EvaluationActivityStubs.request_evaluation,
                 command,
-                summary=f"judge world {world_id} again"[:200],
+                summary=one_line(f"request a judgment of world {world_id}"),
                 **SLOW,
             )
+        worlds = ", ".join(due.worlds)
         workflow.set_current_details(
-            f"**renewed** {', '.join(due.worlds) or 'nothing: no decision that something trades on is about to become stale'}"
+            f"**renewed {worlds}**" if worlds else "**no decision is due for renewal**"
         )
         return due

@@ -1,6 +1,6 @@
-"""Upkeep, by a Temporal Schedule: which queues have something to go → archive and remove it, queue by queue.
+"""Upkeep, on a Temporal Schedule: list the queues that are due → archive and drop, queue by queue.
 
-A queue whose archive can't be read back keeps everything that it had; it is named in the result, and tried again by the next run.
+A queue whose archive can't be read back is left unchanged. The result names it, and the next run tries again.
 """
 
 from temporalio import workflow
@@ -9,43 +9,55 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from activities.messages.stubs import QueueActivityStubs
     from activities.messages.upkeep import UpkeepDone, UpkeepInput, UpkeepTopic
-    from workflows.shared import SEARCH_STAGE, SLOW
+    from workflows.markdown import one_line, paragraphs
+    from workflows.options import SLOW
+    from workflows.search_attributes import SEARCH_STAGE
 
-AT_ONCE = 2000
+# Queues of one run: each adds a few events to its history, which Temporal limits to 51 200. The next run does
+# the rest.
+_QUEUES_PER_RUN = 2000
+
+# Failures that the Temporal UI shows; the result holds all of them.
+_SHOWN_FAILURES = 20
 
 
 @workflow.defn
 class UpkeepWorkflow:
+    """Applies retention to the queues of a store."""
+
     @workflow.init
     def __init__(self, upkeep: UpkeepInput) -> None:
         self._upkeep = upkeep.model_copy(update={"now": upkeep.now or workflow.now().isoformat()})
-        self._archived = self._dropped = 0
+        self._archived = 0
+        self._dropped = 0
         self._failed: list[str] = []
 
     @workflow.run
     async def run(self, upkeep: UpkeepInput) -> UpkeepDone:
-        self._show("looking", "looking for queues with messages beyond their retention")
+        """Apply retention to every queue that is due. Returns totals."""
+        self._show("listing", "listing the queues with messages beyond their retention")
         due = await workflow.execute_activity_method(
-            QueueActivityStubs.queues_due, self._upkeep, summary="which queues have something to go", **SLOW
+            QueueActivityStubs.queues_due, self._upkeep, summary="list the queues that are due", **SLOW
         )
-        for number, topic in enumerate(due[:AT_ONCE], 1):
-            self._show("keeping", f"queue {number} of {len(due)}: {topic}")
-            await self._keep(topic)
+        for number, topic in enumerate(due[:_QUEUES_PER_RUN], 1):
+            self._show("archiving", f"queue {number} of {len(due)}: {topic}")
+            await self._apply_retention(topic)
         self._show(
             "done",
-            f"{len(due)} queues looked at: {self._archived} messages archived, {self._dropped} queues dropped, {len(self._failed)} failed",
+            f"{len(due)} queues due: {self._archived} messages archived, {self._dropped} queues dropped,"
+            f" {len(self._failed)} failed",
         )
         return UpkeepDone(
-            looked_at=len(due), archived=self._archived, dropped=self._dropped, failed=tuple(self._failed)
+            due=len(due), archived=self._archived, dropped=self._dropped, failed=tuple(self._failed)
         )
 
-    async def _keep(self, topic: str) -> None:
+    async def _apply_retention(self, topic: str) -> None:
         command = UpkeepTopic(store_id=self._upkeep.store_id, topic=topic, now=self._upkeep.now)
         try:
-            kept = await workflow.execute_activity_method(
+            result = await workflow.execute_activity_method(
                 QueueActivityStubs.apply_retention,
                 command,
-                summary=f"archive, read back, compare: {topic}"[:200],
+                summary=one_line(f"archive, read back, compare: {topic}"),
                 **SLOW,
             )
         except ActivityError as error:
@@ -53,9 +65,10 @@ class UpkeepWorkflow:
                 raise
             self._failed.append(f"{topic}: {error.cause.message}")
             return
-        self._archived, self._dropped = self._archived + kept.archived, self._dropped + kept.dropped
+        self._archived += result.archived
+        self._dropped += result.dropped
 
-    def _show(self, stage: str, step: str) -> None:
-        lines = [f"**{step}**", *(f"- {failed}" for failed in self._failed[:20])]
-        workflow.set_current_details("\n\n".join(lines))
-        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(stage)])
+    def _show(self, status: str, text: str) -> None:
+        lines = [f"**{text}**", *(f"- {failed}" for failed in self._failed[:_SHOWN_FAILURES])]
+        workflow.set_current_details(paragraphs(lines))
+        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(status)])

@@ -61,7 +61,7 @@ class ApplyActivities(ApplyActivityStubs):
             title=plan.title,
             reason=plan.reason,
             requested_by=plan.requested_by,
-            stages=plan.stages,
+            steps=plan.steps,
             diff=(*rows[:_ROWS], *more),
             left_out=tuple(str(item) for item in plan.left_out[:_LEFT_OUT]),
         )

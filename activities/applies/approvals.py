@@ -1,23 +1,17 @@
 """Approvals and rejections of applies."""
 
 import uuid
-from typing import Literal
 
 from sqlalchemy import update
 from sqlmodel import col, select
 
 from activities.applies.status import apply_row, approval_of, approvals_of
-from activities.messages.apply import DirectApproval
+from activities.messages.apply import STORED_APPROVAL, ApprovalVerdict, DirectApproval
 from activities.storage.database import Database, Transaction, utc_now
 from activities.storage.tables import ApplyRow, ApprovalRow
 from qmtl_sdk.contracts.applies import Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
-
-ApprovalVerdict = Literal["approve", "reject"]
-
-# The ids of approvals that the Gateway stored begin with this.
-STORED_APPROVAL = "approval:"
 
 # Characters of a direct signal's reason that are stored.
 _REASON_LENGTH = 500

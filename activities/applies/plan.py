@@ -1,7 +1,7 @@
 """The plan of an apply: a pure function of what is asked for and what the world is now.
 
 1. Which strategies: those that the fresh decision has active and that nothing holds back (fingerprint, signals, the stage before, its window).
-2. Which stages: approvals as the policy wants them for the furthest step up, then freeze, drain, switch, unfreeze.
+2. Which steps: approvals as the policy wants them for the furthest step up, then freeze, drain, switch, unfreeze.
 3. A rollback takes what an earlier apply found, except that it switches nothing on that the newest decision has off.
 
 Whatever can't be planned is refused here, before anything has changed.
@@ -249,7 +249,7 @@ def _plan(
     ]
     required = max((gating.approvals_for(mode) for mode in up), default=0)
     acks, drain = gating.apply.freeze_timeout_ms / 1000, gating.apply.drain_timeout_ms / 1000
-    stages: tuple[PlanStep, ...] = (
+    steps: tuple[PlanStep, ...] = (
         AwaitApprovals(
             required=required,
             roles=gating.approvals.roles,
@@ -281,5 +281,5 @@ def _plan(
         fingerprint_after=fingerprint,
         policy_version=context.policy.version,
         etag=context.etag,
-        stages=stages,
+        steps=steps,
     )

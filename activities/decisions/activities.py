@@ -83,7 +83,9 @@ class DecisionActivities(DecisionActivityStubs):
             after=result.states,
         )
         return _summary(
-            decisions.save_decision(command.request_ids, envelope, command.run_id, command.asked_by, inputs)
+            decisions.save_decision(
+                command.request_ids, envelope, command.run_id, command.requested_by, inputs
+            )
         )
 
     @activity.defn(no_thread_cancel_exception=True)

@@ -9,6 +9,10 @@ from qmtl_sdk.contracts.plans import PlanStep
 from qmtl_sdk.contracts.worlds import UtcTime
 
 ApplyOutcome = Literal["completed", "rolled_back", "frozen"]
+ApprovalVerdict = Literal["approve", "reject"]
+
+# The ids of approvals that the Gateway stored begin with this.
+STORED_APPROVAL = "approval:"
 
 
 class ApplyInput(StoreMessage):
@@ -24,7 +28,7 @@ class ApplyBrief(Model):
     title: str
     reason: str
     requested_by: str
-    stages: tuple[PlanStep, ...]
+    steps: tuple[PlanStep, ...]
     diff: tuple[tuple[str, str, str], ...]
     left_out: tuple[str, ...] = ()
 
@@ -32,8 +36,8 @@ class ApplyBrief(Model):
 class ApprovalSignal(Model):
     """Signal: approve or reject an apply.
 
-    The Gateway sends only the `approval_id` of what it has stored. A signal sent straight to Temporal gives `actor`
-    and `reason`, and is marked as direct.
+    The Gateway sends only the `approval_id` of what it has stored. A signal sent straight to Temporal gives
+    `actor` and `reason`, and is marked as direct.
     """
 
     run_id: str = ""
@@ -41,13 +45,18 @@ class ApprovalSignal(Model):
     actor: str = ""
     reason: str = ""
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the Gateway has stored this approval."""
+        return self.approval_id.startswith(STORED_APPROVAL)
+
 
 class DirectApproval(ApplyInput):
     """Store an approval or rejection that was sent straight to Temporal."""
 
     approval_id: str
     actor: str
-    verdict: Literal["approve", "reject"]
+    verdict: ApprovalVerdict
     reason: str
 
 
@@ -78,7 +87,7 @@ class DrainCommand(ApplyInput):
 
 
 class AwaitAcks(ApplyInput):
-    """Wait until every session and Gateway has acknowledged a change of the gate, `timeout_s` seconds at most."""
+    """Wait until every session and Gateway has acknowledged a fence change; `timeout_s` is in seconds."""
 
     change: GateChange
     phase: Literal["freeze", "unfreeze"]

@@ -15,7 +15,7 @@ class RenewalDone(Model):
 
 
 class EvaluationInput(StoreMessage):
-    """The world to judge. `judged` counts the judgments of earlier runs of a workflow that continued as new."""
+    """The world to judge. `judged` counts the judgments of earlier runs, if it continued as new."""
 
     world_id: str
     judged: int = 0
@@ -24,13 +24,14 @@ class EvaluationInput(StoreMessage):
 class EvaluationRequest(Model):
     """Request a judgment of the world.
 
-    Idempotent: the same `request_id` gets the same decision. A `renewal` only makes the decision fresh again and
-    counts as no further pass or failure. `reply_to` and `reply_run` name the workflow run to signal when it is done.
+    Idempotent: the same `request_id` gets the same decision. A `renewal` only makes the decision fresh again
+    and counts as no further pass or failure. `reply_to` and `reply_run` name the workflow run to signal when
+    it is done.
     """
 
     request_id: str
     reason: str = ""
-    asked_by: str = ""
+    requested_by: str = ""
     renewal: bool = False
     reply_to: str = ""
     reply_run: str = ""
@@ -49,7 +50,7 @@ class JudgeCommand(StoreMessage):
     world_id: str
     run_id: str
     request_ids: tuple[str, ...]
-    asked_by: str = ""
+    requested_by: str = ""
     renewal: bool = False
 
 

@@ -3,16 +3,15 @@
 from typing import Literal
 
 from activities.messages.base import StoreMessage
-from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.model import Model, OfStrategy
 
 PromotionTarget = Literal["dryrun", "live"]
 
 
-class PromotionInput(StoreMessage):
-    """Promote one strategy to dryrun or live. `run_id` and `applies` carry a run over when it continues as new."""
+class PromotionInput(StoreMessage, OfStrategy):
+    """Promote one strategy to dryrun or live. `run_id` and `applies` come from an earlier run."""
 
     world_id: str
-    strategy_id: str
     to: PromotionTarget
     requested_by: str
     reason: str = ""
@@ -40,9 +39,20 @@ class PromotionApply(StoreMessage):
 
 
 class ApplyRequestResult(Model):
-    """Whether an apply was requested. `refused` is the reason why not, empty if it was."""
+    """Whether an apply was requested. `refused` is the reason why not, empty if it was.
+
+    `title` says what the apply does, `approvals` how many people have to approve it.
+    """
 
     refused: str = ""
+    title: str = ""
+    approvals: int = 0
+
+
+class ApplyEndResult(Model):
+    """How an apply ended. `failure` is the reason why it did not complete, empty if it did."""
+
+    failure: str = ""
 
 
 class PublishPromotion(StoreMessage):

@@ -27,6 +27,7 @@ from activities.messages.evaluation import (
     RequestEvaluation,
 )
 from activities.messages.promotion import (
+    ApplyEndResult,
     ApplyRequestResult,
     CheckConditions,
     PromotionApply,
@@ -178,8 +179,8 @@ class PromotionActivityStubs(ABC):
 
     @activity.defn
     @abstractmethod
-    async def apply_ended(self, command: PromotionApply) -> ApplyRequestResult:
-        """Wait until another apply of the world has ended."""
+    async def apply_ended(self, command: PromotionApply) -> ApplyEndResult:
+        """Wait until a promotion's apply has ended, whoever runs it."""
 
     @activity.defn
     @abstractmethod

@@ -2,18 +2,16 @@
 
 from activities.messages.base import StoreMessage
 from qmtl_sdk.contracts.domains import ComputeContext
-from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.submission import EvidenceRef, Heartbeat, StreamBinding, SubmissionAck
 from qmtl_sdk.contracts.worlds import Execution, UtcTime
 
 
-class SubmissionInput(StoreMessage):
-    """One run of a submission. The DAG stays in the commit log under `log_key`; histories hold only references."""
+class SubmissionInput(StoreMessage, OfStrategy):
+    """One run of a submission. Its DAG is in the commit log under `log_key`, not in the history."""
 
     log_key: str
     world_id: str
-    strategy_id: str
-    name: str
     nodes: int
     heartbeat_timeout_s: float = 10.0
     abandon_after_s: float = 7 * 86_400.0
@@ -30,7 +28,7 @@ class Admit(Model):
 
 
 class SubmissionProgress(Model):
-    """Answer to the query `progress`: the step, whether a runner is needed, the current lease, the last heartbeat."""
+    """Answer to the query `progress`: step, whether a runner is needed, lease, last heartbeat."""
 
     step: str
     needs_runner: bool = False
@@ -112,7 +110,7 @@ class RunContextBody(Model):
 
 
 class EvidenceBody(Model):
-    """Evidence of a run: its metrics and the content hash of its returns, or the reason why there are none."""
+    """Evidence of a run: its metrics and the content hash of its returns, or why there are none."""
 
     run_id: str
     world_id: str

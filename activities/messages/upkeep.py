@@ -20,14 +20,14 @@ class UpkeepTopic(StoreMessage):
 class UpkeepDone(Model):
     """Totals of one upkeep run. The queues in `failed` were left unchanged."""
 
-    looked_at: int
+    due: int
     archived: int
     dropped: int
     failed: tuple[str, ...] = ()
 
 
 class RetentionResult(Model):
-    """What retention did to one queue: messages archived, content hash of the archive, and whether it was dropped."""
+    """What retention did to one queue: messages archived, the archive's content hash, if it was dropped."""
 
     topic: str
     archived: int = 0

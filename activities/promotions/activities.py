@@ -6,6 +6,7 @@ from temporalio import activity
 
 from activities.applies.requests import SqlApplyRequests
 from activities.messages.promotion import (
+    ApplyEndResult,
     ApplyRequestResult,
     CheckConditions,
     PromotionApply,
@@ -42,15 +43,18 @@ class PromotionActivities(PromotionActivityStubs):
             reason=command.reason,
         )
         refused = self._promotions.request_apply(command.world_id, request, command.requested_by)
-        return ApplyRequestResult(refused=refused)
+        if refused:
+            return ApplyRequestResult(refused=refused)
+        plan = self._applies.find(command.world_id, command.run_id).plan
+        return ApplyRequestResult(title=plan.title, approvals=plan.approval.required)
 
     @activity.defn
-    async def apply_ended(self, command: PromotionApply) -> ApplyRequestResult:
+    async def apply_ended(self, command: PromotionApply) -> ApplyEndResult:
         """Wait until an apply has ended, whoever runs it. Returns why it did not complete."""
         while True:
             found = await asyncio.to_thread(self._applies.find, command.world_id, command.run_id)
             if found.outcome is not None:
-                return ApplyRequestResult(refused="" if found.outcome == "completed" else found.waits_for)
+                return ApplyEndResult(failure="" if found.outcome == "completed" else found.waits_for)
             await asyncio.sleep(_POLL_S)
 
     @activity.defn(no_thread_cancel_exception=True)

@@ -509,7 +509,7 @@ def plan_text(plan: ApplyPlan) -> list[Any]:
     lines: list[Any] = [plan.title + (f": {plan.reason}" if plan.reason else "")]
     lines.append(table("", ["what", "before", "after"], [list(row) for row in plan.diff()]))
     lines += [f"left out: {item}" for item in plan.left_out]
-    return [*lines, *(f"{number}. {stage.explain()}" for number, stage in enumerate(plan.stages, 1))]
+    return [*lines, *(f"{number}. {step.explain()}" for number, step in enumerate(plan.steps, 1))]
 
 
 def status_text(found: ApplyStatus) -> list[str]:

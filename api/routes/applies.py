@@ -15,7 +15,7 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.worlds import EdgeOverride
-from workflows.shared import apply_id
+from workflows.ids import apply_id
 
 router = APIRouter(prefix="/worlds/{world_id}", tags=["applies"], route_class=GuardedRoute)
 

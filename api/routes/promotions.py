@@ -8,7 +8,7 @@ from api.auth.access import Asker, GuardedRoute
 from api.routes.applies import Reason
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
-from temporal.promotions import promotion_id
+from workflows.ids import promotion_id
 
 router = APIRouter(prefix="/worlds/{world_id}/promotions", tags=["promotions"], route_class=GuardedRoute)
 

@@ -14,7 +14,7 @@ from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import DryRun, StrategyStatus, StrategySubmit, SubmissionAck
-from temporal.submissions import workflow_of
+from workflows.ids import submission_id_of
 
 router = APIRouter(prefix="/strategies", tags=["strategies"], route_class=GuardedRoute)
 _EXAMPLE = {
@@ -92,7 +92,7 @@ async def status(
     caller.in_world(run.world_id, Role.READER)
     outcome = await state.submissions.outcome(run, wait)
     progress = None if outcome else await state.submissions.progress(run)
-    workflow = workflow_of(run)
+    workflow = submission_id_of(run)
     return StrategyStatus(
         world_id=run.world_id,
         strategy_id=run.strategy_id,

@@ -155,17 +155,17 @@ class ApplyPlan(Model):
     fingerprint_after: str
     policy_version: int
     etag: str
-    stages: tuple[PlanStep, ...]
+    steps: tuple[PlanStep, ...]
 
     @property
     def approval(self) -> AwaitApprovals:
         """The step that waits for approvals."""
-        return next(step for step in self.stages if isinstance(step, AwaitApprovals))
+        return next(step for step in self.steps if isinstance(step, AwaitApprovals))
 
     @property
     def freeze(self) -> Freeze:
         """The step that freezes the world."""
-        return next(step for step in self.stages if isinstance(step, Freeze))
+        return next(step for step in self.steps if isinstance(step, Freeze))
 
     @property
     def leads_to_live(self) -> bool:

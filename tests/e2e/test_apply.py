@@ -17,6 +17,7 @@ from qmtl_sdk.runtime.client import GatewayClient
 from temporal.client import connect
 from tests.harness import Machine, wait_for
 from tests.strategies import POLICY, Trend, world
+from workflows.ids import apply_id
 
 GATING: dict[str, Any] = {
     "domains": {"from": "backtest", "to": "live"},
@@ -248,7 +249,7 @@ def test_a_signal_straight_to_temporal_counts_only_where_the_policy_says_so(
 async def signalled(machine: Machine, world_id: str) -> None:
     """As `temporal workflow signal --name approve` does."""
     client = await connect(machine.config.temporal)
-    await client.get_workflow_handle(f"apply:{world_id}").signal(
+    await client.get_workflow_handle(apply_id(world_id)).signal(
         "approve", {"actor": "mallory", "reason": "trust me", "approval_id": "approval-made-up"}
     )
 

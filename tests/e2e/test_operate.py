@@ -112,7 +112,7 @@ def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> No
         assert "no promotion is under way" in types(0, "promotions", world)
         assert "did you mean 'Trend'" in types(1, "promote", world, "Trent")
         assert "to: Input should be 'dryrun' or 'live'" in types(1, "promote", world, "Trend", "--to", "moon")
-        assert "nobody has asked to promote" in types(1, "promote", world, "Trend", "--end")
+        assert "there is no promotion of" in types(1, "promote", world, "Trend", "--end")
         assert "--live" in types(1, "promote", world, "Trend", "--to", "live")
         asked = types(0, "promote", world, "Trend", "--reason", "it is good")
         assert "Trend of advanced to dryrun, asked for by " in asked

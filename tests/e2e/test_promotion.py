@@ -12,10 +12,10 @@ from qmtl_sdk.contracts.applies import ApplyStatus, ApprovalBody
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from temporal.client import connect
-from temporal.promotions import promotion_id
 from tests.e2e.test_apply import Stage
 from tests.harness import Machine, wait_for
 from tests.strategies import Trend
+from workflows.ids import promotion_id
 
 
 class Promoted(Stage):
@@ -144,7 +144,7 @@ def test_a_promotion_waits_for_another_apply_and_a_rejected_one_ends_it(stage: P
     other = stage.ask("dryrun")
     stage.at(other.run_id, "approval")
     stage.promotion()
-    stage.waits("an apply can't be asked for now", other.run_id, "E_APPLY_RUNNING")
+    stage.waits("an apply can't be requested now", other.run_id, "E_APPLY_RUNNING")
     stage.client.abort(stage.world, other.run_id)
     stage.promotion()  # it looks now, not in a minute
     mine = stage.asked()

@@ -16,7 +16,8 @@ from temporal.client import connect
 from temporal.plugin import ActivityRules
 from tests.harness import Machine
 from tests.strategies import POLICY, world
-from workflows.shared import evaluation_options
+from workflows.ids import submission_id
+from workflows.options import evaluation_options
 
 
 class Doing(ActivityInboundInterceptor):
@@ -68,7 +69,7 @@ def test_a_judgment_whose_asker_has_gone_is_made_all_the_same(machine: Machine) 
         database = machine.database()
         request = EvaluationRequest(
             request_id="asker-gone",
-            reply_to="submission:nobody",
+            reply_to=submission_id("gone", "nobody"),
             reply_run="01a1fd00-0000-7000-8000-000000000000",
         )
         about = EvaluationInput(store_id=database.store_id, world_id="gone")

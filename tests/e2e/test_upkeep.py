@@ -8,10 +8,11 @@ from activities.queues.store import SqliteQueues
 from qmtl_sdk import Runner
 from qmtl_sdk.contracts.sessions import QueueMessage
 from temporal.client import connect
-from temporal.schedules import UPKEEP_EVERY, upkeep_id
+from temporal.schedules import UPKEEP_EVERY
 from tests.harness import Machine
 from tests.strategies import Trend
-from workflows.shared import WORKFLOWS
+from workflows.ids import upkeep_id
+from workflows.options import WORKFLOW_QUEUE
 from workflows.upkeep import UpkeepWorkflow
 
 
@@ -43,7 +44,7 @@ def test_the_schedule_runs_upkeep_and_a_run_archives_and_drops(machine: Machine)
                 UpkeepWorkflow.run,
                 UpkeepInput(store_id=store_id, now=later),
                 id="upkeep-by-hand",
-                task_queue=WORKFLOWS,
+                task_queue=WORKFLOW_QUEUE,
             )
             return description.schedule.spec.intervals[0].every, done
 

@@ -1,4 +1,4 @@
-"""The evaluation with its judgment left out: what an incompatible change looks like. In a module of its own, as workflows are."""
+"""The evaluation without its judgment: an incompatible change. In its own module, as workflows are."""
 
 from temporalio import workflow
 

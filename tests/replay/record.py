@@ -1,8 +1,10 @@
-"""`python -m tests.replay.record`: run each workflow through its ways on a real server and keep the histories beside this file."""
+"""`python -m tests.replay.record`: run every workflow on a real server and store the histories."""
 
 import asyncio
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,16 +15,15 @@ from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from temporal.client import connect
-from temporal.promotions import promotion_id
 from temporal.shutdown import exit_process
-from temporal.submissions import workflow_id
 from tests.e2e.test_apply import Stage
 from tests.e2e.test_promotion import Promoted
 from tests.e2e.test_submission import Ahead
 from tests.harness import Machine, wait_for
 from tests.strategies import POLICY, Slow, Trend, world
+from workflows.ids import apply_id, evaluation_id, promotion_id, submission_id
+from workflows.options import WORKFLOW_QUEUE
 from workflows.renewal import RenewalWorkflow
-from workflows.shared import WORKFLOWS
 from workflows.upkeep import UpkeepWorkflow
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -35,44 +36,44 @@ async def save(machine: Machine, name: str, workflow: str, run_id: str | None = 
 
 
 async def upkeep(machine: Machine) -> None:
-    """A run of upkeep a hundred days from now: every queue is old by then."""
+    """Record upkeep as of a hundred days from now, when retention applies to every queue."""
     client = await connect(machine.config.temporal)
     with machine.client() as gateway:
         store_id = gateway.gateway_status()["store_id"]
     later = (datetime.now(UTC) + timedelta(days=100)).isoformat()
     await client.execute_workflow(
-        UpkeepWorkflow.run, UpkeepInput(store_id=store_id, now=later), id="upkeep", task_queue=WORKFLOWS
+        UpkeepWorkflow.run, UpkeepInput(store_id=store_id, now=later), id="upkeep", task_queue=WORKFLOW_QUEUE
     )
     await save(machine, "upkeep", "upkeep")
 
 
 def applies(machine: Machine) -> None:
-    """One that completes, one that is rejected, one that is aborted while it drains, one whose switch is refused; and a renewal of the world's decision."""
+    """Record applies that complete, are rejected, aborted in the drain, refused in the switch; and a renewal."""
     stage = Stage(machine, "promoted")
     try:
         assert stage.promote("dryrun", stage.ana).outcome == "completed"
-        asyncio.run(save(machine, "apply_completed", "apply:promoted"))
+        asyncio.run(save(machine, "apply_completed", apply_id(stage.world)))
         run = stage.ask("live").run_id
         stage.at(run, "approval")
         stage.ana.reject(stage.world, run, ApprovalBody(reason="no"))
         stage.client.apply_status(stage.world, run, wait_s=30)
-        asyncio.run(save(machine, "apply_rejected", "apply:promoted"))
+        asyncio.run(save(machine, "apply_rejected", apply_id(stage.world)))
         with stage.stuck_order() as unstick:
             run = stage.drains("live")
             stage.client.abort(stage.world, run, "changed my mind")
-            asyncio.run(save(machine, "apply_aborted", "apply:promoted"))
+            asyncio.run(save(machine, "apply_aborted", apply_id(stage.world)))
             run = stage.drains("live")
             stage.client.update_world(stage.world, WorldUpdate(allow_live=False))
             unstick()
             stage.client.apply_status(stage.world, run, wait_s=30)
-            asyncio.run(save(machine, "apply_frozen", "apply:promoted"))
+            asyncio.run(save(machine, "apply_frozen", apply_id(stage.world)))
         asyncio.run(renewal(machine))
     finally:
         stage.close()
 
 
 def promotions(machine: Machine) -> None:
-    """A campaign through both its stages; and one that waits and is ended."""
+    """Record a promotion through both stages, and one that waits and is ended."""
     stage = Promoted(
         machine, "campaign", {"campaign": {"dryrun": "2s"}, "approvals": {"required": 1, "live": 1}}
     )
@@ -101,12 +102,35 @@ async def renewal(machine: Machine) -> None:
     with machine.client() as gateway:
         store_id = gateway.gateway_status()["store_id"]
     await client.execute_workflow(
-        RenewalWorkflow.run, RenewalInput(store_id=store_id), id="renewal", task_queue=WORKFLOWS
+        RenewalWorkflow.run, RenewalInput(store_id=store_id), id="renewal", task_queue=WORKFLOW_QUEUE
     )
     await save(machine, "renewal", "renewal")
 
 
+def submissions(machine: Machine) -> None:
+    """Record submissions that are decided, are rejected, and lose their lease; then the world's evaluation."""
+    config = machine.config
+    plain = Runner.submit(Trend, world="equities", config=config)
+    asyncio.run(save(machine, "submission_decided", plain.workflow_id, plain.run_id))
+    with suppress(QmtlError):
+        Runner.submit(Ahead, world="equities", config=config)
+    strategy_id = BuiltStrategy(Ahead).dag.strategy_id
+    with machine.client() as client:
+        client.status(strategy_id, "equities", wait_s=30)
+    asyncio.run(save(machine, "submission_rejected", submission_id("equities", strategy_id)))
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(Runner.submit, Slow(0.003), world="equities", config=config)
+        wait_for(lambda: list((machine.home / "cache").rglob("*.partial")), "partial output")
+        machine.kill("gateway")  # no heartbeat arrives, so the lease times out and another is granted
+        time.sleep(2)
+        machine.start_gateway()
+        result = slow.result(60)
+    asyncio.run(save(machine, "submission_lease_lost", result.workflow_id, result.run_id))
+    asyncio.run(save(machine, "evaluation", evaluation_id("equities")))
+
+
 def main() -> int:
+    """Record all histories. Returns the exit code."""
     HISTORIES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(Path(folder), heartbeat_s=1.0)
@@ -114,27 +138,7 @@ def main() -> int:
             machine.up()
             with machine.client() as client:
                 client.create_world(world(), POLICY)
-            config = machine.config
-            plain = Runner.submit(Trend, world="equities", config=config)
-            asyncio.run(save(machine, "submission_decided", plain.workflow_id, plain.run_id))
-            try:
-                Runner.submit(Ahead, world="equities", config=config)
-            except QmtlError:
-                rejected = workflow_id("equities", BuiltStrategy(Ahead).dag.strategy_id)
-            with machine.client() as client:
-                client.status(BuiltStrategy(Ahead).dag.strategy_id, "equities", wait_s=30)
-            asyncio.run(save(machine, "submission_rejected", rejected))
-            with ThreadPoolExecutor(1) as pool:
-                slow = pool.submit(Runner.submit, Slow(0.003), world="equities", config=config)
-                wait_for(lambda: list((machine.home / "cache").rglob("*.partial")), "partial output")
-                machine.kill(
-                    "gateway"
-                )  # no heartbeat arrives, so the lease times out and another is handed out
-                asyncio.run(asyncio.sleep(2))
-                machine.start_gateway()
-                result = slow.result(60)
-            asyncio.run(save(machine, "submission_lease_lost", result.workflow_id, result.run_id))
-            asyncio.run(save(machine, "evaluation", "evaluation:equities"))
+            submissions(machine)
             asyncio.run(upkeep(machine))
             applies(machine)
             promotions(machine)

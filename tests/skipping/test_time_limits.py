@@ -1,4 +1,4 @@
-"""Every limit in time, on Temporal's time-skipping server: days pass in moments, and the machine's clock follows the server's."""
+"""Every time limit, on Temporal's time-skipping server; the machine's clock follows the server's."""
 
 import asyncio
 import os
@@ -30,13 +30,15 @@ from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.promotions import PromotionView
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal.plugin import QmtlPlugin
-from temporal.worker import working
+from temporal.worker import serving
 from tests.orders import Desk, policy
 from tests.testserver import launcher
 from workflows.apply import ApplyWorkflow
 from workflows.evaluation import EvaluationWorkflow
+from workflows.ids import apply_id, promotion_id
+from workflows.options import WORKFLOW_QUEUE, evaluation_options
 from workflows.promotion import PromotionWorkflow
-from workflows.shared import SEARCH_ATTRIBUTES, WORKFLOWS, apply_id, evaluation_options
+from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 T = TypeVar("T")
 DAY = timedelta(days=1)
@@ -55,7 +57,8 @@ class Follow(Interceptor):
     """Set the machine's clock to the server's before each activity."""
 
     def __init__(self, env: WorkflowEnvironment, clock: time_machine.Traveller) -> None:
-        self.env, self.clock = env, clock
+        self.env = env
+        self.clock = clock
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         return _Following(next, self)
@@ -90,7 +93,7 @@ class Skipping:
     async def apply(self, run: str) -> WorkflowHandle[Any, Any]:
         command = ApplyInput(store_id=self.stores.database.store_id, world_id=self.desk.world, run_id=run)
         return await self.env.client.start_workflow(
-            ApplyWorkflow.run, command, id=apply_id(self.desk.world), task_queue=WORKFLOWS
+            ApplyWorkflow.run, command, id=apply_id(self.desk.world), task_queue=WORKFLOW_QUEUE
         )
 
     async def until(self, condition: Callable[[], Awaitable[T]], what: str, limit_s: float = 30.0) -> T:
@@ -137,7 +140,7 @@ class Skipping:
     reraise=True,
 )
 async def started(server: Path, plugin: QmtlPlugin) -> WorkflowEnvironment:
-    """The library gives the server's JVM five seconds, which are not enough for one that is read from a slow disk for the first time."""
+    """Start the server with retries: the library gives its JVM five seconds, too little on a slow disk."""
     return await WorkflowEnvironment.start_time_skipping(
         test_server_existing_path=str(server), plugins=[plugin]
     )
@@ -155,7 +158,7 @@ async def skipping(server: Path, home: Path, found: Policy) -> AsyncIterator[Ski
                 AddSearchAttributesRequest(namespace="default", search_attributes=kinds)
             )
             with time_machine.travel(await env.get_current_time(), tick=True) as clock:
-                async with working(env.client, stores, [Follow(env, clock)]):
+                async with serving(env.client, stores, [Follow(env, clock)]):
                     yield Skipping(env, stores, desk, clock)
 
 
@@ -256,7 +259,7 @@ def test_a_campaign_takes_its_windows(server: Path, tmp_path: Path) -> None:
                 requested_by="olga",
             )
             handle = await stage.env.client.start_workflow(
-                PromotionWorkflow.run, promotion, id=f"promotion:w:{strategy}", task_queue=WORKFLOWS
+                PromotionWorkflow.run, promotion, id=promotion_id("w", strategy), task_queue=WORKFLOW_QUEUE
             )
 
             async def waits(word: str) -> PromotionView:

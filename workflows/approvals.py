@@ -1,0 +1,73 @@
+"""Approvals of one apply: signals are stored first, then read back as the store counts them."""
+
+from temporalio import workflow
+
+from activities.messages.apply import ApplyInput, ApprovalSignal, ApprovalVerdict, DirectApproval
+from activities.messages.stubs import ApplyActivityStubs
+from qmtl_sdk.contracts.applies import Approval, approvers
+from workflows.ids import direct_approval_id
+from workflows.markdown import one_line
+from workflows.options import STORE
+
+
+class Approvals:
+    """Receives approval signals, and knows what the store has counted."""
+
+    def __init__(self, apply: ApplyInput) -> None:
+        self.stored: tuple[Approval, ...] = ()
+        self._apply = apply
+        self._received: list[tuple[ApprovalVerdict, ApprovalSignal]] = []
+
+    @property
+    def unread(self) -> bool:
+        """Whether a signal came that was not read yet."""
+        return bool(self._received)
+
+    @property
+    def approved_by(self) -> set[str]:
+        """The people whose approvals count."""
+        return approvers(self.stored)
+
+    @property
+    def rejection(self) -> Approval | None:
+        """The first rejection that counts."""
+        return next((item for item in self.stored if item.counts and item.verdict == "reject"), None)
+
+    def receive(self, verdict: ApprovalVerdict, signal: ApprovalSignal) -> None:
+        """Take a signal, unless it is meant for another apply."""
+        if signal.run_id and signal.run_id != self._apply.run_id:
+            return
+        if not signal.is_stored:
+            # A direct signal may claim any id, so it gets one from its place in the history.
+            info = workflow.info()
+            history_length = info.get_current_history_length()
+            own_id = direct_approval_id(info.run_id, history_length, len(self._received))
+            signal = signal.model_copy(update={"approval_id": own_id})
+        self._received.append((verdict, signal))
+
+    async def read(self) -> None:
+        """Store the direct signals, then read all approvals from the store."""
+        received = self._received
+        self._received = []
+        for verdict, signal in received:
+            if not signal.is_stored:
+                await self._store(verdict, signal)
+        found = await workflow.execute_local_activity_method(
+            ApplyActivityStubs.read_approvals, self._apply, summary="read the approvals", **STORE
+        )
+        self.stored = found.approvals
+
+    async def _store(self, verdict: ApprovalVerdict, signal: ApprovalSignal) -> None:
+        command = DirectApproval(
+            **self._apply.model_dump(),
+            approval_id=signal.approval_id,
+            actor=signal.actor,
+            verdict=verdict,
+            reason=signal.reason,
+        )
+        await workflow.execute_local_activity_method(
+            ApplyActivityStubs.record_direct_approval,
+            command,
+            summary=one_line(f"store a direct signal: {signal.actor} {verdict}"),
+            **STORE,
+        )
