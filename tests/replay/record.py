@@ -48,7 +48,7 @@ async def upkeep(machine: Machine) -> None:
 
 
 def applies(machine: Machine) -> None:
-    """Record applies that complete, are rejected, aborted in the drain, refused in the switch; and a renewal."""
+    """Record applies that complete, are rejected, aborted, and refused in the switch; and a renewal."""
     stage = Stage(machine, "promoted")
     try:
         assert stage.promote("dryrun", stage.ana).outcome == "completed"
@@ -108,7 +108,7 @@ async def renewal(machine: Machine) -> None:
 
 
 def submissions(machine: Machine) -> None:
-    """Record submissions that are decided, are rejected, and lose their lease; then the world's evaluation."""
+    """Record submissions that are decided, rejected, and lose their lease; and an evaluation."""
     config = machine.config
     plain = Runner.submit(Trend, world="equities", config=config)
     asyncio.run(save(machine, "submission_decided", plain.workflow_id, plain.run_id))
