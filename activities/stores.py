@@ -21,7 +21,8 @@ from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
 from activities.sessions.sql import SqlSessionStore
 from activities.storage.audit import SqlAudit
-from activities.storage.database import Database, open_database
+from activities.storage.database import Database
+from activities.storage.opening import open_database
 from activities.submissions.activities import SubmissionStores
 from activities.submissions.context import ContextSources
 from activities.submissions.log import SqlCommitLog

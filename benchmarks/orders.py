@@ -22,7 +22,8 @@ from urllib.parse import urlparse
 from sqlalchemy import create_engine, text
 
 from activities.fence.acceptance import OrderAcceptance
-from activities.storage.database import Database, open_database
+from activities.storage.database import Database
+from activities.storage.opening import open_database
 from qmtl_sdk.contracts.orders import Order
 from tests.harness import Machine
 from tests.orders import Desk

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from activities.storage.database import open_database
+from activities.storage.opening import open_database
 from qmtl_sdk import Node, Strategy, StreamInput
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.submission import EvidenceRef, StrategySubmit, SubmissionAck, SubmissionMeta

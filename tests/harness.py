@@ -13,7 +13,8 @@ import httpx
 from sqlalchemy import func, text
 from sqlmodel import select
 
-from activities.storage.database import Database, open_database
+from activities.storage.database import Database
+from activities.storage.opening import open_database
 from activities.storage.tables import (
     AuditRow,
     CommitLogRow,

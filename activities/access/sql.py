@@ -8,8 +8,9 @@ from typing import Literal
 from sqlalchemy import bindparam, text
 from sqlmodel import col, select
 
-from activities.storage.database import Database, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import TokenRow
+from activities.storage.transactions import utc_now
 from qmtl_sdk.contracts.access import Role, TokenInfo
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError

@@ -7,8 +7,9 @@ from sqlmodel import col, select
 
 from activities.applies.status import apply_row, approval_of, approvals_of
 from activities.messages.apply import STORED_APPROVAL, ApprovalVerdict, DirectApproval
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import ApplyRow, ApprovalRow
+from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.applies import Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan

@@ -11,8 +11,9 @@ from activities.applies.planning_context import planning_context
 from activities.applies.status import apply_row, running_apply, status_of
 from activities.applies.steps import begin_step
 from activities.fence.state import OPEN, locked_fence
-from activities.storage.database import Database, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import ApplyRow
+from activities.storage.transactions import utc_now
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan

@@ -6,8 +6,8 @@ from sqlmodel import Session, col, select
 
 from activities.fence.acknowledgements import acknowledgements
 from activities.messages.apply import GateChange
-from activities.storage.database import Transaction
 from activities.storage.tables import ApplyRow, ApplyStepRow, ApprovalRow
+from activities.storage.transactions import Transaction
 from qmtl_sdk.contracts.applies import Acknowledgement, ApplyStatus, Approval, StepRecord
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan

@@ -18,8 +18,9 @@ from activities.decisions.sql import newest_decision
 from activities.fence.halts import lift_halt
 from activities.fence.state import OPEN, locked_fence, open_fence
 from activities.messages.apply import ApplyOutcome, GateChange, StepDone
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow
+from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import world_of, world_row
 from qmtl_sdk.contracts.errors import QmtlError
 

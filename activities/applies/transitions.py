@@ -25,8 +25,8 @@ from activities.fence.state import (
 )
 from activities.graph.sql import SqlGraphStore, stored_dag
 from activities.messages.apply import ApplyOutcome, GateChange, StepDone
-from activities.storage.database import Transaction, utc_now
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow, WorldRow
+from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import pin_fingerprint, set_node_states
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain, domain_of

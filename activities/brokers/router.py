@@ -16,7 +16,8 @@ import structlog
 from activities.brokers.broker import Broker
 from activities.brokers.paper import PaperBroker
 from activities.fence.order_log import SqlOrderLog
-from activities.storage.database import Database, open_database
+from activities.storage.database import Database
+from activities.storage.opening import open_database
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import Settings, settings

@@ -9,7 +9,7 @@ from activities.decisions.evidence import candidate_of, newest_evidence
 from activities.decisions.store import DecisionInputs, StoredDecision
 from activities.fence.activations import apply_decision
 from activities.fence.state import OPEN, locked_fence, set_decision
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import (
     BindingRow,
     DecisionInputsRow,
@@ -18,6 +18,7 @@ from activities.storage.tables import (
     EvidenceRow,
     HysteresisRow,
 )
+from activities.storage.transactions import Transaction, utc_now
 from activities.submissions.runs import evidence_of
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.decisions import DecisionEnvelope

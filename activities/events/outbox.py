@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from sqlalchemy import func, update
 from sqlmodel import col, select
 
-from activities.storage.database import Database, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
+from activities.storage.transactions import utc_now
 
 
 class SqlOutbox:

@@ -19,7 +19,8 @@ import structlog
 
 from activities.events.bus import ControlBus, SqliteBus
 from activities.events.outbox import SqlOutbox
-from activities.storage.database import Database, open_database
+from activities.storage.database import Database
+from activities.storage.opening import open_database
 from activities.storage.tables import OutboxRow
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import DATA, CloudEvent

@@ -18,8 +18,9 @@ from sqlalchemy import Connection
 from activities.fence.halts import halt
 from activities.fence.rows import ACCEPTED, REFUSED, FenceSnapshot, LogLine, order_rows
 from activities.fence.rules import BreakerCount, OrderContext, World, refusal
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import FenceRow
+from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Order, OrderVerdict, Refusal
 

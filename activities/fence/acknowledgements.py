@@ -6,8 +6,9 @@ from sqlmodel import Session, select
 
 from activities.messages.apply import GateChange
 from activities.sessions.sql import sessions_since
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import AckRow, GatewayRow
+from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.applies import Acknowledgement
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from sqlmodel import Session, col, select
 
-from activities.storage.database import Transaction
 from activities.storage.tables import ActivationRow, WorldRow
+from activities.storage.transactions import Transaction
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import rank_of

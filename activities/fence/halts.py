@@ -1,8 +1,8 @@
 """Halts: close a world's gate at once, until an operator resumes it."""
 
 from activities.fence.state import GateEvent, log_fence_change, publish_gate_change
-from activities.storage.database import Transaction
 from activities.storage.tables import FenceRow
+from activities.storage.transactions import Transaction
 
 # Characters of a halt's reason that are stored.
 _REASON_LENGTH = 300

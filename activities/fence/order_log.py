@@ -12,8 +12,9 @@ from sqlalchemy import delete, func, select, text
 from sqlmodel import SQLModel, col
 
 from activities.fence.rows import ACCEPTED, FILLED, REFUSED
-from activities.storage.database import Database, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import OpenOrderRow
+from activities.storage.transactions import utc_now
 from qmtl_sdk.contracts.orders import Fill, Order, OrderRecord
 
 _log = SQLModel.metadata.tables["order_log"]

@@ -16,7 +16,8 @@ from psycopg.types.json import Json
 from sqlalchemy import Connection
 
 from activities.fence.rules import Activation, Session, World
-from activities.storage.database import Database, PostgresDatabase, lock_key
+from activities.storage.database import Database
+from activities.storage.postgres import PostgresDatabase, lock_key
 from qmtl_sdk.contracts.orders import Order
 
 ACCEPTED, REFUSED, FILLED = "accepted", "refused", "filled"

@@ -11,8 +11,8 @@ from typing import Literal
 from sqlmodel import Session, SQLModel
 
 from activities.fence.activations import activation_hashes, apply_decision, store_activation
-from activities.storage.database import Transaction, utc_now
 from activities.storage.tables import FenceRow, WorldRow
+from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.edges import LIVE_EDGE, write_edge
 from qmtl_sdk.contracts.applies import GateStatus
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope

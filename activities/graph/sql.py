@@ -8,7 +8,7 @@ from activities.graph.diff import RECOMPUTE_AFTER, DiffPlan, plan_diff, sentinel
 from activities.messages.submission import DiffResult
 from activities.queues.catalogue import announce, register
 from activities.queues.topics import asset_of, folded, layout_of, topic_name
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import (
     DiffRow,
     GraphEdgeRow,
@@ -17,6 +17,7 @@ from activities.storage.tables import (
     QueueRow,
     SentinelRow,
 )
+from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.errors import QmtlError
 

@@ -7,8 +7,9 @@ from datetime import datetime
 
 from sqlmodel import Session, col, select
 
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import GraphNodeRow, QueueRow, QueueTagRow, TagQueryRow
+from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.dag import TAG_QUERY, NodeRecord
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueInfo

@@ -14,8 +14,9 @@ from activities.artifacts.store import ArtifactStore
 from activities.messages.upkeep import RetentionResult
 from activities.queues.catalogue import tell_leaving
 from activities.queues.store import QueueStore
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import QueueRow, SessionRow
+from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueMessage

@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 from sqlmodel import Session, col, select
 
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import SessionRow
+from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo, SessionOpen
 

@@ -1,6 +1,7 @@
 """Migrations, run when a process opens the database.
 
-A database whose version this code does not know is refused: it was made by a newer QMTL, or before the first release.
+A database whose version this code does not know is refused: a newer QMTL made it, or one from before the
+first release.
 """
 
 import re
@@ -31,8 +32,8 @@ def migrate(engine: Engine) -> None:
     if current is not None and current not in known:
         raise QmtlError(
             "E_DATABASE_NEWER",
-            f"the database is at version {current}, which this QMTL does not know: a newer QMTL made it, or one "
-            "from before the first release",
+            f"the database is at version {current}, which this QMTL does not know: a newer QMTL made it, "
+            "or one from before the first release",
             "upgrade QMTL, or use another database",
         )
     if current == known[-1]:

@@ -2,8 +2,9 @@
 
 from sqlmodel import col, select
 
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import CommitLogRow
+from activities.storage.transactions import Transaction, utc_now
 from activities.submissions.store import LogEntry
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlmodel import col, select
 
 from activities.messages.submission import EvidenceBody, NodeValidation, RunContextBody
-from activities.storage.database import Database, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import (
     BindingRow,
     EvidenceRow,
@@ -14,6 +14,7 @@ from activities.storage.tables import (
     ValidationRow,
     WorldNodeRow,
 )
+from activities.storage.transactions import utc_now
 from qmtl_sdk.contracts.submission import SubmissionOutcome
 
 

@@ -4,8 +4,9 @@ from datetime import datetime
 
 from sqlmodel import Session, col, select
 
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import EdgeOverrideRow
+from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.worlds import EdgeOverride
 

@@ -3,8 +3,9 @@
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import PolicyRow
+from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy

@@ -4,8 +4,9 @@ from datetime import datetime
 
 from sqlmodel import Session, col, select
 
-from activities.storage.database import Database, Transaction, utc_now
+from activities.storage.database import Database
 from activities.storage.tables import BindingRow, WorldNodeRow, WorldRow
+from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.model import Model

@@ -7,7 +7,7 @@ from sqlmodel import col, select
 
 from activities.events.bus import SqliteBus
 from activities.events.relay import Relay
-from activities.storage.database import open_database
+from activities.storage.opening import open_database
 from activities.storage.tables import OutboxRow
 from qmtl_sdk.runtime.config import settings
 

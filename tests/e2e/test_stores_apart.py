@@ -11,7 +11,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
 from activities.messages.evaluation import EvaluationInput, EvaluationRequest
 from activities.messages.submission import RunCommand
-from activities.storage.database import open_database
+from activities.storage.opening import open_database
 from temporal.client import connect
 from temporal.plugin import ActivityRules
 from tests.harness import Machine

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from activities.storage.database import Database, open_database
+from activities.storage.database import Database
+from activities.storage.opening import open_database
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

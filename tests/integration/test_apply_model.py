@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from activities.fence.acceptance import OrderAcceptance
 from activities.storage.audit import SqlAudit
-from activities.storage.database import open_database
+from activities.storage.opening import open_database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from tests.orders import Desk

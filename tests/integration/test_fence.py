@@ -12,7 +12,8 @@ import pytest
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.state import FROZEN, locked_fence
-from activities.storage.database import Database, utc_now
+from activities.storage.database import Database
+from activities.storage.transactions import utc_now
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
@@ -294,7 +295,7 @@ def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> Non
 def test_a_lost_connection_is_said_and_not_used_again(
     desk: Desk, dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("activities.storage.database._IDLE_S", 60.0)  # none is tried before it is used
+    monkeypatch.setattr("activities.storage.postgres._IDLE_S", 60.0)  # none is tried before it is used
     orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch
     orders.publish([desk.order(session, epoch)])
     with psycopg.connect(dsn) as other:

@@ -12,7 +12,8 @@ from activities.brokers.router import OrderRouter, brokers
 from activities.fence import rules as fence
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
-from activities.storage.database import Database, open_database
+from activities.storage.database import Database
+from activities.storage.opening import open_database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Order, Refusal
 from qmtl_sdk.contracts.sessions import SessionOpen

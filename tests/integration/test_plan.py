@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from activities.storage.database import Database, SqliteDatabase
+from activities.storage.database import Database
+from activities.storage.sqlite import SqliteDatabase
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.worlds import EdgeOverride

@@ -20,7 +20,9 @@ from activities.graph.sql import SqlGraphStore
 from activities.messages.submission import EvidenceBody, RunContextBody
 from activities.queues.topics import folded
 from activities.storage.audit import SqlAudit
-from activities.storage.database import Database, SqliteDatabase, open_database
+from activities.storage.database import Database
+from activities.storage.opening import open_database
+from activities.storage.sqlite import SqliteDatabase
 from activities.storage.tables import AuditRow, GraphEdgeRow, GraphNodeRow, OutboxRow, QueueRow, SentinelRow
 from activities.submissions.log import SqlCommitLog
 from activities.submissions.runs import SqlRunStore
@@ -205,8 +207,8 @@ def test_what_changed_is_held_before_the_head_of_its_chain(database: Database) -
     assert touched[:2] == ["graph_edge", "audit_head"]
 
 
-def test_a_look_that_changes_the_store_is_rolled_back(database: Database) -> None:
-    with pytest.raises(RuntimeError, match="a look changed"), database.read() as session:
+def test_a_read_that_changes_the_store_is_rolled_back(database: Database) -> None:
+    with pytest.raises(RuntimeError, match="a read changed"), database.read() as session:
         session.add(GraphEdgeRow(parent="a", child="b"))
         session.flush()
     with database.read() as session:

@@ -1,0 +1,101 @@
+"""PostgreSQL, with advisory locks."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from blake3 import blake3
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from activities.storage.database import Database
+from activities.storage.transactions import Transaction, watch_writes
+
+# Seconds after which a pooled connection is tested before use. Testing costs a round trip, so a connection
+# that was used a moment ago is trusted.
+_IDLE_S = 1.0
+
+# Connections that stay open: one for each thread that a process typically runs.
+_POOL_SIZE = 16
+
+_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
+_SHARE = text("SELECT pg_advisory_xact_lock_shared(:key)")
+
+
+class _PostgresTransaction(Transaction):
+    def lock(self, name: str) -> None:
+        self.session.connection().execute(_LOCK, {"key": lock_key(name)})
+
+    def share(self, name: str) -> None:
+        self.session.connection().execute(_SHARE, {"key": lock_key(name)})
+
+
+class PostgresDatabase(Database):
+    """A database that serves writers at the same time; row and advisory locks keep them apart."""
+
+    transaction_type = _PostgresTransaction
+    insert = staticmethod(postgresql.insert)
+
+    def __init__(self, dsn: str) -> None:
+        # LIFO: the connection that was used last has most statements prepared.
+        engine = create_engine(
+            "postgresql+psycopg://" + dsn.split("://", 1)[1], pool_size=_POOL_SIZE, pool_use_lifo=True
+        )
+        _test_idle_connections(engine)
+        watch_writes(engine)
+        super().__init__(engine)
+
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        """Hold the lock of migrations."""
+        with self._connection("migrate") as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": lock_key("migrate")})
+            connection.commit()
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": lock_key("migrate")})
+                connection.commit()
+
+    @contextmanager
+    def elected(self, role: str) -> Iterator[bool]:
+        """Try to take the role's lock. It belongs to this connection, and ends with it."""
+        with self._connection("election") as connection:
+            elected = bool(
+                connection.execute(
+                    text("SELECT pg_try_advisory_lock(:key)"), {"key": lock_key(role)}
+                ).scalar_one()
+            )
+            connection.commit()
+            try:
+                yield elected
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock_all()"))
+                connection.commit()
+
+
+def lock_key(name: str) -> int:
+    """Return the number of an advisory lock: 64 bits of the hash of its name."""
+    return int.from_bytes(blake3(name.encode()).digest(8), "big", signed=True)
+
+
+def _test_idle_connections(engine: Engine) -> None:
+    """Test a connection that was idle before it is used again: the server may have closed it."""
+
+    def checkin(_: object, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    def checkout(driver: "psycopg.Connection[Any]", record: ConnectionPoolEntry, _: object) -> None:
+        if time.monotonic() - record.info.get("idle_since", 0.0) > _IDLE_S:
+            try:
+                driver.execute("SELECT 1")
+                driver.commit()
+            except psycopg.OperationalError as error:
+                raise DisconnectionError from error
+
+    event.listen(engine, "checkin", checkin)
+    event.listen(engine, "checkout", checkout)

@@ -1,0 +1,88 @@
+"""SQLite: one file that several processes write. For the embedded profile and tests."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import portalocker
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.dialects import sqlite
+
+from activities.storage.database import Database
+from activities.storage.transactions import watch_writes
+from activities.storage.turnstile import WriterTurnstile
+
+# Seconds that a connection waits for a lock before it fails.
+_LOCK_TIMEOUT_S = 30
+
+# Connections that stay open: one for each thread that a process typically runs.
+_POOL_SIZE = 16
+
+
+class SqliteDatabase(Database):
+    """Writers queue at the turnstile, and each transaction takes SQLite's lock when it begins."""
+
+    insert = staticmethod(sqlite.insert)
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._local = threading.local()
+        self._turnstiles: list[WriterTurnstile] = []
+        engine = create_engine(
+            f"sqlite:///{path}",
+            connect_args={"timeout": _LOCK_TIMEOUT_S, "check_same_thread": False},
+            pool_size=_POOL_SIZE,
+        )
+        event.listen(engine, "connect", _prepare)
+        event.listen(engine, "begin", _begin)
+        watch_writes(engine)
+        super().__init__(engine)
+
+    @contextmanager
+    def queue(self) -> Iterator[None]:
+        """Wait in the queue of writers of all processes."""
+        if not hasattr(self._local, "turnstile"):
+            self._local.turnstile = WriterTurnstile(self._path)
+            self._turnstiles.append(self._local.turnstile)
+        with self._local.turnstile:
+            yield
+
+    def migrating(self) -> AbstractContextManager[None]:
+        """Migrate as any other writer."""
+        return self.queue()
+
+    @contextmanager
+    def elected(self, role: str) -> Iterator[bool]:
+        """Try to lock the role's file."""
+        with self._path.with_name(f"{self._path.name}.{role}").open("w") as file:
+            try:
+                portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+            except portalocker.LockException:
+                yield False
+                return
+            yield True  # closing the file releases the lock
+
+    def close(self) -> None:
+        """Close all connections and the files of the queue."""
+        super().close()
+        for turnstile in self._turnstiles:
+            turnstile.close()
+
+
+def _prepare(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # else the driver begins transactions at times of its own
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={_LOCK_TIMEOUT_S * 1000}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("qmtl_purpose") == "write"
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

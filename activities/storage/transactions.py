@@ -1,0 +1,189 @@
+"""A transaction that writes: inserts, upserts, and the audit and outbox rows of each change."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, Table, bindparam, event
+from sqlmodel import Session, SQLModel
+
+from activities.storage.chain import link
+from activities.storage.tables import AuditHeadRow, AuditRow, OutboxRow
+from qmtl_sdk.contracts.canonical import canonical_json
+
+# The key under which a connection notes that its transaction changed rows.
+_WROTE = "qmtl_wrote"
+
+# Rows of one INSERT: SQLite limits the number of bound values in a statement.
+_ROWS = 500
+
+_AUDIT: Table = SQLModel.metadata.tables[str(AuditRow.__tablename__)]
+_AUDIT_HEAD: Table = SQLModel.metadata.tables[str(AuditHeadRow.__tablename__)]
+_OUTBOX: Table = SQLModel.metadata.tables[str(OutboxRow.__tablename__)]
+_LOCKED_HEAD = (
+    sqlalchemy.select(_AUDIT_HEAD.c.number, _AUDIT_HEAD.c.hash)
+    .where(_AUDIT_HEAD.c.chain == bindparam("chain"))
+    .with_for_update()
+)
+
+
+def utc_now() -> str:
+    """Return the time in the form that every table stores."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+class Transaction:
+    """A session that writes: `insert_new`, `upsert` and `record`, and `session` for everything else."""
+
+    def __init__(self, session: Session, insert: Any, actor: str) -> None:
+        """Take the dialect's INSERT, which supports ON CONFLICT. (Any: the dialects share no type for it.)"""
+        self.session = session
+        self.recorded = False
+        self._insert = insert
+        self._actor = actor
+
+    def insert_new(self, rows: Sequence[SQLModel]) -> set[tuple[Any, ...]]:
+        """Insert the rows that conflict with no unique key. Returns the primary keys of the inserted rows."""
+        if not rows:
+            return set()
+        table: Table = type(rows[0]).__table__  # type: ignore[attr-defined]  # SQLModel adds it
+        columns = [column for column in table.columns if column.autoincrement is not True]
+        values = [{column.key: getattr(row, column.key) for column in columns} for row in rows]
+        statement = self._insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
+        connection = self.session.connection()
+        inserted: set[tuple[Any, ...]] = set()
+        for start in range(0, len(values), _ROWS):
+            part = values[start : start + _ROWS]
+            inserted |= {tuple(row) for row in connection.execute(statement.values(part))}
+        if inserted:
+            connection.info[_WROTE] = True
+        return inserted
+
+    def upsert(self, row: SQLModel) -> None:
+        """Insert the row, or replace the one with its primary key, in one statement."""
+        table: Table = type(row).__table__  # type: ignore[attr-defined]  # as above
+        self._upsert(table, {column.key: getattr(row, column.key) for column in table.columns})
+
+    def _upsert(self, table: Table, values: dict[str, Any]) -> None:
+        self.session.connection().execute(_upsert_statement(self._insert, table), values)
+
+    def lock(self, name: str) -> None:
+        """Hold the lock `name` until the end of the transaction. SQLite has one writer and needs no lock."""
+
+    def share(self, name: str) -> None:
+        """Hold the lock `name` together with others that share it, but not with one that `lock`s it.
+
+        Waiters queue in order, so `lock` is not starved by `share`.
+        """
+
+    def record(
+        self,
+        action: str,
+        world_id: str,
+        subject: str,
+        *,
+        before: Any = None,
+        after: Any = None,
+        correlation_id: str = "",
+        event: str = "",
+        about: str = "",
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the audit row and the outbox row of a change.
+
+        `event` is the type of the published event (default: `action`), `about` its subject (default:
+        `subject`). (Any: the JSON of whatever was changed.)
+        """
+        now = utc_now()
+        data_json = canonical_json(
+            dict(data) if data is not None else {"world_id": world_id, "subject": subject}
+        ).decode()
+        key = world_id or subject
+        self._append_audit(
+            {
+                "at": now,
+                "actor": self._actor,
+                "action": action,
+                "world_id": world_id,
+                "subject": subject,
+                "correlation_id": correlation_id,
+                "before": canonical_json(before).decode(),
+                "after": canonical_json(after).decode(),
+                "chain": key,
+            }
+        )
+        event_row = {
+            "event_id": uuid.uuid4().hex,
+            "type": event or action,
+            "key": key,
+            "world_id": world_id,
+            "subject": about or subject,
+            "at": now,
+            "data": data_json,
+        }
+        self.session.connection().execute(_OUTBOX.insert(), event_row)
+        self.recorded = True
+
+    def _append_audit(self, row: dict[str, Any]) -> None:
+        """Append a row to its chain.
+
+        The transaction locks the chain's head until it commits. So audit and outbox numbers of one key are in
+        the order of commits.
+        """
+        # Lock the changed rows before the head, in every transaction: two transactions that locked them in
+        # different orders would deadlock.
+        self.session.flush()
+        connection = self.session.connection()
+        chain = {"chain": row["chain"]}
+        head = connection.execute(_LOCKED_HEAD, chain).first()
+        if head is None:  # there is no row to lock yet
+            self.lock(f"audit:{row['chain']}")
+            head = connection.execute(_LOCKED_HEAD, chain).first()
+        row["number"] = head.number + 1 if head else 1
+        row["hash"] = link(head.hash if head else "", row)
+        connection.execute(_AUDIT.insert(), row)
+        self._upsert(_AUDIT_HEAD, {**chain, "number": row["number"], "hash": row["hash"]})
+
+
+def watch_writes(engine: Engine) -> None:
+    """Note on a connection that a statement changed rows.
+
+    Statements with ON CONFLICT DO NOTHING are left out: `insert_new` knows whether it inserted anything.
+    """
+
+    def after(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if (
+            statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE")
+            and "ON CONFLICT DO NOTHING" not in statement
+        ):
+            connection.info[_WROTE] = True
+
+    def begin(connection: Connection) -> None:
+        connection.info.pop(_WROTE, None)
+
+    event.listen(engine, "after_cursor_execute", after)
+    event.listen(engine, "begin", begin)
+
+
+def take_write_mark(connection: Connection) -> bool:
+    """Return whether the transaction changed rows, and clear the mark."""
+    return bool(connection.info.pop(_WROTE, False))
+
+
+@cache
+def _upsert_statement(insert: Any, table: Table) -> Any:
+    """Build the statement of `upsert`, once for each table: building it takes longer than executing it.
+
+    (Any: the dialects share no type for it.)
+    """
+    statement = insert(table)
+    keys = [column.key for column in table.primary_key.columns]
+    return statement.on_conflict_do_update(
+        index_elements=keys,
+        set_={
+            column.key: statement.excluded[column.key] for column in table.columns if column.key not in keys
+        },
+    )
