@@ -106,6 +106,9 @@ CODES: dict[str, int] = {
     "E_WEIGHT": 422,
     "E_ORDER_REUSED": 409,
     "E_AUDIT_BROKEN": 409,
+    # extensions
+    "E_EXTENSION": 422,
+    "E_EXTENSION_UNKNOWN": 422,
     # data
     "E_DATA_NOT_FOUND": 422,
     "E_DATA_SCHEMA": 422,

@@ -236,11 +236,11 @@ class _Parser:
             return Number(float(token))
         if not (token[0].isalpha() or token[0] == "_") or token in ("and", "or", "not"):
             raise self._error(f"{token!r} is out of place")
-        if token not in METRICS:
+        if token not in METRICS.names():
             raise QmtlError(
                 "E_METRIC_UNKNOWN",
-                f"“{self._text}”: {token!r} is not a metric{nearest(token, list(METRICS))}",
-                f"known: {', '.join(METRICS)}",
+                f"“{self._text}”: {token!r} is not a metric{nearest(token, list(METRICS.names()))}",
+                f"known: {', '.join(METRICS.names())}",
                 metric=token,
             )
         return Metric(token)

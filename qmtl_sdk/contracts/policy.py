@@ -36,11 +36,11 @@ def _number(text: str) -> str:
 
 
 def _metric(name: str) -> str:
-    if name not in METRICS:
+    if name not in METRICS.names():
         raise QmtlError(
             "E_METRIC_UNKNOWN",
-            f"{name!r} is not a metric{nearest(name, list(METRICS))}",
-            f"known: {', '.join(METRICS)}",
+            f"{name!r} is not a metric{nearest(name, list(METRICS.names()))}",
+            f"known: {', '.join(METRICS.names())}",
         )
     return name
 

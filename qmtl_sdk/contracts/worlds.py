@@ -64,6 +64,10 @@ class Clock(Model):
         return self.replay.start + timedelta(seconds=(wall - created_at).total_seconds() * self.replay.speed)
 
 
+OptionName = Annotated[str, Field(min_length=1, max_length=64)]
+OptionValue = bool | int | float | Annotated[str, Field(max_length=1024)]
+
+
 class Preset(Model):
     """A data set of a world. `streams` maps a stream's name to the tags that select it.
 
@@ -73,13 +77,20 @@ class Preset(Model):
     """
 
     name: str = Field(min_length=1, max_length=64)
-    source: Literal["parquet", "csv", "replay"]
-    path: str = Field(min_length=1)
+    source: str = Field(min_length=1, max_length=64, description="a built-in source, or one of a package")
+    path: str = Field("", max_length=1024)
     interval: Seconds
     calendar: str = "24/7"
     streams: dict[str, tuple[str, ...]] = Field(min_length=1)
     on_missing: Literal["skip", "fail"] = "skip"
     sectors: dict[str, str] = Field({}, description="the sector of a stream, for policies that cap one")
+    options: dict[OptionName, OptionValue] = Field({}, max_length=32, description="for sources of packages")
+
+    @model_validator(mode="after")
+    def _files_need_a_path(self) -> "Preset":
+        if self.source in ("parquet", "csv", "replay") and not self.path:
+            raise ValueError(f"source {self.source} needs a path")
+        return self
 
 
 class Data(Model):

@@ -35,14 +35,14 @@ class Bars:
         """The bars that have closed by `as_of`: nothing stamped at or after it, and nothing unfinished."""
         if as_of is None:
             return self
-        end = int(np.searchsorted(self.closes, to_ns(as_of), side="right"))
-        return (
-            self
-            if end == len(self)
-            else Bars(
-                self.ts[:end], {name: values[:end] for name, values in self.columns.items()}, self.interval
-            )
-        )
+        return self.rows(0, int(np.searchsorted(self.closes, to_ns(as_of), side="right")))
+
+    def rows(self, start: int, end: int) -> "Bars":
+        """Return the bars of a range of rows, without copying."""
+        if start == 0 and end == len(self):
+            return self
+        columns = {name: values[start:end] for name, values in self.columns.items()}
+        return Bars(self.ts[start:end], columns, self.interval)
 
     def only(self, fields: "list[str]") -> "Bars":
         """The bars with these columns alone. Raises QmtlError (E_COLUMN_MISSING)."""

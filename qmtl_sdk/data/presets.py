@@ -5,16 +5,15 @@ interval. The binding belongs to the world and never enters the NodeID.
 """
 
 from datetime import datetime
-from functools import lru_cache
 
 from qmtl_sdk.contracts.dag import STREAM, Dag, NodeRecord
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.contracts.worlds import Preset, WorldSpec
-from qmtl_sdk.data.bars import Bars, combined, fingerprint, from_ns, iso
+from qmtl_sdk.data.bars import Bars, checked, combined, from_ns, iso
 from qmtl_sdk.data.calendars import missing, require
-from qmtl_sdk.data.source import CsvSource, FileSource, ParquetSource, resolved
+from qmtl_sdk.data.market import market_data
 
 
 def bind(dag: Dag, world: WorldSpec) -> tuple[StreamBinding, ...]:
@@ -61,49 +60,34 @@ def _bind(node: NodeRecord, world: WorldSpec) -> StreamBinding:
     )
 
 
-def source_of(preset: Preset, stream: str) -> FileSource:
-    """The file that holds a stream."""
-    path = preset.path.replace("{stream}", stream)
-    kind = CsvSource if path.lower().endswith(".csv") or preset.source == "csv" else ParquetSource
-    several = "{stream}" not in preset.path and len(preset.streams) > 1
-    return kind(path, interval=preset.interval, symbol=stream if several else None)
-
-
 def load(preset: Preset, stream: str) -> Bars:
-    """A stream's bars. Raises QmtlError as `FileSource.read`, and E_DATA_GAP where the preset says that missing bars are a fault."""
-    bars = source_of(preset, stream).read()
-    if preset.on_missing == "fail":
-        gaps = missing(bars, preset.calendar, 1)
-        if len(gaps):
-            raise QmtlError(
-                "E_DATA_GAP",
-                f"{preset.name}/{stream} has no bar at {iso(int(gaps[0]))}",
-                "fill it from the source, or allow gaps with on_missing: skip",
-            )
+    """Read all bars of a stream.
+
+    Raises QmtlError: as `market_data` and `MarketDataSource.read`; E_DATA_GAP where a bar is missing and the preset
+    says that this is a fault.
+    """
+    bars = market_data(preset).read(stream)
+    require_no_gap(preset, stream, bars)
     return bars
 
 
-def preset_fingerprint(preset: Preset) -> str:
-    """The fingerprint of all streams of a preset."""
-    states = []
-    for stream in preset.streams:
-        file = resolved(source_of(preset, stream).path)
-        stat = file.stat() if file.exists() else None
-        states.append((str(file), stat.st_mtime_ns, stat.st_size) if stat else (str(file), 0, 0))
-    return _fingerprint(preset.model_dump_json(), tuple(states))
-
-
-@lru_cache(maxsize=64)
-def _fingerprint(preset_json: str, states: tuple[tuple[str, int, int], ...]) -> str:
-    """Computed once for one state of the files."""
-    preset = Preset.model_validate_json(preset_json)
-    return fingerprint({stream: load(preset, stream) for stream in preset.streams})
+def require_no_gap(preset: Preset, stream: str, bars: Bars) -> None:
+    """Raises QmtlError: E_DATA_GAP where a bar is missing and the preset says that this is a fault."""
+    if preset.on_missing != "fail":
+        return
+    gaps = missing(bars, preset.calendar, 1)
+    if len(gaps):
+        raise QmtlError(
+            "E_DATA_GAP",
+            f"{preset.name}/{stream} has no bar at {iso(int(gaps[0]))}",
+            "fill it from the source, or allow gaps with on_missing: skip",
+        )
 
 
 def fingerprint_of(bindings: tuple[StreamBinding, ...]) -> str:
     """The fingerprint of the data sets that a run reads."""
     presets = {binding.preset.name: binding.preset for binding in bindings}
-    return combined([preset_fingerprint(preset) for preset in presets.values()])
+    return combined([market_data(preset).fingerprint() for preset in presets.values()])
 
 
 def inspect_world(spec: WorldSpec) -> dict[str, dict[str, object]]:
@@ -111,9 +95,11 @@ def inspect_world(spec: WorldSpec) -> dict[str, dict[str, object]]:
     report: dict[str, dict[str, object]] = {}
     for preset in spec.data.presets:
         require(preset.calendar)
-        streams = {stream: load(preset, stream) for stream in preset.streams}
+        streams = {
+            stream: checked(load(preset, stream), f"{preset.name}/{stream}") for stream in preset.streams
+        }
         report[preset.name] = {
-            "dataset_fingerprint": fingerprint(streams),
+            "dataset_fingerprint": market_data(preset).fingerprint(),
             "streams": {
                 name: {
                     "bars": len(bars),

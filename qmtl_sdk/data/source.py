@@ -7,7 +7,7 @@ streams has a column `symbol`. Times without a zone are UTC; whole numbers are s
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -79,6 +79,18 @@ def resolved(path: str) -> Path:
     return Path(path)
 
 
+def streams_in(source: FileSource) -> tuple[str, ...]:
+    """List the streams of a file by its column `symbol`; empty where it has none. Raises QmtlError as `read`."""
+    file = resolved(source.path)
+    if not file.exists():
+        raise QmtlError(
+            "E_DATA_NOT_FOUND", f"there is no file {source.path}", "check the path", path=source.path
+        )
+    stat = file.stat()
+    frame = _table(source.kind, str(file), stat.st_mtime_ns, stat.st_size)
+    return tuple(map(str, frame[SYMBOL].unique())) if SYMBOL in frame else ()
+
+
 @lru_cache(maxsize=256)
 def _bars(
     kind: str, path: str, mtime_ns: int, size: int, interval: int, symbol: str | None, where: str
@@ -120,9 +132,13 @@ def _table(kind: str, path: str, mtime_ns: int, size: int) -> pd.DataFrame:
 
 
 def _parquet(path: str) -> pd.DataFrame:
-    """One file, on this thread: `read_table` brings a data set engine and a pool of threads along, which cost a service more memory than its data does."""
+    """Read one file on this thread.
+
+    `read_table` loads a data set engine and a pool of threads, which cost a service more memory than its data.
+    """
     with pq.ParquetFile(path) as file:
-        return file.read(use_threads=False).to_pandas(use_threads=False)
+        frame: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
+    return frame
 
 
 def _times(frame: pd.DataFrame, where: str) -> np.ndarray:
@@ -135,9 +151,7 @@ def _times(frame: pd.DataFrame, where: str) -> np.ndarray:
         )
     values = frame[column]
     if pd.api.types.is_numeric_dtype(values):
-        largest = float(values.abs().max()) if len(values) else 0.0
-        unit = "s" if largest < 1e11 else "ms" if largest < 1e14 else "us" if largest < 1e17 else "ns"
-        parsed = pd.to_datetime(values, unit=unit, utc=True, errors="coerce")
+        parsed = pd.to_datetime(values, unit=_unit(values), utc=True, errors="coerce")
     else:
         parsed = pd.to_datetime(
             values,
@@ -154,7 +168,18 @@ def _times(frame: pd.DataFrame, where: str) -> np.ndarray:
             "write times like 2024-01-31T14:00:00Z",
             row=row + 1,
         )
-    return parsed.astype("datetime64[ns, UTC]").astype("int64").to_numpy()
+    times: np.ndarray = parsed.astype("datetime64[ns, UTC]").astype("int64").to_numpy()
+    return times
+
+
+def _unit(values: "pd.Series[Any]") -> Literal["s", "ms", "us", "ns"]:
+    """Guess the unit of whole-number times from the largest: each limit is a time in the year 5138."""
+    largest = float(values.abs().max()) if len(values) else 0.0
+    if largest < 1e11:
+        return "s"
+    if largest < 1e14:
+        return "ms"
+    return "us" if largest < 1e17 else "ns"
 
 
 def _numbers(frame: pd.DataFrame, where: str) -> dict[str, np.ndarray]:

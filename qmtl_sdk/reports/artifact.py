@@ -23,7 +23,8 @@ def encode(returns: Returns) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    artifact: bytes = sink.getvalue().to_pybytes()
+    return artifact
 
 
 def decode(data: bytes) -> Returns:

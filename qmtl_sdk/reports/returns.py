@@ -89,7 +89,9 @@ def returns_of(
         )
     weights = [weight / sum(map(abs, given)) for weight in given]
     ts = np.unique(np.concatenate([item.ts for item in instruments]))
-    values, positions, shares = np.zeros(len(ts)), {}, {}
+    values = np.zeros(len(ts))
+    positions: dict[str, np.ndarray] = {}
+    shares: dict[str, float] = {}
     for item, weight in zip(instruments, weights, strict=True):
         rows = np.searchsorted(ts, item.ts)
         values[rows] += weight * item.returns

@@ -10,8 +10,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
-from qmtl_sdk.contracts.metrics import METRICS
-from qmtl_sdk.reports.metrics import drawdown, equity
+from qmtl_sdk.reports.metrics import descriptions, drawdown, equity
 from qmtl_sdk.reports.returns import Returns
 
 _MOST_POINTS = 4000
@@ -48,7 +47,7 @@ def write(path: Path, decision: DecisionEnvelope, sheets: list[Tearsheet]) -> Pa
         decision=decision,
         sheets=sheets,
         shown=_SHOWN,
-        meanings=METRICS,
+        meanings=descriptions(),
         figure=_figure(sheets),
         plotly=get_plotlyjs(),
     )

@@ -1,7 +1,7 @@
-"""A running strategy's data: the bars of its streams, each once, as they close on the world's clock.
+"""The data of a running strategy: the bars of its streams, each once, as they close on the world's clock.
 
-A stream's bars are read again when its file has changed. Nothing is handed out before the world's time has reached its close. Bars that appear in the past of what
-was handed out are counted in `late` and left out: what a node has said of a bar is not said again.
+No bar is handed out before the world's time has reached its close. Bars that appear in the past of what was handed
+out are counted in `late` and left out, because a node's output for a bar is final.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,53 +12,58 @@ import numpy as np
 
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import StreamBinding
-from qmtl_sdk.data.bars import Bars, checked, to_ns
-from qmtl_sdk.data.presets import load
+from qmtl_sdk.data.bars import checked, to_ns
+from qmtl_sdk.data.market import NewBars, market_data
+from qmtl_sdk.data.presets import require_no_gap
 from qmtl_sdk.nodes.node import StreamInput
 
 Row = tuple[int, dict[str, float]]
 
+# The position before every bar.
+_BEGINNING = -(2**63)
+
 
 @dataclass
 class _Stream:
+    """A stream with the close (ns) of the newest bar that was handed out, and how many bars lie up to it."""
+
     node: StreamInput
-    read: Callable[[], Bars]
+    follow: Callable[[int], NewBars]
     last_close: int
-    before: int | None = None
+    earlier: int | None = None
 
 
 class BarFeed:
-    """`after`: by NodeID, the close (ns) of the newest bar that was handled already."""
+    """Hands out bars by close. `after` gives, by NodeID, the close (ns) of the newest bar that was handled already."""
 
     def __init__(
         self, nodes: "list[StreamInput]", bindings: "dict[str, StreamBinding]", after: "dict[str, int]"
     ) -> None:
         self._streams = [
-            _Stream(node, _reader(node, bindings.get(node.node_id)), after.get(node.node_id, -(2**63)))
+            _Stream(node, _follower(node, bindings.get(node.node_id)), after.get(node.node_id, _BEGINNING))
             for node in nodes
         ]
         self.late = 0
 
     def due(self, now: datetime, limit: int = 2000) -> Iterator[tuple[int, dict[str, Row]]]:
-        """By close, oldest first: the bars that closed since they were last asked for, by NodeID. Raises QmtlError where a source can't be read; nothing is lost by that."""
+        """Yield the bars that closed since the last call, oldest first: their close (ns), and bars by NodeID.
+
+        Raises QmtlError where a source cannot be read; no bar is lost by that.
+        """
         found: dict[int, dict[str, Row]] = {}
-        read = [(stream, stream.read()) for stream in self._streams]
-        horizon = to_ns(now)  # no stream is ahead of another that has more than the limit
-        for stream, bars in read:
-            lo = int(np.searchsorted(bars.closes, stream.last_close, side="right"))
-            if lo + limit < len(bars):
-                horizon = min(horizon, int(bars.closes[lo + limit - 1]))
-        for stream, bars in read:
+        new = [(stream, stream.follow(stream.last_close)) for stream in self._streams]
+        horizon = to_ns(now)  # no stream gets ahead of another that has more bars than the limit
+        for _, read in new:
+            if limit < len(read.bars):
+                horizon = min(horizon, int(read.bars.closes[limit - 1]))
+        for stream, read in new:
+            if stream.earlier is not None and read.earlier is not None and read.earlier > stream.earlier:
+                self.late += read.earlier - stream.earlier
+            stream.earlier = read.earlier
+            bars = read.bars
             closes = bars.closes
-            lo, hi = (
-                int(np.searchsorted(closes, stream.last_close, side="right")),
-                int(np.searchsorted(closes, horizon, side="right")),
-            )
-            if stream.before is not None and lo > stream.before:
-                self.late += lo - stream.before
-            stream.before = lo
             fields = stream.node.params.get("fields") or list(bars.columns)
-            for row in range(lo, hi):
+            for row in range(int(np.searchsorted(closes, horizon, side="right"))):
                 found.setdefault(int(closes[row]), {})[stream.node.node_id] = (
                     int(bars.ts[row]),
                     {name: float(bars.columns[name][row]) for name in fields},
@@ -67,21 +72,22 @@ class BarFeed:
             yield close, found[close]
             for stream in self._streams:
                 if stream.node.node_id in found[close]:
-                    stream.last_close, stream.before = close, (stream.before or 0) + 1
+                    stream.last_close = close
+                    stream.earlier = (stream.earlier or 0) + 1
 
     def silent_since(self) -> dict[str, int]:
-        """By stream's label, the close (ns) of the newest bar that was handed out."""
+        """Return the close (ns) of the newest bar that was handed out, by the stream's label."""
         return {stream.node.label: stream.last_close for stream in self._streams}
 
     @property
     def interval(self) -> int:
-        """The coarsest stream's interval, seconds; 0 without streams."""
+        """The interval of the coarsest stream, in seconds; 0 without streams."""
         return max((stream.node.interval for stream in self._streams), default=0)
 
 
-def _reader(node: StreamInput, binding: StreamBinding | None) -> Callable[[], Bars]:
+def _follower(node: StreamInput, binding: StreamBinding | None) -> Callable[[int], NewBars]:
     if binding is not None:
-        return lambda: load(binding.preset, binding.stream)
+        return lambda after: _follow_preset(binding, after)
     source = node.source
     if source is None:
         raise QmtlError(
@@ -90,4 +96,16 @@ def _reader(node: StreamInput, binding: StreamBinding | None) -> Callable[[], Ba
             "submit the strategy again",
             node=node.node_id,
         )
-    return lambda: checked(source.read(), node.label)
+
+    def follow(after: int) -> NewBars:
+        bars = checked(source.read(), node.label)
+        row = int(np.searchsorted(bars.closes, after, side="right"))
+        return NewBars(bars.rows(row, len(bars)), earlier=row)
+
+    return follow
+
+
+def _follow_preset(binding: StreamBinding, after: int) -> NewBars:
+    new = market_data(binding.preset).follow(binding.stream, None if after == _BEGINNING else after)
+    require_no_gap(binding.preset, binding.stream, new.bars)
+    return new

@@ -1,6 +1,6 @@
 """Files of bars: their faults named, their fingerprints, gaps, streams and replay."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,11 @@ import pytest
 
 from qmtl_sdk import CsvSource, ParquetSource, QmtlError, StreamInput
 from qmtl_sdk.contracts.dag import Dag
-from qmtl_sdk.contracts.worlds import Preset, Replay, WorldSpec
+from qmtl_sdk.contracts.worlds import Preset, WorldSpec
 from qmtl_sdk.data.bars import NS, Bars, combined, fingerprint
 from qmtl_sdk.data.calendars import missing
-from qmtl_sdk.data.presets import bind, inspect_world, load, newest_close, preset_fingerprint
-from qmtl_sdk.data.replay import ReplaySource
+from qmtl_sdk.data.market import market_data
+from qmtl_sdk.data.presets import bind, inspect_world, load, newest_close
 from tests.strategies import world
 
 GOOD = "Date,Open,Close,Note\n2024-01-01,1,1.5,a\n2024-01-02,2,2.5,b\n2024-01-04,3,3.5,c\n"
@@ -105,10 +105,10 @@ def test_a_fingerprint_is_of_content_and_not_of_its_looks() -> None:
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = csv(tmp_path, GOOD)
     preset = Preset(name="p", source="csv", path=str(path), interval="1d", streams={"X": ("x",)})  # type: ignore[arg-type]
-    before = preset_fingerprint(preset)
+    before = market_data(preset).fingerprint()
     csv(tmp_path, GOOD + "2024-01-05,4,4.5,d\n")
     assert len(load(preset, "X")) == 4
-    assert preset_fingerprint(preset) != before
+    assert market_data(preset).fingerprint() != before
 
 
 def test_gaps_are_facts_by_the_markets_calendar() -> None:
@@ -183,17 +183,58 @@ def test_nothing_is_read_beyond_as_of(tmp_path: Path) -> None:
     assert youngest == datetime(2010, 1, 4, tzinfo=UTC)
 
 
-def test_a_replay_hands_bars_out_as_they_fall_due(tmp_path: Path) -> None:
-    bars = CsvSource(csv(tmp_path, GOOD), interval="1d").read()
-    start = datetime(2024, 1, 2, tzinfo=UTC)
-    replay = ReplaySource(bars, Replay(start=start, speed=3600))
-    assert len(replay.history()) == 1
-    due = list(replay.due(start, start + timedelta(days=1)))
-    assert [values["close"] for _, values in due] == [2.5]
-    assert list(replay.due(start + timedelta(days=1), start + timedelta(days=1))) == []
-    assert [
-        values["close"] for _, values in replay.due(start - timedelta(days=9), start + timedelta(days=9))
-    ] == [2.5, 3.5]
-    assert replay.next_due(start) == pytest.approx(86400 / 3600)
-    assert replay.next_due(start + timedelta(days=9)) is None
-    assert ReplaySource(bars, Replay(start=start, speed=0)).next_due(start) is None
+def preset_over(path: Path, **fields: object) -> Preset:
+    given = {"name": "p", "source": "csv", "path": str(path), "interval": "1d", "streams": {"X": ["x"]}}
+    return Preset.model_validate({**given, **fields})
+
+
+def test_a_source_reads_a_range_of_time(tmp_path: Path) -> None:
+    data = market_data(preset_over(csv(tmp_path, GOOD)))
+    second = datetime(2024, 1, 2, tzinfo=UTC)
+    assert data.read("X").columns["close"].tolist() == [1.5, 2.5, 3.5]
+    assert data.read("X", start=second).columns["close"].tolist() == [2.5, 3.5]
+    assert data.read("X", end=second).columns["close"].tolist() == [1.5], "the second bar has not closed"
+
+
+def test_a_source_follows_new_bars_and_counts_those_before(tmp_path: Path) -> None:
+    path = csv(tmp_path, GOOD)
+    data = market_data(preset_over(path))
+    everything = data.follow("X", None)
+    assert (len(everything.bars), everything.earlier) == (3, 0)
+    last = int(everything.bars.closes[-1])
+    assert len(data.follow("X", last).bars) == 0
+    late = GOOD.replace("2024-01-04", "2024-01-03,9,9.5,late\n2024-01-04")
+    csv(tmp_path, late + "2024-01-05,4,4.5,d\n")
+    new = data.follow("X", last)
+    assert new.bars.columns["close"].tolist() == [4.5]
+    assert new.earlier == 4, "one bar appeared before the position"
+
+
+def test_bars_added_later_do_not_change_the_fingerprint_up_to_a_time(tmp_path: Path) -> None:
+    preset = preset_over(csv(tmp_path, GOOD))
+    whole = market_data(preset).fingerprint()
+    until = datetime(2024, 1, 5, tzinfo=UTC)
+    assert market_data(preset).fingerprint(until) == whole
+    csv(tmp_path, GOOD + "2024-01-05,4,4.5,d\n")
+    assert market_data(preset).fingerprint(until) == whole
+    assert market_data(preset).fingerprint() != whole
+    csv(tmp_path, GOOD.replace("2.5", "2.6") + "2024-01-05,4,4.5,d\n")
+    assert market_data(preset).fingerprint(until) != whole, "a changed bar is another data set"
+
+
+def test_a_source_lists_its_streams(tmp_path: Path) -> None:
+    for name in ("AAPL", "MSFT"):
+        csv(tmp_path, GOOD, f"{name}.csv")
+    assert market_data(preset_over(tmp_path / "{stream}.csv")).streams() == ("AAPL", "MSFT")
+    several = "date,symbol,close\n2024-01-01,A,1\n2024-01-01,B,2\n"
+    path = csv(tmp_path, several, "several.csv")
+    assert market_data(preset_over(path, streams={"A": ["a"], "B": ["b"]})).streams() == ("A", "B")
+    assert market_data(preset_over(csv(tmp_path, GOOD))).streams() == ("X",)
+
+
+def test_an_unknown_source_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(QmtlError, match="no data source") as caught:
+        market_data(preset_over(csv(tmp_path, GOOD), source="cvs"))
+    assert caught.value.code == "E_EXTENSION_UNKNOWN"
+    assert "csv" in caught.value.remedy
+    assert "qmtl.sources" in caught.value.remedy

@@ -14,7 +14,7 @@ from qmtl_sdk.data.bars import NS, Bars
 from qmtl_sdk.data.calendars import periods_per_year
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import decode, encode
-from qmtl_sdk.reports.metrics import drawdown, equity, linearity, measure, sharpe
+from qmtl_sdk.reports.metrics import Sample, drawdown, equity, linearity, measure, sharpe
 from qmtl_sdk.reports.returns import Returns, returns_of
 
 DAY = 86_400
@@ -41,9 +41,9 @@ def test_the_worked_figures() -> None:
 def test_sharpe_is_annualised() -> None:
     """Trap 9."""
     r = np.array([0.0, 0.01, -0.005, 0.02])
-    assert sharpe(r, 252) == pytest.approx(r.mean() / r.std(ddof=1) * np.sqrt(252))
-    assert sharpe(np.full(5, 0.01), 252) is None
-    assert sharpe(np.array([0.1]), 252) is None
+    assert sharpe.compute(Sample(series(r), 252)) == pytest.approx(r.mean() / r.std(ddof=1) * np.sqrt(252))
+    assert sharpe.compute(Sample(series([0.01] * 5), 252)) is None
+    assert sharpe.compute(Sample(series([0.1]), 252)) is None
 
 
 def test_trades_are_changes_of_position() -> None:
@@ -55,13 +55,13 @@ def test_trades_are_changes_of_position() -> None:
 
 
 def test_linearity() -> None:
-    assert linearity(np.full(50, 0.01)) == pytest.approx(1.0)
-    assert linearity(np.full(50, -0.01)) == 0.0
-    assert linearity(np.zeros(50)) == 0.0
+    assert linearity.compute(Sample(series([0.01] * 50), 252)) == pytest.approx(1.0)
+    assert linearity.compute(Sample(series([-0.01] * 50), 252)) == 0.0
+    assert linearity.compute(Sample(series([0.0] * 50), 252)) == 0.0
 
 
 def test_every_metric_is_measured_and_nothing_else() -> None:
-    assert measure(series([0.0, 0.01, -0.02]), 252).keys() == METRICS.keys()
+    assert measure(series([0.0, 0.01, -0.02]), 252).keys() == set(METRICS.names())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def test_gateway_context_check() -> None:
         submit = StrategySubmit(
             dag_json="{}", meta={"execution_domain": "shadow"}, world_ids=["shadow-world"], node_ids_crc32=0
         )  # type: ignore[call-arg,arg-type]
-        svc = ComputeContextService(world_client=None)  # retains shadow even without WS
+        svc = ComputeContextService(sources=None)  # retains shadow even without WS
         ctx = await svc.build(submit)
         assert ctx.execution_domain == "shadow"
         assert not ctx.downgraded
@@ -43,7 +43,7 @@ def test_no_other_hint_raises_the_domain(hint: str | None, domain: str) -> None:
     submit = StrategySubmit.model_validate(
         {"dag_json": "{}", "meta": {"execution_domain": hint}, "world_id": "w", "node_ids_crc32": 0}
     )
-    ctx = asyncio.run(ComputeContextService(world_client=None).build(submit))
+    ctx = asyncio.run(ComputeContextService(sources=None).build(submit))
     assert (ctx.execution_domain, ctx.orders_allowed) == (domain, False)
 
 
