@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
-from activities.events.bus import SqliteBus
+from activities.events.bus import BusSettings, open_bus
 from activities.stores import Stores
 from api import problems
 from api.acks import GatewayAcks
@@ -82,7 +82,10 @@ def create_app(config: Settings) -> FastAPI:
             stores.decisions,
             config.gateway.lease_heartbeat_s,
         )
-        keys, bus = KeyRing(config.keys_path), SqliteBus(config.bus_path)
+        keys, bus = (
+            KeyRing(config.keys_path),
+            open_bus(config.events.bus, BusSettings(home=config.home, options=config.events.bus_options)),
+        )
         applied, acknowledged = (
             ApplyService(client, stores.database.store_id, stores.apply_requests, stores.approvals),
             GatewayAcks(stores.apply_acks, stores.gateway_leases),

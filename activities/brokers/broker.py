@@ -4,7 +4,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.orders import Fill, Order
+from qmtl_sdk.contracts.registry import Registry
+
+BROKERS = Registry("qmtl.brokers", "broker", {"paper": "activities.brokers.paper:open_paper"})
+"""Each is a callable that takes `BrokerSettings` and returns a `Broker`."""
+
+
+class BrokerSettings(Model):
+    """What a broker is opened with. `options` are those of the configuration, for brokers of packages."""
+
+    domain: Domain
+    fill_delay_s: float = 0.0
+    options: dict[str, str] = {}
 
 
 class Broker(Protocol):
@@ -17,3 +31,12 @@ class Broker(Protocol):
 
         Idempotent by order id: an order that is sent again is not placed again.
         """
+
+
+def open_broker(name: str, settings: BrokerSettings) -> Broker:
+    """Open the broker of this name.
+
+    Raises QmtlError: E_EXTENSION_UNKNOWN, with the known names, where there is no such broker; E_EXTENSION.
+    """
+    broker: Broker = BROKERS.load(name)(settings)
+    return broker

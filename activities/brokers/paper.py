@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from activities.brokers.broker import BrokerSettings
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import Fill, Order
 
 
@@ -25,3 +27,9 @@ class PaperBroker:
             for order, at in orders
             if now - at >= self._delay
         ]
+
+
+def open_paper(settings: BrokerSettings) -> PaperBroker:
+    """Open the paper broker of a domain."""
+    venue = "paper-live" if settings.domain is Domain.LIVE else "paper"
+    return PaperBroker(venue, settings.fill_delay_s)

@@ -13,14 +13,13 @@ from datetime import UTC, datetime
 
 import structlog
 
-from activities.brokers.broker import Broker
-from activities.brokers.paper import PaperBroker
+from activities.brokers.broker import Broker, BrokerSettings, open_broker
 from activities.fence.order_log import SqlOrderLog
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.config import Settings, settings
+from qmtl_sdk.runtime.config import OrdersSettings, Settings, settings
 
 # Orders that one step sends.
 BATCH = 500
@@ -37,9 +36,18 @@ _ELECTION_S = 0.5
 _log = structlog.get_logger()
 
 
-def brokers(delay_s: float) -> dict[Domain, Broker]:
-    """Return the broker of each domain that trades. Both are paper brokers."""
-    return {Domain.DRYRUN: PaperBroker("paper", delay_s), Domain.LIVE: PaperBroker("paper-live", delay_s)}
+def brokers(config: OrdersSettings) -> dict[Domain, Broker]:
+    """Open the broker of each domain that trades, as the configuration names it."""
+    names = {Domain.DRYRUN: config.dryrun_broker, Domain.LIVE: config.live_broker}
+    return {
+        domain: open_broker(
+            name,
+            BrokerSettings(
+                domain=domain, fill_delay_s=config.paper_fill_delay_s, options=config.broker_options
+            ),
+        )
+        for domain, name in names.items()
+    }
 
 
 class OrderRouter:
@@ -83,7 +91,7 @@ def run(config: Settings) -> None:
     database = open_database(config.database_dsn)
     try:
         print("router: ready", flush=True)
-        OrderRouter(database, SqlOrderLog(database), brokers(config.orders.paper_fill_delay_s)).run(stop)
+        OrderRouter(database, SqlOrderLog(database), brokers(config.orders)).run(stop)
     finally:
         database.close()
 

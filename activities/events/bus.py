@@ -1,6 +1,7 @@
-"""The ControlBus: what changed, on topics of a world. `SqliteBus` is the embedded backend; every backend passes the same tests.
+"""The ControlBus: changes of a world, on topics. `SqliteBus` is the embedded backend; every backend passes the same tests.
 
-At least once: an event that is published again after a crash is either not added again or has the same `idempotencykey`. A topic's sequences have no gap.
+Delivery is at least once: an event that is published again after a crash is either not added again or has the same
+`idempotencykey`. A topic's sequences have no gap.
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,24 @@ from typing import Protocol
 
 from activities.storage.log import Bounds, NewEntry, SqliteLog
 from qmtl_sdk.contracts.events import CloudEvent
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.registry import Registry
 from qmtl_sdk.contracts.topic_state import Sequenced
+
+BUSES = Registry("qmtl.buses", "bus", {"sqlite": "activities.events.bus:open_sqlite"})
+"""Each is a callable that takes `BusSettings` and returns a `ControlBus`."""
+
+
+class BusSettings(Model):
+    """What a backend is opened with: a folder of its own, and the options of the configuration."""
+
+    home: Path
+    options: dict[str, str] = {}
 
 
 class ControlBus(Protocol):
+    """A log of events by topic. Any process of an installation opens it, and closes it at its end."""
+
     log_id: str
     """Which log this is: sequences of another one mean nothing here."""
 
@@ -41,7 +56,23 @@ class ControlBus(Protocol):
     def close(self) -> None: ...
 
 
+def open_bus(name: str, settings: BusSettings) -> ControlBus:
+    """Open the bus of this name.
+
+    Raises QmtlError: E_EXTENSION_UNKNOWN, with the known names, where there is no such bus; E_EXTENSION.
+    """
+    bus: ControlBus = BUSES.load(name)(settings)
+    return bus
+
+
+def open_sqlite(settings: BusSettings) -> "SqliteBus":
+    """Open the embedded bus: one SQLite file."""
+    return SqliteBus(settings.home / "bus.db")
+
+
 class SqliteBus:
+    """A bus in one SQLite file, for the processes of one machine."""
+
     def __init__(self, path: Path) -> None:
         self._log = SqliteLog(path)
         self.log_id = self._log.log_id

@@ -17,7 +17,7 @@ import time
 
 import structlog
 
-from activities.events.bus import ControlBus, SqliteBus
+from activities.events.bus import BusSettings, ControlBus, open_bus
 from activities.events.outbox import SqlOutbox
 from activities.storage.database import Database
 from activities.storage.opening import open_database
@@ -113,7 +113,7 @@ def run(config: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     database = open_database(config.database_dsn)
     try:
-        bus = SqliteBus(config.bus_path)
+        bus = open_bus(config.events.bus, BusSettings(home=config.home, options=config.events.bus_options))
         try:
             print("relay: ready", flush=True)
             Relay(database, bus, config.events.keep).run(stop)

@@ -57,6 +57,8 @@ class GatewaySettings(_Section):
 
 
 class EventsSettings(_Section):
+    bus: str = Field("sqlite", description="the ControlBus backend: a built-in one, or a package's")
+    bus_options: dict[str, str] = Field({}, description="options of a package's bus")
     keep: int = Field(
         100_000, gt=0, description="events kept in a topic; who comes back from before that gets a snapshot"
     )
@@ -68,6 +70,11 @@ class EventsSettings(_Section):
 
 
 class OrdersSettings(_Section):
+    dryrun_broker: str = Field(
+        "paper", description="the broker of dryrun orders: a built-in one, or a package's"
+    )
+    live_broker: str = Field("paper", description="the broker of live orders: a built-in one, or a package's")
+    broker_options: dict[str, str] = Field({}, description="options of a package's broker")
     paper_fill_delay_s: float = Field(
         0.0, ge=0, description="how long after its acceptance the paper venue fills an order"
     )

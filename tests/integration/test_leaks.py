@@ -18,6 +18,7 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Order, Refusal
 from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
+from qmtl_sdk.runtime.config import OrdersSettings
 from tests.chaos.checker import broken_promises
 from tests.chaos.leaky_gateway import without
 from tests.orders import Desk
@@ -34,7 +35,7 @@ class Storm:
             OrderAcceptance(database),
             random.Random(seed),
         )
-        self.venues = OrderRouter(database, SqlOrderLog(database), brokers(0.0))
+        self.venues = OrderRouter(database, SqlOrderLog(database), brokers(OrdersSettings()))
         self.told: dict[str, str] = {}
         self.epochs = [1]
         self.sessions: dict[tuple[str, str], str] = {}
