@@ -1,7 +1,6 @@
 """Renewal, on a Temporal Schedule: list the decisions that will soon be stale → request new judgments.
 
-A renewal counts as no further pass or failure. It switches a strategy off if its data is out of date or its
-gates no longer hold.
+A renewal counts as no further pass or failure, so hysteresis keeps every strategy as it is.
 """
 
 from temporalio import workflow
