@@ -251,7 +251,7 @@ def _absolute(spec: WorldSpec, folder: Path) -> WorldSpec:
     """Paths are relative to the world's file; the Gateway runs elsewhere."""
     presets = tuple(
         preset
-        if preset.path.startswith(SAMPLE)
+        if not preset.path or preset.path.startswith(SAMPLE)
         else preset.model_copy(update={"path": str(folder / preset.path)})
         for preset in spec.data.presets
     )

@@ -26,5 +26,6 @@ METRICS = Registry(
             "leverage",
         )
     },
+    unknown="E_METRIC_UNKNOWN",
 )
 """Each is a `qmtl_sdk.reports.metrics.Metric`."""

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from qmtl_sdk.contracts.domains import MODE_OF, Mode
 from qmtl_sdk.contracts.durations import Seconds
-from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.expressions import is_condition, parse
 from qmtl_sdk.contracts.metrics import METRICS
 from qmtl_sdk.contracts.model import Model
@@ -36,12 +36,7 @@ def _number(text: str) -> str:
 
 
 def _metric(name: str) -> str:
-    if name not in METRICS.names():
-        raise QmtlError(
-            "E_METRIC_UNKNOWN",
-            f"{name!r} is not a metric{nearest(name, list(METRICS.names()))}",
-            f"known: {', '.join(METRICS.names())}",
-        )
+    METRICS.require(name)
     return name
 
 

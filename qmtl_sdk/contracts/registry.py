@@ -4,6 +4,7 @@ A registry knows the built-in extensions and those that installed packages offer
 imported before it is used.
 """
 
+import warnings
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -14,29 +15,30 @@ from qmtl_sdk.contracts.errors import QmtlError, nearest
 class Registry:
     """The extensions of one kind.
 
-    `group` is the entry point group, `kind` the word for people; `built_in` maps names to `module:attribute`.
+    `group` is the entry point group, `kind` the word for people; `built_in` maps names to `module:attribute`;
+    `unknown` is the error code of a name that is not known.
     """
 
-    def __init__(self, group: str, kind: str, built_in: dict[str, str]) -> None:
+    def __init__(
+        self, group: str, kind: str, built_in: dict[str, str], unknown: str = "E_EXTENSION_UNKNOWN"
+    ) -> None:
         self.group = group
         self.kind = kind
+        self._unknown = unknown
         self._built_in = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
         self._points = cache(self._find)
         self._load = cache(self._import)
 
     def names(self) -> tuple[str, ...]:
-        """List the known names: built-in ones first, then those of installed packages.
-
-        Raises QmtlError: E_EXTENSION where two packages offer the same name.
-        """
+        """List the known names: built-in ones first, then those of installed packages."""
         return tuple(self._points())
 
     def require(self, name: str) -> None:
-        """Raises QmtlError: E_EXTENSION_UNKNOWN, with the known names, where there is no such extension."""
+        """Raises QmtlError: the code `unknown`, with the known names, where there is no such extension."""
         if name not in self._points():
             known = ", ".join(self.names())
             raise QmtlError(
-                "E_EXTENSION_UNKNOWN",
+                self._unknown,
                 f"there is no {self.kind} {name[:80]!r}{nearest(name, list(self.names()))}",
                 f"known: {known}; a package adds one with an entry point of the group {self.group}",
             )
@@ -49,16 +51,21 @@ class Registry:
         self.require(name)
         return self._load(name)
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether QMTL itself brings this extension."""
+        return name in self._built_in
+
     def _find(self) -> dict[str, EntryPoint]:
+        """Find every extension. The first of a name stands, built-in ones before all: a package replaces nothing."""
         found = dict(self._built_in)
-        for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
+        for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, _package(point))):
             if point.name in found:
-                raise QmtlError(
-                    "E_EXTENSION",
+                warnings.warn(
                     f"{_package(point)} offers a {self.kind} {point.name!r}, and there is one already",
-                    "rename it, or uninstall that package",
+                    stacklevel=2,
                 )
-            found[point.name] = point
+            else:
+                found[point.name] = point
         return found
 
     def _import(self, name: str) -> Any:

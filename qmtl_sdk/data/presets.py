@@ -11,9 +11,9 @@ from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.contracts.worlds import Preset, WorldSpec
-from qmtl_sdk.data.bars import Bars, checked, combined, from_ns, iso
+from qmtl_sdk.data.bars import Bars, combined, from_ns, iso
 from qmtl_sdk.data.calendars import missing, require
-from qmtl_sdk.data.market import market_data
+from qmtl_sdk.data.market import market_data, require_no_gap
 
 
 def bind(dag: Dag, world: WorldSpec) -> tuple[StreamBinding, ...]:
@@ -71,19 +71,6 @@ def load(preset: Preset, stream: str) -> Bars:
     return bars
 
 
-def require_no_gap(preset: Preset, stream: str, bars: Bars) -> None:
-    """Raises QmtlError: E_DATA_GAP where a bar is missing and the preset says that this is a fault."""
-    if preset.on_missing != "fail":
-        return
-    gaps = missing(bars, preset.calendar, 1)
-    if len(gaps):
-        raise QmtlError(
-            "E_DATA_GAP",
-            f"{preset.name}/{stream} has no bar at {iso(int(gaps[0]))}",
-            "fill it from the source, or allow gaps with on_missing: skip",
-        )
-
-
 def fingerprint_of(bindings: tuple[StreamBinding, ...]) -> str:
     """The fingerprint of the data sets that a run reads."""
     presets = {binding.preset.name: binding.preset for binding in bindings}
@@ -95,9 +82,7 @@ def inspect_world(spec: WorldSpec) -> dict[str, dict[str, object]]:
     report: dict[str, dict[str, object]] = {}
     for preset in spec.data.presets:
         require(preset.calendar)
-        streams = {
-            stream: checked(load(preset, stream), f"{preset.name}/{stream}") for stream in preset.streams
-        }
+        streams = {stream: load(preset, stream) for stream in preset.streams}
         report[preset.name] = {
             "dataset_fingerprint": market_data(preset).fingerprint(),
             "streams": {

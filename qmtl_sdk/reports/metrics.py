@@ -67,7 +67,7 @@ class Metric:
 
 
 def measure(returns: Returns, periods: float) -> dict[str, float | None]:
-    """Compute every known metric; None where it is not defined.
+    """Compute every known metric; None where it is not defined or not finite.
 
     Raises QmtlError: E_EXTENSION where a metric of another package fails.
     """
@@ -83,7 +83,8 @@ def descriptions() -> dict[str, str]:
 def _compute(name: str, sample: Sample) -> float | None:
     metric: Metric = METRICS.load(name)
     try:
-        return metric.compute(sample)
+        value = metric.compute(sample)
+        return float(value) if value is not None and np.isfinite(value) else None
     except Exception as error:  # a package of others may fail in any way
         raise QmtlError(
             "E_EXTENSION", f"the metric {name!r} failed: {error!r}"[:500], "mend or uninstall its package"

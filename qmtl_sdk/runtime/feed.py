@@ -13,8 +13,7 @@ import numpy as np
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.data.bars import checked, to_ns
-from qmtl_sdk.data.market import NewBars, market_data
-from qmtl_sdk.data.presets import require_no_gap
+from qmtl_sdk.data.market import NewBars, market_data, require_no_gap
 from qmtl_sdk.nodes.node import StreamInput
 
 Row = tuple[int, dict[str, float]]
@@ -28,7 +27,7 @@ class _Stream:
     """A stream with the close (ns) of the newest bar that was handed out, and how many bars lie up to it."""
 
     node: StreamInput
-    follow: Callable[[int], NewBars]
+    follow: Callable[[int, int], NewBars]
     last_close: int
     earlier: int | None = None
 
@@ -51,7 +50,7 @@ class BarFeed:
         Raises QmtlError where a source cannot be read; no bar is lost by that.
         """
         found: dict[int, dict[str, Row]] = {}
-        new = [(stream, stream.follow(stream.last_close)) for stream in self._streams]
+        new = [(stream, stream.follow(stream.last_close, limit + 1)) for stream in self._streams]
         horizon = to_ns(now)  # no stream gets ahead of another that has more bars than the limit
         for _, read in new:
             if limit < len(read.bars):
@@ -85,9 +84,9 @@ class BarFeed:
         return max((stream.node.interval for stream in self._streams), default=0)
 
 
-def _follower(node: StreamInput, binding: StreamBinding | None) -> Callable[[int], NewBars]:
+def _follower(node: StreamInput, binding: StreamBinding | None) -> Callable[[int, int], NewBars]:
     if binding is not None:
-        return lambda after: _follow_preset(binding, after)
+        return lambda after, limit: _follow_preset(binding, after, limit)
     source = node.source
     if source is None:
         raise QmtlError(
@@ -97,15 +96,17 @@ def _follower(node: StreamInput, binding: StreamBinding | None) -> Callable[[int
             node=node.node_id,
         )
 
-    def follow(after: int) -> NewBars:
+    def follow(after: int, limit: int) -> NewBars:
         bars = checked(source.read(), node.label)
         row = int(np.searchsorted(bars.closes, after, side="right"))
-        return NewBars(bars.rows(row, len(bars)), earlier=row)
+        return NewBars(bars.rows(row, min(row + limit, len(bars))), earlier=row)
 
     return follow
 
 
-def _follow_preset(binding: StreamBinding, after: int) -> NewBars:
-    new = market_data(binding.preset).follow(binding.stream, None if after == _BEGINNING else after)
-    require_no_gap(binding.preset, binding.stream, new.bars)
+def _follow_preset(binding: StreamBinding, after: int, limit: int) -> NewBars:
+    preset = binding.preset
+    position = None if after == _BEGINNING else after
+    new = market_data(preset).follow(binding.stream, position, limit)
+    require_no_gap(preset, binding.stream, new.bars, position)
     return new

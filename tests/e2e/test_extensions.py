@@ -11,6 +11,8 @@ import pytest
 
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.registry import Registry
+from qmtl_sdk.contracts.worlds import Preset
+from qmtl_sdk.data import market
 from tests.harness import Machine, wait_for
 
 ENTRY_POINTS = """
@@ -57,10 +59,10 @@ class Sine:
         row = 0 if start is None else int(np.searchsorted(bars.ts, to_ns(start)))
         return bars.rows(row, len(bars))
 
-    def follow(self, stream, after):
+    def follow(self, stream, after, limit):
         bars = self.read(stream)
         row = 0 if after is None else int(np.searchsorted(bars.closes, after, side="right"))
-        return NewBars(bars.rows(row, len(bars)), earlier=row)
+        return NewBars(bars.rows(row, min(row + limit, len(bars))), earlier=row)
 
 
 class Ledger:
@@ -222,5 +224,42 @@ def test_a_package_that_cannot_be_loaded_is_named(package: Path, monkeypatch: py
 
 def test_a_package_cannot_replace_what_is_built_in(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(package)
-    with pytest.raises(QmtlError, match="acme offers a metric 'best_bar', and there is one already"):
-        Registry("qmtl.metrics", "metric", {"best_bar": "json:dumps"}).names()
+    registry = Registry("qmtl.metrics", "metric", {"best_bar": "json:dumps"})
+    with pytest.warns(UserWarning, match="acme offers a metric 'best_bar', and there is one already"):
+        assert registry.names() == ("best_bar",)
+    assert registry.load("best_bar") is json.dumps
+
+
+BROKEN = """
+import numpy as np
+
+from qmtl_sdk.data.bars import NS, Bars
+from qmtl_sdk.data.market import NewBars
+
+
+class Sine:
+    def __init__(self, preset):
+        if preset.options.get("fails"):
+            raise OSError("no route to the exchange")
+
+    def read(self, stream, start=None, end=None):
+        return Bars(np.array([2, 1]) * 3600 * NS, {"close": np.ones(2)}, 3600)
+"""
+
+
+def test_faults_of_a_packages_source_are_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (package / "acme" / "__init__.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(package)
+    monkeypatch.setattr(market, "SOURCES", Registry("qmtl.sources", "data source", {}))
+    given = {"name": "waves", "source": "sine", "interval": "1h", "streams": {"WAVE": ["wave"]}}
+    with pytest.raises(QmtlError, match="'sine' of waves failed: OSError.*no route") as caught:
+        market.market_data(Preset.model_validate({**given, "options": {"fails": True}}))
+    assert caught.value.code == "E_EXTENSION"
+    unsorted = market.market_data(Preset.model_validate(given))
+    with pytest.raises(QmtlError, match="waves/WAVE goes back in time"):
+        unsorted.read("WAVE")
+    with pytest.raises(QmtlError, match="'sine' of waves failed: AttributeError"):
+        unsorted.follow("WAVE", None, 10)
+    other = market.market_data(Preset.model_validate({**given, "interval": "1d"}))
+    with pytest.raises(QmtlError, match="bars of 3600 s, and the preset says 86400 s"):
+        other.read("WAVE")

@@ -12,7 +12,7 @@ from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.worlds import Preset, WorldSpec
 from qmtl_sdk.data.bars import NS, Bars, combined, fingerprint
 from qmtl_sdk.data.calendars import missing
-from qmtl_sdk.data.market import market_data
+from qmtl_sdk.data.market import market_data, require_no_gap
 from qmtl_sdk.data.presets import bind, inspect_world, load, newest_close
 from tests.strategies import world
 
@@ -199,13 +199,13 @@ def test_a_source_reads_a_range_of_time(tmp_path: Path) -> None:
 def test_a_source_follows_new_bars_and_counts_those_before(tmp_path: Path) -> None:
     path = csv(tmp_path, GOOD)
     data = market_data(preset_over(path))
-    everything = data.follow("X", None)
+    everything = data.follow("X", None, 10)
     assert (len(everything.bars), everything.earlier) == (3, 0)
     last = int(everything.bars.closes[-1])
-    assert len(data.follow("X", last).bars) == 0
+    assert len(data.follow("X", last, 10).bars) == 0
     late = GOOD.replace("2024-01-04", "2024-01-03,9,9.5,late\n2024-01-04")
     csv(tmp_path, late + "2024-01-05,4,4.5,d\n")
-    new = data.follow("X", last)
+    new = data.follow("X", last, 10)
     assert new.bars.columns["close"].tolist() == [4.5]
     assert new.earlier == 4, "one bar appeared before the position"
 
@@ -238,3 +238,21 @@ def test_an_unknown_source_lists_the_known_ones(tmp_path: Path) -> None:
     assert caught.value.code == "E_EXTENSION_UNKNOWN"
     assert "csv" in caught.value.remedy
     assert "qmtl.sources" in caught.value.remedy
+
+
+def test_a_gap_after_the_last_bar_is_noticed_where_gaps_are_forbidden(tmp_path: Path) -> None:
+    preset = preset_over(csv(tmp_path, GOOD), on_missing="fail")
+    bars = market_data(preset_over(csv(tmp_path, GOOD))).read("X")
+    second, third = bars.rows(1, 2), bars.rows(2, 3)
+    require_no_gap(preset, "X", second, int(bars.closes[0]))
+    with pytest.raises(QmtlError, match="p/X has no bar at 2024-01-03"):
+        require_no_gap(preset, "X", third, int(bars.closes[1]))
+    with pytest.raises(QmtlError, match="no bar at 2024-01-03"):
+        market_data(preset).fingerprint()
+
+
+def test_streams_in_folders_are_listed(tmp_path: Path) -> None:
+    for name in ("AAPL", "MSFT"):
+        (tmp_path / name).mkdir()
+        csv(tmp_path / name, GOOD, "bars.csv")
+    assert market_data(preset_over(tmp_path / "{stream}" / "bars.csv")).streams() == ("AAPL", "MSFT")
