@@ -8,8 +8,8 @@ from temporalio.client import Client, WorkflowHandle, WorkflowQueryFailedError, 
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.applies.explain import named
 from activities.applies.requests import SqlApplyRequests
+from activities.decisions.explain import find_strategy
 from activities.messages.promotion import EndPromotion, PromotionEnd, PromotionInput
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
@@ -46,7 +46,7 @@ class PromotionService:
         """
         context = await asyncio.to_thread(self._applies.planning_context, world_id)
         context.world.require_active()
-        strategy = named(request.strategy, context)
+        strategy = find_strategy(request.strategy, world_id, context.decision)
         strategy_id = strategy.strategy_id
         promotion = PromotionInput(
             store_id=self._store_id,

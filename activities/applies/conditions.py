@@ -116,7 +116,9 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
     return (*found, *own_conditions(strategy_id, context.allocation(strategy_id), target, context))
 
 
-def held_back(strategy_id: str, before: StrategyAllocation, target: str, context: PlanningContext) -> str:
+def unmet_condition(
+    strategy_id: str, before: StrategyAllocation, target: str, context: PlanningContext
+) -> str:
     """What a strategy that passes still lacks for a stage; nothing where it may go."""
     return next(
         (

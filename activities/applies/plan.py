@@ -9,7 +9,7 @@ Whatever can't be planned is refused here, before anything has changed.
 
 from collections.abc import Sequence
 
-from activities.applies.conditions import held_back
+from activities.applies.conditions import unmet_condition
 from activities.applies.context import PlanningContext, Snapshot
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
@@ -124,7 +124,9 @@ def _after(
     after = StrategyAllocation(active=True, mode=target, weight=weight)
     if before.mode == target and before.active:
         return after, ""
-    return (before, why) if (why := held_back(item.strategy_id, before, target, context)) else (after, "")
+    return (
+        (before, why) if (why := unmet_condition(item.strategy_id, before, target, context)) else (after, "")
+    )
 
 
 def _target(request: ApplyRequest, context: PlanningContext) -> str:

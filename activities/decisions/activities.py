@@ -23,7 +23,7 @@ RENEW_EVERY = timedelta(minutes=1)
 # A decision is renewed when it becomes stale within two rounds of the schedule.
 RENEW_WITHIN = 2 * RENEW_EVERY
 
-# Strategies that the Temporal UI shows of a decision.
+# Strategies of a decision that the Temporal UI shows.
 _LINES = 30
 
 
@@ -49,7 +49,7 @@ class DecisionActivities(DecisionActivityStubs):
     def judge(self, command: JudgeCommand) -> Judgment:
         """Judge the whole world, and store the decision as the answer to these requests.
 
-        Idempotent: requests that were answered get their decision again.
+        Idempotent: requests that were answered before get the same decision.
         """
         decisions = self._stores.decisions
         answered = decisions.answered(command.request_ids)
@@ -90,7 +90,7 @@ class DecisionActivities(DecisionActivityStubs):
 
     @activity.defn(no_thread_cancel_exception=True)
     def worlds_to_renew(self, command: RenewalInput) -> RenewalDone:
-        """List the worlds that trade on a decision which is stale, or will be within two rounds."""
+        """List the worlds that trade on a decision which is stale, or becomes stale within two rounds."""
         until = datetime.now(UTC) + RENEW_WITHIN
         return RenewalDone(worlds=tuple(self._stores.fence.trading_until(until)))
 

@@ -1,14 +1,17 @@
-"""What a judgment knows of a strategy: its newest evidence, and what is remembered of the judgments before."""
+"""A candidate of a judgment: a strategy's newest evidence, and its state after earlier judgments."""
 
 from typing import Literal
 
-from qmtl_sdk.contracts.decisions import StrategyDecision, Violation
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.worlds import UtcTime
 
 
 class Candidate(OfStrategy):
-    """A strategy's newest evidence. `error` says why it has no metrics; `bound` is its binding's age, lower is older; `sectors` are those of its price streams."""
+    """A strategy's newest evidence.
+
+    `bound` orders candidates by the age of their binding: lower is older. `sectors` are the sectors of its
+    price streams. `error` explains why evidence was rejected, in which case it has no metrics.
+    """
 
     bound: int
     evidence_seq: int = 0
@@ -22,43 +25,30 @@ class Candidate(OfStrategy):
     error: str = ""
 
     @property
-    def side(self) -> Literal["long", "short"]:
-        """What it mostly does; `holds` says whether it does both."""
-        return (
-            "short"
-            if (self.metrics.get("gross_short") or 0.0) > (self.metrics.get("gross_long") or 0.0)
-            else "long"
-        )
+    def main_side(self) -> Literal["long", "short"]:
+        """The side with the larger gross exposure."""
+        long = self.metrics.get("gross_long") or 0.0
+        short = self.metrics.get("gross_short") or 0.0
+        return "short" if short > long else "long"
 
     @property
-    def holds(self) -> Literal["long", "short", "both"]:
-        long, short = (bool(self.metrics.get(name)) for name in ("gross_long", "gross_short"))
-        return "both" if long == short else "long" if long else "short"
-
-    def left_out(
-        self, score: float | None, violations: list[Violation], rank: int | None = None
-    ) -> StrategyDecision:
-        return StrategyDecision(
-            strategy_id=self.strategy_id,
-            name=self.name,
-            active=False,
-            rank=rank,
-            score=score,
-            violations=tuple(violations),
-        )
+    def side(self) -> Literal["long", "short", "both"]:
+        """The side that it trades on, or `both`."""
+        has_long = bool(self.metrics.get("gross_long"))
+        has_short = bool(self.metrics.get("gross_short"))
+        if has_long == has_short:
+            return "both"
+        return "long" if has_long else "short"
 
 
 class HysteresisState(Model):
-    """What hysteresis remembers: whether the strategy is in, since when on the world's clock, and how often in a row it has passed or failed."""
+    """What hysteresis remembers of a strategy.
+
+    `since` is when it became active or inactive, on the world's clock. `passes` and `failures` count
+    judgments in a row.
+    """
 
     active: bool = False
     since: UtcTime
     passes: int = 0
     failures: int = 0
-
-
-class Scored(Model):
-    """A candidate that has passed the gates."""
-
-    candidate: Candidate
-    score: float

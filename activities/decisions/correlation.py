@@ -1,4 +1,4 @@
-"""Correlations of daily returns, from the uploaded returns themselves: evidence, kept by content hash."""
+"""Correlations of strategies' daily returns, computed from the returns that were uploaded as evidence."""
 
 from functools import lru_cache
 
@@ -9,37 +9,49 @@ from activities.decisions.candidate import Candidate
 from qmtl_sdk.data.bars import NS
 from qmtl_sdk.reports.artifact import decode
 
+# Days that two strategies must have in common: a correlation of fewer means nothing.
 MIN_DAYS = 20
-"""Fewer days in common say nothing."""
 
+# Nanoseconds of a day.
 _DAY_NS = 86_400 * NS
+
+# Strategies whose daily returns are cached.
+_CACHED = 2000
+
 Daily = tuple[np.ndarray, np.ndarray]
+"""Days since 1970 (UTC), and the compounded return of each."""
 
 
 class Correlations:
-    """Pearson's correlation of two strategies' daily returns over the days that both have; 0 where one of them does not move."""
+    """Compute Pearson correlations of daily returns, with a cache of the daily returns by content hash."""
 
     def __init__(self, artifacts: ArtifactStore) -> None:
-        self._daily = lru_cache(maxsize=2000)(lambda digest: daily(artifacts.get(digest)))
+        self._daily = lru_cache(maxsize=_CACHED)(lambda digest: daily(artifacts.get(digest)))
 
     def __call__(self, one: Candidate, other: Candidate) -> float | None:
+        """Return the correlation; None if one candidate has no returns or both share too few days."""
         if not one.returns_hash or not other.returns_hash:
             return None
         return correlation(self._daily(one.returns_hash), self._daily(other.returns_hash))
 
 
 def daily(artifact: bytes) -> Daily:
-    """Days since 1970 (UTC) and the compounded return of each."""
+    """Compound a returns artifact by UTC day."""
     returns = decode(artifact)
     days, starts = np.unique(returns.ts // _DAY_NS, return_index=True)
     return days, np.multiply.reduceat(1.0 + returns.values, starts) - 1.0
 
 
 def correlation(one: Daily, other: Daily) -> float | None:
-    _, mine, theirs = np.intersect1d(one[0], other[0], assume_unique=True, return_indices=True)
-    if len(mine) < MIN_DAYS:
+    """Return Pearson's correlation over the days that both have.
+
+    It is 0 if one of them has constant returns, and None if they share fewer than `MIN_DAYS` days.
+    """
+    _, in_one, in_other = np.intersect1d(one[0], other[0], assume_unique=True, return_indices=True)
+    if len(in_one) < MIN_DAYS:
         return None
-    a, b = one[1][mine], other[1][theirs]
+    a = one[1][in_one]
+    b = other[1][in_other]
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(np.clip(np.corrcoef(a, b)[0, 1], -1.0, 1.0))

@@ -1,4 +1,4 @@
-"""Evidence records: the newest evidence of each strategy, as a judgment reads it."""
+"""Evidence records: read the newest evidence of each strategy for a judgment."""
 
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
@@ -10,15 +10,15 @@ from activities.submissions.runs import evidence_of
 
 
 def newest_evidence(session: Session, world_id: str) -> tuple[Candidate, ...]:
-    """The newest evidence of every strategy of a world that has any, in the order of their bindings."""
-    # The newest of each strategy, by the index: a world's history costs nothing here.
-    its = aliased(EvidenceRow)
-    mine = select(its.seq).where(
-        its.world_id == BindingRow.world_id,
-        its.strategy_id == BindingRow.strategy_id,
-        col(its.shadow).is_(False),
+    """Read the newest evidence of every strategy of a world that has any, in the order of their bindings."""
+    # One index look-up for each strategy: older evidence is never read.
+    other = aliased(EvidenceRow)
+    of_strategy = select(other.seq).where(
+        other.world_id == BindingRow.world_id,
+        other.strategy_id == BindingRow.strategy_id,
+        col(other.shadow).is_(False),
     )
-    newest = mine.order_by(col(its.seq).desc()).limit(1).correlate(BindingRow).scalar_subquery()
+    newest = of_strategy.order_by(col(other.seq).desc()).limit(1).correlate(BindingRow).scalar_subquery()
     query = select(EvidenceRow, BindingRow).where(
         BindingRow.world_id == world_id,
         EvidenceRow.world_id == BindingRow.world_id,
@@ -32,6 +32,7 @@ def newest_evidence(session: Session, world_id: str) -> tuple[Candidate, ...]:
 
 
 def candidate_of(evidence: EvidenceBody, binding: BindingRow, evidence_seq: int) -> Candidate:
+    """Build a candidate from a strategy's evidence and binding."""
     assert binding.seq is not None  # a stored row has one
     return Candidate(
         evidence_seq=evidence_seq,

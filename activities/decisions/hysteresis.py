@@ -1,17 +1,43 @@
-"""Hysteresis: who passes today comes in only after passing often enough, and who fails goes out only after failing often enough; neither before its dwell.
+"""The last step, hysteresis: keep strategies from switching on and off with every judgment.
 
-What is remembered (`Standing`) is stored with the decision. A strategy whose evidence was rejected goes out at once.
+A strategy enters after `promote_after` passes in a row and leaves after `demote_after` failures in a row,
+neither before `min_dwell` in its present state. One whose evidence was rejected leaves at once. A strategy
+that hysteresis holds keeps its slot. `HysteresisState` is stored with each decision.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Literal
 
 from activities.decisions.candidate import Candidate, HysteresisState
+from activities.decisions.steps import Entry, JudgmentInputs, Shortlist
 from qmtl_sdk.contracts.decisions import Violation
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.policy import Hysteresis
 
 Transition = Literal["promote", "demote", "hold"]
+
+
+def apply_hysteresis(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist:
+    """Decide which entries are active, and set the hysteresis state of each."""
+    # Strategies that were active come first, because they hold their slots; then by today's rank.
+    order = sorted(
+        shortlist.entries,
+        key=lambda entry: (
+            not inputs.was_active(entry.candidate),
+            entry.rank if entry.passes and entry.rank is not None else len(shortlist.entries),
+            entry.candidate.bound,
+            entry.candidate.strategy_id,
+        ),
+    )
+    entries: list[Entry] = []
+    slots_taken = 0
+    for entry in order:
+        settled = _settle(inputs, entry, slots_taken)
+        slots_taken += settled.active
+        entries.append(settled)
+    return replace(shortlist, entries=tuple(entries))
 
 
 def next_state(
@@ -22,50 +48,77 @@ def next_state(
     now: datetime,
     counts: bool = True,
 ) -> tuple[Transition, HysteresisState, str]:
-    """What becomes of a strategy that passes or fails today: the verdict, what is remembered of it, and why it is held."""
-    was, more = before or HysteresisState(since=now), int(counts or before is None)
-    counted = was.model_copy(
-        update={
-            "passes": was.passes + more if passes else 0,
-            "failures": 0 if passes else was.failures + more,
-        }
-    )
+    """Return a strategy's transition, its next state, and what it waits for if it is held.
+
+    `passes` is the result of today's judgment. `rejected` evidence skips all waiting.
+    """
+    was = before or HysteresisState(since=now)
+    increment = int(counts or before is None)
+    passes_in_row = was.passes + increment if passes else 0
+    failures_in_row = 0 if passes else was.failures + increment
+    counted = was.model_copy(update={"passes": passes_in_row, "failures": failures_in_row})
     if passes == was.active:
         return "hold", counted, ""
-    wanted, count = (
-        (rules.promote_after, counted.passes) if passes else (rules.demote_after, counted.failures)
-    )
+    count, required = failures_in_row, rules.demote_after
+    if passes:
+        count, required = passes_in_row, rules.promote_after
+    min_dwell = rules.min_dwell or 0
     dwelt = (now - was.since).total_seconds()
-    if rejected or (count >= wanted and dwelt >= (rules.min_dwell or 0)):
-        return (
-            ("promote" if passes else "demote"),
-            HysteresisState(active=passes, since=now, passes=counted.passes, failures=counted.failures),
-            "",
-        )
+    if rejected or (count >= required and dwelt >= min_dwell):
+        changed = counted.model_copy(update={"active": passes, "since": now})
+        return "promote" if passes else "demote", changed, ""
     waits = []
-    if count < wanted:
-        waits.append(f"{count} of {wanted} {'passes' if passes else 'failures'} in a row")
-    if dwelt < (rules.min_dwell or 0):
-        waits.append(
-            f"{format_duration(dwelt)} of {format_duration(rules.min_dwell or 0)} in its present state"
-        )
+    if count < required:
+        waits.append(f"{count} of {required} {'passes' if passes else 'failures'} in a row")
+    if dwelt < min_dwell:
+        waits.append(f"{format_duration(dwelt)} of {format_duration(min_dwell)} in its present state")
     return "hold", counted, ", ".join(waits)
 
 
-def in_band(rules: Hysteresis, candidate: Candidate, before: HysteresisState | None) -> list[Violation]:
-    """Why a strategy lies outside its band; nothing when it lies inside, or there is none."""
+def band_violations(rules: Hysteresis, candidate: Candidate, active: bool) -> Sequence[Violation]:
+    """Return the violation of a strategy outside its band: `exit` if it is `active`, else `enter`."""
     bands = rules.bands
     if bands is None:
         return []
-    active = before is not None and before.active
-    limit, word = (bands.exit, "exit") if active else (bands.enter, "enter")
-    rule, value = f"bands.{word}: {bands.metric} >= {limit:g}", candidate.metrics.get(bands.metric)
+    limit = bands.exit if active else bands.enter
+    rule = f"bands.{'exit' if active else 'enter'}: {bands.metric} >= {limit:g}"
+    value = candidate.metrics.get(bands.metric)
     if value is None:
-        return [
-            Violation(step="hysteresis", kind="insufficient", rule=rule, detail=f"{bands.metric} is missing")
-        ]
-    return (
-        []
-        if value >= limit
-        else [Violation(step="hysteresis", kind="failed", rule=rule, detail=f"{bands.metric} is {value:.4g}")]
+        detail = f"{bands.metric} is missing"
+        return [Violation(step="hysteresis", kind="insufficient", rule=rule, detail=detail)]
+    if value >= limit:
+        return []
+    return [Violation(step="hysteresis", kind="failed", rule=rule, detail=f"{bands.metric} is {value:.4g}")]
+
+
+def _settle(inputs: JudgmentInputs, entry: Entry, slots_taken: int) -> Entry:
+    """Decide whether an entry is active, with `slots_taken` slots taken by the entries before it."""
+    selection, candidate = inputs.policy.selection, entry.candidate
+    before = inputs.states.get(candidate.strategy_id)
+    transition, state, waits = next_state(
+        selection.hysteresis, before, entry.passes, bool(candidate.error_code), inputs.now, inputs.counts
     )
+    topk = selection.topk
+    if transition == "promote" and topk is not None and slots_taken >= topk.total:
+        state = state.model_copy(update={"active": False, "since": before.since if before else inputs.now})
+        waits = f"all {topk.total} slots are still held"
+    settled = replace(entry, active=state.active, state=state)
+    if state.active and not entry.passes:
+        return settled.violating(_held(selection.hysteresis, waits))
+    if not state.active and entry.passes:
+        return settled.violating(_waiting(selection.hysteresis, waits))
+    return settled
+
+
+def _held(rules: Hysteresis, waits: str) -> Violation:
+    rule = f"demote_after = {rules.demote_after}{_dwell(rules)}"
+    return Violation(step="hysteresis", kind="held", rule=rule, detail=f"held for now: {waits}")
+
+
+def _waiting(rules: Hysteresis, waits: str) -> Violation:
+    rule = f"promote_after = {rules.promote_after}{_dwell(rules)}"
+    return Violation(step="hysteresis", kind="waiting", rule=rule, detail=f"it passes, and waits: {waits}")
+
+
+def _dwell(rules: Hysteresis) -> str:
+    return f", min_dwell = {format_duration(rules.min_dwell)}" if rules.min_dwell else ""

@@ -25,7 +25,7 @@ from qmtl_sdk.contracts.decisions import DecisionEnvelope
 
 
 class SqlDecisionStore:
-    """Decisions with their inputs, and the evidence and memory that the next one starts from."""
+    """Stores decisions with their inputs, and reads the evidence and hysteresis states for the next one."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -35,14 +35,15 @@ class SqlDecisionStore:
         request_ids: tuple[str, ...],
         envelope: DecisionEnvelope,
         run_id: str,
-        asked_by: str = "",
+        requested_by: str = "",
         inputs: DecisionInputs | None = None,
     ) -> StoredDecision:
-        """Store a decision with its inputs, as the answer to these requests, and apply what it changes by itself.
+        """Store a decision as the answer to these requests, and apply what it changes without an apply.
 
-        Idempotent: a request that was answered keeps its answer. `asked_by` is the person who requested it, if any.
+        Idempotent: a request that was answered keeps its answer. `requested_by` is the person who requested
+        the decision, if any.
         """
-        with self._database.write(asked_by or "evaluation") as tx:
+        with self._database.write(requested_by or "evaluation") as tx:
             tx.lock(f"world:{envelope.world_id}")
             done = self._answered(tx.session, request_ids)
             fresh = [request_id for request_id in request_ids if request_id not in done]
@@ -68,7 +69,7 @@ class SqlDecisionStore:
             self._store_inputs(tx, envelope.world_id, row.seq, inputs or DecisionInputs())
             until = envelope.decided_at + timedelta(seconds=envelope.ttl)
             set_decision(tx, fence, until.isoformat(timespec="microseconds"))
-            # While an apply holds the world nothing else changes it; its unfreeze applies the newest decision.
+            # An apply that holds the world applies the newest decision itself, when it unfreezes.
             if fence.state == OPEN:
                 apply_decision(tx, world_row(tx.session, envelope.world_id), envelope, run_id)
             active = {item.strategy_id: item.weight for item in envelope.strategies if item.active}
@@ -85,7 +86,7 @@ class SqlDecisionStore:
             after = {
                 "active": active,
                 "etag": envelope.etag,
-                "asked_by": asked_by,
+                "asked_by": requested_by,
                 "decided_at": data["decided_at"],
                 "ttl": envelope.ttl,
             }
@@ -103,7 +104,7 @@ class SqlDecisionStore:
 
     @staticmethod
     def _store_inputs(tx: Transaction, world_id: str, seq: int, inputs: DecisionInputs) -> None:
-        """Store what the decision was made from, and the hysteresis state after it."""
+        """Store the inputs of a decision, and the hysteresis states after it."""
         tx.session.add(
             DecisionInputsRow(
                 decision_seq=seq, world_id=world_id, body=inputs.model_dump_json(exclude={"after"})

@@ -1,4 +1,4 @@
-"""Stored decisions and what they were made from."""
+"""Stored decisions and their inputs."""
 
 from activities.decisions.candidate import HysteresisState
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
@@ -6,7 +6,7 @@ from qmtl_sdk.contracts.model import Model
 
 
 class DecisionInputs(Model):
-    """What a decision was made from: evidence by number, and the hysteresis states `before` and `after` it."""
+    """The inputs of a decision: evidence by number, and the hysteresis states `before` and `after` it."""
 
     evidence: tuple[int, ...] = ()
     before: dict[str, HysteresisState] = {}

@@ -1,19 +1,22 @@
-"""A draft policy over the recorded evidence: which past decisions would have been others. Nothing is written."""
+"""Replay a draft policy over recorded evidence: which past decisions would differ. Nothing is stored."""
 
 from collections.abc import Sequence
 
 from activities.decisions.candidate import Candidate, HysteresisState
-from activities.decisions.constraints import Correlate
 from activities.decisions.judgment import judge
+from activities.decisions.steps import Correlate
 from activities.decisions.store import DecisionInputs
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import UtcTime
 
+# Violations that explain a changed outcome.
+_VIOLATIONS = 3
+
 
 class ChangedOutcome(Model):
-    """A strategy that would have been decided about otherwise."""
+    """A strategy for which a past decision would differ."""
 
     strategy_id: str
     name: str
@@ -23,6 +26,8 @@ class ChangedOutcome(Model):
 
 
 class ChangedDecision(Model):
+    """A past decision that would differ, with the strategies for which it would."""
+
     decided_at: UtcTime
     as_of: UtcTime
     policy_version: int
@@ -30,7 +35,7 @@ class ChangedDecision(Model):
 
 
 class PolicyReplayResult(Model):
-    """How many past decisions were looked at, and those that would differ."""
+    """The number of replayed decisions, and those that would differ."""
 
     decisions: int
     differ: tuple[ChangedDecision, ...]
@@ -41,18 +46,19 @@ def replay(
     past: Sequence[tuple[DecisionEnvelope, DecisionInputs, tuple[Candidate, ...]]],
     correlate: Correlate,
 ) -> PolicyReplayResult:
-    """`past`: oldest first. What hysteresis remembers goes on from what it remembered before the first of them, as the draft would have had it."""
+    """Judge the candidates of `past` decisions, oldest first, by the draft.
+
+    Hysteresis starts from the recorded state before the first decision and continues with the draft's own
+    results.
+    """
     states: dict[str, HysteresisState] = dict(past[0][1].before) if past else {}
     differ = []
     for envelope, _, candidates in past:
-        verdicts = judge(draft, candidates, envelope.as_of, states, correlate)
-        states = {**states, **verdicts.states}
-        was = {item.strategy_id: item for item in envelope.strategies}
-        changes = tuple(
-            change
-            for item in verdicts.strategies
-            if (change := _otherwise(was.get(item.strategy_id), item)) is not None
-        )
+        result = judge(draft, candidates, envelope.as_of, states, correlate)
+        states = {**states, **result.states}
+        recorded = {item.strategy_id: item for item in envelope.strategies}
+        outcomes = [_changed_outcome(recorded.get(item.strategy_id), item) for item in result.strategies]
+        changes = tuple(outcome for outcome in outcomes if outcome is not None)
         if changes:
             differ.append(
                 ChangedDecision(
@@ -65,14 +71,17 @@ def replay(
     return PolicyReplayResult(decisions=len(past), differ=tuple(differ))
 
 
-def _otherwise(was: StrategyDecision | None, now: StrategyDecision) -> ChangedOutcome | None:
-    before, after = (_words(item) if item else "not known" for item in (was, now))
+def _changed_outcome(was: StrategyDecision | None, now: StrategyDecision) -> ChangedOutcome | None:
+    """Compare two outcomes; None if they are equal."""
+    before = _outcome(was) if was else "not known"
+    after = _outcome(now)
     if before == after:
         return None
     violations = (now if not now.active else was or now).violations
-    why = "; ".join(f"{item.rule}: {item.detail}" for item in violations[:3]) or "it would pass every step"
+    reasons = [f"{item.rule}: {item.detail}" for item in violations[:_VIOLATIONS]]
+    why = "; ".join(reasons) or "it would pass every step"
     return ChangedOutcome(strategy_id=now.strategy_id, name=now.name, was=before, would_be=after, why=why)
 
 
-def _words(item: StrategyDecision) -> str:
+def _outcome(item: StrategyDecision) -> str:
     return f"active, weight {item.weight:.4g}" if item.active else "not active"

@@ -1,14 +1,15 @@
 """The judgment: what is left out, at which step, by what figure."""
 
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.decisions.candidate import Candidate
-from activities.decisions.judgment import etag_of, judge, summary
-from qmtl_sdk.contracts.decisions import StrategyDecision
+from activities.decisions.judgment import STEPS, etag_of, judge, summary
+from qmtl_sdk.contracts.decisions import JudgmentStep, StrategyDecision
 from qmtl_sdk.contracts.policy_text import policy_from
 
 NOW = datetime(2024, 1, 10, tzinfo=UTC)
@@ -128,3 +129,7 @@ def test_an_etag_hashes_content_and_not_the_clock() -> None:
     assert etag_of("w", 1, "validate", first) != etag_of(
         "w", 1, "validate", verdicts(POLICY, (candidate("a", 0.7),))
     )
+
+
+def test_violations_name_the_steps_of_the_judgment_in_order() -> None:
+    assert tuple(step.name for step in STEPS) == get_args(JudgmentStep)

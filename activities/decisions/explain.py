@@ -1,0 +1,81 @@
+"""Explain a decision about one strategy in lines of text: judgment steps and hysteresis state."""
+
+from activities.decisions.candidate import HysteresisState
+from activities.decisions.judgment import STEPS
+from activities.decisions.steps import Step
+from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
+from qmtl_sdk.contracts.errors import QmtlError, nearest
+
+# Characters of a strategy_id that are enough to name a strategy: shorter ones match too easily.
+_SHORTEST_PREFIX = 8
+
+
+def judgment_lines(decision: StrategyDecision) -> list[str]:
+    """Return a line for each step of the judgment, or for each violation of a step."""
+    violated = {violation.step for violation in decision.violations}
+    lines: list[str] = []
+    reached = True
+    for step in STEPS:
+        if step.name in violated:
+            reached = False
+            lines += [
+                f"  {step.label}: {violation.rule}: {violation.detail}"
+                for violation in decision.violations
+                if violation.step == step.name
+            ]
+        elif reached:
+            lines.append(f"  {step.label}: passed{_figure(step, decision)}")
+        else:
+            lines.append(f"  {step.label}: not reached")
+    return lines
+
+
+def state_line(state: HysteresisState) -> str:
+    """Describe a hysteresis state in a line."""
+    count = f"{state.passes} passes" if state.passes else f"{state.failures} failures"
+    active = "active" if state.active else "inactive"
+    return f"  hysteresis state: {active} since {state.since:%Y-%m-%d %H:%M} (world time), {count} in a row"
+
+
+def find_strategy(reference: str, world_id: str, decision: DecisionEnvelope | None) -> StrategyDecision:
+    """Find a strategy in a world's newest decision.
+
+    `reference` is its strategy_id, its name, or the first 8 or more characters of its strategy_id.
+
+    Raises QmtlError: E_DECISION_UNKNOWN; E_STRATEGY_UNKNOWN where none or several match.
+    """
+    strategies = require_decision(world_id, decision).strategies
+    found = [
+        item
+        for item in strategies
+        if reference in (item.strategy_id, item.name)
+        or (len(reference) >= _SHORTEST_PREFIX and item.strategy_id.startswith(reference))
+    ]
+    if len(found) == 1:
+        return found[0]
+    names = [item.name for item in strategies if item.name]
+    unknown = f"is no strategy of {world_id}{nearest(reference, names)}"
+    raise QmtlError(
+        "E_STRATEGY_UNKNOWN",
+        f"{reference[:80]!r} {f'names several strategies of {world_id}' if found else unknown}",
+        "give its whole strategy_id; qmtl world show W lists them",
+    )
+
+
+def require_decision(world_id: str, decision: DecisionEnvelope | None) -> DecisionEnvelope:
+    """Return the decision. Raises QmtlError (E_DECISION_UNKNOWN) where there is none."""
+    if decision is None:
+        raise QmtlError(
+            "E_DECISION_UNKNOWN",
+            f"world {world_id} has not been judged yet",
+            "submit a strategy, or qmtl world decide",
+        )
+    return decision
+
+
+def _figure(step: Step, decision: StrategyDecision) -> str:
+    if step.name == "score" and decision.score is not None:
+        return f", {decision.score:.4g}"
+    if step.name == "topk" and decision.rank:
+        return f", rank {decision.rank}"
+    return ""
