@@ -5,7 +5,7 @@ import sys
 
 from benchmarks import applies, identity, orders, stream, submit
 from temporal.shutdown import exit_process
-from tests.harness import unwind_when_told_to_end
+from tests.support.machine import exit_on_sigterm
 
 SUITES = {
     "identity": identity.run,
@@ -29,5 +29,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    unwind_when_told_to_end()
+    exit_on_sigterm()
     exit_process(main())

@@ -19,10 +19,13 @@ from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
-from tests.harness import Machine
-from tests.orders import Desk
+from tests.support.desk import Desk
+from tests.support.machine import Machine
 
-APPLIES, RUNNERS, STRATEGIES, EVALUATIONS = 20, 4, 100, 1000
+APPLIES = 20
+RUNNERS = 4
+STRATEGIES = 100
+EVALUATIONS = 1000
 LIMITS = {"ratio": 1.2, "frozen_s": 1.0, "gates_p95_s": 1.0, "halt_ms": 100}
 
 

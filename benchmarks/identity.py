@@ -9,7 +9,8 @@ from blake3 import blake3
 
 from qmtl_sdk.contracts.identity import CanonicalNodeSpec
 
-NODES, ROUNDS = 10_000, 5
+NODES = 10_000
+ROUNDS = 5
 
 
 def specs() -> list[CanonicalNodeSpec]:

@@ -25,10 +25,11 @@ from activities.fence.acceptance import OrderAcceptance
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from qmtl_sdk.contracts.orders import Order
-from tests.harness import Machine
-from tests.orders import Desk
+from tests.support.desk import Desk
+from tests.support.machine import Machine
 
-PUBLISHERS, SECONDS = 8, 5.0
+PUBLISHERS = 8
+SECONDS = 5.0
 LIMITS = {"store_per_s": 3000, "http_per_s": 1000, "p99_ms": 50, "freeze_p95_ms": 20}
 
 

@@ -25,12 +25,15 @@ from activities.storage.database import Database
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
-from tests.events import tell
-from tests.harness import Machine
-from tests.strategies import POLICY, world
+from tests.support.events import record_change
+from tests.support.machine import Machine
+from tests.support.worlds import POLICY, world
 
-SUBSCRIBERS, PROCESSES, IDLE = 10, 2, 1000
-WORLD, TOPICS = "equities", ("policy",)
+SUBSCRIBERS = 10
+PROCESSES = 2
+IDLE = 1000
+WORLD = "equities"
+TOPICS = ("policy",)
 
 
 def run() -> Iterator[dict[str, Any]]:
@@ -103,7 +106,7 @@ def steady(
         committed: list[float] = []
         begin = time.perf_counter()
         for i in range(events):
-            tell(database, f"s{i % 10}", i, WORLD)
+            record_change(database, f"s{i % 10}", i, WORLD)
             committed.append(time.time())
             time.sleep(max(0.0, begin + (i + 1) / rate - time.perf_counter()))
         found = results(listening)

@@ -21,11 +21,15 @@ from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import encode
 from qmtl_sdk.reports.returns import Returns
 from qmtl_sdk.runtime.client import GatewayClient
-from tests.harness import Machine, broken_promises
-from tests.strategies import POLICY, world
+from tests.support.machine import Machine
+from tests.support.submission_checker import submission_violations
+from tests.support.worlds import POLICY, world
 from workflows.ids import submission_run_of
 
-NODES, SUBMISSIONS, BURST, CLIENTS = 20, 100, 300, 20
+NODES = 20
+SUBMISSIONS = 100
+BURST = 300
+CLIENTS = 20
 DAY = 86_400
 
 
@@ -137,7 +141,7 @@ def burst(machine: Machine, client: GatewayClient) -> dict[str, Any]:
     # The runs of the ack suite still hold their leases: they are not this burst's to judge.
     broken = [
         line
-        for line in broken_promises(database)
+        for line in submission_violations(database)
         if any(run in line for run in mine) or line.startswith("run ") is False
     ]
     database.close()
@@ -150,7 +154,7 @@ def burst(machine: Machine, client: GatewayClient) -> dict[str, Any]:
         "acknowledged": len(acknowledged),
         "decided": sum(1 for run in mine if decided[run] == 1),
         "decided_twice": sum(1 for run in mine if decided[run] > 1),
-        "broken_promises": len(broken),
+        "submission_violations": len(broken),
         "ack_p50_ms": round(statistics.median(times), 1),
         "ack_p95_ms": round(times[int(len(times) * 0.95)], 1),
         "decided_per_s": round(BURST / seconds, 1),

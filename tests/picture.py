@@ -10,8 +10,8 @@ from typing import Any
 
 from qmtl_sdk.contracts.applies import ApprovalBody
 from temporal.shutdown import exit_process
-from tests.e2e.test_apply import Stage
-from tests.harness import Machine
+from tests.support.machine import Machine
+from tests.support.scenarios import ApplyScenario
 
 LIMIT_S = 60.0
 
@@ -81,7 +81,7 @@ def main(picture: Path) -> int:
         machine = Machine(Path(folder))
         try:
             machine.up()
-            stage = Stage(machine, "us-equities")
+            stage = ApplyScenario(machine, "us-equities")
             try:
                 assert stage.promote("dryrun", stage.ana).outcome == "completed"
                 run = stage.ask(

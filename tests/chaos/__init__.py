@@ -1,1 +1,1 @@
-"""Runs in which processes are killed at random moments: `python -m tests.chaos RUNS [SEED]`."""
+"""Runs in which processes are killed at random moments: `python -m tests.chaos SUITE [RUNS] [SEED]`."""

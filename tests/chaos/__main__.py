@@ -10,9 +10,10 @@ from qmtl_sdk.contracts.orders import Refusal
 from temporal.shutdown import exit_process
 from tests.chaos.orders import OrderChaos
 from tests.chaos.stream import Chaos
-from tests.harness import unwind_when_told_to_end
+from tests.support.machine import exit_on_sigterm
 
-APPLIES_A_RUN, KILLS_AN_APPLY = 20, 0.4
+APPLIES_A_RUN = 20
+KILLS_AN_APPLY = 0.4
 
 
 def stream(runs: int, seed: int) -> int:
@@ -116,7 +117,7 @@ def leaks(applies: int, seed: int) -> int:
 SUITES = {"stream": (stream, 100), "orders": (orders, 200), "leaks": (leaks, 6)}
 
 if __name__ == "__main__":
-    unwind_when_told_to_end()
+    exit_on_sigterm()
     name = sys.argv[1] if len(sys.argv) > 1 else "orders"
     run, count = SUITES[name]
     exit_process(

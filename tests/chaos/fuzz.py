@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 from temporal.shutdown import exit_process
-from tests.harness import Machine, unwind_when_told_to_end
-from tests.strategies import POLICY, world
+from tests.support.machine import Machine, exit_on_sigterm
+from tests.support.worlds import POLICY, world
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 KNOWN = '[parameters]\nworld_id = "equities"\n'
@@ -83,7 +83,7 @@ def main(examples: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    unwind_when_told_to_end()
+    exit_on_sigterm()
     exit_process(
         main(int(sys.argv[1]) if len(sys.argv) > 1 else 250, int(sys.argv[2]) if len(sys.argv) > 2 else 1)
     )

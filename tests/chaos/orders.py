@@ -24,9 +24,11 @@ from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
 from qmtl_sdk.runtime.client import GatewayClient
-from tests.chaos.checker import broken_promises
-from tests.harness import Machine, wait_for
-from tests.strategies import POLICY, WORLD, Trend
+from tests.support import ROOT
+from tests.support.machine import Machine, wait_for
+from tests.support.order_checker import order_violations
+from tests.support.strategies import Trend
+from tests.support.worlds import POLICY, WORLD
 
 VICTIMS = ("worker", "gateway", "temporal", "runner")
 SYMBOLS = ("AAPL", "JNJ", "KO", "MSFT")
@@ -81,7 +83,8 @@ class OrderChaos:
         )
         self._traders: dict[int, subprocess.Popen[bytes]] = {}
         self._strategies: list[str] = []
-        self._world, self._token = "", ""
+        self._world = ""
+        self._token = ""
 
     def up(self) -> "OrderChaos":
         machine = self.machine
@@ -360,7 +363,7 @@ class OrderChaos:
 
     def _start_trader(self, number: int, seed: int) -> None:
         diary = self.machine.home / f"{self._world}.{number}.diary"
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
         arguments = [
             self.machine.url,
             self._token,
@@ -395,7 +398,7 @@ class OrderChaos:
                 report.violations.append(f"it did not come to rest: {error}")
             told = self._told()
             report.acknowledged, report.orders = len(told), self.client.gate(self._world).orders
-            report.violations += broken_promises(database, self._world, told)
+            report.violations += order_violations(database, self._world, told)
         finally:
             database.close()
             self.client.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qmtl_sdk import QmtlError, Runner
 from qmtl_sdk.contracts.topic_state import state_hash
-from tests.strategies import Trend
+from tests.support.strategies import Trend
 
 
 def main(world: str, file: Path) -> None:

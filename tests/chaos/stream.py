@@ -26,16 +26,13 @@ from activities.storage.tables import OutboxRow
 from qmtl_sdk.contracts.events import topic_of
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.runtime.stream import StreamClient
-from tests.events import tell
-from tests.harness import Machine, wait_for
-from tests.strategies import POLICY, WORLD
+from tests.support import ROOT
+from tests.support.events import record_change
+from tests.support.machine import Machine, wait_for
+from tests.support.worlds import PAPER, WORLD
 
 VICTIMS = ("relay", "gateway", "worker", "runner")
 TOPICS = ("activation", "decisions", "policy", "queues", "sessions", "submissions")
-PAPER = {
-    **POLICY,
-    "gating_policy": {"domains": {"from": "backtest", "to": "dryrun"}, "approvals": {"required": 0}},
-}
 CLOSED = {"selection": {"gates": {"and": ["sharpe >= 50"]}}}
 
 
@@ -79,7 +76,9 @@ class Chaos:
         client: type[StreamClient] = StreamClient,
         rest_s: float = 90.0,
     ) -> None:
-        self._relay, self._client, self._rest_s = relay, client, rest_s
+        self._relay = relay
+        self._client = client
+        self._rest_s = rest_s
         self.machine = Machine(home, **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "3"})
         self._runner: subprocess.Popen[bytes] | None = None
         self._env: dict[str, str] = {}
@@ -160,7 +159,7 @@ class Chaos:
                 client.decide(world, f"chaos-decide-{i}")
             else:
                 for n in range(rng.randint(1, 10)):
-                    tell(database, f"told{n % 3}", i * 100 + n, world)
+                    record_change(database, f"told{n % 3}", i * 100 + n, world)
             time.sleep(rng.random() * 0.15)
 
     def _kill(self, rng: random.Random, stop: threading.Event, report: Report) -> None:
@@ -187,7 +186,7 @@ class Chaos:
                 **os.environ,
                 "QMTL_GATEWAY__URL": self.machine.url,
                 "QMTL_HOME": str(self.machine.home),
-                "PYTHONPATH": str(Path(__file__).parents[2]),
+                "PYTHONPATH": str(ROOT),
             }
             self._world = world
         with (self.machine.home / "runner.log").open("ab") as log:

@@ -35,13 +35,14 @@ class Life:
 
 class Trader:
     def __init__(self, url: str, token: str, world: str, strategy: str, seed: int, diary: Path) -> None:
-        self._client, self._world, self._strategy, self._rng = (
-            GatewayClient(url, token, away_limit_s=0.0),
-            world,
-            strategy,
-            random.Random(seed),
-        )
-        self._diary, self._run, self._n, self._life = diary.open("a"), f"{seed}-{time.time_ns()}", 0, Life()
+        self._client = GatewayClient(url, token, away_limit_s=0.0)
+        self._world = world
+        self._strategy = strategy
+        self._rng = random.Random(seed)
+        self._diary = diary.open("a")
+        self._run = f"{seed}-{time.time_ns()}"
+        self._n = 0
+        self._life = Life()
         self._stream = StreamClient(
             [GatewayClient(url, token, away_limit_s=0.0)],
             Subscribe(world_id=world, strategy_id=strategy),

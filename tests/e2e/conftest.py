@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Machine
-from tests.strategies import POLICY, world
+from tests.support.machine import Machine
+from tests.support.worlds import POLICY, world
 
 
 @pytest.fixture(scope="session")

@@ -33,10 +33,12 @@ from qmtl_sdk.contracts.errors import CODES
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.client import GatewayClient
-from tests.harness import Machine
-from tests.strategies import POLICY, Trend, world
+from tests.support.machine import Machine
+from tests.support.strategies import Trend
+from tests.support.worlds import POLICY, world
 
-HOME, OTHER = "home", "other"
+HOME = "home"
+OTHER = "other"
 ORDER = {
     "order_id": "order:0000",
     "world_id": HOME,

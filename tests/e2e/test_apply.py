@@ -2,124 +2,30 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from activities.storage.tables import OpenOrderRow
-from qmtl_sdk import QmtlError, Runner
-from qmtl_sdk.contracts.access import Role, TokenRequest
-from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, ApprovalBody
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
 from qmtl_sdk.contracts.worlds import WorldUpdate
-from qmtl_sdk.runtime.client import GatewayClient
 from temporal.client import connect
-from tests.harness import Machine, wait_for
-from tests.strategies import POLICY, Trend, world
+from tests.support.machine import Machine, wait_for
+from tests.support.scenarios import ApplyScenario, person
 from workflows.ids import apply_id
-
-GATING: dict[str, Any] = {
-    "domains": {"from": "backtest", "to": "live"},
-    "share_policy": "feature-artifacts-only",
-    "approvals": {"required": 1, "live": 2},
-    "apply": {"freeze_timeout_ms": 5000, "drain_timeout_ms": 3000},
-}
-
-
-def person(machine: Machine, client: GatewayClient, name: str, role: Role = Role.OPERATOR) -> GatewayClient:
-    """Someone with a token of their own."""
-    token = client.create_token(TokenRequest(subject=name, grants={"*": role})).token
-    return GatewayClient(machine.url, token)
-
-
-class Stage:
-    """A world in which one strategy passes, and two people besides the one who asks."""
-
-    def __init__(self, machine: Machine, name: str, gating: dict[str, Any] | None = None) -> None:
-        self.machine, self.client, self.world = machine, machine.client(), name
-        self.ana, self.ben = person(machine, self.client, "ana"), person(machine, self.client, "ben")
-        self.client._call(
-            "POST",
-            "/worlds",
-            json={"spec": {**world(name), "allow_live": True}, "policy": POLICY},
-            headers={"X-Allow-Live": "true"},
-        )
-        result = Runner.submit(Trend, world=name, config=machine.config, run=False)
-        self.strategy = result.strategy_id
-        self.fingerprint = self.client.fingerprints(name)[0]
-        self.policy = {
-            **POLICY,
-            "gating_policy": {**GATING, **(gating or {}), "dataset_fingerprint": self.fingerprint},
-            "decision_ttl": 3600,
-        }
-        self.client.add_policy(name, self.policy)
-        self.client.decide(name, uuid.uuid4().hex)
-
-    def ask(self, to: str | None = "dryrun", **fields: Any) -> ApplyStatus:
-        request = ApplyRequest.model_validate({"run_id": f"run-{uuid.uuid4().hex[:8]}", "to": to, **fields})
-        return self.client.apply(self.world, request, live=True)
-
-    def at(self, run_id: str, state: str) -> ApplyStatus:
-        return wait_for(
-            lambda: found if (found := self.client.apply_status(self.world, run_id)).state == state else None,
-            state,
-        )
-
-    def promote(self, to: str, *people: GatewayClient) -> ApplyStatus:
-        run = self.ask(to).run_id
-        self.at(run, "approval")
-        for one in people:
-            one.approve(self.world, run, ApprovalBody(), live=True)
-        return self.client.apply_status(self.world, run, wait_s=30)
-
-    def drains(self, to: str) -> str:
-        """An apply that everyone agrees to and that waits for open orders; its run_id."""
-        run = self.ask(to).run_id
-        self.at(run, "approval")
-        for one in (self.ana, self.ben):
-            one.approve(self.world, run, ApprovalBody(), live=True)
-        self.at(run, "drain")
-        return run
-
-    @contextmanager
-    def stuck_order(self) -> Iterator[Callable[[], None]]:
-        """An accepted order that no venue ends; gives what ends it."""
-        database = self.machine.database()
-        order_id = f"order:{uuid.uuid4().hex}"
-
-        def unstick() -> None:
-            with database.write("test", bookkeeping=True) as tx:
-                found = tx.session.get(OpenOrderRow, order_id)
-                if found is not None:
-                    tx.session.delete(found)
-
-        try:
-            with database.write("test", bookkeeping=True) as tx:
-                tx.session.add(OpenOrderRow(order_id=order_id, world_id=self.world, accepted_at="2024"))
-            yield unstick
-            unstick()
-        finally:
-            database.close()
-
-    def mode(self) -> tuple[bool, str | None]:
-        found = next(item for item in self.client.activation(self.world) if item.strategy_id == self.strategy)
-        return found.active, found.effective_mode
-
-    def close(self) -> None:
-        for client in (self.client, self.ana, self.ben):
-            client.close()
 
 
 @pytest.fixture
-def stage(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Stage]:
-    found = Stage(machine, "w" + uuid.uuid4().hex[:10])
+def stage(machine: Machine, request: pytest.FixtureRequest) -> Iterator[ApplyScenario]:
+    found = ApplyScenario(machine, "w" + uuid.uuid4().hex[:10])
     yield found
     found.close()
 
 
 def test_a_strategy_goes_to_dryrun_then_live_and_back_with_the_approvals_that_the_policy_wants(
-    stage: Stage,
+    stage: ApplyScenario,
 ) -> None:
     assert stage.mode() == (True, "validate")
     first = stage.promote("dryrun", stage.ana)
@@ -159,7 +65,7 @@ def test_a_strategy_goes_to_dryrun_then_live_and_back_with_the_approvals_that_th
     assert stage.client.audit(stage.world, verify=True)["verified"] > 10
 
 
-def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage: Stage) -> None:
+def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage: ApplyScenario) -> None:
     epoch = stage.client.gate(stage.world).epoch
     run = stage.ask().run_id
     stage.at(run, "approval")
@@ -188,7 +94,7 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
         stage.ana.approve(stage.world, run, ApprovalBody())
 
 
-def test_open_orders_hold_a_drain_up_to_its_limit_and_an_abort_ends_it(stage: Stage) -> None:
+def test_open_orders_hold_a_drain_up_to_its_limit_and_an_abort_ends_it(stage: ApplyScenario) -> None:
     assert stage.promote("dryrun", stage.ana).outcome == "completed"
     with stage.stuck_order():
         run = stage.drains("live")
@@ -202,7 +108,9 @@ def test_open_orders_hold_a_drain_up_to_its_limit_and_an_abort_ends_it(stage: St
     assert stage.promote("live", stage.ana, stage.ben).outcome == "completed"
 
 
-def test_a_switch_that_is_refused_restores_and_stays_frozen_until_someone_resumes(stage: Stage) -> None:
+def test_a_switch_that_is_refused_restores_and_stays_frozen_until_someone_resumes(
+    stage: ApplyScenario,
+) -> None:
     """Trap 4: a crash after freeze left the world frozen, and nothing went on."""
     assert stage.promote("dryrun", stage.ana).outcome == "completed"
     with stage.stuck_order() as unstick:
@@ -226,7 +134,7 @@ def test_a_switch_that_is_refused_restores_and_stays_frozen_until_someone_resume
 def test_a_signal_straight_to_temporal_counts_only_where_the_policy_says_so(
     machine: Machine, direct: bool
 ) -> None:
-    stage = Stage(
+    stage = ApplyScenario(
         machine,
         "w" + uuid.uuid4().hex[:10],
         {"approvals": {"required": 1, "live": 1, "direct_signals": direct}},
@@ -254,7 +162,7 @@ async def signalled(machine: Machine, world_id: str) -> None:
     )
 
 
-def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: Stage) -> None:
+def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: ApplyScenario) -> None:
     def content() -> list[Any]:
         return [
             stage.client.gate(stage.world),
@@ -308,7 +216,7 @@ def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: Stage) 
     author.close()
 
 
-def test_one_apply_at_a_time_and_one_body_for_a_run_id(stage: Stage) -> None:
+def test_one_apply_at_a_time_and_one_body_for_a_run_id(stage: ApplyScenario) -> None:
     """Trap 6: the same run_id with another body got the earlier answer."""
     first = stage.ask()
     with pytest.raises(QmtlError, match="E_APPLY_RUNNING"):

@@ -11,32 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Machine
-
-ROOT = Path(__file__).parents[2]
-
-
-class Person:
-    """Types commands in a folder of their own."""
-
-    def __init__(self, folder: Path, **env: str) -> None:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("QMTL_GATEWAY")}
-        self.folder, self._env = folder, {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env}
-
-    def types(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        done = self.runs(sys.executable, "-m", "api.cli", *words)
-        assert "Traceback" not in done.stdout + done.stderr, done.stderr
-        return done
-
-    def runs(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            command, cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=200
-        )
-
-    def reads(self, *words: str) -> Any:
-        done = self.types(*words, "-o", "json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+from tests.support import ROOT
+from tests.support.command import Person
+from tests.support.machine import Machine
 
 
 @pytest.fixture
@@ -162,7 +139,7 @@ def test_a_mistake_is_an_object_for_programs(person: Person) -> None:
 def test_a_strategy_that_is_judged_and_not_active_has_its_own_exit_code(
     person: Person, machine: Machine
 ) -> None:
-    from tests.strategies import world
+    from tests.support.worlds import world
 
     with machine.client() as client:
         client.create_world(world("strict"), {"selection": {"gates": {"and": ["sharpe >= 50"]}}})

@@ -13,10 +13,11 @@ import httpx
 import pytest
 
 from qmtl_sdk import Runner
-from tests.e2e.test_command import ROOT, Person
-from tests.e2e.test_running import PAPER
-from tests.harness import Machine, wait_for
-from tests.strategies import WORLD, Trend
+from tests.support import ROOT
+from tests.support.command import Person
+from tests.support.machine import Machine, wait_for
+from tests.support.strategies import Trend
+from tests.support.worlds import PAPER, WORLD
 
 
 @pytest.fixture
@@ -168,9 +169,13 @@ def test_the_figures_for_prometheus(machine: Machine, paper: str) -> None:
 
     Runner.submit(Trend, world=paper, config=machine.config)
     wait_for(lambda: f'sessions{{execution_domain="dryrun",world_id="{paper}"}} 1.0' in metrics(), "session")
-    from tests.e2e.test_gateway import body, with_node, without
+    from tests.support.submissions import body_with_node, body_without_node_field, submission_body
 
-    for wrong in (body(node_ids_crc32=1), with_node(period=99), without("code_hash")):
+    for wrong in (
+        submission_body(node_ids_crc32=1),
+        body_with_node(period=99),
+        body_without_node_field("code_hash"),
+    ):
         httpx.post(f"{machine.url}/strategies", json=wrong, headers=machine.headers, trust_env=False)
     found = metrics()
     for name in (

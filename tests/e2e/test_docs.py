@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,9 +12,8 @@ from api.auth.access import ROUTES
 from qmtl_sdk.contracts.metrics import METRICS
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.worlds import parse_world
-from tests.harness import Machine
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+from tests.support.machine import Machine
 
 
 def blocks(file: str, language: str) -> list[str]:

@@ -20,8 +20,9 @@ from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.orders import OrderGate
 from qmtl_sdk.runtime.runner import decided_context
-from tests.harness import Machine
-from tests.strategies import POLICY, Trend, world
+from tests.support.machine import Machine
+from tests.support.strategies import Trend
+from tests.support.worlds import POLICY, world
 
 
 class Own(Strategy):
@@ -37,8 +38,11 @@ class Standing:
     """A strategy that stands somewhere in a world of its own, with a client that hints at live all the time."""
 
     def __init__(self, machine: Machine, strategy: Strategy) -> None:
-        self.machine, self.client, self.build = machine, machine.client(), BuiltStrategy(strategy)
-        self.world, self.strategy_id = "w" + uuid.uuid4().hex[:10], self.build.dag.strategy_id
+        self.machine = machine
+        self.client = machine.client()
+        self.build = BuiltStrategy(strategy)
+        self.world = "w" + uuid.uuid4().hex[:10]
+        self.strategy_id = self.build.dag.strategy_id
         self.client._call(
             "POST",
             "/worlds",

@@ -13,7 +13,7 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.registry import Registry
 from qmtl_sdk.contracts.worlds import Preset
 from qmtl_sdk.data import market
-from tests.harness import Machine, wait_for
+from tests.support.machine import Machine, wait_for
 
 ENTRY_POINTS = """
 [qmtl.sources]

@@ -8,36 +8,17 @@ import httpx
 import pytest
 
 from qmtl_sdk.contracts.errors import CODES
-from qmtl_sdk.contracts.submission import StrategySubmit
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import encode
-from tests.harness import Machine
-from tests.strategies import POLICY, Trend, world
-from tests.unit.test_reports import series
-
-
-def body(**changes: Any) -> dict[str, Any]:
-    build = BuiltStrategy(Trend("KO", 13))
-    submit = StrategySubmit(
-        world_id="equities", dag=build.dag, node_ids_crc32=build.crc32, idempotency_key=uuid.uuid4().hex
-    )
-    return {**submit.model_dump(mode="json"), **changes}
-
-
-def with_node(**changes: Any) -> dict[str, Any]:
-    found = body()
-    found["dag"]["nodes"][0] |= changes
-    return found
-
-
-def without(field: str) -> dict[str, Any]:
-    found = body()
-    del found["dag"]["nodes"][0][field]
-    return found
+from tests.support.frames import series
+from tests.support.machine import Machine
+from tests.support.strategies import Trend
+from tests.support.submissions import body_with_node, body_without_node_field, submission_body
+from tests.support.worlds import POLICY, world
 
 
 def cycle() -> dict[str, Any]:
-    found = body()
+    found = submission_body()
     a, b = found["dag"]["nodes"][:2]
     a["inputs"], b["inputs"] = [b["node_id"]], [a["node_id"]]
     return found
@@ -45,7 +26,7 @@ def cycle() -> dict[str, Any]:
 
 def unknown_stream() -> dict[str, Any]:
     build = BuiltStrategy(Trend("TSLA"))
-    return body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)
+    return submission_body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)
 
 
 def refused(response: httpx.Response, code: str) -> dict[str, Any]:
@@ -75,21 +56,21 @@ def audit_length(machine: Machine) -> int:
 @pytest.mark.parametrize(
     ("make", "code"),
     [
-        (lambda: with_node(period=99), "E_NODE_ID_MISMATCH"),
-        (lambda: body(node_ids_crc32=1), "E_CHECKSUM_MISMATCH"),
-        (lambda: with_node(node_id=""), "E_DAG_INPUT_UNDEFINED"),
-        (lambda: with_node(schema_compat_id="v2"), "E_SCHEMA_COMPAT_MISMATCH"),
-        (lambda: without("interval"), "E_BODY_INVALID"),
-        (lambda: without("node_id"), "E_BODY_INVALID"),
-        (lambda: body(world_id=None), "E_BODY_INVALID"),
-        (lambda: body(extra=1), "E_BODY_INVALID"),
-        (lambda: body(dag={"nodes": []}), "E_DAG_EMPTY"),
+        (lambda: body_with_node(period=99), "E_NODE_ID_MISMATCH"),
+        (lambda: submission_body(node_ids_crc32=1), "E_CHECKSUM_MISMATCH"),
+        (lambda: body_with_node(node_id=""), "E_DAG_INPUT_UNDEFINED"),
+        (lambda: body_with_node(schema_compat_id="v2"), "E_SCHEMA_COMPAT_MISMATCH"),
+        (lambda: body_without_node_field("interval"), "E_BODY_INVALID"),
+        (lambda: body_without_node_field("node_id"), "E_BODY_INVALID"),
+        (lambda: submission_body(world_id=None), "E_BODY_INVALID"),
+        (lambda: submission_body(extra=1), "E_BODY_INVALID"),
+        (lambda: submission_body(dag={"nodes": []}), "E_DAG_EMPTY"),
         (cycle, "E_DAG_CYCLE"),
-        (lambda: body(world_id="nowhere"), "E_WORLD_UNKNOWN"),
+        (lambda: submission_body(world_id="nowhere"), "E_WORLD_UNKNOWN"),
         (unknown_stream, "E_STREAM_UNBOUND"),
-        (lambda: body(meta={"as_of": "yesterday"}), "E_BODY_INVALID"),
-        (lambda: body(meta={"as_of": "1999-01-01"}), "E_DATA_EMPTY"),
-        (lambda: body(idempotency_key="short"), "E_BODY_INVALID"),
+        (lambda: submission_body(meta={"as_of": "yesterday"}), "E_BODY_INVALID"),
+        (lambda: submission_body(meta={"as_of": "1999-01-01"}), "E_DATA_EMPTY"),
+        (lambda: submission_body(idempotency_key="short"), "E_BODY_INVALID"),
     ],
 )
 def test_a_bad_submission_is_refused_and_leaves_no_trace(
@@ -101,7 +82,7 @@ def test_a_bad_submission_is_refused_and_leaves_no_trace(
 
 
 def test_a_node_without_identity_fields_is_refused(http: httpx.Client) -> None:
-    found = body()
+    found = submission_body()
     node = next(node for node in found["dag"]["nodes"] if node["node_type"] == "Node")
     node["code_hash"] = ""
     refused(http.post("/strategies", json=found), "E_NODE_ID_FIELDS")
@@ -139,7 +120,8 @@ def test_an_ambiguous_stream_lists_what_there_is(http: httpx.Client) -> None:
     build = BuiltStrategy(Vague)
     problem = refused(
         http.post(
-            "/strategies", json=body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)
+            "/strategies",
+            json=submission_body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32),
         ),
         "E_STREAM_AMBIGUOUS",
     )
@@ -229,7 +211,7 @@ def test_a_world_that_can_not_work_is_refused(http: httpx.Client, change: dict[s
 
 def test_a_world_without_a_policy_takes_no_submissions(http: httpx.Client) -> None:
     assert http.post("/worlds", json={"spec": world("lawless")}).status_code == 201
-    refused(http.post("/strategies", json=body(world_id="lawless")), "E_POLICY_MISSING")
+    refused(http.post("/strategies", json=submission_body(world_id="lawless")), "E_POLICY_MISSING")
     refused(http.post("/worlds/lawless/decide"), "E_POLICY_MISSING")
 
 
@@ -249,7 +231,7 @@ def test_what_does_not_exist_says_so(http: httpx.Client) -> None:
 def test_returns_that_do_not_fit_the_run_are_refused_while_the_lease_is_held(http: httpx.Client) -> None:
     from blake3 import blake3
 
-    ack = http.post("/strategies", json=body(runner="a-test")).json()
+    ack = http.post("/strategies", json=submission_body(runner="a-test")).json()
     assert ack["lease"]["lease_id"]
     data = encode(series([0.0, 0.01]))
     digest = "blake3:" + blake3(data).hexdigest()
@@ -270,7 +252,7 @@ def test_returns_that_do_not_fit_the_run_are_refused_while_the_lease_is_held(htt
 
 def test_a_retry_gets_the_same_answer_and_no_second_run(http: httpx.Client) -> None:
     """The same key, again while it runs and again after it has ended."""
-    found = body(runner="a-test")
+    found = submission_body(runner="a-test")
     found["dag"] = BuiltStrategy(Trend("KO", 17)).dag.model_dump(mode="json")
     found["node_ids_crc32"] = BuiltStrategy(Trend("KO", 17)).crc32
     first, second = http.post("/strategies", json=found), http.post("/strategies", json=found)
@@ -311,7 +293,7 @@ def test_reading_changes_nothing(machine: Machine, http: httpx.Client) -> None:
         "/openapi.json",
     ):
         assert http.get(path).status_code == 200
-    assert http.post("/strategies/dry-run", json=body()).status_code == 200
+    assert http.post("/strategies/dry-run", json=submission_body()).status_code == 200
     assert audit_length(machine) == before
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from qmtl_sdk import Runner, SubmitResult
-from tests.harness import Machine, broken_promises, wait_for
-from tests.strategies import POLICY, Slow, Trend, world
+from tests.support.machine import Machine, wait_for
+from tests.support.strategies import Slow, Trend
+from tests.support.submission_checker import submission_violations
+from tests.support.worlds import POLICY, world
 
 STEPS = (
     "before:diff",
@@ -37,7 +39,7 @@ def kept(machine: Machine, result: SubmitResult, runs: int = 1) -> None:
     assert result.ws.decision is not None
     database = machine.database()
     try:
-        assert broken_promises(database) == []
+        assert submission_violations(database) == []
         with database.read() as session:
             for name, count in (
                 ("run_context", runs),

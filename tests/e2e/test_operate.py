@@ -9,19 +9,19 @@ import pytest
 import yaml
 
 from qmtl_sdk.contracts.worlds import WorldUpdate
-from tests.e2e.test_apply import Stage
-from tests.e2e.test_command import Person
-from tests.harness import Machine, wait_for
+from tests.support.command import Person
+from tests.support.machine import Machine, wait_for
+from tests.support.scenarios import ApplyScenario
 
 
 @pytest.fixture
-def stage(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Stage]:
-    found = Stage(machine, "operated")
+def stage(machine: Machine, request: pytest.FixtureRequest) -> Iterator[ApplyScenario]:
+    found = ApplyScenario(machine, "operated")
     yield found
     found.close()
 
 
-def test_an_operators_day(stage: Stage, machine: Machine, tmp_path: Path) -> None:
+def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path) -> None:
     person, world = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home)), stage.world
 
     def says(*words: str) -> str:
@@ -99,7 +99,7 @@ def test_an_operators_day(stage: Stage, machine: Machine, tmp_path: Path) -> Non
 
 
 def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> None:
-    stage = Stage(machine, "advanced")
+    stage = ApplyScenario(machine, "advanced")
     person, world = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home)), stage.world
 
     def types(code: int, *words: str) -> str:

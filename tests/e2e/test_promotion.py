@@ -3,70 +3,22 @@
 import asyncio
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from qmtl_sdk import QmtlError, Runner
-from qmtl_sdk.contracts.applies import ApplyStatus, ApprovalBody
-from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.applies import ApprovalBody
+from qmtl_sdk.contracts.promotions import PromotionRequest
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from temporal.client import connect
-from tests.e2e.test_apply import Stage
-from tests.harness import Machine, wait_for
-from tests.strategies import Trend
+from tests.support.machine import Machine, wait_for
+from tests.support.scenarios import PromotionScenario
 from workflows.ids import promotion_id
 
 
-class Promoted(Stage):
-    """A stage whose strategy is promoted."""
-
-    def promotion(self, to: str = "dryrun", **fields: Any) -> PromotionView:
-        return self.client.promote(
-            self.world, PromotionRequest.model_validate({"strategy": "Trend", "to": to, **fields}), live=True
-        )
-
-    def view(self) -> PromotionView:
-        return self.client.promotion(self.world, self.strategy)
-
-    def waits(self, *words: str) -> PromotionView:
-        return wait_for(
-            lambda: found if all(word in (found := self.view()).waits_for for word in words) else None,
-            " … ".join(words),
-        )
-
-    def asked(self, after: str = "") -> ApplyStatus:
-        """The apply that the promotion asks for next, once it waits for approval."""
-        run = wait_for(
-            lambda: run if (run := self.view().apply_run) and run != after else None,
-            "an apply of the promotion",
-        )
-        return self.at(run, "approval")
-
-    def ended(self) -> PromotionView:
-        return wait_for(lambda: found if (found := self.view()).outcome else None, "end of the promotion")
-
-    def campaign(self) -> None:
-        """Until the strategy has been good in backtest for long enough."""
-        wait_for(
-            lambda: "an apply may take it there" in self.client.explain(self.world, "Trend").lines[-1],
-            "the campaign's window",
-        )
-
-    def submit(self) -> None:
-        Runner.submit(Trend, world=self.world, config=self.machine.config, run=False)
-
-    def said(self) -> list[tuple[str, str]]:
-        """What the audit trail says of promotions: action and actor."""
-        entries = self.client.audit(self.world, limit=1000)["entries"]
-        return [
-            (item["action"], item["actor"]) for item in entries if item["action"].startswith("promotion.")
-        ]
-
-
 @pytest.fixture
-def stage(machine: Machine) -> Iterator[Promoted]:
-    found = Promoted(
+def stage(machine: Machine) -> Iterator[PromotionScenario]:
+    found = PromotionScenario(
         machine,
         "w" + uuid.uuid4().hex[:10],
         {"campaign": {"backtest": "1s", "dryrun": "2s"}, "required_signals": ["sharpe"]},
@@ -75,7 +27,7 @@ def stage(machine: Machine) -> Iterator[Promoted]:
     found.close()
 
 
-def test_a_campaign_goes_to_live_stage_by_stage(stage: Promoted) -> None:
+def test_a_campaign_goes_to_live_stage_by_stage(stage: PromotionScenario) -> None:
     me = stage.promotion("live", reason="it looks good").requested_by
     first = stage.asked()
     assert (first.requested_by, first.plan.target, first.plan.reason) == (me, "dryrun", "it looks good")
@@ -116,7 +68,7 @@ def test_a_campaign_goes_to_live_stage_by_stage(stage: Promoted) -> None:
     assert stage.said() == [("promotion.requested", me), ("promotion.completed", me)]
 
 
-def test_what_is_missing_is_said_and_the_promotion_waits_until_it_is_ended(stage: Promoted) -> None:
+def test_what_is_missing_is_said_and_the_promotion_waits_until_it_is_ended(stage: PromotionScenario) -> None:
     stage.campaign()
     stage.promote("dryrun", stage.ana)
     stage.client.update_world(stage.world, WorldUpdate(allow_live=False))
@@ -139,7 +91,7 @@ def test_what_is_missing_is_said_and_the_promotion_waits_until_it_is_ended(stage
     assert [action for action, _ in stage.said()] == ["promotion.requested", "promotion.stopped"]
 
 
-def test_a_promotion_waits_for_another_apply_and_a_rejected_one_ends_it(stage: Promoted) -> None:
+def test_a_promotion_waits_for_another_apply_and_a_rejected_one_ends_it(stage: PromotionScenario) -> None:
     stage.campaign()
     other = stage.ask("dryrun")
     stage.at(other.run_id, "approval")
@@ -159,7 +111,7 @@ def test_a_promotion_waits_for_another_apply_and_a_rejected_one_ends_it(stage: P
 
 @pytest.mark.parametrize("direct", [False, True])
 def test_a_signal_to_the_promotion_is_handed_on_to_its_apply(machine: Machine, direct: bool) -> None:
-    stage = Promoted(
+    stage = PromotionScenario(
         machine,
         "w" + uuid.uuid4().hex[:10],
         {"approvals": {"required": 1, "live": 1, "direct_signals": direct}},
@@ -183,7 +135,7 @@ def test_a_signal_to_the_promotion_is_handed_on_to_its_apply(machine: Machine, d
         stage.close()
 
 
-def test_a_promotion_outlives_its_worker(stage: Promoted) -> None:
+def test_a_promotion_outlives_its_worker(stage: PromotionScenario) -> None:
     stage.promotion()
     stage.machine.kill("worker")
     stage.machine.start_worker()
@@ -195,7 +147,7 @@ def test_a_promotion_outlives_its_worker(stage: Promoted) -> None:
     assert stage.mode() == (True, "paper")
 
 
-def test_a_second_promotion_asks_for_applies_of_its_own(stage: Promoted) -> None:
+def test_a_second_promotion_asks_for_applies_of_its_own(stage: PromotionScenario) -> None:
     """Found when histories were recorded: the first parts of two run ids of Temporal are the same for a minute, and the second promotion took the first one's apply for its own."""
     stage.promotion()
     first = stage.asked().run_id
@@ -210,7 +162,7 @@ def test_a_second_promotion_asks_for_applies_of_its_own(stage: Promoted) -> None
     stage.client.abort(stage.world, second.run_id)
 
 
-def test_mistakes_are_said(stage: Promoted) -> None:
+def test_mistakes_are_said(stage: PromotionScenario) -> None:
     calls = [
         ("E_STRATEGY_UNKNOWN", lambda: stage.client.promote(stage.world, PromotionRequest(strategy="Trand"))),
         ("E_WORLD_UNKNOWN", lambda: stage.client.promote("nowhere", PromotionRequest(strategy="Trend"))),
@@ -234,7 +186,7 @@ def test_mistakes_are_said(stage: Promoted) -> None:
     assert stage.said() == []
 
 
-def test_an_archived_world_takes_nothing(stage: Promoted) -> None:
+def test_an_archived_world_takes_nothing(stage: PromotionScenario) -> None:
     stage.client.update_world(stage.world, WorldUpdate(state="archived"))
     refused = [
         lambda: stage.ask("dryrun"),

@@ -20,14 +20,11 @@ from qmtl_sdk.data.bars import iso
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import GatewaySettings
 from qmtl_sdk.runtime.running import RunningStrategy
-from tests.harness import Machine, wait_for
 from tests.spec.correlation import CorrelationStrategy
-from tests.strategies import POLICY, WORLD, Trend
+from tests.support.machine import Machine, wait_for
+from tests.support.strategies import Trend
+from tests.support.worlds import PAPER, POLICY, WORLD
 
-PAPER = {
-    **POLICY,
-    "gating_policy": {"domains": {"from": "backtest", "to": "dryrun"}, "approvals": {"required": 0}},
-}
 ANY = {"selection": {"score": "sample_days"}, "gating_policy": PAPER["gating_policy"]}
 DAYS_A_SECOND = 86_400.0
 
@@ -367,7 +364,8 @@ class Indicator(Strategy):
 
     def __init__(self, name: str, period: int) -> None:
         super().__init__()
-        self.label, self.period = name, period
+        self.label = name
+        self.period = period
 
     def setup(self) -> None:
         price = StreamInput(tags=["EURUSD", "price"], interval="1h", period=self.period)

@@ -14,8 +14,8 @@ from activities.messages.submission import RunCommand
 from activities.storage.opening import open_database
 from temporal.client import connect
 from temporal.plugin import ActivityRules
-from tests.harness import Machine
-from tests.strategies import POLICY, world
+from tests.support.machine import Machine
+from tests.support.worlds import POLICY, world
 from workflows.ids import submission_id
 from workflows.options import evaluation_options
 

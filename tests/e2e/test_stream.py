@@ -18,9 +18,9 @@ from qmtl_sdk.contracts.stream import Subscribe, Subscription
 from qmtl_sdk.contracts.topic_state import TopicState, state_hash
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
-from tests.events import event, tell
-from tests.harness import Machine, wait_for
-from tests.strategies import POLICY, world
+from tests.support.events import event, record_change
+from tests.support.machine import Machine, wait_for
+from tests.support.worlds import POLICY, world
 
 POLICY_TOPIC = ("policy",)
 
@@ -98,8 +98,8 @@ def policy(client: GatewayClient, name: str) -> Subscription:
 def test_each_topic_begins_with_a_snapshot_and_goes_on_by_sequence(
     client: GatewayClient, database: Database, home: str
 ) -> None:
-    tell(database, "a", 1, home)
-    tell(database, "a", 2, home)
+    record_change(database, "a", 1, home)
+    record_change(database, "a", 2, home)
     wait_for(lambda: _last(client, home) == 2, "two events")
     with opened(client.subscribe(Subscribe(world_id=home, topics=("policy", "decisions")))) as socket:
         first = {frame["topic"]: frame for frame in frames(socket, 2)}
@@ -107,8 +107,8 @@ def test_each_topic_begins_with_a_snapshot_and_goes_on_by_sequence(
             name: (frame["type"], frame["reason"], frame["sequence"]) for name, frame in first.items()
         } == {"policy": ("snapshot", "first", 2), "decisions": ("snapshot", "first", 0)}
         assert [item["data"]["version"] for item in first["policy"]["events"]] == [2]
-        tell(database, "b", 3, home)
-        tell(database, "other", 4, "another_world")
+        record_change(database, "b", 3, home)
+        record_change(database, "other", 4, "another_world")
         (frame,) = frames(socket, 1)
         assert (frame["type"], frame["topic"], frame["sequence"], frame["event"]["subject"]) == (
             "event",
@@ -131,7 +131,7 @@ def test_who_comes_back_gets_what_was_missed_and_nothing_else(
     client: GatewayClient, database: Database, home: str
 ) -> None:
     for i in range(5):
-        tell(database, "a", i, home)
+        record_change(database, "a", i, home)
     wait_for(lambda: _last(client, home) == 5, "five events")
     subscription = policy(client, home)
     with opened(subscription) as socket:
@@ -151,7 +151,7 @@ def test_a_position_too_old_for_the_retention_gets_a_new_snapshot_and_is_told_so
     machine: Machine, client: GatewayClient, database: Database, home: str
 ) -> None:
     for i in range(8):
-        tell(database, "a", i, home)
+        record_change(database, "a", i, home)
     wait_for(lambda: _last(client, home) == 8, "eight events")
     bus = SqliteBus(machine.home / "bus.db")
     bus.trim(f"{home}.policy", 6)
@@ -298,8 +298,8 @@ def test_an_event_of_an_unknown_type_is_kept_counted_and_skipped(
         on_event=lambda _, item: heard.append(item.type),
     ) as stream:
         assert stream.ready()
-        tell(database, "x", 1, home, kind="weather.changed")
-        tell(database, "a", 1, home)
+        record_change(database, "x", 1, home, kind="weather.changed")
+        record_change(database, "a", 1, home)
         assert stream.wait(lambda: stream.positions == {"other": 1, "policy": 1}, 20)
         assert heard == ["policy_updated"]
         assert stream.counters.unknown == {"weather.changed": 1}
@@ -319,7 +319,7 @@ def test_asking_gives_what_the_socket_gives(client: GatewayClient, database: Dat
         assert by_socket.ready()
         assert by_asking.ready()
         for i in range(50):
-            tell(database, f"s{i % 7}", i, home)
+            record_change(database, f"s{i % 7}", i, home)
         for stream in (by_socket, by_asking):
             assert stream.wait(lambda stream=stream: stream.positions == {"policy": 50}, 20)  # type: ignore[misc]
         assert by_asking.counters.polls
@@ -339,7 +339,7 @@ def test_a_client_that_moves_between_two_gateways_at_every_reconnect_hears_every
         ) as stream:  # type: ignore[index]
             assert stream.ready()
             for i in range(200):
-                tell(database, f"s{i % 5}", i, home)
+                record_change(database, f"s{i % 5}", i, home)
                 if i % 25 == 10:
                     assert stream.wait(lambda: stream.connected, 20), stream.fault
                     before = stream.counters.reconnects
@@ -360,7 +360,7 @@ def test_a_wrong_clock_on_the_clients_machine_does_no_harm(
     monkeypatch.setattr(time, "time", lambda: real() + 3600)
     with StreamClient([client], Subscribe(world_id=home, topics=POLICY_TOPIC)) as stream:
         assert stream.ready()
-        tell(database, "a", 1, home)
+        record_change(database, "a", 1, home)
         assert stream.wait(lambda: stream.positions == {"policy": 1}, 20)
         assert stream.counters.reconnects == 0
 
@@ -389,7 +389,7 @@ def test_an_event_without_an_id_is_a_fault_that_the_client_says_and_survives(
     stream._frames = with_a_bad_frame  # type: ignore[method-assign]
     with stream:
         assert stream.ready()
-        tell(database, "a", 1, home)
+        record_change(database, "a", 1, home)
         assert stream.wait(lambda: stream.positions == {"policy": 1}, 20)
     assert (stream.counters.malformed, stream.counters.reconnects) == (1, 1)
 
@@ -403,7 +403,7 @@ def test_the_state_of_every_subscriber_is_that_of_the_log(
         stream.start()
     try:
         for i in range(100):
-            tell(database, f"s{i % 9}", i, home)
+            record_change(database, f"s{i % 9}", i, home)
         for stream in streams:
             assert stream.wait(lambda stream=stream: stream.positions == {"policy": 100}, 30)  # type: ignore[misc]
         bus = SqliteBus(machine.home / "bus.db")

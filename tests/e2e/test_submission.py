@@ -11,14 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qmtl_sdk import CacheView, CsvSource, Node, QmtlError, Runner, Strategy, StreamInput
+from qmtl_sdk import CsvSource, Node, QmtlError, Runner, Strategy, StreamInput
 from qmtl_sdk.contracts.domains import Downgrade
 from qmtl_sdk.contracts.submission import SubmissionMeta
 from qmtl_sdk.runtime.config import GatewaySettings
 from qmtl_sdk.runtime.runner import decided_context
 from qmtl_sdk.samples.strategies.momentum import LOOKBACK, SYMBOLS, Momentum
-from tests.harness import Machine, broken_promises, wait_for
-from tests.strategies import POLICY, Trend, world
+from tests.support import ROOT
+from tests.support.machine import Machine, wait_for
+from tests.support.strategies import LookAhead, Trend
+from tests.support.submission_checker import submission_violations
+from tests.support.worlds import POLICY, world
 
 
 def test_a_strategy_comes_to_a_decision_and_the_same_again_reuses_everything(machine: Machine) -> None:
@@ -70,7 +73,7 @@ def test_in_a_running_loop_and_as_a_session(machine: Machine) -> None:
 
 
 def test_a_cancelled_submission_gives_its_lease_back(machine: Machine) -> None:
-    from tests.strategies import Slow
+    from tests.support.strategies import Slow
 
     async def cancelled() -> None:
         task = asyncio.create_task(
@@ -91,7 +94,7 @@ def test_a_cancelled_submission_gives_its_lease_back(machine: Machine) -> None:
 
 def test_shutdown_ends_a_submission_that_still_computes(machine: Machine) -> None:
     from qmtl_sdk.runtime.runner import StoppedError
-    from tests.strategies import Slow
+    from tests.support.strategies import Slow
 
     config = machine.settings(machine.home / "shutdown")
     with ThreadPoolExecutor(1) as pool:
@@ -184,7 +187,7 @@ def test_a_stale_decision_closes_the_context(machine: Machine) -> None:
 def test_the_service_measures_what_a_plain_script_measures(machine: Machine) -> None:
     """The demo's momentum strategy, computed from the Parquet file alone."""
     result = Runner.submit(Momentum, world="equities", config=machine.config)
-    path = Path(__file__).parents[2] / "qmtl_sdk" / "samples" / "prices" / "us_equities_1d.parquet"
+    path = ROOT / "qmtl_sdk" / "samples" / "prices" / "us_equities_1d.parquet"
     prices = pd.read_parquet(path)
     prices = prices[prices["ts"] < "2017-12-30"].pivot_table(index="ts", columns="symbol", values="close")[
         list(SYMBOLS)
@@ -220,25 +223,14 @@ def test_the_service_measures_what_a_plain_script_measures(machine: Machine) -> 
     assert result.metrics == pytest.approx(expected, abs=1e-9)
 
 
-class Ahead(Strategy):
-    def setup(self) -> None:
-        price = StreamInput(tags=["AAPL", "price"], interval="1d", period=5)
-
-        def tomorrow(view: CacheView) -> pd.DataFrame:
-            close = view[price].frame["close"]
-            return pd.DataFrame({"position": (close.shift(-1) > close).astype(float)})
-
-        self.add_nodes([Node(price, tomorrow, name="crystal ball")])
-
-
 def test_looking_ahead_is_refused_and_the_judgment_says_so(machine: Machine) -> None:
     with pytest.raises(QmtlError) as caught:
-        Runner.submit(Ahead, world="equities", config=machine.config)
+        Runner.submit(LookAhead, world="equities", config=machine.config)
     assert caught.value.code == "E_LOOKAHEAD"
     assert "crystal ball looks ahead at 20" in caught.value.message
     from qmtl_sdk.nodes.strategy import BuiltStrategy
 
-    strategy = BuiltStrategy(Ahead).dag.strategy_id
+    strategy = BuiltStrategy(LookAhead).dag.strategy_id
     with machine.client() as client:
         status = client.status(strategy, "equities", wait_s=30)
     assert status.outcome is not None
@@ -290,7 +282,7 @@ def test_a_burst_of_submissions_each_comes_to_one_decision(machine: Machine) -> 
     assert len({result.strategy_id for result in results}) == 12
     assert all(result.ws.decision and result.ws.decision.of(result.strategy_id) for result in results)
     database = machine.database()
-    assert [line for line in broken_promises(database) if "twice" in line or "two queues" in line] == []
+    assert [line for line in submission_violations(database) if "twice" in line or "two queues" in line] == []
     database.close()
 
 
@@ -317,6 +309,6 @@ def test_exit_codes_of_processes_that_held_a_temporal_client(machine: Machine, a
         [sys.executable, "-c", script, machine.server.address],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stderr) == (7, "")

@@ -9,8 +9,8 @@ from qmtl_sdk import Runner
 from qmtl_sdk.contracts.sessions import QueueMessage
 from temporal.client import connect
 from temporal.schedules import UPKEEP_EVERY
-from tests.harness import Machine
-from tests.strategies import Trend
+from tests.support.machine import Machine
+from tests.support.strategies import Trend
 from workflows.ids import upkeep_id
 from workflows.options import WORKFLOW_QUEUE
 from workflows.upkeep import UpkeepWorkflow

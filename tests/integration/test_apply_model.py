@@ -14,7 +14,7 @@ from activities.storage.audit import SqlAudit
 from activities.storage.opening import open_database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD
-from tests.orders import Desk
+from tests.support.desk import Desk
 
 STEPS = ("freeze", "drain", "switch", "restore", "unfreeze")
 RANK = {"validate": 0, "paper": 1, "live": 2}

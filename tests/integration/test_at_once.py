@@ -10,7 +10,7 @@ from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest
-from tests.orders import Desk
+from tests.support.desk import Desk
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import pytest
 
 from activities.events.bus import ControlBus, SqliteBus
 from qmtl_sdk.contracts.topic_state import Sequenced, TopicState
-from tests.events import event
+from tests.support.events import event
 
 Opened = Callable[[], ControlBus]
 

@@ -15,7 +15,8 @@ from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.data.bars import Bars
 from qmtl_sdk.nodes.strategy import BuiltStrategy, Strategy
 
-KEY, NODE = "blake3:" + "a" * 64, "blake3:" + "b" * 64
+KEY = "blake3:" + "a" * 64
+NODE = "blake3:" + "b" * 64
 CONTEXT = ComputeContext(
     world_id="w", execution_domain=Domain.BACKTEST, as_of="2024-01-01", dataset_fingerprint="f"
 )

@@ -14,7 +14,7 @@ from qmtl_sdk.data.bars import NS, Bars, combined, fingerprint
 from qmtl_sdk.data.calendars import missing
 from qmtl_sdk.data.market import market_data, require_no_gap
 from qmtl_sdk.data.presets import bind, inspect_world, load, newest_close
-from tests.strategies import world
+from tests.support.worlds import world
 
 GOOD = "Date,Open,Close,Note\n2024-01-01,1,1.5,a\n2024-01-02,2,2.5,b\n2024-01-04,3,3.5,c\n"
 

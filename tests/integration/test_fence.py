@@ -17,7 +17,7 @@ from activities.storage.transactions import utc_now
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
-from tests.orders import Desk
+from tests.support.desk import Desk
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from qmtl_sdk.contracts.orders import Order, Refusal
 from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
 from qmtl_sdk.runtime.config import OrdersSettings
-from tests.chaos.checker import broken_promises
-from tests.chaos.leaky_gateway import without
-from tests.orders import Desk
+from tests.support.desk import Desk
+from tests.support.leaks import checks_without
+from tests.support.order_checker import order_violations
 
 ACTS = ("halt", "freeze", "stale", "inactive", "no live", "edge", "breaker", "dryrun", "live", "rollback")
 
@@ -30,11 +30,9 @@ class Storm:
     """An operator who does everything that an operator may, one thing after another, and a publisher who tries every kind of order at each moment."""
 
     def __init__(self, database: Database, seed: int) -> None:
-        self.desk, self.orders, self.rng = (
-            Desk(database, strategies=2),
-            OrderAcceptance(database),
-            random.Random(seed),
-        )
+        self.desk = Desk(database, strategies=2)
+        self.orders = OrderAcceptance(database)
+        self.rng = random.Random(seed)
         self.venues = OrderRouter(database, SqlOrderLog(database), brokers(OrdersSettings()))
         self.told: dict[str, str] = {}
         self.epochs = [1]
@@ -51,7 +49,7 @@ class Storm:
                 self._publish()
         while self.venues.step():
             pass
-        return broken_promises(self.desk.database, self.desk.world, self.told)
+        return order_violations(self.desk.database, self.desk.world, self.told)
 
     def _session(self, strategy: str, domain: str) -> str:
         if (strategy, domain) not in self.sessions:
@@ -185,5 +183,5 @@ def test_a_storm_breaks_no_promise(own: Database) -> None:
 
 @pytest.mark.parametrize("leak", list(Refusal))
 def test_each_check_taken_out_is_found(own: Database, leak: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fence, "CHECKS", without(leak))
+    monkeypatch.setattr(fence, "CHECKS", checks_without(leak))
     assert Storm(own, 1).run(2)

@@ -10,7 +10,7 @@ from activities.storage.sqlite import SqliteDatabase
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.worlds import EdgeOverride
-from tests.orders import Desk, policy
+from tests.support.desk import Desk, policy
 
 
 def test_an_edge_to_live_that_is_opened_takes_the_approvals_of_live(database: Database) -> None:

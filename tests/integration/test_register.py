@@ -18,7 +18,10 @@ class Slow(SqlTokenStore):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
-        self.has_read, self.go, self.looks, self.broken = threading.Event(), threading.Event(), 0, False
+        self.has_read = threading.Event()
+        self.go = threading.Event()
+        self.looks = 0
+        self.broken = False
 
     def states(self, token_ids: Iterable[str]) -> dict[str, TokenState]:
         self.looks += 1

@@ -20,8 +20,9 @@ from activities.events.relay import Relay
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from qmtl_sdk.contracts.topic_state import Sequenced
-from tests.events import tell
-from tests.harness import wait_for
+from tests.support import ROOT
+from tests.support.events import record_change
+from tests.support.machine import wait_for
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def write_busily(database: Database, writer: int, rounds: int) -> None:
                 time.sleep(
                     rng.random() * 0.01
                 )  # a slow transaction: what has later numbers may commit before it
-        tell(database, f"writer{writer}", i, world="shared")
+        record_change(database, f"writer{writer}", i, world="shared")
 
 
 def test_nothing_is_lost_or_doubled_beside_eight_writers(database: Database, bus: SqliteBus) -> None:
@@ -95,7 +96,7 @@ def test_a_crash_at_any_line_of_a_step_loses_and_doubles_nothing(
         pass
 
     for i in range(10):
-        tell(database, "a", i)
+        record_change(database, "a", i)
     owner = SqliteBus if line == "publish" else SqlOutbox
     real = getattr(owner, line)
 
@@ -108,7 +109,7 @@ def test_a_crash_at_any_line_of_a_step_loses_and_doubles_nothing(
         patched.setattr(owner, line, dying)
         with pytest.raises(DiedError):
             Relay(database, bus, 1000).step()
-    tell(database, "a", 10)
+    record_change(database, "a", 10)
     relay = Relay(database, bus, 1000)
     while relay.step():
         pass
@@ -121,7 +122,7 @@ def start_relay(dsn: str, home: Path) -> "subprocess.Popen[bytes]":
         "QMTL_HOME": str(home),
         "QMTL_GATEWAY__DATABASE_DSN": dsn,
         "QMTL_GATEWAY__DATABASE_BACKEND": "postgres" if dsn.startswith("postgres") else "sqlite",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
     }
     return subprocess.Popen(
         [sys.executable, "-m", "activities.events.relay"],
@@ -150,7 +151,7 @@ def test_a_relay_that_is_killed_again_and_again_tells_everything_once(
             before = bus.end()
         for item in writing:
             item.result()
-    tell(database, "last", 0)  # so that an empty outbox says that this relay is up
+    record_change(database, "last", 0)  # so that an empty outbox says that this relay is up
     relay = start_relay(dsn, tmp_path)
     try:
         wait_for(lambda: not SqlOutbox(database).waiting(1), "empty outbox")
@@ -168,7 +169,7 @@ def test_one_relay_at_a_time_and_the_next_takes_over(database: Database, bus: Sq
         stop = threading.Event()
         second = threading.Thread(target=Relay(database, bus, 1000).run, args=(stop,))
         second.start()
-        tell(database, "a", 1)
+        record_change(database, "a", 1)
         assert SqlOutbox(database).waiting(1)
     try:
         wait_for(lambda: not SqlOutbox(database).waiting(1), "empty outbox")
@@ -180,7 +181,7 @@ def test_one_relay_at_a_time_and_the_next_takes_over(database: Database, bus: Sq
 
 def test_topics_are_trimmed_to_what_is_kept(database: Database, bus: SqliteBus) -> None:
     for i in range(30):
-        tell(database, "a", i)
+        record_change(database, "a", i)
     relay = Relay(database, bus, 10)
     relay.step()
     relay.trim()
@@ -190,5 +191,5 @@ def test_topics_are_trimmed_to_what_is_kept(database: Database, bus: SqliteBus) 
 def test_the_age_of_what_waits(database: Database, bus: SqliteBus) -> None:
     Relay(database, bus, 10).step()
     assert SqlOutbox(database).age_s() == 0
-    tell(database, "a", 1)
+    record_change(database, "a", 1)
     assert SqlOutbox(database).age_s() > 0

@@ -21,7 +21,7 @@ from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.stream import ServerFrame, Subscribe
 from qmtl_sdk.contracts.topic_state import Sequenced, TopicState
 from qmtl_sdk.runtime.stream import StreamClient
-from tests.events import event
+from tests.support.events import event
 
 TOPIC = "w.policy"
 
@@ -154,7 +154,8 @@ class Late(SqliteBus):
 
     def __init__(self, path: Path, look: str) -> None:
         super().__init__(path)
-        self._look, self.told = look, 0
+        self._look = look
+        self.told = 0
 
     def _looked(self, look: str) -> None:
         if look == self._look and self.told < 5:

@@ -40,12 +40,11 @@ def message(number: int) -> QueueMessage:
 
 class House:
     def __init__(self, database: Database, folder: Path) -> None:
-        self.database, self.queues, self.artifacts = (
-            database,
-            SqliteQueues(folder / "queues.db"),
-            FolderArtifacts(folder / "artifacts"),
-        )
-        self.catalogue, self.graph = SqlQueueCatalogue(database), SqlGraphStore(database)
+        self.database = database
+        self.queues = SqliteQueues(folder / "queues.db")
+        self.artifacts = FolderArtifacts(folder / "artifacts")
+        self.catalogue = SqlQueueCatalogue(database)
+        self.graph = SqlGraphStore(database)
         self.keeper = QueueKeeper(database, self.queues, self.artifacts)
         self.graph.diff("q", "w", "dryrun", "Query", BuiltStrategy(Query).dag)
         self.graph.diff("t", "w", "dryrun", "Tagged", BuiltStrategy(Tagged).dag)
@@ -75,7 +74,7 @@ def house(database: Database, tmp_path: Path) -> Iterator[House]:
 def test_what_is_young_stays(house: House) -> None:
     house.fill(10)
     assert house.keeper.due(NOW) == []
-    assert house.keeper.keep(house.topic, NOW).archived == 0
+    assert house.keeper.apply_retention(house.topic, NOW).archived == 0
     assert len(house.queues.read(house.topic, 0, 100)[0]) == 10
 
 
@@ -83,7 +82,7 @@ def test_what_is_old_is_archived_word_for_word_and_the_empty_queue_dropped(house
     house.fill(10)
     assert house.topic in house.keeper.due(LATER)
     before = house.told("tagquery.upsert")
-    kept = house.keeper.keep(house.topic, LATER)
+    kept = house.keeper.apply_retention(house.topic, LATER)
     assert (kept.archived, kept.dropped) == (10, True)
     assert decode(house.artifacts.get(kept.archive)) == [message(i) for i in range(10)]
     assert house.queues.read(house.topic, 0, 100)[0] == []
@@ -92,7 +91,7 @@ def test_what_is_old_is_archived_word_for_word_and_the_empty_queue_dropped(house
         house.catalogue.find(house.topic)
     assert ['"change":"archive"' in text for text in house.told("queue_lifecycle")] == [True, False]
     assert '"queues":[]' in house.told("tagquery.upsert")[len(before)]
-    assert house.keeper.keep(house.topic, LATER).archived == 0
+    assert house.keeper.apply_retention(house.topic, LATER).archived == 0
 
 
 def test_a_queue_that_is_used_is_archived_and_stays(house: House) -> None:
@@ -100,7 +99,7 @@ def test_a_queue_that_is_used_is_archived_and_stays(house: House) -> None:
         SessionOpen(world_id="w", strategy_id="strategy:s", runner="r"), "n", "dryrun", "me"
     )
     house.fill(3)
-    kept = house.keeper.keep(house.topic, LATER)
+    kept = house.keeper.apply_retention(house.topic, LATER)
     assert (kept.archived, kept.dropped) == (3, False)
     house.queues.append(house.topic, (message(2), message(3)))
     found, position = house.queues.read(house.topic, 0, 100)
@@ -131,11 +130,11 @@ def test_nothing_is_removed_where_the_archive_is_not_what_the_queue_holds(
     house.fill(10)
     keeper = QueueKeeper(house.database, house.queues, Broken(tmp_path / "broken"))
     with pytest.raises(QmtlError) as caught:
-        keeper.keep(house.topic, LATER)
+        keeper.apply_retention(house.topic, LATER)
     assert caught.value.code == "E_QUEUE_ARCHIVE"
     assert [item.key for item in house.queues.read(house.topic, 0, 100)[0]] == [f"key-{i}" for i in range(10)]
     assert house.told("queue_lifecycle") == []
-    assert house.keeper.keep(house.topic, LATER).archived == 10
+    assert house.keeper.apply_retention(house.topic, LATER).archived == 10
 
 
 def test_a_crash_between_note_and_removal_archives_again(
@@ -151,14 +150,14 @@ def test_a_crash_between_note_and_removal_archives_again(
     with monkeypatch.context() as patched:
         patched.setattr(SqliteQueues, "trim", dying)
         with pytest.raises(DiedError):
-            house.keeper.keep(house.topic, LATER)
+            house.keeper.apply_retention(house.topic, LATER)
     assert len(house.queues.read(house.topic, 0, 100)[0]) == 10
-    assert house.keeper.keep(house.topic, LATER).archived == 10
+    assert house.keeper.apply_retention(house.topic, LATER).archived == 10
 
 
 def test_a_dropped_queue_comes_back_empty_when_a_strategy_runs_again(house: House) -> None:
     house.fill(3)
-    house.keeper.keep(house.topic, LATER)
+    house.keeper.apply_retention(house.topic, LATER)
     topics = house.graph.ensure_queues("w", "dryrun", BuiltStrategy(Tagged).dag, "me")
     assert house.topic in topics.values()
     assert [item.topic for item in house.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")] == [

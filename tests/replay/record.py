@@ -16,11 +16,10 @@ from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from temporal.client import connect
 from temporal.shutdown import exit_process
-from tests.e2e.test_apply import Stage
-from tests.e2e.test_promotion import Promoted
-from tests.e2e.test_submission import Ahead
-from tests.harness import Machine, wait_for
-from tests.strategies import POLICY, Slow, Trend, world
+from tests.support.machine import Machine, wait_for
+from tests.support.scenarios import ApplyScenario, PromotionScenario
+from tests.support.strategies import LookAhead, Slow, Trend
+from tests.support.worlds import POLICY, world
 from workflows.ids import apply_id, evaluation_id, promotion_id, submission_id
 from workflows.options import WORKFLOW_QUEUE
 from workflows.renewal import RenewalWorkflow
@@ -49,7 +48,7 @@ async def upkeep(machine: Machine) -> None:
 
 def applies(machine: Machine) -> None:
     """Record applies that complete, are rejected, aborted, and refused in the switch; and a renewal."""
-    stage = Stage(machine, "promoted")
+    stage = ApplyScenario(machine, "promoted")
     try:
         assert stage.promote("dryrun", stage.ana).outcome == "completed"
         asyncio.run(save(machine, "apply_completed", apply_id(stage.world)))
@@ -74,7 +73,7 @@ def applies(machine: Machine) -> None:
 
 def promotions(machine: Machine) -> None:
     """Record a promotion through both stages, and one that waits and is ended."""
-    stage = Promoted(
+    stage = PromotionScenario(
         machine, "campaign", {"campaign": {"dryrun": "2s"}, "approvals": {"required": 1, "live": 1}}
     )
     try:
@@ -113,8 +112,8 @@ def submissions(machine: Machine) -> None:
     plain = Runner.submit(Trend, world="equities", config=config)
     asyncio.run(save(machine, "submission_decided", plain.workflow_id, plain.run_id))
     with suppress(QmtlError):
-        Runner.submit(Ahead, world="equities", config=config)
-    strategy_id = BuiltStrategy(Ahead).dag.strategy_id
+        Runner.submit(LookAhead, world="equities", config=config)
+    strategy_id = BuiltStrategy(LookAhead).dag.strategy_id
     with machine.client() as client:
         client.status(strategy_id, "equities", wait_s=30)
     asyncio.run(save(machine, "submission_rejected", submission_id("equities", strategy_id)))

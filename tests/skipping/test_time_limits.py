@@ -31,8 +31,8 @@ from qmtl_sdk.contracts.promotions import PromotionView
 from qmtl_sdk.runtime.config import Settings, settings
 from temporal.plugin import QmtlPlugin
 from temporal.worker import serving
-from tests.orders import Desk, policy
-from tests.testserver import launcher
+from tests.support.desk import Desk, policy
+from tests.support.time_skipping import launcher
 from workflows.apply import ApplyWorkflow
 from workflows.evaluation import EvaluationWorkflow
 from workflows.ids import apply_id, promotion_id

@@ -171,7 +171,8 @@ def test_what_a_strategy_holds_counts_where_the_function_reads_it() -> None:
     class Mine(Strategy):
         def __init__(self, width: float, other: float) -> None:
             super().__init__()
-            self.width, self.other = width, other
+            self.width = width
+            self.other = other
 
         def band(self, view: object) -> object:
             return (view, self.width)

@@ -14,18 +14,9 @@ from qmtl_sdk.compute.engine import Checkpoint, compute
 from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.compute.parity import ParityCheck
 from qmtl_sdk.data.bars import NS, Bars, iso
+from tests.support.frames import START, bars, walk
 
 PRICE = StreamInput(tags=["x"], interval=60, period=30)
-START = 1_700_000_040 // 60 * 60 * NS
-
-
-def bars(close: "list[float] | np.ndarray", interval: int = 60, start: int = START) -> Bars:
-    values = np.asarray(close, dtype=float)
-    return Bars(start + np.arange(len(values)) * interval * NS, {"close": values}, interval)
-
-
-def walk(length: int, seed: int = 7) -> np.ndarray:
-    return 100 * np.exp(np.cumsum(np.random.default_rng(seed).normal(0, 1e-3, length)))
 
 
 def run(

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from qmtl_sdk.contracts.events import DATA, KINDS, CloudEvent, kind_of, topic_of
 from qmtl_sdk.contracts.stream import close_code, schemas
 from qmtl_sdk.contracts.topic_state import GapError, Sequenced, TopicState, state_hash
-from tests.events import event
+from tests.support.events import event
 
 CHANGES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_size=30)
 

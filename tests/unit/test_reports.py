@@ -16,15 +16,9 @@ from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import decode, encode
 from qmtl_sdk.reports.metrics import Sample, drawdown, equity, linearity, measure, sharpe
 from qmtl_sdk.reports.returns import Returns, returns_of
+from tests.support.frames import DAY, series
 
-DAY = 86_400
 FREE = Execution()
-
-
-def series(values: list[float], positions: dict[str, list[float]] | None = None) -> Returns:
-    held = {name: np.array(column) for name, column in (positions or {}).items()}
-    weights = {name: 1 / len(held) for name in held}
-    return Returns(np.arange(len(values), dtype="int64") * DAY * NS, np.array(values), DAY, held, weights, ())
 
 
 def test_the_worked_figures() -> None:
@@ -83,7 +77,8 @@ def test_periods_a_year(calendar: str, interval: int, periods: float) -> None:
 class Held(Strategy):
     def __init__(self, columns: dict[str, str] | None = None, weights: tuple[float, ...] = ()) -> None:
         super().__init__()
-        self.columns, self.given = columns or {"a": "position"}, weights
+        self.columns = columns or {"a": "position"}
+        self.given = weights
 
     def setup(self) -> None:
         nodes = []

@@ -11,7 +11,7 @@ from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.nodes.view import Window
 from tests.spec.correlation import CorrelationStrategy, calc_corr
-from tests.unit.test_engine import bars, walk
+from tests.support.frames import bars, walk
 
 HOUR = 3600 * 10**9
 

@@ -6,38 +6,14 @@ import pandas as pd
 
 from qmtl_sdk import CacheView, Node, Strategy, StreamInput
 
-WORLD = {
-    "world": "equities",
-    "clock": {"replay": {"start": "2017-12-30T00:00:00Z", "speed": 0}},
-    "data": {
-        "presets": [
-            {
-                "name": "prices",
-                "source": "parquet",
-                "path": "sample:us_equities_1d.parquet",
-                "interval": "1d",
-                "calendar": "XNYS",
-                "streams": {
-                    name: [name, "price"] for name in ("AAPL", "JNJ", "JPM", "KO", "MSFT", "PG", "WMT", "XOM")
-                },
-            }
-        ]
-    },
-    "execution": {"fee_bps": 0.5, "slippage_bps": 0.5},
-}
-POLICY = {"selection": {"gates": {"and": ["sample_days >= 20", "sharpe >= -5"]}, "score": "sharpe"}}
-
-
-def world(name: str = "equities") -> dict[str, object]:
-    return {**WORLD, "world": name}
-
 
 class Trend(Strategy):
     """Holds what stands above its average."""
 
     def __init__(self, symbol: str = "AAPL", period: int = 20) -> None:
         super().__init__()
-        self.symbol, self.period = symbol, period
+        self.symbol = symbol
+        self.period = period
 
     def setup(self) -> None:
         price = StreamInput(tags=[self.symbol, "price"], interval="1d", period=self.period)
@@ -65,3 +41,16 @@ class Slow(Strategy):
             return {"position": float(close[-1] > close[0])}
 
         self.add_nodes([Node(price, rising, name="slow")])
+
+
+class LookAhead(Strategy):
+    """Reads tomorrow's close; the parity check refuses it."""
+
+    def setup(self) -> None:
+        price = StreamInput(tags=["AAPL", "price"], interval="1d", period=5)
+
+        def tomorrow(view: CacheView) -> pd.DataFrame:
+            close = view[price].frame["close"]
+            return pd.DataFrame({"position": (close.shift(-1) > close).astype(float)})
+
+        self.add_nodes([Node(price, tomorrow, name="crystal ball")])

@@ -35,7 +35,7 @@ class Timeline:
         return self._values[found - 1] if found else default
 
 
-def broken_promises(
+def order_violations(
     database: Database, world: str, acknowledged: dict[str, str], at_rest: bool = True
 ) -> list[str]:
     """`acknowledged`: what publishers were told, by order id. `at_rest`: nothing is under way any more, so everything must have ended."""

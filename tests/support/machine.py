@@ -10,27 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from sqlalchemy import func, text
-from sqlmodel import select
 
 from activities.storage.database import Database
 from activities.storage.opening import open_database
-from activities.storage.tables import (
-    AuditRow,
-    CommitLogRow,
-    DecisionRow,
-    EvaluationRequestRow,
-    EvidenceRow,
-    OutboxRow,
-    OutcomeRow,
-    QueueRow,
-    RunContextRow,
-)
 from api.stack import MALLOC
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import CacheSettings, GatewaySettings, Settings, TemporalSettings
 from temporal.server import LocalServer, find_or_install, free_port
-from workflows.ids import submission_run_of
+from tests.support import ROOT
 
 T = TypeVar("T")
 
@@ -44,7 +31,7 @@ def wait_for(condition: Callable[[], T], what: str, limit_s: float = 60.0) -> T:
     return answer
 
 
-def unwind_when_told_to_end() -> None:
+def exit_on_sigterm() -> None:
     """SIGTERM ends a long run as an exception would, so that the servers that it started are stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
@@ -53,7 +40,9 @@ class Machine:
     """Processes by name: temporal, worker, relay, gateway. All end with `close`, by the pids that were started."""
 
     def __init__(self, home: Path, dsn: str | None = None, heartbeat_s: float = 2.0, **env: str) -> None:
-        self.home, self._heartbeat_s, self._env = home, heartbeat_s, env
+        self.home = home
+        self._heartbeat_s = heartbeat_s
+        self._env = env
         self.dsn = dsn or f"sqlite:///{home / 'qmtl.db'}"
         base = Settings(_env_file=None)  # type: ignore[call-arg]
         self._tools = base.tools_dir
@@ -125,7 +114,7 @@ class Machine:
             "QMTL_GATEWAY__DATABASE_DSN": self.dsn,
             "QMTL_GATEWAY__PORT": str(self.port),
             "QMTL_GATEWAY__LEASE_HEARTBEAT_S": str(self._heartbeat_s),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(ROOT),
             **self._env,
             **extra,
         }
@@ -189,68 +178,3 @@ class Machine:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-
-
-def broken_promises(database: Database) -> list[str]:
-    """Everything that was promised and not kept, as the store itself says it: lost, doubled or unrecorded."""
-    broken: list[str] = []
-    with database.read() as session:
-        runs = {row.run_id for row in session.exec(select(RunContextRow))}
-        for row in session.exec(select(CommitLogRow)):
-            if row.run_id is None and row.refused is None:
-                broken.append(f"{row.idempotency_key} was logged and never admitted")
-            if row.run_id is not None and row.run_id not in runs:
-                broken.append(f"{row.idempotency_key} was admitted by a run that does not exist")
-        outcomes = {row.run_id for row in session.exec(select(OutcomeRow))}
-        evidence = {row.run_id for row in session.exec(select(EvidenceRow))}
-        requests = {submission_run_of(row.request_id) for row in session.exec(select(EvaluationRequestRow))}
-        broken += [f"run {run} has no outcome" for run in runs - outcomes]
-        broken += [f"run {run} has no evidence" for run in runs - evidence]
-        broken += [f"run {run} was not judged" for run in runs - requests]
-        once = (
-            "submission.received",
-            "submission.admitted",
-            "run.begun",
-            "graph.diff",
-            "evidence.saved",
-            "submission.concluded",
-        )
-        twice = session.exec(
-            select(AuditRow.action, AuditRow.subject, AuditRow.correlation_id)
-            .where(AuditRow.action.in_(once))
-            .group_by(AuditRow.action, AuditRow.subject, AuditRow.correlation_id)
-            .having(func.count() > 1)
-        )  # type: ignore[attr-defined]
-        broken += [f"{action} of {subject[:20]} was recorded twice" for action, subject, _ in twice]
-        decisions = session.exec(select(func.count()).select_from(DecisionRow)).one()
-        recorded = session.exec(
-            select(func.count()).select_from(AuditRow).where(AuditRow.action == "decision.made")
-        ).one()
-        if decisions != recorded:
-            broken.append(f"{decisions} decisions, {recorded} in the audit trail")
-        answered = {row.decision_seq for row in session.exec(select(EvaluationRequestRow))}
-        unasked = {row.seq for row in session.exec(select(DecisionRow))} - answered
-        broken += [f"decision {seq} answers nobody" for seq in unasked]
-        doubled = session.exec(
-            select(QueueRow.node_id, QueueRow.world_id, QueueRow.execution_domain)
-            .group_by(QueueRow.node_id, QueueRow.world_id, QueueRow.execution_domain)
-            .having(func.count() > 1)
-        ).all()
-        broken += [f"{node[:20]} has two queues" for node, _, _ in doubled]
-        if (
-            session.exec(select(func.count()).select_from(AuditRow)).one()
-            != session.exec(select(func.count()).select_from(OutboxRow)).one()
-        ):
-            broken.append("audit and outbox have different lengths")
-        orphans = (
-            session.connection()
-            .execute(
-                text(
-                    "SELECT count(*) FROM graph_edge e WHERE NOT EXISTS (SELECT 1 FROM graph_node n WHERE n.node_id = e.child)"
-                )
-            )
-            .scalar_one()
-        )
-        if orphans:
-            broken.append(f"{orphans} edges lead to no node")
-    return broken

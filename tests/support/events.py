@@ -30,7 +30,7 @@ def event(
     )
 
 
-def tell(
+def record_change(
     database: Database,
     subject: str,
     number: int,
