@@ -24,7 +24,7 @@ from activities.decisions.activities import DecisionActivities
 from activities.promotions.activities import PromotionActivities
 from activities.promotions.sql import SqlPromotions
 from activities.queues.activities import QueueActivities
-from activities.queues.upkeep import QueueKeeper
+from activities.queues.upkeep import QueueRetention
 from activities.stores import Stores
 from activities.submissions.activities import SubmissionActivities
 from activities.submissions.lease import compute_lease
@@ -58,7 +58,7 @@ def _activities(stores: Stores) -> list[Activity]:
         EvaluationActivities(),
         ApplyActivities(stores.for_applies),
         PromotionActivities(promotions, stores.apply_requests),
-        QueueActivities(QueueKeeper(stores.database, stores.queues, stores.artifacts)),
+        QueueActivities(QueueRetention(stores.database, stores.queues, stores.artifacts)),
     )
     return [compute_lease, *(activity for instance in instances for activity in activities_of(instance))]
 

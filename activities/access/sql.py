@@ -1,4 +1,4 @@
-"""The register of tokens in the database."""
+"""Issued tokens in the database."""
 
 import json
 from collections.abc import Iterable
@@ -19,13 +19,17 @@ _REVOKED_AT = text("SELECT token_id, revoked_at FROM token WHERE token_id IN :to
     bindparam("token_ids", expanding=True)
 )
 TokenState = Literal["good", "revoked", "unknown"]
+"""Whether a token with a valid signature may be used."""
 
 
 class SqlTokenStore:
+    """Stores, lists and revokes tokens."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add(self, token: TokenInfo) -> None:
+        """Store a new token."""
         row = TokenRow(
             token_id=token.token_id,
             subject=token.subject,
@@ -48,29 +52,31 @@ class SqlTokenStore:
             )
 
     def find(self, token_id: str) -> TokenInfo | None:
+        """Read one token; None where there is none with this id."""
         with self._database.read() as session:
             row = session.get(TokenRow, token_id)
             return _info(row) if row else None
 
     def states(self, token_ids: Iterable[str]) -> dict[str, TokenState]:
-        """Asked for every request, so that a token that was taken back is refused at once."""
-        wanted = list(token_ids)
+        """Read the state of tokens. Every request does so, so that a revoked token is refused at once."""
+        requested = list(token_ids)
         with self._database.read() as session:
             found = {
                 row.token_id: row.revoked_at
-                for row in session.connection().execute(_REVOKED_AT, {"token_ids": wanted})
+                for row in session.connection().execute(_REVOKED_AT, {"token_ids": requested})
             }
-        return {
-            token_id: "unknown" if token_id not in found else "revoked" if found[token_id] else "good"
-            for token_id in wanted
-        }
+        states: dict[str, TokenState] = dict.fromkeys(requested, "unknown")
+        for token_id, revoked_at in found.items():
+            states[token_id] = "revoked" if revoked_at else "good"
+        return states
 
     def all(self) -> list[TokenInfo]:
+        """List all tokens, oldest first."""
         with self._database.read() as session:
             return [_info(row) for row in session.exec(select(TokenRow).order_by(col(TokenRow.created_at)))]
 
     def revoke(self, token_id: str, actor: str) -> TokenInfo:
-        """Raises QmtlError (E_TOKEN_UNKNOWN). Revoking twice is revoking once."""
+        """Revoke a token. Idempotent. Raises QmtlError (E_TOKEN_UNKNOWN)."""
         with self._database.write(actor) as tx:
             row = tx.session.get(TokenRow, token_id, with_for_update=True)
             if row is None:
@@ -84,7 +90,7 @@ class SqlTokenStore:
             return _info(row)
 
     def revoked(self) -> set[str]:
-        """The ids of all that were taken back."""
+        """List the ids of all revoked tokens."""
         with self._database.read() as session:
             return set(session.exec(select(TokenRow.token_id).where(col(TokenRow.revoked_at).is_not(None))))
 

@@ -1,1 +1,1 @@
-"""Blobs by content hash."""
+"""Artifacts: immutable bytes, stored by content hash."""

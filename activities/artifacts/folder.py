@@ -1,4 +1,4 @@
-"""Artifacts as files of a folder, one a hash, in folders by its first two digits."""
+"""Artifacts as files of a folder: one file for each hash, in subfolders named by its first two digits."""
 
 import os
 import re
@@ -13,10 +13,13 @@ _HASH = re.compile(r"blake3:[0-9a-f]{64}")
 
 
 class FolderArtifacts:
+    """Writes a file under another name first, so that a crash leaves no half-written artifact."""
+
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def put(self, hash: str, data: bytes) -> None:
+        """Store bytes under their hash. Raises QmtlError (E_ARTIFACT_HASH)."""
         path = self._path(hash)
         found = content_hash(data)
         if found != hash:
@@ -30,14 +33,15 @@ class FolderArtifacts:
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{uuid.uuid4().hex}")
-        with aside.open("wb") as file:
+        partial = path.with_suffix(f".{uuid.uuid4().hex}")
+        with partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(partial, path)
 
     def get(self, hash: str) -> bytes:
+        """Read an artifact. Raises QmtlError: E_ARTIFACT_HASH, E_ARTIFACT_UNKNOWN."""
         path = self._path(hash)
         try:
             return path.read_bytes()

@@ -1,11 +1,16 @@
-"""What the services need of the artifacts."""
+"""The interface of the artifact store."""
 
 from typing import Protocol
 
 
 class ArtifactStore(Protocol):
+    """Immutable bytes by content hash."""
+
     def put(self, content_hash: str, data: bytes) -> None:
-        """Keep the bytes under their hash. Raises QmtlError (E_ARTIFACT_HASH) where they are not its. Doing it again changes nothing."""
+        """Store bytes under their hash. Idempotent.
+
+        Raises QmtlError: E_ARTIFACT_HASH where the bytes have another hash.
+        """
 
     def get(self, content_hash: str) -> bytes:
-        """Raises QmtlError (E_ARTIFACT_UNKNOWN)."""
+        """Read an artifact. Raises QmtlError (E_ARTIFACT_UNKNOWN)."""

@@ -1,1 +1,1 @@
-"""The commit log of submissions."""
+"""Events: the outbox, the relay that publishes it, and the ControlBus."""

@@ -1,7 +1,7 @@
-"""The ControlBus: changes of a world, on topics. `SqliteBus` is the embedded backend; every backend passes the same tests.
+"""The ControlBus: changes of worlds, published on topics. `SqliteBus` is the embedded backend.
 
-Delivery is at least once: an event that is published again after a crash is either not added again or has the same
-`idempotencykey`. A topic's sequences have no gap.
+Delivery is at least once: an event that is published again after a crash is not added again, or has the same
+`idempotencykey`. The sequences of a topic have no gap. Every backend passes the same tests.
 """
 
 from collections.abc import Sequence
@@ -29,31 +29,34 @@ class ControlBus(Protocol):
     """A log of events by topic. Any process of an installation opens it, and closes it at its end."""
 
     log_id: str
-    """Which log this is: sequences of another one mean nothing here."""
+    """The id of this log. Sequences are only valid within it."""
 
     def publish(self, events: Sequence[CloudEvent]) -> None:
         """Append the events to their topics, in this order, all or nothing."""
 
     def read(self, topic: str, after: int, limit: int) -> list[Sequenced]:
-        """The events after a sequence, as far as they are still there."""
+        """Read the retained events after a sequence."""
 
-    def bounds(self, topic: str) -> Bounds: ...
+    def bounds(self, topic: str) -> Bounds:
+        """Return the first and the last sequence that a topic retains."""
 
-    def topics(self) -> dict[str, Bounds]: ...
+    def topics(self) -> dict[str, Bounds]:
+        """List all topics with their bounds."""
 
     def snapshot(self, topic: str) -> tuple[int, list[CloudEvent]]:
-        """The topic's last sequence and the newest event of each subject as of it."""
+        """Read a topic's last sequence, and the newest event of each subject up to it."""
 
     def end(self) -> int:
-        """A position for `follow`: after everything."""
+        """Return the position for `follow` that is after all events."""
 
     def follow(self, position: int, limit: int = 1000) -> tuple[list[tuple[str, Sequenced]], int]:
-        """What came to any topic after `position`, in order, and the position after it."""
+        """Read events of all topics after `position`, in order. Returns them and the next position."""
 
     def trim(self, topic: str, first: int) -> int:
-        """Forget the events before `first`; snapshots stay whole."""
+        """Remove the events before `first`. Snapshots stay complete. Returns how many were removed."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the bus."""
 
 
 def open_bus(name: str, settings: BusSettings) -> ControlBus:

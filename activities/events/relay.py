@@ -1,12 +1,15 @@
-"""The relay: publishes the outbox on the ControlBus. `python -m activities.events.relay` runs it until SIGTERM.
+"""The relay publishes the outbox on the ControlBus.
+
+`python -m activities.events.relay` runs it until SIGTERM.
 
 1. One relay works for a database at a time; others wait until its process ends.
-2. It publishes unpublished rows in the order of their numbers. Within a key that is the order of commits, since a
-   writer holds its key from taking the number until it commits. (Reading only numbers above the last published one
-   would lose rows that commit late.)
-3. Then it marks them as published. After a crash between the two it publishes them again under the same idempotency
-   key, and the bus adds each once.
-4. From time to time it trims topics to their retention; a client that returns from before that gets a snapshot.
+2. It publishes unpublished rows in the order of their numbers. Within a key that is the order of commits,
+   since a writer holds its key from taking the number until it commits. (Reading only numbers above the
+   last published one would lose rows that commit late.)
+3. Then it marks them as published. After a crash between the two it publishes them again under the same
+   idempotency key, and the bus adds each once.
+4. From time to time it trims topics to their retention; a client that returns from before that gets a
+   snapshot.
 """
 
 import json
@@ -29,7 +32,7 @@ from qmtl_sdk.runtime.config import Settings, settings
 # Rows that one step publishes.
 BATCH = 500
 
-# Seconds between two looks at the outbox when it is empty.
+# Seconds between two reads of the outbox while it is empty.
 _IDLE_S = 0.02
 
 # Seconds before the database is tried again when it cannot be reached.
@@ -55,7 +58,10 @@ class Relay:
         self._source = f"/qmtl/{database.store_id[:12]}"
 
     def run(self, stop: threading.Event) -> None:
-        """Relay until `stop` is set. A database or bus that cannot be reached is tried again; nothing is skipped."""
+        """Relay until `stop` is set.
+
+        A database or bus that cannot be reached is tried again; nothing is skipped.
+        """
         while not stop.is_set():
             try:
                 with self._database.elected("relay") as elected:

@@ -1,1 +1,1 @@
-"""DAG Manager: the global strategy graph, diffs, sentinels and the plan of queues."""
+"""The global strategy graph: diffs, sentinels and the plan of queues."""

@@ -1,7 +1,8 @@
-"""What a submission adds to the global graph. Pure: the same DAG and the same graph give the same plan.
+"""Plan what a submission adds to the global graph. Pure: the same DAG and graph give the same plan.
 
-Same NodeID → its queue is reused. Same NodeID with another `schema_hash` is a minor schema change: reused, and marked for a full recompute after
-seven days. Everything else is a new node with a new queue. The cost is in the size of the submission, not of the graph.
+A node whose NodeID is in the graph reuses its queue. If its `schema_hash` differs, that is a minor schema
+change: it is reused as well, and marked for a full recompute after seven days. Any other node is new and
+gets a queue. The cost depends on the size of the submission, not of the graph.
 """
 
 from collections.abc import Mapping
@@ -12,17 +13,24 @@ from qmtl_sdk.contracts.canonical import hash_parts
 from qmtl_sdk.contracts.dag import Dag, NodeRecord
 from qmtl_sdk.contracts.model import Model
 
+# How long a minor schema change may keep outputs that were computed before it.
 RECOMPUTE_AFTER = timedelta(days=7)
 
 
 class PlannedQueue(Model):
+    """A queue to create."""
+
     topic: str
     node_id: str
     kind: Kind
 
 
 class DiffPlan(Model):
-    """`new` and `reused` NodeIDs, `minor` the reused ones whose schema changed a little, `queues` to create, `topics` of all nodes."""
+    """What a DAG adds to the graph.
+
+    `new` and `reused` are NodeIDs, `minor` the reused ones with a minor schema change. `queues` are to be
+    created; `topics` has the topic of every node.
+    """
 
     new: tuple[str, ...]
     reused: tuple[str, ...]
@@ -39,13 +47,20 @@ def plan_diff(
     queues: Mapping[str, str],
     taken: Mapping[str, str],
 ) -> DiffPlan:
-    """`known`: NodeID → schema_hash in the graph; `queues`: NodeID → topic in this world and domain; `taken`: folded topic → NodeID."""
+    """Compare a DAG with the graph.
+
+    `known`: NodeID → schema_hash in the graph; `queues`: NodeID → topic in this world and domain; `taken`:
+    folded topic → NodeID.
+    """
     nodes = {node.node_id: node for node in dag.nodes}
-    taken, topics, planned = dict(taken), dict(queues), []
+    taken = dict(taken)
+    topics = dict(queues)
+    planned = []
     for node in sorted(dag.nodes, key=lambda item: item.node_id):
         if node.node_id not in topics:
             topic = topic_name(world_id, domain, asset_of(node, nodes), node, taken)
-            taken[folded(topic)], topics[node.node_id] = node.node_id, topic
+            taken[folded(topic)] = node.node_id
+            topics[node.node_id] = topic
             planned.append(PlannedQueue(topic=topic, node_id=node.node_id, kind=kind_of(node)))
     ids = sorted(nodes)
     return DiffPlan(
@@ -58,7 +73,7 @@ def plan_diff(
 
 
 def sentinel_id(world_id: str, strategy_id: str) -> str:
-    """The identity of the version boundary in front of a strategy in a world."""
+    """Return the id of the version boundary in front of a strategy in a world."""
     return "sentinel:" + hash_parts(world_id, strategy_id).removeprefix("blake3:")[:32]
 
 

@@ -6,7 +6,7 @@ from sqlmodel import Session, col, select, update
 
 from activities.graph.diff import RECOMPUTE_AFTER, DiffPlan, plan_diff, sentinel_id
 from activities.messages.submission import DiffResult
-from activities.queues.catalogue import announce, register
+from activities.queues.catalogue import publish_new_queues, register_tag_queries
 from activities.queues.topics import asset_of, folded, layout_of, topic_name
 from activities.storage.database import Database
 from activities.storage.tables import (
@@ -21,18 +21,27 @@ from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.errors import QmtlError
 
+# Ids in one statement: SQLite limits the number of bound values.
 _CHUNK = 500
 
 
 class SqlGraphStore:
+    """Nodes, edges, strategies and queues.
+
+    `brokers`: the size of the cluster that queues are laid out for.
+    """
+
     def __init__(self, database: Database, brokers: int = 1) -> None:
-        self._database, self._brokers = database, brokers
+        self._database = database
+        self._brokers = brokers
 
     def plan(self, world_id: str, domain: str, dag: Dag) -> DiffPlan:
+        """Plan what `diff` would add, without writing."""
         with self._database.read() as session:
             return _plan(session, world_id, domain, dag)
 
     def diff(self, run_id: str, world_id: str, domain: str, name: str, dag: Dag) -> DiffResult:
+        """Add what is new in a DAG, once for a run."""
         with self._database.write("graph") as tx:
             done = tx.session.get(DiffRow, run_id)
             if done is not None:
@@ -45,7 +54,10 @@ class SqlGraphStore:
                 topics=plan.topics,
                 sentinel_id=sentinel_id(world_id, dag.strategy_id),
             )
-            self._write(tx, plan, result, world_id, domain, name, dag)
+            self._insert_nodes(tx, plan, dag)
+            self._insert_strategy(tx, result.sentinel_id, world_id, name, dag)
+            self._add_queues(tx, plan, world_id, domain, self._brokers)
+            self._mark_recompute(tx, plan)
             tx.session.add(DiffRow(run_id=run_id, body=result.model_dump_json()))
             after = {
                 "new": len(plan.new),
@@ -70,11 +82,11 @@ class SqlGraphStore:
                 about=result.sentinel_id,
                 data=data,
             )
-            self._tell(tx, plan, world_id, domain, dag, run_id)
+            self._publish(tx, plan, world_id, domain, dag, run_id)
             return result
 
     def ensure_queues(self, world_id: str, domain: str, dag: Dag, actor: str) -> dict[str, str]:
-        """The topics of a known strategy's nodes in a domain, made where there are none yet; by NodeID."""
+        """Create the missing queues of a stored strategy in a domain. Returns NodeID → topic."""
         with self._database.read() as session:
             plan = _plan(session, world_id, domain, dag)
         if not plan.queues:
@@ -86,21 +98,21 @@ class SqlGraphStore:
     def bind_queues(
         tx: Transaction, world_id: str, domain: str, dag: Dag, brokers: int = 1
     ) -> dict[str, str]:
-        """The same, within a transaction that changes more."""
+        """Do the same as `ensure_queues` within a given transaction."""
         tx.lock("graph")
         plan = _plan(tx.session, world_id, domain, dag)
         if plan.queues:
             SqlGraphStore._add_queues(tx, plan, world_id, domain, brokers)
-            SqlGraphStore._tell(tx, plan, world_id, domain, dag, "")
+            SqlGraphStore._publish(tx, plan, world_id, domain, dag, "")
         return plan.topics
 
     @staticmethod
-    def _tell(
+    def _publish(
         tx: Transaction, plan: DiffPlan, world_id: str, domain: str, dag: Dag, correlation_id: str
     ) -> None:
         nodes = {node.node_id: node for node in dag.nodes}
         if plan.queues:
-            announce(
+            publish_new_queues(
                 tx,
                 world_id,
                 domain,
@@ -108,26 +120,20 @@ class SqlGraphStore:
                 dag.strategy_id,
                 correlation_id,
             )
-        register(tx, world_id, domain, dag.nodes, correlation_id)
+        register_tag_queries(tx, world_id, domain, dag.nodes, correlation_id)
 
     def dag(self, strategy_id: str) -> Dag:
+        """Read a strategy's DAG. Raises QmtlError (E_STRATEGY_UNKNOWN)."""
         with self._database.read() as session:
             dag = stored_dag(session, strategy_id)
         if dag is None:
             raise QmtlError("E_STRATEGY_UNKNOWN", f"the graph has no {strategy_id[:80]}", "submit it first")
         return dag
 
-    def _write(
-        self,
-        tx: Transaction,
-        plan: DiffPlan,
-        result: DiffResult,
-        world_id: str,
-        domain: str,
-        name: str,
-        dag: Dag,
-    ) -> None:
-        now, strategy_id, new = utc_now(), dag.strategy_id, set(plan.new)
+    @staticmethod
+    def _insert_nodes(tx: Transaction, plan: DiffPlan, dag: Dag) -> None:
+        now = utc_now()
+        new = set(plan.new)
         nodes = {node.node_id: node for node in dag.nodes}
         tx.insert_new(
             [
@@ -140,7 +146,7 @@ class SqlGraphStore:
                     schema_hash=node.schema_hash,
                     code_hash=node.code_hash,
                     body=node.model_dump_json(),
-                    first_strategy=strategy_id,
+                    first_strategy=dag.strategy_id,
                     created_at=now,
                 )
                 for node in (nodes[node_id] for node_id in plan.new)
@@ -153,13 +159,18 @@ class SqlGraphStore:
                 if child in new
             ]
         )
+
+    @staticmethod
+    def _insert_strategy(tx: Transaction, sentinel: str, world_id: str, name: str, dag: Dag) -> None:
+        now = utc_now()
+        strategy_id = dag.strategy_id
         tx.insert_new(
             [GraphStrategyRow(strategy_id=strategy_id, name=name, dag=dag.model_dump_json(), created_at=now)]
         )
         tx.insert_new(
             [
                 SentinelRow(
-                    sentinel_id=result.sentinel_id,
+                    sentinel_id=sentinel,
                     world_id=world_id,
                     strategy_id=strategy_id,
                     version=strategy_id,
@@ -168,7 +179,9 @@ class SqlGraphStore:
                 )
             ]
         )
-        self._add_queues(tx, plan, world_id, domain, self._brokers)
+
+    @staticmethod
+    def _mark_recompute(tx: Transaction, plan: DiffPlan) -> None:
         if plan.minor:
             due = (datetime.now(UTC) + RECOMPUTE_AFTER).isoformat()
             tx.session.connection().execute(
@@ -194,15 +207,15 @@ class SqlGraphStore:
                 )
             )
         tx.insert_new(rows)
-        topics = [row.topic for row in rows]  # one that was dropped before comes back empty
+        topics = [row.topic for row in rows]  # a queue that was dropped before is opened again, empty
         for start in range(0, len(topics), _CHUNK):
-            again = (
+            dropped = (
                 col(QueueRow.topic).in_(topics[start : start + _CHUNK]),
                 col(QueueRow.dropped_at).is_not(None),
             )
             tx.session.connection().execute(
                 update(QueueRow)
-                .where(*again)
+                .where(*dropped)
                 .values(dropped_at=None, archived_at=None, archive=None, created_at=utc_now())
             )
 
@@ -214,7 +227,10 @@ def stored_dag(session: Session, strategy_id: str) -> Dag | None:
 
 
 def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
-    """Reads only what the submission names: its nodes, their queues, and the topics that their names could clash with."""
+    """Plan a diff.
+
+    Reads only the submission's nodes, their queues, and topics that could clash with theirs.
+    """
     ids = sorted(dag.node_ids)
     known: dict[str, str] = {}
     queues: dict[str, str] = {}
@@ -239,7 +255,7 @@ def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
 
 
 def _taken(session: Session, world_id: str, domain: str, dag: Dag, queues: dict[str, str]) -> dict[str, str]:
-    """Which of the names that would be chosen first belong to another node."""
+    """Find the nodes that own a topic which would be the first choice for one of these nodes."""
     nodes = {node.node_id: node for node in dag.nodes}
     first = [
         topic_name(world_id, domain, asset_of(node, nodes), node, {})

@@ -1,4 +1,4 @@
-"""What the services need of the global graph."""
+"""The interface of the global graph."""
 
 from typing import Protocol
 
@@ -8,14 +8,19 @@ from qmtl_sdk.contracts.dag import Dag
 
 
 class GraphStore(Protocol):
+    """Nodes, edges, strategies and queues."""
+
     def diff(self, run_id: str, world_id: str, domain: str, name: str, dag: Dag) -> DiffResult:
-        """Add what is new: nodes, edges, queues, the strategy, its sentinel. One transaction, done once for a run; asked again, the same answer."""
+        """Add what is new in a DAG: nodes, edges, queues, the strategy, its sentinel, in one transaction.
+
+        Idempotent: a repeated diff of a run returns the first result.
+        """
 
     def plan(self, world_id: str, domain: str, dag: Dag) -> DiffPlan:
-        """What `diff` would do. Nothing is written."""
+        """Plan what `diff` would add, without writing."""
 
     def ensure_queues(self, world_id: str, domain: str, dag: Dag, actor: str) -> dict[str, str]:
-        """The topics of a known strategy's nodes in a domain, made where there are none yet; by NodeID."""
+        """Create the missing queues of a stored strategy in a domain. Returns NodeID → topic."""
 
     def dag(self, strategy_id: str) -> Dag:
-        """Raises QmtlError (E_STRATEGY_UNKNOWN)."""
+        """Read a strategy's DAG. Raises QmtlError (E_STRATEGY_UNKNOWN)."""

@@ -1,1 +1,1 @@
-"""Topics: what they are called and how they are laid out."""
+"""Queues of node outputs: topics, messages, the catalogue, retention."""

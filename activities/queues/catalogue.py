@@ -1,8 +1,9 @@
-"""Which queues there are, by topic and by tag; and the tag queries that want to hear of new ones."""
+"""The catalogue of queues, by topic and by tag, and the tag queries whose results change with it."""
 
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlmodel import Session, col, select
@@ -15,18 +16,47 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueInfo
 
 
+@dataclass(frozen=True, slots=True)
+class QueueQuery:
+    """Selects queues of a world and domain with this interval (seconds) and any or all of the tags."""
+
+    tags: tuple[str, ...]
+    interval: int
+    match_mode: str
+    world_id: str
+    domain: str
+
+    @classmethod
+    def of(cls, row: TagQueryRow) -> "QueueQuery":
+        """Convert a stored tag query."""
+        return cls(
+            tuple(json.loads(row.tags)), row.interval_s, row.match_mode, row.world_id, row.execution_domain
+        )
+
+    def matches(self, tags: Sequence[str], interval: int) -> bool:
+        """Check whether a queue with these tags and this interval is selected."""
+        if interval != self.interval:
+            return False
+        if self.match_mode == "all":
+            return set(self.tags) <= set(tags)
+        return bool(set(self.tags) & set(tags))
+
+
 class SqlQueueCatalogue:
+    """Finds queues."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def by_tag(
         self, tags: Sequence[str], interval: int, match_mode: str, world_id: str, domain: str
     ) -> list[QueueInfo]:
+        """List the queues of a world and domain that have the tags and the interval, oldest first."""
         with self._database.read() as session:
-            return matching(session, tags, interval, match_mode, world_id, domain)
+            return _find(session, QueueQuery(tuple(tags), interval, match_mode, world_id, domain))
 
     def find(self, topic: str) -> QueueRow:
-        """Raises QmtlError (E_QUEUE_UNKNOWN), also where it was dropped."""
+        """Read one queue. Raises QmtlError (E_QUEUE_UNKNOWN), also where it was dropped."""
         with self._database.read() as session:
             row = session.get(QueueRow, topic)
         if row is None or row.dropped_at is not None:
@@ -36,7 +66,7 @@ class SqlQueueCatalogue:
         return row
 
 
-def announce(
+def publish_new_queues(
     tx: Transaction,
     world_id: str,
     domain: str,
@@ -44,7 +74,11 @@ def announce(
     strategy_id: str,
     correlation_id: str,
 ) -> None:
-    """Put new queues (node, topic) into the catalogue and tell of them: `queue_updated` for each set of tags and interval, `tagquery.upsert` for each query that finds one more."""
+    """Add new queues (node, topic) to the catalogue, and publish the changes.
+
+    One `queue_updated` event for each set of tags and interval, and one `tagquery.upsert` event for each
+    stored tag query that now finds more.
+    """
     tx.insert_new(
         [QueueTagRow(tag=tag, topic=topic) for node, topic in nodes for tag in sorted(set(node.tags))]
     )
@@ -53,108 +87,81 @@ def announce(
     for node, topic in nodes:
         groups[(tuple(sorted(set(node.tags))), node.interval)].append(topic)
     for (tags, interval), topics in sorted(groups.items()):
-        queues = [
-            queue
-            for queue in matching(tx.session, tags, interval, "all", world_id, domain)
-            if queue.tags == tags
-        ]
-        queues = queues or [
-            _plain(node, topic) for node, topic in nodes if topic in topics
-        ]  # no query finds what has no tags
-        about = f"{domain}:{interval}:{'+'.join(tags) or strategy_id}"
-        _tell(tx, "queue_updated", about, tags, interval, "all", world_id, domain, queues, correlation_id)
-    for query in tx.session.exec(
-        select(TagQueryRow).where(TagQueryRow.world_id == world_id, TagQueryRow.execution_domain == domain)
-    ):
-        wanted = tuple(json.loads(query.tags))
-        if any(
-            _matches(tags, wanted, query.match_mode) and interval == query.interval_s
-            for tags, interval in groups
-        ):
-            tell_query(tx, query, correlation_id)
+        query = QueueQuery(tags, interval, "all", world_id, domain)
+        queues = [queue for queue in _find(tx.session, query) if queue.tags == tags]
+        if not queues:  # a queue without tags is found by no query
+            queues = [_untagged(node, topic) for node, topic in nodes if topic in topics]
+        subject = f"{domain}:{interval}:{'+'.join(tags) or strategy_id}"
+        _publish(tx, "queue_updated", subject, query, queues, correlation_id)
+    for row in _tag_queries(tx.session, world_id, domain):
+        if any(QueueQuery.of(row).matches(tags, interval) for tags, interval in groups):
+            _publish_result(tx, row, correlation_id)
 
 
-def register(
+def register_tag_queries(
     tx: Transaction, world_id: str, domain: str, nodes: Sequence[NodeRecord], correlation_id: str
 ) -> None:
-    """Remember the tag queries among these nodes; each new one is told what it finds."""
+    """Store the tag queries among these nodes, and publish the result of each new one."""
     for node in nodes:
         if node.node_type != TAG_QUERY:
             continue
-        tags, mode = sorted(node.params.get("query_tags", ())), str(node.params.get("match_mode", "any"))
         row = TagQueryRow(
             world_id=world_id,
             execution_domain=domain,
             node_id=node.node_id,
-            tags=json.dumps(tags),
+            tags=json.dumps(sorted(node.params.get("query_tags", ()))),
             interval_s=node.interval,
-            match_mode=mode,
+            match_mode=str(node.params.get("match_mode", "any")),
             created_at=utc_now(),
         )
         if tx.insert_new([row]):
-            tell_query(tx, row, correlation_id)
+            _publish_result(tx, row, correlation_id)
 
 
-def tell_leaving(tx: Transaction, queue: QueueRow) -> None:
-    """Tell the tag queries that found a queue that it is gone."""
-    tags = set(tx.session.exec(select(QueueTagRow.tag).where(QueueTagRow.topic == queue.topic)))
+def publish_dropped_queue(tx: Transaction, queue: QueueRow) -> None:
+    """Publish the new results of the tag queries that found a queue before it was dropped."""
+    tags = sorted(set(tx.session.exec(select(QueueTagRow.tag).where(QueueTagRow.topic == queue.topic))))
     node = tx.session.get(GraphNodeRow, queue.node_id)
-    for query in tx.session.exec(
-        select(TagQueryRow).where(
-            TagQueryRow.world_id == queue.world_id, TagQueryRow.execution_domain == queue.execution_domain
-        )
-    ):
-        if (
-            node is not None
-            and node.interval_s == query.interval_s
-            and _matches(sorted(tags), json.loads(query.tags), query.match_mode)
-        ):
-            tell_query(tx, query, "")
+    for row in _tag_queries(tx.session, queue.world_id, queue.execution_domain):
+        if node is not None and QueueQuery.of(row).matches(tags, node.interval_s):
+            _publish_result(tx, row, "")
 
 
-def tell_query(tx: Transaction, query: TagQueryRow, correlation_id: str) -> None:
-    tags = tuple(json.loads(query.tags))
-    found = matching(
-        tx.session, tags, query.interval_s, query.match_mode, query.world_id, query.execution_domain
+def _tag_queries(session: Session, world_id: str, domain: str) -> list[TagQueryRow]:
+    stored = select(TagQueryRow).where(
+        TagQueryRow.world_id == world_id, TagQueryRow.execution_domain == domain
     )
-    about = f"{query.execution_domain}:{query.interval_s}:{query.match_mode}:{'+'.join(tags)}"
-    _tell(
-        tx,
-        "tagquery.upsert",
-        about,
-        tags,
-        query.interval_s,
-        query.match_mode,
-        query.world_id,
-        query.execution_domain,
-        found,
-        correlation_id,
-    )
+    return list(session.exec(stored))
 
 
-def matching(
-    session: Session, tags: Sequence[str], interval: int, match_mode: str, world_id: str, domain: str
-) -> list[QueueInfo]:
-    """The queues of a world and domain that have any (or all) of the tags and this interval, oldest first."""
-    query = (
+def _publish_result(tx: Transaction, row: TagQueryRow, correlation_id: str) -> None:
+    query = QueueQuery.of(row)
+    subject = f"{query.domain}:{query.interval}:{query.match_mode}:{'+'.join(query.tags)}"
+    _publish(tx, "tagquery.upsert", subject, query, _find(tx.session, query), correlation_id)
+
+
+def _find(session: Session, query: QueueQuery) -> list[QueueInfo]:
+    """List the queues that a query selects, oldest first."""
+    tags = set(query.tags)
+    statement = (
         select(QueueRow, GraphNodeRow, QueueTagRow.tag)
         .where(
-            col(QueueTagRow.tag).in_(set(tags)),
+            col(QueueTagRow.tag).in_(tags),
             QueueRow.topic == QueueTagRow.topic,
-            QueueRow.world_id == world_id,
-            QueueRow.execution_domain == domain,
+            QueueRow.world_id == query.world_id,
+            QueueRow.execution_domain == query.domain,
             col(QueueRow.dropped_at).is_(None),
         )
-        .where(GraphNodeRow.node_id == QueueRow.node_id, GraphNodeRow.interval_s == interval)
+        .where(GraphNodeRow.node_id == QueueRow.node_id, GraphNodeRow.interval_s == query.interval)
         .order_by(col(QueueRow.created_at), col(QueueRow.topic))
     )
     found: dict[str, tuple[QueueRow, GraphNodeRow]] = {}
     hits: dict[str, set[str]] = defaultdict(set)
-    for queue, node, tag in session.exec(query):
+    for queue, node, tag in session.exec(statement):
         found[queue.topic] = (queue, node)
         hits[queue.topic].add(tag)
-    wanted = len(set(tags)) if match_mode == "all" else 1
-    topics = [topic for topic in found if len(hits[topic]) >= wanted]
+    required = len(tags) if query.match_mode == "all" else 1
+    topics = [topic for topic in found if len(hits[topic]) >= required]
     labels: dict[str, list[str]] = defaultdict(list)
     for row in session.exec(
         select(QueueTagRow).where(col(QueueTagRow.topic).in_(topics)).order_by(col(QueueTagRow.tag))
@@ -163,19 +170,11 @@ def matching(
     return [_info(*found[topic], tuple(labels[topic])) for topic in topics]
 
 
-def _matches(tags: Sequence[str], wanted: Sequence[str], match_mode: str) -> bool:
-    return set(wanted) <= set(tags) if match_mode == "all" else bool(set(wanted) & set(tags))
-
-
-def _tell(
+def _publish(
     tx: Transaction,
     event: str,
-    about: str,
-    tags: Sequence[str],
-    interval: int,
-    match_mode: str,
-    world_id: str,
-    domain: str,
+    subject: str,
+    query: QueueQuery,
     queues: Sequence[QueueInfo],
     correlation_id: str,
 ) -> None:
@@ -184,18 +183,18 @@ def _tell(
         for queue in queues
     ]
     data = {
-        "tags": list(tags),
-        "interval": interval,
+        "tags": list(query.tags),
+        "interval": query.interval,
         "queues": listed,
-        "match_mode": match_mode,
-        "world_id": world_id,
-        "execution_domain": domain,
+        "match_mode": query.match_mode,
+        "world_id": query.world_id,
+        "execution_domain": query.domain,
         "version": len(listed),
     }
     tx.record(
-        event.replace("_", ".") if "_" in event else event,
-        world_id,
-        about,
+        event.replace("_", "."),
+        query.world_id,
+        subject,
         after={"queues": len(listed)},
         correlation_id=correlation_id,
         event=event,
@@ -203,7 +202,7 @@ def _tell(
     )
 
 
-def _plain(node: NodeRecord, topic: str) -> QueueInfo:
+def _untagged(node: NodeRecord, topic: str) -> QueueInfo:
     return QueueInfo(
         topic=topic,
         node_id=node.node_id,

@@ -1,4 +1,7 @@
-"""Node queues: what nodes put out, a topic a node, world and domain. `SqliteQueues` is the embedded backend."""
+"""Queues of node outputs:
+
+one topic for each node, world and domain. `SqliteQueues` is the embedded backend.
+"""
 
 from pathlib import Path
 from typing import Protocol
@@ -8,25 +11,33 @@ from qmtl_sdk.contracts.sessions import QueueMessage
 
 
 class QueueStore(Protocol):
+    """Messages of topics, numbered from 1."""
+
     def append(self, topic: str, messages: tuple[QueueMessage, ...]) -> int:
-        """Append what has a key that the topic does not have yet; how many those were."""
+        """Append the messages whose key the topic does not have yet. Returns how many those were."""
 
     def read(self, topic: str, after: int, limit: int) -> tuple[list[QueueMessage], int]:
-        """The messages after a position, and the position after them."""
+        """Read messages after a sequence, and return the sequence of the last one."""
 
-    def bounds(self, topic: str) -> Bounds: ...
+    def bounds(self, topic: str) -> Bounds:
+        """Return the first and the last readable sequence."""
 
     def last_before(self, topic: str, at: float) -> int:
-        """The sequence of the newest message that was appended before `at` (seconds since 1970); 0 where there is none."""
+        """Return the sequence of the newest message appended before `at` (seconds since 1970); 0 for none."""
 
-    def trim(self, topic: str, first: int) -> int: ...
+    def trim(self, topic: str, first: int) -> int:
+        """Remove the messages before `first`. Returns how many those were."""
 
-    def drop(self, topic: str) -> None: ...
+    def drop(self, topic: str) -> None:
+        """Remove a topic with everything in it."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the store."""
 
 
 class SqliteQueues:
+    """All queues in one SQLite file."""
+
     def __init__(self, path: Path) -> None:
         self._log = SqliteLog(path)
 
@@ -37,9 +48,8 @@ class SqliteQueues:
 
     def read(self, topic: str, after: int, limit: int) -> tuple[list[QueueMessage], int]:
         entries = self._log.read(topic, after, limit)
-        return [QueueMessage.model_validate_json(entry.body) for entry in entries], entries[
-            -1
-        ].sequence if entries else max(after, self._log.bounds(topic).first - 1)
+        end = entries[-1].sequence if entries else max(after, self._log.bounds(topic).first - 1)
+        return [QueueMessage.model_validate_json(entry.body) for entry in entries], end
 
     def bounds(self, topic: str) -> Bounds:
         return self._log.bounds(topic)

@@ -1,7 +1,8 @@
-"""A node's topic: its name, its kind and its layout.
+"""The topic of a node: its name, kind and layout.
 
-`{world_id}.{execution_domain}.{asset}_{node_type}_{first 8 of digest}_{version}`; where another node has that name already, two more digits of
-the digest are taken until it is free. Names that differ only in case or in `.` against `_` count as the same, since brokers mix them up.
+`{world_id}.{execution_domain}.{asset}_{node_type}_{first 8 of digest}_{version}`. While another node has that
+name, two more digits of the digest are added. Names that differ only in case, or in `.` against `_`, count as
+the same, because brokers do not tell them apart.
 """
 
 import re
@@ -15,17 +16,22 @@ from qmtl_sdk.contracts.model import Model
 
 
 class Kind(StrEnum):
+    """What a topic carries."""
+
     RAW = "raw"
     INDICATOR = "indicator"
     ORDERS = "orders"
 
 
 class Layout(Model):
+    """Partitions, retention in days and replicas of a topic."""
+
     partitions: int
     retention_days: int
     replication: int
 
 
+# The layout of each kind on a cluster with enough brokers.
 LAYOUTS = {
     Kind.RAW: Layout(partitions=3, retention_days=7, replication=3),
     Kind.INDICATOR: Layout(partitions=1, retention_days=30, replication=2),
@@ -34,22 +40,26 @@ LAYOUTS = {
 
 
 def kind_of(node: NodeRecord) -> Kind:
+    """Return the kind of a node's topic."""
     return Kind.RAW if node.node_type == STREAM else Kind.INDICATOR
 
 
 def layout_of(kind: Kind, brokers: int) -> Layout:
-    """The layout on a cluster of so many brokers: no more replicas than there are."""
+    """Return the layout on a cluster of this size: no more replicas than brokers."""
     layout = LAYOUTS[kind]
     return layout.model_copy(update={"replication": min(layout.replication, brokers)})
 
 
 def folded(topic: str) -> str:
-    """What a broker may take for the same name."""
+    """Return the form in which brokers compare topic names."""
     return topic.lower().replace(".", "_")
 
 
 def asset_of(node: NodeRecord, nodes: Mapping[str, NodeRecord]) -> str:
-    """The instrument that a node derives from: its stream's first tag; `multi` for several streams, `none` for none."""
+    """Return the instrument that a node derives from: its stream's `instrument`, or the stream's first tag.
+
+    `multi` for several streams, `none` for none.
+    """
     read = upstream([node], lambda found: [nodes[parent] for parent in found.inputs])
     streams = [found for found in read if found.node_type == STREAM]
     if len(streams) != 1:
@@ -59,7 +69,7 @@ def asset_of(node: NodeRecord, nodes: Mapping[str, NodeRecord]) -> str:
 
 
 def topic_name(world_id: str, domain: str, asset: str, node: NodeRecord, taken: Mapping[str, str]) -> str:
-    """A name that no other node has. `taken`: folded topic → NodeID."""
+    """Build a topic name that no other node has. `taken`: folded topic → NodeID."""
     digest = node.node_id.removeprefix(PREFIX)
     for length in range(8, len(digest) + 1, 2):
         topic = (

@@ -1,9 +1,12 @@
-"""The life cycle of queues: what is older than its kind's retention goes to an archive and then from the queue; a queue that is empty and unused is dropped.
+"""The retention of queues: old messages are archived and removed, empty and unused queues are dropped.
 
-1. The messages to go are written as an artifact under their content hash.
-2. The artifact is read back, and compared message by message with what the queue still holds. Where they differ nothing is removed (E_QUEUE_ARCHIVE).
-3. The archive is noted with the queue and told (`queue_lifecycle`), and only then are the messages removed. A crash before that archives them again.
-4. A queue without messages, without a session that could fill it, and older than its retention, is dropped: noted, told, and told to the tag queries that found it.
+1. Messages older than the retention of their queue are written as an artifact under their content hash.
+2. The artifact is read back and compared with the queue, message by message. If they differ, nothing is
+   removed (E_QUEUE_ARCHIVE).
+3. The archive is stored with the queue and published (`queue_lifecycle`). Only then are the messages
+   removed. After a crash before that they are archived again.
+4. A queue that is older than its retention, and has neither messages nor a session that could fill it, is
+   dropped. That is published, and so are the new results of the tag queries that found it.
 """
 
 from datetime import datetime, timedelta
@@ -12,7 +15,7 @@ from sqlmodel import col, select
 
 from activities.artifacts.store import ArtifactStore
 from activities.messages.upkeep import RetentionResult
-from activities.queues.catalogue import tell_leaving
+from activities.queues.catalogue import publish_dropped_queue
 from activities.queues.store import QueueStore
 from activities.storage.database import Database
 from activities.storage.tables import QueueRow, SessionRow
@@ -21,28 +24,38 @@ from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueMessage
 
+# Messages in one archive.
 CHUNK = 5000
 
 
-class QueueKeeper:
+class QueueRetention:
+    """Archives, trims and drops queues."""
+
     def __init__(self, database: Database, queues: QueueStore, artifacts: ArtifactStore) -> None:
-        self._database, self._queues, self._artifacts = database, queues, artifacts
+        self._database = database
+        self._queues = queues
+        self._artifacts = artifacts
 
     def due(self, now: datetime) -> list[str]:
-        """The queues that have something to go, or that may be dropped."""
+        """List the queues that have old messages or may be dropped."""
         with self._database.read() as session:
             rows = session.exec(
                 select(QueueRow).where(col(QueueRow.dropped_at).is_(None)).order_by(col(QueueRow.topic))
             ).all()
-        return [row.topic for row in rows if self._old(row, now) or self._idle(row, now)]
+        return [row.topic for row in rows if self._last_old(row, now) or self._idle(row, now)]
 
-    def apply_retention(self, topic: str, now: datetime) -> RetentionResult:
-        """Archive what is too old, then drop the queue if nothing is left of it and nobody uses it. Raises QmtlError (E_QUEUE_ARCHIVE)."""
+    def apply(self, topic: str, now: datetime) -> RetentionResult:
+        """Archive and remove old messages, then drop the queue if it is empty and unused.
+
+        Raises QmtlError: E_QUEUE_ARCHIVE where the archive differs from the queue.
+        """
         with self._database.read() as session:
             row = session.get(QueueRow, topic)
         if row is None or row.dropped_at is not None:
             return RetentionResult(topic=topic)
-        last, archived, archive = self._old(row, now), 0, ""
+        last = self._last_old(row, now)
+        archived = 0
+        archive = ""
         while self._queues.bounds(topic).first <= last:
             archive, count, end = self._archive(row, last)
             archived += count
@@ -50,8 +63,8 @@ class QueueKeeper:
         dropped = self._idle(row, now) and self._drop(topic)
         return RetentionResult(topic=topic, archived=archived, archive=archive, dropped=dropped)
 
-    def _old(self, row: QueueRow, now: datetime) -> int:
-        """The sequence of the newest message that is too old; 0 for none."""
+    def _last_old(self, row: QueueRow, now: datetime) -> int:
+        """Return the sequence of the newest message beyond the retention; 0 for none."""
         return self._queues.last_before(row.topic, (now - timedelta(days=row.retention_days)).timestamp())
 
     def _idle(self, row: QueueRow, now: datetime) -> bool:
@@ -60,30 +73,34 @@ class QueueKeeper:
         return old and bounds.first > bounds.last
 
     def _archive(self, row: QueueRow, last: int) -> tuple[str, int, int]:
-        """Write, read back, compare, note. The artifact, how many messages, and the last of them."""
+        """Archive a chunk of messages up to `last`.
+
+        Returns the artifact, the number of messages, the last one.
+        """
         first = self._queues.bounds(row.topic).first
         count = min(CHUNK, last - first + 1)
         messages, end = self._queues.read(row.topic, first - 1, count)
         data = encode(messages)
         digest = content_hash(data)
         self._artifacts.put(digest, data)
-        again, _ = self._queues.read(row.topic, first - 1, count)
+        current, _ = self._queues.read(row.topic, first - 1, count)
         try:
-            there = decode(self._artifacts.get(digest))
+            stored = decode(self._artifacts.get(digest))
         except (QmtlError, ValueError) as error:
-            raise _unlike(row.topic, digest) from error
-        if there != again or end > last:
-            raise _unlike(row.topic, digest)
+            raise _archive_mismatch(row.topic, digest) from error
+        if stored != current or end > last:
+            raise _archive_mismatch(row.topic, digest)
         with self._database.write("upkeep") as tx:
             found = tx.session.get(QueueRow, row.topic, with_for_update=True)
             assert found is not None  # queues are never deleted
-            found.archived_at, found.archive = utc_now(), digest
+            found.archived_at = utc_now()
+            found.archive = digest
             tx.session.add(found)
-            _tell(tx, found, "archive", digest)
+            _publish(tx, found, "archive", digest)
         return digest, len(messages), end
 
     def _drop(self, topic: str) -> bool:
-        """False where a session has come to use it."""
+        """Drop a queue. Returns False where a session uses it by now."""
         with self._database.write("upkeep") as tx:
             tx.lock("graph")
             row = tx.session.get(QueueRow, topic, with_for_update=True)
@@ -98,22 +115,23 @@ class QueueKeeper:
             row.dropped_at = utc_now()
             tx.session.add(row)
             tx.session.flush()
-            _tell(tx, row, "drop", row.archive or "")
-            tell_leaving(tx, row)
+            _publish(tx, row, "drop", row.archive or "")
+            publish_dropped_queue(tx, row)
         self._queues.drop(topic)
         return True
 
 
 def encode(messages: list[QueueMessage]) -> bytes:
-    """A JSON object a line."""
+    """Encode messages as JSON lines."""
     return b"".join(message.model_dump_json().encode() + b"\n" for message in messages)
 
 
 def decode(data: bytes) -> list[QueueMessage]:
+    """Decode JSON lines. Raises ValueError."""
     return [QueueMessage.model_validate_json(line) for line in data.splitlines()]
 
 
-def _tell(tx: Transaction, row: QueueRow, change: str, archive: str) -> None:
+def _publish(tx: Transaction, row: QueueRow, change: str, archive: str) -> None:
     data = {
         "world_id": row.world_id,
         "execution_domain": row.execution_domain,
@@ -133,10 +151,10 @@ def _tell(tx: Transaction, row: QueueRow, change: str, archive: str) -> None:
     )
 
 
-def _unlike(topic: str, digest: str) -> QmtlError:
+def _archive_mismatch(topic: str, digest: str) -> QmtlError:
     return QmtlError(
         "E_QUEUE_ARCHIVE",
-        f"the archive {digest[:20]} of {topic} is not what the queue holds; nothing was removed",
+        f"the archive {digest[:20]} of {topic} differs from the queue; nothing was removed",
         "check the artifact store, then let upkeep run again",
         queue=topic,
     )

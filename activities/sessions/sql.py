@@ -11,26 +11,37 @@ from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo, SessionOpen
 
-LEASE_ENDED = "its lease ended: nothing was heard of it"
+# Why a session ended whose runner stopped sending heartbeats.
+LEASE_ENDED = "its lease ended: no heartbeat arrived in time"
+
+# Characters of a reason that are stored.
+_REASON = 300
+
+# Sessions that one request lists.
+_LISTED = 1000
 
 
 class SqlSessionStore:
-    def __init__(self, database: Database, lease_s: float) -> None:
-        self._database, self.lease_s = database, lease_s
+    """Opens, extends and ends sessions. A heartbeat extends a lease by `lease_s` seconds."""
 
-    def open(self, wanted: SessionOpen, name: str, execution_domain: str, actor: str) -> SessionInfo:
+    def __init__(self, database: Database, lease_s: float) -> None:
+        self._database = database
+        self.lease_s = lease_s
+
+    def open(self, request: SessionOpen, name: str, execution_domain: str, actor: str) -> SessionInfo:
+        """Open a session with a lease on its world."""
         with self._database.write(actor) as tx:
             row = SessionRow(
                 session_id=uuid.uuid4().hex,
-                world_id=wanted.world_id,
-                strategy_id=wanted.strategy_id,
+                world_id=request.world_id,
+                strategy_id=request.strategy_id,
                 name=name,
                 actor=actor,
-                runner=wanted.runner,
-                host=wanted.host,
+                runner=request.runner,
+                host=request.host,
                 execution_domain=execution_domain,
                 opened_at=utc_now(),
-                expires_at=self._until(),
+                expires_at=self._expires_at(),
             )
             tx.session.add(row)
             after = {
@@ -49,8 +60,11 @@ class SqlSessionStore:
             tx.record("session.opened", row.world_id, row.session_id, after=after, data=data)
             return _info(row)
 
-    def beat(self, session_id: str, beat: SessionHeartbeat) -> SessionInfo:
-        """Keep the lease. Raises QmtlError: E_SESSION_UNKNOWN, E_SESSION_LOST where it has ended, were it only a moment ago."""
+    def heartbeat(self, session_id: str, heartbeat: SessionHeartbeat) -> SessionInfo:
+        """Extend the lease, and store the report.
+
+        Raises QmtlError: E_SESSION_UNKNOWN, and E_SESSION_LOST where the session or its lease has ended.
+        """
         with self._database.write("session", bookkeeping=True) as tx:
             row = self._row(tx, session_id)
             if row.ended_at is not None or row.expires_at < utc_now():
@@ -59,20 +73,23 @@ class SqlSessionStore:
                     f"the session has ended: {row.end_reason or LEASE_ENDED}",
                     "open another one",
                 )
-            row.expires_at, row.report = self._until(), beat.model_dump_json()
+            row.expires_at = self._expires_at()
+            row.report = heartbeat.model_dump_json()
             tx.session.add(row)
             return _info(row)
 
     def end(self, session_id: str, reason: str, actor: str) -> SessionInfo:
-        """Ending twice is ending once."""
+        """End a session. Idempotent: the first reason stays. Raises QmtlError (E_SESSION_UNKNOWN)."""
         with self._database.write(actor) as tx:
             row = self._row(tx, session_id)
-            tx.lock(f"fence:{row.world_id}")  # an order sees the session either running or ended
+            tx.lock(
+                f"fence:{row.world_id}"
+            )  # orders of the world wait for the lock, and then see the session ended
             self._end(tx, row, reason)
             return _info(row)
 
     def expire(self) -> int:
-        """End the sessions whose lease is over; how many those were."""
+        """End the sessions whose lease has ended. Returns how many those were."""
         now = utc_now()
         over = select(SessionRow).where(col(SessionRow.ended_at).is_(None), SessionRow.expires_at < now)
         with self._database.read() as session:
@@ -87,6 +104,7 @@ class SqlSessionStore:
             return len(rows)
 
     def find(self, session_id: str) -> SessionInfo:
+        """Read one session. Raises QmtlError (E_SESSION_UNKNOWN)."""
         with self._database.read() as session:
             row = session.get(SessionRow, session_id)
         if row is None:
@@ -94,7 +112,8 @@ class SqlSessionStore:
         return _info(row)
 
     def all(self, world_id: str | None, ended: bool = False) -> list[SessionInfo]:
-        query = select(SessionRow).order_by(col(SessionRow.opened_at).desc()).limit(1000)
+        """List the newest 1,000 sessions, of one world if given, and ended ones only if `ended`."""
+        query = select(SessionRow).order_by(col(SessionRow.opened_at).desc()).limit(_LISTED)
         if world_id is not None:
             query = query.where(SessionRow.world_id == world_id)
         if not ended:
@@ -106,7 +125,8 @@ class SqlSessionStore:
     def _end(tx: Transaction, row: SessionRow, reason: str) -> None:
         if row.ended_at is not None:
             return
-        row.ended_at, row.end_reason = utc_now(), reason[:300]
+        row.ended_at = utc_now()
+        row.end_reason = reason[:_REASON]
         tx.session.add(row)
         data = {
             "world_id": row.world_id,
@@ -124,7 +144,7 @@ class SqlSessionStore:
             raise _unknown(session_id)
         return row
 
-    def _until(self) -> str:
+    def _expires_at(self) -> str:
         return (datetime.now(UTC) + timedelta(seconds=self.lease_s)).isoformat(timespec="microseconds")
 
 

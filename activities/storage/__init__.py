@@ -1,1 +1,1 @@
-"""The database that the stores share: transactions with their audit and outbox rows, migrations, the writers' queue."""
+"""The database: transactions with audit and outbox rows, tables, migrations, the audit chain, SQLite logs."""

@@ -1,4 +1,4 @@
-"""Reading the audit trail, and following its hash chain."""
+"""Read the audit trail, and verify its hash chain."""
 
 import json
 from datetime import datetime
@@ -13,11 +13,15 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.worlds import UtcTime
 
+# Rows that `verify` reads at a time.
 _CHUNK = 2000
 
 
 class AuditEntry(Model):
-    """Who did what to which subject, what it was before and what after. (Any: whatever JSON the action is about.)"""
+    """Who did what to which subject, with its state before and after.
+
+    (Any: the JSON of whatever was changed.)
+    """
 
     number: int
     at: UtcTime
@@ -31,18 +35,23 @@ class AuditEntry(Model):
 
 
 class AuditPage(Model):
-    """`verified`: how many entries the chain was found whole over; None where that was not asked for."""
+    """Entries of a chain. `verified`: the number of verified entries; None where that was not requested."""
 
     entries: tuple[AuditEntry, ...]
     verified: int | None = None
 
 
 class SqlAudit:
+    """Reads chains: a world's, or a subject's where there is no world."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def page(self, chain: str, after: int, limit: int, verify: bool = False) -> AuditPage:
-        """Raises QmtlError (E_AUDIT_BROKEN)."""
+        """Read `limit` entries after number `after`.
+
+        Raises QmtlError: E_AUDIT_BROKEN if `verify` finds a defect.
+        """
         verified = self.verify(chain) if verify else None
         with self._database.read() as session:
             rows = session.exec(
@@ -54,8 +63,12 @@ class SqlAudit:
         return AuditPage(entries=tuple(_entry(row) for row in rows), verified=verified)
 
     def verify(self, chain: str) -> int:
-        """How many entries there are, each with the right hash and none missing. Raises QmtlError (E_AUDIT_BROKEN) with the first place where that is not so."""
-        number, before = 0, ""
+        """Verify the hashes and numbers of all entries. Returns how many there are.
+
+        Raises QmtlError: E_AUDIT_BROKEN with the number of the first entry that is wrong or missing.
+        """
+        number = 0
+        before = ""
         with self._database.read() as session:
             head = session.get(AuditHeadRow, chain)
             while True:
@@ -74,9 +87,10 @@ class SqlAudit:
                         raise _broken(
                             chain,
                             row.number,
-                            f"entry {row.number} ({row.action} by {row.actor}) is not what was written",
+                            f"entry {row.number} ({row.action} by {row.actor}) was changed",
                         )
-                    number, before = row.number, row.hash
+                    number = row.number
+                    before = row.hash
                 session.expunge_all()
                 if len(rows) < _CHUNK:
                     break
@@ -84,7 +98,7 @@ class SqlAudit:
             raise _broken(
                 chain,
                 number + 1,
-                f"the chain ends at entry {number}, and {head.number if head else 0} were written",
+                f"the chain ends at entry {number}, but {head.number if head else 0} were written",
             )
         return number
 
@@ -93,7 +107,7 @@ def _broken(chain: str, number: int, what: str) -> QmtlError:
     return QmtlError(
         "E_AUDIT_BROKEN",
         f"the audit trail of {chain} has been changed: {what}",
-        "compare the database with a backup; nothing after that entry can be relied on",
+        "compare the database with a backup; do not rely on anything after that entry",
         entry=number,
     )
 

@@ -1,4 +1,8 @@
-"""The hash chain of the audit trail: each row holds the hash of itself and of the row before it, so that a change, a hole or a missing end is noticed."""
+"""The hash chain of the audit trail.
+
+Each row holds the hash of itself and of the row before it, so that changed, missing and cut-off rows are
+found.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +21,9 @@ LINKED = (
     "before",
     "after",
 )
-"""The columns that a row's hash is of, in this order."""
+"""The columns that are hashed, in this order."""
 
 
 def link(before: str, row: Mapping[str, Any]) -> str:
-    """The hash of a row whose predecessor has the hash `before` (the first: none)."""
+    """Return the hash of a row whose predecessor has the hash `before` (empty for the first row)."""
     return hash_parts(before, *(str(row[name]) for name in LINKED))

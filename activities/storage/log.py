@@ -1,8 +1,9 @@
-"""A log of topics in an SQLite file of its own: appended to, read by position, followed, trimmed.
+"""A log of topics in an SQLite file of its own, read by position and trimmed.
 
-Each topic numbers its entries 1, 2, 3 … without a gap. An entry with an id that the topic has already is not added again, were it trimmed a while ago. `newest` holds the last entry of
-each subject, so that what a topic says outlives what is trimmed. Writers of several processes queue at a turnstile, and one transaction holds what one call
-appends; so the file's own numbering (`position`) is the order of commits, and a reader that follows it misses nothing.
+Each topic numbers its entries 1, 2, 3 … without a gap. An entry is not added if the topic has its id, even
+if that entry was trimmed recently. `newest` holds the last entry of each subject, and survives trimming.
+Writers of several processes queue at a turnstile, and each call of `append` is one transaction. So the
+file's own numbering (`position`) is the order of commits, and a reader that follows it misses nothing.
 """
 
 import sqlite3
@@ -17,23 +18,44 @@ from pathlib import Path
 from activities.storage.turnstile import WriterTurnstile
 from qmtl_sdk.contracts.errors import QmtlError
 
-_REMEMBERED = 5000  # trimmed entries whose ids are still known
+# Trimmed entries of a topic whose ids are still known, so that they are not added again.
+_REMEMBERED = 5000
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS log (id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS entry (
-    position INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, sequence INTEGER NOT NULL, id TEXT NOT NULL, subject TEXT NOT NULL, body TEXT, at REAL NOT NULL,
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    topic TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    body TEXT,
+    at REAL NOT NULL,
     UNIQUE (topic, sequence), UNIQUE (topic, id)
 );
 CREATE TABLE IF NOT EXISTS newest (
-    topic TEXT NOT NULL, subject TEXT NOT NULL, sequence INTEGER NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (topic, subject)
+    topic TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (topic, subject)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS topic (topic TEXT PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS topic (
+    topic TEXT PRIMARY KEY,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL
+) WITHOUT ROWID;
 """
+
+# The first readable sequence of an entry's topic, as SQL. (It and other constants are all that is put into
+# the text of statements: S608 does not apply.)
+_FIRST = "(SELECT first FROM topic WHERE topic = entry.topic)"
 
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """`gone` says that the subject exists no more: it leaves what the topic says."""
+    """An entry to append. `gone`: the subject no longer exists, and `newest` drops it."""
 
     topic: str
     id: str
@@ -44,6 +66,8 @@ class NewEntry:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
+    """An entry of a topic."""
+
     topic: str
     sequence: int
     body: str
@@ -51,16 +75,20 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The first sequence that can still be read, and the last one given; 1 and 0 for a topic without entries."""
+    """The first readable sequence and the last assigned one; 1 and 0 for a topic without entries."""
 
     first: int = 1
     last: int = 0
 
 
 class SqliteLog:
+    """Topics in one file. Each thread has its own connection."""
+
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._local, self._lock = path, threading.local(), threading.Lock()
+        self._path = path
+        self._local = threading.local()
+        self._lock = threading.Lock()
         self._open: list[tuple[sqlite3.Connection, WriterTurnstile]] = []
         with self._write() as connection:
             for statement in _SCHEMA.split(";"):
@@ -70,8 +98,9 @@ class SqliteLog:
         self.log_id: str = self._reader().execute("SELECT id FROM log").fetchone()[0]
 
     def append(self, entries: Sequence[NewEntry]) -> int:
-        """Append, all or nothing; how many were new."""
-        added, now = 0, time.time()
+        """Append all entries or none. Returns how many were new."""
+        added = 0
+        now = time.time()
         with self._write() as connection:
             ends: dict[str, int] = {}
             for entry in entries:
@@ -82,12 +111,14 @@ class SqliteLog:
                     ends[entry.topic] = row[0] if row else 0
                 sequence = ends[entry.topic] + 1
                 done = connection.execute(
-                    "INSERT INTO entry (topic, sequence, id, subject, body, at) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (topic, id) DO NOTHING",
+                    "INSERT INTO entry (topic, sequence, id, subject, body, at) VALUES (?, ?, ?, ?, ?, ?) "
+                    "ON CONFLICT (topic, id) DO NOTHING",
                     (entry.topic, sequence, entry.id, entry.subject, entry.body, now),
                 )
                 if not done.rowcount:
                     continue
-                added, ends[entry.topic] = added + 1, sequence
+                added += 1
+                ends[entry.topic] = sequence
                 if entry.gone:
                     connection.execute(
                         "DELETE FROM newest WHERE topic = ? AND subject = ?", (entry.topic, entry.subject)
@@ -99,22 +130,27 @@ class SqliteLog:
                     )
             for topic, last in ends.items():
                 connection.execute(
-                    "INSERT INTO topic VALUES (?, 1, ?) ON CONFLICT (topic) DO UPDATE SET last = excluded.last",
+                    "INSERT INTO topic VALUES (?, 1, ?) "
+                    "ON CONFLICT (topic) DO UPDATE SET last = excluded.last",
                     (topic, last),
                 )
         return added
 
     def read(self, topic: str, after: int, limit: int) -> list[Entry]:
-        kept = "(SELECT first FROM topic WHERE topic = entry.topic)"
-        query = f"SELECT topic, sequence, body FROM entry WHERE topic = ? AND sequence > ? AND sequence >= {kept} ORDER BY sequence LIMIT ?"  # noqa: S608  a text of ours
+        """Read the retained entries of a topic after a sequence."""
+        query = (
+            "SELECT topic, sequence, body FROM entry WHERE topic = ? AND sequence > ? "  # noqa: S608
+            f"AND sequence >= {_FIRST} ORDER BY sequence LIMIT ?"
+        )
         return [Entry(*row) for row in self._reader().execute(query, (topic, after, limit))]
 
     def follow(self, position: int, limit: int) -> tuple[list[Entry], int]:
-        """What was appended to any topic after the file's `position`, and the position after it."""
+        """Read entries of all topics after `position`. Returns them and the next position."""
         rows = (
             self._reader()
             .execute(
-                "SELECT topic, sequence, body, position FROM entry WHERE position > ? ORDER BY position LIMIT ?",
+                "SELECT topic, sequence, body, position FROM entry "
+                "WHERE position > ? ORDER BY position LIMIT ?",
                 (position, limit),
             )
             .fetchall()
@@ -122,35 +158,33 @@ class SqliteLog:
         return [Entry(*row[:3]) for row in rows], rows[-1][3] if rows else position
 
     def end(self) -> int:
-        """The position after everything."""
+        """Return the position after all entries."""
         row = self._reader().execute("SELECT max(position) FROM entry").fetchone()
         return row[0] or 0
 
     def bounds(self, topic: str) -> Bounds:
+        """Return the bounds of a topic."""
         row = self._reader().execute("SELECT first, last FROM topic WHERE topic = ?", (topic,)).fetchone()
         return Bounds(*row) if row else Bounds()
 
     def last_before(self, topic: str, at: float) -> int:
-        """The sequence of the newest entry that was appended before `at` (seconds since 1970) and is still there; 0 where there is none."""
-        kept = "(SELECT first FROM topic WHERE topic = entry.topic)"
-        row = (
-            self._reader()
-            .execute(
-                f"SELECT max(sequence) FROM entry WHERE topic = ? AND at < ? AND sequence >= {kept}",  # noqa: S608  a text of ours
-                (topic, at),
-            )
-            .fetchone()
-        )
+        """Return the sequence of the newest retained entry appended before `at` (seconds since 1970).
+
+        0 where there is none.
+        """
+        query = f"SELECT max(sequence) FROM entry WHERE topic = ? AND at < ? AND sequence >= {_FIRST}"  # noqa: S608
+        row = self._reader().execute(query, (topic, at)).fetchone()
         return row[0] or 0
 
     def topics(self) -> dict[str, Bounds]:
+        """List all topics with their bounds."""
         return {
             row[0]: Bounds(row[1], row[2])
             for row in self._reader().execute("SELECT topic, first, last FROM topic")
         }
 
     def newest(self, topic: str) -> tuple[int, list[str]]:
-        """The topic's last sequence, and the newest body of each subject as of it, by subject."""
+        """Read a topic's last sequence, and the newest body of each subject up to it, sorted by subject."""
         reader = self._reader()
         reader.execute("BEGIN")
         try:
@@ -165,7 +199,10 @@ class SqliteLog:
             reader.execute("COMMIT")
 
     def trim(self, topic: str, first: int) -> int:
-        """Forget what stands before `first`, which may be one past the last; how many entries that were."""
+        """Remove the entries before `first`, which may be one past the last.
+
+        Returns how many were removed.
+        """
         with self._write() as connection:
             row = connection.execute("SELECT first, last FROM topic WHERE topic = ?", (topic,)).fetchone()
             if row is None or first <= row[0]:
@@ -178,11 +215,13 @@ class SqliteLog:
             return int(first - row[0])
 
     def drop(self, topic: str) -> None:
+        """Remove a topic with all its entries."""
         with self._write() as connection:
             for table in ("entry", "newest", "topic"):
-                connection.execute(f"DELETE FROM {table} WHERE topic = ?", (topic,))  # noqa: S608  three names of ours
+                connection.execute(f"DELETE FROM {table} WHERE topic = ?", (topic,))  # noqa: S608
 
     def close(self) -> None:
+        """Close the connections of all threads."""
         with self._lock:
             for connection, turnstile in self._open:
                 connection.close()
@@ -210,14 +249,15 @@ class SqliteLog:
             ) from error
 
     def _reader(self) -> sqlite3.Connection:
-        """A connection for each thread."""
+        """Return this thread's connection."""
         if not hasattr(self._local, "connection"):
             connection = sqlite3.connect(
                 self._path, timeout=30, isolation_level=None, check_same_thread=False
             )
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
                 connection.execute(f"PRAGMA {pragma}")
-            self._local.connection, self._local.turnstile = connection, WriterTurnstile(self._path)
+            self._local.connection = connection
+            self._local.turnstile = WriterTurnstile(self._path)
             with self._lock:
                 self._open.append((connection, self._local.turnstile))
         found: sqlite3.Connection = self._local.connection

@@ -1,7 +1,8 @@
-"""A fair queue of SQLite's writers, over all processes.
+"""A fair queue of SQLite's writers, across all processes.
 
-SQLite serves waiting writers in no order: beside busy ones a writer may wait for seconds. Two locks make them queue: whoever holds the first is next
-for the second. The kernel lets go of both when a process dies.
+SQLite serves waiting writers in no particular order: a writer may wait for seconds while others write again
+and again. Two file locks make them queue: the holder of the first lock gets the second one next. The kernel
+releases both when a process dies.
 """
 
 from pathlib import Path
@@ -11,12 +12,11 @@ import portalocker
 
 
 class WriterTurnstile:
-    """Held while a transaction writes. One for each thread, since a lock belongs to an open file."""
+    """Held while a transaction writes. Each thread needs its own, because a lock belongs to an open file."""
 
     def __init__(self, path: Path) -> None:
-        self._next, self._writer = (
-            path.with_name(f"{path.name}.{part}").open("w") for part in ("next", "writer")
-        )
+        self._next = path.with_name(f"{path.name}.next").open("w")
+        self._writer = path.with_name(f"{path.name}.writer").open("w")
 
     def __enter__(self) -> None:
         portalocker.lock(self._next, portalocker.LockFlags.EXCLUSIVE)
@@ -31,5 +31,6 @@ class WriterTurnstile:
         portalocker.unlock(self._writer)
 
     def close(self) -> None:
+        """Close both files."""
         self._next.close()
         self._writer.close()

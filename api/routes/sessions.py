@@ -95,7 +95,7 @@ def heartbeat(session_id: str, beat: SessionHeartbeat, state: State, caller: Ask
         )
     return SessionLease(
         session_id=session_id,
-        expires_at=state.stores.sessions.beat(session_id, beat).expires_at,
+        expires_at=state.stores.sessions.heartbeat(session_id, beat).expires_at,
         now=datetime.now(UTC),
     )
 

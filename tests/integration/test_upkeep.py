@@ -11,7 +11,7 @@ from activities.artifacts.folder import FolderArtifacts
 from activities.graph.sql import SqlGraphStore
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
-from activities.queues.upkeep import QueueKeeper, decode
+from activities.queues.upkeep import QueueRetention, decode
 from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
@@ -45,7 +45,7 @@ class House:
         self.artifacts = FolderArtifacts(folder / "artifacts")
         self.catalogue = SqlQueueCatalogue(database)
         self.graph = SqlGraphStore(database)
-        self.keeper = QueueKeeper(database, self.queues, self.artifacts)
+        self.retention = QueueRetention(database, self.queues, self.artifacts)
         self.graph.diff("q", "w", "dryrun", "Query", BuiltStrategy(Query).dag)
         self.graph.diff("t", "w", "dryrun", "Tagged", BuiltStrategy(Tagged).dag)
         (found,) = self.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")
@@ -73,16 +73,16 @@ def house(database: Database, tmp_path: Path) -> Iterator[House]:
 
 def test_what_is_young_stays(house: House) -> None:
     house.fill(10)
-    assert house.keeper.due(NOW) == []
-    assert house.keeper.apply_retention(house.topic, NOW).archived == 0
+    assert house.retention.due(NOW) == []
+    assert house.retention.apply(house.topic, NOW).archived == 0
     assert len(house.queues.read(house.topic, 0, 100)[0]) == 10
 
 
 def test_what_is_old_is_archived_word_for_word_and_the_empty_queue_dropped(house: House) -> None:
     house.fill(10)
-    assert house.topic in house.keeper.due(LATER)
+    assert house.topic in house.retention.due(LATER)
     before = house.told("tagquery.upsert")
-    kept = house.keeper.apply_retention(house.topic, LATER)
+    kept = house.retention.apply(house.topic, LATER)
     assert (kept.archived, kept.dropped) == (10, True)
     assert decode(house.artifacts.get(kept.archive)) == [message(i) for i in range(10)]
     assert house.queues.read(house.topic, 0, 100)[0] == []
@@ -91,7 +91,7 @@ def test_what_is_old_is_archived_word_for_word_and_the_empty_queue_dropped(house
         house.catalogue.find(house.topic)
     assert ['"change":"archive"' in text for text in house.told("queue_lifecycle")] == [True, False]
     assert '"queues":[]' in house.told("tagquery.upsert")[len(before)]
-    assert house.keeper.apply_retention(house.topic, LATER).archived == 0
+    assert house.retention.apply(house.topic, LATER).archived == 0
 
 
 def test_a_queue_that_is_used_is_archived_and_stays(house: House) -> None:
@@ -99,7 +99,7 @@ def test_a_queue_that_is_used_is_archived_and_stays(house: House) -> None:
         SessionOpen(world_id="w", strategy_id="strategy:s", runner="r"), "n", "dryrun", "me"
     )
     house.fill(3)
-    kept = house.keeper.apply_retention(house.topic, LATER)
+    kept = house.retention.apply(house.topic, LATER)
     assert (kept.archived, kept.dropped) == (3, False)
     house.queues.append(house.topic, (message(2), message(3)))
     found, position = house.queues.read(house.topic, 0, 100)
@@ -128,13 +128,13 @@ def test_nothing_is_removed_where_the_archive_is_not_what_the_queue_holds(
                 )
 
     house.fill(10)
-    keeper = QueueKeeper(house.database, house.queues, Broken(tmp_path / "broken"))
+    retention = QueueRetention(house.database, house.queues, Broken(tmp_path / "broken"))
     with pytest.raises(QmtlError) as caught:
-        keeper.apply_retention(house.topic, LATER)
+        retention.apply_retention(house.topic, LATER)
     assert caught.value.code == "E_QUEUE_ARCHIVE"
     assert [item.key for item in house.queues.read(house.topic, 0, 100)[0]] == [f"key-{i}" for i in range(10)]
     assert house.told("queue_lifecycle") == []
-    assert house.keeper.apply_retention(house.topic, LATER).archived == 10
+    assert house.retention.apply(house.topic, LATER).archived == 10
 
 
 def test_a_crash_between_note_and_removal_archives_again(
@@ -150,14 +150,14 @@ def test_a_crash_between_note_and_removal_archives_again(
     with monkeypatch.context() as patched:
         patched.setattr(SqliteQueues, "trim", dying)
         with pytest.raises(DiedError):
-            house.keeper.apply_retention(house.topic, LATER)
+            house.retention.apply(house.topic, LATER)
     assert len(house.queues.read(house.topic, 0, 100)[0]) == 10
-    assert house.keeper.apply_retention(house.topic, LATER).archived == 10
+    assert house.retention.apply(house.topic, LATER).archived == 10
 
 
 def test_a_dropped_queue_comes_back_empty_when_a_strategy_runs_again(house: House) -> None:
     house.fill(3)
-    house.keeper.apply_retention(house.topic, LATER)
+    house.retention.apply(house.topic, LATER)
     topics = house.graph.ensure_queues("w", "dryrun", BuiltStrategy(Tagged).dag, "me")
     assert house.topic in topics.values()
     assert [item.topic for item in house.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")] == [
