@@ -75,7 +75,7 @@ class SubmissionActivities(SubmissionActivityStubs):
     @activity.defn(no_thread_cancel_exception=True)
     def record_admission(self, command: RecordAdmission) -> None:
         """Record in the commit log which run admitted a submission, and the answer."""
-        self._stores.log.admitted(command.idempotency_key, command.run_id, command.ack)
+        self._stores.log.record_admission(command.idempotency_key, command.run_id, command.ack)
 
     @activity.defn(no_thread_cancel_exception=True)
     def measure(self, command: MeasureCommand) -> dict[str, float | None]:

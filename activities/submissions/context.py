@@ -1,7 +1,8 @@
-"""What the services decide about a run before anything is computed: domain, as_of, data, costs. The client's word is a hint.
+"""The context of a run, decided before anything is computed: domain, `as_of`, data, costs.
 
-`as_of` is the close of the newest bar that the world's clock has reached, unless the client pins an earlier one: it moves only when a bar closes,
-so that two runs in between share their outputs. The domain follows from the world's decision, and closes to backtest where there is none.
+The client's request is only a hint. `as_of` is the close of the newest bar that the world's clock has
+reached, unless the client pins an earlier one. It moves only when a bar closes, so two runs in between
+share their outputs. The domain follows from the world's decision, and is backtest where there is none.
 """
 
 import asyncio
@@ -35,8 +36,16 @@ def run_context(
     activation: ActivationEnvelope | None,
     wall: datetime,
 ) -> RunContextBody:
-    """A strategy computes in the stage that its world has brought it to, as long as the world's decision is fresh; one that is not active validates. Raises QmtlError: those of `bind`, E_DATA_EMPTY, E_BODY_INVALID for an `as_of` that is no time."""
-    now, shadow = world.now(wall), asks_for_shadow(submit)
+    """Decide the context of a run.
+
+    While the world's decision is fresh, a strategy runs in the stage that it has reached in its world. A
+    strategy that is not active is validated.
+
+    Raises QmtlError: those of `bind`, E_DATA_EMPTY, and E_BODY_INVALID where `as_of` is not a time.
+    """
+    now = world.now(wall)
+    shadow = asks_for_shadow(submit)
+    decided_at = decision.decided_at if decision else None
     bindings = bind(submit.dag, world.spec)
     pinned = _pinned(submit.meta.as_of)
     until = min(now, pinned) if pinned else now
@@ -49,7 +58,7 @@ def run_context(
             dataset_fingerprint=fingerprint_of(bindings) if bindings else None,
         ),
         SHADOW if shadow else mode_in_effect(decision, activation),
-        decided_at=wall if shadow else decision.decided_at if decision else None,
+        decided_at=wall if shadow else decided_at,
         now=wall,
         ttl_s=decision.ttl if decision else DEFAULT_TTL_S,
         allow_live=world.spec.allow_live,
@@ -106,7 +115,10 @@ class ContextSources:
 
 
 class ComputeContextService:
-    """Decides the context of a submission. Without sources it decides from the submission alone, as safely as it can."""
+    """Decides the context of a submission.
+
+    Without sources it uses the submission alone, and decides for the safest domain.
+    """
 
     def __init__(self, sources: ContextSources | None) -> None:
         self._sources = sources
@@ -141,22 +153,29 @@ class ComputeContextService:
 
 
 def mode_in_effect(decision: DecisionEnvelope | None, activation: ActivationEnvelope | None) -> str | None:
-    """The mode of a strategy's activation; `validate` where the world has decided and not switched it on; None where the world has not decided at all."""
+    """Return the mode of a strategy's activation.
+
+    `validate` where the world's decision did not activate it, None where the world has no decision.
+    """
     if decision is None:
         return None
     return activation.effective_mode if activation is not None and activation.active else "validate"
 
 
+# The mode of a shadow run.
 SHADOW = Domain.SHADOW.value
 
 
 def asks_for_shadow(submit: StrategySubmit) -> bool:
-    """The one hint that is followed: shadow has no orders at all. That only an operator gives it, the Gateway sees to."""
+    """Check whether the client requests a shadow run.
+
+    This hint is followed, because shadow runs send no orders. The Gateway accepts it from operators only.
+    """
     return domain_of(submit.meta.execution_domain) is Domain.SHADOW
 
 
 def _last_close(submit: StrategySubmit, now: datetime) -> datetime | None:
-    """For a strategy that reads nothing but other strategies' queues: the newest close of its finest interval."""
+    """Return the newest close of the shortest interval, for a strategy that only reads queues of others."""
     if not any(node.node_type == TAG_QUERY for node in submit.dag.nodes):
         return None
     step = min(node.interval for node in submit.dag.nodes)

@@ -1,6 +1,6 @@
-"""What a run's uploaded returns are worth: the service's own metrics, never the client's.
+"""Metrics of a run's uploaded returns. The service computes its own, and never uses the client's.
 
-The returns must fit the run: an interval that its DAG has, price streams that its DAG reads, no bar beyond its `as_of`.
+The returns must fit the run: an interval and price streams of its DAG, and no bar beyond its `as_of`.
 """
 
 from datetime import datetime
@@ -17,7 +17,10 @@ from qmtl_sdk.reports.returns import Returns
 
 
 def examine(data: bytes, dag: Dag, run: RunContextBody) -> tuple[dict[str, float | None], Returns]:
-    """The metrics of an artifact of returns, and the returns. Raises QmtlError (E_RETURNS_INVALID)."""
+    """Compute the metrics of an artifact of returns. Also returns the decoded returns.
+
+    Raises QmtlError: E_RETURNS_INVALID where the returns do not fit the run.
+    """
     returns = decode(data)
     if returns.interval not in {node.interval for node in dag.nodes}:
         raise _unfit(
@@ -40,14 +43,17 @@ def examine(data: bytes, dag: Dag, run: RunContextBody) -> tuple[dict[str, float
 
 
 def data_range(returns: Returns, run: RunContextBody) -> tuple[datetime, datetime]:
-    """From when to when the data reached: as the world's streams say, or as the returns say where the strategy brings its own."""
+    """Return the first and last time of the data: of the world's streams, or else of the returns.
+
+    A strategy that brings its own data has no streams of the world.
+    """
     first = run.data_first or from_ns(int(returns.ts[0]))
     last = run.data_last or from_ns(int(returns.ts[-1]) + returns.interval * NS)
     return first, last
 
 
 def sectors(returns: Returns, run: RunContextBody) -> tuple[str, ...]:
-    """The sector of each price stream, as its preset says; nothing where one of them is not known."""
+    """Return the sector of each price stream by its preset; empty where one of them has none."""
     found = [
         binding.preset.sectors.get(binding.stream, "")
         for binding in run.bindings
@@ -57,7 +63,10 @@ def sectors(returns: Returns, run: RunContextBody) -> tuple[str, ...]:
 
 
 def validations(dag: Dag, run: RunContextBody, dataset_fingerprint: str) -> tuple[NodeValidation, ...]:
-    """Each node's validation in this world and domain. Its contract is its schema, its code version the hash of its code; resources are not limited by policy."""
+    """Build the validation of each node in this world and domain.
+
+    In its EvalKey the contract is the node's schema, and the code version the hash of its code.
+    """
     domain = run.context.execution_domain.value
     return tuple(
         NodeValidation(

@@ -1,4 +1,7 @@
-"""The compute lease: an activity that a runner outside holds. The Gateway heartbeats and completes it on the runner's behalf."""
+"""The compute lease: an activity that a runner outside of Temporal holds.
+
+The Gateway heartbeats and completes it for the runner.
+"""
 
 from temporalio import activity
 
@@ -8,4 +11,5 @@ from qmtl_sdk.contracts.submission import EvidenceRef
 
 @activity.defn
 def compute_lease(command: RunCommand) -> EvidenceRef:
+    """Leave the activity open. Its completion carries the evidence that the runner uploaded."""
     activity.raise_complete_async()

@@ -12,6 +12,8 @@ from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck
 
 
 class SqlCommitLog:
+    """Every acknowledged submission, written before anything else happens to it."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
@@ -41,7 +43,7 @@ class SqlCommitLog:
             if found.body_hash != body_hash:
                 raise QmtlError(
                     "E_IDEMPOTENCY_KEY_REUSED",
-                    f"the idempotency key {submit.idempotency_key!r} came with another body before",
+                    f"the idempotency key {submit.idempotency_key!r} was used with another body before",
                     "use a new key for a new submission",
                 )
             return _entry(found)
@@ -59,12 +61,13 @@ class SqlCommitLog:
             )
         return StrategySubmit.model_validate_json(row.body)
 
-    def admitted(self, idempotency_key: str, run_id: str, ack: SubmissionAck) -> None:
+    def record_admission(self, idempotency_key: str, run_id: str, ack: SubmissionAck) -> None:
         with self._database.write("submission") as tx:
             row = self._row(tx, idempotency_key)
             if row.run_id is not None:
                 return
-            row.run_id, row.ack = run_id, ack.model_dump_json()
+            row.run_id = run_id
+            row.ack = ack.model_dump_json()
             tx.session.add(row)
             after = {"run_id": run_id, "nodes_new": ack.nodes_new, "nodes_reused": ack.nodes_reused}
             tx.record(

@@ -31,7 +31,7 @@ class CommitLogStore(Protocol):
     def body(self, idempotency_key: str) -> StrategySubmit:
         """Read a submission. Raises QmtlError (E_STRATEGY_UNKNOWN)."""
 
-    def admitted(self, idempotency_key: str, run_id: str, ack: SubmissionAck) -> None:
+    def record_admission(self, idempotency_key: str, run_id: str, ack: SubmissionAck) -> None:
         """Record which run admitted a submission, and the answer. The first record stands."""
 
     def refuse(self, idempotency_key: str, code: str) -> None:

@@ -167,7 +167,7 @@ def test_every_write_is_done_once_and_leaves_its_audit_and_outbox_row(database: 
         database, lambda: graph.diff("run", "w", "backtest", "Bands", dag(1, 2)), rows=3
     )  # the sentinel, and queues with tags and without
     written_once(database, lambda: worlds.runs.begin_run(context("run")))
-    written_once(database, lambda: log.admitted("key-00000001", "run", ack("run")))
+    written_once(database, lambda: log.record_admission("key-00000001", "run", ack("run")))
     written_once(
         database,
         lambda: worlds.runs.save_evidence(
@@ -250,9 +250,9 @@ def test_the_log_knows_what_waits_and_what_was_answered(database: Database) -> N
     log = SqlCommitLog(database)
     for key in ("key-00000001", "key-00000002", "key-00000003"):
         log.append(submission(key), "me")
-    log.admitted("key-00000001", "run", ack("run"))
+    log.record_admission("key-00000001", "run", ack("run"))
     log.refuse("key-00000002", "E_WORLD_UNKNOWN")
-    log.admitted("key-00000001", "another", ack("another"))
+    log.record_admission("key-00000001", "another", ack("another"))
     assert [entry.idempotency_key for entry in log.waiting()] == ["key-00000003"]
     answered = log.append(submission("key-00000001"), "me")
     assert answered.run_id == "run"
