@@ -130,7 +130,7 @@ def test_nothing_is_removed_where_the_archive_is_not_what_the_queue_holds(
     house.fill(10)
     retention = QueueRetention(house.database, house.queues, Broken(tmp_path / "broken"))
     with pytest.raises(QmtlError) as caught:
-        retention.apply_retention(house.topic, LATER)
+        retention.apply(house.topic, LATER)
     assert caught.value.code == "E_QUEUE_ARCHIVE"
     assert [item.key for item in house.queues.read(house.topic, 0, 100)[0]] == [f"key-{i}" for i in range(10)]
     assert house.told("queue_lifecycle") == []
