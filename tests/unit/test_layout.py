@@ -9,8 +9,26 @@ from tests.support.layout import Module, modules
 
 Rule = Callable[[Module], Iterator[str]]
 
-# Folders that keep every rule.
-CLEAN = ("tests/support",)
+# Folders and modules that do not keep every rule yet; remove each once it does.
+UNFINISHED = (
+    "activities/access",
+    "activities/applies",
+    "activities/fence",
+    "activities/graph",
+    "activities/queues",
+    "activities/sessions",
+    "activities/storage",
+    "activities/submissions",
+    "api",
+    "qmtl_sdk/data",
+    "qmtl_sdk/nodes",
+    "qmtl_sdk/reports",
+    "qmtl_sdk/runtime",
+    "temporal",
+    "tests/chaos",
+    "tests/integration/test_apply_model.py",
+)
+EVERYTHING = (*layout.PACKAGES, "benchmarks", "examples", "tests")
 RULES: list[Rule] = [
     layout.nested_conditionals,
     layout.several_attributes,
@@ -28,7 +46,7 @@ def broken(rule: Rule, *folders: str) -> list[str]:
 
 
 def test_nothing_imports_a_test_module_or_a_conftest() -> None:
-    assert broken(layout.imports_of_tests, *layout.PACKAGES, "tests", "benchmarks", "examples") == []
+    assert broken(layout.imports_of_tests, *EVERYTHING) == []
 
 
 def test_benchmarks_take_only_shared_code_from_the_tests() -> None:
@@ -43,7 +61,8 @@ def test_benchmarks_take_only_shared_code_from_the_tests() -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_source_keeps_the_rule(rule: Rule) -> None:
-    assert broken(rule, *CLEAN) == []
+    places = broken(rule, *EVERYTHING)
+    assert [place for place in places if not place.startswith(UNFINISHED)] == []
 
 
 @pytest.mark.parametrize(
