@@ -19,7 +19,10 @@ class SqlApplyAcks:
         self._database = database
 
     def ack(self, world_id: str, sequence: int, holder: str, kind: str) -> bool:
-        """Store that `holder` acknowledged the change with this sequence. Returns whether that was in time."""
+        """Store that `holder` acknowledged the change with this sequence.
+
+        Returns whether that was in time.
+        """
         with self._database.write(holder, bookkeeping=True) as tx:
             late = not _awaited(tx.session, world_id, sequence)
             record_ack(tx, world_id, sequence, holder, kind, late)

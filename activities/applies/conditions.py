@@ -1,4 +1,7 @@
-"""What a policy asks for before a strategy goes to its next stage: pure, of what the world is now. Plans, promotions and explanations read the same list."""
+"""The conditions of a strategy's next stage, by the world's policy.
+
+Plans, promotions and explanations share them.
+"""
 
 from datetime import timedelta
 
@@ -13,7 +16,10 @@ from qmtl_sdk.contracts.promotions import Condition
 def own_conditions(
     strategy_id: str, before: StrategyAllocation, target: str, context: PlanningContext
 ) -> tuple[Condition, ...]:
-    """What is asked of the strategy itself before it comes to the mode `target`: the stage before, the data that it was judged on, required signals, its campaign."""
+    """List the conditions on the strategy itself for the mode `target`.
+
+    They are the stage before, the data that it was judged on, required signals, and its campaign.
+    """
     gating, evidence = context.policy.gating_policy, context.evidence.get(strategy_id)
     fingerprint, metrics = (evidence.dataset_fingerprint, evidence.metrics) if evidence else ("", {})
     found = []
@@ -27,7 +33,8 @@ def own_conditions(
             )
         )
     pinned = gating.dataset_fingerprint or ""
-    other = f"it was judged on data with the fingerprint {fingerprint[:24] or 'none'}, the policy pins {pinned[:24] or 'none'}"
+    judged_on = fingerprint[:24] or "none"
+    other = f"it was judged on data with the fingerprint {judged_on}, the policy pins {pinned[:24] or 'none'}"
     found.append(
         _condition(
             "fingerprint", bool(pinned) and fingerprint == pinned, "it was judged on the pinned data", other
@@ -63,7 +70,7 @@ def own_conditions(
 
 
 def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple[Condition, ...]:
-    """All that stands between a strategy and the mode `target`, but the approvals."""
+    """List all conditions of the mode `target` for a strategy, except the approvals."""
     gating, decision = context.policy.gating_policy, context.decision
     item = decision.of(strategy_id) if decision else None
     age = (context.now - decision.decided_at).total_seconds() if decision else 0.0
@@ -75,7 +82,8 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
             Condition(
                 name="decision",
                 met=False,
-                detail=f"the newest decision is {format_duration(round(age, 1))} old, its ttl is {format_duration(decision.ttl)}: qmtl world decide",
+                detail=f"the newest decision is {format_duration(round(age, 1))} old, "
+                f"its ttl is {format_duration(decision.ttl)}: qmtl world decide",
             )
         )
     else:
@@ -119,7 +127,7 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
 def unmet_condition(
     strategy_id: str, before: StrategyAllocation, target: str, context: PlanningContext
 ) -> str:
-    """What a strategy that passes still lacks for a stage; nothing where it may go."""
+    """Return the first condition of a mode that is not met; empty where all are met."""
     return next(
         (
             condition.detail
@@ -137,5 +145,5 @@ def _condition(name: str, met: bool, held: str, lacking: str) -> Condition:
 def _why(item: StrategyDecision) -> str:
     return (
         "; ".join(f"{violation.rule}: {violation.detail}" for violation in item.violations[:3])
-        or "no reason is kept"
+        or "no reason is stored"
     )

@@ -1,13 +1,15 @@
-"""The plan of an apply: a pure function of what is asked for and what the world is now.
+"""The plan of an apply: a pure function of the request and of the world as it is now.
 
-1. Which strategies: those that the fresh decision has active and that nothing holds back (fingerprint, signals, the stage before, its window).
-2. Which steps: approvals as the policy wants them for the furthest step up, then freeze, drain, switch, unfreeze.
-3. A rollback takes what an earlier apply found, except that it switches nothing on that the newest decision has off.
+1. Strategies: those that the fresh decision has active and whose conditions are met (pinned data, required
+   signals, the stage before, the campaign).
+2. Steps: approvals as the policy requires for the furthest promotion, then freeze, drain, switch, unfreeze.
+3. A rollback restores what an earlier apply found, but activates nothing that the newest decision has off.
 
-Whatever can't be planned is refused here, before anything has changed.
+What cannot be planned is refused here, before anything has changed.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from activities.applies.conditions import unmet_condition
 from activities.applies.context import PlanningContext, Snapshot
@@ -33,18 +35,23 @@ from qmtl_sdk.contracts.worlds import World
 
 
 def plan_apply(request: ApplyRequest, requested_by: str, context: PlanningContext) -> ApplyPlan:
-    """Raises QmtlError: E_WORLD_ARCHIVED, E_SHARE_POLICY, E_FINGERPRINT_MISSING, E_LIVE_NOT_ALLOWED, E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN, E_WEIGHT, E_APPLY_EMPTY, E_ETAG."""
+    """Plan the apply that a request asks for.
+
+    Raises QmtlError: E_WORLD_ARCHIVED, E_SHARE_POLICY, E_FINGERPRINT_MISSING, E_LIVE_NOT_ALLOWED,
+    E_DECISION_UNKNOWN, E_STRATEGY_UNKNOWN, E_WEIGHT, E_APPLY_EMPTY, E_ETAG.
+    """
     context.world.require_active()
-    _pinned(context.policy)
-    _as_seen(request, context)
+    _require_pinned_data(context.policy)
+    _require_etag(request, context)
     target = _target(request, context)
-    decision = _fresh(context)
+    decision = _fresh_decision(context)
     known = {item.strategy_id for item in decision.strategies}
     for strategy_id in (*request.strategies, *request.weights):
         if strategy_id not in known:
             raise QmtlError(
                 "E_STRATEGY_UNKNOWN",
-                f"world {context.world.spec.world} has not decided about {strategy_id[:80]}{nearest(strategy_id, sorted(known))}",
+                f"world {context.world.spec.world} has not decided about {strategy_id[:80]}"
+                f"{nearest(strategy_id, sorted(known))}",
                 "submit it first",
             )
     changes, left_out = [], []
@@ -58,23 +65,25 @@ def plan_apply(request: ApplyRequest, requested_by: str, context: PlanningContex
         elif after != before:
             changes.append(Change(strategy_id=item.strategy_id, name=item.name, before=before, after=after))
     if not changes:
-        raise _empty(context, left_out)
+        raise _nothing_to_change(context, left_out)
     goes_live = any(change.after.active and change.after.mode == "live" for change in changes)
     live_after = context.live_edge or (
         goes_live and context.policy.gating_policy.edges.post_promotion.enable_edges_to == "live"
     )
     fingerprint = context.policy.gating_policy.dataset_fingerprint or ""
-    return _plan(
-        request, requested_by, context, str(domain_of(target)), changes, left_out, live_after, fingerprint
-    )
+    outcome = _Outcome(str(domain_of(target)), changes, left_out, live_after, fingerprint)
+    return _plan(request, requested_by, context, outcome)
 
 
 def plan_rollback(
     request: ApplyRequest, requested_by: str, context: PlanningContext, snapshot: Snapshot
 ) -> ApplyPlan:
-    """Back to what the apply `request.rollback_of` found. Raises QmtlError: E_WORLD_ARCHIVED, E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED."""
+    """Plan the way back to what the apply `request.rollback_of` found.
+
+    Raises QmtlError: E_WORLD_ARCHIVED, E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED.
+    """
     context.world.require_active()
-    _as_seen(request, context)
+    _require_etag(request, context)
     wanted = (
         {item.strategy_id for item in context.decision.strategies if item.active}
         if context.decision
@@ -82,10 +91,8 @@ def plan_rollback(
     )
     changes, left_out = [], []
     for strategy_id in sorted({*snapshot.allocations, *(item.strategy_id for item in context.activations)}):
-        before, after = (
-            context.allocation(strategy_id),
-            snapshot.allocations.get(strategy_id, StrategyAllocation()),
-        )
+        before = context.allocation(strategy_id)
+        after = snapshot.allocations.get(strategy_id, StrategyAllocation())
         name = context.evidence[strategy_id].name if strategy_id in context.evidence else ""
         if after.active and after.rank > before.rank and strategy_id not in wanted:
             left_out.append(LeftOut(strategy_id=strategy_id, name=name, why="the newest decision has it off"))
@@ -95,17 +102,20 @@ def plan_rollback(
     if not context.world.spec.allow_live and (
         opens or any(change.after.mode == "live" and change.goes_up for change in changes)
     ):
-        raise _no_live(context.world)
-    return _plan(
-        request,
-        requested_by,
-        context,
-        "before",
-        changes,
-        left_out,
-        snapshot.live_edge,
-        snapshot.fingerprint,
-    )
+        raise _live_not_allowed(context.world)
+    outcome = _Outcome("before", changes, left_out, snapshot.live_edge, snapshot.fingerprint)
+    return _plan(request, requested_by, context, outcome)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What an apply leads to: `target` is a domain, or `before` for a rollback."""
+
+    target: str
+    changes: Sequence[Change]
+    left_out: Sequence[LeftOut]
+    live_edge: bool
+    fingerprint: str
 
 
 def _after(
@@ -115,38 +125,30 @@ def _after(
     request: ApplyRequest,
     context: PlanningContext,
 ) -> tuple[StrategyAllocation, str]:
-    """Where a strategy comes to, or why it is not taken along."""
+    """Return the allocation that a strategy gets, and why it is left out if it is."""
     if not item.active:
         return StrategyAllocation(), ""
     if before.active and rank_of(before.mode) > rank_of(target):
-        return before, ""  # it is further already
+        return before, ""  # it is in a further stage already
     weight = request.weights.get(item.strategy_id, item.weight)
     after = StrategyAllocation(active=True, mode=target, weight=weight)
     if before.mode == target and before.active:
         return after, ""
-    return (
-        (before, why) if (why := unmet_condition(item.strategy_id, before, target, context)) else (after, "")
-    )
+    why = unmet_condition(item.strategy_id, before, target, context)
+    return (before, why) if why else (after, "")
 
 
 def _target(request: ApplyRequest, context: PlanningContext) -> str:
-    """The mode to come to. Raises QmtlError (E_LIVE_NOT_ALLOWED)."""
+    """Return the mode that strategies are taken to. Raises QmtlError: E_LIVE_NOT_ALLOWED, E_APPLY_EMPTY."""
     highest = context.policy.highest_mode
-    active = (
-        [item.strategy_id for item in context.decision.strategies if item.active] if context.decision else []
-    )
-    all_in_paper = bool(active) and all(
-        context.allocation(strategy_id).rank >= rank_of("paper") for strategy_id in active
-    )
-    target = (
-        MODE_OF[request.to]
-        if request.to
-        else "live"
-        if highest == "live" and context.world.spec.allow_live and all_in_paper
-        else "paper"
-    )
+    if request.to:
+        target = MODE_OF[request.to]
+    elif highest == "live" and context.world.spec.allow_live and _all_in_paper(context):
+        target = "live"
+    else:
+        target = "paper"
     if target == "live" and not context.world.spec.allow_live:
-        raise _no_live(context.world)
+        raise _live_not_allowed(context.world)
     if rank_of(target) > rank_of(highest):
         to = context.policy.gating_policy.domains.to
         raise QmtlError(
@@ -157,16 +159,24 @@ def _target(request: ApplyRequest, context: PlanningContext) -> str:
     return target
 
 
-def _empty(context: PlanningContext, left_out: Sequence[LeftOut]) -> QmtlError:
+def _all_in_paper(context: PlanningContext) -> bool:
+    """Whether every strategy that the newest decision has active trades in paper or beyond."""
+    strategies = context.decision.strategies if context.decision else ()
+    active = [item.strategy_id for item in strategies if item.active]
+    paper = rank_of("paper")
+    return bool(active) and all(context.allocation(strategy_id).rank >= paper for strategy_id in active)
+
+
+def _nothing_to_change(context: PlanningContext, left_out: Sequence[LeftOut]) -> QmtlError:
     why = "; ".join(str(item) for item in left_out[:5])
     return QmtlError(
         "E_APPLY_EMPTY",
         f"there is nothing to change in {context.world.spec.world}{f': {why}' if why else ''}",
-        "qmtl world explain W STRATEGY says where a strategy stands",
+        "qmtl world explain W STRATEGY says what a strategy lacks",
     )
 
 
-def _no_live(world: World) -> QmtlError:
+def _live_not_allowed(world: World) -> QmtlError:
     return QmtlError(
         "E_LIVE_NOT_ALLOWED",
         f"world {world.spec.world} does not allow live",
@@ -174,18 +184,18 @@ def _no_live(world: World) -> QmtlError:
     )
 
 
-def _as_seen(request: ApplyRequest, context: PlanningContext) -> None:
-    """Raises QmtlError (E_ETAG) where the plan would be another than the one that was looked at."""
+def _require_etag(request: ApplyRequest, context: PlanningContext) -> None:
+    """Raises QmtlError (E_ETAG) where the world has changed since the caller read the plan."""
     if request.etag and request.etag != context.etag:
         raise QmtlError(
             "E_ETAG",
             "the world has changed since that plan was made",
-            "look at the new plan (--dry-run), and ask again",
+            "read the new plan (--dry-run), and request it again",
             etag=context.etag,
         )
 
 
-def _pinned(policy: Policy) -> None:
+def _require_pinned_data(policy: Policy) -> None:
     gating = policy.gating_policy
     if gating.dataset_fingerprint is None:
         raise QmtlError(
@@ -201,7 +211,7 @@ def _pinned(policy: Policy) -> None:
         )
 
 
-def _fresh(context: PlanningContext) -> DecisionEnvelope:
+def _fresh_decision(context: PlanningContext) -> DecisionEnvelope:
     decision, world = context.decision, context.world.spec.world
     if decision is None:
         raise QmtlError(
@@ -213,22 +223,17 @@ def _fresh(context: PlanningContext) -> DecisionEnvelope:
     if age > decision.ttl:
         raise QmtlError(
             "E_DECISION_UNKNOWN",
-            f"the newest decision of {world} is {format_duration(age)} old, its ttl is {format_duration(decision.ttl)}",
-            "judge it anew: qmtl world decide",
+            f"the newest decision of {world} is {format_duration(age)} old, "
+            f"its ttl is {format_duration(decision.ttl)}",
+            "judge it again: qmtl world decide",
         )
     return decision
 
 
-def _plan(
-    request: ApplyRequest,
-    requested_by: str,
-    context: PlanningContext,
-    target: str,
-    changes: Sequence[Change],
-    left_out: Sequence[LeftOut],
-    live_edge: bool,
-    fingerprint: str,
-) -> ApplyPlan:
+def _plan(request: ApplyRequest, requested_by: str, context: PlanningContext, outcome: _Outcome) -> ApplyPlan:
+    """Build the plan with its steps. Raises QmtlError: E_WEIGHT, E_APPLY_EMPTY."""
+    changes = outcome.changes
+    live_edge = outcome.live_edge
     total = sum(change.after.weight for change in changes if change.after.active)
     total += sum(
         item.weight
@@ -241,16 +246,21 @@ def _plan(
             f"the weights of the active strategies would add up to {total:.4g}, more than the world",
             "give smaller weights",
         )
-    if not changes and live_edge == context.live_edge and fingerprint == context.world.pinned_fingerprint:
-        raise _empty(context, left_out)
+    if (
+        not changes
+        and live_edge == context.live_edge
+        and outcome.fingerprint == context.world.pinned_fingerprint
+    ):
+        raise _nothing_to_change(context, outcome.left_out)
     gating = context.policy.gating_policy
-    # An edge to live that is opened is a step to live, whoever stands behind it.
+    # Opening the edge to live needs the approvals of live, whatever the strategies do.
     up = [
         *(change.after.mode for change in changes if change.goes_up),
         *(["live"] if live_edge and not context.live_edge else []),
     ]
     required = max((gating.approvals_for(mode) for mode in up), default=0)
-    acks, drain = gating.apply.freeze_timeout_ms / 1000, gating.apply.drain_timeout_ms / 1000
+    acks = gating.apply.freeze_timeout_ms / 1000
+    drain = gating.apply.drain_timeout_ms / 1000
     steps: tuple[PlanStep, ...] = (
         AwaitApprovals(
             required=required,
@@ -271,16 +281,16 @@ def _plan(
     return ApplyPlan(
         world_id=context.world.spec.world,
         run_id=request.run_id,
-        target=target,
+        target=outcome.target,
         requested_by=requested_by,
         reason=request.reason,
         rollback_of=request.rollback_of,
         changes=tuple(changes),
-        left_out=tuple(left_out),
+        left_out=tuple(outcome.left_out),
         live_edge_before=context.live_edge,
         live_edge_after=live_edge,
         fingerprint_before=context.world.pinned_fingerprint,
-        fingerprint_after=fingerprint,
+        fingerprint_after=outcome.fingerprint,
         policy_version=context.policy.version,
         etag=context.etag,
         steps=steps,

@@ -1,4 +1,7 @@
-"""Read the world as the planner does: one consistent view of spec, policy, decision, activations and evidence."""
+"""Read the world as the planner does.
+
+One consistent view of spec, policy, decision, activations and evidence.
+"""
 
 from datetime import UTC, datetime
 

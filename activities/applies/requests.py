@@ -39,7 +39,8 @@ class SqlApplyRequests:
     ) -> ApplyStatus:
         """Store a request with its plan. `check` may refuse the plan by raising.
 
-        Idempotent by run_id. Raises QmtlError: as `plan_apply`, E_RUN_ID_REUSED, E_APPLY_RUNNING, E_WORLD_FROZEN.
+        Idempotent by run_id. Raises QmtlError: as `plan_apply`, E_RUN_ID_REUSED, E_APPLY_RUNNING,
+        E_WORLD_FROZEN.
         """
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
@@ -56,7 +57,8 @@ class SqlApplyRequests:
             if running is not None:
                 raise QmtlError(
                     "E_APPLY_RUNNING",
-                    f"{running.run_id} of {running.requested_by} is running in {world_id}, at {running.state}",
+                    f"{running.run_id} of {running.requested_by} is running in {world_id}, "
+                    f"at {running.state}",
                     "wait for it, or abort it",
                     run_id=running.run_id,
                 )
@@ -145,7 +147,9 @@ class SqlApplyRequests:
             ]
 
     def record_abort(self, world_id: str, run_id: str, actor: str, reason: str) -> None:
-        """Audit who requested an abort, before the workflow gets it. An abort without such an entry went straight to Temporal.
+        """Audit who requested an abort, before the workflow gets it.
+
+        An abort without such an entry went straight to Temporal.
 
         Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED.
         """

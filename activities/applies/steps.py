@@ -1,8 +1,8 @@
 """The steps of an apply in the database.
 
-Each step is one transaction. It is done once for (world, run, step), and a repetition returns the first result: a step
-that is repeated after a crash must not act on what the world has become meanwhile. Only the run that holds the world's
-fence may change it.
+Each step is one transaction. It is done once for (world, run, step), and a repetition returns the first
+result: a step that is repeated after a crash must not act on what the world has become meanwhile. Only the
+run that holds the world's fence may change it.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,8 @@ class SqlApplySteps:
     def freeze(self, world_id: str, run_id: str) -> GateChange:
         """Close the world for this run, under a new epoch.
 
-        Raises QmtlError: E_WORLD_FROZEN where it is not open; E_ETAG where it changed since the plan was made.
+        Raises QmtlError: E_WORLD_FROZEN where it is not open; E_ETAG where it changed since the plan was
+        made.
         """
         return self._once(world_id, run_id, "freeze", GateChange, transitions.freeze)
 
@@ -63,7 +64,10 @@ class SqlApplySteps:
         return self._once(world_id, run_id, "drain", StepDone, transitions.drain)
 
     def switch(self, world_id: str, run_id: str) -> StepDone:
-        """Change everything that the plan changes, or nothing. Raises QmtlError: E_ETAG, E_LIVE_NOT_ALLOWED."""
+        """Change everything that the plan changes, or nothing.
+
+        Raises QmtlError: E_ETAG, E_LIVE_NOT_ALLOWED.
+        """
         return self._once(world_id, run_id, "switch", StepDone, transitions.switch)
 
     def restore(self, world_id: str, run_id: str) -> StepDone:

@@ -1,4 +1,7 @@
-"""What each step of an apply changes, within the step's transaction. `SqlApplySteps` does each of them once."""
+"""What each step of an apply changes, within the step's transaction.
+
+`SqlApplySteps` does each of them once.
+"""
 
 import json
 from datetime import UTC, datetime
@@ -114,7 +117,10 @@ def restore(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
 
 
 def unfreeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
-    """Accept orders again under a new epoch. Without a switch, the snapshot of the freeze is restored first."""
+    """Accept orders again under a new epoch.
+
+    Without a switch, the snapshot of the freeze is restored first.
+    """
     _require_holder(fence, row.run_id)
     if tx.session.get(ApplyStepRow, (row.world_id, row.run_id, "switch")) is None:
         _restore_snapshot(tx, row, fence)
@@ -143,7 +149,10 @@ def _gate_change(activation: ActivationEnvelope) -> GateChange:
 def _require_unchanged(
     session: Session, world: WorldRow, plan: ApplyPlan, live_edge: bool
 ) -> list[ActivationEnvelope]:
-    """Return the world's activations. Raises QmtlError (E_ETAG) where the world changed since the plan was made."""
+    """Return the world's activations.
+
+    Raises QmtlError (E_ETAG) where the world changed since the plan was made.
+    """
     activations = activations_of(session, plan.world_id)
     etag = plan_etag(
         [(item.strategy_id, item.etag) for item in activations],
@@ -200,7 +209,10 @@ def _set_allocations(
 
 
 def _bind_queues(tx: Transaction, world_id: str, change: Change) -> None:
-    """Create the strategy's queues in the domain that it enters; its nodes run there, and stop where it leaves."""
+    """Create the strategy's queues in the domain that it enters.
+
+    Its nodes run there, and stop where it leaves.
+    """
     dag = stored_dag(tx.session, change.strategy_id)
     if dag is None:
         return

@@ -1,8 +1,8 @@
 """The order router: sends accepted orders to the broker of their domain, and records the fills.
 
-`python -m activities.brokers.router` runs it until SIGTERM. One router works for a database at a time; others wait
-until its process ends. A router that is killed between sending an order and recording its fill sends the order again
-under the same id, which a broker places once.
+`python -m activities.brokers.router` runs it until SIGTERM. One router works for a database at a time; others
+wait until its process ends. A router that is killed between sending an order and recording its fill sends the
+order again under the same id, which a broker places once.
 """
 
 import signal

@@ -1,11 +1,12 @@
 """Acceptance of orders: the fence in front of the order log.
 
 1. Callers submit orders; one transaction answers everything that arrived while the one before it ran.
-2. The transaction shares each world's fence, reads the fence row, activations and sessions, checks `rules.refusal`,
-   and writes a row for every order, accepted or refused.
+2. The transaction shares each world's fence, reads the fence row, activations and sessions, checks
+   `rules.refusal`, and writes a row for every order, accepted or refused.
 3. An order id is answered once: a repetition gets the same answer.
 
-The order log is its own audit trail: rows are only ever added, and changes of the fence lie between the orders.
+The order log is its own audit trail: rows are only ever added, and changes of the fence lie between the
+orders.
 """
 
 import threading
@@ -49,7 +50,8 @@ class OrderAcceptance:
     def publish(self, orders: Sequence[Order]) -> list[OrderVerdict]:
         """Return a verdict for each order, in the same order.
 
-        Raises QmtlError: E_WORLD_UNKNOWN; E_ORDER_REUSED where an id was used for another order. Then none is accepted.
+        Raises QmtlError: E_WORLD_UNKNOWN; E_ORDER_REUSED where an id was used for another order. Then none is
+        accepted.
         """
         return self.submit(orders).result()
 
@@ -73,8 +75,8 @@ class OrderAcceptance:
     def _answer_batch(self, batch: "Sequence[_Request]") -> None:
         """Answer each request with its verdicts or an error.
 
-        If a request holds a value that the database cannot store, each request is answered alone, so that only that
-        one fails.
+        If a request holds a value that the database cannot store, each request is answered alone, so that
+        only that one fails.
         """
         try:
             self._answer(batch)
@@ -198,10 +200,6 @@ class OrderAcceptance:
             tx.session.add(row)
             if counts[world_id].tripped and not row.halted:
                 halt(tx, row, counts[world_id].tripped)
-
-    # what becomes of accepted orders
-
-    # the log
 
 
 def _earlier_verdict(line: LogLine, snapshot: FenceSnapshot) -> OrderVerdict:

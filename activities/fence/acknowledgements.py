@@ -43,7 +43,8 @@ def acknowledgements(
 ) -> list[Acknowledgement]:
     """List who must acknowledge a change, and who did.
 
-    Sessions and Gateways must that were there at the change and still are; whoever else acknowledged is listed too.
+    Sessions and Gateways must that were there at the change and still are; whoever else acknowledged is
+    listed too.
     """
     query = select(AckRow).where(AckRow.world_id == world_id, AckRow.sequence == change.sequence)
     acks = {row.holder: row for row in session.exec(query)}

@@ -17,8 +17,8 @@ def stage_after(
 ) -> tuple[str, float]:
     """Return the mode and weight that a decision gives a strategy without an apply.
 
-    A decision may switch a strategy off at once, and on up to `judged_mode`. A strategy that an apply promoted further
-    keeps its stage and weight until another apply.
+    A decision may switch a strategy off at once, and on up to `judged_mode`. A strategy that an apply
+    promoted further keeps its stage and weight until another apply.
     """
     if not decision.active:
         return "validate", 0.0

@@ -88,7 +88,10 @@ class SqlOrderLog:
             )
 
     def orders(self, world_id: str, after: int = 0, limit: int = 100, reason: str = "") -> list[OrderRecord]:
-        """List orders of a world after a number of the log, oldest first. `reason` selects those refused for it."""
+        """List orders of a world after a number of the log, oldest first.
+
+        `reason` selects those refused for it.
+        """
         query = select(_log).where(_log.c.world_id == world_id, _log.c.seq > after, _VERDICT)
         if reason:
             query = query.where(_log.c.reason == reason)
@@ -114,8 +117,10 @@ class SqlOrderLog:
 
 
 def _record(row: Any, ended: Any) -> OrderRecord:
-    """(Any: rows of the order log.)"""
-    state = "refused" if row.kind == REFUSED else ended.kind if ended else "open"
+    """Convert rows of the order log. (Any: rows of several columns.)"""
+    state = "refused"
+    if row.kind != REFUSED:
+        state = ended.kind if ended else "open"
     fill = Fill.model_validate_json(ended.body) if ended is not None and ended.kind == FILLED else None
     return OrderRecord.model_validate(
         {

@@ -1,7 +1,10 @@
-# ruff: noqa: S608  the texts are made of constants
-"""What one transaction of the fence reads and writes: in plain SQL, because every order pays for it, and in as few round trips as the database allows.
+# ruff: noqa: S608  the statements are made of constants
+"""The statements of a transaction of the fence.
 
-The words of the partial index of `order_log` stand in the text as they stand in the index: with parameters in their place neither database would use it.
+Plain SQL in few round trips, because every order pays for them.
+
+The condition of the partial index of `order_log` is written out as in the index: with parameters in its
+place, neither database would use the index.
 """
 
 import json
@@ -20,12 +23,19 @@ from activities.storage.database import Database
 from activities.storage.postgres import PostgresDatabase, lock_key
 from qmtl_sdk.contracts.orders import Order
 
-ACCEPTED, REFUSED, FILLED = "accepted", "refused", "filled"
+ACCEPTED = "accepted"
+REFUSED = "refused"
+FILLED = "filled"
+
 _WORLD = tuple(World.__dataclass_fields__)
+
+# PostgreSQL's functions that lock a fence until the commit.
+_EXCLUSIVE = "pg_advisory_xact_lock"
+_SHARED = "pg_advisory_xact_lock_shared"
 
 
 class LogLine(NamedTuple):
-    """An order with its verdict, as the log has it. `epoch` is the order's."""
+    """A row of the order log: an order with its verdict. `epoch` is the order's."""
 
     at: str
     world_id: str
@@ -39,7 +49,7 @@ class LogLine(NamedTuple):
 
 @dataclass(frozen=True)
 class FenceSnapshot:
-    """Worlds by id, what was said of orders before by order id, activations by world and strategy, sessions by id."""
+    """Worlds by id, earlier verdicts by order id, activations by world and strategy, sessions by id."""
 
     worlds: dict[str, World]
     earlier: dict[str, LogLine]
@@ -48,31 +58,44 @@ class FenceSnapshot:
 
 
 class OrderRows(Protocol):
+    """The statements of one database."""
+
     def read(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> FenceSnapshot:
-        """What concerns these orders, under their worlds' fences, which are held from here to the commit: alone for `alone`, else together with other orders."""
+        """Lock the fences of the orders' worlds until the commit, and read everything that the rules need.
+
+        Fences of worlds in `alone` are locked exclusively, others are shared with other orders.
+        """
 
     def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, LogLine]:
-        """What was said of these orders before."""
+        """Read the earlier verdicts of these orders, by order id."""
 
     def write(self, connection: Connection, lines: Sequence[LogLine]) -> set[str]:
-        """Write down new orders, the accepted ones as open too. Which of them were new: of an id that is there already the earlier line stands."""
+        """Insert orders, the accepted ones also as open orders. Returns the ids that were new.
+
+        The earlier row of an id stands.
+        """
 
 
 def order_rows(database: Database) -> OrderRows:
+    """Return the statements of a database."""
     return _PostgresRows() if isinstance(database, PostgresDatabase) else _SqliteRows()
 
 
 def _selects(among: str) -> dict[str, str]:
-    """The text of each look, `among` being the database's word for membership in a list."""
+    """Return the statement of each read. `among` is the database's expression for membership in a list."""
     return {
         "worlds": f"SELECT world_id, {', '.join(_WORLD)} FROM fence WHERE world_id {among.format('worlds')}",
-        "earlier": f"SELECT {', '.join(LogLine._fields)} FROM order_log WHERE ref {among.format('ids')} AND order_log.kind IN ('accepted', 'refused')",
-        "activations": f"SELECT world_id, strategy_id, active, mode FROM activation WHERE world_id {among.format('worlds')} AND strategy_id {among.format('strategies')}",
-        "sessions": f"SELECT session_id, world_id, strategy_id, execution_domain, expires_at, ended_at IS NOT NULL FROM session WHERE session_id {among.format('sessions')}",
+        "earlier": f"SELECT {', '.join(LogLine._fields)} FROM order_log "
+        f"WHERE ref {among.format('ids')} AND order_log.kind IN ('accepted', 'refused')",
+        "activations": "SELECT world_id, strategy_id, active, mode FROM activation "
+        f"WHERE world_id {among.format('worlds')} AND strategy_id {among.format('strategies')}",
+        "sessions": "SELECT session_id, world_id, strategy_id, execution_domain, expires_at, "
+        f"ended_at IS NOT NULL FROM session WHERE session_id {among.format('sessions')}",
     }
 
 
-def _asked(orders: Iterable[Order]) -> dict[str, list[str]]:
+def _keys(orders: Iterable[Order]) -> dict[str, list[str]]:
+    """Return the sorted ids of worlds, orders, strategies and sessions that the orders name."""
     of = list(orders)
     found = {
         "worlds": {o.world_id for o in of},
@@ -83,8 +106,8 @@ def _asked(orders: Iterable[Order]) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in found.items()}
 
 
-def _seen(rows: dict[str, list[tuple[Any, ...]]]) -> FenceSnapshot:
-    """(Any: what a database's driver gives.)"""
+def _snapshot(rows: dict[str, list[tuple[Any, ...]]]) -> FenceSnapshot:
+    """Build the snapshot from rows by statement. (Any: values of a database's driver.)"""
     return FenceSnapshot(
         {row[0]: World(*row[1:]) for row in rows["worlds"]},
         _lines(rows["earlier"]),
@@ -98,17 +121,20 @@ def _lines(rows: list[tuple[Any, ...]]) -> dict[str, LogLine]:
 
 
 class _SqliteRows:
-    """The file is at hand: a round trip is a call. The one writer needs no locks."""
+    """SQLite: a statement costs a call, not a round trip, and the only writer needs no locks."""
 
     _SELECTS = _selects("IN (SELECT value FROM json_each(:{}))")
-    _KEEP = f"INSERT INTO order_log ({', '.join(LogLine._fields)}) VALUES ({', '.join('?' * len(LogLine._fields))}) ON CONFLICT DO NOTHING"
+    _INSERT = (
+        f"INSERT INTO order_log ({', '.join(LogLine._fields)}) "
+        f"VALUES ({', '.join('?' * len(LogLine._fields))}) ON CONFLICT DO NOTHING"
+    )
     _OPEN = "INSERT INTO open_order (order_id, world_id, accepted_at) VALUES (?, ?, ?)"
 
     def read(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> FenceSnapshot:
-        asked = {name: json.dumps(values) for name, values in _asked(orders).items()}
+        keys = {name: json.dumps(values) for name, values in _keys(orders).items()}
         driver = self._driver(connection)
-        return _seen(
-            {name: driver.execute(statement, asked).fetchall() for name, statement in self._SELECTS.items()}
+        return _snapshot(
+            {name: driver.execute(statement, keys).fetchall() for name, statement in self._SELECTS.items()}
         )
 
     def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, LogLine]:
@@ -120,7 +146,7 @@ class _SqliteRows:
 
     def write(self, connection: Connection, lines: Sequence[LogLine]) -> set[str]:
         driver = self._driver(connection)
-        new = [line for line in lines if driver.execute(self._KEEP, line).rowcount]
+        new = [line for line in lines if driver.execute(self._INSERT, line).rowcount]
         driver.executemany(
             self._OPEN, [(line.ref, line.world_id, line.at) for line in new if line.kind == ACCEPTED]
         )
@@ -133,33 +159,41 @@ class _SqliteRows:
         return driver
 
 
+# The columns of a row of the order log, as PostgreSQL reads them from JSON.
+_RECORD = ", ".join(f"{name} {'integer' if name == 'epoch' else 'text'}" for name in LogLine._fields)
+
+
 class _PostgresRows:
-    """A look is the locks and, after them, one statement, which sees what was committed before they were had."""
+    """PostgreSQL.
+
+    First the locks, then one statement, which reads what was committed before they were granted.
+    """
 
     _SELECTS = _selects("= ANY(%({})s)")
-    _LOOK = "SELECT " + ", ".join(
+    _READ = "SELECT " + ", ".join(
         f"(SELECT json_agg(found) FROM ({statement}) found)" for statement in _SELECTS.values()
     )
-    _KEEP = f"""
+    _INSERT = f"""
         WITH line AS (
             INSERT INTO order_log ({", ".join(LogLine._fields)})
-            SELECT * FROM json_to_recordset(%s) AS given({", ".join(f"{name} {'integer' if name == 'epoch' else 'text'}" for name in LogLine._fields)})
+            SELECT * FROM json_to_recordset(%s) AS given({_RECORD})
             ON CONFLICT DO NOTHING RETURNING ref, kind, world_id, at
         ), opened AS (
-            INSERT INTO open_order (order_id, world_id, accepted_at) SELECT ref, world_id, at FROM line WHERE kind = 'accepted'
+            INSERT INTO open_order (order_id, world_id, accepted_at)
+            SELECT ref, world_id, at FROM line WHERE kind = 'accepted'
         )
         SELECT ref FROM line"""
 
     def read(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> FenceSnapshot:
-        asked = _asked(orders)
+        keys = _keys(orders)
         driver = self._driver(connection)
         locks = [
-            f"SELECT pg_advisory_xact_lock{'' if world_id in alone else '_shared'}({lock_key(f'fence:{world_id}')})"
-            for world_id in asked["worlds"]
+            f"SELECT {_EXCLUSIVE if world_id in alone else _SHARED}({lock_key(f'fence:{world_id}')})"
+            for world_id in keys["worlds"]
         ]
         self._begin(driver, locks)
-        found = driver.execute(self._LOOK, asked).fetchone() or ()
-        return _seen(
+        found = driver.execute(self._READ, keys).fetchone() or ()
+        return _snapshot(
             {
                 name: [tuple(row.values()) for row in rows or ()]
                 for name, rows in zip(self._SELECTS, found, strict=True)
@@ -173,11 +207,14 @@ class _PostgresRows:
 
     def write(self, connection: Connection, lines: Sequence[LogLine]) -> set[str]:
         given = Json([line._asdict() for line in lines])
-        return {row[0] for row in self._driver(connection).execute(self._KEEP, (given,)).fetchall()}
+        return {row[0] for row in self._driver(connection).execute(self._INSERT, (given,)).fetchall()}
 
     @staticmethod
     def _begin(driver: "psycopg.Connection[tuple[Any, ...]]", first: Sequence[str]) -> None:
-        """Open the transaction with these statements, in one round trip and past the driver, which would make one of each."""
+        """Begin the transaction with these statements in one round trip.
+
+        The driver would make one for each.
+        """
         result = driver.pgconn.exec_(";".join(["BEGIN", *first]).encode())
         if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
             raise psycopg.OperationalError(result.get_error_message())

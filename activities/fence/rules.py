@@ -1,6 +1,7 @@
-"""What the fence says of an order: pure, of what one transaction sees. Safety rests on this and on nothing that must arrive first.
+"""The rules of the fence: whether an order is accepted, as a pure function of what one transaction reads.
 
-The checks are asked in this order and the first that objects gives the reason. Each must be found missing by the chaos run when it is taken out.
+Safety rests on these rules alone, not on messages that must arrive first. They are checked in this order, and
+the first that objects gives the reason. The chaos run takes each of them out in turn, and must notice.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,10 @@ from qmtl_sdk.contracts.orders import Order, Refusal
 
 @dataclass
 class World:
-    """A world's fence row. Times are the store's texts. `orders` and `refused` count within `minute`, where a circuit breaker wants them counted."""
+    """A world's fence row. Times are ISO 8601 texts (UTC).
+
+    `orders` and `refused` count the orders of `minute`, in worlds with a circuit breaker.
+    """
 
     epoch: int
     state: str
@@ -30,12 +34,16 @@ class World:
 
 @dataclass(frozen=True)
 class Activation:
+    """Whether a strategy may trade, and in which mode."""
+
     active: bool
     mode: str
 
 
 @dataclass(frozen=True)
 class Session:
+    """A session and its lease."""
+
     world_id: str
     strategy_id: str
     execution_domain: str
@@ -45,7 +53,7 @@ class Session:
 
 @dataclass(frozen=True)
 class OrderContext:
-    """What a transaction sees of an order's surroundings, at the time `now`."""
+    """An order with everything that its transaction has read, at the time `now`."""
 
     order: Order
     world: World
@@ -57,17 +65,20 @@ class OrderContext:
 Check = Callable[[OrderContext], bool]
 
 
-def _wrong_domain(sight: OrderContext) -> bool:
-    """Of an active strategy: its stage is the only domain that it may trade in. (Shadow and what is not active have checks of their own.)"""
-    order, activation = sight.order.execution_domain, sight.activation
+def _wrong_domain(context: OrderContext) -> bool:
+    """An active strategy trades in the domain of its stage only.
+
+    Shadow and inactive strategies have their own rules.
+    """
+    order, activation = context.order.execution_domain, context.activation
     if order is Domain.SHADOW or activation is None or not activation.active:
         return order is Domain.BACKTEST
     return order not in (Domain.DRYRUN, Domain.LIVE) or domain_of(activation.mode) is not order
 
 
-def _no_session(sight: OrderContext) -> bool:
-    session, order = sight.session, sight.order
-    if session is None or session.ended or session.expires_at < sight.now:
+def _no_session(context: OrderContext) -> bool:
+    session, order = context.session, context.order
+    if session is None or session.ended or session.expires_at < context.now:
         return True
     return (session.world_id, session.strategy_id, session.execution_domain) != (
         order.world_id,
@@ -76,34 +87,34 @@ def _no_session(sight: OrderContext) -> bool:
     )
 
 
-def _live(sight: OrderContext) -> bool:
-    return sight.order.execution_domain is Domain.LIVE
+def _live(context: OrderContext) -> bool:
+    return context.order.execution_domain is Domain.LIVE
 
 
-# Read-only: nobody takes a check out in passing, or changes their order.
+# Read-only, so that no code can remove a rule or change their order in passing.
 CHECKS: Mapping[Refusal, Check] = MappingProxyType(
     {
-        Refusal.SHADOW: lambda sight: sight.order.execution_domain is Domain.SHADOW,
-        Refusal.HALTED: lambda sight: bool(sight.world.halted),
-        Refusal.FROZEN: lambda sight: sight.world.state == "frozen",
-        Refusal.DRAINING: lambda sight: sight.world.state == "draining",
-        Refusal.STALE_EPOCH: lambda sight: sight.order.epoch != sight.world.epoch,
-        Refusal.STALE_DECISION: lambda sight: sight.world.fresh_until < sight.now,
+        Refusal.SHADOW: lambda context: context.order.execution_domain is Domain.SHADOW,
+        Refusal.HALTED: lambda context: bool(context.world.halted),
+        Refusal.FROZEN: lambda context: context.world.state == "frozen",
+        Refusal.DRAINING: lambda context: context.world.state == "draining",
+        Refusal.STALE_EPOCH: lambda context: context.order.epoch != context.world.epoch,
+        Refusal.STALE_DECISION: lambda context: context.world.fresh_until < context.now,
         Refusal.NO_SESSION: _no_session,
-        Refusal.NOT_ACTIVE: lambda sight: sight.activation is None or not sight.activation.active,
+        Refusal.NOT_ACTIVE: lambda context: context.activation is None or not context.activation.active,
         Refusal.WRONG_DOMAIN: _wrong_domain,
-        Refusal.LIVE_NOT_ALLOWED: lambda sight: _live(sight) and not sight.world.allow_live,
-        Refusal.EDGE_CLOSED: lambda sight: _live(sight) and not sight.world.live_edge,
-        Refusal.CIRCUIT_BREAKER: lambda sight: (
-            sight.world.max_orders is not None and sight.world.orders >= sight.world.max_orders
+        Refusal.LIVE_NOT_ALLOWED: lambda context: _live(context) and not context.world.allow_live,
+        Refusal.EDGE_CLOSED: lambda context: _live(context) and not context.world.live_edge,
+        Refusal.CIRCUIT_BREAKER: lambda context: (
+            context.world.max_orders is not None and context.world.orders >= context.world.max_orders
         ),
     }
 )
 
 
-def refusal(sight: OrderContext) -> Refusal | None:
-    """Why the order is refused; None where it is accepted."""
-    return next((reason for reason, objects in CHECKS.items() if objects(sight)), None)
+def refusal(context: OrderContext) -> Refusal | None:
+    """Return why an order is refused; None where it is accepted."""
+    return next((reason for reason, objects in CHECKS.items() if objects(context)), None)
 
 
 @dataclass
@@ -114,9 +125,13 @@ class BreakerCount:
     tripped: str = field(default="")
 
     def count(self, reason: Refusal | None, now: str) -> None:
-        world, minute = self.world, now[:16]
+        """Count an order, and set `tripped` to the reason once a limit is exceeded."""
+        world = self.world
+        minute = now[:16]
         if world.minute != minute:
-            world.minute, world.orders, world.refused = minute, 0, 0
+            world.minute = minute
+            world.orders = 0
+            world.refused = 0
         if reason is None:
             world.orders += 1
         else:

@@ -1,7 +1,8 @@
 """The fence row of a world: the state that every order is checked against, and how it changes.
 
-A transaction that changes what the fence reads holds `fence:{world}` from before the change until it commits. Orders
-share that lock, so an order sees all of a change or none of it. Nothing outside this folder writes the fence row.
+A transaction that changes what the fence reads holds `fence:{world}` from before the change until it commits.
+Orders share that lock, so an order sees all of a change or none of it. Nothing outside this folder writes the
+fence row.
 """
 
 from dataclasses import dataclass
@@ -68,7 +69,10 @@ def new_fence(spec: WorldSpec) -> FenceRow:
 
 
 def set_limits(tx: Transaction, fence: FenceRow, spec: WorldSpec, active: bool) -> None:
-    """Copy what the fence checks from the world's spec. A world that is not `active` allows no live orders."""
+    """Copy what the fence checks from the world's spec.
+
+    A world that is not `active` allows no live orders.
+    """
     fence.allow_live = spec.allow_live and active
     fence.max_orders = spec.circuit_breaker.max_orders_per_minute
     fence.max_refused = spec.circuit_breaker.max_refused_per_minute

@@ -1,4 +1,7 @@
-"""Promotions in the database: conditions of the next stage, the apply that takes a strategy there, the audit trail."""
+"""Promotions in the database.
+
+Conditions of the next stage, the apply that takes a strategy there, the audit trail.
+"""
 
 from sqlmodel import select
 
@@ -43,7 +46,10 @@ class SqlPromotions:
         return PromotionProgress(**base, target=target, conditions=conditions(strategy_id, target, context))
 
     def request_apply(self, world_id: str, request: ApplyRequest, actor: str) -> str:
-        """Request the apply of the next stage in the name of `actor`. Returns why it was refused, if it was."""
+        """Request the apply of the next stage in the name of `actor`.
+
+        Returns why it was refused, if it was.
+        """
         try:
             self._applies.request(world_id, request, actor)
         except QmtlError as error:
