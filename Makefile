@@ -20,6 +20,7 @@ lint: setup
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 	@$(RUN) lint-imports
+	@$(RUN) vulture
 
 bench: setup server
 	@$(RUN) python -m benchmarks $(ONLY)

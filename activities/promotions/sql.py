@@ -15,9 +15,6 @@ from qmtl_sdk.contracts.domains import MODE_OF, rank_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionProgress
 
-# Refusals after which a promotion waits and requests the apply again.
-BUSY = ("E_APPLY_RUNNING", "E_WORLD_FROZEN")
-
 
 class SqlPromotions:
     """What a promotion reads and writes."""
