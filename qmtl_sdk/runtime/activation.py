@@ -1,9 +1,11 @@
-"""Whether a running strategy may send orders: what the world's stream says of it, and how fresh that is.
+"""Decide whether a running strategy may send orders, from the events of its world's stream.
 
-The gate is closed unless everything holds: the stream was heard of within the decision's ttl, the newest decision is fresh, the world is neither frozen nor halted, the strategy
-is active for paper or live in the domain that its session computes in, the session holds its lease, and its data is at hand. It says why it is closed. In shadow it never opens.
+The gate is open only if all of this holds: the stream delivered a frame within the decision's TTL, the newest
+decision is fresh, the world is neither frozen nor halted, the strategy is active for paper or live in the
+domain of its session, the session holds its lease, and the strategy's data can be read. A closed gate gives
+its reason. In shadow it never opens.
 
-The fence holds all of this again for every order: the gate spares it what can't pass.
+The fence checks every order again. The gate saves it the orders that the fence would refuse.
 """
 
 import time
@@ -18,31 +20,34 @@ from qmtl_sdk.runtime.stream import StreamClient
 
 
 class ActivationManager:
-    """The activation of one strategy, as its world's stream has it."""
+    """Reads the activation of one strategy from the state of its world's stream."""
 
     def __init__(self, stream: StreamClient, world_id: str, strategy_id: str) -> None:
-        self._stream, self.world_id, self._strategy_id = stream, world_id, strategy_id
+        self.world_id = world_id
+        self._stream = stream
+        self._strategy_id = strategy_id
 
     @property
     def activation(self) -> ActivationEnvelope | None:
+        """The strategy's newest activation; None before its first decision."""
         event = self._stream.states["activation"].events.get(self._strategy_id)
         return ActivationEnvelope.model_validate(event.data) if event is not None else None
 
     @property
     def world(self) -> ActivationEnvelope | None:
-        """What was last said of the world's gate; None where it was never closed."""
+        """The world's newest freeze, unfreeze or halt; None if there was none."""
         event = self._stream.states["activation"].events.get(WHOLE_WORLD)
         return ActivationEnvelope.model_validate(event.data) if event is not None else None
 
     @property
     def epoch(self) -> int:
-        """The epoch that orders are made under."""
+        """The fencing epoch that orders carry."""
         world = self.world
         return world.epoch if world is not None else 1
 
     @property
     def domain(self) -> Domain | None:
-        """The domain that the strategy is switched on for; None where it is not."""
+        """The domain that the strategy is active in; None if it is not active."""
         activation = self.activation
         return (
             domain_of(activation.effective_mode)
@@ -52,6 +57,7 @@ class ActivationManager:
 
     @property
     def decided_at(self) -> datetime | None:
+        """When the newest decision was made; None before the first."""
         event = self._stream.states["decisions"].events.get(self.world_id)
         return (
             datetime.fromisoformat(str(event.data["decided_at"]))
@@ -61,7 +67,7 @@ class ActivationManager:
 
     @property
     def ttl_s(self) -> float:
-        """How long the newest decision may be gone by without being heard of."""
+        """How long (seconds) the newest decision stays valid."""
         event = self._stream.states["decisions"].events.get(self.world_id)
         return (
             float(event.data.get("ttl", DEFAULT_TTL_S))
@@ -71,13 +77,17 @@ class ActivationManager:
 
     @property
     def silence_s(self) -> float:
-        """How long nothing was heard of the Gateway."""
+        """Seconds since the Gateway's last frame; infinite before the first."""
         return time.monotonic() - self._stream.heard_at
 
 
 @dataclass
 class Gate:
-    """`reason` is empty when it is open. `faults`: what the running strategy itself has against it, by kind."""
+    """The order gate of a running strategy.
+
+    `reason` is empty when the gate is open. `faults` holds the running strategy's own reasons to close it, by
+    kind.
+    """
 
     manager: ActivationManager
     shadow: bool = False
@@ -87,28 +97,33 @@ class Gate:
 
     @property
     def open(self) -> bool:
+        """Whether orders may be sent."""
         return not self.reason
 
     @property
     def reason(self) -> str:
+        """Why the gate is closed; empty if it is open."""
         if self.shadow:
             return "shadow: orders are off"
-        faults = list(self.faults.values())  # other threads add and take away
+        faults = list(self.faults.values())  # a copy: other threads add and remove faults
         if faults:
             return faults[0]
         silence, ttl = self.manager.silence_s, self.manager.ttl_s
         if silence > ttl:
+            if silence == float("inf"):
+                return "the stream has delivered nothing yet"
             return (
-                "the stream was never heard"
-                if silence == float("inf")
-                else f"the stream was not heard for {format_duration(silence)}, longer than the decision's ttl of {format_duration(ttl)}"
+                f"the stream has delivered nothing for {format_duration(silence)}, "
+                f"longer than the decision's ttl of {format_duration(ttl)}"
             )
         decided_at = self.manager.decided_at
         if decided_at is not None and (age := (self.clock() - decided_at).total_seconds()) > ttl:
             return f"the newest decision is {format_duration(age)} old, its ttl is {format_duration(ttl)}"
         world = self.manager.world
         if world is not None and not world.active:
-            return f"the world is {'halted' if world.halted else 'draining' if world.drain else 'frozen'}"
+            if world.halted:
+                return "the world is halted"
+            return f"the world is {'draining' if world.drain else 'frozen'}"
         activation = self.manager.activation
         if activation is None:
             return "the world has not decided about the strategy"
@@ -119,5 +134,8 @@ class Gate:
         if domain_of(activation.effective_mode) not in (Domain.DRYRUN, Domain.LIVE):
             return f"the strategy's mode is {activation.effective_mode}"
         if self.domain is not None and domain_of(activation.effective_mode) is not self.domain:
-            return f"the strategy's mode is {activation.effective_mode}, its session computes in {self.domain.value}"
+            return (
+                f"the strategy's mode is {activation.effective_mode}, "
+                f"its session computes in {self.domain.value}"
+            )
         return ""

@@ -1,6 +1,7 @@
-"""The computation of an acknowledged submission: load, compute what the cache lacks, come to the returns.
+"""Compute an acknowledged submission: load the data, compute the nodes, measure the returns.
 
-Inputs come from the world's streams, up to the run's `as_of`, or from the strategy's own sources. Outputs are cached under the ComputeKeys that the service gave.
+Inputs are the world's streams, up to the run's `as_of`, or the strategy's own sources. Outputs are cached
+under the ComputeKeys of the acknowledgement.
 """
 
 from collections.abc import Callable
@@ -31,10 +32,10 @@ Report = Callable[[Heartbeat], None]
 
 @dataclass
 class Computed:
-    """The outputs by NodeID, the returns, and what was noticed on the way."""
+    """The outputs by NodeID, the returns, and the findings that no decision depends on (`precheck`)."""
 
     returns: Returns
-    tapes: dict[str, NodeOutput]
+    outputs: dict[str, NodeOutput]
     computed: int
     cached: int
     dataset_fingerprint: str
@@ -48,12 +49,16 @@ def compute_strategy(
     report: Report,
     parity: Literal["sample", "full"] = "sample",
 ) -> Computed:
-    """Everything of a strategy. Raises QmtlError: those of data, engine and returns, and E_DATASET_CHANGED where the data is not what the service pinned."""
+    """Compute every node of the strategy and its returns.
+
+    Raises QmtlError: E_DATASET_CHANGED where the data here differs from what the service pinned, and the
+    errors of data, engine and returns.
+    """
     found = fingerprint_of(ack.bindings) if ack.bindings else None
     if found != ack.context.dataset_fingerprint:
         raise QmtlError(
             "E_DATASET_CHANGED",
-            "the data here is not what the service saw when it admitted the submission",
+            "the data here differs from what the service read when it admitted the submission",
             "submit again; if it persists, both read different files",
             expected=ack.context.dataset_fingerprint,
             received=found,
@@ -61,7 +66,7 @@ def compute_strategy(
     cache = ArrowCache(cache_root, ack.context)
     bindings = {binding.node_id: binding for binding in ack.bindings}
     as_of = datetime.fromisoformat(ack.context.as_of) if ack.context.as_of else None
-    tapes: dict[str, NodeOutput] = {}
+    outputs: dict[str, NodeOutput] = {}
     checks: list[ParityCheck] = []
     own: list[str] = []
     gaps: dict[str, int] = {}
@@ -70,16 +75,18 @@ def compute_strategy(
         if isinstance(node, StreamInput):
             binding = bindings.get(node.node_id)
             bars = _bars(node, None if binding is None else load(binding.preset, binding.stream), as_of)
-            tapes[node.node_id] = NodeOutput(bars)
+            outputs[node.node_id] = NodeOutput(bars)
             gaps[node.label] = (
                 len(missing(bars, binding.preset.calendar if binding else ALWAYS)) if binding else 0
             )
             if binding is None:
                 own.append(fingerprint({node.node_id: bars}))
             continue
-        if node.node_type == TAG_QUERY or any(not len(tapes[parent.node_id].bars) for parent in node.inputs):
-            # What a tag query finds has no history that the service pinned: it, and what reads it, begin when the strategy runs.
-            tapes[node.node_id] = NodeOutput(Bars(np.empty(0, dtype="int64"), {}, node.interval))
+        if node.node_type == TAG_QUERY or any(
+            not len(outputs[parent.node_id].bars) for parent in node.inputs
+        ):
+            # The service pins no history for a tag query: it and its readers start when the strategy runs.
+            outputs[node.node_id] = NodeOutput(Bars(np.empty(0, dtype="int64"), {}, node.interval))
             continue
         key = ack.queue_map[node.node_id].compute_key
 
@@ -93,27 +100,27 @@ def compute_strategy(
         known = None if node.seeded or own else cache.get(key, node.node_id)
         if known is not None:
             cached += 1
-            tapes[node.node_id] = known
+            outputs[node.node_id] = known
             progress(node, len(known.bars), len(known.bars))
             continue
-        tapes[node.node_id], check = compute(
+        outputs[node.node_id], check = compute(
             node,
-            tapes,
+            outputs,
             parity=parity,
             progress=progress,
             checkpoint=None if node.seeded or own else cache.checkpoint(key, node.node_id, node.interval),
         )
         computed += 1
         checks.append(check)
-        if not node.seeded and not own:  # a source of one's own has no fingerprint that the service pinned
-            cache.put(key, node.node_id, tapes[node.node_id])
-    returns = returns_of(build, tapes, ack.execution, as_of)
+        if not node.seeded and not own:  # the service pins no fingerprint for an own source
+            cache.put(key, node.node_id, outputs[node.node_id])
+    returns = returns_of(build, outputs, ack.execution, as_of)
     precheck = _precheck(build, ack, returns, checks, gaps, cache.counters.cross_context_hits)
-    return Computed(returns, tapes, computed, cached, found or combined(own), precheck)
+    return Computed(returns, outputs, computed, cached, found or combined(own), precheck)
 
 
 def newest_own_close(build: BuiltStrategy) -> datetime | None:
-    """When the newest bar of the strategy's own sources closed; None where it has none."""
+    """Return the close of the newest bar of the strategy's own sources; None without own sources."""
     ends = [
         int(node.source.read().closes[-1])
         for node in build.nodes
@@ -124,7 +131,7 @@ def newest_own_close(build: BuiltStrategy) -> datetime | None:
 
 def _bars(node: StreamInput, bound: Bars | None, as_of: datetime | None) -> Bars:
     if bound is None:
-        assert node.source is not None  # the service bound every stream that brings no source
+        assert node.source is not None  # the service bound every stream without its own source
         bound = checked(node.source.read(), node.label)
         if bound.interval != node.interval:
             raise QmtlError(

@@ -1,7 +1,7 @@
-"""The data of a running strategy: the bars of its streams, each once, as they close on the world's clock.
+"""Read the bars of a running strategy's streams, each once, as they close on the world's clock.
 
-No bar is handed out before the world's time has reached its close. Bars that appear in the past of what was handed
-out are counted in `late` and left out, because a node's output for a bar is final.
+A bar is returned only once the world's time has reached its close. Bars that appear before the newest
+returned bar are counted in `late` and skipped, because a node's output for a bar is final.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ _BEGINNING = -(2**63)
 
 @dataclass
 class _Stream:
-    """A stream with the close (ns) of the newest bar that was handed out, and how many bars lie up to it."""
+    """A stream with the close (ns) of the newest bar returned so far, and the count of bars up to it."""
 
     node: StreamInput
     follow: Callable[[int, int], NewBars]
@@ -33,7 +33,10 @@ class _Stream:
 
 
 class BarFeed:
-    """Hands out bars by close. `after` gives, by NodeID, the close (ns) of the newest bar that was handled already."""
+    """Returns bars by close.
+
+    `after` maps a NodeID to the close (ns) of its newest bar that was already handled.
+    """
 
     def __init__(
         self, nodes: "list[StreamInput]", bindings: "dict[str, StreamBinding]", after: "dict[str, int]"
@@ -47,11 +50,11 @@ class BarFeed:
     def due(self, now: datetime, limit: int = 2000) -> Iterator[tuple[int, dict[str, Row]]]:
         """Yield the bars that closed since the last call, oldest first: their close (ns), and bars by NodeID.
 
-        Raises QmtlError where a source cannot be read; no bar is lost by that.
+        Raises QmtlError where a source cannot be read; a later call returns the same bars.
         """
         found: dict[int, dict[str, Row]] = {}
         new = [(stream, stream.follow(stream.last_close, limit + 1)) for stream in self._streams]
-        horizon = to_ns(now)  # no stream gets ahead of another that has more bars than the limit
+        horizon = to_ns(now)  # no stream may overtake another that has more bars than the limit
         for _, read in new:
             if limit < len(read.bars):
                 horizon = min(horizon, int(read.bars.closes[limit - 1]))
@@ -74,8 +77,8 @@ class BarFeed:
                     stream.last_close = close
                     stream.earlier = (stream.earlier or 0) + 1
 
-    def silent_since(self) -> dict[str, int]:
-        """Return the close (ns) of the newest bar that was handed out, by the stream's label."""
+    def newest_closes(self) -> dict[str, int]:
+        """Return the close (ns) of the newest bar returned, by the stream's label."""
         return {stream.node.label: stream.last_close for stream in self._streams}
 
     @property

@@ -1,7 +1,8 @@
-"""Who computes: a name that a runner keeps while its process lives and that the next process of the same work takes over.
+"""The runner's name, which identifies the holder of a compute lease.
 
-A lease belongs to a runner's name. A process that dies leaves its name behind in a file, and its lock on that file goes with it; the next process that submits the same
-strategy to the same world takes the name, and with it the lease, without waiting for the lease to time out.
+A process locks a file that holds its name. When the process dies, the name stays in the file and the lock is
+released. The next process that submits the same strategy to the same world reads the name, and so takes over
+the lease without waiting for its timeout.
 """
 
 import os
@@ -16,7 +17,7 @@ from qmtl_sdk.contracts.canonical import hash_parts
 
 
 class RunnerName:
-    """Held for one submission. A second process at the same time gets a name of its own."""
+    """Holds the name for one submission. A concurrent second process gets a name of its own."""
 
     def __init__(self, folder: Path, world_id: str, strategy_id: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,8 +33,8 @@ class RunnerName:
         self.value = self._file.read().strip() or fresh
         self._write(self.value)
 
-    def forget(self) -> None:
-        """The work is done: the next submission is another's."""
+    def clear(self) -> None:
+        """Remove the name from the file, so that the next submission uses a new one."""
         self._write("")
 
     def _write(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Keeping a lease while the computation runs: a thread that heartbeats with the newest progress."""
+"""Keep the compute lease while the computation runs: a thread sends heartbeats with the newest progress."""
 
 import threading
 from types import TracebackType
@@ -9,23 +9,27 @@ from qmtl_sdk.runtime.client import GatewayClient
 
 
 class Heartbeats:
-    """Beats three times within the lease's time-out. `lost` once the service says that the lease has ended."""
+    """Sends three heartbeats per lease timeout; `lost` is set once the service reports the lease ended."""
 
     def __init__(self, client: GatewayClient, lease: Lease) -> None:
-        self._client, self._lease = client, lease
-        self.newest, self.lost = Heartbeat(), False
+        self._client = client
+        self._lease = lease
+        self.newest = Heartbeat()
+        self.lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qmtl-heartbeats", daemon=True)
 
-    def report(self, beat: Heartbeat) -> None:
-        self.newest = beat
+    def report(self, heartbeat: Heartbeat) -> None:
+        """Set the progress that the next heartbeat sends."""
+        self.newest = heartbeat
 
     def _run(self) -> None:
         while not self._stop.wait(self._lease.heartbeat_timeout_s / 3):
             try:
                 self._client.heartbeat(self._lease.lease_id, self.newest)
             except QmtlError as error:
-                # Away: the next beat may get through. Ended: computing goes on, and the result is handed in under a new lease.
+                # While the Gateway is unavailable, the next heartbeat may succeed. If the lease has ended,
+                # computing continues and the result is submitted under a new lease.
                 if error.code != "E_UNAVAILABLE":
                     self.lost = True
                     return

@@ -1,7 +1,8 @@
-"""The SDK's order gate: orders leave only where the context allows them. What is kept back is counted by reason.
+"""Send orders where the context allows them, and count blocked orders by reason.
 
-A running strategy's orders go through its gate to the fence, on a thread of their own (`OrderPublisher`): computing never waits for a Gateway. An order that was not
-answered is sent again under the same id; the fence answers an id once.
+`OrderPublisher` sends a running strategy's orders through its gate to the fence, on a thread of its own, so
+that computing never waits for a Gateway. An order without a response is retried under the same id; the fence
+is idempotent by order id.
 """
 
 import threading
@@ -19,24 +20,34 @@ from qmtl_sdk.contracts.orders import Order, OrderVerdict, order_id
 from qmtl_sdk.runtime.activation import Gate
 from qmtl_sdk.runtime.client import GatewayClient
 
-BATCH, AGAIN_S = 200, 0.2
+BATCH_SIZE = 200
+"""Orders per request."""
+
+RETRY_S = 0.2
+"""Pause before a retry, in seconds."""
+
+WAKE_S = 0.5
+"""How often the thread checks for work without being woken, in seconds."""
+
 OnVerdict = Callable[[Order, OrderVerdict], None]
 
 
 class TradeExecutionService(Protocol):
-    """Where orders go."""
+    """Receives the orders of a strategy that is fed by hand."""
 
     def post_order(self, order: dict[str, Any]) -> Any: ...
 
 
 class OrderGate:
+    """The gate of strategies that are fed by hand through `Runner.feed_queue_data`."""
+
     def __init__(self) -> None:
         self.enabled = False
         self.service: TradeExecutionService | None = None
         self.blocked: Counter[str] = Counter()
 
     def send(self, order: dict[str, Any], context: ComputeContext | None) -> bool:
-        """Whether it left."""
+        """Post the order to the service if its context allows it; return whether it was posted."""
         reason = self.reason(context)
         if reason or self.service is None:
             self.blocked[reason or "no trade execution service"] += 1
@@ -45,7 +56,7 @@ class OrderGate:
         return True
 
     def reason(self, context: ComputeContext | None) -> str:
-        """Why orders are kept back; nothing where they are not."""
+        """Return why orders are blocked; empty if they are allowed."""
         if context is None:
             return "no context"
         if context.execution_domain is Domain.SHADOW:
@@ -61,7 +72,10 @@ class OrderGate:
 
 @dataclass(frozen=True)
 class OrderIntent:
-    """What a publisher node asks for at a bar. `quantity` is signed: positive buys."""
+    """An order of a publisher node at a bar, before it is sent.
+
+    `bar` is the bar's time in ns, `close` its close. `quantity` is signed: positive buys.
+    """
 
     node_id: str
     bar: int
@@ -72,7 +86,10 @@ class OrderIntent:
 
 
 class OrderPublisher:
-    """`session` gives the session's id, which changes when its lease was lost and it was opened anew."""
+    """Sends orders and freeze acknowledgements on its own thread.
+
+    `session` returns the session's id, which changes when a lost session is opened again.
+    """
 
     def __init__(
         self,
@@ -83,32 +100,38 @@ class OrderPublisher:
         session: Callable[[], str],
         on_verdict: OnVerdict | None = None,
     ) -> None:
-        self._client, self._gate, self._world_id, self._strategy_id, self._session, self._on_verdict = (
-            client,
-            gate,
-            world_id,
-            strategy_id,
-            session,
-            on_verdict,
-        )
-        self.accepted = self.undelivered = 0
+        self._client = client
+        self._gate = gate
+        self._world_id = world_id
+        self._strategy_id = strategy_id
+        self._session = session
+        self._on_verdict = on_verdict
+        self.accepted = 0
+        self.undelivered = 0
         self.refused: Counter[str] = Counter()
         self.blocked: Counter[str] = Counter()
         self._acks: deque[tuple[str, int]] = deque()
         self._orders: deque[tuple[float, Order]] = deque()
-        self._news, self._stop = threading.Event(), threading.Event()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qmtl-orders", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
+        """Stop the thread and wait for it. Orders that are still queued are not sent."""
         self._stop.set()
-        self._news.set()
+        self._wake.set()
         self._thread.join()
 
-    def offer(self, wanted: OrderIntent) -> bool:
-        """Whether it goes to the fence; what the gate keeps back is counted by reason. The epoch is that of now: news that comes later makes it stale."""
+    def enqueue(self, intent: OrderIntent) -> bool:
+        """Queue the order for the fence if the gate is open; return whether it was queued.
+
+        Blocked orders are counted by reason. The order carries the current epoch, so a later freeze makes it
+        stale.
+        """
         epoch, reason = self._gate.manager.epoch, self._gate.reason
         if reason or self._gate.domain is None:
             self.blocked[reason or "no domain"] += 1
@@ -116,52 +139,51 @@ class OrderPublisher:
         domain = self._gate.domain
         order = Order(
             order_id=order_id(
-                self._world_id, self._strategy_id, wanted.node_id, wanted.bar, wanted.symbol, domain.value
+                self._world_id, self._strategy_id, intent.node_id, intent.bar, intent.symbol, domain.value
             ),
             world_id=self._world_id,
             strategy_id=self._strategy_id,
             session_id=self._session(),
             execution_domain=domain,
             epoch=epoch,
-            symbol=wanted.symbol,
-            side="buy" if wanted.quantity > 0 else "sell",
-            quantity=amount(abs(wanted.quantity)),
-            reference_price=amount(wanted.price) if wanted.price is not None and wanted.price > 0 else None,
-            decided_at=wanted.close,
+            symbol=intent.symbol,
+            side="buy" if intent.quantity > 0 else "sell",
+            quantity=amount(abs(intent.quantity)),
+            reference_price=amount(intent.price) if intent.price is not None and intent.price > 0 else None,
+            decided_at=intent.close,
         )
         self._orders.append((time.monotonic(), order))
-        self._news.set()
+        self._wake.set()
         return True
 
     def acknowledge(self, session_id: str, sequence: int) -> None:
-        """Say that a freeze or unfreeze was acted on: the gate has closed or opened already."""
+        """Queue the acknowledgement of a freeze or unfreeze. The gate has already closed or opened."""
         self._acks.append((session_id, sequence))
-        self._news.set()
+        self._wake.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._news.wait(0.5)
-            self._news.clear()
+            self._wake.wait(WAKE_S)
+            self._wake.clear()
             while (self._acks or self._orders) and not self._stop.is_set():
                 try:
-                    self._step()
+                    self._send()
                 except QmtlError as error:
-                    if error.code != "E_UNAVAILABLE" and error.code != "E_RATE":
-                        self._give_up(error)
-                    self._stop.wait(AGAIN_S)
+                    if error.code not in ("E_UNAVAILABLE", "E_RATE"):
+                        self._drop_refused(error)
+                    self._stop.wait(RETRY_S)
 
-    def _step(self) -> None:
-        """Acknowledgements first, in order; then orders."""
+    def _send(self) -> None:
+        """Send the acknowledgements in order, then a batch of orders."""
         while self._acks:
             self._client.ack_session(*self._acks[0])
             self._acks.popleft()
-        limit = (
-            time.monotonic() - self._gate.manager.ttl_s
-        )  # an order that nobody has heard for so long is no longer meant
-        while self._orders and self._orders[0][0] < limit:
+        # An order older than the decision's TTL is no longer valid: the gate would be closed by now.
+        oldest = time.monotonic() - self._gate.manager.ttl_s
+        while self._orders and self._orders[0][0] < oldest:
             self._orders.popleft()
             self.undelivered += 1
-        batch = [order for _, order in list(self._orders)[:BATCH]]
+        batch = [order for _, order in list(self._orders)[:BATCH_SIZE]]
         if not batch:
             return
         for order, verdict in zip(batch, self._client.publish_orders(batch, patience_s=0.0), strict=True):
@@ -173,8 +195,8 @@ class OrderPublisher:
             if self._on_verdict is not None:
                 self._on_verdict(order, verdict)
 
-    def _give_up(self, error: QmtlError) -> None:
-        """The Gateway refuses the request itself: a session that it does not know, a world that is gone. What it was about is counted."""
+    def _drop_refused(self, error: QmtlError) -> None:
+        """Drop what the Gateway refused (unknown session, deleted world) and count the orders."""
         if self._acks:
             self._acks.popleft()
         else:
@@ -183,5 +205,5 @@ class OrderPublisher:
 
 
 def amount(value: float) -> Decimal:
-    """A quantity or price at the order boundary: what the float shows, to twelve places."""
+    """Convert a quantity or price to Decimal, rounded to twelve places."""
     return round(Decimal(repr(float(value))), 12).normalize() + Decimal(0)

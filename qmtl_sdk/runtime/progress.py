@@ -1,4 +1,4 @@
-"""What a person sees while a submission runs: the local computation, then the workflow's own words. On stderr, so that stdout stays a program's."""
+"""Show the progress of a submission on stderr: the local computation, then the steps of the workflow."""
 
 from types import TracebackType
 
@@ -9,29 +9,29 @@ from qmtl_sdk.contracts.submission import Heartbeat
 
 
 class ProgressDisplay:
-    """One line that moves in a terminal or notebook, nothing elsewhere; `say` always speaks."""
+    """Shows one updating line in a terminal or notebook; `print_line` prints everywhere."""
 
     def __init__(self, name: str, shown: bool | None) -> None:
         self._console = Console(stderr=True)
-        moving = shown if shown is not None else self._console.is_terminal or self._console.is_jupyter
+        animated = shown if shown is not None else self._console.is_terminal or self._console.is_jupyter
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=self._console, transient=True, disable=not moving)
+        self._progress = Progress(*columns, console=self._console, transient=True, disable=not animated)
         self._name = name
         self._task = self._progress.add_task(name, total=None)
 
-    def computing(self, beat: Heartbeat) -> None:
-        whole = beat.nodes_done + (beat.bar / beat.bars if beat.bars else 0)
+    def show_progress(self, heartbeat: Heartbeat) -> None:
+        completed = heartbeat.nodes_done + (heartbeat.bar / heartbeat.bars if heartbeat.bars else 0)
         self._progress.update(
             self._task,
-            description=f"{self._name}: computing {beat.node}",
-            total=max(beat.nodes, 1),
-            completed=whole,
+            description=f"{self._name}: computing {heartbeat.node}",
+            total=max(heartbeat.nodes, 1),
+            completed=completed,
         )
 
-    def step(self, text: str) -> None:
+    def show_step(self, text: str) -> None:
         self._progress.update(self._task, description=f"{self._name}: {text}")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> "ProgressDisplay":

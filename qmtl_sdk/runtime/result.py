@@ -1,4 +1,4 @@
-"""What a submission came to, as an author reads it: on the console, in a notebook, in code."""
+"""The result of a submission, for code, the console and a notebook."""
 
 from dataclasses import dataclass, field
 from html import escape
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorldView:
-    """What the world decided: the service's word, unchanged. None where there is no decision to be had."""
+    """The decision and the activation as the service sent them; None without a decision."""
 
     decision: DecisionEnvelope | None
     activation: ActivationEnvelope | None
@@ -21,7 +21,7 @@ class WorldView:
 
 @dataclass(frozen=True)
 class NodeCounts:
-    """`new` and `reused` in the global graph; of the nodes computed here, `computed` anew and `cached` from an earlier run of the same context."""
+    """Nodes that are `new` or `reused` in the global graph, `computed` here or read from the cache."""
 
     new: int
     reused: int
@@ -31,7 +31,11 @@ class NodeCounts:
 
 @dataclass(frozen=True)
 class SubmitResult:
-    """`metrics` are the service's; `precheck` is what this process found by itself and decides nothing. `running`: the strategy that goes on, where the world switched it on."""
+    """The result of a submission.
+
+    `metrics` are the service's. `precheck` holds this process's own findings, which decide nothing. `running`
+    is the running strategy if the world activated it. `seconds` is the submission's duration.
+    """
 
     name: str
     world: str
@@ -73,7 +77,7 @@ class SubmitResult:
 
     @property
     def safe_mode(self) -> bool:
-        """Orders are off because there is no fresh decision to go by."""
+        """Whether orders are off because there is no fresh decision."""
         return self.context.safe_mode
 
     @property
@@ -113,7 +117,7 @@ class SubmitResult:
 
     @property
     def verdict(self) -> str:
-        """In one line."""
+        """The decision about this strategy in one line."""
         if self.ws.decision is None:
             return f"no decision ({self.context.downgrade_reason}); computed only, orders are off"
         if self.active:
@@ -136,7 +140,8 @@ class SubmitResult:
         rows += [
             (
                 "nodes",
-                f"{counts.new} new, {counts.reused} reused; {counts.computed} computed, {counts.cached} from the cache",
+                f"{counts.new} new, {counts.reused} reused; "
+                f"{counts.computed} computed, {counts.cached} from the cache",
             ),
             ("strategy", self.strategy_id),
         ]

@@ -262,7 +262,7 @@ class _Submission:
     def _connect(self) -> GatewayClient:
         url = embedded.find(self._config)
         if url is None:
-            self._display.say(
+            self._display.print_line(
                 "No Gateway is configured: starting the embedded stack. It stays up until `qmtl down`."
             )
             url = embedded.start(self._config)
@@ -280,8 +280,10 @@ class _Submission:
                 if not self._hand_in(client, ack, computed):
                     continue  # the lease had ended: the outputs are cached, and a new one is asked for
             else:
-                self._display.step("another runner computes it, or it is past that; waiting for the decision")
-            name.forget()
+                self._display.show_step(
+                    "another runner computes it, or it is past that; waiting for the decision"
+                )
+            name.clear()
             status = self._decision(client, ack)
             if status is not None and status.needs_runner:
                 continue  # whoever computed it is gone
@@ -311,7 +313,7 @@ class _Submission:
             computed = compute_strategy(
                 self._build, ack, self._config.cache_dir, lambda _: None, self._options.parity
             )
-        self._display.step("opening its session")
+        self._display.show_step("opening its session")
         gateways = [
             GatewayClient(client.url, client.token, away_limit_s=0.0)
         ]  # computing does not wait for a Gateway that is away
@@ -321,7 +323,7 @@ class _Submission:
                 client.world(self._world),
                 gateways,
                 ack.bindings,
-                computed.tapes,
+                computed.outputs,
                 runner=runner,
                 shadow=self._options.shadow,
                 cross_context_cache_hits=computed.precheck["cross_context_cache_hit"],
@@ -333,7 +335,7 @@ class _Submission:
             gateways[0].close()
             if error.code != "E_SESSION_INACTIVE":
                 raise
-            self._display.say(
+            self._display.print_line(
                 f"It does not run: {error}"
             )  # the world has thought better of it in the meantime
             return None
@@ -349,7 +351,7 @@ class _Submission:
         moved = ack.model_copy(update={"context": context, "queue_map": targets})
         return compute_strategy(
             self._build, moved, self._config.cache_dir, lambda _: None, self._options.parity
-        ).tapes
+        ).outputs
 
     def _request(self, runner: str, as_of: str | None) -> StrategySubmit:
         meta = SubmissionMeta(
@@ -370,7 +372,7 @@ class _Submission:
 
             def report(beat: Heartbeat) -> None:
                 beats.report(beat)
-                self._display.computing(beat)
+                self._display.show_progress(beat)
                 if self.stop.is_set():
                     raise StoppedError
 
@@ -394,7 +396,7 @@ class _Submission:
                     if beats.newest.node
                     else ""
                 )
-                self._display.say(
+                self._display.print_line(
                     f"Stopped{at}. What was computed is kept: submit {self._build.name} again to go on from there."
                 )
                 self._give_back(
@@ -422,7 +424,7 @@ class _Submission:
     def _hand_in(self, client: GatewayClient, ack: SubmissionAck, computed: Computed) -> bool:
         """False where the lease had ended before."""
         assert ack.lease is not None  # the caller has computed under it
-        self._display.step("handing in the returns")
+        self._display.show_step("handing in the returns")
         data = encode(computed.returns)
         digest = content_hash(data)
         client.put_artifact(digest, data)
@@ -449,11 +451,11 @@ class _Submission:
                 status = client.status(self.strategy_id, self._world, ack.run_id, min(_POLL_S, left))
                 if status.outcome is not None or status.needs_runner:
                     return status
-                self._display.step(status.step or "waiting for the decision")
+                self._display.show_step(status.step or "waiting for the decision")
                 if self.stop.is_set():
                     raise StoppedError
         except QmtlError as error:
-            self._display.say(f"No decision is to be had: {error}")
+            self._display.print_line(f"No decision is to be had: {error}")
         return None
 
     def _result(

@@ -242,13 +242,13 @@ class RunningStrategy:
 
     def _hear(self, kind: str, event: CloudEvent) -> None:
         if kind == "queues":
-            self.tags.hear(event)
+            self.tags.handle(event)
         elif kind == "activation" and event.subject == WHOLE_WORLD:
             self._acknowledge(event)
 
     def _snapshot(self, kind: str, state: TopicState) -> None:
         if kind == "queues":
-            self.tags.snapshot(state)
+            self.tags.restore(state)
         elif kind == "activation" and WHOLE_WORLD in state.events:
             self._acknowledge(state.events[WHOLE_WORLD])
 
@@ -352,7 +352,7 @@ class RunningStrategy:
             return
         symbol, stream = self._markets[node.node_id]
         price = values.get("price", self._prices.get(stream))
-        self.orders.offer(
+        self.orders.enqueue(
             OrderIntent(
                 node.node_id,
                 ts,
@@ -366,7 +366,7 @@ class RunningStrategy:
     def _watch_silence(self) -> None:
         """A source that stops closes the gate once its newest bar is older than several intervals on the world's clock."""
         limit = SILENT_INTERVALS * self.feed.interval
-        for label, close in self.feed.silent_since().items():
+        for label, close in self.feed.newest_closes().items():
             silence = (to_ns(self.now()) - close) / 1e9 if close > -(2**63) else math.inf
             if silence > limit and not self._shadow:
                 self.gate.faults["data"] = f"{label} has no bar " + (

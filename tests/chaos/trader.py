@@ -71,7 +71,9 @@ class Trader:
             self._n += 1
             # Without pause, but not ahead of what is answered: a backlog would be stale, and nothing else would be tried.
             if len(self._publisher._orders) < 20:
-                self._publisher.offer(OrderIntent(self._run, self._n, datetime.now(UTC), "AAPL", 1.0, 100.0))
+                self._publisher.enqueue(
+                    OrderIntent(self._run, self._n, datetime.now(UTC), "AAPL", 1.0, 100.0)
+                )
             if self._n % 4 == 0:
                 self._try(lambda: self._send([self._rude() for _ in range(4)]))
             time.sleep(0.002)
