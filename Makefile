@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := $(UV) run --no-sync
-# Tests start hundreds of processes. Where compiled modules are not kept, each compiles all of its own anew, which takes it a second.
+# Tests start hundreds of processes. Without cached bytecode, each needs another second to compile its modules.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint bench chaos fuzz picture setup server record-histories
@@ -25,19 +25,20 @@ lint: setup
 bench: setup server
 	@$(RUN) python -m benchmarks $(ONLY)
 
-# Processes are killed while events flow (stream: 100 runs) and while orders and applies do (orders: 200 applies), and the fence's checks are taken out in turn (leaks).
+# stream: kill processes while events flow (100 runs). orders: kill them while orders and applies run (200 applies).
+# leaks: remove each check of the fence in turn, and verify that the checker finds it.
 chaos: setup server
 	@for suite in $(or $(ONLY),stream orders leaks); do $(RUN) python -m tests.chaos $$suite $(RUNS) $(if $(RUNS),$(SEED)) || exit 1; done
 
-# Requests made from the Gateway's OpenAPI document, some 70 for each of EXAMPLES.
+# Send requests generated from the Gateway's OpenAPI document, about 70 for each of EXAMPLES.
 fuzz: setup server
 	@$(RUN) python -m tests.chaos.fuzz $(or $(EXAMPLES),250) $(or $(SEED),1)
 
-# The README's picture of the Temporal UI; needs Debian's packages chromium and chromium-driver.
+# Take the README's picture of the Temporal UI; needs Debian's packages chromium and chromium-driver.
 picture: setup server
 	@$(RUN) python -m tests.picture docs/pictures/apply.png >/dev/null
 
-# The histories that tests/replay replays, recorded anew from this code.
+# Record the histories that tests/replay replays, from this code.
 record-histories: setup server
 	@$(RUN) python -m tests.replay.record
 
@@ -48,6 +49,6 @@ setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed; name it with PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv || { echo "make: uv could not be installed; a package index is needed" >&2; exit 1; }
 
-# Fetched once into the user's cache folder; see docs/temporal.md.
+# Fetch the Temporal server once into the user's cache folder; see docs/temporal.md.
 server: setup
 	@$(RUN) python -m temporal.server >/dev/null
