@@ -1,7 +1,7 @@
 """The plan of an apply: a list of named steps, and what changes for each strategy.
 
-`explain` describes each step to a person, and the workflow executes the same list: approval → freeze → drain →
-switch → unfreeze.
+`explain` describes each step to a person, and the workflow executes the same list: approval → freeze → drain
+→ switch → unfreeze.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Extension points: data sources, brokers, buses and metrics are found by name.
 
-A registry knows the built-in extensions and those that installed packages offer as Python entry points. Nothing is
-imported before it is used.
+A registry knows the built-in extensions and those that installed packages offer as Python entry points.
+Nothing is imported before it is used.
 """
 
 import warnings
@@ -56,7 +56,10 @@ class Registry:
         return name in self._built_in
 
     def _find(self) -> dict[str, EntryPoint]:
-        """Find every extension. The first of a name stands, built-in ones before all: a package replaces nothing."""
+        """Find every extension.
+
+        The first of a name stands, built-in ones before all: a package replaces nothing.
+        """
         found = dict(self._built_in)
         for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, _package(point))):
             if point.name in found:

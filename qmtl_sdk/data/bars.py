@@ -17,7 +17,11 @@ NS = 1_000_000_000
 
 @dataclass(frozen=True)
 class Bars:
-    """`ts`: opening times, int64 nanoseconds UTC, ascending. `columns`: float64 arrays of the same length. `interval`: seconds."""
+    """Bars of one stream.
+
+    `ts` are opening times (int64, ns UTC, ascending), `columns` float64 arrays of the same length, `interval`
+    is in seconds.
+    """
 
     ts: np.ndarray
     columns: dict[str, np.ndarray]
@@ -28,11 +32,11 @@ class Bars:
 
     @cached_property
     def closes(self) -> np.ndarray:
-        """The times at which the bars close and become visible, int64 ns."""
+        """Times at which the bars close and become visible (int64, ns UTC)."""
         return self.ts + self.interval * NS
 
     def until(self, as_of: datetime | None) -> "Bars":
-        """The bars that have closed by `as_of`: nothing stamped at or after it, and nothing unfinished."""
+        """Return the bars that have closed by `as_of`."""
         if as_of is None:
             return self
         return self.rows(0, int(np.searchsorted(self.closes, to_ns(as_of), side="right")))
@@ -45,7 +49,7 @@ class Bars:
         return Bars(self.ts[start:end], columns, self.interval)
 
     def only(self, fields: "list[str]") -> "Bars":
-        """The bars with these columns alone. Raises QmtlError (E_COLUMN_MISSING)."""
+        """Return the bars with these columns only. Raises QmtlError (E_COLUMN_MISSING)."""
         missing = [name for name in fields if name not in self.columns]
         if missing:
             raise QmtlError(
@@ -57,26 +61,28 @@ class Bars:
 
 
 def to_ns(moment: datetime) -> int:
-    """A time as nanoseconds since 1970, exactly."""
+    """Convert a time to nanoseconds since 1970 (UTC)."""
     delta = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     return (delta.days * 86_400 + delta.seconds) * NS + delta.microseconds * 1000
 
 
 def from_ns(ns: int) -> datetime:
+    """Convert nanoseconds since 1970 to a UTC time, to the microsecond."""
     return datetime.fromtimestamp(ns // NS, UTC).replace(microsecond=ns % NS // 1000)
 
 
 def iso(ns: int) -> str:
-    """A time as people and contracts write it."""
+    """Format nanoseconds since 1970 as ISO 8601 in UTC."""
     return from_ns(ns).isoformat().replace("+00:00", "Z")
 
 
 def checked(bars: Bars, where: str) -> Bars:
-    """The bars, if they can be computed on. Raises QmtlError: E_DATA_EMPTY, E_DATA_UNSORTED, E_DATA_DUPLICATE, E_DATA_MISALIGNED, E_DATA_SCHEMA."""
+    """Return the bars if they can be computed on. `where` names them in errors.
+
+    Raises QmtlError: E_DATA_EMPTY, E_DATA_UNSORTED, E_DATA_DUPLICATE, E_DATA_MISALIGNED, E_DATA_SCHEMA.
+    """
     if not len(bars):
-        raise QmtlError(
-            "E_DATA_EMPTY", f"{where} has no bars", "check the file, and the range that was asked for"
-        )
+        raise QmtlError("E_DATA_EMPTY", f"{where} has no bars", "check the file, and the requested range")
     steps = np.diff(bars.ts)
     if (steps == 0).any():
         row = int(np.flatnonzero(steps == 0)[0]) + 1
@@ -98,8 +104,9 @@ def checked(bars: Bars, where: str) -> Bars:
         row = int(np.flatnonzero(steps < bars.interval * NS)[0]) + 1
         raise QmtlError(
             "E_DATA_MISALIGNED",
-            f"{where} has bars {int(steps[row - 1]) / NS:g} s apart at {iso(int(bars.ts[row]))}, closer than its interval of {bars.interval} s",
-            "name the interval that the data has",
+            f"{where} has bars {int(steps[row - 1]) / NS:g} s apart at {iso(int(bars.ts[row]))}, "
+            f"closer than its interval of {bars.interval} s",
+            "name the interval of the data",
             row=row + 1,
         )
     for name, values in bars.columns.items():
@@ -115,7 +122,10 @@ def checked(bars: Bars, where: str) -> Bars:
 
 
 def fingerprint(streams: dict[str, Bars]) -> str:
-    """BLAKE3 of the canonical content: streams and columns by name, each with its length; times and values as little-endian bytes."""
+    """Hash the canonical content of streams with BLAKE3.
+
+    Streams and columns are sorted by name, each with its length; times and values are little-endian bytes.
+    """
     digest = blake3()
     for name in sorted(streams):
         bars = streams[name]
@@ -131,7 +141,7 @@ def fingerprint(streams: dict[str, Bars]) -> str:
 
 
 def combined(fingerprints: "list[str]") -> str:
-    """One fingerprint for the data sets of a run, in any order."""
+    """Combine the fingerprints of the data sets of a run, in any order."""
     unique = sorted(set(fingerprints))
     if len(unique) == 1:
         return unique[0]

@@ -1,7 +1,7 @@
 """Markets' calendars: how many bars a year has, and which bars are missing.
 
-`24/7` trades always; `24/5` from Sunday 22:00 to Friday 22:00 UTC, an hour less or more around changes of the clocks; every other name is an
-exchange's code (XNYS, XLON …) as the package exchange_calendars knows it.
+`24/7` trades always; `24/5` from Sunday 22:00 to Friday 22:00 UTC, an hour less or more around changes of the
+clocks; every other name is an exchange's code (XNYS, XLON …) as the package exchange_calendars knows it.
 """
 
 from collections.abc import Container, Iterable
@@ -15,14 +15,19 @@ from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.data.bars import NS, Bars
 
+# Seconds.
 DAY = 86_400
-ALWAYS, WEEKDAYS = "24/7", "24/5"
+
+# Calendars of markets that never close, and of those that close on weekends.
+ALWAYS = "24/7"
+WEEKDAYS = "24/5"
+
 # Sessions a year and hours a session by convention, where there is one.
 _CONVENTION = {ALWAYS: (365.0, 24.0), WEEKDAYS: (260.0, 24.0), "XNYS": (252.0, 6.5), "XNAS": (252.0, 6.5)}
 
 
 def _exchanges() -> Any:
-    """The package, loaded when an exchange's calendar is asked for: it takes a quarter of a second. (Any: it has no types.)"""
+    """Load the package of exchange calendars when it is needed: that takes 0.25 s. (Any: it has no types.)"""
     import exchange_calendars
 
     return exchange_calendars
@@ -33,7 +38,7 @@ def known(name: str) -> bool:
 
 
 def require(name: str) -> None:
-    """Raises QmtlError (E_WORLD_INVALID) for a calendar that nobody knows."""
+    """Raises QmtlError (E_WORLD_INVALID) where there is no such calendar."""
     if not known(name):
         names = [*_CONVENTION, *_exchanges().get_calendar_names(include_aliases=True)]
         raise QmtlError(
@@ -44,7 +49,10 @@ def require(name: str) -> None:
 
 
 def periods_per_year(calendar: str, interval_s: int) -> float:
-    """How many bars of the interval a year has: 252 days of XNYS; 252 · 6.5 hours; 365 · 24 hours around the clock."""
+    """Return the bars a year of an interval.
+
+    XNYS has 252 days, or 252 · 6.5 hours; a market that never closes has 365 · 24 hours.
+    """
     days, hours = _CONVENTION[calendar] if calendar in _CONVENTION else _observed(calendar)
     if interval_s >= DAY:
         return (
@@ -58,7 +66,10 @@ def periods_per_year(calendar: str, interval_s: int) -> float:
 def most_periods_per_year(
     bindings: Iterable[StreamBinding], streams: Container[str], interval_s: int
 ) -> float:
-    """Return the bars per year of the calendars of the bound `streams`; of several, that which is open most."""
+    """Return the bars per year of the calendars of the bound `streams`.
+
+    Of several, that which is open most.
+    """
     calendars = {binding.preset.calendar for binding in bindings if binding.node_id in streams} or {ALWAYS}
     return max(periods_per_year(calendar, interval_s) for calendar in calendars)
 
@@ -71,7 +82,7 @@ def _observed(calendar: str) -> tuple[float, float]:
 
 
 def missing(bars: Bars, calendar: str, at_most: int = 1000) -> np.ndarray:
-    """Opening times (int64 ns) of bars that the calendar expects and the data lacks, oldest first."""
+    """Return opening times (int64, ns) of bars that the calendar expects and the data lacks, oldest first."""
     step = bars.interval * NS
     wide = np.flatnonzero(np.diff(bars.ts) > step)
     if not len(wide):
@@ -87,7 +98,7 @@ def missing(bars: Bars, calendar: str, at_most: int = 1000) -> np.ndarray:
 
 
 def _weekday(times: np.ndarray) -> np.ndarray:
-    """Which times a market that rests at weekends is open at, with an hour's room on both sides."""
+    """Return which times lie outside weekends, with an hour of tolerance on both sides."""
     hour_of_week = (times // NS // 3600 + 3 * 24) % (
         7 * 24
     )  # 1970-01-01 was a Thursday; the week starts on Monday

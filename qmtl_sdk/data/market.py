@@ -1,7 +1,7 @@
 """Market data sources: where the streams of a world's presets come from.
 
-A preset's `source` names one: `csv`, `parquet` and `replay` are built in, and installed packages add more with entry
-points of the group `qmtl.sources`.
+A preset's `source` names one: `csv`, `parquet` and `replay` are built in, and installed packages add more
+with entry points of the group `qmtl.sources`.
 """
 
 import glob
@@ -33,7 +33,9 @@ SOURCES = Registry(
 
 @dataclass(frozen=True)
 class NewBars:
-    """Bars that closed after a position. `earlier` counts those up to it; None where the source does not know.
+    """Bars that closed after a position.
+
+    `earlier` counts those up to it; None where the source does not know.
 
     A caller that sees `earlier` grow learns that bars appeared late.
     """
@@ -45,8 +47,9 @@ class NewBars:
 class MarketDataSource(Protocol):
     """The streams of one preset. A process makes one from the preset, and uses it from several threads.
 
-    Methods raise QmtlError, such as E_DATA_NOT_FOUND or E_DATA_SCHEMA, where the data cannot be read; any other
-    exception becomes E_EXTENSION. Bars must pass `qmtl_sdk.data.bars.checked` and have the preset's interval.
+    Methods raise QmtlError, such as E_DATA_NOT_FOUND or E_DATA_SCHEMA, where the data cannot be read; any
+    other exception becomes E_EXTENSION. Bars must pass `qmtl_sdk.data.bars.checked` and have the preset's
+    interval.
     """
 
     def __init__(self, preset: Preset) -> None: ...
@@ -64,7 +67,10 @@ class MarketDataSource(Protocol):
         """Read the bars of a stream that opened at or after `start` and closed by `end`."""
 
     def follow(self, stream: str, after: int | None, limit: int) -> NewBars:
-        """Read the first `limit` bars that closed after `after` (ns since 1970 UTC); from the first for None."""
+        """Read the first `limit` bars that closed after `after` (ns since 1970 UTC).
+
+        From the first for None.
+        """
 
 
 def market_data(preset: Preset) -> MarketDataSource:
@@ -152,7 +158,10 @@ class _PackagedSource:
 
 
 class FileMarketData:
-    """Streams in CSV or Parquet files. The preset's `path` names one file, or one for each stream with `{stream}`."""
+    """Streams in CSV or Parquet files.
+
+    The preset's `path` names one file, or one for each stream with `{stream}`.
+    """
 
     def __init__(self, preset: Preset) -> None:
         self._preset = preset

@@ -1,7 +1,7 @@
-"""A world's streams: which one a StreamInput means, and its bars.
+"""The streams of a world: bind each StreamInput to one, and load its bars.
 
-A StreamInput is bound to the one stream of its interval that carries all of its tags; one without tags to the only stream of that
-interval. The binding belongs to the world and never enters the NodeID.
+A StreamInput is bound to the one stream of its interval that carries all of its tags; one without tags to the
+only stream of that interval. The binding belongs to the world and never enters the NodeID.
 """
 
 from datetime import datetime
@@ -17,7 +17,10 @@ from qmtl_sdk.data.market import market_data, require_no_gap
 
 
 def bind(dag: Dag, world: WorldSpec) -> tuple[StreamBinding, ...]:
-    """The stream of each StreamInput that brings no source of its own. Raises QmtlError: E_STREAM_UNBOUND, E_STREAM_AMBIGUOUS."""
+    """Bind each StreamInput without a source of its own to a stream of the world.
+
+    Raises QmtlError: E_STREAM_UNBOUND, E_STREAM_AMBIGUOUS.
+    """
     return tuple(
         _bind(node, world) for node in dag.nodes if node.node_type == STREAM and "source" not in node.params
     )
@@ -37,7 +40,8 @@ def _bind(node: NodeRecord, world: WorldSpec) -> StreamBinding:
     ]
     if len(found) == 1:
         return StreamBinding(node_id=node.node_id, preset=found[0][0], stream=found[0][1])
-    wanted = f"{node.label}: {'a stream' if not tags else 'a stream tagged ' + '+'.join(sorted(tags))} at {format_duration(node.interval)}"
+    tagged = f" tagged {'+'.join(sorted(tags))}" if tags else ""
+    wanted = f"{node.label}: a stream{tagged} at {format_duration(node.interval)}"
     there = (
         "; ".join(
             f"{name} at {format_duration(preset.interval)} ({', '.join(sorted(labels))})"
@@ -63,8 +67,8 @@ def _bind(node: NodeRecord, world: WorldSpec) -> StreamBinding:
 def load(preset: Preset, stream: str) -> Bars:
     """Read all bars of a stream.
 
-    Raises QmtlError: as `market_data` and `MarketDataSource.read`; E_DATA_GAP where a bar is missing and the preset
-    says that this is a fault.
+    Raises QmtlError: as `market_data` and `MarketDataSource.read`; E_DATA_GAP where a bar is missing and the
+    preset says that this is a fault.
     """
     bars = market_data(preset).read(stream)
     require_no_gap(preset, stream, bars)
@@ -72,13 +76,16 @@ def load(preset: Preset, stream: str) -> Bars:
 
 
 def fingerprint_of(bindings: tuple[StreamBinding, ...]) -> str:
-    """The fingerprint of the data sets that a run reads."""
+    """Return the fingerprint of the data sets that a run reads."""
     presets = {binding.preset.name: binding.preset for binding in bindings}
     return combined([market_data(preset).fingerprint() for preset in presets.values()])
 
 
 def inspect_world(spec: WorldSpec) -> dict[str, dict[str, object]]:
-    """Read every stream of a world once, so that a fault in its data is said when the world is made. By preset: fingerprint, bars, range, gaps."""
+    """Read every stream of a world, so that faults in its data are reported when the world is created.
+
+    Returns fingerprint, number of bars, range and gaps of each stream, by preset.
+    """
     report: dict[str, dict[str, object]] = {}
     for preset in spec.data.presets:
         require(preset.calendar)
@@ -101,7 +108,13 @@ def inspect_world(spec: WorldSpec) -> dict[str, dict[str, object]]:
 def newest_close(
     bindings: tuple[StreamBinding, ...], now: datetime
 ) -> tuple[datetime | None, datetime | None, datetime | None]:
-    """Of the bound streams at world time `now`: when the newest bar of any closed, when the newest of the laggard closed, and when the youngest stream began."""
+    """Return three times about the bound streams at world time `now`.
+
+    None each where there are no streams.
+
+    They are the close of the newest bar of any stream, the close of the newest bar of the stream that lags
+    most, and the first bar of the stream that began last. Raises QmtlError (E_DATA_EMPTY).
+    """
     ends, starts = [], []
     for binding in bindings:
         bars = load(binding.preset, binding.stream).until(now)

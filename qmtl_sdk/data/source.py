@@ -1,13 +1,14 @@
 """Files of bars: CSV and Parquet, read with their faults named.
 
-A file has a time column (`ts`, `timestamp`, `time`, `datetime` or `date`) and number columns; header case does not matter. A file of several
-streams has a column `symbol`. Times without a zone are UTC; whole numbers are seconds, milliseconds, microseconds or nanoseconds by size.
+A file has a time column (`ts`, `timestamp`, `time`, `datetime` or `date`) and number columns; header case
+does not matter. A file of several streams has a column `symbol`. Times without a zone are UTC; whole numbers
+are seconds, milliseconds, microseconds or nanoseconds by size.
 """
 
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -24,12 +25,14 @@ SYMBOL = "symbol"
 
 
 class Source(Protocol):
-    """Where a StreamInput of one's own takes its bars from. `identity` is what its NodeID says of it."""
+    """The bars of a StreamInput that an author hands over. `identity` enters its NodeID."""
 
     @property
-    def identity(self) -> dict[str, Any]: ...
+    def identity(self) -> dict[str, Any]:
+        """Plain values that identify the source."""
 
-    def read(self) -> Bars: ...
+    def read(self) -> Bars:
+        """Read all bars."""
 
 
 class FileSource:
@@ -38,14 +41,16 @@ class FileSource:
     kind = ""
 
     def __init__(self, path: str | Path, *, interval: "int | str", symbol: str | None = None) -> None:
-        self.path, self.interval, self.symbol = str(path), seconds(interval), symbol
+        self.path = str(path)
+        self.interval = seconds(interval)
+        self.symbol = symbol
 
     @property
     def identity(self) -> dict[str, Any]:
         return {"kind": self.kind, "path": self.path, **({"symbol": self.symbol} if self.symbol else {})}
 
     def read(self) -> Bars:
-        """The bars. Raises QmtlError: E_DATA_NOT_FOUND, E_DATA_SCHEMA and those of `checked`."""
+        """Read all bars. Raises QmtlError: E_DATA_NOT_FOUND, E_DATA_SCHEMA and those of `checked`."""
         file = resolved(self.path)
         try:
             stat = file.stat()
@@ -53,15 +58,8 @@ class FileSource:
             raise QmtlError(
                 "E_DATA_NOT_FOUND", f"there is no file {self.path}", "check the path", path=self.path
             ) from error
-        return _bars(
-            self.kind,
-            str(file),
-            stat.st_mtime_ns,
-            stat.st_size,
-            self.interval,
-            self.symbol,
-            Path(self.path).name,
-        )
+        state = _FileState(self.kind, str(file), stat.st_mtime_ns, stat.st_size)
+        return _bars(state, self.interval, self.symbol, Path(self.path).name)
 
 
 class CsvSource(FileSource):
@@ -73,36 +71,46 @@ class ParquetSource(FileSource):
 
 
 def resolved(path: str) -> Path:
-    """The file that a path names; `sample:NAME` is one that QMTL ships."""
+    """Return the file of a path. `sample:NAME` is one that QMTL ships."""
     if path.startswith(SAMPLE):
         return Path(str(files("qmtl_sdk.samples") / "prices" / path.removeprefix(SAMPLE)))
     return Path(path)
 
 
 def streams_in(source: FileSource) -> tuple[str, ...]:
-    """List the streams of a file by its column `symbol`; empty where it has none. Raises QmtlError as `read`."""
+    """List the streams of a file by its column `symbol`; empty where it has none.
+
+    Raises QmtlError as `read`.
+    """
     file = resolved(source.path)
     if not file.exists():
         raise QmtlError(
             "E_DATA_NOT_FOUND", f"there is no file {source.path}", "check the path", path=source.path
         )
     stat = file.stat()
-    frame = _table(source.kind, str(file), stat.st_mtime_ns, stat.st_size)
+    frame = _table(_FileState(source.kind, str(file), stat.st_mtime_ns, stat.st_size))
     return tuple(map(str, frame[SYMBOL].unique())) if SYMBOL in frame else ()
 
 
+class _FileState(NamedTuple):
+    """A file in one state: once it changes, cached reads no longer apply."""
+
+    kind: str
+    path: str
+    mtime_ns: int
+    size: int
+
+
 @lru_cache(maxsize=256)
-def _bars(
-    kind: str, path: str, mtime_ns: int, size: int, interval: int, symbol: str | None, where: str
-) -> Bars:
-    """One stream of one state of a file. Kept, since a world's data is read at every submission."""
-    frame = _table(kind, path, mtime_ns, size)
+def _bars(state: _FileState, interval: int, symbol: str | None, where: str) -> Bars:
+    """Read one stream of a file. Cached, because every submission reads the data of its world."""
+    frame = _table(state)
     if symbol is not None:
         if SYMBOL not in frame:
             raise QmtlError(
                 "E_DATA_SCHEMA",
-                f"{where} has no column {SYMBOL}, but a stream {symbol!r} of it is asked for",
-                "add the column, or name a file a stream with {stream}",
+                f"{where} has no column {SYMBOL}, but its stream {symbol!r} is requested",
+                "add the column, or use one file for each stream, with {stream} in the path",
             )
         frame = frame[frame[SYMBOL] == symbol]
         where = f"{where} ({symbol})"
@@ -113,8 +121,10 @@ def _bars(
 
 
 @lru_cache(maxsize=16)
-def _table(kind: str, path: str, mtime_ns: int, size: int) -> pd.DataFrame:
-    """The file as a frame with lower-case headers. Read once for one state of the file (its time and size are part of the key)."""
+def _table(state: _FileState) -> pd.DataFrame:
+    """Read a file as a frame with lower-case headers."""
+    kind = state.kind
+    path = state.path
     name = Path(path).name
     try:
         frame = _parquet(path) if kind == "parquet" else pd.read_csv(path)
@@ -134,7 +144,8 @@ def _table(kind: str, path: str, mtime_ns: int, size: int) -> pd.DataFrame:
 def _parquet(path: str) -> pd.DataFrame:
     """Read one file on this thread.
 
-    `read_table` loads a data set engine and a pool of threads, which cost a service more memory than its data.
+    `read_table` loads a data set engine and a pool of threads, which cost a service more memory than its
+    data.
     """
     with pq.ParquetFile(path) as file:
         frame: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)

@@ -1,6 +1,7 @@
-"""The returns as one Arrow file: what a runner uploads by content hash and what the service measures.
+"""Returns as one Arrow file, which a runner uploads by content hash and the service measures.
 
-Columns `ts` (ns, UTC), `returns`, and `position:NAME` for each instrument; the rest is in the schema's metadata under `qmtl.returns`.
+Columns `ts` (ns, UTC), `returns`, and `position:NAME` for each instrument; the rest is in the schema's
+metadata under `qmtl.returns`.
 """
 
 import json
@@ -12,10 +13,15 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.bars import NS, iso
 from qmtl_sdk.reports.returns import Returns
 
-_META, _POSITION = b"qmtl.returns", "position:"
+# The key of the schema's metadata.
+_META = b"qmtl.returns"
+
+# What the name of a position's column begins with.
+_POSITION = "position:"
 
 
 def encode(returns: Returns) -> bytes:
+    """Encode returns as an Arrow file."""
     columns: dict[str, np.ndarray] = {"ts": returns.ts, "returns": returns.values}
     columns |= {_POSITION + name: values for name, values in returns.positions.items()}
     meta = {"interval": returns.interval, "weights": returns.weights, "price_streams": returns.price_streams}
@@ -28,11 +34,12 @@ def encode(returns: Returns) -> bytes:
 
 
 def decode(data: bytes) -> Returns:
-    """The returns, checked. Raises QmtlError (E_RETURNS_INVALID) that says what is wrong and where."""
+    """Decode and check returns. Raises QmtlError (E_RETURNS_INVALID) with the fault and its place."""
     try:
         table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         meta = json.loads((table.schema.metadata or {})[_META])
-        ts, values = _column(table, "ts", "int64"), _column(table, "returns", "float64")
+        ts = _column(table, "ts", "int64")
+        values = _column(table, "returns", "float64")
         positions = {
             name.removeprefix(_POSITION): _column(table, name, "float64")
             for name in table.column_names

@@ -1,8 +1,12 @@
-"""A strategy's returns, from the node that it names or from its positions.
+"""The returns of a strategy, from the node that it names or from its positions.
 
-A position decided at a close earns from the next bar on. For each instrument (a node with a column `position` in −1…1, or `signal` 0/1, over one
-price stream): r[t] = position[t-1] · (close[t] / close[t-1] − 1) − cost · |position[t-1] − position[t-2]|, where cost is fee and slippage of the
-world's execution model. Instruments are averaged by weight. A missing position is flat. The first value is 0, never missing.
+A position that is decided at a close earns from the next bar on. An instrument is a node with a column
+`position` in −1…1 (or `signal`, 0 or 1) over one price stream. Its return is
+
+r[t] = position[t-1] · (close[t] / close[t-1] − 1) − cost · |position[t-1] − position[t-2]|
+
+where cost is fee and slippage of the world's execution model. Instruments are averaged by weight. A missing
+position is flat. The first return is 0, never missing.
 """
 
 from collections.abc import Mapping
@@ -19,13 +23,21 @@ from qmtl_sdk.data.bars import NS, iso, to_ns
 from qmtl_sdk.nodes.node import Node, StreamInput
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 
-POSITION, SIGNAL, CLOSE = "position", "signal", "close"
+POSITION = "position"
+SIGNAL = "signal"
+CLOSE = "close"
+
+# One basis point, as a fraction.
 BPS = 1e-4
 
 
 @dataclass(frozen=True)
 class Returns:
-    """`ts`: opening times (ns) of the bars that earned; `values`: simple returns; `positions`: by instrument, at those bars' closes; `weights` sum to 1."""
+    """Simple returns of a strategy.
+
+    `ts` are the opening times (int64, ns UTC) of the bars, `values` the return of each, `positions` the
+    position of each instrument at their closes. The absolute `weights` of the instruments sum to 1.
+    """
 
     ts: np.ndarray
     values: np.ndarray
@@ -37,6 +49,8 @@ class Returns:
 
 @dataclass(frozen=True)
 class _Instrument:
+    """A position node with its price stream and its own returns."""
+
     node: Node
     price: StreamInput
     ts: np.ndarray
@@ -45,46 +59,50 @@ class _Instrument:
 
 
 def returns_of(
-    build: BuiltStrategy, tapes: Mapping[str, NodeOutput], execution: Execution, as_of: datetime | None = None
+    built: BuiltStrategy,
+    outputs: Mapping[str, NodeOutput],
+    execution: Execution,
+    as_of: datetime | None = None,
 ) -> Returns:
-    """The returns of a computed strategy. Raises QmtlError: E_RETURNS_MISSING, E_RETURNS_AMBIGUOUS, E_COMPUTE_OUTPUT.
+    """Compute the returns of a strategy from its nodes' outputs, `outputs`, by NodeID.
 
-    One that holds nothing but offers its nodes' outputs by tag, or asks for others', has returns of 0: it is there for what it computes.
+    A strategy without positions that publishes outputs by tag, or queries those of others, has returns of 0.
+    Raises QmtlError: E_RETURNS_MISSING, E_RETURNS_AMBIGUOUS, E_COMPUTE_OUTPUT.
     """
     carriers = [
         node
-        for node in build.nodes
-        if _position_column(tapes[node.node_id]) and not isinstance(node, StreamInput)
+        for node in built.nodes
+        if _position_column(outputs[node.node_id]) and not isinstance(node, StreamInput)
     ]
-    if build.strategy.returns_node is not None:
-        return _named(build.strategy.returns_node, tapes)
+    if built.strategy.returns_node is not None:
+        return _named(built.strategy.returns_node, outputs)
     if not carriers and any(
         node.node_type == TAG_QUERY or (node.tags and not isinstance(node, StreamInput))
-        for node in build.nodes
+        for node in built.nodes
     ):
-        return _flat(build, tapes, as_of)
+        return _flat(built, outputs, as_of)
     if not carriers:
         raise QmtlError(
             "E_RETURNS_MISSING",
-            f"{build.name} has neither a node with a column position or signal nor one named with returns=",
+            f"{built.name} has neither a node with a column position or signal nor one named with returns=",
             "return pd.DataFrame({'position': …}) from a node, or pass returns= to add_nodes",
         )
     cost = (execution.fee_bps + execution.slippage_bps) * BPS
-    instruments = [_instrument(node, tapes, cost) for node in carriers]
+    instruments = [_instrument(node, outputs, cost) for node in carriers]
     intervals = {item.node.interval for item in instruments}
     if len(intervals) > 1:
         raise QmtlError(
             "E_RETURNS_AMBIGUOUS",
-            f"the position nodes of {build.name} have different intervals",
+            f"the position nodes of {built.name} have different intervals",
             "give them one interval, or pass returns= to add_nodes",
         )
     given = [
-        build.strategy.weights.get(item.node, 0.0 if build.strategy.weights else 1.0) for item in instruments
+        built.strategy.weights.get(item.node, 0.0 if built.strategy.weights else 1.0) for item in instruments
     ]
     if sum(map(abs, given)) <= 0:
         raise QmtlError(
             "E_RETURNS_MISSING",
-            f"the weights of {build.name} name none of its position nodes",
+            f"the weights of {built.name} name none of its position nodes",
             "name the nodes whose output has a column position or signal",
         )
     weights = [weight / sum(map(abs, given)) for weight in given]
@@ -103,17 +121,17 @@ def returns_of(
     return Returns(ts, values, intervals.pop(), positions, shares, streams)
 
 
-def _flat(build: BuiltStrategy, tapes: Mapping[str, NodeOutput], as_of: datetime | None) -> Returns:
-    """Nothing earned and nothing lost, at the bars of the finest node that has any, or at the last one before `as_of`."""
-    computed = [tapes[node.node_id].bars for node in build.nodes if len(tapes[node.node_id].bars)]
+def _flat(built: BuiltStrategy, outputs: Mapping[str, NodeOutput], as_of: datetime | None) -> Returns:
+    """Return zeros at the bars of the finest node that has any, or at the last bar before `as_of`."""
+    computed = [outputs[node.node_id].bars for node in built.nodes if len(outputs[node.node_id].bars)]
     if computed:
         finest = min(computed, key=lambda bars: bars.interval)
         return Returns(finest.ts, np.zeros(len(finest.ts)), finest.interval, {}, {}, ())
-    interval = min(node.interval for node in build.nodes)
+    interval = min(node.interval for node in built.nodes)
     if as_of is None:
         raise QmtlError(
             "E_RETURNS_MISSING",
-            f"{build.name} has neither data nor a time that it is computed for",
+            f"{built.name} has neither data nor a time that it is computed for",
             "submit it to a world with a clock",
         )
     step = interval * NS
@@ -122,15 +140,15 @@ def _flat(build: BuiltStrategy, tapes: Mapping[str, NodeOutput], as_of: datetime
     )
 
 
-def _instrument(node: Node, tapes: Mapping[str, NodeOutput], cost: float) -> _Instrument:
-    price = _price_of(node, tapes)
-    tape, bars = tapes[node.node_id], tapes[price.node_id].bars
-    column = _position_column(tape)
-    decided = tape.bars.columns[column]
-    _within(node, column, tape)
-    first = tape.first
-    ts, position = tape.bars.ts[first:], np.nan_to_num(decided[first:], nan=0.0)
-    at = np.searchsorted(bars.closes, tape.bars.closes[first:], side="right") - 1
+def _instrument(node: Node, outputs: Mapping[str, NodeOutput], cost: float) -> _Instrument:
+    price = _price_of(node, outputs)
+    output, bars = outputs[node.node_id], outputs[price.node_id].bars
+    column = _position_column(output)
+    decided = output.bars.columns[column]
+    _within(node, column, output)
+    first = output.first
+    ts, position = output.bars.ts[first:], np.nan_to_num(decided[first:], nan=0.0)
+    at = np.searchsorted(bars.closes, output.bars.closes[first:], side="right") - 1
     if (at < 0).any():
         raise QmtlError(
             "E_RETURNS_MISSING",
@@ -146,16 +164,14 @@ def _instrument(node: Node, tapes: Mapping[str, NodeOutput], cost: float) -> _In
     return _Instrument(node, price, ts, returns, position)
 
 
-def _price_of(node: Node, tapes: Mapping[str, NodeOutput]) -> StreamInput:
-    """The one price stream that a position derives from."""
-    found = [stream for stream in _streams(node) if CLOSE in tapes[stream.node_id].bars.columns]
+def _price_of(node: Node, outputs: Mapping[str, NodeOutput]) -> StreamInput:
+    """Find the one price stream that a position derives from. Raises QmtlError (E_RETURNS_AMBIGUOUS)."""
+    found = [stream for stream in _streams(node) if CLOSE in outputs[stream.node_id].bars.columns]
     if len(found) == 1:
         return found[0]
-    why = (
-        "no stream with a column close"
-        if not found
-        else "several price streams: " + ", ".join(sorted(stream.label for stream in found))
-    )
+    why = "no stream with a column close"
+    if found:
+        why = "several price streams: " + ", ".join(sorted(stream.label for stream in found))
     raise QmtlError(
         "E_RETURNS_AMBIGUOUS",
         f"{node.label} derives from {why}",
@@ -164,27 +180,27 @@ def _price_of(node: Node, tapes: Mapping[str, NodeOutput]) -> StreamInput:
     )
 
 
-def _within(node: Node, column: str, tape: NodeOutput) -> None:
-    values = tape.bars.columns[column]
+def _within(node: Node, column: str, output: NodeOutput) -> None:
+    values = output.bars.columns[column]
     good = np.isnan(values) | (np.isin(values, (0.0, 1.0)) if column == SIGNAL else np.abs(values) <= 1)
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
         wanted = "0 or 1" if column == SIGNAL else "between -1 and 1"
         raise QmtlError(
             "E_COMPUTE_OUTPUT",
-            f"{node.label} gives a {column} of {values[row]:g} at {iso(int(tape.bars.ts[row]))}",
+            f"{node.label} gives a {column} of {values[row]:g} at {iso(int(output.bars.ts[row]))}",
             f"keep it {wanted}",
             node=node.node_id,
         )
 
 
-def _position_column(tape: NodeOutput) -> str:
-    return next((name for name in (POSITION, SIGNAL) if name in tape.bars.columns), "")
+def _position_column(output: NodeOutput) -> str:
+    return next((name for name in (POSITION, SIGNAL) if name in output.bars.columns), "")
 
 
-def _named(node: Node, tapes: Mapping[str, NodeOutput]) -> Returns:
-    tape = tapes[node.node_id]
-    columns = tape.bars.columns
+def _named(node: Node, outputs: Mapping[str, NodeOutput]) -> Returns:
+    output = outputs[node.node_id]
+    columns = output.bars.columns
     if len(columns) != 1 and "returns" not in columns:
         raise QmtlError(
             "E_RETURNS_AMBIGUOUS",
@@ -193,10 +209,10 @@ def _named(node: Node, tapes: Mapping[str, NodeOutput]) -> Returns:
             node=node.node_id,
         )
     values = columns["returns"] if "returns" in columns else next(iter(columns.values()))
-    values = np.nan_to_num(values[tape.first :], nan=0.0)
+    values = np.nan_to_num(values[output.first :], nan=0.0)
     values[0] = 0.0
     streams = tuple(stream.node_id for stream in _streams(node))
-    return Returns(tape.bars.ts[tape.first :], values, node.interval, {}, {}, streams)
+    return Returns(output.bars.ts[output.first :], values, node.interval, {}, {}, streams)
 
 
 def _streams(node: Node) -> list[StreamInput]:
@@ -207,7 +223,7 @@ def _streams(node: Node) -> list[StreamInput]:
 
 
 def _carried(ts: np.ndarray, own: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """A position at other instruments' bars: the last decided one, flat before the first."""
+    """Return a position at other instruments' bars: the last decided one, flat before the first."""
     at = np.searchsorted(own, ts, side="right") - 1
     return np.where(at >= 0, position[np.maximum(at, 0)], 0.0)
 

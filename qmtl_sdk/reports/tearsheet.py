@@ -1,4 +1,7 @@
-"""One HTML page on what a world decided: the decision, each strategy's figures, equity and drawdown. It needs nothing from outside."""
+"""The report of a decision: one HTML page with every strategy's metrics, equity and drawdown.
+
+The page loads nothing from the network.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,10 @@ from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.reports.metrics import descriptions, drawdown, equity
 from qmtl_sdk.reports.returns import Returns
 
-_MOST_POINTS = 4000
+# Points of a curve that are drawn.
+_POINTS = 4000
+
+# Metrics that the page shows, in order.
 _SHOWN = (
     "sharpe",
     "annual_return",
@@ -29,7 +35,7 @@ _SHOWN = (
 
 @dataclass(frozen=True)
 class Tearsheet:
-    """One strategy on the page."""
+    """What the page shows of one strategy."""
 
     name: str
     strategy_id: str
@@ -41,7 +47,7 @@ class Tearsheet:
 
 
 def write(path: Path, decision: DecisionEnvelope, sheets: list[Tearsheet]) -> Path:
-    """Write the page and return where it is."""
+    """Write the page. Returns its absolute path."""
     environment = Environment(loader=PackageLoader("qmtl_sdk.reports"), autoescape=select_autoescape())
     page = environment.get_template("tearsheet.html.j2").render(
         decision=decision,
@@ -69,12 +75,10 @@ def _figure(sheets: list[Tearsheet]) -> str:
         (item for item in sheets if item.returns is not None), colours * len(sheets), strict=False
     ):
         assert sheet.returns is not None  # the generator left the others out
-        keep = np.unique(np.linspace(0, len(sheet.returns.ts) - 1, _MOST_POINTS).astype(int))
+        keep = np.unique(np.linspace(0, len(sheet.returns.ts) - 1, _POINTS).astype(int))
         times = sheet.returns.ts[keep].view("M8[ns]").astype("M8[s]").astype(str).tolist()
-        curve, falls = (
-            equity(sheet.returns.values)[keep].tolist(),
-            (-drawdown(sheet.returns.values)[keep]).tolist(),
-        )
+        curve = equity(sheet.returns.values)[keep].tolist()
+        falls = (-drawdown(sheet.returns.values)[keep]).tolist()
         figure.add_trace(
             go.Scatter(
                 x=times,
