@@ -26,7 +26,13 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.messages.evaluation import EvaluationInput, EvaluationRequest, RequestEvaluation
-from activities.messages.submission import Admit, RunContextBody, SubmissionInput, SubmissionProgress
+from activities.messages.submission import (
+    Admit,
+    Conclusion,
+    RunContextBody,
+    SubmissionInput,
+    SubmissionProgress,
+)
 from activities.submissions.activities import AnsweredRequests
 from activities.submissions.context import asks_for_shadow
 from activities.submissions.store import CommitLogStore, RunStore
@@ -125,19 +131,7 @@ class SubmissionService:
             raise refusal from error
 
     async def _update_with_start(self, submit: StrategySubmit) -> SubmissionAck:
-        submission = SubmissionInput(
-            store_id=self._store_id,
-            log_key=submit.idempotency_key,
-            world_id=submit.world_id,
-            strategy_id=submit.dag.strategy_id,
-            name=submit.meta.name,
-            nodes=len(submit.dag.nodes),
-            heartbeat_timeout_s=self._heartbeat_s,
-        )
-        options = submission_options(
-            submit.world_id, submission.strategy_id, submission.label, asks_for_shadow(submit)
-        )
-        start = WithStartWorkflowOperation(SubmissionWorkflow.run, submission, **options)
+        start = _start_operation(self._store_id, self._heartbeat_s, submit)
         ask = Admit(idempotency_key=submit.idempotency_key, runner=submit.runner)
         try:
             return await self._client.execute_update_with_start_workflow(
@@ -171,9 +165,7 @@ class SubmissionService:
         run_id, _ = split_lease_id(lease_id)
         run = await asyncio.to_thread(self._runs.run, run_id)
         if run is None:
-            raise QmtlError(
-                "E_LEASE_UNKNOWN", f"there is no lease {lease_id[:80]!r}", "use the lease_id of the ack"
-            )
+            raise _lease_unknown(lease_id)
         return run
 
     async def _on_lease(self, lease_id: str, call: Callable[[AsyncActivityHandle], Awaitable[None]]) -> None:
@@ -250,22 +242,10 @@ class SubmissionService:
             world_id=world_id,
             request=EvaluationRequest(request_id=request_id, reason=reason, requested_by=requested_by),
         )
-        await retry_while_unavailable(lambda: self._evaluate(command))
+        await retry_while_unavailable(lambda: _evaluate(self._client, command))
         decision = await asyncio.to_thread(self._decisions.answer, request_id)
         assert decision is not None  # the update has returned, so it is stored
         return decision
-
-    async def _evaluate(self, command: RequestEvaluation) -> None:
-        world = EvaluationInput(store_id=command.store_id, world_id=command.world_id)
-        start = WithStartWorkflowOperation(
-            EvaluationWorkflow.run, world, **evaluation_options(command.world_id)
-        )
-        await self._client.execute_update_with_start_workflow(
-            EvaluationWorkflow.evaluate,
-            command.request,
-            start_workflow_operation=start,
-            id=command.request.request_id,
-        )
 
     async def workers(self) -> int:
         """Count the workers that poll for workflow tasks."""
@@ -279,3 +259,36 @@ class SubmissionService:
             limit_s=3.0,
         )
         return len(answer.pollers)
+
+
+def _start_operation(
+    store_id: str, heartbeat_timeout_s: float, submit: StrategySubmit
+) -> WithStartWorkflowOperation[SubmissionWorkflow, Conclusion]:
+    submission = SubmissionInput(
+        store_id=store_id,
+        log_key=submit.idempotency_key,
+        world_id=submit.world_id,
+        strategy_id=submit.dag.strategy_id,
+        name=submit.meta.name,
+        nodes=len(submit.dag.nodes),
+        heartbeat_timeout_s=heartbeat_timeout_s,
+    )
+    options = submission_options(
+        submit.world_id, submission.strategy_id, submission.label, asks_for_shadow(submit)
+    )
+    return WithStartWorkflowOperation(SubmissionWorkflow.run, submission, **options)
+
+
+async def _evaluate(client: Client, command: RequestEvaluation) -> None:
+    world = EvaluationInput(store_id=command.store_id, world_id=command.world_id)
+    start = WithStartWorkflowOperation(EvaluationWorkflow.run, world, **evaluation_options(command.world_id))
+    await client.execute_update_with_start_workflow(
+        EvaluationWorkflow.evaluate,
+        command.request,
+        start_workflow_operation=start,
+        id=command.request.request_id,
+    )
+
+
+def _lease_unknown(lease_id: str) -> QmtlError:
+    return QmtlError("E_LEASE_UNKNOWN", f"there is no lease {lease_id[:80]!r}", "use the lease_id of the ack")
