@@ -1,1 +1,1 @@
-"""Every face of QMTL: HTTP and the `qmtl` command."""
+"""The faces of QMTL: the HTTP and WebSocket Gateway, and the `qmtl` command."""

@@ -1,4 +1,4 @@
-"""This Gateway says that it has heard: of every freeze and unfreeze that asks for it, in order, once its subscribers have been told."""
+"""Acknowledge freezes and unfreezes on behalf of this Gateway, once its subscribers have been woken."""
 
 import asyncio
 import time
@@ -14,40 +14,48 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import CloudEvent
 
 LEASE_S = 10.0
+"""Seconds that an apply waits for a Gateway that sends no heartbeat: three heartbeats."""
+
 _log = structlog.get_logger()
 
 
 class GatewayAcks:
-    """As long as it beats, an apply waits for this Gateway; one that was killed is not waited for beyond its lease."""
+    """Keeps this Gateway's lease, and acknowledges the events that require it, in order.
+
+    An apply waits for every Gateway that holds a lease; one that was killed is dropped when its lease ends.
+    """
 
     def __init__(self, acks: SqlApplyAcks, leases: SqlGatewayLeases) -> None:
         self._acks = acks
         self._leases = leases
         self.gateway_id = f"gateway:{uuid.uuid4().hex[:12]}"
-        self._heard: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self._due: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
 
     async def begin(self) -> None:
+        """Take the lease."""
         await asyncio.to_thread(self._leases.heartbeat, self.gateway_id, LEASE_S)
 
     async def end(self) -> None:
+        """Give the lease back; where that fails, it runs out."""
         try:
             await asyncio.to_thread(self._leases.end, self.gateway_id)
         except QmtlError as error:
-            _log.warning("this Gateway could not say that it goes", why=str(error))  # its lease runs out
+            _log.warning("this Gateway could not end its lease", why=str(error))
 
-    def hear(self, events: Iterable[CloudEvent]) -> None:
+    def add(self, events: Iterable[CloudEvent]) -> None:
+        """Queue the events that require an acknowledgement."""
         for event in events:
             if event.type == "activation_updated" and event.data and event.data.get("requires_ack"):
-                self._heard.put_nowait((event.worldid, int(event.data["sequence"])))
+                self._due.put_nowait((event.worldid, int(event.data["sequence"])))
 
     async def run(self) -> None:
-        """Beat and acknowledge until cancelled."""
+        """Send heartbeats and acknowledgements until cancelled."""
         while True:
-            next_beat = time.monotonic() + LEASE_S / 3
+            heartbeat_at = time.monotonic() + LEASE_S / 3
             await self._try(lambda: self._leases.heartbeat(self.gateway_id, LEASE_S))
-            while (left := next_beat - time.monotonic()) > 0:
+            while (left := heartbeat_at - time.monotonic()) > 0:
                 try:
-                    world_id, sequence = await asyncio.wait_for(self._heard.get(), left)
+                    world_id, sequence = await asyncio.wait_for(self._due.get(), left)
                 except TimeoutError:
                     break
                 await self._try(partial(self._acks.ack, world_id, sequence, self.gateway_id, "gateway"))

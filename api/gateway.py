@@ -1,4 +1,7 @@
-"""The Gateway: one FastAPI application over the stores and Temporal. `python -m api.gateway` serves it until SIGTERM."""
+"""The Gateway: one FastAPI application over the stores and Temporal.
+
+`python -m api.gateway` serves it until SIGTERM.
+"""
 
 import asyncio
 import gc
@@ -47,9 +50,12 @@ from temporal.promotions import PromotionService
 from temporal.shutdown import exit_process
 from temporal.submissions import SubmissionService
 
-RECOVER_EVERY_S, EXPIRE_EVERY_S = 15.0, 1.0
+RECOVER_EVERY_S = 15.0
+"""Seconds between two searches for submissions and applies that were not started."""
+EXPIRE_EVERY_S = 1.0
+"""Seconds between two searches for sessions whose lease has ended."""
 ROUTERS = (
-    orders.router,  # asked most, and routes are looked through in this order
+    orders.router,  # first: it has most requests, and routes are matched in this order
     strategies.router,
     leases.router,
     worlds.router,
@@ -63,66 +69,44 @@ ROUTERS = (
     system.router,
 )
 MAX_FRAME = 65_536
+"""Bytes of a frame that a client may send; hello and refresh are far smaller."""
+SHUTDOWN_S = 2
+"""Seconds that requests get to finish after SIGTERM."""
 DEMO_PEOPLE = ("ana", "ben")
+"""Two operators of a local stack, besides the person who started it."""
 _log = structlog.get_logger()
 
 
 def create_app(config: Settings) -> FastAPI:
-    """The application. It connects when it starts and closes everything when it ends."""
+    """Build the application. It connects when it starts and closes everything when it stops."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stores = await asyncio.to_thread(Stores.open, config)
-        client = await connect(config.temporal)
-        submissions = SubmissionService(
-            client,
-            stores.database.store_id,
-            stores.log,
-            stores.runs,
-            stores.decisions,
-            config.gateway.lease_heartbeat_s,
-        )
-        keys, bus = (
-            KeyRing(config.keys_path),
-            open_bus(config.events.bus, BusSettings(home=config.home, options=config.events.bus_options)),
-        )
-        applied, acknowledged = (
-            ApplyService(client, stores.database.store_id, stores.apply_requests, stores.approvals),
-            GatewayAcks(stores.apply_acks, stores.gateway_leases),
-        )
-        promoted = PromotionService(client, stores.database.store_id, stores.apply_requests)
-        tokens = Tokens(keys, stores.tokens, stores.database.store_id)
-        state = GatewayState(
-            config,
-            stores,
-            submissions,
-            applied,
-            promoted,
-            keys,
-            tokens,
-            Hub(bus, acknowledged.hear),
-            SocketLimit(config.gateway.max_sockets),
-        )
-        app.state.gateway, app.state.tokens = state, state.tokens
-        await asyncio.to_thread(_leave_local_tokens, state)
-        await acknowledged.begin()
+        bus = open_bus(config.events.bus, BusSettings(home=config.home, options=config.events.bus_options))
+        acks = GatewayAcks(stores.apply_acks, stores.gateway_leases)
+        state = await _connect(config, stores, Hub(bus, acks.add))
+        app.state.gateway = state
+        app.state.tokens = state.tokens
+        await asyncio.to_thread(_write_local_tokens, state)
+        await acks.begin()
         loops = [
             _recover(state),
             state.hub.run(),
             watch_revoked(state.tokens, state.revoked),
             _expire_sessions(state),
-            acknowledged.run(),
+            acks.run(),
         ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         gc.collect()
-        gc.freeze()  # what is here now stays: looking through it for garbage held all requests up, a fifth of a second each time
+        gc.freeze()  # objects of the start stay: looking through them again took 0.2 s each time
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await acknowledged.end()
+            await acks.end()
             bus.close()
             stores.close()
 
@@ -133,7 +117,9 @@ def create_app(config: Settings) -> FastAPI:
         dependencies=[
             Depends(
                 HTTPBearer(
-                    auto_error=False, scheme_name="token", description="a token of `qmtl token create`"
+                    auto_error=False,
+                    scheme_name="token",
+                    description="a token that `qmtl token create` printed",
                 )
             )
         ],
@@ -153,45 +139,71 @@ def create_app(config: Settings) -> FastAPI:
     return app
 
 
-def _leave_local_tokens(state: GatewayState) -> None:
-    """A token for the person who starts this, in a file that only they can read. `owner` is for the keys and for what operators may not take back.
+async def _connect(config: Settings, stores: Stores, hub: Hub) -> GatewayState:
+    """Connect to Temporal and build what routes work with."""
+    client = await connect(config.temporal)
+    store_id = stores.database.store_id
+    keys = KeyRing(config.keys_path)
+    return GatewayState(
+        config=config,
+        stores=stores,
+        submissions=SubmissionService(
+            client, store_id, stores.log, stores.runs, stores.decisions, config.gateway.lease_heartbeat_s
+        ),
+        applies=ApplyService(client, store_id, stores.apply_requests, stores.approvals),
+        promotions=PromotionService(client, store_id, stores.apply_requests),
+        keys=keys,
+        tokens=Tokens(keys, stores.tokens, store_id),
+        hub=hub,
+        sockets=SocketLimit(config.gateway.max_sockets),
+    )
 
-    A stack of one's own has two more people, so that what takes two can be tried (`--as ana`); where the profile is `prod`, people have tokens of their own.
+
+def _write_local_tokens(state: GatewayState) -> None:
+    """Write tokens for the person who starts the Gateway, in files that only they can read.
+
+    `operator` is for daily work, `owner` for keys and for what operators may not revoke. With the profile
+    `dev` there are two more people, so that one person can try what takes two (`--as ana`).
     """
     people = {"operator": (getpass.getuser(), Role.OPERATOR), "owner": (getpass.getuser(), Role.OWNER)}
     if state.config.profile == "dev":
         people |= {name: (name, Role.OPERATOR) for name in DEMO_PEOPLE}
     for name, (subject, role) in people.items():
         path = state.config.local_token_path(name)
-        fresh = state.tokens.local(role, subject, path.read_text().strip() if path.exists() else None)
-        if fresh is not None:
-            write_secret(path, fresh)
+        current = path.read_text().strip() if path.exists() else None
+        token = state.tokens.issue_local(role, subject, current)
+        if token is not None:
+            write_secret(path, token)
 
 
 async def _expire_sessions(state: GatewayState) -> None:
-    """End the sessions whose lease has ended."""
+    """End sessions whose lease has ended, until cancelled."""
     while True:
         try:
             await asyncio.to_thread(state.stores.sessions.expire)
         except QmtlError as error:
-            _log.warning("sessions can't be looked at now", why=str(error))
+            _log.warning("sessions cannot be read", why=str(error))
         await asyncio.sleep(EXPIRE_EVERY_S)
 
 
 async def _recover(state: GatewayState) -> None:
-    """Pick up what an earlier Gateway kept and did not start; and again now and then, for what a time without Temporal left behind."""
+    """Start submissions and applies that an earlier Gateway stored and did not start, until cancelled.
+
+    It repeats: while Temporal is unreachable, requests are stored and cannot be started.
+    """
     while True:
         try:
             count = await state.submissions.recover()
             if count:
-                _log.info("picked up submissions from the log", count=count)
+                _log.info("started submissions from the commit log", count=count)
             await state.applies.recover()
         except QmtlError as error:
-            _log.warning("the log can't be worked off now", why=str(error))
+            _log.warning("the commit log cannot be processed", why=str(error))
         await asyncio.sleep(RECOVER_EVERY_S)
 
 
 def main() -> None:
+    """Serve until SIGTERM; exit with 1 where the Gateway cannot start."""
     code = 0
     logs.configure()
     try:
@@ -203,7 +215,7 @@ def main() -> None:
             port=config.gateway.port,
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=SHUTDOWN_S,
             ws="websockets-sansio",
             ws_max_size=MAX_FRAME,
             ws_per_message_deflate=False,
@@ -211,7 +223,7 @@ def main() -> None:
     except QmtlError as error:
         print(f"gateway: {error}", file=sys.stderr, flush=True)
         code = 1
-    except SystemExit as error:  # what uvicorn raises when it can't start
+    except SystemExit as error:  # uvicorn raises it where it cannot start
         code = int(error.code or 0) if not isinstance(error.code, str) else 1
     exit_process(code)
 

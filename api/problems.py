@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents, each with a stable `code`, and the limit on a body's size."""
+"""Errors as RFC 9457 problem documents, each with a stable `code`; and the limit on the size of a body."""
 
 import math
 from typing import Any
@@ -16,6 +16,8 @@ from qmtl_sdk.contracts.errors import QmtlError
 
 _log = structlog.get_logger()
 MEDIA_TYPE = "application/problem+json"
+"""Media type of problem documents (RFC 9457)."""
+_CODES_BY_STATUS = {404: "E_NOT_FOUND", 405: "E_METHOD"}
 
 
 class Problem(BaseModel):
@@ -31,6 +33,7 @@ class Problem(BaseModel):
 
 
 def problem(error: QmtlError) -> JSONResponse:
+    """Return an error as a response, and count it."""
     count_refusal(error)
     body = Problem(
         type=f"urn:qmtl:{error.code}",
@@ -50,7 +53,7 @@ def problem(error: QmtlError) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Every way in which a request can fail ends here."""
+    """Handle every error of a request: QMTL's own, invalid bodies, HTTP errors, and bugs."""
 
     @app.exception_handler(QmtlError)
     async def known(_: Request, error: QmtlError) -> JSONResponse:
@@ -82,25 +85,19 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        code = (
-            "E_METHOD"
-            if error.status_code == 405
-            else "E_NOT_FOUND"
-            if error.status_code == 404
-            else "E_BODY_INVALID"
-        )
+        code = _CODES_BY_STATUS.get(error.status_code, "E_BODY_INVALID")
         return problem(QmtlError(code, str(error.detail), "see /docs for the routes"))
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
         _log.error("a request failed", path=request.url.path, exc_info=error)
         return problem(
-            QmtlError("E_INTERNAL", "the Gateway met an error of its own", "its log says which; report it")
+            QmtlError("E_INTERNAL", "the Gateway failed", "its log has the error; please report it")
         )
 
 
 def document(app: FastAPI) -> None:
-    """Say in the OpenAPI document how every route refuses: with a problem document, whatever the status."""
+    """Describe in the OpenAPI document how every route refuses: with a problem document, at any status."""
     plain = app.openapi
 
     def described() -> dict[str, Any]:
@@ -113,35 +110,39 @@ def document(app: FastAPI) -> None:
             }
             for operations in schema["paths"].values():
                 for operation in operations.values():
-                    operation["responses"].pop(
-                        "422", None
-                    )  # FastAPI's own form of a refusal, which is never sent
+                    operation["responses"].pop("422", None)  # FastAPI's own form, which is never sent
                     operation["responses"]["default"] = refusal
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
             app.openapi_schema = schema
         return app.openapi_schema
 
-    app.openapi = described  # type: ignore[method-assign]  # as FastAPI's documentation has it
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's documented way
 
 
 class BodyLimit:
-    """Refuses a body above its limit, by its length where that is said and while it is read where it is not."""
+    """Middleware that refuses a body above its limit.
+
+    It checks the Content-Length header first, and counts bytes while a body without one is read.
+    """
 
     def __init__(self, app: ASGIApp, limit: int, artifact_limit: int) -> None:
-        self._app, self._limit, self._artifact_limit = app, limit, artifact_limit
+        self._app = app
+        self._limit = limit
+        self._artifact_limit = artifact_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer E_BODY_TOO_LARGE."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         limit = self._artifact_limit if scope["path"].startswith("/artifacts/") else self._limit
-        said = next(
+        declared = next(
             (int(value) for name, value in scope["headers"] if name == b"content-length" and value.isdigit()),
             0,
         )
         read = 0
 
-        async def counted() -> Message:
+        async def receive_counted() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
@@ -149,13 +150,13 @@ class BodyLimit:
                 raise _too_large(limit)
             return message
 
-        async def unless_over(message: Message) -> None:
-            if read <= limit:  # what the application makes of a body that was cut off is not the answer
+        async def send_unless_over(message: Message) -> None:
+            if read <= limit:  # the application answers a truncated body with an error of its own
                 await send(message)
 
-        if said <= limit:
-            await self._app(scope, counted, unless_over)
-        if max(said, read) > limit:
+        if declared <= limit:
+            await self._app(scope, receive_counted, send_unless_over)
+        if max(declared, read) > limit:
             await problem(_too_large(limit))(scope, receive, send)
 
 

@@ -1,7 +1,7 @@
-"""The embedded stack: a Temporal server, a worker, a relay and a Gateway on this machine, as processes that outlive the command that started them.
+"""The embedded stack: Temporal, worker, relay, order router and Gateway as processes on this machine.
 
-`up` may be called at any time: it starts what is missing and leaves the rest. What runs stands in one file, with each process's creation time, so that
-`down` never stops a process that was given an old pid.
+They outlive the command that started them. `up` starts what does not run and leaves the rest. One file
+records the processes with their creation times, so that `down` never stops a process that got an old pid.
 """
 
 import os
@@ -22,7 +22,17 @@ from qmtl_sdk.runtime.embedded import STACK_FILE, ProcessRecord, StackRecord
 from temporal.server import LocalServer, find_or_install, free_port, stop_process
 
 _READY_LIMIT_S = 90.0
-# One heap for all threads, and what is free goes back: glibc's defaults keep tens of megabytes that nobody uses.
+"""Seconds in which all parts must be ready; a first start also compiles bytecode."""
+_STOP_ORDER = ("gateway", "router", "relay", "worker", "temporal")
+"""What `down` stops, faces first."""
+_MODULES = {
+    "gateway": "api.gateway",
+    "worker": "temporal.worker",
+    "relay": "activities.events.relay",
+    "router": "activities.brokers.router",
+}
+"""The module that each part of the stack runs."""
+# One heap for all threads, and freed memory is returned: glibc's defaults keep tens of megabytes unused.
 MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": "131072",
@@ -32,11 +42,17 @@ MALLOC = {
 
 
 class EmbeddedStack:
+    """Starts and stops the processes of a local stack."""
+
     def __init__(self, config: Settings) -> None:
-        self._config, self._home = config, config.home
+        self._config = config
+        self._home = config.home
 
     def up(self) -> StackRecord:
-        """Start what is missing; return when submissions can go all the way. Raises QmtlError: E_TEMPORAL_MISSING, E_STACK, E_CONFIG."""
+        """Start the parts that do not run; return when submissions can be processed.
+
+        Raises QmtlError: E_TEMPORAL_MISSING, E_STACK, E_CONFIG.
+        """
         self._config.require_profile()
         if self._config.gateway.url:
             raise QmtlError(
@@ -74,10 +90,11 @@ class EmbeddedStack:
             return stack
 
     def down(self) -> list[str]:
-        """Stop everything, Gateway first; the names of what was stopped. Data stays."""
+        """Stop all parts, the Gateway first; return the names of those that ran. Data is kept."""
         with self._lock():
-            stack, stopped = StackRecord.read(self._home), []
-            for name in ("gateway", "router", "relay", "worker", "temporal"):
+            stack = StackRecord.read(self._home)
+            stopped = []
+            for name in _STOP_ORDER:
                 part: ProcessRecord | None = getattr(stack, name)
                 if part is not None and part.alive and stop_process(part.pid, part.created):
                     stopped.append(name)
@@ -142,12 +159,7 @@ class EmbeddedStack:
     def _wait(self, stack: StackRecord) -> None:
         deadline = time.monotonic() + _READY_LIMIT_S
         while True:
-            for name, module in (
-                ("gateway", "api.gateway"),
-                ("worker", "temporal.worker"),
-                ("relay", "activities.events.relay"),
-                ("router", "activities.brokers.router"),
-            ):
+            for name, module in _MODULES.items():
                 part: ProcessRecord | None = getattr(stack, name)
                 if part is not None and not part.alive:
                     raise QmtlError(
@@ -159,7 +171,7 @@ class EmbeddedStack:
                 if httpx.get(f"{stack.gateway_url}/health", timeout=5.0, trust_env=False).status_code == 200:
                     return
             except httpx.TransportError:
-                pass  # not listening yet; the deadline below ends the wait
+                pass  # not listening yet
             if time.monotonic() > deadline:
                 raise QmtlError(
                     "E_STACK",
@@ -176,7 +188,7 @@ class EmbeddedStack:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """One `up` or `down` at a time: two authors who start at once share one stack."""
+        """Allow one `up` or `down` at a time: two authors who start at once share one stack."""
         self._home.mkdir(parents=True, exist_ok=True)
         with (self._home / "stack.lock").open("w") as file:
             portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
@@ -195,7 +207,7 @@ def _part(pid: int, port: int = 0) -> ProcessRecord:
 
 
 def _port(earlier: ProcessRecord | None) -> int:
-    """The port of before, so that links and clients stay good, if it is free; else any."""
+    """Return the earlier port if it is free, so that links and clients stay valid; otherwise any."""
     return earlier.port if earlier is not None and earlier.port and _free(earlier.port) else free_port()
 
 
@@ -203,10 +215,10 @@ def _free(port: int) -> bool:
     return all(
         connection.laddr.port != port
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
+        if connection.status == psutil.CONN_LISTEN and connection.laddr
     )
 
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "its log is empty"

@@ -1,4 +1,4 @@
-"""What the routes work with, made once when the Gateway starts."""
+"""What routes work with; built once when the Gateway starts."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -18,6 +18,8 @@ from temporal.submissions import SubmissionService
 
 @dataclass(frozen=True)
 class GatewayState:
+    """The stores, services and limits of one Gateway."""
+
     config: Settings
     stores: Stores
     submissions: SubmissionService
@@ -28,21 +30,18 @@ class GatewayState:
     hub: Hub
     sockets: SocketLimit
     revoked: set[str] = field(default_factory=set)
-    """Ids of tokens that were taken back, as of the last look."""
+    """Ids of revoked tokens, as last read from the register."""
 
     def ui_link(self, workflow_id: str) -> str:
-        """The workflow's page in the Temporal UI; empty where none is known."""
+        """Return the workflow's page in the Temporal UI; empty where no UI is configured."""
         temporal = self.config.temporal
-        return (
-            f"{temporal.ui_url}/namespaces/{temporal.namespace}/workflows/{workflow_id}"
-            if temporal.ui_url
-            else ""
-        )
+        if not temporal.ui_url:
+            return ""
+        return f"{temporal.ui_url}/namespaces/{temporal.namespace}/workflows/{workflow_id}"
 
 
-async def _state(
-    request: Request,
-) -> GatewayState:  # async: FastAPI gives each plain function a thread, and every request waited for it
+async def _state(request: Request) -> GatewayState:
+    # Async although it awaits nothing: each request would wait for the thread of a plain function.
     state: GatewayState = request.app.state.gateway
     return state
 

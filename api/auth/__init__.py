@@ -1,1 +1,1 @@
-"""Who is asking, and whether they may."""
+"""Who may do what: tokens, their register and keys, the table of roles, and limits per caller."""

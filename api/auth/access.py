@@ -1,7 +1,8 @@
-"""The one table of routes and the role that each needs; tests and docs read it, and a route that is not in it does not start.
+"""The table of routes and the role that each requires; docs and tests read it.
 
-Where a route's path has a `world_id`, the role is needed in that world. Where the world is in the body or behind an id, the role is needed somewhere, and the route asks
-again (`Caller.in_world`) as soon as it knows the world.
+The Gateway does not start with a route that has no entry.
+Where a route's path has a `world_id`, the role is required in that world. Where the world is in the body or
+behind an id, the role is required in some world, and the route checks the world (`Caller.require_role`).
 """
 
 from collections.abc import Callable, Coroutine, Iterable
@@ -18,17 +19,21 @@ from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 
 LIVE_HEADER = "X-Allow-Live"
+"""Header that a request which leads to live trading must set to `true`."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """`role` None: anyone. `world`: where the world is that the role is needed in."""
+    """What a route requires. `role` None: no token. `world`: where the request names the role's world."""
 
     role: Role | None
     world: str = "any"
 
 
-_R, _A, _OP, _OWN = Role.READER, Role.AUTHOR, Role.OPERATOR, Role.OWNER
+_R = Role.READER
+_A = Role.AUTHOR
+_OP = Role.OPERATOR
+_OWN = Role.OWNER
 ROUTES: dict[tuple[str, str], Access] = {
     ("POST", "/strategies"): Access(_A, "body"),
     ("POST", "/strategies/dry-run"): Access(_A, "body"),
@@ -98,12 +103,15 @@ ROUTES: dict[tuple[str, str], Access] = {
 
 
 class Caller(access.Caller):
-    """The caller of a request."""
+    """The caller of a request. `live`: whether the request confirms that it may lead to live trading."""
 
     live: bool = False
 
-    def in_world(self, world_id: str, role: Role) -> None:
-        """Raises QmtlError: E_WORLD_FORBIDDEN where the caller has no business in the world, E_ROLE where their role there is too low."""
+    def require_role(self, world_id: str, role: Role) -> None:
+        """Require a role in a world.
+
+        Raises QmtlError: E_WORLD_FORBIDDEN where the caller has no role there, E_ROLE where it is too low.
+        """
         mine = self.role_in(world_id)
         if mine is None:
             raise QmtlError(
@@ -114,25 +122,30 @@ class Caller(access.Caller):
         if not mine.covers(role):
             raise QmtlError(
                 "E_ROLE",
-                f"this needs the role {role.value} in world {world_id[:64]}; {self.subject} is {mine.value} there",
+                f"this needs the role {role.value} in world {world_id[:64]}; "
+                f"{self.subject} has {mine.value} there",
                 "ask someone with that role, or for a token with it",
             )
 
     def require_live(self, world_id: str) -> None:
-        """Whatever leads to live needs the header besides the role, never instead of it."""
-        self.in_world(world_id, Role.OPERATOR)
+        """Require what leads to live trading: an operator in the world, and the live header.
+
+        Raises QmtlError: E_WORLD_FORBIDDEN, E_ROLE, E_LIVE_HEADER.
+        """
+        self.require_role(world_id, Role.OPERATOR)
         if not self.live:
             raise QmtlError(
                 "E_LIVE_HEADER",
-                "this leads to live trading and was asked for without saying so",
+                "this leads to live trading, which the request does not confirm",
                 f"add --live; by HTTP, send the header {LIVE_HEADER}: true",
             )
 
 
 class GuardedRoute(APIRoute):
-    """A route that asks who is there before it reads anything else. (Any: FastAPI's own signature.)"""
+    """A route that authorises the caller before it reads anything else of the request."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler with the check in front. (Any: FastAPI's signature.)"""
         inner = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
@@ -143,18 +156,19 @@ class GuardedRoute(APIRoute):
 
 
 def check_table(routers: Iterable[APIRouter]) -> None:
-    """Every route has its entry and its guard, and every entry its route."""
+    """Raise RuntimeError unless every route has an entry and a guard, and every entry has a route."""
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-    there = {(method, route.path) for route in routes for method in route.methods}
+    present = {(method, route.path) for route in routes for method in route.methods or ()}
     unguarded = [route.path for route in routes if not isinstance(route, GuardedRoute)]
-    if there != set(ROUTES) or unguarded:
+    if present != set(ROUTES) or unguarded:
         raise RuntimeError(
-            f"routes without a role: {sorted(there - set(ROUTES))}; roles without a route: {sorted(set(ROUTES) - there)}; routes without a guard: {unguarded}"
+            f"routes without a role: {sorted(present - set(ROUTES))}; "
+            f"roles without a route: {sorted(set(ROUTES) - present)}; routes without a guard: {unguarded}"
         )
 
 
 async def authorise(request: Request) -> None:
-    """Who asks, how often, and whether they may. Raises QmtlError."""
+    """Identify the caller, apply the rate limit, and check the role. Raises QmtlError."""
     tokens: Tokens = request.app.state.tokens
     limit: RateLimit = request.app.state.limit
     entry = ROUTES[(request.method, request.scope["route"].path)]
@@ -171,30 +185,32 @@ async def authorise(request: Request) -> None:
     caller = Caller(**found.model_dump(), live=request.headers.get(LIVE_HEADER, "").lower() == "true")
     request.state.caller = caller
     if entry.world == "path":
-        caller.in_world(request.path_params["world_id"], entry.role)
+        caller.require_role(request.path_params["world_id"], entry.role)
     elif caller.highest is None or not caller.highest.covers(entry.role):
+        highest = caller.highest.value if caller.highest else "none"
         raise QmtlError(
             "E_ROLE",
-            f"this needs the role {entry.role.value}; {caller.subject} has {caller.highest.value if caller.highest else 'none'}",
+            f"this needs the role {entry.role.value}; {caller.subject} has {highest}",
             "ask someone with that role, or for a token with it",
         )
 
 
 def bearer(request: Request) -> str:
-    """The token of a request. Raises QmtlError (E_TOKEN_MISSING)."""
+    """Return the token of a request. Raises QmtlError: E_TOKEN_MISSING."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise QmtlError(
             "E_TOKEN_MISSING",
             "the request carries no bearer token",
-            "qmtl and Runner find the local one by themselves; others send Authorization: Bearer TOKEN",
+            "send Authorization: Bearer TOKEN; qmtl and Runner find the local token themselves",
         )
     return token.strip()
 
 
-async def _caller(request: Request) -> Caller:  # async, as `_state` is
+async def _caller(request: Request) -> Caller:
+    # Async for the reason given at `api.state._state`.
     caller: Caller = request.state.caller
     return caller
 
 
-Asker = Annotated[Caller, Depends(_caller)]
+CurrentCaller = Annotated[Caller, Depends(_caller)]

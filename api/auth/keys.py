@@ -1,6 +1,7 @@
-"""The signing keys of an installation: a file of Ed25519 keys, readable by its owner alone, that its Gateways share.
+"""The signing keys of an installation: a file of Ed25519 keys that its Gateways share.
 
-The newest key signs. An older one is still believed until `retires_at`, so that a rotation takes no token away; after that its tokens are refused.
+Only the file's owner can read it. The newest key signs. An older key is accepted until its `retires_at`, so
+that a rotation invalidates no token at once.
 """
 
 import base64
@@ -23,7 +24,7 @@ from qmtl_sdk.contracts.worlds import UtcTime
 
 
 class SigningKey(Model):
-    """`secret`: the 32 bytes of an Ed25519 private key, base64url."""
+    """An Ed25519 key. `secret`: the 32 bytes of the private key, base64url."""
 
     kid: str
     secret: str
@@ -32,77 +33,88 @@ class SigningKey(Model):
 
     @property
     def private(self) -> Ed25519PrivateKey:
+        """The key that signs."""
         return Ed25519PrivateKey.from_private_bytes(base64.urlsafe_b64decode(self.secret))
 
     @property
     def public(self) -> Ed25519PublicKey:
+        """The key that verifies."""
         return self.private.public_key()
 
     def jwk(self) -> dict[str, Any]:
-        """RFC 8037."""
+        """Return the public key as a JSON Web Key (RFC 8037). (Any: JSON.)"""
         raw = base64.urlsafe_b64encode(self.public.public_bytes_raw()).rstrip(b"=").decode()
         return {"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": self.kid, "x": raw}
 
 
 class KeyRing:
+    """The keys of a file, which is created with one key where it is missing."""
+
     def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, threading.Lock()
-        self._seen: tuple[int, int] | None = None
+        self._path = path
+        self._lock = threading.Lock()
+        self._version: tuple[int, int] | None = None
+        """Modification time (ns) and inode of the file as last read."""
         self._keys: list[SigningKey] = []
-        with self._alone():
+        with self._exclusive():
             if not path.exists():
-                self._write([_new()])
+                self._write([_new_key()])
 
     def signing(self) -> SigningKey:
+        """Return the key that signs."""
         return self._current()[-1]
 
-    def believed(self) -> list[SigningKey]:
-        """The keys whose signatures count now."""
+    def accepted(self) -> list[SigningKey]:
+        """Return the keys whose signatures are accepted now."""
         now = datetime.now(UTC)
         return [key for key in self._current() if key.retires_at is None or key.retires_at > now]
 
     def find(self, kid: str) -> SigningKey | None:
-        return next((key for key in self.believed() if key.kid == kid), None)
+        """Return the accepted key of an id; None where there is none."""
+        return next((key for key in self.accepted() if key.kid == kid), None)
 
     def rotate(self, overlap: timedelta) -> SigningKey:
-        """A new key signs from now on; the others are believed for `overlap`."""
-        with self._alone():
+        """Sign with a new key from now on; accept the others for `overlap` at most."""
+        with self._exclusive():
             retires = datetime.now(UTC) + overlap
-            kept = [
+            older = [
                 key
                 if key.retires_at is not None and key.retires_at < retires
                 else key.model_copy(update={"retires_at": retires})
-                for key in self.believed()
+                for key in self.accepted()
             ]
-            fresh = _new()
-            self._write([*kept, fresh])
-            return fresh
+            created = _new_key()
+            self._write([*older, created])
+            return created
 
     def _current(self) -> list[SigningKey]:
-        """The file's keys, read again when another process has written it."""
+        """Return the keys; read the file again where another process wrote it. Raises QmtlError: E_CONFIG."""
         with self._lock:
             try:
                 stat = self._path.stat()
-                if self._seen != (stat.st_mtime_ns, stat.st_ino):
+                version = (stat.st_mtime_ns, stat.st_ino)
+                if self._version != version:
                     self._keys = [
                         SigningKey.model_validate(item) for item in json.loads(self._path.read_text())
                     ]
-                    self._seen = (stat.st_mtime_ns, stat.st_ino)
+                    self._version = version
             except (OSError, ValueError) as error:
                 raise QmtlError(
                     "E_CONFIG",
                     f"the signing keys can't be read: {error}",
-                    f"mend {self._path.name}; without it a new key is made, and every token is void",
+                    f"restore {self._path.name}; without it a new key is created, and every token is invalid",
                 ) from error
             return self._keys
 
     def _write(self, keys: list[SigningKey]) -> None:
+        """Replace the file in one step, so that no process reads half of it."""
         aside = self._path.with_name(f"{self._path.name}.new")
         write_secret(aside, json.dumps([key.json_dict() for key in keys], indent=1))
         os.replace(aside, self._path)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the lock that all processes of the installation take before they write."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.with_name(f"{self._path.name}.lock").open("w") as file:
             portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
@@ -110,13 +122,13 @@ class KeyRing:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """A file that its owner alone can read, from its first byte on."""
+    """Write a file that only its owner can read, at every moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
 
 
-def _new() -> SigningKey:
+def _new_key() -> SigningKey:
     secret = base64.urlsafe_b64encode(Ed25519PrivateKey.generate().private_bytes_raw()).decode()
     return SigningKey(kid=uuid.uuid4().hex[:16], secret=secret, created_at=datetime.now(UTC))

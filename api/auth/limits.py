@@ -1,4 +1,4 @@
-"""How much one caller may ask of a Gateway: requests a second, and open streams."""
+"""Limits per caller of a Gateway: requests per second, and open streams."""
 
 import threading
 import time
@@ -6,45 +6,53 @@ from collections import Counter, OrderedDict
 
 from qmtl_sdk.contracts.errors import QmtlError
 
-_CALLERS = 10_000
+BURST_S = 2.0
+"""Seconds' worth of requests that a caller may send at once."""
+_MAX_CALLERS = 10_000
+"""Buckets that are kept; the longest unused one is full again and may be dropped."""
 
 
 class RateLimit:
-    """A bucket for each caller: it holds two seconds' worth of requests and fills at the rate."""
+    """A token bucket per caller: it holds BURST_S seconds' worth of requests and fills at the rate."""
 
     def __init__(self, per_s: float) -> None:
-        self._per_s, self._size, self._lock = per_s, max(1.0, 2 * per_s), threading.Lock()
+        self._per_s = per_s
+        self._size = max(1.0, BURST_S * per_s)
+        self._lock = threading.Lock()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """By caller: the level of the bucket, and the monotonic time in seconds at which it had it."""
 
     def take(self, caller: str) -> None:
-        """Raises QmtlError (E_RATE), with the seconds after which to ask again."""
+        """Take one request from the caller's bucket.
+
+        Raises QmtlError: E_RATE where the bucket is empty, with the seconds after which to retry.
+        """
         now = time.monotonic()
         with self._lock:
-            level, at = self._buckets.pop(caller, (self._size, now))
-            level = min(self._size, level + (now - at) * self._per_s)
-            self._buckets[caller] = (level - 1, now) if level >= 1 else (level, now)
-            if (
-                len(self._buckets) > _CALLERS
-            ):  # the one that has not asked for longest has a full bucket again
+            level, since = self._buckets.pop(caller, (self._size, now))
+            level = min(self._size, level + (now - since) * self._per_s)
+            self._buckets[caller] = (level - 1 if level >= 1 else level, now)
+            if len(self._buckets) > _MAX_CALLERS:
                 self._buckets.popitem(last=False)
         if level < 1:
             wait = (1 - level) / self._per_s
             raise QmtlError(
                 "E_RATE",
                 f"more than {self._per_s:g} requests a second",
-                f"ask again in {wait:.3f} s",
+                f"retry in {wait:.3f} s",
                 retry_after=round(wait, 3),
             )
 
 
 class SocketLimit:
-    """Open streams by caller."""
+    """Counts open streams by caller."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._open = limit, Counter[str]()
+        self._limit = limit
+        self._open = Counter[str]()
 
     def enter(self, caller: str) -> None:
-        """Raises QmtlError (E_SOCKETS)."""
+        """Count a stream. Raises QmtlError: E_SOCKETS where the caller has as many as allowed."""
         if self._open[caller] >= self._limit:
             raise QmtlError(
                 "E_SOCKETS",
@@ -54,10 +62,12 @@ class SocketLimit:
         self._open[caller] += 1
 
     def leave(self, caller: str) -> None:
+        """Count a stream as closed."""
         self._open[caller] -= 1
         if not self._open[caller]:
             del self._open[caller]
 
     @property
     def open(self) -> int:
+        """Number of open streams of all callers."""
         return self._open.total()

@@ -1,7 +1,9 @@
-"""Bearer tokens: JWTs signed with EdDSA. Two kinds, told apart by their audience: `gateway` for requests, `controlbus` for one stream.
+"""Bearer tokens: JWTs signed with EdDSA.
 
-Nothing in a token counts before its signature was checked, with the one algorithm that is used here, against the key that its `kid` names. A request's token must
-stand in the register and not be taken back; a stream's token lives for minutes and falls with the one that it was got with.
+There are two kinds, which differ in their audience: `gateway` for requests, `controlbus` for one stream. No
+claim is used before the signature has been verified, with EdDSA alone, against the key that `kid` names. A
+request's token must be in the register and not revoked. A stream's token is valid for minutes, and only while
+the token that it was requested with is.
 """
 
 import uuid
@@ -12,17 +14,31 @@ import jwt
 from pydantic import ValidationError
 
 from activities.access.sql import SqlTokenStore, TokenState
-from api.auth.keys import KeyRing
+from api.auth.keys import KeyRing, SigningKey
 from api.auth.register import TokenRegister
 from qmtl_sdk.contracts.access import EVERY_WORLD, Caller, NewToken, Role, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.stream import Subscribe
 
-GATEWAY, CONTROLBUS, ALGORITHM = "gateway", "controlbus", "EdDSA"
-LEEWAY_S, _REMEMBERED = 10.0, 1000
+GATEWAY = "gateway"
+"""Audience of tokens for requests."""
+CONTROLBUS = "controlbus"
+"""Audience of tokens for streams."""
+ALGORITHM = "EdDSA"
+LEEWAY_S = 10.0
+"""Seconds by which the clocks of two hosts may differ."""
+LOCAL_LIFETIME_S = 365 * 86_400
+"""Seconds that the token of the person who started the stack is valid."""
+LOCAL_RENEW_S = 30 * 86_400
+"""Seconds before its end at which that token is replaced."""
+_MAX_CHECKED = 1000
+"""Verified tokens that are remembered."""
 _REQUIRED = ["exp", "nbf", "iss", "aud", "sub", "jti"]
-_OWN = {GATEWAY: ("grants",), CONTROLBUS: ("world_id", "topics", "parent")}
+_REQUIRED_BY_AUDIENCE = {GATEWAY: ("grants",), CONTROLBUS: ("world_id", "topics", "parent")}
+
+Claims = dict[str, Any]
+"""The claims of a token. (Any: JSON; each is validated where it is used.)"""
 
 
 class StreamClaims(Model):
@@ -37,14 +53,22 @@ class StreamClaims(Model):
 
 
 class Tokens:
+    """Issues and verifies the tokens of an installation."""
+
     def __init__(self, keys: KeyRing, store: SqlTokenStore, store_id: str) -> None:
-        self._keys, self._store, self._issuer = keys, store, f"qmtl:{store_id}"
+        self._keys = keys
+        self._store = store
+        self._issuer = f"qmtl:{store_id}"
         self._register = TokenRegister(store)
-        self._checked: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-        """By token and audience: the id of its key, and the claims whose signature was checked; it can't become wrong. Whether the key is believed, the token's time has
-        come, and it was not taken back, is asked each time."""
+        self._checked: dict[tuple[str, str], tuple[str, Claims]] = {}
+        """By token and audience: the id of its key, and the claims, whose signature was verified.
+
+        A verified signature stays valid. Whether the key is accepted, the token is in its time and is not
+        revoked is checked at each request.
+        """
 
     def issue(self, request: TokenRequest, created_by: str) -> NewToken:
+        """Create a token and add it to the register."""
         now = datetime.now(UTC)
         info = TokenInfo(
             token_id=uuid.uuid4().hex,
@@ -62,7 +86,11 @@ class Tokens:
         return NewToken(token=token, info=info)
 
     async def caller(self, token: str) -> Caller:
-        """Who holds it. Raises QmtlError: E_TOKEN_INVALID, E_TOKEN_KEY, E_TOKEN_EXPIRED, E_TOKEN_EARLY, E_TOKEN_AUDIENCE, E_TOKEN_REVOKED."""
+        """Return the caller whose token it is.
+
+        Raises QmtlError: E_TOKEN_INVALID, E_TOKEN_KEY, E_TOKEN_EXPIRED, E_TOKEN_EARLY, E_TOKEN_AUDIENCE,
+        E_TOKEN_REVOKED.
+        """
         claims = self._claims(token, GATEWAY)
         try:
             caller = Caller(subject=claims["sub"], token_id=claims["jti"], grants=claims["grants"])
@@ -72,6 +100,7 @@ class Tokens:
         return caller
 
     def issue_stream(self, caller: Caller, wanted: Subscribe, lifetime_s: float) -> str:
+        """Create a token for a stream. It is not in the register: it depends on the caller's own."""
         claims = {
             "aud": CONTROLBUS,
             "sub": caller.subject,
@@ -84,7 +113,7 @@ class Tokens:
         return self._sign(claims, lifetime_s)
 
     async def stream(self, token: str) -> StreamClaims:
-        """What it allows. Raises as `caller`."""
+        """Return what a stream's token allows. Raises QmtlError as `caller` does."""
         claims = self._claims(token, CONTROLBUS)
         try:
             found = StreamClaims(
@@ -101,26 +130,31 @@ class Tokens:
         return found
 
     def revoked(self) -> set[str]:
+        """Return the ids of all revoked tokens."""
         return self._store.revoked()
 
     def jwks(self) -> dict[str, Any]:
-        return {"keys": [key.jwk() for key in self._keys.believed()]}
+        """Return the public keys as a JWK set. (Any: JSON.)"""
+        return {"keys": [key.jwk() for key in self._keys.accepted()]}
 
-    def local(self, role: Role, subject: str, current: str | None) -> str | None:
-        """A token for the person who started the stack, in every world; None where the one that they have is good for another month."""
+    def issue_local(self, role: Role, subject: str, current: str | None) -> str | None:
+        """Return a token in every world for the person who started the stack.
+
+        None where the `current` one is valid for another month. An expired or revoked token, or one of
+        another store, is replaced.
+        """
         try:
             if current is not None:
                 claims = self._claims(current, GATEWAY)
                 _require_good(self._store.states([claims["jti"]])[claims["jti"]])
-                if claims["exp"] - datetime.now(UTC).timestamp() > 30 * 86_400:
+                if claims["exp"] - datetime.now(UTC).timestamp() > LOCAL_RENEW_S:
                     return None
         except QmtlError:
-            pass  # of another store, expired, taken back: a new one takes its place
-        return self.issue(
-            TokenRequest(subject=subject, grants={EVERY_WORLD: role}, expires_in_s=365 * 86_400), "system"
-        ).token
+            pass
+        request = TokenRequest(subject=subject, grants={EVERY_WORLD: role}, expires_in_s=LOCAL_LIFETIME_S)
+        return self.issue(request, "system").token
 
-    def _sign(self, claims: dict[str, Any], lifetime_s: float) -> str:
+    def _sign(self, claims: Claims, lifetime_s: float) -> str:
         now = datetime.now(UTC).timestamp()
         key = self._keys.signing()
         return jwt.encode(
@@ -130,22 +164,28 @@ class Tokens:
             headers={"kid": key.kid},
         )
 
-    def _claims(self, token: str, audience: str) -> dict[str, Any]:
+    def _claims(self, token: str, audience: str) -> Claims:
+        """Return the verified claims of a token. Raises QmtlError as `caller` does."""
         kid, known = self._checked.get((token, audience)) or (_kid(token), None)
         key = self._keys.find(kid)
         if key is None:
             raise QmtlError(
                 "E_TOKEN_KEY",
-                "the token was signed with a key that this Gateway does not know, or no longer believes",
+                "the token was signed with a key that this Gateway does not know or no longer accepts",
                 "ask for a new token: the keys may have been rotated",
             )
-        if (
-            known is not None
-            and known["nbf"] - LEEWAY_S <= datetime.now(UTC).timestamp() < known["exp"] + LEEWAY_S
-        ):
+        now = datetime.now(UTC).timestamp()
+        if known is not None and known["nbf"] - LEEWAY_S <= now < known["exp"] + LEEWAY_S:
             return known
+        claims = self._verify(token, key, audience)
+        if len(self._checked) >= _MAX_CHECKED:
+            self._checked.clear()
+        self._checked[token, audience] = (kid, claims)
+        return claims
+
+    def _verify(self, token: str, key: SigningKey, audience: str) -> Claims:
         try:
-            claims: dict[str, Any] = jwt.decode(
+            claims: Claims = jwt.decode(
                 token,
                 key.public,
                 algorithms=[ALGORITHM],
@@ -160,27 +200,26 @@ class Tokens:
             ) from error
         except jwt.ImmatureSignatureError as error:
             raise QmtlError(
-                "E_TOKEN_EARLY", "the token is not valid yet", "wait, or check the clock of who made it"
+                "E_TOKEN_EARLY",
+                "the token is not valid yet",
+                "wait, or check the clock of the host that made it",
             ) from error
         except jwt.InvalidAudienceError as error:
             raise QmtlError(
                 "E_TOKEN_AUDIENCE",
-                f"the token is for something else than {audience}",
+                f"the token is not for {audience}",
                 "requests take a token of qmtl token create, streams one of POST /events/subscribe",
             ) from error
         except jwt.InvalidTokenError as error:
             raise _invalid(str(error)) from error
-        missing = [name for name in _OWN[audience] if name not in claims]
+        missing = [name for name in _REQUIRED_BY_AUDIENCE[audience] if name not in claims]
         if missing:
             raise _invalid(f"it has no {missing[0]}")
-        if len(self._checked) >= _REMEMBERED:
-            self._checked.clear()
-        self._checked[token, audience] = (kid, claims)
         return claims
 
 
 def _kid(token: str) -> str:
-    """The key that the token says it was signed with. Raises QmtlError (E_TOKEN_INVALID)."""
+    """Return the id of the key that the token names. Raises QmtlError: E_TOKEN_INVALID."""
     try:
         header = jwt.get_unverified_header(token)
     except jwt.InvalidTokenError as error:
@@ -194,7 +233,7 @@ def _require_good(state: TokenState) -> None:
     if state != "good":
         raise QmtlError(
             "E_TOKEN_REVOKED",
-            "the token was taken back" if state == "revoked" else "the token is not in the register",
+            "the token has been revoked" if state == "revoked" else "the token is not in the register",
             "ask an operator for a new one: qmtl token create",
         )
 

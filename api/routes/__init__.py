@@ -1,1 +1,1 @@
-"""Routes hold no rules: they check, call and translate."""
+"""HTTP routes. They hold no rules: they validate, call and translate."""

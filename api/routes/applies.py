@@ -1,4 +1,4 @@
-"""Applies, approvals, and a world's gate."""
+"""Applies, approvals, a world's gate, and its audit trail."""
 
 import asyncio
 from typing import Annotated
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from activities.storage.audit import AuditPage
-from api.auth.access import Asker, GuardedRoute
+from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, GateStatus
@@ -21,6 +21,8 @@ router = APIRouter(prefix="/worlds/{world_id}", tags=["applies"], route_class=Gu
 
 
 class Reason(Model):
+    """Why someone does what the request asks for; stored in the audit trail."""
+
     reason: str = Field("", max_length=300)
 
 
@@ -32,24 +34,26 @@ class Resumed(Model):
 
 
 @router.post(
-    "/apply", status_code=202, summary="Ask for an apply: bring strategies further, or roll one back"
+    "/apply", status_code=202, summary="Request an apply: move strategies to another stage, or roll one back"
 )
-async def request_apply(world_id: str, body: ApplyRequest, state: State, caller: Asker) -> ApplyStatus:
-    """The same `run_id` with the same body is the same apply. What leads to live needs the live header."""
+async def request_apply(
+    world_id: str, body: ApplyRequest, state: State, caller: CurrentCaller
+) -> ApplyStatus:
+    """Idempotent: the same `run_id` with the same body is the same apply. Live needs the live header."""
 
-    def agree(plan: ApplyPlan) -> None:
+    def require_live(plan: ApplyPlan) -> None:
         if plan.leads_to_live:
             caller.require_live(world_id)
 
-    return _linked(await state.applies.request(world_id, body, caller.subject, agree), state)
+    return _linked(await state.applies.request(world_id, body, caller.subject, require_live), state)
 
 
-@router.post("/apply/plan", summary="What an apply would do; nothing is written")
-def plan_apply(world_id: str, body: ApplyRequest, state: State, caller: Asker) -> ApplyPlan:
+@router.post("/apply/plan", summary="Plan an apply without requesting it; nothing is written")
+def plan_apply(world_id: str, body: ApplyRequest, state: State, caller: CurrentCaller) -> ApplyPlan:
     return state.stores.apply_requests.plan(world_id, body, caller.subject)
 
 
-@router.get("/applies", summary="Applies, newest first")
+@router.get("/applies", summary="List applies, newest first")
 def list_applies(
     world_id: str, state: State, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> list[ApplyStatus]:
@@ -57,23 +61,23 @@ def list_applies(
     return [_linked(item, state) for item in state.stores.apply_requests.newest(world_id, limit)]
 
 
-@router.get("/applies/{run_id}", summary="One apply: its plan, approvals, steps, and who has heard")
+@router.get("/applies/{run_id}", summary="Show an apply: its plan, approvals, steps and acknowledgements")
 async def show_apply(
     world_id: str,
     run_id: str,
     state: State,
-    wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for its end")] = 0.0,
+    wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait until it has ended")] = 0.0,
 ) -> ApplyStatus:
     return _linked(await state.applies.ended(world_id, run_id, wait), state)
 
 
-@router.post("/applies/{run_id}/approve", summary="Agree to an apply")
+@router.post("/applies/{run_id}/approve", summary="Approve an apply")
 async def approve(
-    world_id: str, run_id: str, state: State, caller: Asker, body: ApprovalBody | None = None
+    world_id: str, run_id: str, state: State, caller: CurrentCaller, body: ApprovalBody | None = None
 ) -> Approval:
-    """Nobody agrees to their own request. What leads to live needs the live header."""
+    """Nobody approves their own request. What leads to live needs the live header."""
     found = await asyncio.to_thread(state.stores.apply_requests.find, world_id, run_id)
-    _approver(found.plan, caller)
+    _require_approver(found.plan, caller)
     if found.plan.leads_to_live:
         caller.require_live(world_id)
     return await state.applies.record_approval(
@@ -81,55 +85,55 @@ async def approve(
     )
 
 
-@router.post("/applies/{run_id}/reject", summary="Say no to an apply: it ends, and nothing has changed")
+@router.post("/applies/{run_id}/reject", summary="Reject an apply: it ends and changes nothing")
 async def reject(
-    world_id: str, run_id: str, state: State, caller: Asker, body: ApprovalBody | None = None
+    world_id: str, run_id: str, state: State, caller: CurrentCaller, body: ApprovalBody | None = None
 ) -> Approval:
     found = await asyncio.to_thread(state.stores.apply_requests.find, world_id, run_id)
-    _approver(found.plan, caller)
+    _require_approver(found.plan, caller)
     return await state.applies.record_approval(
         world_id, run_id, caller.subject, "reject", body or ApprovalBody()
     )
 
 
-@router.post("/applies/{run_id}/abort", summary="End an apply before it has switched anything")
+@router.post("/applies/{run_id}/abort", summary="End an apply before it switches anything")
 async def abort(
-    world_id: str, run_id: str, state: State, caller: Asker, body: Reason | None = None
+    world_id: str, run_id: str, state: State, caller: CurrentCaller, body: Reason | None = None
 ) -> ApplyStatus:
     return _linked(
         await state.applies.abort(world_id, run_id, caller.subject, (body or Reason()).reason), state
     )
 
 
-@router.get("/gate", summary="Whether orders can pass, under which epoch, and why not")
+@router.get("/gate", summary="Show whether orders can pass, under which epoch, and what stops them")
 def gate(world_id: str, state: State) -> GateStatus:
     return _gate(state, world_id)
 
 
-@router.post("/halt", summary="Refuse every order from now on, until someone resumes the world")
-def halt(world_id: str, state: State, caller: Asker, body: Reason | None = None) -> GateStatus:
-    """Straight in the store: it needs neither Temporal nor anyone who hears of it."""
+@router.post("/halt", summary="Halt a world: refuse every order until someone resumes it")
+def halt(world_id: str, state: State, caller: CurrentCaller, body: Reason | None = None) -> GateStatus:
+    """Acts in the store: it needs neither Temporal nor a subscriber."""
     state.stores.fence.halt(world_id, caller.subject, (body or Reason()).reason)
     return _gate(state, world_id)
 
 
-@router.post("/resume", summary="Lift a halt, or open a world that a failed apply has left frozen")
-def resume(world_id: str, state: State, caller: Asker, body: Reason | None = None) -> Resumed:
+@router.post("/resume", summary="Lift a halt, or open a world that a failed apply left frozen")
+def resume(world_id: str, state: State, caller: CurrentCaller, body: Reason | None = None) -> Resumed:
     lifted = state.stores.apply_steps.resume(world_id, caller.subject, (body or Reason()).reason)
     return Resumed(lifted=lifted, gate=_gate(state, world_id))
 
 
-@router.get("/edges/overrides", summary="Edges of the world's graph that are closed or opened")
+@router.get("/edges/overrides", summary="List the edges that are closed or opened by hand")
 def overrides(world_id: str, state: State) -> list[EdgeOverride]:
     return state.stores.edges.overrides(world_id)
 
 
-@router.post("/edges/overrides", summary="Close or open an edge; the one to live is opened by an apply alone")
-def override(world_id: str, body: EdgeOverride, state: State, caller: Asker) -> EdgeOverride:
+@router.post("/edges/overrides", summary="Close or open an edge; only an apply opens the edge to live")
+def override(world_id: str, body: EdgeOverride, state: State, caller: CurrentCaller) -> EdgeOverride:
     return state.stores.fence.override(world_id, body, caller.subject)
 
 
-@router.get("/audit", summary="Who did what, oldest first")
+@router.get("/audit", summary="Read the audit trail, oldest first")
 def audit(
     world_id: str,
     state: State,
@@ -137,18 +141,20 @@ def audit(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     verify: bool = False,
 ) -> AuditPage:
-    """`verify`: follow the hash chain from its beginning. A broken one is refused with the place (E_AUDIT_BROKEN)."""
+    """`verify`: check the hash chain from its first entry; E_AUDIT_BROKEN names the first broken one."""
     state.stores.worlds.world(world_id)
     return state.stores.audit.page(world_id, after, limit, verify)
 
 
-def _approver(plan: ApplyPlan, caller: Asker) -> None:
-    """Raises QmtlError (E_APPROVAL_ROLE) where the caller's role in the world is none that the policy lets decide."""
-    mine, roles = caller.role_in(plan.world_id), plan.approval.roles
+def _require_approver(plan: ApplyPlan, caller: CurrentCaller) -> None:
+    """Require a role that the policy lets approve. Raises QmtlError: E_APPROVAL_ROLE."""
+    mine = caller.role_in(plan.world_id)
+    roles = plan.approval.roles
     if mine is None or (mine.value not in roles and not (mine is Role.OWNER and "operator" in roles)):
         raise QmtlError(
             "E_APPROVAL_ROLE",
-            f"{caller.subject} is {mine.value if mine else 'nothing'} in {plan.world_id}; its policy lets {' or '.join(roles)} decide",
+            f"{caller.subject} has the role {mine.value if mine else 'none'} in {plan.world_id}; "
+            f"its policy lets {' or '.join(roles)} approve",
             "ask someone with that role",
         )
 

@@ -1,4 +1,4 @@
-"""What changed: subscribe, listen, or ask now and then."""
+"""Events: subscribe, stream, or poll."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, WebSocket
 from starlette.routing import WebSocketRoute
 
-from api.auth.access import Asker, GuardedRoute, bearer
+from api.auth.access import CurrentCaller, GuardedRoute, bearer
 from api.state import State
-from api.stream import Subscriber
+from api.stream import StreamAuthorization, Subscriber
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.events import KINDS, NO_WORLD
@@ -19,17 +19,17 @@ router = APIRouter(prefix="/events", tags=["events"], route_class=GuardedRoute)
 STREAM_PATH = "/events/stream"
 
 
-@router.post("/subscribe", summary="A stream's address and token")
-async def subscribe(wanted: Subscribe, request: Request, state: State, caller: Asker) -> Subscription:
-    """`topics` are kinds of the world's topics. World `_` has what belongs to no world, and takes an operator of all worlds."""
+@router.post("/subscribe", summary="Subscribe: get the address and the token of a stream")
+async def subscribe(wanted: Subscribe, request: Request, state: State, caller: CurrentCaller) -> Subscription:
+    """`topics` are kinds of events. World `_` holds events of no world and takes an operator."""
     for topic in wanted.topics:
         if topic not in KINDS:
             raise QmtlError(
                 "E_TOPIC_UNKNOWN",
                 f"{topic[:64]!r} is not a topic{nearest(topic, list(KINDS))}",
-                f"there are: {', '.join(KINDS)}",
+                f"topics are: {', '.join(KINDS)}",
             )
-    caller.in_world(wanted.world_id, Role.OPERATOR if wanted.world_id == NO_WORLD else Role.READER)
+    caller.require_role(wanted.world_id, Role.OPERATOR if wanted.world_id == NO_WORLD else Role.READER)
     if wanted.world_id != NO_WORLD:
         await asyncio.to_thread(state.stores.worlds.world, wanted.world_id)
     lifetime = state.config.events.token_s
@@ -45,7 +45,7 @@ async def subscribe(wanted: Subscribe, request: Request, state: State, caller: A
     )
 
 
-@router.get("/poll", summary="What the topics of a stream's token said since a position")
+@router.get("/poll", summary="Poll the events of a stream's topics after a position")
 async def poll(
     request: Request,
     state: State,
@@ -53,13 +53,13 @@ async def poll(
         list[str],
         Query(
             max_length=20,
-            description="TOPIC:SEQUENCE, once for each topic that was read before; a topic without one gets a snapshot",
+            description="TOPIC:SEQUENCE for each topic that was read before; the others get a snapshot",
         ),
     ] = [],  # noqa: B006  FastAPI copies it
-    log: Annotated[str, Query(max_length=64, description="the log that the positions are of")] = "",
-    wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for something new")] = 0.0,
+    log: Annotated[str, Query(max_length=64, description="the log that the positions refer to")] = "",
+    wait: Annotated[float, Query(ge=0, le=30, description="seconds to wait for a new event")] = 0.0,
 ) -> Polled:
-    """The same sequences as the stream's. Carries a token of `POST /events/subscribe`."""
+    """The sequences are those of the stream. Takes the token of `POST /events/subscribe`."""
     claims = await state.tokens.stream(bearer(request))
     positions: dict[str, int] = {}
     for item in after:
@@ -78,21 +78,22 @@ async def poll(
     return await state.hub.poll(claims, log, positions, wait)
 
 
-@router.get("/schema", summary="JSON schemas of events and frames")
+@router.get("/schema", summary="Get the JSON schemas of events and frames")
 def schema() -> dict[str, Any]:
     return schemas()
 
 
-@router.get("/jwks", summary="The public keys that tokens are signed with")
+@router.get("/jwks", summary="Get the public keys of tokens")
 def jwks(state: State) -> dict[str, Any]:
     return state.tokens.jwks()
 
 
 async def stream(socket: WebSocket) -> None:
-    """Asks for its token in the first frame: a browser can't send headers, and addresses end up in logs."""
+    """Serve a stream. Its token is in the first frame: browsers send no headers, and addresses are logged."""
     state = socket.app.state.gateway
-    await Subscriber(socket, state.hub, state.tokens, state.sockets, state.revoked, state.config.events).run()
+    authorization = StreamAuthorization(state.tokens, state.revoked)
+    await Subscriber(socket, state.hub, authorization, state.sockets, state.config.events).run()
 
 
-# Not FastAPI's: what it adds to each of thousands of open sockets, nothing here uses.
+# Starlette's route: FastAPI's adds objects to each of thousands of sockets that nothing here uses.
 stream_route = WebSocketRoute(STREAM_PATH, stream)

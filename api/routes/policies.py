@@ -1,4 +1,4 @@
-"""A world's policies: versions, the default, what differs, and what another policy would have decided."""
+"""A world's policies: versions, the default, differences, and the replay of a draft."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Path, Query
 
 from activities.decisions.correlation import Correlations
 from activities.decisions.whatif import PolicyReplayResult, replay
-from api.auth.access import Asker, GuardedRoute
+from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
@@ -19,7 +19,7 @@ _POLICY = {"preset": "moderate", "selection": {"topk": {"total": 3}}}
 
 
 class PolicyReplay(Model):
-    """A draft, and from when on past decisions are looked at (`since`: a time; none: all that are kept)."""
+    """A draft policy. `since`: replay decisions made at or after this time; None: all that are stored."""
 
     policy: dict[str, Any]
     since: datetime | None = None
@@ -30,28 +30,28 @@ def add_policy(
     world_id: str,
     body: Annotated[dict[str, Any], Body(openapi_examples={"a preset, changed": {"value": _POLICY}})],
     state: State,
-    caller: Asker,
+    caller: CurrentCaller,
 ) -> Policy:
-    """A policy that does not parse is refused, and the earlier default stays."""
+    """An invalid policy is refused, and the default stays."""
     return state.stores.policies.add_policy(world_id, policy_from(body), caller.subject)
 
 
-@router.get("", summary="All versions, oldest first")
+@router.get("", summary="List all policy versions, oldest first")
 def list_policies(world_id: str, state: State) -> list[Policy]:
     return state.stores.policies.policies(world_id)
 
 
-@router.get("/{version}", summary="One version")
+@router.get("/{version}", summary="Show a policy version")
 def show_policy(world_id: str, version: Version, state: State) -> Policy:
     return state.stores.policies.policy(world_id, version)
 
 
-@router.post("/{version}/set-default", summary="Judge by this version from now on")
-def set_default(world_id: str, version: Version, state: State, caller: Asker) -> Policy:
+@router.post("/{version}/set-default", summary="Make a version the default")
+def set_default(world_id: str, version: Version, state: State, caller: CurrentCaller) -> Policy:
     return state.stores.policies.set_default(world_id, version, caller.subject)
 
 
-@router.get("/{version}/diff", summary="What differs between two versions")
+@router.get("/{version}/diff", summary="Show the differences between two versions")
 def diff(
     world_id: str, version: Version, state: State, to: Annotated[int, Query(ge=1, lt=2**31)]
 ) -> list[Difference]:
@@ -60,7 +60,7 @@ def diff(
     )
 
 
-@router.post("/replay", summary="What a draft would have decided; nothing is written")
+@router.post("/replay", summary="Replay recorded decisions with a draft policy; nothing is written")
 def replay_policy(world_id: str, body: PolicyReplay, state: State) -> PolicyReplayResult:
     draft = policy_from(body.policy)
     state.stores.worlds.world(world_id)

@@ -1,10 +1,10 @@
-"""Promotions: a strategy on its way to dryrun or live."""
+"""Promotions of strategies to dryrun or live."""
 
 import asyncio
 
 from fastapi import APIRouter
 
-from api.auth.access import Asker, GuardedRoute
+from api.auth.access import CurrentCaller, GuardedRoute
 from api.routes.applies import Reason
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
@@ -16,31 +16,33 @@ router = APIRouter(prefix="/worlds/{world_id}/promotions", tags=["promotions"], 
 @router.post(
     "",
     status_code=202,
-    summary="Bring a strategy to dryrun or live, stage by stage, as its conditions come to hold",
+    summary="Promote a strategy to dryrun or live, stage by stage, as its conditions come to hold",
 )
 async def request_promotion(
-    world_id: str, body: PromotionRequest, state: State, caller: Asker
+    world_id: str, body: PromotionRequest, state: State, caller: CurrentCaller
 ) -> PromotionView:
-    """Each stage is an apply, which other people approve. What leads to live needs the live header."""
+    """Each stage is an apply, which other people approve. Live needs the live header."""
     if body.to == "live":
         caller.require_live(world_id)
     return _linked(await state.promotions.request(world_id, body, caller.subject), state)
 
 
-@router.get("", summary="Promotions that are under way")
+@router.get("", summary="List the promotions that are under way")
 async def list_promotions(world_id: str, state: State) -> list[PromotionView]:
     await asyncio.to_thread(state.stores.worlds.world, world_id)
     return [_linked(found, state) for found in await state.promotions.running(world_id)]
 
 
-@router.get("/{strategy_id}", summary="A strategy's newest promotion: its conditions, and what it waits for")
+@router.get(
+    "/{strategy_id}", summary="Show a strategy's newest promotion: its conditions and what it waits for"
+)
 async def show_promotion(world_id: str, strategy_id: str, state: State) -> PromotionView:
     return _linked(await state.promotions.find(world_id, strategy_id), state)
 
 
-@router.post("/{strategy_id}/end", summary="End a promotion that waits")
+@router.post("/{strategy_id}/end", summary="End a promotion that is waiting")
 async def end_promotion(
-    world_id: str, strategy_id: str, state: State, caller: Asker, body: Reason | None = None
+    world_id: str, strategy_id: str, state: State, caller: CurrentCaller, body: Reason | None = None
 ) -> PromotionView:
     return _linked(
         await state.promotions.end(world_id, strategy_id, caller.subject, (body or Reason()).reason), state

@@ -1,4 +1,4 @@
-"""Running strategies: open, keep, list, end."""
+"""Sessions of running strategies: open, renew, list, end."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from activities.submissions.context import SHADOW
-from api.auth.access import Asker, GuardedRoute
+from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.domains import ComputeContext, DataScope, Domain, resolve_context
@@ -27,15 +27,18 @@ from qmtl_sdk.contracts.submission import QueueTarget
 router = APIRouter(prefix="/sessions", tags=["sessions"], route_class=GuardedRoute)
 
 
-@router.post("", status_code=201, summary="Run a strategy: a lease on its world")
-def open_session(wanted: SessionOpen, state: State, caller: Asker) -> SessionGrant:
-    """Only for a strategy that the world has switched on for paper or live; `shadow` for any that it knows, by an operator."""
-    caller.in_world(wanted.world_id, Role.AUTHOR)
+@router.post("", status_code=201, summary="Open a session: a lease that lets a strategy run")
+def open_session(wanted: SessionOpen, state: State, caller: CurrentCaller) -> SessionGrant:
+    """Open a session for a strategy that is active in dryrun or live.
+
+    `shadow`: for any strategy that was submitted; takes an operator.
+    """
+    caller.require_role(wanted.world_id, Role.AUTHOR)
     context = _context(wanted, state)
     if wanted.shadow and not caller.may(Role.OPERATOR, wanted.world_id):
         raise QmtlError(
             "E_SHADOW",
-            "only an operator can ask for the shadow domain",
+            "only an operator may run in the shadow domain",
             "run without shadow, or ask an operator",
         )
     dag = state.stores.graph.dag(wanted.strategy_id)
@@ -43,7 +46,7 @@ def open_session(wanted: SessionOpen, state: State, caller: Asker) -> SessionGra
     topics = state.stores.graph.ensure_queues(wanted.world_id, domain, dag, caller.subject)
     run = state.stores.runs.newest_run(wanted.strategy_id, wanted.world_id)
     found = state.stores.sessions.open(wanted, run.name if run else "", domain, caller.subject)
-    # No as_of: a bar says itself when it is, and a session that is started again must give its bars the same keys.
+    # Without as_of: each bar carries its time, and a reopened session must give bars the same keys.
     keys = {
         node_id: compute_key(node_id, wanted.world_id, domain, "", context.partition) for node_id in topics
     }
@@ -66,71 +69,79 @@ def open_session(wanted: SessionOpen, state: State, caller: Asker) -> SessionGra
     )
 
 
-@router.get("", summary="Sessions, newest first")
+@router.get("", summary="List sessions, newest first")
 def list_sessions(
     state: State,
-    caller: Asker,
-    world_id: Annotated[str | None, Query(max_length=64, description="of one world")] = None,
-    ended: Annotated[bool, Query(description="those that have ended too")] = False,
+    caller: CurrentCaller,
+    world_id: Annotated[str | None, Query(max_length=64, description="only this world")] = None,
+    ended: Annotated[bool, Query(description="include sessions that have ended")] = False,
 ) -> list[SessionInfo]:
     if world_id is not None:
-        caller.in_world(world_id, Role.READER)
+        caller.require_role(world_id, Role.READER)
         state.stores.worlds.world(world_id)
     return [
         item for item in state.stores.sessions.all(world_id, ended) if caller.may(Role.READER, item.world_id)
     ]
 
 
-@router.post("/{session_id}/heartbeat", summary="Keep the lease, and say how it is")
-def heartbeat(session_id: str, beat: SessionHeartbeat, state: State, caller: Asker) -> SessionLease:
+@router.post("/{session_id}/heartbeat", summary="Renew a session's lease and report its state")
+def heartbeat(session_id: str, body: SessionHeartbeat, state: State, caller: CurrentCaller) -> SessionLease:
     world_id = state.stores.sessions.find(session_id).world_id
-    caller.in_world(world_id, Role.AUTHOR)
-    if (
-        beat.cross_context_cache_hits
-    ):  # its objective is 0: what computes on another context's outputs must not trade
+    caller.require_role(world_id, Role.AUTHOR)
+    # A strategy that computed on another context's outputs must not trade.
+    if body.cross_context_cache_hits:
         state.stores.fence.halt(
             world_id,
             "the Gateway",
-            f"session {session_id[:8]} had {beat.cross_context_cache_hits} cache hit(s) from another context",
+            f"session {session_id[:8]} had {body.cross_context_cache_hits} cache hit(s) from another context",
         )
     return SessionLease(
         session_id=session_id,
-        expires_at=state.stores.sessions.heartbeat(session_id, beat).expires_at,
+        expires_at=state.stores.sessions.heartbeat(session_id, body).expires_at,
         now=datetime.now(UTC),
     )
 
 
-@router.post("/{session_id}/ack", summary="Say that a freeze or unfreeze was heard of, by its sequence")
-def ack(session_id: str, body: SessionAck, state: State, caller: Asker) -> SessionAcked:
+@router.post("/{session_id}/ack", summary="Acknowledge a freeze or unfreeze by its sequence")
+def ack(session_id: str, body: SessionAck, state: State, caller: CurrentCaller) -> SessionAcked:
     found = state.stores.sessions.find(session_id)
-    caller.in_world(found.world_id, Role.AUTHOR)
+    caller.require_role(found.world_id, Role.AUTHOR)
     return SessionAcked(
         in_time=state.stores.apply_acks.ack(found.world_id, body.sequence, session_id, "session")
     )
 
 
-@router.delete("/{session_id}", summary="End a session: its gate closes")
+@router.delete("/{session_id}", summary="End a session; its orders are refused from then on")
 async def end(
-    session_id: str, state: State, caller: Asker, reason: Annotated[str, Query(max_length=200)] = "stopped"
+    session_id: str,
+    state: State,
+    caller: CurrentCaller,
+    reason: Annotated[str, Query(max_length=200)] = "stopped",
 ) -> SessionInfo:
     found = await asyncio.to_thread(state.stores.sessions.find, session_id)
-    caller.in_world(found.world_id, Role.AUTHOR)
+    caller.require_role(found.world_id, Role.AUTHOR)
     return await asyncio.to_thread(state.stores.sessions.end, session_id, reason, caller.subject)
 
 
 def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
-    """Where the strategy runs, by what the world switched on. Raises QmtlError: E_SESSION_INACTIVE, E_WORLD_UNKNOWN."""
-    world, now = state.stores.worlds.world(wanted.world_id), datetime.now(UTC)
+    """Decide where the strategy runs, from its activation.
+
+    Raises QmtlError: E_WORLD_UNKNOWN, and E_SESSION_INACTIVE where it is not active in dryrun or live.
+    """
+    world = state.stores.worlds.world(wanted.world_id)
+    now = datetime.now(UTC)
     activation = next(iter(state.stores.fence.activations(wanted.world_id, wanted.strategy_id)), None)
     run = state.stores.runs.newest_run(wanted.strategy_id, wanted.world_id)
+    mode = activation.effective_mode if activation else None
     context = resolve_context(
         DataScope(
             wanted.world_id,
             as_of=world.now(now).isoformat(),
             dataset_fingerprint=run.context.dataset_fingerprint if run else None,
         ),
-        SHADOW if wanted.shadow else activation.effective_mode if activation else None,
-        decided_at=now,  # an activation holds until it is changed; whether its decision is fresh, the session's own gate and the fence watch
+        SHADOW if wanted.shadow else mode,
+        # An activation is valid until it changes. The session's gate and the fence check the decision's age.
+        decided_at=now,
         now=now,
         allow_live=world.spec.allow_live,
     )
@@ -142,13 +153,13 @@ def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
         or context.execution_domain not in (Domain.DRYRUN, Domain.LIVE)
     ):
         why = (
-            "has not decided about it"
+            "has not judged it"
             if activation is None
-            else f"has it {'active' if activation.active else 'not active'} in mode {activation.effective_mode}"
+            else f"has it {'active' if activation.active else 'not active'} in mode {mode}"
         )
         raise QmtlError(
             "E_SESSION_INACTIVE",
-            f"the strategy is not switched on for paper or live: world {wanted.world_id} {why}",
-            "submit it, and see qmtl world show",
+            f"the strategy is not active in dryrun or live: world {wanted.world_id} {why}",
+            f"submit it; qmtl world explain {wanted.world_id} STRATEGY shows what stops it",
         )
     return context

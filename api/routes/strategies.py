@@ -1,14 +1,15 @@
-"""Submissions: try, send, follow."""
+"""Submissions: check, submit, and read their status."""
 
 import asyncio
 import time
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
+from fastapi.openapi.models import Example
 
 from activities.messages.submission import RunContextBody
 from activities.submissions.context import ComputeContextService, asks_for_shadow
-from api.auth.access import Asker, Caller, GuardedRoute
+from api.auth.access import Caller, CurrentCaller, GuardedRoute
 from api.metrics import DIFF_MS
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
@@ -17,7 +18,7 @@ from qmtl_sdk.contracts.submission import DryRun, StrategyStatus, StrategySubmit
 from workflows.ids import submission_id_of
 
 router = APIRouter(prefix="/strategies", tags=["strategies"], route_class=GuardedRoute)
-_EXAMPLE = {
+_EXAMPLE: dict[str, Example] = {
     "a price stream": {
         "value": {
             "world_id": "demo",
@@ -39,12 +40,12 @@ _EXAMPLE = {
         }
     }
 }
-Submit = Annotated[StrategySubmit, Body(openapi_examples=_EXAMPLE)]  # type: ignore[arg-type]  # a plain mapping is what FastAPI's TypedDict is
+Submission = Annotated[StrategySubmit, Body(openapi_examples=_EXAMPLE)]
 
 
 @router.post("", status_code=202, summary="Submit a strategy to a world")
-async def submit(submission: Submit, state: State, caller: Asker) -> SubmissionAck:
-    """Checks the DAG, appends the submission to the commit log, starts or joins its workflow, and answers with what is to be computed."""
+async def submit(submission: Submission, state: State, caller: CurrentCaller) -> SubmissionAck:
+    """Check the DAG, append it to the commit log, start or join its workflow; return what to compute."""
     began = time.perf_counter()
     await asyncio.to_thread(_checked, submission, state, caller)
     ack = await state.submissions.submit(submission, caller.subject)
@@ -52,8 +53,8 @@ async def submit(submission: Submit, state: State, caller: Asker) -> SubmissionA
     return ack
 
 
-@router.post("/dry-run", summary="What a submission would do; nothing is written")
-def dry_run(submission: Submit, state: State, caller: Asker) -> DryRun:
+@router.post("/dry-run", summary="Show what a submission would do; nothing is written")
+def dry_run(submission: Submission, state: State, caller: CurrentCaller) -> DryRun:
     run = _checked(submission, state, caller)
     plan = state.stores.graph.plan(submission.world_id, run.context.execution_domain.value, submission.dag)
     return DryRun(
@@ -66,15 +67,15 @@ def dry_run(submission: Submit, state: State, caller: Asker) -> DryRun:
     )
 
 
-@router.get("/{strategy_id}/status", summary="Where a submission is, and what was decided")
+@router.get("/{strategy_id}/status", summary="Show a submission's progress and outcome")
 async def status(
     strategy_id: str,
     state: State,
-    caller: Asker,
+    caller: CurrentCaller,
     world_id: Annotated[
-        str | None, Query(description="the world; the newest run of any where it is left out")
+        str | None, Query(description="the world; without it, the newest run in any world")
     ] = None,
-    run_id: Annotated[str | None, Query(description="one run of it; the newest where it is left out")] = None,
+    run_id: Annotated[str | None, Query(description="one run; without it, the newest")] = None,
     wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for the outcome")] = 0.0,
 ) -> StrategyStatus:
     runs = state.stores.runs
@@ -89,7 +90,7 @@ async def status(
             f"{strategy_id[:80]} was not submitted{f' to {world_id}' if world_id else ''}",
             "submit it with POST /strategies",
         )
-    caller.in_world(run.world_id, Role.READER)
+    caller.require_role(run.world_id, Role.READER)
     outcome = await state.submissions.outcome(run, wait)
     progress = None if outcome else await state.submissions.progress(run)
     workflow = submission_id_of(run)
@@ -108,12 +109,12 @@ async def status(
 
 
 def _checked(submission: StrategySubmit, state: GatewayState, caller: Caller) -> RunContextBody:
-    """Everything that can be refused before the submission is logged. Raises QmtlError."""
-    caller.in_world(submission.world_id, Role.AUTHOR)
+    """Check everything that can be refused before the submission is logged. Raises QmtlError."""
+    caller.require_role(submission.world_id, Role.AUTHOR)
     if asks_for_shadow(submission) and not caller.may(Role.OPERATOR, submission.world_id):
         raise QmtlError(
             "E_SHADOW",
-            "only an operator can ask for the shadow domain",
+            "only an operator may submit to the shadow domain",
             "submit without the hint, or ask an operator",
         )
     submission.dag.lint()

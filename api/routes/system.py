@@ -1,4 +1,4 @@
-"""Whether the Gateway works, and with what."""
+"""Health, status and metrics of the Gateway."""
 
 import asyncio
 from collections import defaultdict
@@ -17,7 +17,7 @@ router = APIRouter(tags=["system"], route_class=GuardedRoute)
 
 
 class Health(Model):
-    """`ok` when submissions can go all the way; `degraded` names what is missing."""
+    """`ok`: submissions can be processed. `degraded`: a part is missing; the fields show which."""
 
     status: Literal["ok", "degraded"]
     database: bool
@@ -26,6 +26,8 @@ class Health(Model):
 
 
 class GatewayStatus(Model):
+    """What this Gateway serves. `log_waiting`: submissions in the commit log that have not been processed."""
+
     version: str
     profile: str
     store_id: str
@@ -36,9 +38,11 @@ class GatewayStatus(Model):
     temporal_ui: str
 
 
-@router.get("/health", summary="Whether submissions can go all the way")
+@router.get("/health", summary="Check whether submissions can be processed")
 async def health(state: State, response: Response) -> Health:
-    database, workers, temporal = True, 0, True
+    database = True
+    temporal = True
+    workers = 0
     try:
         await asyncio.to_thread(state.stores.log.waiting)
     except QmtlError:
@@ -52,7 +56,7 @@ async def health(state: State, response: Response) -> Health:
     return Health(status="ok" if good else "degraded", database=database, temporal=temporal, workers=workers)
 
 
-@router.get("/status", summary="What this Gateway serves")
+@router.get("/status", summary="Show what this Gateway serves")
 def status(state: State) -> GatewayStatus:
     temporal = state.config.temporal
     return GatewayStatus(
@@ -69,7 +73,7 @@ def status(state: State) -> GatewayStatus:
 
 @router.get(
     "/metrics",
-    summary="Figures for Prometheus",
+    summary="Get metrics for Prometheus",
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}}},
 )

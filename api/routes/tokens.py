@@ -1,11 +1,11 @@
-"""Tokens: give, list, take back; and the keys that sign them."""
+"""Tokens: create, list, revoke; and rotate the keys that sign them."""
 
 from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from api.auth.access import Asker, GuardedRoute
+from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.access import NewToken, Role, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.errors import QmtlError
@@ -13,9 +13,9 @@ from qmtl_sdk.contracts.errors import QmtlError
 router = APIRouter(prefix="/tokens", tags=["tokens"], route_class=GuardedRoute)
 
 
-@router.post("", status_code=201, summary="A new token; it is shown this once")
-def create(body: TokenRequest, state: State, caller: Asker) -> NewToken:
-    """No one grants more than they have."""
+@router.post("", status_code=201, summary="Create a token; it is shown only once")
+def create(body: TokenRequest, state: State, caller: CurrentCaller) -> NewToken:
+    """Nobody grants more than they have."""
     if not caller.covers(body.grants):
         raise QmtlError(
             "E_GRANT",
@@ -25,31 +25,29 @@ def create(body: TokenRequest, state: State, caller: Asker) -> NewToken:
     return state.tokens.issue(body, caller.subject)
 
 
-@router.get("", summary="The tokens that the caller could have made")
-def list_tokens(state: State, caller: Asker) -> list[TokenInfo]:
+@router.get("", summary="List the tokens whose grants the caller could give")
+def list_tokens(state: State, caller: CurrentCaller) -> list[TokenInfo]:
     return [token for token in state.stores.tokens.all() if caller.covers(token.grants)]
 
 
 @router.delete(
-    "/{token_id}", summary="Take a token back: requests are refused at once, streams closed within seconds"
+    "/{token_id}", summary="Revoke a token: requests are refused at once, streams closed within seconds"
 )
-def revoke(token_id: str, state: State, caller: Asker) -> TokenInfo:
+def revoke(token_id: str, state: State, caller: CurrentCaller) -> TokenInfo:
     found = state.stores.tokens.find(token_id)
     if found is not None and not caller.covers(found.grants):
-        raise QmtlError(
-            "E_GRANT", f"{caller.subject} can't take back a token of a higher role", "ask an owner"
-        )
+        raise QmtlError("E_GRANT", f"{caller.subject} can't revoke a token of a higher role", "ask an owner")
     return state.stores.tokens.revoke(token_id, caller.subject)
 
 
-@router.post("/rotate", summary="Sign with a new key from now on")
+@router.post("/rotate", summary="Sign tokens with a new key from now on")
 def rotate(
     state: State,
-    caller: Asker,
+    caller: CurrentCaller,
     overlap_s: Annotated[
-        int, Query(ge=0, le=366 * 86_400, description="how long tokens of the old keys stay good")
+        int, Query(ge=0, le=366 * 86_400, description="seconds that tokens of earlier keys stay valid")
     ] = 30 * 86_400,
 ) -> dict[str, Any]:
-    caller.in_world("*", Role.OWNER)
+    caller.require_role("*", Role.OWNER)
     state.keys.rotate(timedelta(seconds=overlap_s))
     return state.tokens.jwks()

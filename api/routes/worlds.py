@@ -1,4 +1,4 @@
-"""Worlds, their policies and decisions."""
+"""Worlds and their decisions, activations and strategies."""
 
 import asyncio
 import uuid
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Query
 from pydantic import Field
 
 from activities.applies.explain import explain as explain_strategy
-from api.auth.access import Asker, GuardedRoute
+from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.access import Role, visible
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, Explanation
@@ -42,24 +42,24 @@ _POLICY = {"preset": "moderate", "selection": {"topk": {"total": 3}}}
 
 
 class WorldCreate(Model):
-    """`spec` and, if it has one, the first version of its `policy`."""
+    """A world's spec, and the first version of its policy if it has one. (Any: JSON, validated later.)"""
 
     spec: dict[str, Any]
     policy: dict[str, Any] | None = None
 
 
 class WorldCreated(Model):
-    """The world, and what was found when its data was read, by preset."""
+    """The world, and a report on its data by preset."""
 
     world: World
     data: dict[str, dict[str, Any]]
 
 
 class DecideRequest(Model):
-    """The same key gets the same answer."""
+    """Idempotent: the same key gets the same decision."""
 
     idempotency_key: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=8, max_length=128)
-    reason: str = Field("asked for by hand", max_length=200)
+    reason: str = Field("requested by a person", max_length=200)
 
 
 @router.post("", status_code=201, summary="Create a world")
@@ -68,11 +68,14 @@ def create(
         WorldCreate, Body(openapi_examples={"US equities": {"value": {"spec": _WORLD, "policy": _POLICY}}})
     ],
     state: State,
-    caller: Asker,
+    caller: CurrentCaller,
 ) -> WorldCreated:
-    """Reads all of its data once, so that a fault in it is said now. The same world again is found as it is. A world with `allow_live` needs the live header."""
+    """Read all data of the world once, so that errors in it show now. Idempotent for an equal spec.
+
+    A world with `allow_live` needs the live header.
+    """
     spec: WorldSpec = validated(WorldSpec, body.spec, "E_WORLD_INVALID", "world")
-    caller.in_world(spec.world, Role.OPERATOR)
+    caller.require_role(spec.world, Role.OPERATOR)
     if spec.allow_live:
         caller.require_live(spec.world)
     policy = policy_from(body.policy) if body.policy is not None else None
@@ -80,20 +83,20 @@ def create(
     return WorldCreated(world=state.stores.fence.create(spec, policy, caller.subject), data=report)
 
 
-@router.get("", summary="All worlds, oldest first")
-def list_worlds(state: State, caller: Asker) -> list[World]:
+@router.get("", summary="List the worlds that the caller may read, oldest first")
+def list_worlds(state: State, caller: CurrentCaller) -> list[World]:
     found = {world.spec.world: world for world in state.stores.worlds.worlds()}
     return [found[name] for name in visible(caller, found)]
 
 
-@router.get("/{world_id}", summary="One world")
+@router.get("/{world_id}", summary="Show a world")
 def show(world_id: str, state: State) -> World:
     return state.stores.worlds.world(world_id)
 
 
-@router.patch("/{world_id}", summary="Change a world: what is given, and nothing else")
-def update(world_id: str, body: WorldUpdate, state: State, caller: Asker) -> World:
-    """To allow live needs the live header. New data is read once, so that a fault in it is said now."""
+@router.patch("/{world_id}", summary="Change the given fields of a world")
+def update(world_id: str, body: WorldUpdate, state: State, caller: CurrentCaller) -> World:
+    """Allowing live needs the live header. New data is read once, so that errors in it show now."""
     if body.allow_live:
         caller.require_live(world_id)
     if body.data is not None:
@@ -101,16 +104,18 @@ def update(world_id: str, body: WorldUpdate, state: State, caller: Asker) -> Wor
     return state.stores.fence.update(world_id, body, caller.subject)
 
 
-@router.get("/{world_id}/bindings", summary="The strategies that were submitted to a world, oldest first")
+@router.get(
+    "/{world_id}/bindings", summary="List the strategies that were submitted to a world, oldest first"
+)
 def bindings(world_id: str, state: State) -> list[BindingInfo]:
     return state.stores.worlds.bindings(world_id)
 
 
 @router.get(
-    "/{world_id}/fingerprints", summary="The fingerprints of the data that the newest evidence was judged on"
+    "/{world_id}/fingerprints", summary="List the fingerprints of the data behind the newest evidence"
 )
 def fingerprints(world_id: str, state: State) -> list[str]:
-    """What a policy pins as `gating_policy.dataset_fingerprint` is one of these."""
+    """A policy pins one of these as `gating_policy.dataset_fingerprint`."""
     state.stores.worlds.world(world_id)
     return sorted(
         {
@@ -121,14 +126,14 @@ def fingerprints(world_id: str, state: State) -> list[str]:
     )
 
 
-@router.get(
-    "/{world_id}/nodes", summary="The world's view of the graph: its nodes by domain, with their state"
-)
+@router.get("/{world_id}/nodes", summary="List the nodes of a world with their state by domain")
 def nodes(world_id: str, state: State, execution_domain: Domain | None = None) -> list[WorldNodeRef]:
     return state.stores.worlds.nodes(world_id, execution_domain.value if execution_domain else None)
 
 
-@router.get("/{world_id}/explain/{strategy_id}", summary="Where a strategy stands, and why")
+@router.get(
+    "/{world_id}/explain/{strategy_id}", summary="Show a strategy's stage and what stops it from the next"
+)
 def explain(world_id: str, strategy_id: str, state: State) -> Explanation:
     return explain_strategy(
         strategy_id,
@@ -137,9 +142,9 @@ def explain(world_id: str, strategy_id: str, state: State) -> Explanation:
     )
 
 
-@router.post("/{world_id}/decide", summary="Judge the world as it stands")
+@router.post("/{world_id}/decide", summary="Judge the world now")
 async def decide(
-    world_id: str, state: State, caller: Asker, body: DecideRequest | None = None
+    world_id: str, state: State, caller: CurrentCaller, body: DecideRequest | None = None
 ) -> DecisionEnvelope:
     request = body or DecideRequest()
     await asyncio.to_thread(state.stores.policies.policy, world_id)
@@ -148,7 +153,7 @@ async def decide(
     )
 
 
-@router.get("/{world_id}/decisions", summary="The newest decisions, newest first")
+@router.get("/{world_id}/decisions", summary="List decisions, newest first")
 def decisions(
     world_id: str, state: State, limit: Annotated[int, Query(ge=1, le=100)] = 10
 ) -> list[DecisionEnvelope]:
@@ -156,28 +161,28 @@ def decisions(
     return state.stores.decisions.decisions(world_id, limit)
 
 
-@router.get("/{world_id}/activation", summary="What is switched on")
+@router.get("/{world_id}/activation", summary="List the activations of a world")
 def activation(world_id: str, state: State, strategy_id: str | None = None) -> list[ActivationEnvelope]:
     state.stores.worlds.world(world_id)
     found = state.stores.fence.activations(world_id, strategy_id)
     if strategy_id is not None and not found:
         raise QmtlError(
             "E_DECISION_UNKNOWN",
-            f"world {world_id} has not decided about {strategy_id[:80]}",
-            "submit it first",
+            f"world {world_id} has not judged {strategy_id[:80]}",
+            "submit the strategy to this world",
         )
     return found
 
 
 class ActivationHash(Model):
-    """`sequence` counts the world's changes of activation; `state_hash` is what a subscriber that has heard of all of them comes to."""
+    """The hash of a world's activations after `sequence` changes; an up-to-date subscriber has the same."""
 
     world_id: str
     sequence: int
     state_hash: str
 
 
-@router.get("/{world_id}/activation/state_hash", summary="The hash of what is switched on")
+@router.get("/{world_id}/activation/state_hash", summary="Get the hash of a world's activations")
 def activation_hash(world_id: str, state: State) -> ActivationHash:
     sequence, found = state.stores.fence.activation_hash(world_id)
     return ActivationHash(world_id=world_id, sequence=sequence, state_hash=found)

@@ -1,4 +1,4 @@
-"""Who may do what: every way to misuse a token, over every route and the socket, is refused with its code and changes nothing."""
+"""Access: each misuse of a token, at each route and the socket, is refused with its code and changes nothing."""
 
 import base64
 import hashlib
