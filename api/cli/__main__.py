@@ -1,4 +1,4 @@
-"""`python -m api.cli`: the command, where it is not on PATH."""
+"""Run the command as `python -m api.cli`, where `qmtl` is not on PATH."""
 
 from api.cli.main import main
 

@@ -1,7 +1,7 @@
-"""How the command speaks: tables for people, one JSON object with `-o json`, one line for a mistake, and an exit code.
+"""Print results: text and tables for people, JSON with `-o json`; turn errors into exit codes.
 
-Exit codes: 0 done; 1 refused (the line says what is wrong and what to do); 2 the command itself was mistyped; 3 a part of the system can't be reached;
-4 the submission was judged, and is not active; 130 interrupted.
+Exit codes: 0 done; 1 refused (one line says what is wrong and what to do); 2 mistyped command; 3 a part
+of the system cannot be reached; 4 the submission was judged and is not active; 130 interrupted.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -20,21 +20,30 @@ from qmtl_sdk.contracts.errors import QmtlError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-REFUSED, UNREACHABLE, NOT_ACTIVE, INTERRUPTED = 1, 3, 4, 130
+
+REFUSED = 1
+"""Exit code of a command that QMTL refused."""
+UNREACHABLE = 3
+"""Exit code where a part of the system cannot be reached."""
+NOT_ACTIVE = 4
+"""Exit code of a submission that was judged and is not active."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
 
 class Format(StrEnum):
+    """How a command prints its result."""
+
     TEXT = "text"
     JSON = "json"
 
 
-Output = Annotated[Format, typer.Option("-o", "--output", help="text for people, json for programs")]
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_result(output: Format, body: Any, text: Callable[[], Any]) -> None:
-    """`body` as JSON, or what `text` gives to print. (Any: whatever JSON and rich can show.)"""
+    """Print `body` as JSON, or what `text` returns. (Any: whatever JSON and rich can show.)"""
     if output is Format.JSON:
         sys.stdout.write(json.dumps(body, indent=2) + "\n")
         return
@@ -43,29 +52,27 @@ def print_result(output: Format, body: Any, text: Callable[[], Any]) -> None:
         console.print(item, markup=not isinstance(item, str))
 
 
-def table(title: str, header: list[str], rows: list[list[str]]) -> Table:
-    found = Table(title=title or None, title_justify="left")
+def table(header: list[str], rows: list[list[str]], title: str = "") -> Table:
+    """Build a table of plain text; brackets in a cell are not markup."""
+    built = Table(title=title or None, title_justify="left")
     for name in header:
-        found.add_column(name, overflow="fold")
+        built.add_column(name, overflow="fold")
     for row in rows:
-        found.add_row(*[cell.replace("[", "\\[") for cell in row])
-    return found
+        built.add_row(*[cell.replace("[", "\\[") for cell in row])
+    return built
 
 
-def read(file: Path, code: str, what: str) -> str:
-    """The text of a file that a person named. Raises QmtlError (`code`)."""
+def read_file(file: Path, code: str, what: str) -> str:
+    """Return the text of a file that was named on the command line. Raises QmtlError (`code`)."""
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise QmtlError(
-            code,
-            f"{file} can't be read: {error.strerror if isinstance(error, OSError) else 'it is not UTF-8 text'}",
-            f"name the {what}'s YAML file",
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise QmtlError(code, f"{file} can't be read: {reason}", f"name the {what}'s YAML file") from error
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """A mistake of the person becomes one line and an exit code; `-o json` gets the same as an object."""
+    """Print a QmtlError as one line, with `-o json` as an object too, and exit with its code."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -81,11 +88,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 def _fail(error: QmtlError, as_json: bool) -> NoReturn:
     if as_json:
-        sys.stdout.write(
-            json.dumps(
-                {"error": {"code": error.code, "message": error.message, "remedy": error.remedy}}, indent=2
-            )
-            + "\n"
-        )
+        body = {"error": {"code": error.code, "message": error.message, "remedy": error.remedy}}
+        sys.stdout.write(json.dumps(body, indent=2) + "\n")
     errors.print(f"qmtl: {error}", markup=False)
     raise typer.Exit(UNREACHABLE if error.status == 503 else REFUSED)

@@ -1,4 +1,4 @@
-"""`qmtl token create | list | revoke | rotate`."""
+"""`qmtl token create | list | revoke | rotate`: who may do what."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from api.cli.output import Format, Output, guarded, print_result, table
-from api.cli.world import gateway
+from api.cli.connection import gateway
+from api.cli.options import Output
+from api.cli.output import Format, guarded, print_result, table
 from qmtl_sdk.contracts.access import EVERY_WORLD, Role, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.documents import validated
 from qmtl_sdk.contracts.durations import format_duration, seconds
@@ -22,41 +23,34 @@ app = typer.Typer(help="Tokens: who may do what, in which world.", no_args_is_he
 @app.command()
 @guarded
 def create(
-    name: Annotated[str, typer.Argument(help="whose it is: the audit trail gets this name")],
+    name: Annotated[str, typer.Argument(help="who uses the token; the audit trail records this name")],
     role: Annotated[
-        Role, typer.Option("--role", "-r", help="each may do what the ones before it may")
+        Role, typer.Option("--role", "-r", help="each role may do what the roles before it may")
     ] = Role.READER,
     world: Annotated[
         list[str] | None,
-        typer.Option(
-            "--world",
-            "-w",
-            help="a world that it is for; several times for several; every world where it is left out",
-        ),
+        typer.Option("--world", "-w", help="only for this world; may be repeated; without it, all worlds"),
     ] = None,
-    expires: Annotated[str, typer.Option(help="how long it is good, like 12h or 30d")] = "30d",
+    expires: Annotated[str, typer.Option(help="how long the token is valid, like 12h or 30d")] = "30d",
     output: Output = Format.TEXT,
 ) -> None:
-    """Make a token and print it, this once."""
-    wanted: TokenRequest = validated(
-        TokenRequest,
-        {
-            "subject": name,
-            "grants": dict.fromkeys(world or [EVERY_WORLD], role),
-            "expires_in_s": seconds(expires),
-        },
-        "E_BODY_INVALID",
-        "token",
-    )
+    """Create a token and print it. It is shown only once."""
+    body = {
+        "subject": name,
+        "grants": dict.fromkeys(world or [EVERY_WORLD], role),
+        "expires_in_s": seconds(expires),
+    }
+    wanted: TokenRequest = validated(TokenRequest, body, "E_BODY_INVALID", "token")
     with gateway() as client:
         created = client.create_token(wanted)
+    valid = f"valid until {created.info.expires_at:%Y-%m-%d %H:%M} UTC"
     print_result(
         output,
         created.json_dict(),
         lambda: [
             created.token,
             "",
-            f"{name}: {_grants(created.info)}, good until {created.info.expires_at:%Y-%m-%d %H:%M} UTC. It is not shown again.",
+            f"{name}: {_grants(created.info)}, {valid}. It is not shown again.",
             "Use it as QMTL_GATEWAY__TOKEN, or as gateway.token in qmtl.yml.",
         ],
     )
@@ -65,29 +59,28 @@ def create(
 @app.command("list")
 @guarded
 def list_tokens(output: Output = Format.TEXT) -> None:
-    """The tokens that you could have made, newest last."""
+    """List the tokens whose grants you could give, newest last."""
     with gateway() as client:
         found = client.tokens()
     now = datetime.now(UTC)
     rows = [
         [item.token_id, item.subject, _grants(item), item.created_by, _state(item, now)] for item in found
     ]
+    header = ["id", "name", "roles", "created by", "state"]
     print_result(
         output,
         [item.json_dict() for item in found],
-        lambda: (
-            table("", ["id", "name", "roles", "made by", "state"], rows) if rows else "there are no tokens"
-        ),
+        lambda: table(header, rows) if rows else "there are no tokens",
     )
 
 
 @app.command()
 @guarded
 def revoke(
-    token_id: Annotated[str, typer.Argument(help="its id, as qmtl token list shows it")],
+    token_id: Annotated[str, typer.Argument(help="the token's id; qmtl token list shows it")],
     output: Output = Format.TEXT,
 ) -> None:
-    """Take a token back: its requests are refused at once, its streams closed within seconds."""
+    """Revoke a token: its requests are refused at once, its streams are closed within seconds."""
     with _as_owner() as client:
         found = client.revoke_token(token_id)
     print_result(output, found.json_dict(), lambda: f"revoked: {found.subject}, {_grants(found)}")
@@ -96,24 +89,25 @@ def revoke(
 @app.command()
 @guarded
 def rotate(
-    overlap: Annotated[str, typer.Option(help="how long tokens of the present key stay good")] = "30d",
+    overlap: Annotated[str, typer.Option(help="how long tokens of the present key stay valid")] = "30d",
     output: Output = Format.TEXT,
 ) -> None:
-    """Sign tokens with a new key from now on. An owner's command."""
+    """Sign tokens with a new key from now on. Takes an owner."""
     with _as_owner() as client:
         keys = client.rotate_keys(seconds(overlap))
-    print_result(
-        output,
-        keys,
-        lambda: (
-            f"a new key signs from now on; tokens of the ones before are good for {overlap} more ({len(keys['keys'])} keys are believed)"
-        ),
+    text = (
+        f"a new key signs from now on; tokens of earlier keys stay valid for {overlap} "
+        f"({len(keys['keys'])} keys are accepted)"
     )
+    print_result(output, keys, lambda: text)
 
 
 @contextmanager
 def _as_owner() -> Iterator[GatewayClient]:
-    """With the owner's token, where this person has it: the Gateway left it beside the operator's."""
+    """Connect with the owner's token where this person can read it, otherwise with the configured one.
+
+    The Gateway writes it next to the operator's token. Raises QmtlError: E_CONFIG where it cannot be read.
+    """
     config = settings()
     with gateway() as client:
         path = config.local_token_path(Role.OWNER.value)
@@ -143,4 +137,4 @@ def _state(item: TokenInfo, now: datetime) -> str:
     if item.revoked_at:
         return f"revoked {item.revoked_at:%Y-%m-%d %H:%M}"
     left = (item.expires_at - now).total_seconds()
-    return f"good for {format_duration(left)}" if left > 0 else "expired"
+    return f"valid for {format_duration(left)}" if left > 0 else "expired"

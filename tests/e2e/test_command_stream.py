@@ -1,7 +1,8 @@
-"""`qmtl token`, `qmtl world sessions` and `watch`, `qmtl submit` of what runs, and `/metrics`: as a person uses them, mistakes included."""
+"""`qmtl token`, `qmtl world sessions | watch`, `qmtl submit` that keeps running, and `/metrics`."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from qmtl_sdk import Runner
+from qmtl_sdk.contracts.access import Role, TokenRequest
 from tests.support import ROOT
 from tests.support.command import Person
 from tests.support.machine import Machine, wait_for
@@ -61,7 +63,7 @@ def test_a_token_is_made_used_listed_and_taken_back(person: Person, machine: Mac
     assert "author in equities" in listed
     assert person.types("token", "revoke", made["info"]["token_id"]).stdout.startswith("revoked: alice")
     refused = alice.types("world", "list")
-    assert (refused.returncode, "taken back" in refused.stderr) == (1, True)
+    assert (refused.returncode, "has been revoked" in refused.stderr) == (1, True)
     assert "revoked" in person.types("token", "list").stdout
     assert "a new key signs" in person.types("token", "rotate", "--overlap", "30d").stdout
     assert person.types("world", "list").returncode == 0
@@ -93,12 +95,13 @@ def test_without_a_token_the_message_says_what_to_do(tmp_path: Path, machine: Ma
     assert (done.returncode, "carries no bearer token" in done.stderr) == (1, True)
 
 
-def command(machine: Machine, *words: str) -> "subprocess.Popen[str]":
+def command(machine: Machine, *words: str, **variables: str) -> "subprocess.Popen[str]":
     env = {
         **os.environ,
         "QMTL_GATEWAY__URL": machine.url,
         "QMTL_HOME": str(machine.home),
         "PYTHONPATH": str(ROOT),
+        **variables,
     }
     return subprocess.Popen(
         [sys.executable, "-m", "api.cli", *words],
@@ -147,7 +150,7 @@ def test_watch_prints_what_happens_as_a_person_would_say_it(machine: Machine, pa
     Runner.submit(Trend, world=paper, config=machine.config)
     text, _ = watching[0].communicate(timeout=60)
     assert watching[0].returncode == 0
-    assert "is switched on in mode paper, weight 1" in text
+    assert "is switched on in dryrun, weight 1" in text
     assert "decided by policy version 1: 1 of 1 active" in text
     with machine.client() as client:
         wait_for(
@@ -161,6 +164,33 @@ def test_watch_prints_what_happens_as_a_person_would_say_it(machine: Machine, pa
     line, _ = watching[1].communicate(timeout=30)
     event: dict[str, Any] = json.loads(line.splitlines()[0])
     assert (event["type"], event["specversion"], event["worldid"]) == ("policy_updated", "1.0", paper)
+
+
+def test_watch_names_strategies_and_says_why_a_world_is_halted(machine: Machine, paper: str) -> None:
+    watching = command(machine, "world", "watch", paper, "-n", "2", "-t", "activation")
+    assert watching.stderr is not None
+    watching.stderr.readline()
+    Runner.submit(Trend, world=paper, config=machine.config, run=False)
+    with machine.client() as client:
+        wait_for(lambda: client.activation(paper), "activation")
+        client.halt(paper, "the prices look wrong")
+        text, _ = watching.communicate(timeout=60)
+        client.resume(paper)
+    assert "Trend is switched on in dryrun" in text
+    assert re.search(r"halted: .*: the prices look wrong \(epoch \d+\)", text)
+
+
+def test_watch_ends_when_its_token_is_revoked(machine: Machine, paper: str) -> None:
+    with machine.client() as client:
+        made = client.create_token(TokenRequest(subject="visitor", grants={paper: Role.READER}))
+        watching = command(machine, "world", "watch", paper, QMTL_GATEWAY__TOKEN=made.token)
+        assert watching.stderr is not None
+        watching.stderr.readline()
+        client.revoke_token(made.info.token_id)
+        _, said = watching.communicate(timeout=60)
+    assert watching.returncode == 1
+    assert said.count("\n") == 1
+    assert "[E_TOKEN_REVOKED]" in said
 
 
 def test_the_figures_for_prometheus(machine: Machine, paper: str) -> None:

@@ -1,13 +1,17 @@
-"""An operator at the command line, from the docs alone: plan, approve, reject, abort, halt, resume, roll back; and what is said to mistakes."""
+"""An operator at the command line: plan, approve, reject, abort, halt, resume, roll back; and mistakes."""
 
 import json
+import uuid
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.orders import Order
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from tests.support.command import Person
 from tests.support.machine import Machine, wait_for
@@ -19,6 +23,20 @@ def stage(machine: Machine, request: pytest.FixtureRequest) -> Iterator[ApplySce
     found = ApplyScenario(machine, "operated")
     yield found
     found.close()
+
+
+def order_of(stage: ApplyScenario) -> Order:
+    """An order that the fence refuses: no session of the strategy sends it."""
+    return Order(
+        order_id=f"order:{uuid.uuid4().hex}",
+        world_id=stage.world,
+        strategy_id=stage.strategy,
+        execution_domain=Domain.DRYRUN,
+        epoch=1,
+        symbol="KO",
+        side="buy",
+        quantity=Decimal(1),
+    )
 
 
 def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path) -> None:
@@ -35,7 +53,10 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
         assert "Traceback" not in done.stderr
         return str(done.stderr)
 
-    assert "gate       open, epoch 1" in says("status", world)
+    status = says("status", world)
+    assert "gate       open, epoch 1" in status
+    assert f"pinned {stage.fingerprint} (policy version 2); last applied nothing yet" in status
+    assert "sum of the weights by stage: backtest 1 (shares of the world" in status
     explained = says("explain", world, "Trend")
     assert "gates: passed" in explained
     assert "next stage, paper: an apply may take it there" in explained
@@ -45,6 +66,14 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     assert "paper at 1" in plan
     assert "1. wait up to 1d for one person (operator or owner, not " in plan
     assert "has had no apply yet" in says("applies", world)
+    request = tmp_path / "request.yml"
+    request.write_text(f"to: dryrun\nstrategies: [Trend]\nweights: {{ '{stage.strategy[:24]}': 0.5 }}\n")
+    assert "paper at 0.5" in says("apply", world, "--plan-file", str(request), "--dry-run")
+    request.write_text("strategies: [Trent]\nweights: { nothing: 0.5 }\n")
+    unknown = refused("apply", world, "--plan-file", str(request))
+    assert f"'Trent' is no strategy of {world} (did you mean 'Trend'?)" in unknown
+    assert f"'nothing' is no strategy of {world}" in unknown
+    assert "'Tre' is no strategy" in refused("apply", world, "--strategy", "Tre")
     assert "Trend: it must run in dryrun before it can go live" in refused("apply", world, "--to", "live")
 
     asked: dict[str, Any] = json.loads(
@@ -71,6 +100,7 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     says("approve", world, live, "--as", "ana", "--live")
     assert "completed" in says("approve", world, live, "--as", "ben", "--live")
     assert "edge from backtest to live open" in says("status", world)
+    assert "sum of the weights by stage: live 1 (shares" in says("status", world)
 
     assert "halted (" in says("halt", world, "--reason", "I do not like it")
     assert "lifted: halt (" in says("resume", world)
@@ -81,8 +111,15 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
         "override", world, "domain:backtest", "domain:dryrun", "--close", "--reason", "a try"
     )
     assert "E_EDGE_LIVE" in refused("override", world, "domain:backtest", "domain:live", "--open")
-    assert "the chain is whole" in says("audit", world, "--verify")
+    audit = says("audit", world, "--verify")
+    assert "the chain is whole" in audit
+    assert "approval.given" in audit
+    assert "approval.rejected" in audit
+    assert "Trend" in audit
+    assert stage.strategy[:40] not in audit
     assert "no orders" in says("orders", world)
+    stage.client.publish_orders([order_of(stage)])
+    assert "Trend" in says("orders", world)
 
     draft = tmp_path / "draft.yml"
     draft.write_text(
@@ -115,7 +152,7 @@ def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> No
         assert "there is no promotion of" in types(1, "promote", world, "Trend", "--end")
         assert "--live" in types(1, "promote", world, "Trend", "--to", "live")
         asked = types(0, "promote", world, "Trend", "--reason", "it is good")
-        assert "Trend of advanced to dryrun, asked for by " in asked
+        assert "Trend of advanced to dryrun, requested by " in asked
         assert f"qmtl world approve {world} promote-" in asked
         run = json.loads(types(0, "promote", world, "Trend", "--reason", "it is good", "-o", "json"))[
             "apply_run"
@@ -128,7 +165,7 @@ def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> No
         )
         stage.client.update_world(world, WorldUpdate(allow_live=False))
         waiting = types(0, "promote", world, "Trend", "--to", "live", "--live")
-        assert "is missing" in waiting
+        assert "missing" in waiting
         assert "the world does not allow live: qmtl world allow-live" in waiting
         assert wait_for(
             lambda: found if "does not allow live" in (found := types(0, "promotions", world)) else "",

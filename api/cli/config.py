@@ -1,0 +1,42 @@
+"""`qmtl config show | validate`: the configuration in force."""
+
+from typing import Annotated
+
+import typer
+
+from api.cli.options import Output
+from api.cli.output import Format, guarded, print_result, table
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.runtime.config import config_file, explain, settings
+
+app = typer.Typer(help="The configuration in force.", no_args_is_help=True)
+
+
+@app.command()
+@guarded
+def show(output: Output = Format.TEXT) -> None:
+    """List every key, its value, and where the value comes from."""
+    rows = explain()
+    print_result(
+        output,
+        [{"key": key, "value": value, "from": origin} for key, value, origin in rows],
+        lambda: table(["key", "value", "from"], [list(row) for row in rows]),
+    )
+
+
+@app.command()
+@guarded
+def validate(
+    target: Annotated[str, typer.Option(help="all: everything that the profile needs")] = "all",
+    output: Output = Format.TEXT,
+) -> None:
+    """Check whether services can start with this configuration; list everything that is missing."""
+    if target != "all":
+        raise QmtlError("E_CONFIG", f"{target!r} is not a target", "use --target all")
+    config = settings()
+    config.require_profile()
+    print_result(
+        output,
+        {"profile": config.profile, "file": str(config_file() or ""), "missing": []},
+        lambda: f"profile {config.profile}: nothing is missing",
+    )

@@ -1,0 +1,73 @@
+"""The demo's result as text."""
+
+from typing import Any
+
+from api.cli.text.worlds import decision_table
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
+from qmtl_sdk.runtime.result import SubmitResult
+
+METRICS = ("sharpe", "max_drawdown", "trades", "sample_days", "total_return")
+"""The metrics that the demo prints of each strategy."""
+
+
+def demo_text(
+    results: list[SubmitResult], resubmission: SubmitResult, decision: DecisionEnvelope, body: dict[str, Any]
+) -> list[Any]:
+    """Describe all parts of the demo. `body`: the same as JSON. (Any: rich tables.)"""
+    lines: list[Any] = ["", decision_table(decision), ""]
+    for result in results:
+        lines += _submission(result, "")
+    lines += _submission(resubmission, " (submitted again)")
+    return [
+        *lines,
+        "",
+        *_streaming(body["stream"]),
+        "",
+        *_trading(body),
+        "",
+        f"Report       {body['report']}",
+        f"Temporal UI  {body['temporal_ui']}",
+        "Everything keeps running until `qmtl down`.",
+    ]
+
+
+def _submission(result: SubmitResult, note: str) -> list[str]:
+    counts = result.nodes
+    metrics = ", ".join(
+        f"{name} {value:.4g}" for name in METRICS if (value := result.metrics.get(name)) is not None
+    )
+    return [
+        f"{result.name}{note}: {metrics}",
+        f"  nodes: {counts.new} new, {counts.reused} reused in the graph; "
+        f"{counts.computed} computed, {counts.cached} from the cache; {result.seconds:.1f} s",
+        f"  {result.ui_url}",
+    ]
+
+
+def _streaming(found: dict[str, Any]) -> list[str]:
+    query = found["tag_query"]
+    events = sum(found["events_by_type"].values())
+    node_id = "unchanged" if query["node_id_unchanged"] else "CHANGED"
+    return [
+        f"Running in {found['world']}: {found['bars']} bars of replayed time, gate {found['gate']}",
+        f"  received {events} events, p95 {found['delivery_p95_ms']} ms after they were written; "
+        f"the socket was cut {found['reconnects']} time(s), largest gap {found['max_gap']}",
+        f"  a tag query found a new queue while it ran: {query['queues_before']} → {query['queues_after']}, "
+        f"its NodeID {node_id}",
+    ]
+
+
+def _trading(body: dict[str, Any]) -> list[str]:
+    trading, live, orders = body["trading"], body["apply"], body["orders"]
+    steps = ", ".join(step["name"] for step in live["steps"])
+    people = " and ".join(item["actor"] for item in live["approvals"])
+    during = orders["during"] or "none"
+    return [
+        f"Trading in {trading['world']}: judged, promoted to dryrun and to live (on paper), rolled back",
+        f"  apply {live['run_id']}: {steps}; approved by {people}; "
+        f"epoch {live['epoch_before']} → {live['epoch_after']}",
+        f"  orders before {orders['before']}, during {during}, after {orders['after']}; "
+        f"{orders['filled']} filled",
+        f"  held back by the strategy's own gate: {sum(orders['kept_back_by_the_gate'].values())}; "
+        f"audit trail of {trading['audit_entries']} entries verified",
+    ]

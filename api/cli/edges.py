@@ -1,0 +1,62 @@
+"""`qmtl world override`: edges of a world's graph that are closed or opened by hand."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from api.cli.connection import gateway_as
+from api.cli.options import As, Output, Reason, WorldArgument, with_options
+from api.cli.output import Format, guarded, print_result, table
+from qmtl_sdk.contracts.documents import validated
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.worlds import EdgeOverride
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverrideOptions:
+    """Options of `qmtl world override`."""
+
+    world: WorldArgument
+    src: Annotated[
+        str | None, typer.Argument(help="start of the edge: a NodeID, or a domain like domain:backtest")
+    ] = None
+    dst: Annotated[
+        str | None, typer.Argument(help="end of the edge: a NodeID, or a domain like domain:dryrun")
+    ] = None
+    active: Annotated[bool, typer.Option("--open/--close", help="only an apply opens an edge to live")] = (
+        False
+    )
+    reason: Reason = ""
+    as_name: As = None
+    output: Output = Format.TEXT
+
+
+@app.command()
+@guarded
+@with_options
+def override(options: OverrideOptions) -> None:
+    """List the edges that are closed or opened by hand; with SRC and DST, close or open one."""
+    world = options.world
+    with gateway_as(options.as_name) as client:
+        if options.src is not None and options.dst is not None:
+            body = {
+                "src": options.src,
+                "dst": options.dst,
+                "active": options.active,
+                "reason": options.reason,
+            }
+            client.override(world, validated(EdgeOverride, body, "E_BODY_INVALID", "edge"))
+        elif options.src is not None:
+            raise QmtlError(
+                "E_BODY_INVALID", "an edge has two ends", f"qmtl world override {world} SRC DST --close"
+            )
+        found = client.overrides(world)
+    rows = [[item.src, item.dst, "open" if item.active else "closed", item.reason] for item in found]
+    print_result(
+        options.output,
+        [item.json_dict() for item in found],
+        lambda: table(["from", "to", "edge", "reason"], rows) if rows else "no edge is overridden",
+    )

@@ -1,0 +1,75 @@
+"""`qmtl world halt | resume | archive | allow-live`: open and close a world at once."""
+
+from typing import Annotated
+
+import typer
+
+from api.cli.connection import gateway_as
+from api.cli.options import As, Output, Reason, WorldArgument
+from api.cli.output import Format, guarded, print_result
+from api.cli.text.status import gate_text
+from qmtl_sdk.contracts.applies import GateStatus
+from qmtl_sdk.contracts.worlds import WorldUpdate
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def halt(world: WorldArgument, reason: Reason = "", as_name: As = None, output: Output = Format.TEXT) -> None:
+    """Refuse every order of a world from now on, until someone resumes it."""
+    with gateway_as(as_name) as client:
+        found = client.halt(world, reason)
+    print_result(output, found.json_dict(), lambda: gate_text(found))
+
+
+@app.command()
+@guarded
+def resume(
+    world: WorldArgument, reason: Reason = "", as_name: As = None, output: Output = Format.TEXT
+) -> None:
+    """Lift a halt, or open a world that a failed apply left frozen."""
+    with gateway_as(as_name) as client:
+        found = client.resume(world, reason)
+    print_result(
+        output,
+        found,
+        lambda: [
+            f"lifted: {', '.join(found['lifted'])}",
+            *gate_text(GateStatus.model_validate(found["gate"])),
+        ],
+    )
+
+
+@app.command()
+@guarded
+def archive(
+    world: WorldArgument,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="activate it again; it stays halted until it is resumed")
+    ] = False,
+    as_name: As = None,
+    output: Output = Format.TEXT,
+) -> None:
+    """Archive a world: it takes no submissions, applies or orders any more. Everything in it is kept."""
+    with gateway_as(as_name) as client:
+        found = client.update_world(world, WorldUpdate(state="active" if undo else "archived"))
+    text = f"{world} is active again; qmtl world resume {world} opens its gate"
+    print_result(output, found.json_dict(), lambda: text if undo else f"{world} is archived")
+
+
+@app.command("allow-live")
+@guarded
+def allow_live(
+    world: WorldArgument,
+    allowed: Annotated[
+        bool, typer.Option("--yes/--no", help="--no: refuse every live order from now on")
+    ] = True,
+    as_name: As = None,
+    output: Output = Format.TEXT,
+) -> None:
+    """Allow a world to trade live. Going live also takes a policy, an apply and approvals."""
+    with gateway_as(as_name) as client:
+        found = client.update_world(world, WorldUpdate(allow_live=allowed), live=allowed)
+    verb = "allows" if found.spec.allow_live else "does not allow"
+    print_result(output, found.json_dict(), lambda: f"{world} {verb} live")

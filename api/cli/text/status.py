@@ -1,0 +1,85 @@
+"""A world's fence and activations as text."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from api.cli.names import StrategyNames
+from api.cli.output import table
+from qmtl_sdk.contracts.applies import GateStatus
+from qmtl_sdk.contracts.decisions import ActivationEnvelope
+from qmtl_sdk.contracts.domains import domain_of
+
+
+def gate_text(gate: GateStatus) -> list[str]:
+    """Describe whether a world's orders can pass, and what stops them."""
+    refused = ", ".join(
+        f"{count} {reason}" for reason, count in sorted(gate.orders.items()) if reason != "accepted"
+    )
+    live = "allowed" if gate.allow_live else "not allowed"
+    edge = "open" if gate.live_edge else "closed"
+    return [
+        f"gate       {_gate_state(gate)}, epoch {gate.epoch}",
+        f"live       {live}, edge from backtest to live {edge}",
+        f"decision   {_decision_age(gate)}",
+        f"orders     {gate.orders.get('accepted', 0)} accepted, {gate.open_orders} open"
+        + (f"; refused: {refused}" if refused else ""),
+    ]
+
+
+def data_text(fingerprints: Sequence[str], policy: Mapping[str, Any] | None, applied: str) -> str:
+    """Describe which data the evidence was judged on, which the policy pins, and which the last apply used.
+
+    (Any: the policy as JSON.)
+    """
+    pinned = policy["gating_policy"]["dataset_fingerprint"] if policy else None
+    version = f" (policy version {policy['version']})" if policy else ""
+    return (
+        f"data       judged on {', '.join(fingerprints) or 'nothing yet'}; "
+        f"pinned {pinned or 'nothing'}{version}; last applied {applied or 'nothing yet'}"
+    )
+
+
+def activation_text(activation: Sequence[ActivationEnvelope], names: StrategyNames) -> list[Any]:
+    """Tabulate who is active in which stage, and sum the weights of each stage. (Any: a rich table.)"""
+    if not activation:
+        return ["no strategy has been activated"]
+    rows = [
+        [
+            names[item.strategy_id],
+            "active" if item.active else "off",
+            stage_of(item.effective_mode),
+            f"{item.weight:.4g}" if item.active else "",
+        ]
+        for item in activation
+    ]
+    sums: defaultdict[str, float] = defaultdict(float)
+    for item in activation:
+        if item.active:
+            sums[stage_of(item.effective_mode)] += item.weight
+    total = ", ".join(f"{stage} {weight:.4g}" for stage, weight in sorted(sums.items()))
+    lines: list[Any] = [table(["strategy", "activation", "stage", "weight"], rows)]
+    if sums:
+        lines.append(f"sum of the weights by stage: {total} (shares of the world; backtest trades nothing)")
+    return lines
+
+
+def stage_of(mode: str | None) -> str:
+    """Return the stage that a mode stands for: backtest, dryrun or live."""
+    return str(domain_of(mode) or mode or "")
+
+
+def _gate_state(gate: GateStatus) -> str:
+    if gate.halted:
+        return f"halted ({gate.halted})"
+    return "open" if gate.state == "open" else f"{gate.state} by {gate.held_by}"
+
+
+def _decision_age(gate: GateStatus) -> str:
+    until = gate.decision_fresh_until
+    if until is None:
+        return "none yet"
+    if until > datetime.now(UTC):
+        return f"fresh until {until:%H:%M:%S} UTC"
+    return f"stale since {until:%Y-%m-%d %H:%M:%S} UTC: orders are refused; qmtl world decide {gate.world_id}"
