@@ -116,7 +116,9 @@ def test_a_strategy_runs_until_ctrl_c_and_its_session_is_shown(
     person: Person, machine: Machine, paper: str
 ) -> None:
     assert person.types("world", "sessions", paper).stdout.strip() == "nothing runs"
-    running = command(machine, "submit", f"{ROOT / 'tests' / 'strategies.py'}:Trend", "--world", paper)
+    running = command(
+        machine, "submit", f"{ROOT / 'tests' / 'support' / 'strategies.py'}:Trend", "--world", paper
+    )
     wait_for(
         lambda: any(item["report"]["gate"] == "open" for item in person.reads("world", "sessions", paper)),
         "session",
@@ -133,7 +135,9 @@ def test_a_strategy_runs_until_ctrl_c_and_its_session_is_shown(
 
 
 def test_no_run_only_has_it_judged(person: Person, paper: str) -> None:
-    done = person.types("submit", f"{ROOT / 'tests' / 'strategies.py'}:Trend", "--world", paper, "--no-run")
+    done = person.types(
+        "submit", f"{ROOT / 'tests' / 'support' / 'strategies.py'}:Trend", "--world", paper, "--no-run"
+    )
     assert done.returncode == 0, done.stderr
     assert "active, rank 1" in done.stdout
     assert person.types("world", "sessions", paper).stdout.strip() == "nothing runs"
