@@ -1,7 +1,10 @@
-"""Applies on a stack of this run's own: how long one takes in a clean world and in one with a past, how long the world is frozen, how soon everyone's gate is closed, and how
-soon a halt holds with Temporal stopped.
+"""Applies on a stack of this run's own.
 
-A clean world has one strategy and one evaluation; the old one a hundred strategies and a thousand evaluations. In both an apply changes the weight of one strategy.
+How long one takes in a clean world and in one with a past, how long the world is frozen, how soon everyone's
+gate is closed, and how soon a halt holds with Temporal stopped.
+
+A clean world has one strategy and one evaluation; the old one a hundred strategies and a thousand
+evaluations. In both an apply changes the weight of one strategy.
 """
 
 import statistics
@@ -81,7 +84,10 @@ def compared(client: GatewayClient, clean: Desk, old: Desk) -> Iterator[dict[str
 
 
 def applied(client: GatewayClient, desk: Desk, number: int) -> tuple[float, float]:
-    """An apply that takes a little weight away, which needs nobody's approval: from its request to its end, and from freeze to unfreeze."""
+    """An apply that takes a little weight away, which needs nobody's approval.
+
+    From its request to its end, and from freeze to unfreeze.
+    """
     name = desk.strategies[0]
     weight = next(item.weight for item in client.activation(desk.world) if item.strategy_id == name)
     request = ApplyRequest(
@@ -139,7 +145,9 @@ def gates(machine: Machine, client: GatewayClient, desk: Desk) -> dict[str, Any]
 
 
 def halted(machine: Machine, client: GatewayClient, desk: Desk) -> dict[str, Any]:
-    """From the request of a halt to the first refused order, with Temporal stopped and orders coming without pause."""
+    """From the request of a halt to the first refused order, with Temporal stopped and orders coming without
+    pause.
+    """
     machine.kill("temporal")
     session, stop, refused, accepted = desk.session(), threading.Event(), list[float](), [0]
 

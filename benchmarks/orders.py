@@ -1,7 +1,11 @@
-"""Orders at the fence, from eight publishers at once, on SQLite and on PostgreSQL: at the store, and over HTTP to a Gateway.
+"""Orders at the fence, from eight publishers at once, on SQLite and on PostgreSQL.
 
-A call carries ten orders, as the SDK's publisher sends together what waits; and, for comparison, one. At the store, with one order a call, a freeze comes every tenth of a second in the
-midst of it, from another process, as a worker makes it; how long it takes is measured, and orders that it refuses don't count. The publishers share the two cores with what they measure.
+At the store, and over HTTP to a Gateway.
+
+A call carries ten orders, as the SDK's publisher sends together what waits; and, for comparison, one. At the
+store, with one order a call, a freeze comes every tenth of a second in the midst of it, from another process,
+as a worker makes it; how long it takes is measured, and orders that it refuses don't count. The publishers
+share the two cores with what they measure.
 """
 
 import http.client
@@ -109,7 +113,10 @@ def trading(database: Database) -> Desk:
 
 
 def measured(orders: OrderAcceptance, desk: Desk, session: str, count: int) -> dict[str, Any]:
-    """Accepted orders a second and how long each call of `count` orders waited. A publisher learns of a new epoch from the verdicts."""
+    """Accepted orders a second and how long each call of `count` orders waited.
+
+    A publisher learns of a new epoch from the verdicts.
+    """
     stop, waits, accepted = threading.Event(), [list[float]() for _ in range(PUBLISHERS)], [0] * PUBLISHERS
     epoch, template = [desk.epoch], desk.order(session, desk.epoch)
 

@@ -1,7 +1,10 @@
-"""The control stream, on a stack of this run's own: from the store's commit to handlers in other processes.
+"""The control stream, on a stack of this run's own.
 
-Workloads: the time on the way at a steady rate; events a second to ten subscribers, beside the same events read straight from the bus (the limit); the Gateway's
-memory with a thousand idle subscribers; and what a reader that stops reading costs the others.
+From the store's commit to handlers in other processes.
+
+Workloads: the time on the way at a steady rate; events a second to ten subscribers, beside the same events
+read straight from the bus (the limit); the Gateway's memory with a thousand idle subscribers; and what a
+reader that stops reading costs the others.
 """
 
 import asyncio
@@ -163,7 +166,9 @@ def burst(
 
 
 def slow_reader(machine: Machine, database: Database, client: GatewayClient) -> dict[str, Any]:
-    """The same steady rate with a socket open that nobody reads, while it is offered more than its buffers hold."""
+    """The same steady rate with a socket open that nobody reads, while it is offered more than its buffers
+    hold.
+    """
     without = steady(machine, database, "no slow reader")
     subscription = client.subscribe(Subscribe(world_id=WORLD, topics=("policy", "worlds")))
     with connect(subscription.stream_url, compression=None, max_size=None, max_queue=1, proxy=None) as stuck:

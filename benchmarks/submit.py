@@ -1,4 +1,7 @@
-"""Submissions over HTTP, on a stack of this run's own: the ack of 20-node DAGs one after the other, and a burst from 20 clients."""
+"""Submissions over HTTP, on a stack of this run's own.
+
+The ack of 20-node DAGs one after the other, and a burst from 20 clients.
+"""
 
 import statistics
 import tempfile

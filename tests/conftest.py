@@ -14,7 +14,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """A server of this process's own; its URI. Skipped by name where it can't be had, which with CI=true is a failure."""
+    """A server of this process's own; its URI.
+
+    Skipped by name where it can't be had, which with CI=true is a failure.
+    """
     with tempfile.TemporaryDirectory(prefix="qmtl-pg-") as folder:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # without one it warns, and warnings are errors here
         pgserver = (

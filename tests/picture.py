@@ -1,4 +1,8 @@
-"""`python -m tests.picture FILE`: the Temporal UI's page of an apply that waits for approval, in Debian's Chromium, as a picture for the README. `shown` is what a test reads of it."""
+"""`python -m tests.picture FILE`.
+
+The Temporal UI's page of an apply that waits for approval, in Debian's Chromium, as a picture for the README.
+`shown` is what a test reads of it.
+"""
 
 import shutil
 import sys
@@ -17,7 +21,10 @@ LIMIT_S = 60.0
 
 
 def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str:
-    """The text of the page once it has everything that is wanted; with `picture`, kept as PNG. Fails after a minute with what it has."""
+    """The text of the page once it has everything that is wanted; with `picture`, kept as PNG.
+
+    Fails after a minute with what it has.
+    """
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By
@@ -50,10 +57,12 @@ def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str
             time.sleep(0.2)
         # The box of the details shows some five lines; the picture shall have them all.
         driver.execute_script(
-            "document.querySelectorAll('iframe').forEach(e => { e.style.height = '430px'; e.style.maxHeight = 'none'; e.parentElement.style.maxHeight = 'none'; })"
+            "document.querySelectorAll('iframe').forEach(e => { e.style.height = '430px'; "
+            "e.style.maxHeight = 'none'; e.parentElement.style.maxHeight = 'none'; })"
         )
         driver.execute_script(
-            "document.querySelectorAll('iframe').forEach(e => { if (e.offsetHeight > 0) e.scrollIntoView({block: 'end'}); })"
+            "document.querySelectorAll('iframe').forEach(e => "
+            "{ if (e.offsetHeight > 0) e.scrollIntoView({block: 'end'}); })"
         )
         time.sleep(0.5)
         if picture is not None:

@@ -1,4 +1,7 @@
-"""`python -m tests.chaos stream|orders|leaks [RUNS] [SEED]`: a line of JSON for each run, and a summary. Exit code 1 if any promise was broken, or a leak was not found."""
+"""`python -m tests.chaos stream|orders|leaks [RUNS] [SEED]`: a line of JSON for each run, and a summary.
+
+Exit code 1 if any promise was broken, or a leak was not found.
+"""
 
 import json
 import sys
@@ -52,7 +55,10 @@ def stream(runs: int, seed: int) -> int:
 
 
 def orders(applies: int, seed: int) -> int:
-    """Orders and applies while worker, Gateway, Temporal server and runners are killed; `applies` in all, twenty to a world."""
+    """Orders and applies while worker, Gateway, Temporal server and runners are killed.
+
+    `applies` in all, twenty to a world.
+    """
     kills: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     verdicts: Counter[str] = Counter()

@@ -1,4 +1,7 @@
-"""The outbox taken out: a relay that remembers in its own memory how far it has come, and begins at the end."""
+"""The outbox taken out.
+
+A relay that remembers in its own memory how far it has come, and begins at the end.
+"""
 
 import time
 

@@ -1,7 +1,10 @@
-"""`python -m tests.chaos.fuzz [EXAMPLES] [SEED]`: requests made from the Gateway's own OpenAPI document, valid and not, against a running Gateway.
+"""`python -m tests.chaos.fuzz [EXAMPLES] [SEED]`.
 
-No answer may be of class 5xx or outside the document: status, content type and body. Each operation is tried twice: with parameters as they come, and in a
-world that there is. The exit code is 1 if any answer was, or if fewer requests were made than asked for.
+Requests made from the Gateway's own OpenAPI document, valid and not, against a running Gateway.
+
+No answer may be of class 5xx or outside the document: status, content type and body. Each operation is tried
+twice: with parameters as they come, and in a world that there is. The exit code is 1 if any answer was, or if
+fewer requests were made than asked for.
 """
 
 import json

@@ -1,7 +1,9 @@
-"""Kill worker, Gateway, Temporal server and runners while four runners trade without pause and one apply follows another; then let the order log and the audit trail speak.
+"""Kill worker, Gateway, Temporal server and runners while four runners trade without pause and one apply
+follows another; then let the order log and the audit trail speak.
 
-An operator asks for applies and rollbacks, approves, rejects, aborts, halts, resumes, takes live away in the midst of it, closes the edge, lets decisions become stale, sets a
-circuit breaker. Every choice is seeded. At the end everything is left alone until it rests, and `checker` reads what was written.
+An operator asks for applies and rollbacks, approves, rejects, aborts, halts, resumes, takes live away in the
+midst of it, closes the edge, lets decisions become stale, sets a circuit breaker. Every choice is seeded. At
+the end everything is left alone until it rests, and `checker` reads what was written.
 """
 
 import json
@@ -132,7 +134,10 @@ class OrderChaos:
     # what happens
 
     def _try_everything(self, rng: random.Random) -> None:
-        """Each act in a world that is live, and from one to the next by way of dryrun: a freeze must find strategies there, as live ones are kept out by the closed edge as well."""
+        """Each act in a world that is live, and from one to the next by way of dryrun.
+
+        A freeze must find strategies there, as live ones are kept out by the closed edge as well.
+        """
         self._carry_out(rng, run_id="to-dryrun", to="dryrun")
         for number, act in enumerate(ACTS):
             self._carry_out(rng, run_id=f"to-live-{number}", to="live")
@@ -191,7 +196,7 @@ class OrderChaos:
         self.client.decide(self._world, uuid.uuid4().hex)
 
     def _renew(self, stop: threading.Event) -> None:
-        """Judge the world again and again, so that its decision is fresh, except where it shall become stale."""
+        """Judge the world repeatedly, so that its decision is fresh, except where it shall become stale."""
         with self.machine.client(away_limit_s=5.0) as client:
             while not stop.wait(TTL_S / 5):
                 if not self._stale.is_set():
@@ -245,7 +250,9 @@ class OrderChaos:
         self._resume()
 
     def _lose_the_worker_while_frozen(self, rng: random.Random) -> None:
-        """A world is frozen for a tenth of a second before it drains, too short for orders under the new epoch to come: now it stays so until there is a worker again."""
+        """A world is frozen for a tenth of a second before it drains, too short for orders under the new
+        epoch to come: now it stays so until there is a worker again.
+        """
         database = self.machine.database()  # past the Gateway: a request takes half as long as the freeze
         try:
             worlds, applies = SqlFenceStore(database), SqlApplyRequests(database)
@@ -334,7 +341,10 @@ class OrderChaos:
 
     @staticmethod
     def _quietly(call: Any) -> bool:
-        """What is refused now is refused: an approval too late, an abort after the switch. Whether it was not."""
+        """What is refused now is refused: an approval too late, an abort after the switch.
+
+        Whether it was not.
+        """
         try:
             call()
         except QmtlError as error:

@@ -1,4 +1,7 @@
-"""A strategy in a process of its own, which may be killed: it writes down what it knows of the world's activation."""
+"""A strategy in a process of its own, which may be killed.
+
+It writes down what it knows of the world's activation.
+"""
 
 import json
 import os

@@ -1,8 +1,10 @@
-"""Kill relay, Gateway, worker and runner while events flow, and see whether everyone has heard of everything, once and in order.
+"""Kill relay, Gateway, worker and runner while events flow, and see whether everyone has heard of everything,
+once and in order.
 
-A run has a world of its own, a strategy that runs in a process of its own, subscribers that listen from the first event on, and a writer that changes policies and
-asks for decisions. The killer strikes at seeded random moments and starts again what it killed. Then everything is left alone until it is quiet, and the
-store is compared with what each subscriber has handled.
+A run has a world of its own, a strategy that runs in a process of its own, subscribers that listen from the
+first event on, and a writer that changes policies and asks for decisions. The killer strikes at seeded random
+moments and starts again what it killed. Then everything is left alone until it is quiet, and the store is
+compared with what each subscriber has handled.
 """
 
 import json
@@ -150,7 +152,10 @@ class Chaos:
     # what happens
 
     def _write(self, rng: random.Random, client: Any, database: Database, world: str, changes: int) -> None:
-        """Policies that let the strategy in and out, decisions, and changes straight in the store. Every call is repeated until it is answered."""
+        """Policies that let the strategy in and out, decisions, and changes straight in the store.
+
+        Every call is repeated until it is answered.
+        """
         for i in range(changes):
             what = rng.random()
             if what < 0.35:
@@ -205,7 +210,10 @@ class Chaos:
     # what must hold
 
     def _quiet(self, database: Database, subscribers: list[StreamClient], world: str, report: Report) -> None:
-        """Until the relay has told everything, the runner runs, and everyone has handled what there is. What does not come to that is a violation."""
+        """Until the relay has told everything, the runner runs, and everyone has handled what there is.
+
+        What does not come to that is a violation.
+        """
         outbox, bus = SqlOutbox(database), SqliteBus(self.machine.config.bus_path)
 
         def quiet() -> bool:
@@ -295,7 +303,8 @@ class Chaos:
                 report.violations.append(f"subscriber {number}: its activation is not the store's")
             if subscriber.counters.snapshots.keys() - {"first"}:
                 report.violations.append(
-                    f"subscriber {number}: got a snapshot that it should not need: {dict(subscriber.counters.snapshots)}"
+                    f"subscriber {number}: got a snapshot that it should not need: "
+                    f"{dict(subscriber.counters.snapshots)}"
                 )
             if subscriber.counters.max_gap:
                 report.violations.append(f"subscriber {number}: a gap of {subscriber.counters.max_gap}")

@@ -1,5 +1,8 @@
-"""A runner that does nothing but trade, in a process of its own, which may be killed. Half of what it sends goes through the SDK's gate; the other half is rude: under epochs of
-before, in another domain, for a session that has ended, while the gate is closed. Whatever it is told it writes down."""
+"""A runner that does nothing but trade, in a process of its own, which may be killed.
+
+Half of what it sends goes through the SDK's gate; the other half is rude: under epochs of before, in another
+domain, for a session that has ended, while the gate is closed. Whatever it is told it writes down.
+"""
 
 import json
 import random
@@ -69,7 +72,8 @@ class Trader:
                 self._try(self._keep)
                 beat = time.monotonic() + 0.3
             self._n += 1
-            # Without pause, but not ahead of what is answered: a backlog would be stale, and nothing else would be tried.
+            # Without pause, but not ahead of what is answered: a backlog would be stale, and nothing else
+            # would be tried.
             if len(self._publisher._orders) < 20:
                 self._publisher.enqueue(
                     OrderIntent(self._run, self._n, datetime.now(UTC), "AAPL", 1.0, 100.0)
@@ -79,7 +83,10 @@ class Trader:
             time.sleep(0.002)
 
     def _keep(self) -> None:
-        """Hold a session in the domain that the world has the strategy in; now and then end it, and remember it."""
+        """Hold a session in the domain that the world has the strategy in.
+
+        Now and then end it, and remember it.
+        """
         domain = self._manager.domain
         moved = domain in (Domain.DRYRUN, Domain.LIVE) and domain.value != self._life.domain
         if self._life.session and (moved or self._rng.random() < 0.05):
@@ -95,7 +102,10 @@ class Trader:
             self._client.session_beat(self._life.session, SessionHeartbeat())
 
     def _rude(self) -> Order:
-        """An order that its gate would keep back, mostly: with whatever is known of epochs, sessions and domains."""
+        """An order that its gate would keep back, mostly.
+
+        With whatever is known of epochs, sessions and domains.
+        """
         rng, epoch = self._rng, self._manager.epoch
         if epoch != self._epochs[-1]:
             self._epochs = [*self._epochs[-5:], epoch]

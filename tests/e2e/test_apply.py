@@ -1,4 +1,7 @@
-"""Two-phase apply, end to end: from a judged strategy to live, with approvals, an abort, a failed switch and a rollback."""
+"""Two-phase apply, end to end.
+
+From a judged strategy to live, with approvals, an abort, a failed switch and a rollback.
+"""
 
 import asyncio
 import uuid

@@ -1,4 +1,7 @@
-"""Every reason for which a context is closed: as the Gateway answers, as the SDK holds to it, and as the fence takes an order that comes all the same."""
+"""Every reason for which a context is closed.
+
+As the Gateway answers, as the SDK holds to it, and as the fence takes an order that comes all the same.
+"""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -35,7 +38,7 @@ class Own(Strategy):
 
 
 class Standing:
-    """A strategy that stands somewhere in a world of its own, with a client that hints at live all the time."""
+    """A strategy in some stage of a world of its own, with a client that always hints at live."""
 
     def __init__(self, machine: Machine, strategy: Strategy) -> None:
         self.machine = machine
@@ -95,7 +98,9 @@ class Standing:
         ).context
 
     def sdk(self, context: ComputeContext) -> ComputeContext:
-        """What the SDK makes of the Gateway's context and of the decision and activation that it was answered with."""
+        """What the SDK makes of the Gateway's context and of the decision and activation that it was answered
+        with.
+        """
         decisions, activations = self.client.decisions(self.world), self.client.activation(self.world)
         outcome = None
         if decisions:

@@ -78,7 +78,12 @@ class Ledger:
             for order, _ in orders:
                 file.write(order.order_id + "\\n")
         return [
-            Fill(order_id=order.order_id, quantity=order.quantity, price=order.reference_price, venue=self.name)
+            Fill(
+                order_id=order.order_id,
+                quantity=order.quantity,
+                price=order.reference_price,
+                venue=self.name,
+            )
             for order, _ in orders
         ]
 

@@ -1,4 +1,7 @@
-"""A promotion, end to end: a campaign to live with its windows and approvals, and every way in which it waits or ends."""
+"""A promotion, end to end.
+
+A campaign to live with its windows and approvals, and every way in which it waits or ends.
+"""
 
 import asyncio
 import uuid
@@ -148,7 +151,11 @@ def test_a_promotion_outlives_its_worker(stage: PromotionScenario) -> None:
 
 
 def test_a_second_promotion_asks_for_applies_of_its_own(stage: PromotionScenario) -> None:
-    """Found when histories were recorded: the first parts of two run ids of Temporal are the same for a minute, and the second promotion took the first one's apply for its own."""
+    """Found when histories were recorded.
+
+    The first parts of two run ids of Temporal are the same for a minute, and the second promotion took the
+    first one's apply for its own.
+    """
     stage.promotion()
     first = stage.asked().run_id
     stage.ana.approve(stage.world, first, ApprovalBody())

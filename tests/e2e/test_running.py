@@ -1,4 +1,7 @@
-"""A strategy that its world has switched on goes on running: on the world's clock, heard of, and with a gate that closes when it should."""
+"""A strategy that its world has switched on goes on running.
+
+On the world's clock, heard of, and with a gate that closes when it should.
+"""
 
 import threading
 import time
@@ -175,7 +178,10 @@ def test_a_strategy_that_is_switched_off_closes_its_gate_and_computes_on(
 
 
 def open_when_fresh(machine: Machine, strategy: RunningStrategy) -> bool:
-    """Whether the gate is open soon after the world was judged again: a decision that is older than its ttl closes it."""
+    """Whether the gate is open soon after the world was judged again.
+
+    A decision that is older than its ttl closes it.
+    """
     with machine.client() as client:
         client.decide("w", uuid.uuid4().hex)
     deadline = time.monotonic() + 2

@@ -37,7 +37,10 @@ async def work(command: RunCommand) -> str:
 
 
 def test_a_worker_of_another_store_refuses_and_does_nothing(tmp_path: Path) -> None:
-    """Trap 18: a worker left behind did the next run's work in the wrong store, and everything looked done."""
+    """Trap 18.
+
+    A worker left behind did the next run's work in the wrong store, and everything looked done.
+    """
     mine, other = (
         open_database(f"sqlite:///{tmp_path / 'a.db'}"),
         open_database(f"sqlite:///{tmp_path / 'b.db'}"),

@@ -304,7 +304,12 @@ def test_no_gateway_is_one_line(tmp_path: Path, machine: Machine) -> None:
 @pytest.mark.parametrize("attempt", range(3))
 def test_exit_codes_of_processes_that_held_a_temporal_client(machine: Machine, attempt: int) -> None:
     """The core's threads must not abort the process at its end (50 of 50 in the long form)."""
-    script = "import asyncio, sys; from temporal.client import connect; from temporal.shutdown import exit_process; from qmtl_sdk.runtime.config import TemporalSettings as T; asyncio.run(connect(T(address=sys.argv[1]))); exit_process(7)"
+    script = (
+        "import asyncio, sys; from temporal.client import connect; "
+        "from temporal.shutdown import exit_process; "
+        "from qmtl_sdk.runtime.config import TemporalSettings as T; "
+        "asyncio.run(connect(T(address=sys.argv[1]))); exit_process(7)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, machine.server.address],
         capture_output=True,

@@ -1,4 +1,7 @@
-"""Activation and apply against a small reference model: whatever is asked for, in whatever order and however often, the store does what the model does."""
+"""Activation and apply against a small reference model.
+
+Whatever is asked for, in whatever order and however often, the store does what the model does.
+"""
 
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -211,7 +214,10 @@ class Applies(RuleBasedStateMachine):
         self._follow()
 
     def _follow(self) -> None:
-        """What a decision changes by itself: it switches off, and what it switches on again begins at the beginning."""
+        """What a decision changes by itself.
+
+        It switches off, and what it switches on again begins at the beginning.
+        """
         for name, stand in self.model.stands.items():
             if not self.model.decided:
                 self.model.stands[name] = Stand(False, "validate", 0.0)

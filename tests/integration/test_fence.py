@@ -1,4 +1,7 @@
-"""The fence on a real database: an order passes only where everything allows it, and says why where it does not."""
+"""The fence on a real database.
+
+An order passes only where everything allows it, and says why where it does not.
+"""
 
 import threading
 from collections.abc import Callable
@@ -259,7 +262,10 @@ def test_a_world_that_does_not_exist_refuses_the_request_and_no_other(desk: Desk
 
 
 def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> None:
-    """Requests that wait together are served together: a world that nobody knows, an id used twice, a text that no database can hold."""
+    """Requests that wait together are served together.
+
+    A world that nobody knows, an id used twice, a text that no database can hold.
+    """
     orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch
     known, good, blocker = (desk.order(session, epoch) for _ in range(3))
     orders.publish([known])
@@ -300,7 +306,8 @@ def test_a_lost_connection_is_said_and_not_used_again(
     orders.publish([desk.order(session, epoch)])
     with psycopg.connect(dsn) as other:
         other.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
     lost = desk.order(session, epoch)
     with pytest.raises(QmtlError, match="E_UNAVAILABLE"):

@@ -1,4 +1,8 @@
-"""The checker is checked: with any one check of the fence taken out, a storm of orders leaves violations (trap 16); with all of them in place, none."""
+"""The checker is checked.
+
+With any one check of the fence taken out, a storm of orders leaves violations (trap 16); with all of them in
+place, none.
+"""
 
 import random
 import time
@@ -27,7 +31,9 @@ ACTS = ("halt", "freeze", "stale", "inactive", "no live", "edge", "breaker", "dr
 
 
 class Storm:
-    """An operator who does everything that an operator may, one thing after another, and a publisher who tries every kind of order at each moment."""
+    """An operator who does everything that an operator may, one thing after another, and a publisher who
+    tries every kind of order at each moment.
+    """
 
     def __init__(self, database: Database, seed: int) -> None:
         self.desk = Desk(database, strategies=2)

@@ -48,7 +48,10 @@ def test_a_plan_that_the_world_has_outrun_is_not_carried_out(database: Database)
 
 
 def test_an_apply_in_an_old_world_does_the_work_of_one_in_a_clean_world(tmp_path: Path) -> None:
-    """Trap 5: an apply became slower with every evaluation. Counted in steps of SQLite's machine, which no other load of this machine changes."""
+    """Trap 5: an apply became slower with every evaluation.
+
+    Counted in steps of SQLite's machine, which no other load of this machine changes.
+    """
     database = SqliteDatabase(tmp_path / "qmtl.db")
     done = 0
 

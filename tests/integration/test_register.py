@@ -14,7 +14,10 @@ from qmtl_sdk.contracts.access import EVERY_WORLD, Role, TokenInfo
 
 
 class Slow(SqlTokenStore):
-    """The register, whose looks take as long as the test wants: it `has_read` what it will tell, and tells it when it may `go`. With `broken` it fails then."""
+    """The register, whose looks take as long as the test wants.
+
+    It `has_read` what it will tell, and tells it when it may `go`. With `broken` it fails then.
+    """
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)

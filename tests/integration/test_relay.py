@@ -37,7 +37,10 @@ def told(bus: SqliteBus) -> dict[str, list[Sequenced]]:
 
 
 def whole_and_in_order(database: Database, bus: SqliteBus) -> None:
-    """Every row of the outbox is on the bus once; within a world in the order of its number there, which is that of commits."""
+    """Every row of the outbox is on the bus once.
+
+    Within a world in the order of its number there, which is that of commits.
+    """
     with database.read() as session:
         rows = {row.event_id: row for row in session.exec(select(OutboxRow))}
     seen: list[str] = []

@@ -1,4 +1,7 @@
-"""One contract for every database: each write is one transaction with its audit and outbox rows, and may be repeated."""
+"""One contract for every database.
+
+Each write is one transaction with its audit and outbox rows, and may be repeated.
+"""
 
 import threading
 import time

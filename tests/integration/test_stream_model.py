@@ -1,6 +1,8 @@
-"""Any interleaving of events, cuts, refreshes, trims and restarts leaves the client in the state of the log, and hands every event on once.
+"""Any interleaving of events, cuts, refreshes, trims and restarts leaves the client in the state of the log,
+and hands every event on once.
 
-The hub reads a real bus and the client folds what it sends; only the wire between them is the test's, which cuts it where it likes.
+The hub reads a real bus and the client folds what it sends; only the wire between them is the test's, which
+cuts it where it likes.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""A whole QMTL on this machine for one test: a Temporal server, a worker and a Gateway, each of which can be killed and started again."""
+"""A whole QMTL on this machine for one test.
+
+A Temporal server, a worker and a Gateway, each of which can be killed and started again.
+"""
 
 import os
 import signal
@@ -37,7 +40,10 @@ def exit_on_sigterm() -> None:
 
 
 class Machine:
-    """Processes by name: temporal, worker, relay, gateway. All end with `close`, by the pids that were started."""
+    """Processes by name: temporal, worker, relay, gateway.
+
+    All end with `close`, by the pids that were started.
+    """
 
     def __init__(self, home: Path, dsn: str | None = None, heartbeat_s: float = 2.0, **env: str) -> None:
         self.home = home

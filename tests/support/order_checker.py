@@ -1,7 +1,10 @@
-"""Reads the order log and the audit trail afterwards, and says which promises were broken. It knows nothing of the fence's code: only what the rows say.
+"""Reads the order log and the audit trail afterwards, and says which promises were broken.
 
-The order log has orders, fills and changes of the gate in one order. What else an order depends on (decisions, activations, sessions, the world itself) stands in the audit
-trail, under the same clock: both were written under the world's lock.
+It knows nothing of the fence's code: only what the rows say.
+
+The order log has orders, fills and changes of the gate in one order. What else an order depends on
+(decisions, activations, sessions, the world itself) stands in the audit trail, under the same clock: both
+were written under the world's lock.
 """
 
 import json
@@ -38,13 +41,17 @@ class Timeline:
 def order_violations(
     database: Database, world: str, acknowledged: dict[str, str], at_rest: bool = True
 ) -> list[str]:
-    """`acknowledged`: what publishers were told, by order id. `at_rest`: nothing is under way any more, so everything must have ended."""
+    """`acknowledged`: what publishers were told, by order id.
+
+    `at_rest`: nothing is under way any more, so everything must have ended.
+    """
     with database.read() as session:
         connection = session.connection()
         log = (
             connection.execute(
                 text(
-                    "SELECT seq, at, kind, ref, epoch, strategy_id, reason, body FROM order_log WHERE world_id = :w ORDER BY seq"
+                    "SELECT seq, at, kind, ref, epoch, strategy_id, reason, body FROM order_log "
+                    "WHERE world_id = :w ORDER BY seq"
                 ),
                 {"w": world},
             )
@@ -96,13 +103,15 @@ def _gate(log: Any) -> list[str]:
         elif kind == "accepted":
             if owner:
                 broken.append(
-                    f"{row['seq']}: order {ref} was accepted while {'draining' if draining else 'frozen'} by {owner}"
+                    f"{row['seq']}: order {ref} was accepted "
+                    f"while {'draining' if draining else 'frozen'} by {owner}"
                 )
             if halted:
                 broken.append(f"{row['seq']}: order {ref} was accepted while halted")
             if row["epoch"] != epoch:
                 broken.append(
-                    f"{row['seq']}: order {ref} was accepted under epoch {row['epoch']}, the world's is {epoch}"
+                    f"{row['seq']}: order {ref} was accepted under epoch {row['epoch']}, "
+                    f"the world's is {epoch}"
                 )
     return broken
 

@@ -73,7 +73,8 @@ def submission_violations(database: Database) -> list[str]:
             session.connection()
             .execute(
                 text(
-                    "SELECT count(*) FROM graph_edge e WHERE NOT EXISTS (SELECT 1 FROM graph_node n WHERE n.node_id = e.child)"
+                    "SELECT count(*) FROM graph_edge e "
+                    "WHERE NOT EXISTS (SELECT 1 FROM graph_node n WHERE n.node_id = e.child)"
                 )
             )
             .scalar_one()

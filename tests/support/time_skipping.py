@@ -1,4 +1,7 @@
-"""Temporal's time-skipping test server: by Maven, kept in the tools folder; else the SDK's own download, where the internet is open."""
+"""Temporal's time-skipping test server: by Maven, kept in the tools folder.
+
+Else the SDK's own download, where the internet is open.
+"""
 
 import shutil
 import subprocess

@@ -37,7 +37,7 @@ def candidate(name: str, sharpe: float | None = 1.0, bound: int = 1, **fields: o
 def verdicts(
     policy: object, candidates: tuple[Candidate, ...], now: datetime = NOW
 ) -> tuple[StrategyDecision, ...]:
-    """The judgment of candidates that nobody has judged before, and that have nothing to do with each other."""
+    """The first judgment of candidates that are not correlated."""
     return judge(policy, candidates, now, {}, lambda *_: 0.0).strategies  # type: ignore[arg-type]
 
 

@@ -1,4 +1,6 @@
-"""Only the fence writes the fence row, activations, the order log, open orders, acknowledgements and Gateway leases."""
+"""Only the fence writes the fence row, activations, the order log, open orders, acknowledgements and Gateway
+leases.
+"""
 
 import ast
 import re
