@@ -1,4 +1,7 @@
-"""Access: each misuse of a token, at each route and the socket, is refused with its code and changes nothing."""
+"""Access.
+
+Each misuse of a token, at each route and the socket, is refused with its code and changes nothing.
+"""
 
 import base64
 import hashlib
