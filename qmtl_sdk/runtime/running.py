@@ -1,442 +1,250 @@
-"""A strategy that runs: on its world's clock, bar by bar, as long as its session holds.
+"""A running strategy: computes bar by bar on its world's clock while its session holds.
 
-1. Open a session: a lease on the world, the domain, the topics of the nodes. Its answer also sets the clock, so that this machine's own may be wrong.
-2. Go on from the outputs that the submission has computed. New bars come from the world's streams as they fall due, rows of tag queries from their queues.
-3. Every row goes to its node's queue under a key that says from what it was computed, so that sending it again adds nothing.
-4. Beats keep the lease and say how it is. The stream brings activation and new queues; the gate looks at both, and freezes are acknowledged once it has closed.
-5. Rows of a publisher node are orders: through the gate to the fence, under the epoch of the activation that is known. Bars that were caught up on are too old to trade on.
-6. Where its world brings the strategy to another domain, it begins there anew, from that domain's own outputs: domains share nothing.
-7. Where a source, the stream or the Gateway fails, the gate closes and computing goes on as far as it can. A lost session is opened anew.
+1. Open a session (`SessionKeeper`): a lease on the world, the execution domain, the topics of the nodes. Its
+   response also sets the clock, so this machine's clock may be wrong.
+2. Continue from the outputs that the submission computed. New bars come from the world's streams as they
+   close, rows of tag queries from their queues.
+3. Send every row to its node's queue (`QueueWriter`) under a key derived from its inputs, so that a retry
+   adds nothing.
+4. Heartbeats keep the lease and report the state. The stream brings activations and new queues; the gate
+   depends on both. Freezes are acknowledged once the gate has closed.
+5. Rows of a publisher node become orders (`IntentBuilder`): they pass the gate to the fence, under the epoch
+   of the known activation. Bars that are read late are too old to trade on.
+6. When the world moves the strategy to another domain, start again there from that domain's own outputs:
+   domains share nothing.
+7. When a source, the stream or the Gateway fails, the gate closes and computing continues as far as it can. A
+   lost session is opened again.
 8. `close` ends all of it.
 """
 
-import math
-import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from qmtl_sdk.compute.live import LiveEngine, OutputRow
-from qmtl_sdk.compute.output import NodeOutput
-from qmtl_sdk.compute.series import Row
-from qmtl_sdk.contracts.canonical import hash_of
-from qmtl_sdk.contracts.dag import upstream
+from qmtl_sdk.compute.live import LiveEngine
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import CloudEvent
-from qmtl_sdk.contracts.sessions import QueueMessage, SessionGrant, SessionHeartbeat, SessionOpen, message_key
+from qmtl_sdk.contracts.sessions import SessionGrant, SessionHeartbeat
 from qmtl_sdk.contracts.stream import Subscribe
-from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.contracts.topic_state import TopicState
-from qmtl_sdk.contracts.worlds import World
-from qmtl_sdk.data.bars import NS, iso, to_ns
-from qmtl_sdk.nodes.node import Node, StreamInput
-from qmtl_sdk.nodes.strategy import BuiltStrategy
+from qmtl_sdk.data.bars import iso
 from qmtl_sdk.runtime.activation import ActivationManager, Gate
-from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.feed import BarFeed
-from qmtl_sdk.runtime.orders import OnVerdict, OrderIntent, OrderPublisher
+from qmtl_sdk.runtime.intents import IntentBuilder
+from qmtl_sdk.runtime.orders import OrderPublisher
+from qmtl_sdk.runtime.rows import BEFORE_ALL_BARS, Computation, RowProcessor, RunInputs, tag_queries_of
+from qmtl_sdk.runtime.session import END_PATIENCE_S, SessionKeeper
 from qmtl_sdk.runtime.stream import StreamClient
-from qmtl_sdk.runtime.tagquery import TagQueryManager
-from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
 
-TICK_S, TAGS_EVERY_S, AWAY_S, HISTORY, SEND_AT_ONCE, KEEP_UNSENT = 0.05, 0.25, 0.5, 500, 500, 50_000
-SILENT_INTERVALS, STALE_BARS, STALE_S = 5, 2, 5
-CLOSE = "close"
-OnOutput = Callable[[OutputRow], None]
-Recompute = Callable[[SessionGrant], Mapping[str, NodeOutput]]
-"""The outputs of a strategy in the context of a session: what a strategy that comes to another domain goes on from."""
+TICK_S = 0.05
+"""Pause when no bar is due, in seconds."""
+
+RETRY_S = 0.5
+"""Pause before a retry while the Gateway is unavailable, in seconds."""
+
+MAX_LAG_S = 1e9
+"""The largest lag that a heartbeat reports, in seconds: JSON has no infinity."""
 
 
 class RunningStrategy:
-    """Started by `Runner`. `on_output` sees every row that a node puts out, on the strategy's thread."""
+    """A strategy that runs in this process, started by `Runner`."""
 
-    def __init__(
-        self,
-        build: BuiltStrategy,
-        world: World,
-        gateways: Sequence[GatewayClient],
-        bindings: Sequence[StreamBinding],
-        tapes: Mapping[str, NodeOutput],
-        *,
-        runner: str,
-        shadow: bool = False,
-        cross_context_cache_hits: int = 0,
-        on_output: OnOutput | None = None,
-        on_verdict: OnVerdict | None = None,
-        recompute: Recompute | None = None,
-    ) -> None:
-        self.build, self.world, self._client, self._gateways, self._shadow, self._runner = (
-            build,
-            world,
-            gateways[0],
-            gateways,
-            shadow,
-            runner,
-        )
-        self.strategy_id = build.dag.strategy_id
-        self._on_output, self._cross_context_cache_hits = on_output, cross_context_cache_hits
-        self._bindings, self._recompute, self._prices = (
-            {binding.node_id: binding for binding in bindings},
-            recompute,
-            dict[str, float](),
-        )
-        self._markets = {
-            node.node_id: _market(node) for node in build.nodes if isinstance(node, TradeOrderPublisherNode)
-        }
-        self._begin(tapes)
-        self.grant = self._open(patience_s=30.0)
+    def __init__(self, inputs: RunInputs) -> None:
+        self.build = inputs.build
+        self.world = inputs.world
+        self.strategy_id = inputs.build.dag.strategy_id
+        self.bars = 0
+        self._stop = threading.Event()
+        self._inputs = inputs
+        self._client = inputs.gateways[0]
+        self._bindings = {binding.node_id: binding for binding in inputs.bindings}
+        intents = IntentBuilder(inputs.build.nodes, inputs.world)
+        self._computation = Computation(self.build, self._bindings, inputs.outputs)
+        world_id = inputs.world.spec.world
+        request = SessionKeeper.request(world_id, self.strategy_id, inputs.runner, inputs.shadow)
+        self._session = SessionKeeper(self._client, request, self._stop)
         self.stream = StreamClient(
-            gateways,
-            Subscribe(world_id=world.spec.world, strategy_id=self.strategy_id),
-            self._hear,
-            self._snapshot,
+            inputs.gateways,
+            Subscribe(world_id=world_id, strategy_id=self.strategy_id),
+            self._handle_event,
+            self._restore_topic,
         )
-        self.activation = ActivationManager(self.stream, world.spec.world, self.strategy_id)
-        self.gate = Gate(self.activation, shadow, self._wall, self.grant.context.execution_domain)
+        self.activation = ActivationManager(self.stream, world_id, self.strategy_id)
+        context = self.grant.context
+        self.gate = Gate(self.activation, inputs.shadow, self._session.wall_time, context.execution_domain)
         self.orders = OrderPublisher(
             self._client,
             self.gate,
-            world.spec.world,
+            world_id,
             self.strategy_id,
             lambda: self.grant.session_id,
-            on_verdict,
+            inputs.on_verdict,
         )
-        self.tags = self._tag_queries()
-        self.bars = self.unsent_dropped = 0
+        self.tags = tag_queries_of(self._inputs, self.engine, self.grant)
         self._queues_fault = ""
-        self._unsent: deque[tuple[str, QueueMessage]] = deque()
-        self._stop, self._tags_at, self._send_at, self._resolved = threading.Event(), 0.0, 0.0, False
-        self._threads = [
-            threading.Thread(target=self._run, name="qmtl-running", daemon=True),
-            threading.Thread(target=self._keep, name="qmtl-session", daemon=True),
-        ]
+        self._processor = RowProcessor(inputs, intents, self.orders, self.gate.faults, self._stop)
+        self._send_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="qmtl-running", daemon=True)
 
-    def _begin(self, tapes: Mapping[str, NodeOutput]) -> None:
-        """Go on from these outputs."""
-        self.engine = LiveEngine(self.build.nodes, tapes)
-        streams = [node for node in self.build.nodes if isinstance(node, StreamInput)]
-        closes = {
-            node.node_id: int(tapes[node.node_id].bars.closes[-1])
-            for node in streams
-            if node.node_id in tapes and len(tapes[node.node_id].bars)
-        }
-        self.feed = BarFeed(streams, self._bindings, closes)
-        self._tapes: Mapping[str, NodeOutput] = tapes
+    def __repr__(self) -> str:
+        reason = self.gate.reason
+        orders = f"orders off: {reason}" if reason else "orders on"
+        state = orders if self.alive else "closed"
+        stage = self.grant.context.execution_domain.value
+        named = f"{self.build.name!r} in world {self.world.spec.world!r}"
+        return f"<RunningStrategy {named}, stage {stage}, {state}>"
 
-    def _tag_queries(self) -> TagQueryManager:
-        return TagQueryManager(
-            self._client,
-            self.engine,
-            self.world.spec.world,
-            self.grant.context.execution_domain.value,
-            set(self.build.by_id),
-        )
+    @property
+    def grant(self) -> SessionGrant:
+        """The current session."""
+        return self._session.grant
 
-    def start(self) -> "RunningStrategy":
-        self.stream.start()
-        self.orders.start()
-        for thread in self._threads:
-            thread.start()
-        return self
+    @property
+    def engine(self) -> LiveEngine:
+        """The engine of the current domain."""
+        return self._computation.engine
 
-    def close(self, reason: str = "stopped by its author") -> None:
-        """End everything that it started. May be called again."""
-        if self._stop.is_set():
-            return
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        self.orders.close()
-        self.stream.close()
-        try:
-            self._client.end_session(self.grant.session_id, reason, patience_s=2.0)
-        except QmtlError as error:
-            if error.code not in (
-                "E_UNAVAILABLE",
-                "E_SESSION_UNKNOWN",
-                "E_RATE",
-            ) and not error.code.startswith("E_TOKEN"):
-                raise  # away, or no longer allowed: the lease runs out by itself
-        for gateway in self._gateways:
-            gateway.close()
+    @property
+    def feed(self) -> BarFeed:
+        """The bar feed of the current domain."""
+        return self._computation.feed
 
     @property
     def alive(self) -> bool:
+        """Whether it was not closed yet."""
         return not self._stop.is_set()
 
+    def start(self) -> "RunningStrategy":
+        """Start its threads."""
+        self.stream.start()
+        self.orders.start()
+        self._thread.start()
+        self._session.start(self.report, self.gate.faults)
+        return self
+
+    def close(self, reason: str = "stopped by its author") -> None:
+        """Stop its threads and end its session. Safe to call repeatedly."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join()
+        self._session.join()
+        self.orders.close()
+        self.stream.close()
+        self._session.end(reason)
+        for gateway in self._inputs.gateways:
+            gateway.close()
+
     def wait(self, limit_s: float | None = None) -> bool:
-        """Until it is closed."""
+        """Wait until it is closed; return whether it was closed within the limit."""
         return self._stop.wait(limit_s)
 
     def now(self) -> datetime:
-        """The world's time, by the Gateway's clock."""
-        return self.world.now(self._wall())
-
-    # the session
-
-    def _open(self, patience_s: float = 0.0) -> SessionGrant:
-        wanted = SessionOpen(
-            world_id=self.world.spec.world,
-            strategy_id=self.strategy_id,
-            runner=self._runner,
-            host=socket.gethostname(),
-            shadow=self._shadow,
-        )
-        grant = self._client.open_session(wanted, patience_s)
-        self._clock = (grant.now, time.monotonic())
-        return grant
-
-    def _wall(self) -> datetime:
-        now, at = self._clock
-        return now + timedelta(seconds=time.monotonic() - at)
-
-    def _keep(self) -> None:
-        """Beat, three times within the lease."""
-        heard, lease = time.monotonic(), self.grant.lease_s
-        while not self._stop.wait(lease / 3):
-            try:
-                kept = self._client.session_beat(self.grant.session_id, self.report())
-                self._clock, heard = (kept.now, time.monotonic()), time.monotonic()
-                self.gate.faults.pop("session", None)
-            except QmtlError as error:
-                if time.monotonic() - heard > lease or error.code == "E_SESSION_LOST":
-                    self.gate.faults["session"] = f"the session has lost its lease: {error.message}"
-                if error.code in ("E_SESSION_LOST", "E_SESSION_UNKNOWN"):
-                    self._reopen()
-
-    def _reopen(self) -> None:
-        try:
-            self.grant = self._open()
-            self.gate.faults.pop("session", None)
-        except QmtlError as error:
-            self.gate.faults["session"] = f"no session is to be had: {error.message}"
+        """Return the world's time, by the Gateway's clock."""
+        return self.world.now(self._session.wall_time())
 
     def report(self) -> SessionHeartbeat:
+        """Return the state that a heartbeat reports."""
         reason = self.gate.reason
-        behind = self.stream.behind
+        lagging = self.stream.behind or self.stream.fault
+        faults = self.gate.faults
+        fault = faults.get("data") or faults.get("compute") or self._queues_fault or self.stream.fault
         return SessionHeartbeat(
             positions=self.stream.positions,
-            lag_s=round(max(0.0, min(self.activation.silence_s, 1e9)), 3)
-            if behind or self.stream.fault
-            else 0.0,
+            lag_s=round(max(0.0, min(self.activation.silence_s, MAX_LAG_S)), 3) if lagging else 0.0,
             gate="closed" if reason else "open",
             reason=reason[:300],
-            bar=iso(self.engine.now) if self.engine.now > -(2**63) else "",
+            bar=iso(self.engine.now) if self.engine.now > BEFORE_ALL_BARS else "",
             bars=self.bars,
             dropped_bars=self.feed.late + self.engine.late,
-            fault=(
-                self.gate.faults.get("data")
-                or self.gate.faults.get("compute")
-                or self._queues_fault
-                or self.stream.fault
-            )[:500],
-            cross_context_cache_hits=self._cross_context_cache_hits,
+            fault=fault[:500],
+            cross_context_cache_hits=self._inputs.cross_context_cache_hits,
         )
 
-    # the stream, on its thread
-
-    def _hear(self, kind: str, event: CloudEvent) -> None:
+    def _handle_event(self, kind: str, event: CloudEvent) -> None:
         if kind == "queues":
             self.tags.handle(event)
         elif kind == "activation" and event.subject == WHOLE_WORLD:
             self._acknowledge(event)
 
-    def _snapshot(self, kind: str, state: TopicState) -> None:
-        if kind == "queues":
-            self.tags.restore(state)
-        elif kind == "activation" and WHOLE_WORLD in state.events:
-            self._acknowledge(state.events[WHOLE_WORLD])
+    def _restore_topic(self, kind: str, state: TopicState) -> None:
+        for event in state.events.values():
+            self._handle_event(kind, event)
 
     def _acknowledge(self, event: CloudEvent) -> None:
-        """The stream has folded the event before it hands it on: the gate stands as it says."""
+        """Acknowledge a freeze or unfreeze. The stream has already applied it, so the gate has changed."""
         if event.data and event.data.get("requires_ack"):
             self.orders.acknowledge(self.grant.session_id, int(event.data["sequence"]))
 
-    # the strategy
-
     def _run(self) -> None:
-        self._history()
+        self._add_history()
         while not self._stop.is_set():
-            self._follow_domain()
-            moved = self._step()
-            if not moved:
+            self._switch_domain()
+            if not self._step():
                 self._stop.wait(TICK_S)
 
-    def _follow_domain(self) -> None:
-        """Begin anew in the domain that the world has brought the strategy to, from that domain's own outputs."""
+    def _add_history(self) -> None:
+        self._processor.queues.add_history(self.build.nodes, self._computation.outputs, self.grant.queue_map)
+        self._computation.outputs = {}
+
+    def _switch_domain(self) -> None:
+        """Start again in the domain that the world moved the strategy to, from that domain's own outputs."""
         domain = self.activation.domain
-        if (
-            self._shadow
-            or domain is self.gate.domain
-            or domain not in (Domain.DRYRUN, Domain.LIVE)
-            or self._recompute is None
-        ):
+        recompute = self._inputs.recompute
+        stays = self._inputs.shadow or domain is self.gate.domain
+        if stays or recompute is None or domain not in (Domain.DRYRUN, Domain.LIVE):
             return
         self.gate.faults["domain"] = f"it moves to {domain.value}"
         try:
-            old, grant = self.grant.session_id, self._open()
-            self._begin(self._recompute(grant))
-            self.grant, self.gate.domain = grant, grant.context.execution_domain
-            self.tags, self._resolved = self._tag_queries(), False
-            self._unsent.clear()
-            self._history()
-            self._client.end_session(old, f"moved to {domain.value}", patience_s=2.0)
+            old = self.grant.session_id
+            grant = self._session.open()
+            self._computation = Computation(self.build, self._bindings, recompute(grant))
+            self._session.grant = grant
+            self.gate.domain = grant.context.execution_domain
+            self.tags = tag_queries_of(self._inputs, self.engine, self.grant)
+            self._processor.queues.clear()
+            self._add_history()
+            self._client.end_session(old, f"moved to {domain.value}", patience_s=END_PATIENCE_S)
         except QmtlError as error:
-            self._stop.wait(AWAY_S)  # tried again; until then the gate says why it is closed
+            self._stop.wait(RETRY_S)
             self.gate.faults["domain"] = f"it can't move to {domain.value}: {error.message}"
             return
         del self.gate.faults["domain"]
 
     def _step(self) -> bool:
-        """Handle what has fallen due; whether there was something."""
-        moved = False
+        """Process the bars and queue rows that are due; return whether there were any."""
         try:
-            for close, bars in self.feed.due(self.now()):
-                if self._stop.is_set():
-                    return False
-                for node_id, row in bars.items():
-                    if CLOSE in row[1]:
-                        self._prices[node_id] = row[1][CLOSE]
-                    self._put(self.build.by_id[node_id], row, hash_of(iso(row[0])))
-                self._advance(self.engine.advance(close, bars))
-                self.bars, moved = self.bars + len(bars), True
+            moved = self._process_bars()
             self.gate.faults.pop("data", None)
-            self._watch_silence()
+            silence = self._computation.silence(self.now())
+            if silence and not self._inputs.shadow:
+                self.gate.faults["data"] = silence
         except QmtlError as error:
+            moved = False
             self.gate.faults["data"] = f"the data can't be read: {error.message}"
         try:
-            if self.tags.queries and time.monotonic() >= self._tags_at:
-                self._tags_at = time.monotonic() + TAGS_EVERY_S
-                if not self._resolved:
-                    self.tags.resolve()
-                    self._resolved = True
-                for close, tagged in self.tags.due():
-                    self._advance(self.engine.advance(close, {}, tagged))
-                    moved = True
+            for close, tagged in self.tags.poll():
+                outputs = self.engine.advance(close, {}, tagged)
+                self._processor.add_outputs(outputs, self.grant.queue_map, self.now())
+                moved = True
             if time.monotonic() >= self._send_at:
-                self._send()
+                self._processor.queues.send()
                 self._queues_fault = ""
-        except QmtlError as error:  # what waits is sent later; whether the world is still heard of, the gate sees from the stream
-            self._send_at = time.monotonic() + AWAY_S
+        except QmtlError as error:  # unsent rows are retried; the stream tells the gate about the Gateway
+            self._send_at = time.monotonic() + RETRY_S
             self._queues_fault = f"queues can't be reached: {error.message}"
         return moved
 
-    def _advance(self, outputs: Iterable[OutputRow]) -> None:
-        for output in outputs:
-            if output.fault is not None:
-                self.gate.faults["compute"] = str(output.fault)
-            elif output.window:
-                self.gate.faults.pop("compute", None)
-            if output.window:
-                self._put(output.node, (output.ts, output.values), output.window)
-            if output.window and isinstance(output.node, TradeOrderPublisherNode):
-                self._order(output.node, output.ts, output.values)
-            if self._on_output is not None:
-                self._on_output(output)
-
-    def _order(self, node: TradeOrderPublisherNode, ts: int, values: Mapping[str, float]) -> None:
-        quantity = node.quantity(values)
-        if not quantity:
-            return
-        close = ts + node.interval * NS
-        late = (to_ns(self.now()) - close) / NS
-        if late > STALE_BARS * node.interval + STALE_S * (
-            self.world.spec.clock.replay.speed if self.world.spec.clock.replay else 1
-        ):
-            self.orders.blocked["the bar is too old to trade on"] += 1
-            return
-        symbol, stream = self._markets[node.node_id]
-        price = values.get("price", self._prices.get(stream))
-        self.orders.enqueue(
-            OrderIntent(
-                node.node_id,
-                ts,
-                datetime.fromisoformat(iso(close)),
-                symbol,
-                quantity,
-                None if price is None or math.isnan(price) else price,
-            )
-        )
-
-    def _watch_silence(self) -> None:
-        """A source that stops closes the gate once its newest bar is older than several intervals on the world's clock."""
-        limit = SILENT_INTERVALS * self.feed.interval
-        for label, close in self.feed.newest_closes().items():
-            silence = (to_ns(self.now()) - close) / 1e9 if close > -(2**63) else math.inf
-            if silence > limit and not self._shadow:
-                self.gate.faults["data"] = f"{label} has no bar " + (
-                    f"since {iso(close)}, {format_duration(silence)} ago"
-                    if math.isfinite(silence)
-                    else "at all"
-                )
-
-    # its queues
-
-    def _history(self) -> None:
-        """Put the newest rows of tagged nodes into their queues, so that who finds them has a window at once."""
-        for node in self.build.nodes:
-            tape = self._tapes.get(node.node_id)
-            if node.tags and tape is not None and not isinstance(node, StreamInput):
-                for row in range(max(tape.first, len(tape.bars) - HISTORY), len(tape.bars)):
-                    values = {name: float(column[row]) for name, column in tape.bars.columns.items()}
-                    self._put(
-                        node,
-                        (int(tape.bars.ts[row]), values),
-                        hash_of(
-                            {name: None if math.isnan(value) else value for name, value in values.items()}
-                        ),
-                    )
-        self._tapes = {}
-
-    def _put(self, node: Node, row: Row, window: str) -> None:
-        target = self.grant.queue_map[node.node_id]
-        ts, values = row
-        key = message_key(node.node_id, node.interval, ts // 1_000_000_000, target.compute_key, window)
-        self._unsent.append(
-            (
-                target.topic,
-                QueueMessage(
-                    key=key,
-                    ts=ts,
-                    values={name: None if math.isnan(value) else value for name, value in values.items()},
-                ),
-            )
-        )
-        if len(self._unsent) > KEEP_UNSENT:
-            self._unsent.popleft()
-            self.unsent_dropped += 1
-
-    def _send(self) -> None:
-        """Send what waits, oldest first. What a failure leaves is sent again; its keys are the same."""
-        while self._unsent and not self._stop.is_set():
-            batch: dict[str, list[QueueMessage]] = {}
-            count = min(len(self._unsent), SEND_AT_ONCE)
-            for i in range(count):
-                topic, message = self._unsent[i]
-                batch.setdefault(topic, []).append(message)
-            for topic, messages in batch.items():
-                self._client.queue_append(topic, messages)
-            for _ in range(count):
-                self._unsent.popleft()
-
-
-def _market(node: TradeOrderPublisherNode) -> tuple[str, str]:
-    """What a publisher trades, and the NodeID of the stream that its price comes from. Raises QmtlError (E_NODE_INPUT) where that is not one."""
-    read = upstream(node.inputs, lambda parent: parent.inputs)
-    found = {parent.node_id: parent for parent in read if isinstance(parent, StreamInput)}
-    if len(found) == 1:
-        stream = next(iter(found.values()))
-        return node.symbol or (stream.tags[0] if stream.tags else stream.label), stream.node_id
-    if node.symbol:
-        return node.symbol, next((key for key, stream in found.items() if node.symbol in stream.tags), "")
-    raise QmtlError(
-        "E_NODE_INPUT",
-        f"{node.label} derives from {len(found)} streams, and does not say what it trades",
-        "name it: TradeOrderPublisherNode(…, symbol=…)",
-        node=node.node_id,
-    )
+    def _process_bars(self) -> bool:
+        moved = False
+        for close, bars in self.feed.due(self.now()):
+            if self._stop.is_set():
+                return False
+            self._processor.add_bars(bars, self.grant.queue_map)
+            outputs = self.engine.advance(close, bars)
+            self._processor.add_outputs(outputs, self.grant.queue_map, self.now())
+            self.bars += len(bars)
+            moved = True
+        return moved

@@ -11,10 +11,12 @@ from qmtl_sdk.compute.live import LiveEngine
 from qmtl_sdk.compute.series import Row
 from qmtl_sdk.contracts.events import CloudEvent, QueueRef, TagQueryUpsert
 from qmtl_sdk.contracts.sessions import QueueMessage
-from qmtl_sdk.contracts.topic_state import TopicState
 from qmtl_sdk.data.bars import NS
 from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.runtime.client import GatewayClient
+
+READ_INTERVAL_S = 0.25
+"""How often the queues are read, in seconds."""
 
 GRACE_S = 1.0
 """How long a bar waits for queues that have no row for it yet, in seconds."""
@@ -23,7 +25,7 @@ GRACE_S = 1.0
 class TagQueryManager:
     """Reads the queues of a strategy's tag queries.
 
-    `handle` and `restore` run on the stream's thread, everything else on the strategy's thread.
+    `handle` runs on the stream's thread, everything else on the strategy's thread.
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class TagQueryManager:
         self._domain = execution_domain
         self._own = own
         self.queries = engine.tag_queries
+        self._resolved = False
+        self._next_read = 0.0
         self._lock = threading.Lock()
         self._matches: dict[str, tuple[QueueRef, ...]] = {}
         self._positions: dict[tuple[str, str], tuple[str, int]] = {}
@@ -56,11 +60,6 @@ class TagQueryManager:
                     QueueRef(queue=item.topic, node_id=item.node_id, name=item.name) for item in found
                 )
 
-    def restore(self, state: TopicState) -> None:
-        """Apply a snapshot of the topic `queues`."""
-        for event in state.events.values():
-            self.handle(event)
-
     def handle(self, event: CloudEvent) -> None:
         """Apply an event of the topic `queues`."""
         if event.type != "tagquery.upsert":
@@ -81,6 +80,16 @@ class TagQueryManager:
     def queues_of(self, query: Node) -> int:
         """Return how many queues the query reads."""
         return len(self._engine.upstreams(query))
+
+    def poll(self) -> Iterator[tuple[int, dict[str, dict[str, Row]]]]:
+        """Yield what `due` yields, at most every `READ_INTERVAL_S`; resolve the queries first."""
+        if not self.queries or time.monotonic() < self._next_read:
+            return
+        self._next_read = time.monotonic() + READ_INTERVAL_S
+        if not self._resolved:
+            self.resolve()
+            self._resolved = True
+        yield from self.due()
 
     def due(self) -> Iterator[tuple[int, dict[str, dict[str, Row]]]]:
         """Yield the new rows of each query's queues, by close (ns).

@@ -21,8 +21,8 @@ from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionMeta, SubmissionOutcome
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
+from qmtl_sdk.runtime.decided import decided_context
 from qmtl_sdk.runtime.orders import OrderGate
-from qmtl_sdk.runtime.runner import decided_context
 from tests.support.machine import Machine
 from tests.support.strategies import Trend
 from tests.support.worlds import POLICY, world

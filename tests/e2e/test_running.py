@@ -233,7 +233,21 @@ def test_a_lease_that_ends_closes_the_gate_and_a_new_session_is_opened(
     client._call("POST", f"/worlds/{home}/policies", json={"selection": {"gates": {"and": ["sharpe >= 50"]}}})
     client.decide(home, "decide-again")
     client.end_session(strategy.grant.session_id, "and again")
-    wait_for(lambda: "no session is to be had" in strategy.gate.reason, "closed gate")
+    wait_for(lambda: "no session can be opened" in strategy.gate.reason, "closed gate")
+
+
+def test_the_repr_of_a_running_strategy_gives_its_name_world_stage_and_state(
+    machine: Machine, client: GatewayClient, home: str
+) -> None:
+    make(client, home)
+    strategy = running(Runner.submit(Trend, world=home, config=machine.config))
+    wait_for(lambda: strategy.gate.open, "open gate")
+    name = f"<RunningStrategy {strategy.build.name!r} in world {home!r}, stage dryrun, "
+    assert repr(strategy) == f"{name}orders on>"
+    strategy.gate.faults["data"] = "no bars"
+    assert repr(strategy) == f"{name}orders off: no bars>"
+    strategy.close()
+    assert repr(strategy) == f"{name}closed>"
 
 
 def test_a_runner_that_is_gone_loses_its_session(machine: Machine, client: GatewayClient, home: str) -> None:
@@ -274,7 +288,7 @@ def test_a_clock_that_is_an_hour_off_changes_nothing(
         def now(cls, tz: Any = None) -> Any:
             return real(tz).replace(year=2027)
 
-    for module in ("qmtl_sdk.runtime.running", "qmtl_sdk.runtime.feed", "qmtl_sdk.runtime.stream"):
+    for module in ("qmtl_sdk.runtime.session", "qmtl_sdk.runtime.feed", "qmtl_sdk.runtime.stream"):
         monkeypatch.setattr(f"{module}.datetime", Wrong)
     wait_for(lambda: strategy.gate.open, "open gate")
     assert abs((strategy.now() - client.world(home).now(datetime.now(UTC))).total_seconds()) < 5

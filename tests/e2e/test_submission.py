@@ -15,7 +15,7 @@ from qmtl_sdk import CsvSource, Node, QmtlError, Runner, Strategy, StreamInput
 from qmtl_sdk.contracts.domains import Downgrade
 from qmtl_sdk.contracts.submission import SubmissionMeta
 from qmtl_sdk.runtime.config import GatewaySettings
-from qmtl_sdk.runtime.runner import decided_context
+from qmtl_sdk.runtime.decided import decided_context
 from qmtl_sdk.samples.strategies.momentum import LOOKBACK, SYMBOLS, Momentum
 from tests.support import ROOT
 from tests.support.machine import Machine, wait_for
@@ -93,7 +93,7 @@ def test_a_cancelled_submission_gives_its_lease_back(machine: Machine) -> None:
 
 
 def test_shutdown_ends_a_submission_that_still_computes(machine: Machine) -> None:
-    from qmtl_sdk.runtime.runner import StoppedError
+    from qmtl_sdk.runtime.leased import StoppedError
     from tests.support.strategies import Slow
 
     config = machine.settings(machine.home / "shutdown")

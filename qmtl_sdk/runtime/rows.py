@@ -1,0 +1,142 @@
+"""What a running strategy starts from, computes with, and does with its rows."""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from qmtl_sdk.compute.live import LiveEngine, OutputRow
+from qmtl_sdk.compute.output import NodeOutput
+from qmtl_sdk.compute.series import Row
+from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.durations import format_duration
+from qmtl_sdk.contracts.sessions import SessionGrant
+from qmtl_sdk.contracts.submission import QueueTarget, StreamBinding
+from qmtl_sdk.contracts.worlds import World
+from qmtl_sdk.data.bars import NS, iso, to_ns
+from qmtl_sdk.nodes.node import StreamInput
+from qmtl_sdk.nodes.strategy import BuiltStrategy
+from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.feed import BarFeed
+from qmtl_sdk.runtime.intents import IntentBuilder
+from qmtl_sdk.runtime.orders import OnVerdict, OrderPublisher
+from qmtl_sdk.runtime.queues import QueueWriter
+from qmtl_sdk.runtime.tagquery import TagQueryManager
+from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
+
+SILENT_INTERVALS = 5
+"""The gate closes when a stream's newest bar is older than this many intervals of the coarsest stream."""
+
+BEFORE_ALL_BARS = -(2**63)
+"""The engine's and the feed's time before the first bar."""
+
+CLOSE = "close"
+OnOutput = Callable[[OutputRow], None]
+Recompute = Callable[[SessionGrant], Mapping[str, NodeOutput]]
+"""Computes a strategy's outputs in the domain of a session."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a running strategy starts from.
+
+    `on_output` receives every output row, on the strategy's thread. `recompute` is needed to move to another
+    domain.
+    """
+
+    build: BuiltStrategy
+    world: World
+    gateways: Sequence[GatewayClient]
+    bindings: Sequence[StreamBinding]
+    outputs: Mapping[str, NodeOutput]
+    runner: str
+    shadow: bool = False
+    cross_context_cache_hits: int = 0
+    on_output: OnOutput | None = None
+    on_verdict: OnVerdict | None = None
+    recompute: Recompute | None = None
+
+
+class Computation:
+    """The engine and the bar feed of a strategy in one domain, and the outputs that they continue from."""
+
+    def __init__(
+        self,
+        build: BuiltStrategy,
+        bindings: Mapping[str, StreamBinding],
+        outputs: Mapping[str, NodeOutput],
+    ) -> None:
+        self.outputs = outputs
+        self.engine = LiveEngine(build.nodes, outputs)
+        streams = [node for node in build.nodes if isinstance(node, StreamInput)]
+        closes = {
+            node.node_id: int(outputs[node.node_id].bars.closes[-1])
+            for node in streams
+            if node.node_id in outputs and len(outputs[node.node_id].bars)
+        }
+        self.feed = BarFeed(streams, dict(bindings), closes)
+
+    def silence(self, now: datetime) -> str:
+        """Describe the streams that are silent for too long; empty if there are none."""
+        limit_s = SILENT_INTERVALS * self.feed.interval
+        found = ""
+        for label, close in self.feed.newest_closes().items():
+            silence_s = (to_ns(now) - close) / NS if close > BEFORE_ALL_BARS else math.inf
+            if silence_s > limit_s:
+                since = f"since {iso(close)}, {format_duration(silence_s)} ago"
+                found = f"{label} has no bar {since if math.isfinite(silence_s) else 'at all'}"
+        return found
+
+
+def tag_queries_of(inputs: RunInputs, engine: LiveEngine, grant: SessionGrant) -> TagQueryManager:
+    """Build the manager of the engine's tag queries, in the domain of the session."""
+    domain = grant.context.execution_domain.value
+    own = set(inputs.build.by_id)
+    return TagQueryManager(inputs.gateways[0], engine, inputs.world.spec.world, domain, own)
+
+
+class RowProcessor:
+    """Sends the rows of a running strategy to its queues, its publishers and `on_output`.
+
+    `faults` are the order gate's: a compute function that fails closes the gate until it succeeds again.
+    """
+
+    def __init__(
+        self,
+        inputs: RunInputs,
+        intents: IntentBuilder,
+        orders: OrderPublisher,
+        faults: dict[str, str],
+        stop: threading.Event,
+    ) -> None:
+        self._nodes = inputs.build.by_id
+        self._on_output = inputs.on_output
+        self._intents = intents
+        self._orders = orders
+        self._faults = faults
+        self.queues = QueueWriter(inputs.gateways[0], stop)
+
+    def add_bars(self, bars: Mapping[str, Row], targets: Mapping[str, QueueTarget]) -> None:
+        """Add the bars of streams, by NodeID, to their queues, and remember their closes as prices."""
+        for node_id, row in bars.items():
+            if CLOSE in row[1]:
+                self._intents.set_price(node_id, row[1][CLOSE])
+            self.queues.add(self._nodes[node_id], targets[node_id], row, hash_of(iso(row[0])))
+
+    def add_outputs(
+        self, outputs: Iterable[OutputRow], targets: Mapping[str, QueueTarget], now: datetime
+    ) -> None:
+        """Add output rows to their queues and publish the orders among them. `now` is the world's time."""
+        for output in outputs:
+            node = output.node
+            if output.fault is not None:
+                self._faults["compute"] = str(output.fault)
+            elif output.window:
+                self._faults.pop("compute", None)
+            if output.window:
+                self.queues.add(node, targets[node.node_id], (output.ts, output.values), output.window)
+                if isinstance(node, TradeOrderPublisherNode):
+                    self._intents.publish(self._orders, node, output.ts, output.values, now)
+            if self._on_output is not None:
+                self._on_output(output)
