@@ -237,6 +237,7 @@ DATA: dict[str, type[Model]] = {
     "apply.requested": ApplyChanged,
     "apply.state": ApplyChanged,
     "approval.given": ApprovalGiven,
+    "approval.rejected": ApprovalGiven,
     "promotion.state": PromotionChanged,
     "session.opened": SessionChanged,
     "session.ended": SessionChanged,
