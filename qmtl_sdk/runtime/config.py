@@ -1,7 +1,8 @@
-"""One configuration: `qmtl.yml`, with `QMTL_…` variables above it and defaults below. An unknown key is an error that names the nearest.
+"""The configuration: defaults, then `qmtl.yml`, then `QMTL_…` variables. An unknown key is an error.
 
-A nested key's variable joins the names with two underscores: `gateway.database_dsn` is `QMTL_GATEWAY__DATABASE_DSN`. The file is `qmtl.yml` in the
-current folder, or the one that `QMTL_CONFIG` names.
+The error names the nearest known key. A nested key's variable joins the names with two underscores:
+`gateway.database_dsn` is `QMTL_GATEWAY__DATABASE_DSN`. The file is `qmtl.yml` in the current folder, or the
+one that `QMTL_CONFIG` names.
 """
 
 import os
@@ -21,7 +22,14 @@ from pydantic_settings import (
 
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 
-ENV, FILE, PREFIX = "QMTL_CONFIG", "qmtl.yml", "QMTL_"
+# The variable that names the configuration file.
+ENV = "QMTL_CONFIG"
+
+# The configuration file in the current folder.
+FILE = "qmtl.yml"
+
+# The start of the name of every variable that sets a key.
+PREFIX = "QMTL_"
 
 
 class _Section(BaseModel):
@@ -30,7 +38,7 @@ class _Section(BaseModel):
 
 class GatewaySettings(_Section):
     url: str | None = Field(
-        None, description="where Runner and qmtl find the Gateway; none: the embedded stack"
+        None, description="the Gateway's address for Runner and qmtl; none: the embedded stack"
     )
     host: str = Field("127.0.0.1", description="where the Gateway listens")
     port: int = Field(0, ge=0, le=65535, description="0: a free one")
@@ -41,14 +49,14 @@ class GatewaySettings(_Section):
     max_body_bytes: int = Field(1_048_576, gt=0, description="largest request body, artifacts excepted")
     max_artifact_bytes: int = Field(67_108_864, gt=0)
     lease_heartbeat_s: float = Field(
-        10.0, gt=0, description="a runner that is silent for so long has lost its lease"
+        10.0, gt=0, description="seconds without a heartbeat after which a runner loses its lease"
     )
     session_lease_s: float = Field(
-        15.0, gt=0, description="a running strategy that is silent for so long has lost its world"
+        15.0, gt=0, description="seconds without a heartbeat after which a running strategy loses its session"
     )
     token: str | None = Field(
         None,
-        description="the bearer token of Runner and qmtl; none: the one that the embedded stack left for its owner",
+        description="the bearer token of Runner and qmtl; none: the embedded stack's",
     )
     rate_per_s: float = Field(
         500.0, gt=0, description="requests of one caller a second; twice as many at once"
@@ -60,10 +68,12 @@ class EventsSettings(_Section):
     bus: str = Field("sqlite", description="the ControlBus backend: a built-in one, or a package's")
     bus_options: dict[str, str] = Field({}, description="options of a package's bus")
     keep: int = Field(
-        100_000, gt=0, description="events kept in a topic; who comes back from before that gets a snapshot"
+        100_000, gt=0, description="events retained in a topic; an older position gets a snapshot"
     )
-    beat_s: float = Field(2.0, gt=0, description="how often a stream says that it is alive")
-    slow_reader_s: float = Field(10.0, gt=0, description="a reader that takes nothing for so long is dropped")
+    beat_s: float = Field(2.0, gt=0, description="seconds between heartbeats of a stream")
+    slow_reader_s: float = Field(
+        10.0, gt=0, description="seconds without progress after which a reader is dropped"
+    )
     token_s: float = Field(
         600.0, gt=0, description="how long a stream's token is good; it is refreshed on the open socket"
     )
@@ -97,7 +107,7 @@ class CacheSettings(_Section):
 
 
 class Settings(BaseSettings):
-    """All of it. Built by `settings()`, which turns faults into one clear line each."""
+    """The whole configuration. `settings()` builds it and reports a fault as one QmtlError."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
@@ -160,29 +170,27 @@ class Settings(BaseSettings):
 
     @property
     def token(self) -> str | None:
-        """The token that this process speaks with."""
+        """The bearer token of this process."""
         if self.gateway.token:
             return self.gateway.token
         try:
             return self.local_token_path().read_text().strip()
-        except (
-            OSError
-        ):  # another person's stack, or none that was started here: the Gateway says what it thinks of that
+        except OSError:  # another user's stack, or none: the Gateway then refuses the request
             return None
 
     def missing_for_profile(self) -> list[str]:
-        """What the profile needs and does not have, all of it at once."""
+        """List every setting that the profile requires and that is missing."""
         if self.profile == "dev":
             return []
-        wanted = {
+        required = {
             "gateway.database_backend: postgres": self.gateway.database_backend == "postgres",
             "gateway.database_dsn": self.gateway.database_dsn,
             "temporal.address": self.temporal.address,
         }
-        return [name for name, there in wanted.items() if not there]
+        return [name for name, present in required.items() if not present]
 
     def require_profile(self) -> None:
-        """Raises QmtlError (E_CONFIG) that lists everything that is missing."""
+        """Check the profile. Raises QmtlError: E_CONFIG, listing every missing setting."""
         missing = self.missing_for_profile()
         if missing:
             raise QmtlError(
@@ -201,7 +209,7 @@ class Settings(BaseSettings):
 
 
 def config_file() -> Path | None:
-    """The file in force, if there is one."""
+    """Return the configuration file in force, or None."""
     named = os.environ.get(ENV)
     path = Path(named) if named else Path(FILE)
     if named and not path.exists():
@@ -212,7 +220,7 @@ def config_file() -> Path | None:
 
 
 def load(**overrides: Any) -> Settings:
-    """The configuration as it stands now. Raises QmtlError (E_CONFIG)."""
+    """Read the configuration. Raises QmtlError: E_CONFIG where a key or value is invalid."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -227,12 +235,12 @@ def load(**overrides: Any) -> Settings:
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The configuration of this process, read once."""
+    """Return the configuration of this process, read once."""
     return load()
 
 
 def explain() -> list[tuple[str, str, str]]:
-    """Every key, its value, and where the value comes from. Secrets are not shown."""
+    """List every key with its value and the value's origin. Secrets are masked."""
     current, path = load(), config_file()
     written = yaml.safe_load(path.read_text()) or {} if path else {}
     rows = []
@@ -242,10 +250,12 @@ def explain() -> list[tuple[str, str, str]]:
         inner: Any = written
         for part in parts:
             inner = inner.get(part) if isinstance(inner, dict) else None
-        origin = variable if variable in os.environ else str(path) if inner is not None else "default"
-        shown = (
-            "***" if value and parts[-1] in ("api_key", "token") else str(value) if value is not None else ""
-        )
+        origin = "default" if inner is None else str(path)
+        if variable in os.environ:
+            origin = variable
+        shown = "" if value is None else str(value)
+        if value and parts[-1] in ("api_key", "token"):
+            shown = "***"
         rows.append((name, shown, origin))
     return rows
 

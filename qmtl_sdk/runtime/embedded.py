@@ -1,4 +1,7 @@
-"""Finding the embedded stack, and starting it where there is none. It is a stack of processes of its own, which this one only knows by its file."""
+"""Find the embedded stack, or start it.
+
+The stack runs in its own processes; this process reads their addresses from the stack's file.
+"""
 
 import json
 import subprocess
@@ -16,7 +19,7 @@ STACK_FILE = "stack.json"
 
 
 class ProcessRecord(Model):
-    """A process of the stack. `created` is its creation time, so that a pid that was given anew is not taken for it."""
+    """A process of the stack. `created` is its creation time, which detects a reused pid."""
 
     pid: int
     created: float
@@ -32,7 +35,7 @@ class ProcessRecord(Model):
 
 
 class StackRecord(Model):
-    """What runs, and where."""
+    """The processes of the embedded stack and their addresses."""
 
     temporal: ProcessRecord | None = None
     worker: ProcessRecord | None = None
@@ -47,12 +50,12 @@ class StackRecord(Model):
     def read(cls, home: Path) -> "StackRecord":
         try:
             return cls.model_validate_json((home / STACK_FILE).read_text())
-        except (FileNotFoundError, ValueError):  # none yet, or torn by a crash: what it named is started anew
+        except (FileNotFoundError, ValueError):  # no file, or one cut short by a crash
             return cls()
 
 
 def find(config: Settings) -> str | None:
-    """The Gateway's address, if one is configured or the embedded one answers that all is well."""
+    """Return the configured Gateway's address, else the healthy embedded one's, else None."""
     if config.gateway.url:
         return config.gateway.url
     stack = StackRecord.read(config.home)
@@ -67,7 +70,10 @@ def find(config: Settings) -> str | None:
 
 
 def start(config: Settings) -> str:
-    """Start the embedded stack by its command and return the Gateway's address. Raises QmtlError (E_STACK, and what the command refuses)."""
+    """Start the embedded stack with `qmtl up`; return the Gateway's address.
+
+    Raises QmtlError: the command's own error; E_STACK where its output is unreadable.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "api.cli", "up", "-o", "json"],
         stdout=subprocess.PIPE,

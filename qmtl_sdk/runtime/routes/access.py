@@ -1,0 +1,34 @@
+"""Tokens and the state of the Gateway."""
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from qmtl_sdk.contracts.access import NewToken, TokenInfo, TokenRequest
+from qmtl_sdk.runtime.routes.transport import Transport
+
+
+class AccessRoutes(Transport):
+    """Tokens and the state of the Gateway."""
+
+    def create_token(self, request: TokenRequest) -> NewToken:
+        return NewToken.model_validate(self._call("POST", "/tokens", request))
+
+    def tokens(self) -> list[TokenInfo]:
+        return TypeAdapter(list[TokenInfo]).validate_python(self._call("GET", "/tokens"))
+
+    def revoke_token(self, token_id: str) -> TokenInfo:
+        return TokenInfo.model_validate(self._call("DELETE", f"/tokens/{token_id}"))
+
+    def rotate_keys(self, overlap_s: int) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("POST", "/tokens/rotate", params={"overlap_s": overlap_s})
+        return found
+
+    def health(self) -> dict[str, Any]:
+        """Return the health document, also when the Gateway reports that it is degraded."""
+        found: dict[str, Any] = self._http.get("/health").json()
+        return found
+
+    def gateway_status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("GET", "/status")
+        return found

@@ -1,0 +1,107 @@
+"""HTTP requests to the Gateway, with retries. Every request is safe to repeat."""
+
+import random
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import BaseModel
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
+
+from qmtl_sdk.contracts.errors import CODES, QmtlError
+
+# Seconds of retries before a request fails with E_UNAVAILABLE: longer than a restart of the Gateway.
+_RETRY_LIMIT_S = 30.0
+
+# Pauses between attempts, in seconds.
+_EXPONENTIAL = wait_exponential(0.1, max=1.0)
+
+
+class Transport:
+    """One connection pool to one Gateway.
+
+    Raises QmtlError: the Gateway's own error under its code; E_UNAVAILABLE where the Gateway can't be reached
+    for `away_limit_s` seconds. A rate-limited request (E_RATE) is retried after the pause that the
+    Gateway names.
+    """
+
+    def __init__(self, url: str, token: str | None, away_limit_s: float = _RETRY_LIMIT_S) -> None:
+        self.url = url.rstrip("/")
+        self.token = token
+        self._retry_limit_s = away_limit_s
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(
+            base_url=self.url, timeout=httpx.Timeout(90.0, connect=5.0), headers=headers, trust_env=False
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: str, path: str, body: BaseModel | None = None, **options: Any) -> Any:
+        """Send a request; return the decoded JSON. (Any: each route has its own type, set by its method.)"""
+        if body is not None:
+            options["content"] = body.model_dump_json()
+            options["headers"] = {"content-type": "application/json"}
+        response = self._send(method, path, **options)
+        return response.json() if response.content else None
+
+    def _send(
+        self, method: str, path: str, patience_s: float | None = None, **options: Any
+    ) -> httpx.Response:
+        stop = stop_after_delay(self._retry_limit_s if patience_s is None else patience_s)
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception(_retryable), wait=_pause, stop=stop, reraise=True
+            ):
+                with attempt:
+                    response = self._http.request(method, path, **options)
+                    if response.is_error:
+                        raise _refusal(response)
+        except httpx.TransportError as error:
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"the Gateway at {self.url} can't be reached: {error}",
+                "qmtl status shows what runs; qmtl up starts it",
+            ) from error
+        return response
+
+
+def live_header(live: bool) -> dict[str, str]:
+    """Return the header that permits an action on live orders."""
+    return {"X-Allow-Live": "true"} if live else {}
+
+
+def _retryable(error: BaseException) -> bool:
+    return isinstance(error, httpx.TransportError) or (
+        isinstance(error, QmtlError) and error.code in ("E_UNAVAILABLE", "E_RATE")
+    )
+
+
+def _pause(state: RetryCallState) -> float:
+    """Return the pause before the next attempt, in seconds: the Gateway's `retry_after`, else exponential."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, QmtlError) and "retry_after" in error.details:
+        # The random factor spreads out callers that were refused at the same time.
+        return min(5.0, float(error.details["retry_after"]) * random.uniform(1, 2))  # noqa: S311
+    return _EXPONENTIAL(state)
+
+
+def _refusal(response: httpx.Response) -> QmtlError:
+    try:
+        body = response.json()
+        code = body["code"] if body["code"] in CODES else "E_INTERNAL"
+        return QmtlError(code, body["detail"], body.get("remedy", ""), **body.get("details", {}))
+    except (ValueError, KeyError, TypeError):
+        return QmtlError(
+            "E_INTERNAL",
+            f"the Gateway answered {response.status_code} without a problem document",
+            "check that gateway.url names a QMTL Gateway",
+        )
