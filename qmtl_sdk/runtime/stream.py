@@ -1,12 +1,12 @@
-"""Following a world's stream: a thread that keeps each topic's state and hands every event on once, in order.
+"""Read a world's stream: a thread keeps each topic's state and passes on every event once, in order.
 
-1. Subscribe at a Gateway (the next one of several at each try), open the socket, say hello with the last sequences that were handled.
-2. The Gateway sends a snapshot of each topic, or what was missed; then events. Each is folded into the topic's state and handed on; one that was handled
-   before is dropped, and one that comes too early makes the client come back with its position. So what is handed on has neither gap nor double.
-3. The token is refreshed on the open socket. A socket that says nothing for a while, or breaks, is opened anew.
-4. Where sockets don't get through, the same is asked for by HTTP, and the socket tried again now and then.
+1. Subscribe at a Gateway (at each try the next of several), open the socket, send the last sequences handled.
+2. The Gateway sends a snapshot of each topic or the missed events, then new events. Each is applied to the
+   topic's state and passed on. A duplicate is dropped; a gap makes the client reconnect from its position.
+3. The token is refreshed on the open socket. A socket that is silent or breaks is opened again.
+4. Where sockets are blocked, the client polls by HTTP and retries the socket every `SOCKET_RETRY_S`.
 
-`heard_at` says when the Gateway was last heard of: who depends on the stream's freshness looks at that.
+`heard_at` is the monotonic time of the Gateway's last frame.
 """
 
 import itertools
@@ -42,29 +42,54 @@ from qmtl_sdk.contracts.stream import (
 from qmtl_sdk.contracts.topic_state import GapError, Sequenced, TopicState
 from qmtl_sdk.runtime.client import GatewayClient
 
-SILENCE_S, TICK_S, SOCKET_AGAIN_S, MAX_PAUSE_S = 15.0, 0.5, 30.0, 5.0
+SILENCE_S = 15.0
+"""A socket without a frame for this long is opened again, in seconds."""
+
+TICK_S = 0.5
+"""How long one read waits, in seconds."""
+
+SOCKET_RETRY_S = 30.0
+"""How long the client polls before it tries a socket again, in seconds."""
+
+MIN_PAUSE_S = 0.05
+"""The first pause before a reconnect, in seconds; it doubles with each failure."""
+
+MAX_PAUSE_S = 5.0
+"""The longest pause before a reconnect, in seconds."""
+
 MAX_FRAME = 16 * 1024 * 1024
+"""The largest frame that is accepted, in bytes."""
+
 OnEvent = Callable[[str, CloudEvent], None]
 OnSnapshot = Callable[[str, TopicState], None]
 
 
 class StreamCounters:
-    """What a client has seen, as sequences tell it. `max_gap`: the most events that were missing before one that came."""
+    """What a client has received. `max_gap` is the largest number of events missing before a received one."""
 
     def __init__(self) -> None:
         self.events: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
         self.snapshots: Counter[str] = Counter()
-        self.doubles = self.reconnects = self.max_gap = self.polls = self.malformed = 0
+        self.doubles = 0
+        self.reconnects = 0
+        self.max_gap = 0
+        self.polls = 0
+        self.malformed = 0
         self.delivery_ms: deque[float] = deque(maxlen=10_000)
 
     def p95_ms(self) -> float | None:
+        """Return the 95th percentile of the delivery time in ms; None without events."""
         found = sorted(self.delivery_ms)
         return round(found[min(len(found) - 1, int(len(found) * 0.95))], 1) if found else None
 
 
 class StreamClient:
-    """Started with `with`, or `start` and `close`. Callbacks run on its thread, one at a time; what they raise ends the stream and is kept in `failure`."""
+    """Reads a world's stream; use it in a `with` block, or call `start` and `close`.
+
+    Callbacks run on its thread, one at a time. An exception of a callback ends the stream and is stored in
+    `failure`.
+    """
 
     def __init__(
         self,
@@ -75,34 +100,37 @@ class StreamClient:
         *,
         sockets: bool = True,
     ) -> None:
-        self._gateways, self._wanted, self._sockets = itertools.cycle(gateways), wanted, sockets
-        self._on_event, self._on_snapshot = on_event, on_snapshot
+        self._gateways = itertools.cycle(gateways)
+        self._wanted = wanted
+        self._sockets = sockets
+        self._on_event = on_event
+        self._on_snapshot = on_snapshot
         self.states = {kind: TopicState() for kind in wanted.topics}
         self.newest: dict[str, int] = {}
         self.counters = StreamCounters()
         self.heard_at = float("-inf")
         self.fault = ""
         self.failure: BaseException | None = None
-        self._log, self._known, self._served = "", set[str](), False
+        self._log = ""
+        self._known = set[str]()
+        self._served = False
         self._handled = threading.Condition()
         self._stop = threading.Event()
         self._socket: ClientConnection | None = None
         self._thread = threading.Thread(target=self._run, name="qmtl-stream", daemon=True)
 
-    # for those who depend on it
-
     @property
     def positions(self) -> dict[str, int]:
-        """The last sequence handled of each topic; topics without one have not begun."""
+        """The last sequence handled, by topic; without the topics that have not begun."""
         return {kind: self.states[kind].sequence for kind in self._known}
 
     @property
     def behind(self) -> int:
-        """How many events the Gateway has said that there are and that were not handled yet."""
+        """How many events the Gateway has announced that were not handled yet."""
         return sum(max(0, last - self.states[kind].sequence) for kind, last in self.newest.items())
 
     def wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
-        """Until the condition holds, looked at after every frame; whether it did in time."""
+        """Wait for a condition, which is checked after every frame; return whether it held in time."""
         with self._handled:
             return (
                 self._handled.wait_for(lambda: condition() or self.failure is not None, limit_s)
@@ -110,16 +138,16 @@ class StreamClient:
             )
 
     def ready(self, limit_s: float = 30.0) -> bool:
-        """Whether every topic has begun."""
+        """Wait until every topic has begun; return whether it did in time."""
         return self.wait(lambda: self._known == set(self.states), limit_s)
 
     @property
     def connected(self) -> bool:
-        """Whether a socket is open and has said how each topic begins."""
+        """Whether a socket is open and has delivered the start of each topic."""
         return self._socket is not None and self._served
 
-    def cut(self) -> None:
-        """Break the open socket, as a network would; the client comes back by itself."""
+    def break_socket(self) -> None:
+        """Break the open socket, as a network failure would; the client reconnects by itself."""
         socket = self._socket
         if socket is not None:
             socket.socket.shutdown(SHUT_RDWR)
@@ -140,18 +168,19 @@ class StreamClient:
     ) -> None:
         self.close()
 
-    # the thread
-
     def _run(self) -> None:
-        pause, poll_until = 0.05, 0.0
+        pause = MIN_PAUSE_S
+        poll_until = 0.0
         while not self._stop.is_set():
-            gateway, self._served = next(self._gateways), False
+            gateway = next(self._gateways)
+            self._served = False
             try:
                 if self._sockets and time.monotonic() >= poll_until:
                     try:
                         self._listen(gateway)
                     except (InvalidHandshake, InvalidURI) as error:
-                        self.fault, poll_until = f"no socket: {error}", time.monotonic() + SOCKET_AGAIN_S
+                        self.fault = f"no socket: {error}"
+                        poll_until = time.monotonic() + SOCKET_RETRY_S
                 else:
                     self._poll(gateway, poll_until)
             except (OSError, ConnectionClosed, TimeoutError, httpx.TransportError, GapError) as error:
@@ -162,8 +191,8 @@ class StreamClient:
             except QmtlError as error:
                 self.fault = str(error)
                 if error.code == "E_SEQUENCE_FUTURE":
-                    self._forget()
-            except BaseException as error:  # of a callback: whoever gave it must hear of it
+                    self._reset()
+            except BaseException as error:  # of a callback: `wait` reports it to the caller
                 with self._handled:
                     self.failure = error
                     self._handled.notify_all()
@@ -171,7 +200,7 @@ class StreamClient:
             if self._stop.is_set():
                 return
             self.counters.reconnects += 1
-            pause = 0.05 if self._served else min(MAX_PAUSE_S, pause * 2)
+            pause = MIN_PAUSE_S if self._served else min(MAX_PAUSE_S, pause * 2)
             self._stop.wait(pause)
 
     def _listen(self, gateway: GatewayClient) -> None:
@@ -201,20 +230,22 @@ class StreamClient:
                 self._socket = None
 
     def _frames(self, gateway: GatewayClient, socket: ClientConnection, refresh_at: float) -> None:
-        heard, begun = time.monotonic(), set[str]()
+        received = time.monotonic()
+        begun = set[str]()
         while not self._stop.is_set():
             try:
                 text = socket.recv(timeout=TICK_S)
             except TimeoutError:
-                if time.monotonic() - heard > SILENCE_S:
+                if time.monotonic() - received > SILENCE_S:
                     raise
             else:
-                heard = time.monotonic()
+                received = time.monotonic()
                 frame = ServerFrame.validate_json(text)
                 self._take(frame)
                 begun.add(getattr(frame, "topic", ""))
                 if not self._served and set(self.states) <= begun:
-                    self._served, self.fault = True, ""
+                    self._served = True
+                    self.fault = ""
             if time.monotonic() >= refresh_at:
                 fresh = gateway.subscribe(self._wanted, patience_s=0.0)
                 socket.send(Refresh(token=fresh.token).model_dump_json())
@@ -257,7 +288,7 @@ class StreamClient:
         elif isinstance(frame, Snapshot):
             state = self.states[frame.topic] = TopicState(frame.sequence, frame.events)
             if state.state_hash != frame.state_hash:
-                raise QmtlError("E_EVENT_INVALID", f"the snapshot of {frame.topic} is not what its hash says")
+                raise QmtlError("E_EVENT_INVALID", f"the snapshot of {frame.topic} does not match its hash")
             self.counters.snapshots[frame.reason] += 1
             self._begun(frame.topic, frame.log)
             if self._on_snapshot:
@@ -291,6 +322,6 @@ class StreamClient:
         self._log = log
         self._known.add(kind)
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._known.clear()
         self.states = {kind: TopicState() for kind in self.states}

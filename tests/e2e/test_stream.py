@@ -343,7 +343,7 @@ def test_a_client_that_moves_between_two_gateways_at_every_reconnect_hears_every
                 if i % 25 == 10:
                     assert stream.wait(lambda: stream.connected, 20), stream.fault
                     before = stream.counters.reconnects
-                    stream.cut()
+                    stream.break_socket()
                     assert stream.wait(lambda before=before: stream.counters.reconnects > before, 20)  # type: ignore[misc]
             assert stream.wait(lambda: stream.positions == {"policy": 200}, 30), stream.fault
             assert heard == list(range(200))

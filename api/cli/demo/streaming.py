@@ -57,7 +57,7 @@ def _run_strategies(world: str, stream: StreamClient) -> dict[str, Any]:
     node_id = node.node_id
     wait_until(lambda: tags.queues_of(node) == 1, "the first queue")
     before = tags.queues_of(node)
-    stream.cut()
+    stream.break_socket()
     Runner.submit(SlowStrength, world=world)
     wait_until(lambda: tags.queues_of(node) == SESSIONS - 1, "the second queue")
     bars = first.running.bars if first.running else 0
