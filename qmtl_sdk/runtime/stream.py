@@ -12,7 +12,6 @@
 import itertools
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from socket import SHUT_RDWR
@@ -41,6 +40,7 @@ from qmtl_sdk.contracts.stream import (
 )
 from qmtl_sdk.contracts.topic_state import GapError, Sequenced, TopicState
 from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.stream_counters import StreamCounters
 
 SILENCE_S = 15.0
 """A socket without a frame for this long is opened again, in seconds."""
@@ -62,26 +62,6 @@ MAX_FRAME = 16 * 1024 * 1024
 
 OnEvent = Callable[[str, CloudEvent], None]
 OnSnapshot = Callable[[str, TopicState], None]
-
-
-class StreamCounters:
-    """What a client has received. `max_gap` is the largest number of events missing before a received one."""
-
-    def __init__(self) -> None:
-        self.events: Counter[str] = Counter()
-        self.unknown: Counter[str] = Counter()
-        self.snapshots: Counter[str] = Counter()
-        self.doubles = 0
-        self.reconnects = 0
-        self.max_gap = 0
-        self.polls = 0
-        self.malformed = 0
-        self.delivery_ms: deque[float] = deque(maxlen=10_000)
-
-    def p95_ms(self) -> float | None:
-        """Return the 95th percentile of the delivery time in ms; None without events."""
-        found = sorted(self.delivery_ms)
-        return round(found[min(len(found) - 1, int(len(found) * 0.95))], 1) if found else None
 
 
 class StreamClient:
