@@ -58,7 +58,7 @@ class FileSource:
             raise QmtlError(
                 "E_DATA_NOT_FOUND", f"there is no file {self.path}", "check the path", path=self.path
             ) from error
-        state = _FileState(self.kind, str(file), stat.st_mtime_ns, stat.st_size)
+        state = _FileState(self.kind, str(file), (stat.st_mtime_ns, stat.st_size))
         return _bars(state, self.interval, self.symbol, Path(self.path).name)
 
 
@@ -88,7 +88,7 @@ def streams_in(source: FileSource) -> tuple[str, ...]:
             "E_DATA_NOT_FOUND", f"there is no file {source.path}", "check the path", path=source.path
         )
     stat = file.stat()
-    frame = _table(_FileState(source.kind, str(file), stat.st_mtime_ns, stat.st_size))
+    frame = _table(_FileState(source.kind, str(file), (stat.st_mtime_ns, stat.st_size)))
     return tuple(map(str, frame[SYMBOL].unique())) if SYMBOL in frame else ()
 
 
@@ -97,8 +97,7 @@ class _FileState(NamedTuple):
 
     kind: str
     path: str
-    mtime_ns: int
-    size: int
+    version: tuple[int, int]  # time of change (ns), size
 
 
 @lru_cache(maxsize=256)
