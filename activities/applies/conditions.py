@@ -57,7 +57,7 @@ def own_conditions(
         since = context.stage_since(strategy_id)
         spent = (context.now - since).total_seconds() if since else 0.0
         due = since + timedelta(seconds=window) if since else None
-        been = f"it has been good in {stage} for {format_duration(round(spent, 1))}"
+        been = f"it has been active in {stage} for {format_duration(round(spent, 1))}"
         found.append(
             Condition(
                 name="campaign",
@@ -91,8 +91,8 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
             _condition(
                 "decision",
                 item.active,
-                f"the newest decision has it on{f', rank {item.rank}' if item.rank else ''}",
-                f"the newest decision has it off: {_why(item)}",
+                f"the newest decision has it active{f', rank {item.rank}' if item.rank else ''}",
+                f"the newest decision has it inactive: {_why(item)}",
             )
         )
     allowed = rank_of(target) <= rank_of(context.policy.highest_mode)

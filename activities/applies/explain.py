@@ -41,7 +41,7 @@ def explain(reference: str, context: PlanningContext, states: Mapping[str, Hyste
 def _next_stage_line(item: StrategyDecision, context: PlanningContext) -> str:
     """Name the next stage of a strategy, and the first condition that it does not meet."""
     allocation = context.allocation(item.strategy_id)
-    target = MODE_OF["dryrun"] if allocation.rank < 1 else MODE_OF["live"]
-    unmet = unmet_condition(item.strategy_id, allocation, target, context)
+    stage = "dryrun" if allocation.rank < 1 else "live"
+    unmet = unmet_condition(item.strategy_id, allocation, MODE_OF[stage], context)
     world_id = context.world.spec.world
-    return f"  next stage, {target}: {unmet or f'an apply may take it there: qmtl world apply {world_id}'}"
+    return f"  next stage, {stage}: {unmet or f'an apply may take it there: qmtl world apply {world_id}'}"

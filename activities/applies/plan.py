@@ -3,7 +3,7 @@
 1. Strategies: those that the fresh decision has active and whose conditions are met (pinned data, required
    signals, the stage before, the campaign).
 2. Steps: approvals as the policy requires for the furthest promotion, then freeze, drain, switch, unfreeze.
-3. A rollback restores what an earlier apply found, but activates nothing that the newest decision has off.
+3. A rollback restores what an earlier apply found, but activates nothing that the newest decision does not.
 
 What cannot be planned is refused here, before anything has changed.
 """
@@ -95,7 +95,9 @@ def plan_rollback(
         after = snapshot.allocations.get(strategy_id, StrategyAllocation())
         name = context.evidence[strategy_id].name if strategy_id in context.evidence else ""
         if after.active and after.rank > before.rank and strategy_id not in wanted:
-            left_out.append(LeftOut(strategy_id=strategy_id, name=name, why="the newest decision has it off"))
+            left_out.append(
+                LeftOut(strategy_id=strategy_id, name=name, why="the newest decision has it inactive")
+            )
         elif after != before:
             changes.append(Change(strategy_id=strategy_id, name=name, before=before, after=after))
     opens = snapshot.live_edge and not context.live_edge

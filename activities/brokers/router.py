@@ -68,7 +68,7 @@ class OrderRouter:
                             stop.wait(_IDLE_S)
                     stop.wait(_ELECTION_S)
             except QmtlError as error:
-                _log.warning("orders wait for the router", why=str(error))
+                _log.warning("the router cannot send orders", why=str(error))
                 stop.wait(_UNAVAILABLE_S)
 
     def step(self) -> int:

@@ -86,7 +86,7 @@ class SqlDecisionStore:
             after = {
                 "active": active,
                 "etag": envelope.etag,
-                "asked_by": requested_by,
+                "requested_by": requested_by,
                 "decided_at": data["decided_at"],
                 "ttl": envelope.ttl,
             }

@@ -70,7 +70,7 @@ class Relay:
                     else:
                         stop.wait(_ELECTION_S)
             except QmtlError as error:
-                _log.warning("events wait for the relay", why=str(error))
+                _log.warning("the relay cannot publish", why=str(error))
                 stop.wait(_UNAVAILABLE_S)
 
     def _relay(self, stop: threading.Event) -> None:

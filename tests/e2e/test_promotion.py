@@ -37,7 +37,7 @@ def test_a_campaign_goes_to_live_stage_by_stage(stage: PromotionScenario) -> Non
     with pytest.raises(QmtlError, match="E_APPROVAL_OWN"):
         stage.client.approve(stage.world, first.run_id, ApprovalBody(), live=True)
     stage.ana.approve(stage.world, first.run_id, ApprovalBody())
-    waiting = stage.waits("it has been good in dryrun for", "of 2s")
+    waiting = stage.waits("it has been active in dryrun for", "of 2s")
     assert waiting.progress is not None
     assert [(item.name, item.met) for item in waiting.progress.conditions] == [
         ("decision", True),

@@ -34,7 +34,7 @@ def test_an_edge_to_live_that_is_opened_takes_the_approvals_of_live(database: Da
 
 def test_a_strategy_waits_out_its_campaign(database: Database) -> None:
     desk = Desk(database, found=policy(campaign={"backtest": "1h"}))
-    with pytest.raises(QmtlError, match="it has been good in backtest for"):
+    with pytest.raises(QmtlError, match="it has been active in backtest for"):
         desk.request("dryrun")
 
 

@@ -139,7 +139,7 @@ class PromotionScenario(ApplyScenario):
         return wait_for(lambda: found if (found := self.view()).outcome else None, "end of the promotion")
 
     def campaign(self) -> None:
-        """Until the strategy has been good in backtest for long enough."""
+        """Until the strategy has been active in backtest for long enough."""
         wait_for(
             lambda: "an apply may take it there" in self.client.explain(self.world, "Trend").lines[-1],
             "the campaign's window",
