@@ -43,7 +43,7 @@ def acknowledgements(
 ) -> list[Acknowledgement]:
     """List who must acknowledge a change, and who did.
 
-    Sessions and Gateways must that were there at the change and still are; whoever else acknowledged is
+    Sessions and Gateways that were there at the change and still are must acknowledge it. Others that did are
     listed too.
     """
     query = select(AckRow).where(AckRow.world_id == world_id, AckRow.sequence == change.sequence)
