@@ -19,7 +19,7 @@ from tests.support.worlds import POLICY, world
 STEPS = (
     "before:diff",
     "after:diff",
-    "after:admitted",
+    "after:record_admission",
     "before:compute_lease",
     "after:measure",
     "before:request_evaluation",
@@ -160,7 +160,7 @@ def test_an_interrupted_runner_says_so_and_the_next_submission_goes_on(own_machi
     runner.send_signal(signal.SIGINT)
     _, said = runner.communicate(timeout=30)
     assert "Stopped at slow, bar" in said
-    assert "submit Slow again to go on" in said
+    assert "submit Slow again to continue" in said
     assert "Traceback" not in said
     assert runner.returncode == 130
     kept(own_machine, Runner.submit(Slow, world="equities", config=own_machine.config))
@@ -196,7 +196,7 @@ def start_runner(machine: Machine, strategy: str) -> "subprocess.Popen[str]":
         "-m",
         "api.cli",
         "submit",
-        f"{folder / 'strategies.py'}:{strategy}",
+        f"{folder / 'support' / 'strategies.py'}:{strategy}",
         "--world",
         "equities",
     ]

@@ -92,7 +92,7 @@ def test_a_seed_is_told_to_the_author() -> None:
             )
 
     assert BuiltStrategy(Seeded).warnings == [
-        "forest has a seed among its parameters: it is computed anew every time"
+        "forest has a seed among its parameters: it is computed again every time"
     ]
 
 

@@ -116,9 +116,7 @@ class Skipping:
     async def agree(self) -> str:
         """To the apply that waits, as the Gateway does it: kept, then told. Its run."""
         run = (await self.waiting()).run_id
-        kept = self.desk.approvals.record(
-            self.desk.world, run, "ana", "approve", ApprovalBody(), f"approval:{uuid.uuid4().hex}"
-        )
+        kept = self.desk.approvals.record(self.desk.world, run, "ana", "approve", ApprovalBody())
         await self.env.client.get_workflow_handle(apply_id(self.desk.world)).signal(
             "approve", ApprovalSignal(run_id=run, approval_id=kept.approval_id)
         )
@@ -269,16 +267,16 @@ def test_a_campaign_takes_its_windows(server: Path, tmp_path: Path) -> None:
 
                 return await stage.until(said, word)
 
-            await waits("good in backtest for")
+            await waits("active in backtest for")
             await stage.passes(29 * DAY)
-            await waits("good in backtest for")
+            await waits("active in backtest for")
             assert stage.desk.requests.newest(stage.desk.world) == [], "29 days are not 30"
             await stage.passes(2 * DAY)
             await stage.approve()
             assert stage.desk.fence.activations(stage.desk.world)[0].effective_mode == "paper"
-            await waits("good in dryrun for")
+            await waits("active in dryrun for")
             await stage.passes(59 * DAY)
-            await waits("good in dryrun for")
+            await waits("active in dryrun for")
             assert len(stage.desk.requests.newest(stage.desk.world)) == 1, "59 days are not 60"
             await stage.passes(2 * DAY)
             await stage.approve()
