@@ -59,7 +59,7 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     assert "sum of the weights by stage: backtest 1 (shares of the world" in status
     explained = says("explain", world, "Trend")
     assert "gates: passed" in explained
-    assert "next stage, paper: an apply may take it there" in explained
+    assert "next stage, dryrun: an apply may take it there" in explained
     assert "did you mean 'Trend'" in refused("explain", world, "Trent")
     plan = says("apply", world, "--to", "dryrun", "--dry-run")
     assert "validate at 1" in plan

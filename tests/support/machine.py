@@ -17,6 +17,7 @@ import httpx
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from api.stack import MALLOC
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import CacheSettings, GatewaySettings, Settings, TemporalSettings
 from temporal.server import LocalServer, find_or_install, free_port
@@ -87,7 +88,14 @@ class Machine:
         return self
 
     def start_temporal(self) -> None:
-        self.pids["temporal"] = self.server.start()
+        """Start the server, again if a connection of another process holds its port for a moment."""
+        for left in (2, 1, 0):
+            try:
+                self.pids["temporal"] = self.server.start()
+                return
+            except QmtlError:
+                if not left:
+                    raise
 
     def start_worker(self, module: str = "temporal.worker", **env: str) -> None:
         self._start("worker", module, env)
