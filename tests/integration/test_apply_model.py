@@ -49,6 +49,119 @@ class Model:
     edge_after: bool = False
     edge_before: bool = False
 
+    def plan_for(self, to: str, weight: float) -> dict[str, Stand]:
+        """What a requested apply will do; without the strategies that it leaves as they are."""
+        mode = {"dryrun": "paper", "live": "live"}[to]
+        plan = {}
+        for name, stand in self.stands.items():
+            if not self.decided:
+                after = Stand(False, "validate", 0.0)
+            elif RANK[stand.mode] > RANK[mode] or (mode == "live" and stand.mode == "validate"):
+                after = stand
+            else:
+                after = Stand(True, mode, weight)
+            if after != stand:
+                plan[name] = after
+        return plan
+
+    def request_error(self, plan: dict[str, Stand]) -> str:
+        """The code with which a request is refused; empty where it is accepted."""
+        if self.running:
+            return "E_APPLY_RUNNING"
+        if self.gate != "open":
+            return "E_WORLD_FROZEN"
+        return "" if plan else "E_APPLY_EMPTY"
+
+    def request(self, run: str, plan: dict[str, Stand]) -> None:
+        self.running = run
+        self.plan = plan
+        self.edge_after = self.edge or any(stand.mode == "live" for stand in plan.values())
+        self.made_from = self.state()
+        self.done[run] = set()
+
+    def step_error(self, step: str) -> str:
+        """The code with which a step is refused that was not done yet; empty where it is done."""
+        if step == "freeze":
+            if self.gate != "open":
+                return "E_WORLD_FROZEN"
+            return "E_ETAG" if self.state() != self.made_from else ""
+        if self.holder != self.running:
+            return "E_WORLD_FROZEN"
+        changed = {**self.state(), "edge": self.edge_before} != self.made_from
+        return "E_ETAG" if step == "switch" and changed else ""
+
+    def freeze(self) -> None:
+        self.gate, self.holder, self.epoch = "frozen", self.running, self.epoch + 1
+        self.before, self.edge_before = dict(self.stands), self.edge
+        self.edge = False
+
+    def drain(self) -> None:
+        self.gate = "draining"
+
+    def switch(self) -> None:
+        self.stands |= self.plan
+        self.edge = self.edge_after
+
+    def restore(self) -> None:
+        self.stands, self.edge = dict(self.before), self.edge_before
+
+    def unfreeze(self) -> None:
+        if "switch" not in self.done[self.running]:
+            self.restore()
+        self.epoch += 1
+        self.open()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the world stayed frozen after its apply had ended."""
+        return self.gate != "open" and not self.running
+
+    def resume_error(self) -> str:
+        """The code with which a resume is refused; empty where it is done."""
+        if self.halted or self.stuck:
+            return ""
+        return "E_APPLY_RUNNING" if self.gate != "open" else "E_WORLD_OPEN"
+
+    def resume(self) -> None:
+        stuck = self.stuck
+        self.halted, self.epoch = False, self.epoch + 1
+        if stuck:
+            self.open()
+
+    def open(self) -> None:
+        self.gate, self.holder = "open", ""
+        self.follow()
+
+    def follow(self) -> None:
+        """Change what a decision changes by itself.
+
+        It switches off, and what it switches on again begins at the beginning.
+        """
+        for name, stand in self.stands.items():
+            if not self.decided:
+                self.stands[name] = Stand(False, "validate", 0.0)
+            elif not stand.active:
+                self.stands[name] = Stand()
+            elif stand.mode == "validate":
+                self.stands[name] = replace(stand, weight=0.5)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "stands": dict(self.stands),
+            "edge": self.edge,
+            "switched": sum("switch" in done for done in self.done.values()) > 0,
+        }
+
+    def allows_orders(self, stand: Stand, mode: str) -> bool:
+        """Whether a strategy's orders pass in the domain of `mode`."""
+        return (
+            self.gate == "open"
+            and not self.halted
+            and stand.active
+            and stand.mode == mode
+            and (mode != "live" or self.edge)
+        )
+
 
 class Applies(RuleBasedStateMachine):
     def __init__(self) -> None:
@@ -70,33 +183,14 @@ class Applies(RuleBasedStateMachine):
 
     @rule(to=st.sampled_from(["dryrun", "live"]), weight=st.sampled_from([0.1, 0.2, 0.3]))
     def request(self, to: str, weight: float) -> None:
-        model, mode = self.model, {"dryrun": "paper", "live": "live"}[to]
         self.count += 1
-        run, plan = f"run-{self.count}", {}
-        for name, stand in model.stands.items():
-            if not model.decided:
-                after = Stand(False, "validate", 0.0)
-            elif RANK[stand.mode] > RANK[mode] or (mode == "live" and stand.mode == "validate"):
-                after = stand
-            else:
-                after = Stand(True, mode, weight)
-            if after != stand:
-                plan[name] = after
-        edge_after = model.edge or any(stand.mode == "live" for stand in plan.values())
-        expected = (
-            "E_APPLY_RUNNING"
-            if model.running
-            else "E_WORLD_FROZEN"
-            if model.gate != "open"
-            else ""
-            if plan
-            else "E_APPLY_EMPTY"
-        )
+        run = f"run-{self.count}"
+        plan = self.model.plan_for(to, weight)
         weights = dict.fromkeys(self.desk.strategies, weight)
+        expected = self.model.request_error(plan)
         if self._refused(lambda: self.desk.request(to, run, weights=weights), expected):
             return
-        model.running, model.plan, model.edge_after = run, plan, edge_after
-        model.made_from, model.done[run] = self._state(), set()
+        self.model.request(run, plan)
 
     @rule(step=st.sampled_from(STEPS))
     @precondition(lambda self: bool(self.model.running))
@@ -104,11 +198,11 @@ class Applies(RuleBasedStateMachine):
         """The next step of an apply, or one out of its order."""
         model, run = self.model, self.model.running
         again = step in model.done[run]
-        expected = "" if again else self._may(step)
+        expected = "" if again else model.step_error(step)
         if self._refused(lambda: getattr(self.desk.steps, step)(self.desk.world, run), expected) or again:
             return
         model.done[run].add(step)
-        getattr(self, f"_did_{step}")()
+        getattr(model, step)()
 
     @rule(step=st.sampled_from(STEPS))
     @precondition(lambda self: any(run != self.model.running for run in self.model.done))
@@ -151,87 +245,17 @@ class Applies(RuleBasedStateMachine):
 
     @rule()
     def resume(self) -> None:
-        model = self.model
-        stuck = model.gate != "open" and not model.running
-        expected = (
-            "" if model.halted or stuck else "E_APPLY_RUNNING" if model.gate != "open" else "E_WORLD_OPEN"
-        )
+        expected = self.model.resume_error()
         if self._refused(lambda: self.desk.steps.resume(self.desk.world, "olga", ""), expected):
             return
-        model.halted, model.epoch = False, model.epoch + 1
-        if stuck:
-            model.gate, model.holder = "open", ""
-            self._follow()
+        self.model.resume()
 
     @rule(active=st.booleans())
     def decide(self, active: bool) -> None:
         self.desk.decide(active=active)
         self.model.decided = active
         if self.model.gate == "open":
-            self._follow()
-
-    # what should have happened
-
-    def _may(self, step: str) -> str:
-        model = self.model
-        if step == "freeze":
-            return (
-                "E_WORLD_FROZEN"
-                if model.gate != "open"
-                else "E_ETAG"
-                if self._state() != model.made_from
-                else ""
-            )
-        if model.holder != model.running:
-            return "E_WORLD_FROZEN"
-        return (
-            "E_ETAG"
-            if step == "switch" and {**self._state(), "edge": model.edge_before} != model.made_from
-            else ""
-        )
-
-    def _did_freeze(self) -> None:
-        model = self.model
-        model.gate, model.holder, model.epoch = "frozen", model.running, model.epoch + 1
-        model.before, model.edge_before = dict(model.stands), model.edge
-        model.edge = False
-
-    def _did_drain(self) -> None:
-        self.model.gate = "draining"
-
-    def _did_switch(self) -> None:
-        self.model.stands |= self.model.plan
-        self.model.edge = self.model.edge_after
-
-    def _did_restore(self) -> None:
-        self.model.stands, self.model.edge = dict(self.model.before), self.model.edge_before
-
-    def _did_unfreeze(self) -> None:
-        model = self.model
-        if "switch" not in model.done[model.running]:
-            model.stands, model.edge = dict(model.before), model.edge_before
-        model.gate, model.holder, model.epoch = "open", "", model.epoch + 1
-        self._follow()
-
-    def _follow(self) -> None:
-        """What a decision changes by itself.
-
-        It switches off, and what it switches on again begins at the beginning.
-        """
-        for name, stand in self.model.stands.items():
-            if not self.model.decided:
-                self.model.stands[name] = Stand(False, "validate", 0.0)
-            elif not stand.active:
-                self.model.stands[name] = Stand()
-            elif stand.mode == "validate":
-                self.model.stands[name] = replace(stand, weight=0.5)
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "stands": dict(self.model.stands),
-            "edge": self.model.edge,
-            "switched": sum("switch" in done for done in self.model.done.values()) > 0,
-        }
+            self.model.follow()
 
     def _refused(self, call: Any, expected: str) -> bool:
         """Whether the call was refused, with the code that was expected."""
@@ -269,14 +293,7 @@ class Applies(RuleBasedStateMachine):
             verdict = self.orders.publish(
                 [self.desk.order(self.sessions[domain], model.epoch, execution_domain=domain)]
             )[0]
-            stand = model.stands[name]
-            allowed = (
-                model.gate == "open"
-                and not model.halted
-                and stand.active
-                and stand.mode == mode
-                and (mode != "live" or model.edge)
-            )
+            allowed = model.allows_orders(model.stands[name], mode)
             assert verdict.accepted is allowed, verdict
 
 
