@@ -25,6 +25,7 @@ from websockets.sync.client import connect
 
 from activities.events.bus import SqliteBus
 from activities.storage.database import Database
+from activities.storage.transactions import RecordedChange
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
@@ -137,11 +138,13 @@ def burst(
             with database.write("bench") as tx:
                 for i in range(start, start + together):
                     tx.record(
-                        "bench.told",
-                        WORLD,
-                        f"s{i % 10}",
-                        event="policy_updated",
-                        data={"world_id": WORLD, "version": i},
+                        RecordedChange(
+                            "bench.told",
+                            WORLD,
+                            f"s{i % 10}",
+                            event="policy_updated",
+                            data={"world_id": WORLD, "version": i},
+                        )
                     )
         found = results(listening)
     last = max(at for part in found for _, at in part["handled"])
@@ -176,11 +179,13 @@ def slow_reader(machine: Machine, database: Database, client: GatewayClient) -> 
         for i in range(200):
             with database.write("bench") as tx:
                 tx.record(
-                    "bench.told",
-                    WORLD,
-                    f"wide{i % 5}",
-                    event="world.wide",
-                    data={"version": i, "filler": "x" * 60_000},
+                    RecordedChange(
+                        "bench.told",
+                        WORLD,
+                        f"wide{i % 5}",
+                        event="world.wide",
+                        data={"version": i, "filler": "x" * 60_000},
+                    )
                 )
         beside = steady(machine, database, "slow reader")
     key = "commit_to_handler_p95_ms"

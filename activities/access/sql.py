@@ -10,7 +10,7 @@ from sqlmodel import col, select
 
 from activities.storage.database import Database
 from activities.storage.tables import TokenRow
-from activities.storage.transactions import utc_now
+from activities.storage.transactions import RecordedChange, utc_now
 from qmtl_sdk.contracts.access import Role, TokenInfo
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
@@ -41,14 +41,16 @@ class SqlTokenStore:
         with self._database.write(token.created_by) as tx:
             tx.session.add(row)
             tx.record(
-                "token.created",
-                "",
-                token.token_id,
-                after={
-                    "subject": token.subject,
-                    "grants": token.json_dict()["grants"],
-                    "expires_at": row.expires_at,
-                },
+                RecordedChange(
+                    "token.created",
+                    "",
+                    token.token_id,
+                    after={
+                        "subject": token.subject,
+                        "grants": token.json_dict()["grants"],
+                        "expires_at": row.expires_at,
+                    },
+                )
             )
 
     def find(self, token_id: str) -> TokenInfo | None:
@@ -86,7 +88,7 @@ class SqlTokenStore:
             if row.revoked_at is None:
                 row.revoked_at = utc_now()
                 tx.session.add(row)
-                tx.record("token.revoked", "", token_id, after={"subject": row.subject})
+                tx.record(RecordedChange("token.revoked", "", token_id, after={"subject": row.subject}))
             return _info(row)
 
     def revoked(self) -> set[str]:

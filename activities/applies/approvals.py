@@ -9,7 +9,7 @@ from activities.applies.status import apply_row, approval_of, approvals_of
 from activities.messages.apply import STORED_APPROVAL, ApprovalVerdict, DirectApproval
 from activities.storage.database import Database
 from activities.storage.tables import ApplyRow, ApprovalRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.applies import Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
@@ -115,12 +115,14 @@ class SqlApprovals:
             "counts": row.counts,
         }
         tx.record(
-            f"approval.{'given' if row.verdict == 'approve' else 'rejected'}",
-            row.world_id,
-            row.subject,
-            after=approval.json_dict(),
-            correlation_id=row.subject,
-            data=data,
+            RecordedChange(
+                f"approval.{'given' if row.verdict == 'approve' else 'rejected'}",
+                row.world_id,
+                row.subject,
+                after=approval.json_dict(),
+                correlation_id=row.subject,
+                data=data,
+            )
         )
         return approval
 

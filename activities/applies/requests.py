@@ -13,7 +13,7 @@ from activities.applies.steps import begin_step
 from activities.fence.state import OPEN, locked_fence
 from activities.storage.database import Database
 from activities.storage.tables import ApplyRow
-from activities.storage.transactions import utc_now
+from activities.storage.transactions import RecordedChange, utc_now
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
@@ -87,12 +87,14 @@ class SqlApplyRequests:
             begin_step(tx, row, "requested")
             data = {"world_id": world_id, "run_id": request.run_id, "state": "requested", "title": plan.title}
             tx.record(
-                "apply.requested",
-                world_id,
-                request.run_id,
-                after={"request": request.json_dict(), "plan": plan.json_dict()},
-                correlation_id=request.run_id,
-                data=data,
+                RecordedChange(
+                    "apply.requested",
+                    world_id,
+                    request.run_id,
+                    after={"request": request.json_dict(), "plan": plan.json_dict()},
+                    correlation_id=request.run_id,
+                    data=data,
+                )
             )
             return status_of(tx.session, row)
 
@@ -163,5 +165,7 @@ class SqlApplyRequests:
                     "there is nothing to abort; qmtl world rollback W --to RUN_ID undoes what it did",
                 )
             tx.record(
-                "apply.abort_requested", world_id, run_id, after={"reason": reason}, correlation_id=run_id
+                RecordedChange(
+                    "apply.abort_requested", world_id, run_id, after={"reason": reason}, correlation_id=run_id
+                )
             )

@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from activities.fence.acknowledgements import acknowledgements
 from activities.messages.apply import GateChange
 from activities.storage.tables import ApplyRow, ApplyStepRow, ApprovalRow
-from activities.storage.transactions import Transaction
+from activities.storage.transactions import RecordedChange, Transaction
 from qmtl_sdk.contracts.applies import Acknowledgement, ApplyStatus, Approval, StepRecord
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
@@ -115,12 +115,14 @@ def record_progress(
     """Audit and publish a step of an apply. `data` is added to the event."""
     published = {"world_id": row.world_id, "run_id": row.run_id, "state": state, **data}
     tx.record(
-        action,
-        row.world_id,
-        row.run_id,
-        before=before,
-        after=after,
-        correlation_id=row.run_id,
-        event="apply.state",
-        data=published,
+        RecordedChange(
+            action,
+            row.world_id,
+            row.run_id,
+            before=before,
+            after=after,
+            correlation_id=row.run_id,
+            event="apply.state",
+            data=published,
+        )
     )

@@ -18,7 +18,7 @@ from activities.storage.tables import (
     EvidenceRow,
     HysteresisRow,
 )
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from activities.submissions.runs import evidence_of
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
@@ -91,14 +91,16 @@ class SqlDecisionStore:
                 "ttl": envelope.ttl,
             }
             tx.record(
-                "decision.made",
-                envelope.world_id,
-                str(row.seq),
-                after=after,
-                correlation_id=run_id,
-                event="decision_updated",
-                about=envelope.world_id,
-                data=data,
+                RecordedChange(
+                    "decision.made",
+                    envelope.world_id,
+                    str(row.seq),
+                    after=after,
+                    correlation_id=run_id,
+                    event="decision_updated",
+                    about=envelope.world_id,
+                    data=data,
+                )
             )
             return StoredDecision(seq=row.seq, envelope=envelope)
 

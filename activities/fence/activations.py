@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sqlmodel import Session, col, select
 
 from activities.storage.tables import ActivationRow, WorldRow
-from activities.storage.transactions import Transaction
+from activities.storage.transactions import RecordedChange, Transaction
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import rank_of
@@ -127,14 +127,16 @@ def change_activation(
     was = before.json_dict() if before else None
     data = envelope.json_dict()
     tx.record(
-        "activation.changed",
-        world.world_id,
-        envelope.strategy_id,
-        before=was,
-        after=data,
-        correlation_id=envelope.run_id,
-        event="activation_updated",
-        data=data,
+        RecordedChange(
+            "activation.changed",
+            world.world_id,
+            envelope.strategy_id,
+            before=was,
+            after=data,
+            correlation_id=envelope.run_id,
+            event="activation_updated",
+            data=data,
+        )
     )
 
 

@@ -13,7 +13,7 @@ from sqlmodel import Session, SQLModel
 
 from activities.fence.activations import activation_hashes, apply_decision, store_activation
 from activities.storage.tables import FenceRow, WorldRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from activities.worlds.edges import LIVE_EDGE, write_edge
 from qmtl_sdk.contracts.applies import GateStatus
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope
@@ -192,15 +192,17 @@ def publish_gate_change(tx: Transaction, fence: FenceRow, event: GateEvent) -> A
     tx.session.add(world)
     tx.session.add(fence)
     tx.record(
-        event.action,
-        fence.world_id,
-        event.run_id or fence.world_id,
-        before=event.before,
-        after=event.after,
-        correlation_id=event.run_id,
-        event="activation_updated",
-        about=WHOLE_WORLD,
-        data=envelope.json_dict(),
+        RecordedChange(
+            event.action,
+            fence.world_id,
+            event.run_id or fence.world_id,
+            before=event.before,
+            after=event.after,
+            correlation_id=event.run_id,
+            event="activation_updated",
+            about=WHOLE_WORLD,
+            data=envelope.json_dict(),
+        )
     )
     return envelope
 

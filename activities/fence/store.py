@@ -12,6 +12,7 @@ from activities.fence.halts import halt
 from activities.fence.state import gate_status, locked_fence, new_fence, set_limits, set_live_edge
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow
+from activities.storage.transactions import RecordedChange
 from activities.worlds.edges import LIVE_EDGE, read_edge, write_edge
 from activities.worlds.policies import add_first_policy
 from activities.worlds.specs import changed_spec, insert_world, world_of, world_row
@@ -43,7 +44,7 @@ class SqlFenceStore:
             tx.session.add(new_fence(spec))
             write_edge(tx, spec.world, LIVE_EDGE, False, "closed until an apply opens it")
             after = {"spec": spec.json_dict(), "policy_version": row.policy_version}
-            tx.record("world.created", spec.world, spec.world, after=after)
+            tx.record(RecordedChange("world.created", spec.world, spec.world, after=after))
             return world_of(row)
 
     def update(self, world_id: str, change: WorldUpdate, actor: str) -> World:
@@ -63,11 +64,13 @@ class SqlFenceStore:
             given = change.model_dump(mode="json", exclude_none=True)
             old = before.json_dict()
             tx.record(
-                "world.updated",
-                world_id,
-                world_id,
-                before={name: old.get(name) for name in given},
-                after=given,
+                RecordedChange(
+                    "world.updated",
+                    world_id,
+                    world_id,
+                    before={name: old.get(name) for name in given},
+                    after=given,
+                )
             )
             return world_of(row)
 
@@ -90,11 +93,13 @@ class SqlFenceStore:
                 set_live_edge(tx, fence, edge.active, edge.reason)
             now = write_edge(tx, world_id, (edge.src, edge.dst), edge.active, edge.reason)
             tx.record(
-                "edge.overridden",
-                world_id,
-                f"{edge.src} → {edge.dst}"[:250],
-                before=before,
-                after={"active": edge.active, "reason": edge.reason},
+                RecordedChange(
+                    "edge.overridden",
+                    world_id,
+                    f"{edge.src} → {edge.dst}"[:250],
+                    before=before,
+                    after={"active": edge.active, "reason": edge.reason},
+                )
             )
             return edge.model_copy(update={"updated_at": datetime.fromisoformat(now)})
 

@@ -17,7 +17,7 @@ from activities.storage.tables import (
     QueueRow,
     SentinelRow,
 )
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.errors import QmtlError
 
@@ -73,14 +73,16 @@ class SqlGraphStore:
                 "version": dag.strategy_id,
             }
             tx.record(
-                "graph.diff",
-                world_id,
-                dag.strategy_id,
-                after=after,
-                correlation_id=run_id,
-                event="sentinel_weight",
-                about=result.sentinel_id,
-                data=data,
+                RecordedChange(
+                    "graph.diff",
+                    world_id,
+                    dag.strategy_id,
+                    after=after,
+                    correlation_id=run_id,
+                    event="sentinel_weight",
+                    about=result.sentinel_id,
+                    data=data,
+                )
             )
             self._publish(tx, plan, world_id, domain, dag, run_id)
             return result

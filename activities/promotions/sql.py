@@ -10,6 +10,7 @@ from activities.applies.requests import SqlApplyRequests
 from activities.messages.promotion import PromotionTarget, PublishPromotion
 from activities.storage.database import Database
 from activities.storage.tables import AuditRow
+from activities.storage.transactions import RecordedChange
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.domains import MODE_OF, rank_of
 from qmtl_sdk.contracts.errors import QmtlError
@@ -69,11 +70,13 @@ class SqlPromotions:
                 return
             data = message.model_dump(include={"world_id", "strategy_id", "run_id", "state", "reason"})
             tx.record(
-                action,
-                message.world_id,
-                message.strategy_id,
-                after=data,
-                correlation_id=message.run_id,
-                event="promotion.state",
-                data=data,
+                RecordedChange(
+                    action,
+                    message.world_id,
+                    message.strategy_id,
+                    after=data,
+                    correlation_id=message.run_id,
+                    event="promotion.state",
+                    data=data,
+                )
             )

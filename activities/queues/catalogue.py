@@ -10,7 +10,7 @@ from sqlmodel import Session, col, select
 
 from activities.storage.database import Database
 from activities.storage.tables import GraphNodeRow, QueueRow, QueueTagRow, TagQueryRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.dag import TAG_QUERY, NodeRecord
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueInfo
@@ -192,13 +192,15 @@ def _publish(
         "version": len(listed),
     }
     tx.record(
-        event.replace("_", "."),
-        query.world_id,
-        subject,
-        after={"queues": len(listed)},
-        correlation_id=correlation_id,
-        event=event,
-        data=data,
+        RecordedChange(
+            event.replace("_", "."),
+            query.world_id,
+            subject,
+            after={"queues": len(listed)},
+            correlation_id=correlation_id,
+            event=event,
+            data=data,
+        )
     )
 
 

@@ -19,7 +19,7 @@ from activities.queues.catalogue import publish_dropped_queue
 from activities.queues.store import QueueStore
 from activities.storage.database import Database
 from activities.storage.tables import QueueRow, SessionRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueMessage
@@ -141,13 +141,15 @@ def _publish(tx: Transaction, row: QueueRow, change: str, archive: str) -> None:
         "archive": archive,
     }
     tx.record(
-        f"queue.{change}",
-        row.world_id,
-        row.topic,
-        after={"archive": archive},
-        event="queue_lifecycle",
-        about=f"lifecycle:{row.topic}",
-        data=data,
+        RecordedChange(
+            f"queue.{change}",
+            row.world_id,
+            row.topic,
+            after={"archive": archive},
+            event="queue_lifecycle",
+            about=f"lifecycle:{row.topic}",
+            data=data,
+        )
     )
 
 

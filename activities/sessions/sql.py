@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 
 from activities.storage.database import Database
 from activities.storage.tables import SessionRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo, SessionOpen
 
@@ -57,7 +57,7 @@ class SqlSessionStore:
                 "state": "open",
                 "reason": "",
             }
-            tx.record("session.opened", row.world_id, row.session_id, after=after, data=data)
+            tx.record(RecordedChange("session.opened", row.world_id, row.session_id, after=after, data=data))
             return _info(row)
 
     def heartbeat(self, session_id: str, heartbeat: SessionHeartbeat) -> SessionInfo:
@@ -135,7 +135,11 @@ class SqlSessionStore:
             "state": "ended",
             "reason": row.end_reason,
         }
-        tx.record("session.ended", row.world_id, row.session_id, after={"reason": row.end_reason}, data=data)
+        tx.record(
+            RecordedChange(
+                "session.ended", row.world_id, row.session_id, after={"reason": row.end_reason}, data=data
+            )
+        )
 
     @staticmethod
     def _row(tx: Transaction, session_id: str) -> SessionRow:

@@ -18,7 +18,7 @@ from sqlmodel import Session, select
 
 from activities.storage.migrate import migrate
 from activities.storage.tables import StoreIdentityRow
-from activities.storage.transactions import Transaction, take_write_mark
+from activities.storage.transactions import RecordedChange, Transaction, take_write_mark
 from qmtl_sdk.contracts.errors import QmtlError
 
 
@@ -92,7 +92,7 @@ class Database(ABC):
             if found is None:
                 found = StoreIdentityRow(store_id=uuid.uuid4().hex)
                 tx.session.add(found)
-                tx.record("store.created", "", found.store_id)
+                tx.record(RecordedChange("store.created", "", found.store_id))
             return found.store_id
 
     def queue(self) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -33,6 +34,26 @@ _LOCKED_HEAD = (
 def utc_now() -> str:
     """Return the time in the form that every table stores."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True)
+class RecordedChange:
+    """A change that a transaction records: an audit row of what was changed, an outbox row of its event.
+
+    `event` is the type of the published event (default: `action`), `about` its subject (default: `subject`),
+    `data` its data (default: the world and the subject). (Any: the JSON of whatever was changed.)
+    """
+
+    action: str
+    world_id: str
+    subject: str
+    _: KW_ONLY
+    before: Any = None
+    after: Any = None
+    correlation_id: str = ""
+    event: str = ""
+    about: str = ""
+    data: Mapping[str, Any] | None = None
 
 
 class Transaction:
@@ -79,48 +100,33 @@ class Transaction:
         Waiters queue in order, so `lock` is not starved by `share`.
         """
 
-    def record(
-        self,
-        action: str,
-        world_id: str,
-        subject: str,
-        *,
-        before: Any = None,
-        after: Any = None,
-        correlation_id: str = "",
-        event: str = "",
-        about: str = "",
-        data: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write the audit row and the outbox row of a change.
-
-        `event` is the type of the published event (default: `action`), `about` its subject (default:
-        `subject`). (Any: the JSON of whatever was changed.)
-        """
+    def record(self, change: RecordedChange) -> None:
+        """Write the audit row and the outbox row of a change."""
         now = utc_now()
-        data_json = canonical_json(
-            dict(data) if data is not None else {"world_id": world_id, "subject": subject}
-        ).decode()
-        key = world_id or subject
+        data = change.data
+        if data is None:
+            data = {"world_id": change.world_id, "subject": change.subject}
+        data_json = canonical_json(dict(data)).decode()
+        key = change.world_id or change.subject
         self._append_audit(
             {
                 "at": now,
                 "actor": self._actor,
-                "action": action,
-                "world_id": world_id,
-                "subject": subject,
-                "correlation_id": correlation_id,
-                "before": canonical_json(before).decode(),
-                "after": canonical_json(after).decode(),
+                "action": change.action,
+                "world_id": change.world_id,
+                "subject": change.subject,
+                "correlation_id": change.correlation_id,
+                "before": canonical_json(change.before).decode(),
+                "after": canonical_json(change.after).decode(),
                 "chain": key,
             }
         )
         event_row = {
             "event_id": uuid.uuid4().hex,
-            "type": event or action,
+            "type": change.event or change.action,
             "key": key,
-            "world_id": world_id,
-            "subject": about or subject,
+            "world_id": change.world_id,
+            "subject": change.about or change.subject,
             "at": now,
             "data": data_json,
         }

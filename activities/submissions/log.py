@@ -4,7 +4,7 @@ from sqlmodel import col, select
 
 from activities.storage.database import Database
 from activities.storage.tables import CommitLogRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from activities.submissions.store import LogEntry
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
@@ -30,11 +30,13 @@ class SqlCommitLog:
             )
             if tx.insert_new([row]):
                 tx.record(
-                    "submission.received",
-                    submit.world_id,
-                    row.strategy_id,
-                    after={"body_hash": body_hash},
-                    correlation_id=submit.idempotency_key,
+                    RecordedChange(
+                        "submission.received",
+                        submit.world_id,
+                        row.strategy_id,
+                        after={"body_hash": body_hash},
+                        correlation_id=submit.idempotency_key,
+                    )
                 )
                 return LogEntry(
                     idempotency_key=row.idempotency_key, world_id=row.world_id, strategy_id=row.strategy_id
@@ -71,11 +73,13 @@ class SqlCommitLog:
             tx.session.add(row)
             after = {"run_id": run_id, "nodes_new": ack.nodes_new, "nodes_reused": ack.nodes_reused}
             tx.record(
-                "submission.admitted",
-                row.world_id,
-                row.strategy_id,
-                after=after,
-                correlation_id=idempotency_key,
+                RecordedChange(
+                    "submission.admitted",
+                    row.world_id,
+                    row.strategy_id,
+                    after=after,
+                    correlation_id=idempotency_key,
+                )
             )
 
     def refuse(self, idempotency_key: str, code: str) -> None:
@@ -86,11 +90,13 @@ class SqlCommitLog:
             row.refused = code
             tx.session.add(row)
             tx.record(
-                "submission.refused",
-                row.world_id,
-                row.strategy_id,
-                after={"code": code},
-                correlation_id=idempotency_key,
+                RecordedChange(
+                    "submission.refused",
+                    row.world_id,
+                    row.strategy_id,
+                    after={"code": code},
+                    correlation_id=idempotency_key,
+                )
             )
 
     def waiting(self) -> list[LogEntry]:

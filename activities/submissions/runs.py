@@ -14,7 +14,7 @@ from activities.storage.tables import (
     ValidationRow,
     WorldNodeRow,
 )
-from activities.storage.transactions import utc_now
+from activities.storage.transactions import RecordedChange, utc_now
 from qmtl_sdk.contracts.submission import SubmissionOutcome
 
 
@@ -49,7 +49,11 @@ class SqlRunStore:
                 ]
             )
             after = {"context": run.context.json_dict(), "newly_bound": bool(bound)}
-            tx.record("run.begun", run.world_id, run.strategy_id, after=after, correlation_id=run.run_id)
+            tx.record(
+                RecordedChange(
+                    "run.begun", run.world_id, run.strategy_id, after=after, correlation_id=run.run_id
+                )
+            )
             return run
 
     def run(self, run_id: str) -> RunContextBody | None:
@@ -109,11 +113,13 @@ class SqlRunStore:
                 "returns": evidence.returns_hash,
             }
             tx.record(
-                "evidence.saved",
-                evidence.world_id,
-                evidence.strategy_id,
-                after=after,
-                correlation_id=evidence.run_id,
+                RecordedChange(
+                    "evidence.saved",
+                    evidence.world_id,
+                    evidence.strategy_id,
+                    after=after,
+                    correlation_id=evidence.run_id,
+                )
             )
             return evidence
 
@@ -142,11 +148,13 @@ class SqlRunStore:
                 "error_code": outcome.error_code,
             }
             tx.record(
-                "submission.concluded",
-                outcome.world_id,
-                outcome.strategy_id,
-                after=after,
-                correlation_id=outcome.run_id,
+                RecordedChange(
+                    "submission.concluded",
+                    outcome.world_id,
+                    outcome.strategy_id,
+                    after=after,
+                    correlation_id=outcome.run_id,
+                )
             )
             return outcome
 

@@ -5,7 +5,7 @@ from sqlmodel import col, select
 
 from activities.storage.database import Database
 from activities.storage.tables import PolicyRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
@@ -41,13 +41,15 @@ class SqlPolicyStore:
             tx.session.add(world)
             data = {"world_id": world_id, "version": row.version}
             tx.record(
-                "policy.added",
-                world_id,
-                f"{world_id}@{row.version}",
-                before={"version": before},
-                after={"version": row.version},
-                event="policy_updated",
-                data=data,
+                RecordedChange(
+                    "policy.added",
+                    world_id,
+                    f"{world_id}@{row.version}",
+                    before={"version": before},
+                    after={"version": row.version},
+                    event="policy_updated",
+                    data=data,
+                )
             )
             return Policy.model_validate_json(row.body)
 
@@ -91,13 +93,15 @@ class SqlPolicyStore:
             tx.session.add(world)
             data = {"world_id": world_id, "version": version}
             tx.record(
-                "policy.default",
-                world_id,
-                f"{world_id}@{version}",
-                before={"version": before},
-                after={"version": version},
-                event="policy_updated",
-                data=data,
+                RecordedChange(
+                    "policy.default",
+                    world_id,
+                    f"{world_id}@{version}",
+                    before={"version": before},
+                    after={"version": version},
+                    event="policy_updated",
+                    data=data,
+                )
             )
         return found
 

@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from activities.events.bus import SqliteBus
 from activities.storage.database import Database
+from activities.storage.transactions import RecordedChange
 from qmtl_sdk.contracts.stream import Subscribe, Subscription
 from qmtl_sdk.contracts.topic_state import TopicState, state_hash
 from qmtl_sdk.runtime.client import GatewayClient
@@ -247,11 +248,13 @@ def test_a_reader_that_takes_nothing_is_dropped_and_the_others_hear_everything(
         for i in range(400):
             with database.write("test") as tx:
                 tx.record(
-                    "test.told",
-                    home,
-                    "wide",
-                    event="policy_updated",
-                    data={"world_id": home, "version": i, **wide},
+                    RecordedChange(
+                        "test.told",
+                        home,
+                        "wide",
+                        event="policy_updated",
+                        data={"world_id": home, "version": i, **wide},
+                    )
                 )
         assert other.wait(lambda: other.states["policy"].sequence == 400, 60), (other.fault, other.positions)
         assert other.counters.max_gap == 0

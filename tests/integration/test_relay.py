@@ -19,6 +19,7 @@ from activities.events.outbox import SqlOutbox
 from activities.events.relay import Relay
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
+from activities.storage.transactions import RecordedChange
 from qmtl_sdk.contracts.topic_state import Sequenced
 from tests.support import ROOT
 from tests.support.events import record_change
@@ -65,7 +66,13 @@ def write_busily(database: Database, writer: int, rounds: int) -> None:
     for i in range(rounds):
         with database.write("test") as tx:
             tx.record(
-                "test.told", f"own{writer}", f"writer{writer}", event="policy_updated", data={"version": i}
+                RecordedChange(
+                    "test.told",
+                    f"own{writer}",
+                    f"writer{writer}",
+                    event="policy_updated",
+                    data={"version": i},
+                )
             )
             if rng.random() < 0.3:
                 time.sleep(

@@ -27,6 +27,7 @@ from activities.storage.database import Database
 from activities.storage.opening import open_database
 from activities.storage.sqlite import SqliteDatabase
 from activities.storage.tables import AuditRow, GraphEdgeRow, GraphNodeRow, OutboxRow, QueueRow, SentinelRow
+from activities.storage.transactions import RecordedChange
 from activities.submissions.log import SqlCommitLog
 from activities.submissions.runs import SqlRunStore
 from activities.worlds.policies import SqlPolicyStore
@@ -206,7 +207,7 @@ def test_what_changed_is_held_before_the_head_of_its_chain(database: Database) -
     )
     with database.write("me") as tx:
         tx.session.add(GraphEdgeRow(parent="a", child="b"))
-        tx.record("edge.added", "w", "a")
+        tx.record(RecordedChange("edge.added", "w", "a"))
     assert touched[:2] == ["graph_edge", "audit_head"]
 
 
@@ -234,7 +235,7 @@ def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
     before = counts(database)
     with pytest.raises(ZeroDivisionError), database.write("me") as tx:
         tx.insert_new([GraphEdgeRow(parent="a", child="b")])
-        tx.record("x", "w", "s")
+        tx.record(RecordedChange("x", "w", "s"))
         _ = 1 / 0
     assert counts(database) == before
     with database.read() as session:
@@ -332,7 +333,7 @@ def test_topics_that_a_broker_would_mix_up_are_kept_apart(database: Database) ->
                 created_at="now",
             )
         )
-        tx.record("x", "w", "s")
+        tx.record(RecordedChange("x", "w", "s"))
     topic = graph.diff("run", "w", "backtest", "A", found).topics[node.node_id]
     assert topic == f"w.backtest.aapl_node_{digest[:10]}_v1"
     assert folded(topic) != folded(clash)
@@ -409,8 +410,8 @@ def test_what_is_recorded_at_once_makes_one_chain(database: Database) -> None:
     def write(writer: int) -> None:
         for number in range(30):
             with database.write(f"writer{writer}") as tx:
-                tx.record("test.told", f"world{number % 10}", "first")
-                tx.record("test.told", f"world{number % 10}", "second")
+                tx.record(RecordedChange("test.told", f"world{number % 10}", "first"))
+                tx.record(RecordedChange("test.told", f"world{number % 10}", "second"))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(8)))
@@ -470,7 +471,7 @@ def test_a_database_that_is_newer_than_the_code_or_from_before_the_first_release
         tx.session.connection().execute(
             text("UPDATE alembic_version SET version_num = :version"), {"version": version}
         )
-        tx.record("x", "w", "s")
+        tx.record(RecordedChange("x", "w", "s"))
     first.close()
     with pytest.raises(QmtlError, match=f"version {version}") as caught:
         open_database(dsn)
@@ -491,7 +492,7 @@ def test_a_writer_does_not_starve_behind_busy_ones(database: Database) -> None:
     def busy() -> None:
         while not stop.is_set():
             with database.write("busy") as tx:
-                tx.record("x", "w", "s")
+                tx.record(RecordedChange("x", "w", "s"))
 
     threads = [threading.Thread(target=busy) for _ in range(3)]
     for thread in threads:
@@ -500,7 +501,7 @@ def test_a_writer_does_not_starve_behind_busy_ones(database: Database) -> None:
         for _ in range(20):
             began = time.perf_counter()
             with database.write("me") as tx:
-                tx.record("y", "w", "s")
+                tx.record(RecordedChange("y", "w", "s"))
             waits.append(time.perf_counter() - began)
     finally:
         stop.set()

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from activities.storage.database import Database
+from activities.storage.transactions import RecordedChange
 from qmtl_sdk.contracts.events import CloudEvent
 
 
@@ -41,5 +42,7 @@ def record_change(
     """A change of the store that says only this."""
     with database.write("test") as tx:
         tx.record(
-            "test.told", world, subject, event=kind, data={"world_id": world, "version": number, **data}
+            RecordedChange(
+                "test.told", world, subject, event=kind, data={"world_id": world, "version": number, **data}
+            )
         )
