@@ -78,7 +78,7 @@ class ActivationManager:
     @property
     def silence_s(self) -> float:
         """Seconds since the Gateway's last frame; infinite before the first."""
-        return time.monotonic() - self._stream.heard_at
+        return time.monotonic() - self._stream.last_frame_at
 
 
 @dataclass

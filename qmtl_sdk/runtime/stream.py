@@ -1,19 +1,16 @@
 """Read a world's stream: a thread keeps each topic's state and passes on every event once, in order.
 
 1. Subscribe at a Gateway (at each try the next of several), open the socket, send the last sequences handled.
-2. The Gateway sends a snapshot of each topic or the missed events, then new events. Each is applied to the
-   topic's state and passed on. A duplicate is dropped; a gap makes the client reconnect from its position.
+2. The Gateway sends a snapshot of each topic or the missed events, then new events. `TopicReader` applies
+   each to the topic's state and passes it on. A gap makes the client reconnect from its position.
 3. The token is refreshed on the open socket. A socket that is silent or breaks is opened again.
 4. Where sockets are blocked, the client polls by HTTP and retries the socket every `SOCKET_RETRY_S`.
-
-`heard_at` is the monotonic time of the Gateway's last frame.
 """
 
 import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from socket import SHUT_RDWR
 from types import TracebackType
 from typing import Any
@@ -24,23 +21,19 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.events import CloudEvent, kind_of
 from qmtl_sdk.contracts.stream import (
-    EventFrame,
-    HeartbeatFrame,
     Hello,
     Polled,
     Refresh,
-    Refreshed,
-    Resumed,
     ServerFrame,
-    Snapshot,
     Subscribe,
+    Subscription,
     close_code,
 )
-from qmtl_sdk.contracts.topic_state import GapError, Sequenced, TopicState
+from qmtl_sdk.contracts.topic_state import GapError, TopicState
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream_counters import StreamCounters
+from qmtl_sdk.runtime.topic_reader import OnEvent, OnSnapshot, TopicReader
 
 SILENCE_S = 15.0
 """A socket without a frame for this long is opened again, in seconds."""
@@ -59,9 +52,6 @@ MAX_PAUSE_S = 5.0
 
 MAX_FRAME = 16 * 1024 * 1024
 """The largest frame that is accepted, in bytes."""
-
-OnEvent = Callable[[str, CloudEvent], None]
-OnSnapshot = Callable[[str, TopicState], None]
 
 
 class StreamClient:
@@ -83,48 +73,57 @@ class StreamClient:
         self._gateways = itertools.cycle(gateways)
         self._wanted = wanted
         self._sockets = sockets
-        self._on_event = on_event
-        self._on_snapshot = on_snapshot
-        self.states = {kind: TopicState() for kind in wanted.topics}
-        self.newest: dict[str, int] = {}
-        self.counters = StreamCounters()
-        self.heard_at = float("-inf")
+        self._reader = TopicReader(wanted.topics, on_event, on_snapshot)
         self.fault = ""
         self.failure: BaseException | None = None
-        self._log = ""
-        self._known = set[str]()
-        self._served = False
-        self._handled = threading.Condition()
+        self._poll_until = 0.0
+        self._delivered_all = False
         self._stop = threading.Event()
         self._socket: ClientConnection | None = None
         self._thread = threading.Thread(target=self._run, name="qmtl-stream", daemon=True)
 
     @property
+    def states(self) -> dict[str, TopicState]:
+        """The state of each topic."""
+        return self._reader.states
+
+    @property
+    def counters(self) -> StreamCounters:
+        """What was received."""
+        return self._reader.counters
+
+    @property
+    def last_frame_at(self) -> float:
+        """The monotonic time of the Gateway's last frame; minus infinity before the first."""
+        return self._reader.last_frame_at
+
+    @property
     def positions(self) -> dict[str, int]:
-        """The last sequence handled, by topic; without the topics that have not begun."""
-        return {kind: self.states[kind].sequence for kind in self._known}
+        """The last sequence handled, by topic; without the topics that have not started."""
+        return self._reader.positions
 
     @property
     def behind(self) -> int:
         """How many events the Gateway has announced that were not handled yet."""
-        return sum(max(0, last - self.states[kind].sequence) for kind, last in self.newest.items())
-
-    def wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
-        """Wait for a condition, which is checked after every frame; return whether it held in time."""
-        with self._handled:
-            return (
-                self._handled.wait_for(lambda: condition() or self.failure is not None, limit_s)
-                and self.failure is None
-            )
-
-    def ready(self, limit_s: float = 30.0) -> bool:
-        """Wait until every topic has begun; return whether it did in time."""
-        return self.wait(lambda: self._known == set(self.states), limit_s)
+        return self._reader.behind
 
     @property
     def connected(self) -> bool:
         """Whether a socket is open and has delivered the start of each topic."""
-        return self._socket is not None and self._served
+        return self._socket is not None and self._delivered_all
+
+    def wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        """Wait for a condition, which is checked after every frame; return whether it held in time."""
+        handled = self._reader.handled
+        with handled:
+            return (
+                handled.wait_for(lambda: condition() or self.failure is not None, limit_s)
+                and self.failure is None
+            )
+
+    def ready(self, limit_s: float = 30.0) -> bool:
+        """Wait until every topic has started; return whether it did in time."""
+        return self.wait(lambda: self._reader.started == set(self.states), limit_s)
 
     def break_socket(self) -> None:
         """Break the open socket, as a network failure would; the client reconnects by itself."""
@@ -150,19 +149,11 @@ class StreamClient:
 
     def _run(self) -> None:
         pause = MIN_PAUSE_S
-        poll_until = 0.0
         while not self._stop.is_set():
             gateway = next(self._gateways)
-            self._served = False
+            self._delivered_all = False
             try:
-                if self._sockets and time.monotonic() >= poll_until:
-                    try:
-                        self._listen(gateway)
-                    except (InvalidHandshake, InvalidURI) as error:
-                        self.fault = f"no socket: {error}"
-                        poll_until = time.monotonic() + SOCKET_RETRY_S
-                else:
-                    self._poll(gateway, poll_until)
+                self._read(gateway)
             except (OSError, ConnectionClosed, TimeoutError, httpx.TransportError, GapError) as error:
                 self.fault = str(error)
             except ValidationError as error:
@@ -171,17 +162,28 @@ class StreamClient:
             except QmtlError as error:
                 self.fault = str(error)
                 if error.code == "E_SEQUENCE_FUTURE":
-                    self._reset()
+                    self._reader.reset()
             except BaseException as error:  # of a callback: `wait` reports it to the caller
-                with self._handled:
+                with self._reader.handled:
                     self.failure = error
-                    self._handled.notify_all()
+                    self._reader.handled.notify_all()
                 return
             if self._stop.is_set():
                 return
             self.counters.reconnects += 1
-            pause = MIN_PAUSE_S if self._served else min(MAX_PAUSE_S, pause * 2)
+            pause = MIN_PAUSE_S if self._delivered_all else min(MAX_PAUSE_S, pause * 2)
             self._stop.wait(pause)
+
+    def _read(self, gateway: GatewayClient) -> None:
+        """Read from a Gateway until the connection ends: by a socket, or by polls where sockets are blocked."""
+        if not self._sockets or time.monotonic() < self._poll_until:
+            self._poll(gateway)
+            return
+        try:
+            self._listen(gateway)
+        except (InvalidHandshake, InvalidURI) as error:
+            self.fault = f"no socket: {error}"
+            self._poll_until = time.monotonic() + SOCKET_RETRY_S
 
     def _listen(self, gateway: GatewayClient) -> None:
         subscription = gateway.subscribe(self._wanted, patience_s=0.0)
@@ -196,10 +198,9 @@ class StreamClient:
         ) as socket:
             self._socket = socket
             try:
-                socket.send(
-                    Hello(token=subscription.token, log=self._log, positions=self.positions).model_dump_json()
-                )
-                self._frames(gateway, socket, time.monotonic() + subscription.expires_in * 2 / 3)
+                hello = Hello(token=subscription.token, log=self._reader.log, positions=self.positions)
+                socket.send(hello.model_dump_json())
+                self._read_frames(gateway, socket, _refresh_at(subscription))
             except ConnectionClosed as error:
                 reason = error.rcvd.reason if error.rcvd else ""
                 code = close_code(reason)
@@ -209,9 +210,9 @@ class StreamClient:
             finally:
                 self._socket = None
 
-    def _frames(self, gateway: GatewayClient, socket: ClientConnection, refresh_at: float) -> None:
+    def _read_frames(self, gateway: GatewayClient, socket: ClientConnection, refresh_at: float) -> None:
         received = time.monotonic()
-        begun = set[str]()
+        delivered = set[str]()
         while not self._stop.is_set():
             try:
                 text = socket.recv(timeout=TICK_S)
@@ -221,87 +222,37 @@ class StreamClient:
             else:
                 received = time.monotonic()
                 frame = ServerFrame.validate_json(text)
-                self._take(frame)
-                begun.add(getattr(frame, "topic", ""))
-                if not self._served and set(self.states) <= begun:
-                    self._served = True
+                self._reader.apply(frame)
+                delivered.add(getattr(frame, "topic", ""))
+                if not self._delivered_all and set(self.states) <= delivered:
+                    self._delivered_all = True
                     self.fault = ""
             if time.monotonic() >= refresh_at:
                 fresh = gateway.subscribe(self._wanted, patience_s=0.0)
                 socket.send(Refresh(token=fresh.token).model_dump_json())
-                refresh_at = time.monotonic() + fresh.expires_in * 2 / 3
+                refresh_at = _refresh_at(fresh)
 
-    def _poll(self, gateway: GatewayClient, until: float) -> None:
+    def _poll(self, gateway: GatewayClient) -> None:
         subscription = gateway.subscribe(self._wanted, patience_s=0.0)
-        headers, expires = (
-            {"authorization": f"Bearer {subscription.token}"},
-            time.monotonic() + subscription.expires_in * 2 / 3,
-        )
+        headers = {"authorization": f"Bearer {subscription.token}"}
+        refresh_at = _refresh_at(subscription)
         with httpx.Client(timeout=10.0, headers=headers, trust_env=False) as http:
             while (
                 not self._stop.is_set()
-                and time.monotonic() < expires
-                and (not self._sockets or time.monotonic() < until)
+                and time.monotonic() < refresh_at
+                and (not self._sockets or time.monotonic() < self._poll_until)
             ):
                 after = [f"{kind}:{sequence}" for kind, sequence in self.positions.items()]
-                params: dict[str, Any] = {"after": after, "log": self._log, "wait": TICK_S}
+                params: dict[str, Any] = {"after": after, "log": self._reader.log, "wait": TICK_S}
                 response = http.get(subscription.poll_url, params=params)
                 if response.is_error:
                     body = response.json()
                     raise QmtlError(body["code"], body["detail"], body.get("remedy", ""))
                 self.counters.polls += 1
-                self._served = True
-                polled = Polled.model_validate_json(response.content)
-                for kind, found in polled.topics.items():
-                    if found.snapshot is not None:
-                        self._take(found.snapshot)
-                    elif kind not in self._known:
-                        raise QmtlError("E_EVENT_INVALID", f"{kind} begins without a snapshot")
-                    for item in found.events:
-                        self._event(kind, item)
-                self._take(HeartbeatFrame(positions=polled.newest))
+                self._delivered_all = True
+                self._reader.apply_poll(Polled.model_validate_json(response.content))
 
-    def _take(self, frame: Snapshot | Resumed | EventFrame | HeartbeatFrame | Refreshed) -> None:
-        self.heard_at = time.monotonic()
-        if isinstance(frame, EventFrame):
-            self._event(frame.topic, frame)
-        elif isinstance(frame, Snapshot):
-            state = self.states[frame.topic] = TopicState(frame.sequence, frame.events)
-            if state.state_hash != frame.state_hash:
-                raise QmtlError("E_EVENT_INVALID", f"the snapshot of {frame.topic} does not match its hash")
-            self.counters.snapshots[frame.reason] += 1
-            self._begun(frame.topic, frame.log)
-            if self._on_snapshot:
-                self._on_snapshot(frame.topic, state)
-        elif isinstance(frame, Resumed):
-            self._begun(frame.topic, frame.log)
-        elif isinstance(frame, HeartbeatFrame):
-            self.newest |= frame.positions
-        with self._handled:
-            self._handled.notify_all()
 
-    def _event(self, kind: str, item: Sequenced) -> None:
-        state, event = self.states[kind], item.event
-        self.counters.max_gap = max(self.counters.max_gap, item.sequence - state.sequence - 1)
-        if not state.apply(item):
-            self.counters.doubles += 1
-            return
-        self.counters.delivery_ms.append((datetime.now(UTC) - event.time).total_seconds() * 1000)
-        if kind_of(event.type) == "other":
-            self.counters.unknown[event.type] += 1
-        else:
-            self.counters.events[event.type] += 1
-            if self._on_event:
-                self._on_event(kind, event)
-        with self._handled:
-            self._handled.notify_all()
-
-    def _begun(self, kind: str, log: str) -> None:
-        if log != self._log:
-            self._known.clear()
-        self._log = log
-        self._known.add(kind)
-
-    def _reset(self) -> None:
-        self._known.clear()
-        self.states = {kind: TopicState() for kind in self.states}
+def _refresh_at(subscription: Subscription) -> float:
+    """Return the monotonic time at which a new token is due: while a third of the old one's time is left."""
+    return time.monotonic() + subscription.expires_in * 2 / 3

@@ -15,7 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 from activities.events.bus import SqliteBus
 from activities.storage.database import Database
 from activities.storage.transactions import RecordedChange
-from qmtl_sdk.contracts.stream import Subscribe, Subscription
+from qmtl_sdk.contracts.stream import Resumed, Subscribe, Subscription
 from qmtl_sdk.contracts.topic_state import TopicState, state_hash
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
@@ -186,7 +186,7 @@ def test_a_sequence_from_the_future_closes_the_socket_and_the_client_begins_agai
     )
     assert (response.status_code, response.json()["code"]) == (422, "E_SEQUENCE_FUTURE")
     stream = StreamClient([client], Subscribe(world_id=home, topics=POLICY_TOPIC))
-    stream._begun("policy", log)
+    stream._reader.apply(Resumed(topic="policy", log=log, sequence=99))
     stream.states["policy"].sequence = 99
     with stream:
         assert stream.wait(
@@ -372,7 +372,7 @@ def test_an_event_without_an_id_is_a_fault_that_the_client_says_and_survives(
     client: GatewayClient, database: Database, home: str
 ) -> None:
     stream = StreamClient([client], Subscribe(world_id=home, topics=POLICY_TOPIC))
-    real = stream._frames
+    real = stream._read_frames
     text = json.dumps(
         {
             "type": "event",
@@ -389,7 +389,7 @@ def test_an_event_without_an_id_is_a_fault_that_the_client_says_and_survives(
             ServerFrame.validate_json(text)
         real(gateway, socket, refresh_at)
 
-    stream._frames = with_a_bad_frame  # type: ignore[method-assign]
+    stream._read_frames = with_a_bad_frame  # type: ignore[method-assign]
     with stream:
         assert stream.ready()
         record_change(database, "a", 1, home)

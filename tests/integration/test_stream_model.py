@@ -1,8 +1,8 @@
 """Any interleaving of events, cuts, refreshes, trims and restarts leaves the client in the state of the log,
 and hands every event on once.
 
-The hub reads a real bus and the client folds what it sends; only the wire between them is the test's, which
-cuts it where it likes.
+The hub reads a real bus and the client's `TopicReader` folds what it sends; only the wire between them is the
+test's, which cuts it where it likes.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from activities.storage.log import Bounds
 from api.stream import Hub, RetentionError
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import CloudEvent
-from qmtl_sdk.contracts.stream import ServerFrame, Subscribe
+from qmtl_sdk.contracts.stream import ServerFrame
 from qmtl_sdk.contracts.topic_state import Sequenced, TopicState
-from qmtl_sdk.runtime.stream import StreamClient
+from qmtl_sdk.runtime.topic_reader import TopicReader
 from tests.support.events import event
 
 TOPIC = "w.policy"
@@ -70,9 +70,8 @@ class Wire(RuleBasedStateMachine):
     def restart_client(self) -> None:
         self.handed: list[str] = []
         self.jumped = True  # what came before its snapshot it does not hear of
-        self.client = StreamClient(
-            [],
-            Subscribe(world_id="w", topics=("policy",)),
+        self.reader = TopicReader(
+            ["policy"],
             on_event=lambda _, item: self.handed.append(item.id),
             on_snapshot=lambda *_: self.snapshot(),
         )
@@ -80,7 +79,7 @@ class Wire(RuleBasedStateMachine):
 
     def snapshot(self) -> None:
         self.handed, self.jumped = [], True
-        self.base = self.client.states["policy"].sequence
+        self.base = self.reader.states["policy"].sequence
 
     @rule()
     def cut(self) -> None:
@@ -94,11 +93,11 @@ class Wire(RuleBasedStateMachine):
     async def _serve(self, frames: int, twice: bool) -> None:
         texts: list[str] = []
         if not self.open:
-            begun = await self.hub.begin(TOPIC, self.client._log, self.client.positions.get("policy"))
+            begun = await self.hub.begin(TOPIC, self.reader.log, self.reader.positions.get("policy"))
             texts.append(begun.model_dump_json())
             place = begun.sequence
         else:
-            place = self.client.states["policy"].sequence
+            place = self.reader.states["policy"].sequence
         while len(texts) < frames:
             try:
                 found = await self.hub.after(TOPIC, place)
@@ -112,10 +111,10 @@ class Wire(RuleBasedStateMachine):
             texts += [text for _, text in found]
             place = found[-1][0]
         for text in texts[:frames]:
-            self.client._take(ServerFrame.validate_json(text))
+            self.reader.apply(ServerFrame.validate_json(text))
             self.open = True
             if twice and '"type":"event"' in text:
-                self.client._take(ServerFrame.validate_json(text))
+                self.reader.apply(ServerFrame.validate_json(text))
 
     @rule(ahead=st.integers(1, 5))
     def a_position_from_the_future_is_refused(self, ahead: int) -> None:
@@ -126,21 +125,21 @@ class Wire(RuleBasedStateMachine):
 
     @invariant()
     def the_client_is_where_the_log_was(self) -> None:
-        if not hasattr(self, "client") or not self.client.positions:
+        if not hasattr(self, "reader") or not self.reader.positions:
             return
-        place = self.client.states["policy"].sequence
+        place = self.reader.states["policy"].sequence
         expected = TopicState()
         for subject_event in self.told[:place]:
             expected.events[subject_event.subject] = subject_event
-        assert self.client.states["policy"].state_hash == expected.state_hash
+        assert self.reader.states["policy"].state_hash == expected.state_hash
         assert self.handed == [item.id for item in self.told[self.base : place]], "each once, in order"
-        assert self.client.counters.max_gap == 0
+        assert self.reader.counters.max_gap == 0
 
     def teardown(self) -> None:
         if hasattr(self, "bus"):
             asyncio.run(self._catch_up())
             self.the_client_is_where_the_log_was()
-            assert self.client.states["policy"].sequence == len(self.told)
+            assert self.reader.states["policy"].sequence == len(self.told)
             self.bus.close()
             shutil.rmtree(self.folder)
 
