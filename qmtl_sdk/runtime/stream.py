@@ -175,7 +175,7 @@ class StreamClient:
             self._stop.wait(pause)
 
     def _read(self, gateway: GatewayClient) -> None:
-        """Read from a Gateway until the connection ends: by a socket, or by polls where sockets are blocked."""
+        """Read from a Gateway until the connection ends: by a socket, or by polls where it is blocked."""
         if not self._sockets or time.monotonic() < self._poll_until:
             self._poll(gateway)
             return
