@@ -288,7 +288,7 @@ def test_a_clock_that_is_an_hour_off_changes_nothing(
         def now(cls, tz: Any = None) -> Any:
             return real(tz).replace(year=2027)
 
-    for module in ("qmtl_sdk.runtime.session", "qmtl_sdk.runtime.feed", "qmtl_sdk.runtime.stream"):
+    for module in ("qmtl_sdk.runtime.session", "qmtl_sdk.runtime.feed", "qmtl_sdk.runtime.topic_reader"):
         monkeypatch.setattr(f"{module}.datetime", Wrong)
     wait_for(lambda: strategy.gate.open, "open gate")
     assert abs((strategy.now() - client.world(home).now(datetime.now(UTC))).total_seconds()) < 5
