@@ -34,9 +34,9 @@ chaos: setup server
 fuzz: setup server
 	@$(RUN) python -m tests.chaos.fuzz $(or $(EXAMPLES),250) $(or $(SEED),1)
 
-# Take the README's picture of the Temporal UI; needs Debian's packages chromium and chromium-driver.
+# Take the README's pictures; needs Debian's packages chromium and chromium-driver.
 picture: setup server
-	@$(RUN) python -m tests.picture docs/pictures/apply.png >/dev/null
+	@$(RUN) python -m tests.picture docs/pictures
 
 # Record the histories that tests/replay replays, from this code.
 record-histories: setup server

@@ -1,13 +1,12 @@
 """The worker: every workflow and activity, over one store. `python -m temporal.worker` runs it until SIGTERM.
 
 To add an activity to a class that `_activities` lists, add it to the class and to its stub class: it is found
-by its decorator. A new class of activities is added to `_activities`; a new workflow to
+by its signature there. A new class of activities is added to `_activities`; a new workflow to
 temporal.plugin.WORKFLOWS. Every worker serves all activities on all three task queues; workflows.options says
 which queue an activity is sent to.
 """
 
 import asyncio
-import inspect
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -42,9 +41,6 @@ _STICKY_TIMEOUT = timedelta(seconds=1)
 # Threads for synchronous activities, shared by the three task queues.
 _THREADS = 16
 
-# Where Temporal's SDK stores what `@activity.defn` says.
-_DEFINITION = "__temporal_activity_definition"
-
 # An activity. (Any: each takes a message of its own.)
 Activity = Callable[..., Any]
 
@@ -64,9 +60,9 @@ def _activities(stores: Stores) -> list[Activity]:
 
 
 def activities_of(instance: object) -> list[Activity]:
-    """List the methods of an instance that are activities."""
-    methods = inspect.getmembers(instance, inspect.ismethod)
-    return [method for _, method in methods if hasattr(method, _DEFINITION)]
+    """List the activities of an instance: the methods that its stub class declares."""
+    names = {name for stub in type(instance).__bases__ for name in getattr(stub, "__abstractmethods__", ())}
+    return [getattr(instance, name) for name in sorted(names)]
 
 
 @asynccontextmanager

@@ -1,10 +1,12 @@
-"""`python -m tests.picture FILE`.
+"""`python -m tests.picture FOLDER`: take the README's pictures in Debian's Chromium.
 
-The Temporal UI's page of an apply that waits for approval, in Debian's Chromium, as a picture for the README.
-`shown` is what a test reads of it.
+`report.png` is the top of the demo's report, `apply.png` the Temporal UI's page of an apply that waits for
+approval.
 """
 
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,10 +22,10 @@ from tests.support.scenarios import ApplyScenario
 LIMIT_S = 60.0
 
 
-def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str:
-    """The text of the page once it has everything that is wanted; with `picture`, kept as PNG.
+def take_apply(url: str, wanted: tuple[str, ...], picture: Path) -> None:
+    """Take a picture of a workflow's page in the Temporal UI once it shows every text of `wanted`.
 
-    Fails after a minute with what it has.
+    Fails after a minute with what the page has.
     """
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
@@ -46,7 +48,7 @@ def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str
         while not (tabs := driver.find_elements(By.XPATH, "//*[normalize-space(text())='User Metadata']")):
             assert time.monotonic() < deadline, "the page has no User Metadata"
             time.sleep(0.2)
-        driver.execute_script("arguments[0].click()", tabs[0])  # where current details stand
+        driver.execute_script("arguments[0].click()", tabs[0])  # the tab with the current details
         while True:
             text = "\n".join(texts(driver))
             if all(word in text for word in wanted):
@@ -55,7 +57,7 @@ def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str
                 f"the page lacks {[word for word in wanted if word not in text]}: {text[-2500:]}"
             )
             time.sleep(0.2)
-        # The box of the details shows some five lines; the picture shall have them all.
+        # The box of the details shows about five lines; enlarge it to show all of them.
         driver.execute_script(
             "document.querySelectorAll('iframe').forEach(e => { e.style.height = '430px'; "
             "e.style.maxHeight = 'none'; e.parentElement.style.maxHeight = 'none'; })"
@@ -65,10 +67,7 @@ def shown(url: str, wanted: tuple[str, ...], picture: Path | None = None) -> str
             "{ if (e.offsetHeight > 0) e.scrollIntoView({block: 'end'}); })"
         )
         time.sleep(0.5)
-        if picture is not None:
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            picture.write_bytes(driver.get_screenshot_as_png())
-        return str(text)
+        picture.write_bytes(driver.get_screenshot_as_png())
     finally:
         driver.quit()
 
@@ -85,9 +84,34 @@ def texts(driver: Any) -> list[str]:
     return found
 
 
-def main(picture: Path) -> int:
+def take_report(picture: Path) -> None:
+    """Run the demo in a folder of its own, and take a picture of the first screen of its report."""
     with tempfile.TemporaryDirectory() as folder:
-        machine = Machine(Path(folder))
+        qmtl = str(Path(sys.executable).with_name("qmtl"))
+        environment = {**os.environ, "QMTL_HOME": f"{folder}/home"}
+        try:
+            subprocess.run([qmtl, "demo"], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+            browser = [
+                "chromium",
+                "--headless=new",
+                "--no-sandbox",
+                "--hide-scrollbars",
+                "--window-size=1280,880",
+                "--virtual-time-budget=5000",  # milliseconds: the charts are drawn by then
+                f"--screenshot={picture.absolute()}",
+                f"file://{folder}/qmtl-demo.html",
+            ]
+            subprocess.run(browser, check=True, stderr=subprocess.DEVNULL)
+        finally:
+            subprocess.run([qmtl, "down"], cwd=folder, env=environment, check=True)
+
+
+def main(folder: Path) -> int:
+    """Take both pictures into the folder. Returns the exit code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    take_report(folder / "report.png")
+    with tempfile.TemporaryDirectory() as home:
+        machine = Machine(Path(home))
         try:
             machine.up()
             stage = ApplyScenario(machine, "us-equities")
@@ -98,13 +122,10 @@ def main(picture: Path) -> int:
                 ).run_id
                 stage.at(run, "approval")
                 stage.ana.approve(stage.world, run, ApprovalBody(reason="the figures hold"), live=True)
-                url = f"{machine.server.ui_url}/namespaces/default/workflows/apply:{stage.world}"
-                print(
-                    shown(
-                        url,
-                        ("waits for 1 more approval", "ana: approve", "paper at", "live at", "freeze"),
-                        picture,
-                    )
+                take_apply(
+                    f"{machine.server.ui_url}/namespaces/default/workflows/apply:{stage.world}",
+                    ("waits for 1 more approval", "ana approved", "paper at", "live at", "freeze"),
+                    folder / "apply.png",
                 )
                 stage.client.abort(stage.world, run)
             finally:

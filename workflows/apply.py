@@ -46,7 +46,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.failures import EndedError, failure_text
     from workflows.markdown import one_line, with_reason
     from workflows.options import STORE
-    from workflows.search_attributes import SEARCH_RUN, SEARCH_STAGE
+    from workflows.search_attributes import SEARCH_RUN, SEARCH_STEP
     from workflows.world_change import WorldChange
 
 
@@ -240,7 +240,7 @@ class ApplyWorkflow:
         moment = ApplyMoment(step, waits_for, self._approvals.stored, tuple(self._world.notes))
         workflow.set_current_details(apply_details(self._plan, moment))
         run_id = self._apply.run_id
-        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(step), SEARCH_RUN.value_set(run_id)])
+        workflow.upsert_search_attributes([SEARCH_STEP.value_set(step), SEARCH_RUN.value_set(run_id)])
 
 
 def _abort_reason(abort: AbortRequest) -> str:

@@ -37,7 +37,8 @@ def missing_acknowledgements(change: str, holders: tuple[str, ...]) -> str:
 def approval_text(approval: Approval) -> str:
     """Describe one approval or rejection."""
     counted = "" if approval.counts else ", does not count"
-    return with_reason(f"{approval.actor} {approval.verdict} ({approval.via}{counted})", approval.reason)
+    verb = "approved" if approval.verdict == "approve" else "rejected"
+    return with_reason(f"{approval.actor} {verb} ({approval.via}{counted})", approval.reason)
 
 
 def stays_frozen(apply: ApplyInput, reason: str) -> str:

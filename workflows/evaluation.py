@@ -19,7 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.messages.stubs import DecisionActivityStubs
     from workflows.markdown import one_line, paragraphs, plural, table
     from workflows.options import STORE
-    from workflows.search_attributes import SEARCH_STAGE
+    from workflows.search_attributes import SEARCH_STEP
 
 # A run without requests ends after this long.
 IDLE = timedelta(seconds=5)
@@ -114,4 +114,4 @@ class EvaluationWorkflow:
             if judgment.strategies > len(judgment.lines):
                 lines.append(f"and {judgment.strategies - len(judgment.lines)} more")
         workflow.set_current_details(paragraphs(lines))
-        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(status)])
+        workflow.upsert_search_attributes([SEARCH_STEP.value_set(status)])

@@ -30,7 +30,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.ids import apply_id, promotion_apply_id
     from workflows.markdown import one_line, paragraphs, table, with_reason
     from workflows.options import STORE, WAIT, apply_options
-    from workflows.search_attributes import SEARCH_STAGE
+    from workflows.search_attributes import SEARCH_STEP
 
 # Time between two checks of conditions that don't come to be met by time alone.
 CHECK_EVERY = timedelta(minutes=1)
@@ -229,7 +229,7 @@ class PromotionWorkflow:
     def _show(self, status: str, waits_for: str) -> None:
         self._waits_for = waits_for
         workflow.set_current_details(_details(status, waits_for, self._promotion, self._progress))
-        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(status)])
+        workflow.upsert_search_attributes([SEARCH_STEP.value_set(status)])
 
 
 def _details(

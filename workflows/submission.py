@@ -41,7 +41,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.ids import submission_request_id
     from workflows.markdown import one_line
     from workflows.options import SLOW, STORE
-    from workflows.search_attributes import SEARCH_STAGE
+    from workflows.search_attributes import SEARCH_STEP
     from workflows.submission_view import (
         acknowledgement,
         conclusion_text,
@@ -245,4 +245,4 @@ class SubmissionWorkflow:
                 status, self._submission, self._admission.run, self._admission.diff, self._metrics
             )
         )
-        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(stage)])
+        workflow.upsert_search_attributes([SEARCH_STEP.value_set(stage)])

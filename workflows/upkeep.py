@@ -11,7 +11,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.messages.upkeep import UpkeepDone, UpkeepInput, UpkeepTopic
     from workflows.markdown import one_line, paragraphs
     from workflows.options import SLOW
-    from workflows.search_attributes import SEARCH_STAGE
+    from workflows.search_attributes import SEARCH_STEP
 
 # Queues of one run: each adds a few events to its history, which Temporal limits to 51 200. The next run does
 # the rest.
@@ -71,4 +71,4 @@ class UpkeepWorkflow:
     def _show(self, status: str, text: str) -> None:
         lines = [f"**{text}**", *(f"- {failed}" for failed in self._failed[:_SHOWN_FAILURES])]
         workflow.set_current_details(paragraphs(lines))
-        workflow.upsert_search_attributes([SEARCH_STAGE.value_set(status)])
+        workflow.upsert_search_attributes([SEARCH_STEP.value_set(status)])

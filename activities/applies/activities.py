@@ -130,7 +130,7 @@ class ApplyActivities(ApplyActivityStubs):
 
     @activity.defn
     async def await_acks(self, command: AwaitAcks) -> AckResult:
-        """Wait until a change of the gate is acknowledged, or its time limit has passed."""
+        """Wait until a change of the fence is acknowledged, or its time limit has passed."""
         deadline = command.change.at.timestamp() + command.timeout_s
         while True:
             missing = await asyncio.to_thread(

@@ -11,7 +11,7 @@ from activities.applies.context import PlanningContext
 from activities.decisions.evidence import newest_evidence
 from activities.decisions.sql import newest_decision
 from activities.fence.activations import activations_of
-from activities.fence.state import gate_status
+from activities.fence.state import fence_status
 from activities.storage.tables import PolicyRow, WorldRow
 from activities.worlds.specs import world_of
 from qmtl_sdk.contracts.errors import QmtlError
@@ -34,6 +34,6 @@ def planning_context(session: Session, world_id: str) -> PlanningContext:
         decision=newest_decision(session, world_id),
         activations=tuple(activations_of(session, world_id)),
         evidence={candidate.strategy_id: candidate for candidate in newest_evidence(session, world_id)},
-        live_edge=gate_status(session, world_id).live_edge,
+        live_edge=fence_status(session, world_id).live_edge,
         now=datetime.now(UTC),
     )

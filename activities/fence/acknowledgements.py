@@ -1,4 +1,4 @@
-"""Acknowledgements of gate changes by sessions and Gateways, and the lease of each Gateway."""
+"""Acknowledgements of fence changes by sessions and Gateways, and the lease of each Gateway."""
 
 from datetime import UTC, datetime, timedelta
 

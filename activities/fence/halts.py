@@ -1,6 +1,6 @@
-"""Halts: close a world's gate at once, until an operator resumes it."""
+"""Halts: close a world's fence at once, until an operator resumes it."""
 
-from activities.fence.state import GateEvent, log_fence_change, publish_gate_change
+from activities.fence.state import FenceEvent, log_fence_change, publish_gate_change
 from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction
 
@@ -9,13 +9,13 @@ _REASON_LENGTH = 300
 
 
 def halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
-    """Close a world's gate until someone resumes it. The caller holds the fence."""
+    """Close a world's fence until someone resumes it. The caller holds the fence."""
     before = {"halted": fence.halted, "epoch": fence.epoch}
     fence.halted = reason[:_REASON_LENGTH]
     fence.epoch += 1
     log_fence_change(tx, fence, "halt", fence.world_id, fence.halted)
     after = {"halted": fence.halted, "epoch": fence.epoch}
-    publish_gate_change(tx, fence, GateEvent("halt", "world.halted", before, after))
+    publish_gate_change(tx, fence, FenceEvent("halt", "world.halted", before, after))
 
 
 def lift_halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
@@ -25,4 +25,4 @@ def lift_halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
     fence.epoch += 1
     log_fence_change(tx, fence, "resume", fence.world_id, reason)
     after = {"halted": "", "state": fence.state, "epoch": fence.epoch, "reason": reason}
-    publish_gate_change(tx, fence, GateEvent("resume", "world.resumed", before, after))
+    publish_gate_change(tx, fence, FenceEvent("resume", "world.resumed", before, after))

@@ -15,7 +15,7 @@ from activities.fence.activations import activation_hashes, apply_decision, stor
 from activities.storage.tables import FenceRow, WorldRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from activities.worlds.edges import LIVE_EDGE, write_edge
-from qmtl_sdk.contracts.applies import GateStatus
+from qmtl_sdk.contracts.applies import FenceStatus
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import WorldSpec
@@ -30,8 +30,8 @@ Phase = Literal["freeze", "unfreeze", "halt", "resume"]
 
 
 @dataclass(frozen=True)
-class GateEvent:
-    """A change of the gate, as it is audited (`action`, `before`, `after`) and published (`phase`).
+class FenceEvent:
+    """A change of the fence, as it is audited (`action`, `before`, `after`) and published (`phase`).
 
     `entries` are the hashes of the strategies' activations where the caller knows them already.
     """
@@ -109,7 +109,7 @@ def freeze_fence(
         set_live_edge(tx, fence, False, f"closed by {run_id}")
     log_fence_change(tx, fence, "freeze", run_id)
     after = _changed(fence, live_edge=fence.live_edge)
-    event = GateEvent("freeze", "apply.frozen", before, after, run_id, requires_ack=True, entries=entries)
+    event = FenceEvent("freeze", "apply.frozen", before, after, run_id, requires_ack=True, entries=entries)
     return publish_gate_change(tx, fence, event)
 
 
@@ -118,7 +118,7 @@ def drain_fence(tx: Transaction, fence: FenceRow, run_id: str) -> None:
     fence.state = DRAINING
     log_fence_change(tx, fence, "drain", run_id)
     before = {"state": FROZEN}
-    event = GateEvent("freeze", "apply.draining", before, _changed(fence), run_id)
+    event = FenceEvent("freeze", "apply.draining", before, _changed(fence), run_id)
     publish_gate_change(tx, fence, event)
 
 
@@ -146,7 +146,7 @@ def open_fence(
     log_fence_change(tx, fence, "unfreeze", run_id, reason)
     after = _changed(fence, live_edge=fence.live_edge, reason=reason)
     return publish_gate_change(
-        tx, fence, GateEvent("unfreeze", "apply.unfrozen", before, after, run_id, requires_ack=True)
+        tx, fence, FenceEvent("unfreeze", "apply.unfrozen", before, after, run_id, requires_ack=True)
     )
 
 
@@ -165,8 +165,8 @@ def log_fence_change(tx: Transaction, fence: FenceRow, kind: str, ref: str, reas
     tx.session.connection().execute(_ORDER_LOG.insert(), row)
 
 
-def publish_gate_change(tx: Transaction, fence: FenceRow, event: GateEvent) -> ActivationEnvelope:
-    """Audit and publish a change of the gate as an activation of the whole world, with its epoch."""
+def publish_gate_change(tx: Transaction, fence: FenceRow, event: FenceEvent) -> ActivationEnvelope:
+    """Audit a change of the fence, and publish it to the order gates as an activation of the whole world."""
     world = tx.session.get_one(WorldRow, fence.world_id)
     world.activation_sequence += 1
     is_open = fence.state == OPEN and not fence.halted
@@ -207,10 +207,10 @@ def publish_gate_change(tx: Transaction, fence: FenceRow, event: GateEvent) -> A
     return envelope
 
 
-def gate_status(session: Session, world_id: str) -> GateStatus:
+def fence_status(session: Session, world_id: str) -> FenceStatus:
     """Read whether a world accepts orders, and why not. The world exists."""
     fence = session.get_one(FenceRow, world_id)
-    return GateStatus.model_validate(
+    return FenceStatus.model_validate(
         {
             "world_id": world_id,
             "epoch": fence.epoch,

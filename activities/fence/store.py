@@ -9,14 +9,14 @@ from sqlmodel import col, select
 
 from activities.fence.activations import activation_hashes, activations_of
 from activities.fence.halts import halt
-from activities.fence.state import gate_status, locked_fence, new_fence, set_limits, set_live_edge
+from activities.fence.state import fence_status, locked_fence, new_fence, set_limits, set_live_edge
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow
 from activities.storage.transactions import RecordedChange
 from activities.worlds.edges import LIVE_EDGE, read_edge, write_edge
 from activities.worlds.policies import add_first_policy
 from activities.worlds.specs import changed_spec, insert_world, world_of, world_row
-from qmtl_sdk.contracts.applies import GateStatus
+from qmtl_sdk.contracts.applies import FenceStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
@@ -103,14 +103,14 @@ class SqlFenceStore:
             )
             return edge.model_copy(update={"updated_at": datetime.fromisoformat(now)})
 
-    def gate(self, world_id: str) -> GateStatus:
+    def status(self, world_id: str) -> FenceStatus:
         """Read whether the world accepts orders. Raises QmtlError (E_WORLD_UNKNOWN)."""
         with self._database.read() as session:
             world_row(session, world_id)
-            return gate_status(session, world_id)
+            return fence_status(session, world_id)
 
     def halt(self, world_id: str, actor: str, reason: str) -> bool:
-        """Close the world's gate at once, whatever else runs, until someone resumes it.
+        """Close the world's fence at once, whatever else runs, until someone resumes it.
 
         Returns False where it was halted already. Raises QmtlError (E_WORLD_UNKNOWN).
         """

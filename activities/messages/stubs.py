@@ -156,7 +156,7 @@ class ApplyActivityStubs(ABC):
     @activity.defn
     @abstractmethod
     async def await_acks(self, command: AwaitAcks) -> AckResult:
-        """Wait until a change of the gate is acknowledged."""
+        """Wait until a change of the fence is acknowledged."""
 
     @activity.defn
     @abstractmethod

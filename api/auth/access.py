@@ -68,7 +68,7 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/worlds/{world_id}/promotions"): Access(_R, "path"),
     ("GET", "/worlds/{world_id}/promotions/{strategy_id}"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/promotions/{strategy_id}/end"): Access(_OP, "path"),
-    ("GET", "/worlds/{world_id}/gate"): Access(_R, "path"),
+    ("GET", "/worlds/{world_id}/fence"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/halt"): Access(_OP, "path"),
     ("POST", "/worlds/{world_id}/resume"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/edges/overrides"): Access(_R, "path"),

@@ -7,8 +7,8 @@ import typer
 from api.cli.connection import gateway_as
 from api.cli.options import As, Output, Reason, WorldArgument
 from api.cli.output import Format, guarded, print_result
-from api.cli.text.status import gate_text
-from qmtl_sdk.contracts.applies import GateStatus
+from api.cli.text.status import fence_text
+from qmtl_sdk.contracts.applies import FenceStatus
 from qmtl_sdk.contracts.worlds import WorldUpdate
 
 app = typer.Typer()
@@ -20,7 +20,7 @@ def halt(world: WorldArgument, reason: Reason = "", as_name: As = None, output: 
     """Refuse every order of a world from now on, until someone resumes it."""
     with gateway_as(as_name) as client:
         found = client.halt(world, reason)
-    print_result(output, found.json_dict(), lambda: gate_text(found))
+    print_result(output, found.json_dict(), lambda: fence_text(found))
 
 
 @app.command()
@@ -36,7 +36,7 @@ def resume(
         found,
         lambda: [
             f"lifted: {', '.join(found['lifted'])}",
-            *gate_text(GateStatus.model_validate(found["gate"])),
+            *fence_text(FenceStatus.model_validate(found["fence"])),
         ],
     )
 
@@ -54,7 +54,7 @@ def archive(
     """Archive a world: it takes no submissions, applies or orders any more. Everything in it is kept."""
     with gateway_as(as_name) as client:
         found = client.update_world(world, WorldUpdate(state="active" if undo else "archived"))
-    text = f"{world} is active again; qmtl world resume {world} opens its gate"
+    text = f"{world} is active again; qmtl world resume {world} opens it"
     print_result(output, found.json_dict(), lambda: text if undo else f"{world} is archived")
 
 

@@ -6,7 +6,7 @@ from api.cli.connection import gateway
 from api.cli.names import StrategyNames
 from api.cli.options import Output, StrategyArgument, WorldArgument
 from api.cli.output import Format, guarded, print_result
-from api.cli.text.status import activation_text, data_text, gate_text
+from api.cli.text.status import activation_text, data_text, fence_text
 
 app = typer.Typer()
 
@@ -17,7 +17,7 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
     """Show whether orders can pass, who trades, which apply runs, and the data behind the evidence."""
     with gateway() as client:
         found = client.world(world)
-        gate = client.gate(world)
+        fence = client.fence(world)
         activation = client.activation(world)
         newest = client.applies(world, 1)
         decisions = client.decisions(world)
@@ -30,7 +30,7 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
     apply = newest[0] if newest else None
     body = {
         "world": world,
-        "gate": gate.json_dict(),
+        "fence": fence.json_dict(),
         "pinned_fingerprint": found.pinned_fingerprint,
         "policy_fingerprint": policy["gating_policy"]["dataset_fingerprint"] if policy else None,
         "fingerprints": fingerprints,
@@ -43,7 +43,7 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
         output,
         body,
         lambda: [
-            *gate_text(gate),
+            *fence_text(fence),
             f"sessions   {len(sessions)} running",
             data_text(fingerprints, policy, found.pinned_fingerprint),
             f"apply      {apply.run_id}: {apply.waits_for}" if apply else "apply      none yet",

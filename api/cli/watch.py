@@ -95,5 +95,5 @@ def _line(event: CloudEvent, names: StrategyNames, client: GatewayClient) -> str
     data = event.data or {}
     halted = ""
     if data.get("strategy_id") == WHOLE_WORLD and data.get("halted"):
-        halted = client.gate(event.worldid).halted  # the event itself carries no reason
+        halted = client.fence(event.worldid).halted  # the event itself carries no reason
     return event_line(event, names, halted)

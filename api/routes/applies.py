@@ -1,4 +1,4 @@
-"""Applies, approvals, a world's gate, and its audit trail."""
+"""Applies, approvals, a world's fence, and its audit trail."""
 
 import asyncio
 from typing import Annotated
@@ -10,7 +10,7 @@ from activities.storage.audit import AuditPage
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
-from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, GateStatus
+from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, FenceStatus
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.plans import ApplyPlan
@@ -27,10 +27,10 @@ class Reason(Model):
 
 
 class Resumed(Model):
-    """What was lifted, and the gate as it is now."""
+    """What was lifted, and the fence as it is now."""
 
     lifted: list[str]
-    gate: GateStatus
+    fence: FenceStatus
 
 
 @router.post(
@@ -105,22 +105,22 @@ async def abort(
     )
 
 
-@router.get("/gate", summary="Show whether orders can pass, under which epoch, and what stops them")
-def gate(world_id: str, state: State) -> GateStatus:
-    return _gate(state, world_id)
+@router.get("/fence", summary="Show whether orders can pass, under which epoch, and what stops them")
+def fence(world_id: str, state: State) -> FenceStatus:
+    return _fence(state, world_id)
 
 
 @router.post("/halt", summary="Halt a world: refuse every order until someone resumes it")
-def halt(world_id: str, state: State, caller: CurrentCaller, body: Reason | None = None) -> GateStatus:
+def halt(world_id: str, state: State, caller: CurrentCaller, body: Reason | None = None) -> FenceStatus:
     """Acts in the store: it needs neither Temporal nor a subscriber."""
     state.stores.fence.halt(world_id, caller.subject, (body or Reason()).reason)
-    return _gate(state, world_id)
+    return _fence(state, world_id)
 
 
 @router.post("/resume", summary="Lift a halt, or open a world that a failed apply left frozen")
 def resume(world_id: str, state: State, caller: CurrentCaller, body: Reason | None = None) -> Resumed:
     lifted = state.stores.apply_steps.resume(world_id, caller.subject, (body or Reason()).reason)
-    return Resumed(lifted=lifted, gate=_gate(state, world_id))
+    return Resumed(lifted=lifted, fence=_fence(state, world_id))
 
 
 @router.get("/edges/overrides", summary="List the edges that are closed or opened by hand")
@@ -159,8 +159,8 @@ def _require_approver(plan: ApplyPlan, caller: CurrentCaller) -> None:
         )
 
 
-def _gate(state: GatewayState, world_id: str) -> GateStatus:
-    found = state.stores.fence.gate(world_id)
+def _fence(state: GatewayState, world_id: str) -> FenceStatus:
+    found = state.stores.fence.status(world_id)
     return found.model_copy(
         update={
             "open_orders": state.stores.order_log.open_orders(world_id),

@@ -114,7 +114,7 @@ class ApplyStatus(Model):
         return f"at {self.state}"
 
 
-class GateStatus(Model):
+class FenceStatus(Model):
     """A world's fence: whether orders can pass, and under which epoch.
 
     `held_by`: the apply that froze the world. `orders`: how many orders there are, by state.

@@ -153,8 +153,8 @@ class OrderChaos:
 
     def _await_trading(self) -> None:
         """Until the traders have brought a good many orders since: only what is tried can be found."""
-        before = sum(self.client.gate(self._world).orders.values())
-        wait_for(lambda: sum(self.client.gate(self._world).orders.values()) > before + 200, "orders", 60)
+        before = sum(self.client.fence(self._world).orders.values())
+        wait_for(lambda: sum(self.client.fence(self._world).orders.values()) > before + 200, "orders", 60)
 
     def _prepare(self, seed: int) -> None:
         """A world with four strategies that pass, two people, and a fingerprint that is pinned."""
@@ -262,16 +262,16 @@ class OrderChaos:
                     return  # what leaks here keeps strategies from coming so far
                 wait_for(
                     lambda run_id=run_id: (
-                        worlds.gate(self._world).state != "open" or applies.find(self._world, run_id).outcome
+                        worlds.fence(self._world).state != "open" or applies.find(self._world, run_id).outcome
                     ),
                     "freeze",
                 )
                 self.machine.kill("worker")
-                caught = worlds.gate(self._world).state == "frozen"
+                caught = worlds.fence(self._world).state == "frozen"
                 if caught:
                     self._await_trading()
                 self.machine.start_worker()
-                wait_for(lambda: worlds.gate(self._world).state == "open", "unfreeze", 120)
+                wait_for(lambda: worlds.fence(self._world).state == "open", "unfreeze", 120)
                 if caught:
                     return
                 self._carry_out(rng, run_id=f"to-thaw-{number}", rollback_of=run_id)
@@ -403,11 +403,11 @@ class OrderChaos:
             applies = SqlApplyRequests(database)
             try:
                 wait_for(lambda: not applies.unfinished(), "end of all applies", 120)
-                wait_for(lambda: self.client.gate(self._world).open_orders == 0, "end of all orders", 60)
+                wait_for(lambda: self.client.fence(self._world).open_orders == 0, "end of all orders", 60)
             except AssertionError as error:
                 report.violations.append(f"it did not come to rest: {error}")
             told = self._told()
-            report.acknowledged, report.orders = len(told), self.client.gate(self._world).orders
+            report.acknowledged, report.orders = len(told), self.client.fence(self._world).orders
             report.violations += order_violations(database, self._world, told)
         finally:
             database.close()

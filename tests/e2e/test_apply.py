@@ -44,7 +44,7 @@ def test_a_strategy_goes_to_dryrun_then_live_and_back_with_the_approvals_that_th
     assert all(step.ended is not None and step.started <= step.ended for step in first.steps)
     assert stage.mode() == (True, "paper")
     assert first.epoch_after > first.epoch_before
-    assert not stage.client.gate(stage.world).live_edge
+    assert not stage.client.fence(stage.world).live_edge
 
     run = stage.ask("live").run_id
     stage.at(run, "approval")
@@ -55,21 +55,21 @@ def test_a_strategy_goes_to_dryrun_then_live_and_back_with_the_approvals_that_th
     stage.ben.approve(stage.world, run, ApprovalBody(), live=True)
     assert stage.client.apply_status(stage.world, run, wait_s=30).outcome == "completed"
     assert stage.mode() == (True, "live")
-    gate = stage.client.gate(stage.world)
-    assert gate.live_edge
-    assert gate.state == "open"
+    fence = stage.client.fence(stage.world)
+    assert fence.live_edge
+    assert fence.state == "open"
     assert stage.client.world(stage.world).pinned_fingerprint == stage.fingerprint
 
     back = stage.ask(None, rollback_of=run)
     ended = stage.client.apply_status(stage.world, back.run_id, wait_s=30)
     assert ended.outcome == "completed", "going down needs nobody's approval"
     assert stage.mode() == (True, "paper")
-    assert not stage.client.gate(stage.world).live_edge
+    assert not stage.client.fence(stage.world).live_edge
     assert stage.client.audit(stage.world, verify=True)["verified"] > 10
 
 
 def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage: ApplyScenario) -> None:
-    epoch = stage.client.gate(stage.world).epoch
+    epoch = stage.client.fence(stage.world).epoch
     run = stage.ask().run_id
     stage.at(run, "approval")
     stage.ana.reject(stage.world, run, ApprovalBody(reason="not today"))
@@ -89,7 +89,7 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
     assert [(item["actor"], item["after"]) for item in asked] == [
         (aborted.requested_by, {"reason": "changed my mind"})
     ], "whoever it was, an abort that has no entry came straight to Temporal"
-    assert stage.client.gate(stage.world).epoch == epoch, "nothing was frozen"
+    assert stage.client.fence(stage.world).epoch == epoch, "nothing was frozen"
     assert stage.mode() == (True, "validate")
     with pytest.raises(QmtlError, match="E_APPLY_ENDED"):
         stage.client.abort(stage.world, run)
@@ -101,9 +101,9 @@ def test_open_orders_hold_a_drain_up_to_its_limit_and_an_abort_ends_it(stage: Ap
     assert stage.promote("dryrun", stage.ana).outcome == "completed"
     with stage.stuck_order():
         run = stage.drains("live")
-        assert stage.client.gate(stage.world).state == "draining"
+        assert stage.client.fence(stage.world).state == "draining"
         assert stage.client.abort(stage.world, run, "too long").outcome == "rolled_back"
-        assert stage.client.gate(stage.world).state == "open"
+        assert stage.client.fence(stage.world).state == "open"
         late = stage.promote("live", stage.ana, stage.ben)
         assert late.outcome == "rolled_back"
         assert "E_DRAIN_TIMEOUT" in late.reason
@@ -125,11 +125,11 @@ def test_a_switch_that_is_refused_restores_and_stays_frozen_until_someone_resume
     assert "E_LIVE_NOT_ALLOWED" in ended.reason
     assert "qmtl world resume" in ended.reason
     assert stage.mode() == (True, "paper")
-    assert stage.client.gate(stage.world).held_by == run
+    assert stage.client.fence(stage.world).held_by == run
     with pytest.raises(QmtlError, match="E_WORLD_FROZEN"):
         stage.ask("dryrun", weights={stage.strategy: 0.5})
     assert stage.client.resume(stage.world, "looked at it")["lifted"] == [f"draining by {run}"]
-    assert stage.client.gate(stage.world).state == "open"
+    assert stage.client.fence(stage.world).state == "open"
     assert stage.client.apply_status(stage.world, run).outcome == "frozen"
 
 
@@ -168,7 +168,7 @@ async def signalled(machine: Machine, world_id: str) -> None:
 def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: ApplyScenario) -> None:
     def content() -> list[Any]:
         return [
-            stage.client.gate(stage.world),
+            stage.client.fence(stage.world),
             stage.client.activation(stage.world),
             stage.client.applies(stage.world),
             stage.client.policies(stage.world),

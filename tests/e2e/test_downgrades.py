@@ -130,7 +130,7 @@ class Standing:
             "world_id": self.world,
             "strategy_id": self.strategy_id,
             "session_id": session,
-            "epoch": self.client.gate(self.world).epoch,
+            "epoch": self.client.fence(self.world).epoch,
             "symbol": "AAPL",
             "side": "buy",
             "quantity": "1",
@@ -220,7 +220,7 @@ def test_a_closed_context_is_closed_at_the_gateway_in_the_sdk_and_at_the_fence(
             False,
             False,
         ]
-        assert standing.client.gate(standing.world).orders.get("accepted", 0) == 0
+        assert standing.client.fence(standing.world).orders.get("accepted", 0) == 0
 
 
 def test_a_fresh_live_decision_is_what_it_takes(machine: Machine) -> None:

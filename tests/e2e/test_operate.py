@@ -54,7 +54,7 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
         return str(done.stderr)
 
     status = says("status", world)
-    assert "gate       open, epoch 1" in status
+    assert "fence      open, epoch 1" in status
     assert f"pinned {stage.fingerprint} (policy version 2); last applied nothing yet" in status
     assert "sum of the weights by stage: backtest 1 (shares of the world" in status
     explained = says("explain", world, "Trend")
@@ -175,7 +175,7 @@ def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> No
         assert "advanced is archived" in types(0, "archive", world)
         assert "is archived: it takes no submissions" in types(1, "promote", world, "Trend")
         assert "qmtl world archive W --undo" in types(1, "resume", world)
-        assert "qmtl world resume advanced opens its gate" in types(0, "archive", world, "--undo")
+        assert "qmtl world resume advanced opens it" in types(0, "archive", world, "--undo")
         assert "lifted: halt" in types(0, "resume", world)
     finally:
         stage.close()

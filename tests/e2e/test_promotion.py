@@ -204,8 +204,8 @@ def test_an_archived_world_takes_nothing(stage: PromotionScenario) -> None:
     for call in refused:
         with pytest.raises(QmtlError, match="E_WORLD_ARCHIVED"):
             call()
-    assert "archived by" in stage.client.gate(stage.world).halted
+    assert "archived by" in stage.client.fence(stage.world).halted
     stage.client.update_world(stage.world, WorldUpdate(state="active"))
-    assert stage.client.gate(stage.world).halted, "taken back, it stays halted until someone resumes it"
+    assert stage.client.fence(stage.world).halted, "taken back, it stays halted until someone resumes it"
     stage.client.resume(stage.world)
-    assert not stage.client.gate(stage.world).halted
+    assert not stage.client.fence(stage.world).halted

@@ -271,7 +271,7 @@ class Applies(RuleBasedStateMachine):
 
     @invariant()
     def the_store_is_as_the_model(self) -> None:
-        gate, model = self.desk.gate(), self.model
+        gate, model = self.desk.fence_row(), self.model
         assert (gate.state, gate.holder, bool(gate.halted), gate.epoch, gate.live_edge) == (
             model.gate,
             model.holder,

@@ -139,10 +139,10 @@ def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Da
     verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(5)])
     assert sum(verdict.accepted for verdict in verdicts) == 3
     assert {verdict.reason for verdict in verdicts if not verdict.accepted} == {Refusal.CIRCUIT_BREAKER}
-    assert "more than 3 orders" in desk.gate().halted
+    assert "more than 3 orders" in desk.fence_row().halted
     assert orders.publish([desk.order(session, desk.epoch)])[0].reason is Refusal.HALTED
     assert "circuit breaker" in desk.steps.resume(desk.world, "olga", "looked at it")[0]
-    assert desk.gate().halted == ""
+    assert desk.fence_row().halted == ""
 
 
 def test_several_gateways_count_together_for_the_circuit_breaker(
@@ -159,7 +159,7 @@ def test_several_gateways_count_together_for_the_circuit_breaker(
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(publish, [OrderAcceptance(desk.database) for _ in range(4)])) == 40
-    assert "more than 40 orders" in desk.gate().halted
+    assert "more than 40 orders" in desk.fence_row().halted
 
 
 def test_fills_end_an_order_once(desk: Desk) -> None:

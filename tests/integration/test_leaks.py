@@ -141,7 +141,7 @@ class Storm:
         for _ in range(3):
             self._publish()
         self.desk.fence.update(self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker()), "olga")
-        if self.desk.gate().halted:
+        if self.desk.fence_row().halted:
             self.desk.steps.resume(self.desk.world, "olga", "storm")
 
     def _dryrun(self) -> None:

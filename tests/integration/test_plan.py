@@ -44,7 +44,7 @@ def test_a_plan_that_the_world_has_outrun_is_not_carried_out(database: Database)
     desk.decide(active=False)
     with pytest.raises(QmtlError, match="E_ETAG"):
         desk.steps.freeze(desk.world, run)
-    assert desk.gate().state == "open"
+    assert desk.fence_row().state == "open"
 
 
 def test_an_apply_in_an_old_world_does_the_work_of_one_in_a_clean_world(tmp_path: Path) -> None:

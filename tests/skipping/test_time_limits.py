@@ -172,7 +172,7 @@ def test_an_approval_that_does_not_come_ends_the_apply_after_its_limit(server: P
             ended = await handle.result()
             assert (ended.outcome, ended.reason) == ("rolled_back", "no approval within 7d")
             assert timedelta(days=7) <= await stage.now() - began < timedelta(days=7, hours=1)
-            assert stage.desk.gate().state == "open"
+            assert stage.desk.fence_row().state == "open"
 
     asyncio.run(run())
 
@@ -189,17 +189,17 @@ def test_an_open_order_holds_a_drain_up_no_longer_than_its_limit(server: Path, t
             await stage.agree()
 
             async def drains() -> bool:
-                return stage.desk.gate().state == "draining"
+                return stage.desk.fence_row().state == "draining"
 
             await stage.until(drains, "drain")
             stage.clock.shift(0.9 * DAY)
             await asyncio.sleep(0.2)
-            assert stage.desk.gate().state == "draining", "nine tenths of the limit are not the limit"
+            assert stage.desk.fence_row().state == "draining", "nine tenths of the limit are not the limit"
             stage.clock.shift(0.2 * DAY)
             ended = await handle.result()
             assert ended.outcome == "rolled_back"
             assert ended.reason.startswith("not drained: 1 orders were still open after 86400 s")
-            assert stage.desk.gate().state == "open"
+            assert stage.desk.fence_row().state == "open"
 
     asyncio.run(run())
 

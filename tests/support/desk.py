@@ -166,9 +166,9 @@ class Desk:
 
     @property
     def epoch(self) -> int:
-        return self.gate().epoch
+        return self.fence_row().epoch
 
-    def gate(self) -> Any:
+    def fence_row(self) -> Any:
         """The fence row."""
         from activities.storage.tables import FenceRow
 

@@ -2,7 +2,7 @@
 
 It knows nothing of the fence's code: only what the rows say.
 
-The order log has orders, fills and changes of the gate in one order. What else an order depends on
+The order log has orders, fills and changes of the fence in one order. What else an order depends on
 (decisions, activations, sessions, the world itself) stands in the audit trail, under the same clock: both
 were written under the world's lock.
 """
@@ -81,7 +81,7 @@ def order_violations(
 
 
 def _gate(log: Any) -> list[str]:
-    """Orders and changes of the gate, in the order in which they happened. (Any: rows.)"""
+    """Orders and changes of the fence, in the order in which they happened. (Any: rows.)"""
     broken, owner, draining, halted, epoch = [], "", False, False, 1
     for row in log:
         kind, ref = row["kind"], row["ref"]
@@ -141,7 +141,7 @@ def _orders(log: Any, acknowledged: dict[str, str], at_rest: bool) -> list[str]:
 
 
 def _surroundings(log: Any, audit: Any) -> list[str]:
-    """What an order depends on besides the gate, at the time of its acceptance."""
+    """What an order depends on besides the fence, at the time of its acceptance."""
     fresh, allowed, edge, limit = Timeline(), Timeline(), Timeline(), Timeline()
     activations: defaultdict[str, Timeline] = defaultdict(Timeline)
     sessions: dict[str, Timeline] = defaultdict(Timeline)

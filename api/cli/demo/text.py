@@ -68,6 +68,6 @@ def _trading(body: dict[str, Any]) -> list[str]:
         f"epoch {live['epoch_before']} → {live['epoch_after']}",
         f"  orders before {orders['before']}, during {during}, after {orders['after']}; "
         f"{orders['filled']} filled",
-        f"  held back by the strategy's own gate: {sum(orders['kept_back_by_the_gate'].values())}; "
+        f"  held back by its order gate: {sum(orders['kept_back_by_the_gate'].values())}; "
         f"audit trail of {trading['audit_entries']} entries verified",
     ]

@@ -2,7 +2,7 @@
 
 1. Submit a strategy and promote it to dryrun; `ana` approves on the command line, as a person would.
 2. Run it until it has traded, then promote it to live while it keeps trading; `ana` and `ben` approve.
-3. During the freeze, send one order past the strategy's own gate, so that the fence refuses it.
+3. During the freeze, send one order past the strategy's order gate, so that the fence refuses it.
 4. Roll back, halt the world, and count the orders before, during and after the apply.
 """
 
@@ -72,7 +72,7 @@ def run_trading(client: GatewayClient, now: datetime) -> dict[str, Any]:
     finally:
         Runner.shutdown()
     records = client.orders(world, limit=1000)
-    counts = client.gate(world).orders
+    counts = client.fence(world).orders
     return {
         "world": world,
         "strategy_id": judged.strategy_id,
@@ -98,12 +98,12 @@ def run_trading(client: GatewayClient, now: datetime) -> dict[str, Any]:
 def order_past_the_gate(client: GatewayClient, order: Order) -> Iterator[None]:
     """Send a copy of an order as soon as the world is frozen, or at the end of the block at the latest.
 
-    It skips the strategy's own gate, which holds orders back during a freeze.
+    It skips the strategy's order gate, which holds orders back during a freeze.
     """
     over = threading.Event()
 
     def send() -> None:
-        while client.gate(order.world_id).state == "open" and not over.wait(0.02):
+        while client.fence(order.world_id).state == "open" and not over.wait(0.02):
             pass
         client.publish_orders([order.model_copy(update={"order_id": f"order:{uuid.uuid4().hex}"})])
 

@@ -7,23 +7,23 @@ from typing import Any
 
 from api.cli.names import StrategyNames
 from api.cli.output import table
-from qmtl_sdk.contracts.applies import GateStatus
+from qmtl_sdk.contracts.applies import FenceStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import domain_of
 
 
-def gate_text(gate: GateStatus) -> list[str]:
+def fence_text(fence: FenceStatus) -> list[str]:
     """Describe whether a world's orders can pass, and what stops them."""
     refused = ", ".join(
-        f"{count} {reason}" for reason, count in sorted(gate.orders.items()) if reason != "accepted"
+        f"{count} {reason}" for reason, count in sorted(fence.orders.items()) if reason != "accepted"
     )
-    live = "allowed" if gate.allow_live else "not allowed"
-    edge = "open" if gate.live_edge else "closed"
+    live = "allowed" if fence.allow_live else "not allowed"
+    edge = "open" if fence.live_edge else "closed"
     return [
-        f"gate       {_gate_state(gate)}, epoch {gate.epoch}",
+        f"fence      {_fence_state(fence)}, epoch {fence.epoch}",
         f"live       {live}, edge from backtest to live {edge}",
-        f"decision   {_decision_age(gate)}",
-        f"orders     {gate.orders.get('accepted', 0)} accepted, {gate.open_orders} open"
+        f"decision   {_decision_age(fence)}",
+        f"orders     {fence.orders.get('accepted', 0)} accepted, {fence.open_orders} open"
         + (f"; refused: {refused}" if refused else ""),
     ]
 
@@ -70,16 +70,18 @@ def stage_of(mode: str | None) -> str:
     return str(domain_of(mode) or mode or "")
 
 
-def _gate_state(gate: GateStatus) -> str:
-    if gate.halted:
-        return f"halted ({gate.halted})"
-    return "open" if gate.state == "open" else f"{gate.state} by {gate.held_by}"
+def _fence_state(fence: FenceStatus) -> str:
+    if fence.halted:
+        return f"halted ({fence.halted})"
+    return "open" if fence.state == "open" else f"{fence.state} by {fence.held_by}"
 
 
-def _decision_age(gate: GateStatus) -> str:
-    until = gate.decision_fresh_until
+def _decision_age(fence: FenceStatus) -> str:
+    until = fence.decision_fresh_until
     if until is None:
         return "none yet"
     if until > datetime.now(UTC):
         return f"fresh until {until:%H:%M:%S} UTC"
-    return f"stale since {until:%Y-%m-%d %H:%M:%S} UTC: orders are refused; qmtl world decide {gate.world_id}"
+    return (
+        f"stale since {until:%Y-%m-%d %H:%M:%S} UTC: orders are refused; qmtl world decide {fence.world_id}"
+    )

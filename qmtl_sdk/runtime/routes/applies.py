@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, GateStatus
+from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, FenceStatus
 from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from qmtl_sdk.contracts.worlds import EdgeOverride
@@ -78,11 +78,11 @@ class ApplyRoutes(Transport):
             self._call("POST", f"/worlds/{world_id}/applies/{run_id}/abort", json={"reason": reason})
         )
 
-    def gate(self, world_id: str) -> GateStatus:
-        return GateStatus.model_validate(self._call("GET", f"/worlds/{world_id}/gate"))
+    def fence(self, world_id: str) -> FenceStatus:
+        return FenceStatus.model_validate(self._call("GET", f"/worlds/{world_id}/fence"))
 
-    def halt(self, world_id: str, reason: str = "") -> GateStatus:
-        return GateStatus.model_validate(
+    def halt(self, world_id: str, reason: str = "") -> FenceStatus:
+        return FenceStatus.model_validate(
             self._call("POST", f"/worlds/{world_id}/halt", json={"reason": reason})
         )
 
