@@ -40,9 +40,9 @@ class SqlApprovals:
                 ApprovalRow.actor == actor,
                 ApprovalRow.via == "gateway",
             )
-            earlier = tx.session.exec(query).first()
-            if earlier is not None and earlier.verdict == verdict:
-                return approval_of(earlier)
+            newest = tx.session.exec(query.order_by(col(ApprovalRow.at).desc())).first()
+            if newest is not None and newest.verdict == verdict:
+                return approval_of(newest)
             if row.ended_at is not None or row.state not in ("requested", "approval"):
                 raise QmtlError(
                     "E_APPLY_ENDED",

@@ -12,21 +12,18 @@ _SHORTEST_PREFIX = 8
 
 def judgment_lines(decision: StrategyDecision) -> list[str]:
     """Return a line for each step of the judgment, or for each violation of a step."""
-    violated = {violation.step for violation in decision.violations}
     lines: list[str] = []
-    reached = True
+    rejected = any(violation.step == "evidence" for violation in decision.violations)
+    left_out = False
     for step in STEPS:
-        if step.name in violated:
-            reached = False
-            lines += [
-                f"  {step.label}: {violation.rule}: {violation.detail}"
-                for violation in decision.violations
-                if violation.step == step.name
-            ]
-        elif reached:
-            lines.append(f"  {step.label}: passed{_figure(step, decision)}")
-        else:
+        found = [item for item in decision.violations if item.step == step.name]
+        if found:
+            left_out = True
+            lines += [f"  {step.label}: {item.rule}: {item.detail}" for item in found]
+        elif left_out and (rejected or not step.checks_all):
             lines.append(f"  {step.label}: not reached")
+        else:
+            lines.append(f"  {step.label}: passed{_figure(step, decision)}")
     return lines
 
 

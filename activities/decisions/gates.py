@@ -1,4 +1,4 @@
-"""The steps that check each candidate by itself: evidence, data currency and gates.
+"""The steps that check each candidate by itself: evidence, data currency, gates and hysteresis bands.
 
 Rejected evidence ends the checks of a candidate. Otherwise every failed check is reported, not only the
 first.
@@ -41,15 +41,26 @@ def check_data_currency(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortli
 
 
 def check_gates(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist:
-    """Leave out candidates that fail the policy's gates, or lie outside the bands of hysteresis."""
-    selection = inputs.policy.selection
+    """Leave out candidates that fail the policy's gates."""
+    gates = inputs.policy.selection.gates
+
+    def check(entry: Entry) -> Entry:
+        if entry.candidate.error_code:
+            return entry
+        return entry.violating(*_group_violations(gates, entry.candidate.metrics))
+
+    return shortlist.each(check)
+
+
+def check_bands(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist:
+    """Leave out candidates outside the bands of hysteresis."""
+    rules = inputs.policy.selection.hysteresis
 
     def check(entry: Entry) -> Entry:
         candidate = entry.candidate
         if candidate.error_code:
             return entry
-        bands = band_violations(selection.hysteresis, candidate, inputs.was_active(candidate))
-        return entry.violating(*_group_violations(selection.gates, candidate.metrics), *bands)
+        return entry.violating(*band_violations(rules, candidate, inputs.was_active(candidate)))
 
     return shortlist.each(check)
 

@@ -85,10 +85,10 @@ def band_violations(rules: Hysteresis, candidate: Candidate, active: bool) -> Se
     value = candidate.metrics.get(bands.metric)
     if value is None:
         detail = f"{bands.metric} is missing"
-        return [Violation(step="hysteresis", kind="insufficient", rule=rule, detail=detail)]
+        return [Violation(step="bands", kind="insufficient", rule=rule, detail=detail)]
     if value >= limit:
         return []
-    return [Violation(step="hysteresis", kind="failed", rule=rule, detail=f"{bands.metric} is {value:.4g}")]
+    return [Violation(step="bands", kind="failed", rule=rule, detail=f"{bands.metric} is {value:.4g}")]
 
 
 def _settle(inputs: JudgmentInputs, entry: Entry, slots_taken: int) -> Entry:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.constraints import check_constraints
-from activities.decisions.gates import check_data_currency, check_evidence, check_gates
+from activities.decisions.gates import check_bands, check_data_currency, check_evidence, check_gates
 from activities.decisions.hysteresis import apply_hysteresis
 from activities.decisions.ranking import score_entries, select_top_k
 from activities.decisions.steps import Correlate, Entry, JudgmentInputs, Shortlist, Step
@@ -21,9 +21,10 @@ from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
 
 STEPS = (
-    Step("evidence", "evidence", check_evidence),
-    Step("data_currency", "data currency", check_data_currency),
-    Step("gates", "gates", check_gates),
+    Step("evidence", "evidence", check_evidence, checks_all=True),
+    Step("data_currency", "data currency", check_data_currency, checks_all=True),
+    Step("gates", "gates", check_gates, checks_all=True),
+    Step("bands", "hysteresis bands", check_bands, checks_all=True),
     Step("score", "score", score_entries),
     Step("constraints", "constraints", check_constraints),
     Step("topk", "top-k", select_top_k),

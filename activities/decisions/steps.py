@@ -76,8 +76,13 @@ class Shortlist:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the judgment. `label` is its name in explanations."""
+    """A step of the judgment. `label` is its name in explanations.
+
+    A step that `checks_all` also checks the candidates which earlier steps left out, except those whose
+    evidence was rejected.
+    """
 
     name: JudgmentStep
     label: str
     run: Callable[[JudgmentInputs, Shortlist], Shortlist]
+    checks_all: bool = False

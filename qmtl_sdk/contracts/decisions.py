@@ -8,7 +8,9 @@ from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, Mode
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.worlds import UtcTime
 
-JudgmentStep = Literal["evidence", "data_currency", "gates", "score", "constraints", "topk", "hysteresis"]
+JudgmentStep = Literal[
+    "evidence", "data_currency", "gates", "bands", "score", "constraints", "topk", "hysteresis"
+]
 """The steps of a judgment, in order."""
 
 ViolationKind = Literal[

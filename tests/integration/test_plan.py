@@ -8,7 +8,7 @@ from sqlalchemy import event
 from activities.storage.database import Database
 from activities.storage.sqlite import SqliteDatabase
 from qmtl_sdk import QmtlError
-from qmtl_sdk.contracts.applies import ApplyRequest
+from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
 from qmtl_sdk.contracts.worlds import EdgeOverride
 from tests.support.desk import Desk, policy
 
@@ -84,3 +84,13 @@ def test_an_apply_in_an_old_world_does_the_work_of_one_in_a_clean_world(tmp_path
         assert other <= 1.2 * one, (one, other)
     finally:
         database.close()
+
+
+def test_a_rejection_that_is_repeated_after_the_apply_ended_gets_the_first_answer(database: Database) -> None:
+    """The request's answer was lost; before the rejection the same person had approved."""
+    desk = Desk(database, found=policy(approvals={"required": 2}))
+    run = desk.request("dryrun")
+    desk.approvals.record(desk.world, run, "ana", "approve", ApprovalBody())
+    rejection = desk.approvals.record(desk.world, run, "ana", "reject", ApprovalBody(reason="doubts"))
+    desk.steps.conclude(desk.world, run, "rejected", "by ana")
+    assert desk.approvals.record(desk.world, run, "ana", "reject", ApprovalBody()) == rejection

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.decisions.candidate import Candidate
+from activities.decisions.explain import judgment_lines
 from activities.decisions.judgment import STEPS, etag_of, judge, summary
 from qmtl_sdk.contracts.decisions import JudgmentStep, StrategyDecision
 from qmtl_sdk.contracts.policy_text import policy_from
@@ -133,3 +134,32 @@ def test_an_etag_hashes_content_and_not_the_clock() -> None:
 
 def test_violations_name_the_steps_of_the_judgment_in_order() -> None:
     assert tuple(step.name for step in STEPS) == get_args(JudgmentStep)
+
+
+@pytest.mark.parametrize(
+    ("found", "lines"),
+    [
+        (
+            candidate("a", data_last=NOW - timedelta(days=4)),
+            {"data currency": "max_lag = 3d", "gates": "passed", "score": "not reached"},
+        ),
+        (candidate("a", 0.5), {"data currency": "passed", "gates": "sharpe >= 0.6", "top-k": "not reached"}),
+        (
+            candidate("a", 0.8),
+            {"gates": "passed", "hysteresis bands": "bands.enter: sharpe >= 0.9", "score": "not reached"},
+        ),
+        (
+            candidate("a", error_code="E_LOOKAHEAD", error="looks ahead"),
+            {"evidence": "E_LOOKAHEAD", "gates": "not reached", "top-k": "not reached"},
+        ),
+    ],
+)
+def test_an_explanation_says_passed_only_of_steps_that_checked_the_strategy(
+    found: Candidate, lines: dict[str, str]
+) -> None:
+    bands = {"metric": "sharpe", "enter": 0.9, "exit": 0.4} if found.metrics["sharpe"] == 0.8 else None
+    selection = {"gates": {"and": ["sharpe >= 0.6"]}, "score": "sharpe", "hysteresis": {"bands": bands}}
+    policy = policy_from({"data_currency": {"max_lag": "3d"}, "selection": selection})
+    judged = decided(found, policy=policy)["a"]
+    explained = dict(line.strip().split(": ", 1) for line in judgment_lines(judged))
+    assert {label: text for label, text in lines.items() if not explained[label].startswith(text)} == {}

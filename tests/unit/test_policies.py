@@ -406,7 +406,7 @@ CASES = [
         BANDS,
         [some("a", 1.0), some("b", 0.9)],
         ["a"],
-        {"b": ("hysteresis", "failed")},
+        {"b": ("bands", "failed")},
         "0.9",
     ),
     Case(
@@ -421,7 +421,7 @@ CASES = [
         BANDS,
         [some("a", 0.49)],
         [],
-        {"a": ("hysteresis", "failed")},
+        {"a": ("bands", "failed")},
         states={"a": state(True)},
     ),
     Case(
