@@ -125,7 +125,7 @@ class Subscriber:
             self._authorization.require_valid()
             if time.monotonic() >= heartbeat_at:
                 await self._send_heartbeat(topics)
-                heartbeat_at = time.monotonic() + self._config.beat_s
+                heartbeat_at = time.monotonic() + self._config.heartbeat_s
             if not sent:
                 await self._wait_for_news(heartbeat_at)
 

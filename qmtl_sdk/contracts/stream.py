@@ -107,7 +107,7 @@ class EventFrame(Sequenced):
 class HeartbeatFrame(Model):
     """Sent regularly: the newest sequence number of each topic, from which a client computes its lag."""
 
-    type: Literal["beat"] = "beat"
+    type: Literal["heartbeat"] = "heartbeat"
     positions: Positions
 
 

@@ -70,7 +70,7 @@ class EventsSettings(_Section):
     keep: int = Field(
         100_000, gt=0, description="events retained in a topic; an older position gets a snapshot"
     )
-    beat_s: float = Field(2.0, gt=0, description="seconds between heartbeats of a stream")
+    heartbeat_s: float = Field(2.0, gt=0, description="seconds between heartbeats of a stream")
     slow_reader_s: float = Field(
         10.0, gt=0, description="seconds without progress after which a reader is dropped"
     )

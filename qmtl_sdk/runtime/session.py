@@ -78,7 +78,7 @@ class SessionKeeper:
         lease = self.grant.lease_s
         while not self._stop.wait(lease / 3):
             try:
-                response = self._client.session_beat(self.grant.session_id, report())
+                response = self._client.session_heartbeat(self.grant.session_id, report())
                 self._set_clock(response.now)
                 acknowledged = time.monotonic()
                 faults.pop("session", None)

@@ -76,7 +76,7 @@ class OrderChaos:
             home,
             dsn,
             **{
-                "QMTL_EVENTS__BEAT_S": "0.5",
+                "QMTL_EVENTS__HEARTBEAT_S": "0.5",
                 "QMTL_GATEWAY__SESSION_LEASE_S": "3",
                 "QMTL_GATEWAY__RATE_PER_S": "5000",
                 "QMTL_ORDERS__PAPER_FILL_DELAY_S": "0.02",

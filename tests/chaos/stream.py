@@ -81,7 +81,9 @@ class Chaos:
         self._relay = relay
         self._client = client
         self._rest_s = rest_s
-        self.machine = Machine(home, **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "3"})
+        self.machine = Machine(
+            home, **{"QMTL_EVENTS__HEARTBEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "3"}
+        )
         self._runner: subprocess.Popen[bytes] | None = None
         self._env: dict[str, str] = {}
 
@@ -219,7 +221,7 @@ class Chaos:
         def quiet() -> bool:
             if outbox.waiting(1) or not all(subscriber.connected for subscriber in subscribers):
                 return False
-            # What the log has, not what a beat said of it a moment ago.
+            # What the log has, not what a heartbeat said of it a moment ago.
             ends = {topic: bus.bounds(f"{world}.{topic}").last for topic in TOPICS}
             return all(
                 subscriber.states[topic].sequence >= last

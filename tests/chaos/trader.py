@@ -66,11 +66,11 @@ class Trader:
     def main(self) -> None:
         self._stream.start()
         self._publisher.start()
-        beat = 0.0
+        heartbeat_at = 0.0
         while True:
-            if time.monotonic() > beat:
+            if time.monotonic() > heartbeat_at:
                 self._try(self._keep)
-                beat = time.monotonic() + 0.3
+                heartbeat_at = time.monotonic() + 0.3
             self._n += 1
             # Without pause, but not ahead of what is answered: a backlog would be stale, and nothing else
             # would be tried.
@@ -99,7 +99,7 @@ class Trader:
             self._life.session, self._life.domain = grant.session_id, grant.context.execution_domain.value
             self._gate.domain = grant.context.execution_domain
         else:
-            self._client.session_beat(self._life.session, SessionHeartbeat())
+            self._client.session_heartbeat(self._life.session, SessionHeartbeat())
 
     def _rude(self) -> Order:
         """An order that its gate would keep back, mostly.
@@ -143,7 +143,7 @@ class Trader:
             self._life.shadow = self._client.open_session(
                 SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos", shadow=True)
             ).session_id
-        self._client.session_beat(self._life.shadow, SessionHeartbeat())
+        self._client.session_heartbeat(self._life.shadow, SessionHeartbeat())
         return self._life.shadow
 
     def _send(self, orders: list[Order]) -> None:

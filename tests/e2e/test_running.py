@@ -36,7 +36,7 @@ DAYS_A_SECOND = 86_400.0
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     found = Machine(
         tmp_path_factory.mktemp("running"),
-        **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "1.5"},
+        **{"QMTL_EVENTS__HEARTBEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "1.5"},
     )
     try:
         found.up()
@@ -193,7 +193,7 @@ def open_when_fresh(machine: Machine, strategy: RunningStrategy) -> bool:
 def test_losing_the_stream_closes_the_gate_after_the_decisions_ttl_and_computing_goes_on(
     tmp_path: Path,
 ) -> None:
-    machine = Machine(tmp_path, **{"QMTL_EVENTS__BEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "60"})
+    machine = Machine(tmp_path, **{"QMTL_EVENTS__HEARTBEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "60"})
     try:
         machine.up()
         with machine.client() as client:
@@ -253,11 +253,11 @@ def test_the_repr_of_a_running_strategy_gives_its_name_world_stage_and_state(
 def test_a_runner_that_is_gone_loses_its_session(machine: Machine, client: GatewayClient, home: str) -> None:
     make(client, home)
     strategy = running(Runner.submit(Trend, world=home, config=machine.config))
-    strategy._stop.set()  # nothing beats any more, as if its process had died
+    strategy._stop.set()  # nothing sends heartbeats any more, as if its process had died
     wait_for(lambda: not client.sessions(home), "end of the session")
     assert session_of(client, home, ended=True).end_reason.startswith("its lease ended")
     with pytest.raises(QmtlError) as caught:
-        client.session_beat(strategy.grant.session_id, strategy.report())
+        client.session_heartbeat(strategy.grant.session_id, strategy.report())
     assert caught.value.code == "E_SESSION_LOST"
     strategy._stop.clear()
 

@@ -30,7 +30,7 @@ POLICY_TOPIC = ("policy",)
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     env = {
         "QMTL_EVENTS__SLOW_READER_S": "1",
-        "QMTL_EVENTS__BEAT_S": "0.2",
+        "QMTL_EVENTS__HEARTBEAT_S": "0.2",
         "QMTL_GATEWAY__MAX_SOCKETS": "12",
         "QMTL_EVENTS__KEEP": "1000000",
     }
@@ -73,11 +73,11 @@ def opened(subscription: Subscription, **hello: Any) -> Iterator[ClientConnectio
 
 
 def frames(socket: ClientConnection, count: int) -> list[dict[str, Any]]:
-    """The next frames that are no beats."""
+    """The next frames that are no heartbeats."""
     found: list[dict[str, Any]] = []
     while len(found) < count:
         frame = json.loads(socket.recv(timeout=10))
-        if frame["type"] != "beat":
+        if frame["type"] != "heartbeat":
             found.append(frame)
     return found
 

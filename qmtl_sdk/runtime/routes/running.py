@@ -48,7 +48,7 @@ class RunningRoutes(Transport):
     def open_session(self, request: SessionOpen, patience_s: float | None = None) -> SessionGrant:
         return SessionGrant.model_validate(self._call("POST", "/sessions", request, patience_s=patience_s))
 
-    def session_beat(self, session_id: str, report: SessionHeartbeat) -> SessionLease:
+    def session_heartbeat(self, session_id: str, report: SessionHeartbeat) -> SessionLease:
         """Send one heartbeat without retrying: the next one follows soon."""
         return SessionLease.model_validate(
             self._call("POST", f"/sessions/{session_id}/heartbeat", report, patience_s=0.0, timeout=10.0)
