@@ -20,6 +20,7 @@ from activities.graph.sql import SqlGraphStore
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
 from activities.sessions.sql import SqlSessionStore
+from activities.settings import Settings
 from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.opening import open_database
@@ -30,7 +31,6 @@ from activities.submissions.runs import SqlRunStore
 from activities.worlds.edges import SqlEdgeStore
 from activities.worlds.policies import SqlPolicyStore
 from activities.worlds.specs import SqlWorldStore
-from qmtl_sdk.runtime.config import Settings
 
 
 @dataclass(frozen=True)

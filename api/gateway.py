@@ -17,6 +17,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
 from activities.events.bus import BusSettings, open_bus
+from activities.settings import Settings, settings
 from activities.stores import Stores
 from api import problems
 from api.acks import GatewayAcks
@@ -42,7 +43,6 @@ from api.state import GatewayState
 from api.stream import Hub, watch_revoked
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.config import Settings, settings
 from temporal import logs
 from temporal.applies import ApplyService
 from temporal.client import connect

@@ -16,8 +16,9 @@ import httpx
 import portalocker
 import psutil
 
+from activities.settings import Settings
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.config import ENV, PREFIX, Settings, config_file
+from qmtl_sdk.runtime.config import ENV, PREFIX, config_file
 from qmtl_sdk.runtime.embedded import STACK_FILE, ProcessRecord, StackRecord
 from temporal.server import LocalServer, find_or_install, free_port, stop_process
 

@@ -5,12 +5,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from activities.settings import Settings
 from activities.stores import Stores
 from api.auth.keys import KeyRing
 from api.auth.limits import SocketLimit
 from api.auth.tokens import Tokens
 from api.stream import Hub
-from qmtl_sdk.runtime.config import Settings
 from temporal.applies import ApplyService
 from temporal.promotions import PromotionService
 from temporal.submissions import SubmissionService

@@ -9,8 +9,8 @@ from temporalio.client import Client, TLSConfig, WorkflowUpdateRPCTimeoutOrCance
 from temporalio.service import RPCError, RPCStatusCode
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential
 
+from activities.settings import TemporalSettings
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.config import TemporalSettings
 from temporal.plugin import QmtlPlugin
 from workflows.search_attributes import SEARCH_ATTRIBUTES
 

@@ -190,7 +190,7 @@ def stop_process(pid: int, started: float | None = None, limit_s: float = 10.0) 
 
 
 if __name__ == "__main__":  # install the server ahead of time and print its path
-    from qmtl_sdk.runtime.config import settings
+    from activities.settings import settings
 
     try:
         print(find_or_install(settings().tools_dir, settings().temporal.binary))

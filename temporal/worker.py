@@ -24,11 +24,11 @@ from activities.promotions.activities import PromotionActivities
 from activities.promotions.sql import SqlPromotions
 from activities.queues.activities import QueueActivities
 from activities.queues.upkeep import QueueRetention
+from activities.settings import Settings, settings
 from activities.stores import Stores
 from activities.submissions.activities import SubmissionActivities
 from activities.submissions.lease import compute_lease
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.config import Settings, settings
 from temporal.client import connect
 from temporal.evaluations import EvaluationActivities
 from temporal.schedules import create_schedules

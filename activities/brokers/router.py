@@ -15,11 +15,11 @@ import structlog
 
 from activities.brokers.broker import Broker, BrokerSettings, open_broker
 from activities.fence.order_log import SqlOrderLog
+from activities.settings import OrdersSettings, Settings, settings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.config import OrdersSettings, Settings, settings
 
 # Orders that one step sends.
 BATCH = 500

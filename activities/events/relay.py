@@ -22,12 +22,12 @@ import structlog
 
 from activities.events.bus import BusSettings, ControlBus, open_bus
 from activities.events.outbox import SqlOutbox
+from activities.settings import Settings, settings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from activities.storage.tables import OutboxRow
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import DATA, CloudEvent
-from qmtl_sdk.runtime.config import Settings, settings
 
 # Rows that one step publishes.
 BATCH = 500

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
+from activities.settings import settings
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result, table
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.config import config_file, explain, settings
+from qmtl_sdk.runtime.config import config_file, explain
 
 app = typer.Typer(help="The configuration in force.", no_args_is_help=True)
 
@@ -16,7 +17,7 @@ app = typer.Typer(help="The configuration in force.", no_args_is_help=True)
 @guarded
 def show(output: Output = Format.TEXT) -> None:
     """List every key, its value, and where the value comes from."""
-    rows = explain()
+    rows = explain(settings())
     print_result(
         output,
         [{"key": key, "value": value, "from": origin} for key, value, origin in rows],

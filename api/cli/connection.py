@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from activities.settings import settings
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
-from qmtl_sdk.runtime.config import settings
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from typing import Any
 
 import typer
 
+from activities.settings import settings
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result
 from api.stack import EmbeddedStack
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
-from qmtl_sdk.runtime.config import settings
 
 app = typer.Typer()
 

@@ -5,6 +5,7 @@ import time
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from activities.settings import EventsSettings
 from api.auth.limits import SocketLimit
 from api.metrics import DROPPED
 from api.stream.authorization import StreamAuthorization
@@ -13,7 +14,6 @@ from api.stream.socket import FrameSocket
 from api.stream.topics import kind_of_topic, topics_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.stream import HeartbeatFrame, Hello, Positions, Refresh, Refreshed
-from qmtl_sdk.runtime.config import EventsSettings
 
 HELLO_S = 10.0
 """Seconds that a client has to send its hello."""

@@ -10,9 +10,9 @@ from sqlmodel import col, select
 
 from activities.events.bus import SqliteBus
 from activities.events.relay import Relay
+from activities.settings import settings
 from activities.storage.opening import open_database
 from activities.storage.tables import OutboxRow
-from qmtl_sdk.runtime.config import settings
 
 
 def main() -> None:

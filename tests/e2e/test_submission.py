@@ -307,7 +307,7 @@ def test_exit_codes_of_processes_that_held_a_temporal_client(machine: Machine, a
     script = (
         "import asyncio, sys; from temporal.client import connect; "
         "from temporal.shutdown import exit_process; "
-        "from qmtl_sdk.runtime.config import TemporalSettings as T; "
+        "from activities.settings import TemporalSettings as T; "
         "asyncio.run(connect(T(address=sys.argv[1]))); exit_process(7)"
     )
     done = subprocess.run(

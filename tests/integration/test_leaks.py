@@ -16,13 +16,13 @@ from activities.brokers.router import OrderRouter, brokers
 from activities.fence import rules as fence
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
+from activities.settings import OrdersSettings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Order, Refusal
 from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
-from qmtl_sdk.runtime.config import OrdersSettings
 from tests.support.desk import Desk
 from tests.support.leaks import checks_without
 from tests.support.order_checker import order_violations

@@ -23,12 +23,12 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from activities.messages.apply import ApplyInput, ApprovalSignal
 from activities.messages.evaluation import EvaluationInput, EvaluationRequest
 from activities.messages.promotion import PromotionInput
+from activities.settings import Settings, settings
 from activities.storage.tables import GatewayRow, OpenOrderRow
 from activities.stores import Stores
 from qmtl_sdk.contracts.applies import ApplyStatus, ApprovalBody
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.promotions import PromotionView
-from qmtl_sdk.runtime.config import Settings, settings
 from temporal.plugin import QmtlPlugin
 from temporal.worker import serving
 from tests.support.desk import Desk, policy

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 import httpx
 
+from activities.settings import GatewaySettings, Settings, TemporalSettings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from api.stack import MALLOC
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.client import GatewayClient
-from qmtl_sdk.runtime.config import CacheSettings, GatewaySettings, Settings, TemporalSettings
+from qmtl_sdk.runtime.config import CacheSettings
 from temporal.server import LocalServer, find_or_install, free_port
 from tests.support import ROOT
 

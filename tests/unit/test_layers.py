@@ -1,9 +1,12 @@
-"""Only the fence writes the fence row, activations, the order log, open orders, acknowledgements and Gateway
-leases.
+"""Imports point one way, and only the fence writes its tables.
+
+These are the fence row, activations, the order log, open orders, acknowledgements and Gateway leases.
 """
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,15 @@ NAMED_TABLES = tuple(
     f"metadata.tables['{name}']"
     for name in ("fence", "activation", "order_log", "open_order", "ack", "gateway")
 )
+
+
+IMPORT_THE_SDK = """
+import importlib, pkgutil, sys
+import qmtl_sdk
+for module in pkgutil.walk_packages(qmtl_sdk.__path__, "qmtl_sdk."):
+    importlib.import_module(module.name)
+print(*sorted({"activities", "workflows", "temporal", "api"} & set(sys.modules)))
+"""
 
 
 def outside_the_fence() -> list[Path]:
@@ -57,6 +69,18 @@ def writes(source: str) -> list[str]:
         if isinstance(node, ast.Subscript) and ast.unparse(node).endswith(NAMED_TABLES):
             found.append(f"{node.lineno}: takes a table by its name")
     return found
+
+
+def test_imports_keep_the_contracts_of_the_layers() -> None:
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout
+
+
+def test_importing_the_sdk_imports_no_package_above_it() -> None:
+    command = [sys.executable, "-c", IMPORT_THE_SDK]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
 def test_only_the_fence_writes_what_is_the_fences() -> None:

@@ -1,12 +1,15 @@
 """What is public, and what is configured."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import qmtl_sdk
+from activities import settings
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.errors import CODES
+from qmtl_sdk.contracts.registry import Registry
 from qmtl_sdk.runtime import config
 
 
@@ -64,37 +67,95 @@ def test_variables_win_over_the_file_and_the_file_over_defaults(
 ) -> None:
     (folder / "qmtl.yml").write_text("gateway: { port: 81, host: filehost }\ntemporal: { api_key: secret }\n")
     monkeypatch.setenv("QMTL_GATEWAY__PORT", "82")
-    found = config.load()
+    found = settings.load()
     assert (found.gateway.port, found.gateway.host, found.temporal.namespace) == (82, "filehost", "default")
-    rows = {key: (value, origin) for key, value, origin in config.explain()}
+    rows = {key: (value, origin) for key, value, origin in config.explain(found)}
     assert rows["gateway.port"] == ("82", "QMTL_GATEWAY__PORT")
     assert rows["gateway.host"] == ("filehost", "qmtl.yml")
     assert rows["temporal.namespace"] == ("default", "default")
     assert rows["temporal.api_key"][0] == "***"
+    assert (rows["gateway.url"], rows["events.bus_options"]) == (("", "default"), ("{}", "default"))
 
 
+LOADERS = [settings.load, config.load]
+
+
+@pytest.mark.parametrize("load", LOADERS, ids=["services", "sdk"])
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("gatway: {}", "did you mean 'gateway'"),
         ("gateway: { prot: 1 }", "did you mean 'gateway.port'"),
         ("gateway: { port: many }", "gateway.port"),
+        ("gateway: { tokn: x }", "did you mean 'gateway.token'"),
+        ("events: { heartbeats: 1 }", "did you mean 'events.heartbeat_s'"),
+        ("orders: { broker_option: {} }", "did you mean 'orders.broker_options'"),
+        ("temporal: { tls_cert: [] }", "temporal.tls_cert"),
         ("a: [", "not YAML"),
         ("profile: staging", "profile"),
     ],
 )
-def test_a_mistake_in_the_file_is_one_line(folder: Path, text: str, said: str) -> None:
+def test_a_mistake_in_the_file_is_one_line(
+    folder: Path, load: Callable[[], config.Settings], text: str, said: str
+) -> None:
     (folder / "qmtl.yml").write_text(text)
     with pytest.raises(QmtlError) as caught:
-        config.load()
+        load()
     assert caught.value.code == "E_CONFIG"
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("load", LOADERS, ids=["services", "sdk"])
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("QMTL_EVENTS__HEARTBEATS", "did you mean 'events.heartbeat_s'"),
+        ("QMTL_GATEWAY__PORT", "gateway.port"),
+    ],
+)
+def test_a_mistake_in_a_variable_is_one_line(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    load: Callable[[], config.Settings],
+    variable: str,
+    said: str,
+) -> None:
+    monkeypatch.setenv(variable, "many")
+    with pytest.raises(QmtlError) as caught:
+        load()
+    assert caught.value.code == "E_CONFIG"
+    assert said in str(caught.value)
+
+
+def test_the_sdk_reads_with_the_class_of_the_services(folder: Path) -> None:
+    (folder / "qmtl.yml").write_text("gateway: { url: 'http://g', port: 81 }\nevents: { keep: 7 }\n")
+    found = config.load()
+    assert found == settings.load()
+    assert (found.gateway.url, settings.load().events.keep) == ("http://g", 7)
+
+
+def test_without_the_services_the_sdk_reads_its_own_keys(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"sdk": "qmtl_sdk.runtime.config:Settings"}
+    monkeypatch.setattr(config, "CLASSES", Registry("qmtl.none", "settings class", own))
+    (folder / "qmtl.yml").write_text("profile: prod\ngateway: { url: 'http://g' }\ncache: { dir: kept }\n")
+    monkeypatch.setenv("QMTL_GATEWAY__TOKEN", "secret")
+    found = config.load()
+    assert type(found) is config.Settings
+    assert (found.profile, found.gateway.url, found.token) == ("prod", "http://g", "secret")
+    assert found.cache_dir == Path("kept")
+    keys = [key for key, _, _ in config.explain(found)]
+    assert keys == ["profile", "home", "gateway.url", "gateway.token", "cache.dir"]
+    (folder / "qmtl.yml").write_text("gateway: { ulr: 'http://g' }\n")
+    with pytest.raises(QmtlError, match=r"did you mean 'gateway\.url'"):
+        config.load()
 
 
 def test_prod_lists_everything_that_it_lacks_at_once(folder: Path) -> None:
     (folder / "qmtl.yml").write_text("profile: prod\n")
     with pytest.raises(QmtlError) as caught:
-        config.load().require_profile()
+        settings.load().require_profile()
     assert caught.value.details["missing"] == [
         "gateway.database_backend: postgres",
         "gateway.database_dsn",
@@ -104,13 +165,13 @@ def test_prod_lists_everything_that_it_lacks_at_once(folder: Path) -> None:
         "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'postgresql://x' }\n"
         "temporal: { address: 'h:1' }\n"
     )
-    config.load().require_profile()
+    settings.load().require_profile()
     (folder / "qmtl.yml").write_text(
         "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'sqlite:///x' }\n"
         "temporal: { address: 'h:1' }\n"
     )
     with pytest.raises(QmtlError, match="make them agree"):
-        config.load().require_profile()
+        settings.load().require_profile()
 
 
 def test_a_named_file_must_exist(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,149 @@
+"""The services' settings: the SDK's, and those that only services use.
+
+One `qmtl.yml` and one set of variables hold both; `qmtl_sdk.runtime.config` reads them. The SDK does not
+import this package. It finds `Settings` through the entry point `services` of the group `qmtl.settings`,
+which `pyproject.toml` declares, and checks every key with it.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field
+
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.runtime import config
+
+
+class GatewaySettings(config.GatewaySettings):
+    host: str = Field("127.0.0.1", description="where the Gateway listens")
+    port: int = Field(0, ge=0, le=65535, description="0: a free one")
+    database_backend: Literal["sqlite", "postgres"] = "sqlite"
+    database_dsn: str | None = Field(
+        None, description="sqlite:///FILE or postgresql://…; none: a file in home"
+    )
+    max_body_bytes: int = Field(1_048_576, gt=0, description="largest request body, artifacts excepted")
+    max_artifact_bytes: int = Field(67_108_864, gt=0)
+    lease_heartbeat_s: float = Field(
+        10.0, gt=0, description="seconds without a heartbeat after which a runner loses its lease"
+    )
+    session_lease_s: float = Field(
+        15.0, gt=0, description="seconds without a heartbeat after which a running strategy loses its session"
+    )
+    rate_per_s: float = Field(
+        500.0, gt=0, description="requests of one caller a second; twice as many at once"
+    )
+    max_sockets: int = Field(50, gt=0, description="open streams of one caller")
+
+
+class EventsSettings(config.Section):
+    bus: str = Field("sqlite", description="the ControlBus backend: a built-in one, or a package's")
+    bus_options: dict[str, str] = Field({}, description="options of a package's bus")
+    keep: int = Field(
+        100_000, gt=0, description="events retained in a topic; an older position gets a snapshot"
+    )
+    heartbeat_s: float = Field(2.0, gt=0, description="seconds between heartbeats of a stream")
+    slow_reader_s: float = Field(
+        10.0, gt=0, description="seconds without progress after which a reader is dropped"
+    )
+    token_s: float = Field(
+        600.0, gt=0, description="how long a stream's token is good; it is refreshed on the open socket"
+    )
+
+
+class OrdersSettings(config.Section):
+    dryrun_broker: str = Field(
+        "paper", description="the broker of dryrun orders: a built-in one, or a package's"
+    )
+    live_broker: str = Field("paper", description="the broker of live orders: a built-in one, or a package's")
+    broker_options: dict[str, str] = Field({}, description="options of a package's broker")
+    paper_fill_delay_s: float = Field(
+        0.0, ge=0, description="how long after its acceptance the paper venue fills an order"
+    )
+
+
+class TemporalSettings(config.Section):
+    address: str | None = Field(
+        None, description="HOST:PORT of a Temporal server; none: a local one that qmtl up starts"
+    )
+    namespace: str = "default"
+    ui_url: str | None = Field(None, description="where its web page is; a local server's is known")
+    api_key: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    binary: Path | None = Field(None, description="the temporal executable for a local server")
+
+
+class Settings(config.Settings):
+    """Every key of the configuration."""
+
+    tools_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("qmtl")),
+        description="servers that were installed for it",
+    )
+    gateway: GatewaySettings = GatewaySettings()
+    events: EventsSettings = EventsSettings()
+    orders: OrdersSettings = OrdersSettings()
+    temporal: TemporalSettings = TemporalSettings()
+
+    @property
+    def database_dsn(self) -> str:
+        return self.gateway.database_dsn or f"sqlite:///{self.home / 'qmtl.db'}"
+
+    @property
+    def artifact_dir(self) -> Path:
+        return self.home / "artifacts"
+
+    @property
+    def bus_path(self) -> Path:
+        return self.home / "bus.db"
+
+    @property
+    def queues_path(self) -> Path:
+        return self.home / "queues.db"
+
+    @property
+    def keys_path(self) -> Path:
+        """The signing keys of this installation's Gateways."""
+        return self.home / "keys.json"
+
+    def missing_for_profile(self) -> list[str]:
+        """List every setting that the profile requires and that is missing."""
+        if self.profile == "dev":
+            return []
+        required = {
+            "gateway.database_backend: postgres": self.gateway.database_backend == "postgres",
+            "gateway.database_dsn": self.gateway.database_dsn,
+            "temporal.address": self.temporal.address,
+        }
+        return [name for name, present in required.items() if not present]
+
+    def require_profile(self) -> None:
+        """Check the profile. Raises QmtlError: E_CONFIG, listing every missing setting."""
+        missing = self.missing_for_profile()
+        if missing:
+            raise QmtlError(
+                "E_CONFIG",
+                f"profile prod lacks {', '.join(missing)}",
+                f"set them in {config.FILE} or as {config.PREFIX}… variables",
+                missing=missing,
+            )
+        backend, dsn = self.gateway.database_backend, self.gateway.database_dsn or "sqlite:"
+        if (backend == "postgres") != dsn.startswith("postgres"):
+            raise QmtlError(
+                "E_CONFIG",
+                f"gateway.database_backend is {backend} and gateway.database_dsn names another database",
+                "make them agree",
+            )
+
+
+def load() -> Settings:
+    """Read the configuration. Raises QmtlError: E_CONFIG where a key or value is invalid."""
+    return config.read(Settings)
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """Return the configuration of this process, read once."""
+    return load()
