@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from qmtl_sdk.contracts.events import topic_of
 from qmtl_sdk.contracts.stream import Subscribe
+from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.support import ROOT
 from tests.support.events import record_change
@@ -66,6 +68,69 @@ class Report:
                 "seconds": round(self.seconds, 1),
             }
         )
+
+
+class Subscriber:
+    """A stream client that listens to a world from its first event on, and what it handled."""
+
+    def __init__(self, client: type[StreamClient], gateway: GatewayClient, world: str) -> None:
+        self.handled: list[tuple[str, str]] = []
+        self.stream = client(
+            [gateway],
+            Subscribe(world_id=world, topics=TOPICS),
+            on_event=lambda kind, event: self.handled.append((kind, event.id)),
+        )
+        self._gateway = gateway
+
+    def close(self) -> None:
+        self.stream.close()
+        self._gateway.close()
+
+    def violations(self, published: dict[str, list[str]], expected_hash: str) -> list[str]:
+        """Compare what was handled with what was published; return what differs."""
+        violations = []
+        twice = [item for item, count in Counter(self.handled).items() if count > 1]
+        if twice:
+            violations.append(f"handled {len(twice)} events twice")
+        for topic in TOPICS:
+            expected = published.get(topic, [])
+            handled = [event_id for kind, event_id in self.handled if kind == topic]
+            handled = [event_id for event_id in handled if event_id in set(expected)]
+            if handled != expected:
+                missing = len(set(expected) - set(handled))
+                violations.append(
+                    f"{topic}: {missing} of {len(expected)} missing" if missing else f"{topic}: out of order"
+                )
+        if self.stream.states["activation"].state_hash != expected_hash:
+            violations.append("its activation is not the store's")
+        if self.stream.counters.snapshots.keys() - {"first"}:
+            violations.append(
+                f"got a snapshot that it should not need: {dict(self.stream.counters.snapshots)}"
+            )
+        if self.stream.counters.max_gap:
+            violations.append(f"a gap of {self.stream.counters.max_gap}")
+        return violations
+
+
+def newest_row(database: Database, world: str) -> int:
+    """The newest row of the outbox that was there before the subscribers' first event."""
+    return max((row.seq or 0 for row in rows_of(database, world)), default=0)
+
+
+def rows_of(database: Database, world: str) -> Sequence[OutboxRow]:
+    with database.read() as session:
+        return session.exec(
+            select(OutboxRow).where(OutboxRow.world_id == world).order_by(col(OutboxRow.seq))
+        ).all()
+
+
+def published_by_topic(rows: Sequence[OutboxRow], world: str, after: int) -> dict[str, list[str]]:
+    """The events of a world that follow a row of the outbox, by topic, in their order."""
+    published: dict[str, list[str]] = {}
+    for row in rows:
+        if row.seq is not None and row.seq > after:
+            published.setdefault(topic_of(world, row.type).rpartition(".")[2], []).append(row.event_id)
+    return published
 
 
 class Chaos:
@@ -111,23 +176,15 @@ class Chaos:
                 },
                 PAPER,
             )
-            handled: list[list[tuple[str, str]]] = [[] for _ in range(3)]
-            gateways = [self.machine.client(away_limit_s=0.0) for _ in handled]
             subscribers = [
-                self._client(
-                    [gateway],
-                    Subscribe(world_id=world, topics=TOPICS),
-                    on_event=lambda kind, event, mine=mine: mine.append((kind, event.id)),
-                )  # type: ignore[misc]
-                for gateway, mine in zip(gateways, handled, strict=True)
+                Subscriber(self._client, self.machine.client(away_limit_s=0.0), world) for _ in range(3)
             ]
-            for subscriber in subscribers:
-                subscriber.start()
+            streams = [subscriber.stream for subscriber in subscribers]
+            for stream in streams:
+                stream.start()
             try:
-                assert all(subscriber.ready(60) for subscriber in subscribers), [
-                    subscriber.fault for subscriber in subscribers
-                ]
-                base = self._sequences(database, world)
+                assert all(stream.ready(60) for stream in streams), [stream.fault for stream in streams]
+                base = newest_row(database, world)
                 self._start_runner(world)
                 stop = threading.Event()
                 killer = threading.Thread(target=self._kill, args=(rng, stop, report))
@@ -137,17 +194,20 @@ class Chaos:
                 finally:
                     stop.set()
                     killer.join()
-                self._quiet(database, subscribers, world, report)
-                self._check(
-                    report, database, client.activation_hash(world), world, subscribers, handled, base
-                )
+                self._quiet(database, streams, world, report)
+                expected_hash = client.activation_hash(world)
+                rows = rows_of(database, world)
+                report.events = len(rows)
+                published = published_by_topic(rows, world, base)
+                for number, subscriber in enumerate(subscribers):
+                    found = subscriber.violations(published, expected_hash)
+                    report.violations += [f"subscriber {number}: {violation}" for violation in found]
             finally:
-                for subscriber, gateway in zip(subscribers, gateways, strict=True):
+                for subscriber in subscribers:
                     subscriber.close()
-                    gateway.close()
                 self._end_runner()
                 database.close()
-        report.reconnects = sum(subscriber.counters.reconnects for subscriber in subscribers)
+        report.reconnects = sum(stream.counters.reconnects for stream in streams)
         report.seconds = time.monotonic() - began
         return report
 
@@ -211,7 +271,7 @@ class Chaos:
 
     # what must hold
 
-    def _quiet(self, database: Database, subscribers: list[StreamClient], world: str, report: Report) -> None:
+    def _quiet(self, database: Database, streams: list[StreamClient], world: str, report: Report) -> None:
         """Until the relay has told everything, the runner runs, and everyone has handled what there is.
 
         What does not come to that is a violation.
@@ -219,14 +279,12 @@ class Chaos:
         outbox, bus = SqlOutbox(database), SqliteBus(self.machine.config.bus_path)
 
         def quiet() -> bool:
-            if outbox.waiting(1) or not all(subscriber.connected for subscriber in subscribers):
+            if outbox.waiting(1) or not all(stream.connected for stream in streams):
                 return False
             # What the log has, not what a heartbeat said of it a moment ago.
             ends = {topic: bus.bounds(f"{world}.{topic}").last for topic in TOPICS}
             return all(
-                subscriber.states[topic].sequence >= last
-                for subscriber in subscribers
-                for topic, last in ends.items()
+                stream.states[topic].sequence >= last for stream in streams for topic, last in ends.items()
             )
 
         try:
@@ -234,7 +292,7 @@ class Chaos:
             wait_for(quiet, "quiet", self._rest_s)
         except AssertionError as error:
             report.violations.append(
-                f"it did not come to rest: {error}; {[subscriber.fault for subscriber in subscribers]}"
+                f"it did not come to rest: {error}; {[stream.fault for stream in streams]}"
             )
         finally:
             bus.close()
@@ -257,56 +315,3 @@ class Chaos:
             bool(said["state_hash"] == SqlFenceStore(database).activation_hash(world)[1])
             or not said["running"]
         )
-
-    @staticmethod
-    def _sequences(database: Database, world: str) -> int:
-        """The newest row of the outbox that was there before the subscribers' first event."""
-        with database.read() as session:
-            rows = session.exec(
-                select(OutboxRow.seq).where(OutboxRow.world_id == world).order_by(col(OutboxRow.seq).desc())
-            ).first()
-        return int(rows or 0)
-
-    @staticmethod
-    def _check(
-        report: Report,
-        database: Database,
-        expected_hash: str,
-        world: str,
-        subscribers: list[StreamClient],
-        handled: list[list[tuple[str, str]]],
-        base: int,
-    ) -> None:
-        with database.read() as session:
-            rows = session.exec(
-                select(OutboxRow).where(OutboxRow.world_id == world).order_by(col(OutboxRow.seq))
-            ).all()
-        report.events = len(rows)
-        by_topic: dict[str, list[str]] = {}
-        for row in rows:
-            if row.seq is not None and row.seq > base:
-                by_topic.setdefault(topic_of(world, row.type).rpartition(".")[2], []).append(row.event_id)
-        for number, (subscriber, mine) in enumerate(zip(subscribers, handled, strict=True)):
-            twice = [item for item, count in Counter(mine).items() if count > 1]
-            if twice:
-                report.violations.append(f"subscriber {number} handled {len(twice)} events twice")
-            for topic in TOPICS:
-                heard = [event_id for kind, event_id in mine if kind == topic]
-                told = by_topic.get(topic, [])
-                heard = [event_id for event_id in heard if event_id in set(told)]
-                if heard != told:
-                    missing = len(set(told) - set(heard))
-                    report.violations.append(
-                        f"subscriber {number}: {topic}: {missing} of {len(told)} missing"
-                        if missing
-                        else f"subscriber {number}: {topic}: out of order"
-                    )
-            if subscriber.states["activation"].state_hash != expected_hash:
-                report.violations.append(f"subscriber {number}: its activation is not the store's")
-            if subscriber.counters.snapshots.keys() - {"first"}:
-                report.violations.append(
-                    f"subscriber {number}: got a snapshot that it should not need: "
-                    f"{dict(subscriber.counters.snapshots)}"
-                )
-            if subscriber.counters.max_gap:
-                report.violations.append(f"subscriber {number}: a gap of {subscriber.counters.max_gap}")

@@ -1,0 +1,57 @@
+"""The processes that trade in a chaos run, which are killed and started again."""
+
+import json
+import os
+import subprocess
+import sys
+
+from tests.chaos.world import OrderWorld
+from tests.support import ROOT
+from tests.support.machine import Machine
+
+
+class Traders:
+    """A process for each strategy of a world. Each writes a diary of the verdicts that it received."""
+
+    def __init__(self, machine: Machine, world: OrderWorld) -> None:
+        self.count = len(world.strategies)
+        self._machine = machine
+        self._world = world
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, number: int, seed: int) -> None:
+        diary = self._machine.home / f"{self._world.name}.{number}.diary"
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        arguments = [
+            self._machine.url,
+            self._world.token,
+            self._world.name,
+            self._world.strategies[number],
+            str(seed * 10 + number),
+            str(diary),
+        ]
+        with (self._machine.home / "trader.log").open("ab") as log:
+            self._processes[number] = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.trader", *arguments], env=env, stdout=log, stderr=log
+            )
+
+    def end(self, number: int) -> None:
+        process = self._processes.pop(number)
+        process.kill()
+        process.wait()
+
+    def end_all(self) -> None:
+        for number in list(self._processes):
+            self.end(number)
+
+    def verdicts(self) -> dict[str, str]:
+        """The verdict of each order, as far as the traders had written it down when they were killed."""
+        found = {}
+        for diary in self._machine.home.glob(f"{self._world.name}.*.diary"):
+            for line in diary.read_text().splitlines():
+                try:
+                    order, verdict = json.loads(line)
+                except ValueError:
+                    continue  # the line at which it was killed
+                found[order] = verdict
+        return found
