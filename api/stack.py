@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,30 +64,25 @@ class EmbeddedStack:
         with self._lock():
             stack = self._temporal(StackRecord.read(self._home))
             gateway_dead = not (stack.gateway and stack.gateway.alive)
-            if not (stack.worker and stack.worker.alive):
-                stack = self._write(
-                    stack.model_copy(update={"worker": self._start("temporal.worker", stack, {})})
-                )
-            if not (stack.relay and stack.relay.alive):
-                stack = self._write(
-                    stack.model_copy(update={"relay": self._start("activities.events.relay", stack, {})})
-                )
-            if not (stack.router and stack.router.alive):
-                router = self._start("activities.brokers.router", stack, {})
-                stack = self._write(stack.model_copy(update={"router": router}))
+            started: dict[str, int] = {}
+            for name in ("worker", "relay", "router"):
+                part: ProcessRecord | None = getattr(stack, name)
+                if not (part and part.alive):
+                    started[name] = self._log_size(name)
+                    stack = self._write(stack.model_copy(update={name: self._start(name, stack, {})}))
             if gateway_dead:
                 port = self._config.gateway.port or _port(stack.gateway)
                 host = self._config.gateway.host
-                part = self._start("api.gateway", stack, {"GATEWAY__PORT": str(port), "GATEWAY__HOST": host})
+                gateway = self._start("gateway", stack, {"GATEWAY__PORT": str(port), "GATEWAY__HOST": host})
                 stack = self._write(
                     stack.model_copy(
                         update={
-                            "gateway": part.model_copy(update={"port": port}),
+                            "gateway": gateway.model_copy(update={"port": port}),
                             "gateway_url": f"http://{host}:{port}",
                         }
                     )
                 )
-            self._wait(stack)
+            self._wait(stack, started)
             return stack
 
     def down(self) -> list[str]:
@@ -115,7 +110,8 @@ class EmbeddedStack:
             )
         if stack.temporal and stack.temporal.alive:
             return stack
-        ui_port = int(stack.temporal_ui.rpartition(":")[2]) if stack.temporal_ui else 0
+        # An address without an embedded server is one that was configured then, and names no port of ours.
+        ui_port = int(stack.temporal_ui.rpartition(":")[2]) if stack.temporal and stack.temporal_ui else 0
         binary = find_or_install(self._config.tools_dir, given.binary)
         server = LocalServer(
             binary,
@@ -131,7 +127,7 @@ class EmbeddedStack:
             )
         )
 
-    def _start(self, module: str, stack: StackRecord, extra: dict[str, str]) -> ProcessRecord:
+    def _start(self, name: str, stack: StackRecord, extra: dict[str, str]) -> ProcessRecord:
         settings = {
             "HOME": str(self._home),
             "TEMPORAL__ADDRESS": stack.temporal_address,
@@ -142,9 +138,9 @@ class EmbeddedStack:
         file = config_file()
         if file is not None:
             env[ENV] = str(file.resolve())
-        with self._log(module).open("ab") as log:
+        with self._log(name).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-m", _MODULES[name]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -154,25 +150,30 @@ class EmbeddedStack:
             )
         return _part(process.pid)
 
-    def _log(self, module: str) -> Path:
-        return self._home / f"{module.rpartition('.')[2]}.log"
+    def _log(self, name: str) -> Path:
+        return self._home / f"{name}.log"
 
-    def _wait(self, stack: StackRecord) -> None:
+    def _log_size(self, name: str) -> int:
+        log = self._log(name)
+        return log.stat().st_size if log.exists() else 0
+
+    def _wait(self, stack: StackRecord, started: Mapping[str, int]) -> None:
+        """Wait until the processes in `started` are ready, and the Gateway is healthy.
+
+        `started` is how long each log was before. A process is ready when it has written so.
+        """
         deadline = time.monotonic() + _READY_LIMIT_S
         while True:
-            for name, module in _MODULES.items():
+            for name in _MODULES:
                 part: ProcessRecord | None = getattr(stack, name)
                 if part is not None and not part.alive:
                     raise QmtlError(
                         "E_STACK",
-                        f"the {name} ended while it started: {_last_line(self._log(module))}",
-                        f"its log: {self._log(module)}",
+                        f"the {name} ended while it started: {_last_line(self._log(name))}",
+                        f"its log: {self._log(name)}",
                     )
-            try:
-                if httpx.get(f"{stack.gateway_url}/health", timeout=5.0, trust_env=False).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass  # not listening yet
+            if all(self._ready(name, before) for name, before in started.items()) and _healthy(stack):
+                return
             if time.monotonic() > deadline:
                 raise QmtlError(
                     "E_STACK",
@@ -180,6 +181,11 @@ class EmbeddedStack:
                     f"its logs are in {self._home}",
                 )
             time.sleep(0.05)
+
+    def _ready(self, name: str, before: int) -> bool:
+        with self._log(name).open("rb") as log:
+            log.seek(before)
+            return f"{name}: ready" in log.read().decode(errors="replace")
 
     def _write(self, stack: StackRecord) -> StackRecord:
         aside = self._home / f"{STACK_FILE}.new"
@@ -194,6 +200,13 @@ class EmbeddedStack:
         with (self._home / "stack.lock").open("w") as file:
             portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
             yield
+
+
+def _healthy(stack: StackRecord) -> bool:
+    try:
+        return httpx.get(f"{stack.gateway_url}/health", timeout=5.0, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False  # not listening yet
 
 
 def _part(pid: int, port: int = 0) -> ProcessRecord:

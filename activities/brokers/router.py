@@ -90,8 +90,9 @@ def run(config: Settings) -> None:
         signal.signal(number, lambda *_: stop.set())
     database = open_database(config.database_dsn)
     try:
+        router = OrderRouter(database, SqlOrderLog(database), brokers(config.orders))
         print("router: ready", flush=True)
-        OrderRouter(database, SqlOrderLog(database), brokers(config.orders)).run(stop)
+        router.run(stop)
     finally:
         database.close()
 

@@ -121,6 +121,11 @@ class SqlFenceStore:
             halt(tx, fence, f"{actor}: {reason}" if reason else f"by {actor}")
             return True
 
+    def world_ids(self) -> list[str]:
+        """List the ids of all worlds."""
+        with self._database.read() as session:
+            return list(session.exec(select(FenceRow.world_id).order_by(col(FenceRow.world_id))))
+
     def activations(self, world_id: str, strategy_id: str | None = None) -> list[ActivationEnvelope]:
         """Read the activations of a world's strategies, or of one strategy."""
         with self._database.read() as session:

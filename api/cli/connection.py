@@ -9,16 +9,21 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
 
+QUICK_LIMIT_S = 1.0
+"""Seconds that a Gateway has to answer where a person can't wait, such as for a halt."""
+
 
 @contextmanager
-def gateway(start: bool = False) -> Iterator[GatewayClient]:
-    """Connect to the configured or running Gateway.
+def gateway(start: bool = False, quick: bool = False) -> Iterator[GatewayClient]:
+    """Connect to the configured or running Gateway, whatever else of the stack is dead.
 
-    With `start`, the embedded stack is started where no Gateway runs. Raises QmtlError: E_UNAVAILABLE where
-    none runs, and whatever starting the stack raises.
+    With `start`, the embedded stack is started where a part of it is dead. With `quick`, a Gateway that does
+    not answer at once counts as unreachable.
+
+    Raises QmtlError: E_UNAVAILABLE where none runs, and whatever starting the stack raises.
     """
     config = settings()
-    url = embedded.find(config)
+    url = embedded.find(config) if start else embedded.recorded_gateway(config)
     if url is None and start:
         url = EmbeddedStack(config).up().gateway_url
     if url is None:
@@ -27,17 +32,17 @@ def gateway(start: bool = False) -> Iterator[GatewayClient]:
             "no Gateway runs",
             "start the embedded stack with `qmtl up`, or set gateway.url",
         )
-    with GatewayClient(url, config.token) as client:
+    with _client(url, config.token, quick) as client:
         yield client
 
 
 @contextmanager
-def gateway_as(name: str | None) -> Iterator[GatewayClient]:
+def gateway_as(name: str | None, quick: bool = False) -> Iterator[GatewayClient]:
     """Connect with the token in HOME/tokens/`name`; None: with the configured token.
 
     Raises QmtlError: E_UNAVAILABLE, and E_TOKEN_MISSING where there is no such token.
     """
-    with gateway() as client:
+    with gateway(quick=quick) as client:
         if name is None:
             yield client
             return
@@ -51,5 +56,11 @@ def gateway_as(name: str | None) -> Iterator[GatewayClient]:
                 f"there is no token {name} in {path.parent}",
                 f"tokens there: {', '.join(names) or 'none'}",
             ) from error
-        with GatewayClient(client.url, token) as other:
+        with _client(client.url, token, quick) as other:
             yield other
+
+
+def _client(url: str, token: str | None, quick: bool) -> GatewayClient:
+    if quick:
+        return GatewayClient(url, token, away_limit_s=0.0, answer_limit_s=QUICK_LIMIT_S)
+    return GatewayClient(url, token)

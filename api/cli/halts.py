@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 from api.cli.connection import gateway_as
+from api.cli.halt_in_store import halt_in_store
 from api.cli.options import As, Output, Reason, WorldArgument
 from api.cli.output import Format, guarded, print_result
 from api.cli.text.status import fence_text
 from qmtl_sdk.contracts.applies import FenceStatus
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import WorldUpdate
 
 app = typer.Typer()
@@ -16,11 +18,38 @@ app = typer.Typer()
 
 @app.command()
 @guarded
-def halt(world: WorldArgument, reason: Reason = "", as_name: As = None, output: Output = Format.TEXT) -> None:
-    """Refuse every order of a world from now on, until someone resumes it."""
-    with gateway_as(as_name) as client:
-        found = client.halt(world, reason)
-    print_result(output, found.json_dict(), lambda: fence_text(found))
+def halt(
+    world: Annotated[str | None, typer.Argument(metavar="WORLD", show_default=False)] = None,
+    every: Annotated[bool, typer.Option("--all", help="every world")] = False,
+    reason: Reason = "",
+    as_name: As = None,
+    output: Output = Format.TEXT,
+) -> None:
+    """Refuse every order of a world, or of all, from now on, until someone resumes it.
+
+    Where no Gateway answers, the halt is written straight into the store.
+    """
+    if (world is None) is not every:
+        raise typer.BadParameter("name a world, or all of them with --all")
+    try:
+        with gateway_as(as_name, quick=True) as client:
+            worlds = [world] if world else [item.spec.world for item in client.worlds()]
+            found = [client.halt(name, reason) for name in worlds]
+        note = []
+    except QmtlError as error:
+        if error.code != "E_UNAVAILABLE":
+            raise
+        found = halt_in_store(world, as_name, reason)
+        note = ["No Gateway answers; the halt was written straight into the store."]
+    print_result(
+        output,
+        [item.json_dict() for item in found] if every else found[0].json_dict(),
+        lambda: [*note, *(line for item in found for line in _halted_text(item, every))],
+    )
+
+
+def _halted_text(fence: FenceStatus, every: bool) -> list[str]:
+    return [f"{fence.world_id}: halted ({fence.halted})"] if every else fence_text(fence)
 
 
 @app.command()

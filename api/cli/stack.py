@@ -5,22 +5,20 @@ from typing import Any
 import typer
 
 from activities.settings import settings
+from api.cli.connection import gateway
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result
 from api.stack import EmbeddedStack
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime import embedded
-from qmtl_sdk.runtime.client import GatewayClient
 
 app = typer.Typer()
-
-STATUS_LIMIT_S = 2.0
-"""Seconds to retry a Gateway that does not answer: `status` tells a person quickly."""
 
 
 @app.command()
 @guarded
 def up(output: Output = Format.TEXT) -> None:
-    """Start the embedded stack, or the parts of it that do not run: Temporal, worker, relay, Gateway."""
+    """Start the embedded stack, or the parts of it that do not run."""
     stack = EmbeddedStack(settings()).up()
     print_result(
         output,
@@ -46,22 +44,52 @@ def down(output: Output = Format.TEXT) -> None:
 @app.command()
 @guarded
 def status(output: Output = Format.TEXT) -> None:
-    """Show what runs, and whether submissions can be processed."""
+    """Show which processes run, and whether submissions can be processed."""
     config = settings()
-    url = config.gateway.url or embedded.StackRecord.read(config.home).gateway_url
-    body: dict[str, Any] = {"gateway": url or None, "home": str(config.home), "running": False}
-    if url and embedded.find(config):
-        with GatewayClient(url, config.token, away_limit_s=STATUS_LIMIT_S) as client:
-            body |= {"running": True, "health": client.health(), **client.gateway_status()}
+    body: dict[str, Any] = {
+        "gateway": embedded.recorded_gateway(config),
+        "home": str(config.home),
+        "running": False,
+        "processes": {} if config.gateway.url else _processes(embedded.StackRecord.read(config.home)),
+    }
+    if body["gateway"]:
+        try:
+            with gateway(quick=True) as client:
+                body |= {"health": client.health(), **client.gateway_status(), "running": True}
+        except QmtlError as error:
+            if error.code != "E_UNAVAILABLE":
+                raise
+            body["fault"] = str(error)
     print_result(output, body, lambda: _status_text(body))
 
 
+def _processes(stack: embedded.StackRecord) -> dict[str, dict[str, Any]]:
+    """Describe each recorded process. (Any: JSON.)"""
+    return {
+        name: {"pid": part.pid, "state": "running" if part.alive else "dead"}
+        for name, part in stack.processes().items()
+    }
+
+
 def _status_text(body: dict[str, Any]) -> list[str]:
-    """Describe what runs. (Any: the Gateway's JSON.)"""
-    if not body["running"]:
+    """Describe what runs. (Any: the JSON of `status`.)"""
+    processes = body["processes"]
+    dead = [name for name, part in processes.items() if part["state"] == "dead"]
+    if not body["gateway"] and len(dead) == len(processes):
         return ["nothing runs: `qmtl up` starts the embedded stack", f"data         {body['home']}"]
+    lines = [f"{name:<12} {part['state']}, pid {part['pid']}" for name, part in processes.items()]
+    if dead:
+        lines.append(f"dead         {', '.join(dead)}: `qmtl up` starts what is dead")
+    if not body["running"]:
+        halts = "qmtl world halt works without it"
+        return [
+            *lines,
+            f"Gateway      {body.get('fault', 'it does not run')}; {halts}",
+            f"data         {body['home']}",
+        ]
     health = body["health"]
     return [
+        *lines,
         f"Gateway      {body['gateway']}  {health['status']}, {health['workers']} worker(s)",
         f"Temporal     {body['temporal_address']}",
         f"Temporal UI  {body['temporal_ui']}",

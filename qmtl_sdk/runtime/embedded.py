@@ -10,12 +10,16 @@ from pathlib import Path
 
 import httpx
 import psutil
+from pydantic import ConfigDict
 
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.runtime.config import Settings
 
 STACK_FILE = "stack.json"
+
+PROCESSES = ("temporal", "worker", "relay", "router", "gateway")
+"""The processes of the embedded stack, in the order in which they start."""
 
 
 class ProcessRecord(Model):
@@ -35,7 +39,12 @@ class ProcessRecord(Model):
 
 
 class StackRecord(Model):
-    """The processes of the embedded stack and their addresses."""
+    """The processes of the embedded stack and their addresses.
+
+    A key of a newer version is ignored: a file that could not be read would hide the processes that run.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     temporal: ProcessRecord | None = None
     worker: ProcessRecord | None = None
@@ -53,15 +62,30 @@ class StackRecord(Model):
         except (FileNotFoundError, ValueError):  # no file, or one cut short by a crash
             return cls()
 
+    def processes(self) -> dict[str, ProcessRecord]:
+        """Return the recorded processes by name; those that were never started are left out."""
+        return {name: part for name in PROCESSES if (part := getattr(self, name)) is not None}
+
+
+def recorded_gateway(config: Settings) -> str | None:
+    """Return the configured Gateway's address, else that of the embedded one if its process runs, else None.
+
+    Whatever else has died, a running Gateway answers and can halt a world.
+    """
+    if config.gateway.url:
+        return config.gateway.url
+    stack = StackRecord.read(config.home)
+    return stack.gateway_url if stack.gateway and stack.gateway.alive else None
+
 
 def find(config: Settings) -> str | None:
-    """Return the configured Gateway's address, else the healthy embedded one's, else None."""
+    """Return the configured Gateway's address, else that of the healthy embedded stack, else None."""
     if config.gateway.url:
         return config.gateway.url
     stack = StackRecord.read(config.home)
     parts = (stack.gateway, stack.worker, stack.relay, stack.router)
     if not stack.gateway_url or not all(part is not None and part.alive for part in parts):
-        return None
+        return None  # `start` restarts what is missing
     try:
         healthy = httpx.get(f"{stack.gateway_url}/health", timeout=5.0, trust_env=False).status_code == 200
     except httpx.TransportError:

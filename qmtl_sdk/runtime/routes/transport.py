@@ -10,28 +10,41 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from qmtl_sdk.contracts.errors import CODES, QmtlError
 
+# Pauses between attempts, in seconds.
+_EXPONENTIAL = wait_exponential(0.1, max=1.0)
+
+
 # Seconds of retries before a request fails with E_UNAVAILABLE: longer than a restart of the Gateway.
 _RETRY_LIMIT_S = 30.0
 
-# Pauses between attempts, in seconds.
-_EXPONENTIAL = wait_exponential(0.1, max=1.0)
+# Seconds in which one answer must arrive: longer than any route waits.
+_ANSWER_LIMIT_S = 90.0
 
 
 class Transport:
     """One connection pool to one Gateway.
 
     Raises QmtlError: the Gateway's own error under its code; E_UNAVAILABLE where the Gateway can't be reached
-    for `away_limit_s` seconds. A rate-limited request (E_RATE) is retried after the pause that the
-    Gateway names.
+    for `away_limit_s` seconds, or does not answer within `answer_limit_s`. A rate-limited request (E_RATE) is
+    retried after the pause that the Gateway names.
     """
 
-    def __init__(self, url: str, token: str | None, away_limit_s: float = _RETRY_LIMIT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        away_limit_s: float = _RETRY_LIMIT_S,
+        answer_limit_s: float = _ANSWER_LIMIT_S,
+    ) -> None:
         self.url = url.rstrip("/")
         self.token = token
         self._retry_limit_s = away_limit_s
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(
-            base_url=self.url, timeout=httpx.Timeout(90.0, connect=5.0), headers=headers, trust_env=False
+            base_url=self.url,
+            timeout=httpx.Timeout(answer_limit_s, connect=min(5.0, answer_limit_s)),
+            headers=headers,
+            trust_env=False,
         )
 
     def close(self) -> None:

@@ -1,0 +1,54 @@
+"""Halt worlds in the store itself, where no Gateway answers.
+
+Whoever may write the database may halt: the files' owner, or who holds the DSN with its password.
+"""
+
+import getpass
+from pathlib import Path
+
+from activities.fence.store import SqlFenceStore
+from activities.settings import Settings, settings
+from activities.storage.opening import open_database
+from qmtl_sdk.contracts.applies import FenceStatus
+from qmtl_sdk.contracts.errors import QmtlError
+
+
+def halt_in_store(world: str | None, as_name: str | None, reason: str) -> list[FenceStatus]:
+    """Halt a world, or all; return their fences. The audit trail names the user of this machine.
+
+    Raises QmtlError: E_UNAVAILABLE where the store can't be reached from here, E_WORLD_UNKNOWN.
+    """
+    config = settings()
+    _require_store(config)
+    if as_name is not None:
+        raise QmtlError(
+            "E_UNAVAILABLE",
+            f"no Gateway answers, and only a Gateway can check {as_name}'s token",
+            "halt without --as: the audit trail then names the user of this machine",
+        )
+    database = open_database(config.database_dsn)
+    try:
+        fence = SqlFenceStore(database)
+        worlds = [world] if world else fence.world_ids()
+        for name in worlds:
+            fence.halt(name, getpass.getuser(), reason)
+        return [fence.status(name) for name in worlds]
+    finally:
+        database.close()
+
+
+def _require_store(config: Settings) -> None:
+    """Refuse a database that is not the Gateway's. Raises QmtlError (E_UNAVAILABLE)."""
+    if config.gateway.url and not config.gateway.database_dsn:
+        raise QmtlError(
+            "E_UNAVAILABLE",
+            f"the Gateway at {config.gateway.url} does not answer, and its database is not configured here",
+            "halt on a machine that has gateway.database_dsn, or stop the strategies",
+        )
+    file = config.database_dsn.removeprefix("sqlite:///")
+    if file != config.database_dsn and not Path(file).exists():
+        raise QmtlError(
+            "E_UNAVAILABLE",
+            f"no Gateway answers, and there is no database {file}",
+            "check QMTL_HOME: it names the folder of the stack to halt",
+        )
