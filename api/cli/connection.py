@@ -9,16 +9,13 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
 
-QUICK_LIMIT_S = 1.0
-"""Seconds that a Gateway has to answer where a person can't wait, such as for a halt."""
-
 
 @contextmanager
-def gateway(start: bool = False, quick: bool = False) -> Iterator[GatewayClient]:
+def gateway(start: bool = False, within_s: float | None = None) -> Iterator[GatewayClient]:
     """Connect to the configured or running Gateway, whatever else of the stack is dead.
 
-    With `start`, the embedded stack is started where a part of it is dead. With `quick`, a Gateway that does
-    not answer at once counts as unreachable.
+    With `start`, the embedded stack is started where a part of it is dead. With `within_s`, a Gateway
+    that takes longer to answer counts as unreachable.
 
     Raises QmtlError: E_UNAVAILABLE where none runs, and whatever starting the stack raises.
     """
@@ -32,17 +29,17 @@ def gateway(start: bool = False, quick: bool = False) -> Iterator[GatewayClient]
             "no Gateway runs",
             "start the embedded stack with `qmtl up`, or set gateway.url",
         )
-    with _client(url, config.token, quick) as client:
+    with _client(url, config.token, within_s) as client:
         yield client
 
 
 @contextmanager
-def gateway_as(name: str | None, quick: bool = False) -> Iterator[GatewayClient]:
+def gateway_as(name: str | None, within_s: float | None = None) -> Iterator[GatewayClient]:
     """Connect with the token in HOME/tokens/`name`; None: with the configured token.
 
     Raises QmtlError: E_UNAVAILABLE, and E_TOKEN_MISSING where there is no such token.
     """
-    with gateway(quick=quick) as client:
+    with gateway(within_s=within_s) as client:
         if name is None:
             yield client
             return
@@ -56,11 +53,11 @@ def gateway_as(name: str | None, quick: bool = False) -> Iterator[GatewayClient]
                 f"there is no token {name} in {path.parent}",
                 f"tokens there: {', '.join(names) or 'none'}",
             ) from error
-        with _client(client.url, token, quick) as other:
+        with _client(client.url, token, within_s) as other:
             yield other
 
 
-def _client(url: str, token: str | None, quick: bool) -> GatewayClient:
-    if quick:
-        return GatewayClient(url, token, away_limit_s=0.0, answer_limit_s=QUICK_LIMIT_S)
-    return GatewayClient(url, token)
+def _client(url: str, token: str | None, within_s: float | None) -> GatewayClient:
+    if within_s is None:
+        return GatewayClient(url, token)
+    return GatewayClient(url, token, away_limit_s=0.0, answer_limit_s=within_s)

@@ -18,14 +18,14 @@ def halt_in_store(world: str | None, as_name: str | None, reason: str) -> list[F
 
     Raises QmtlError: E_UNAVAILABLE where the store can't be reached from here, E_WORLD_UNKNOWN.
     """
-    config = settings()
-    _require_store(config)
     if as_name is not None:
         raise QmtlError(
             "E_UNAVAILABLE",
             f"no Gateway answers, and only a Gateway can check {as_name}'s token",
             "halt without --as: the audit trail then names the user of this machine",
         )
+    config = settings()
+    _require_store(config)
     database = open_database(config.database_dsn)
     try:
         fence = SqlFenceStore(database)

@@ -15,6 +15,9 @@ from qmtl_sdk.contracts.worlds import WorldUpdate
 
 app = typer.Typer()
 
+# Seconds that a Gateway has to answer a halt before the store is halted without it.
+_ANSWER_LIMIT_S = 1.0
+
 
 @app.command()
 @guarded
@@ -32,7 +35,7 @@ def halt(
     if (world is None) is not every:
         raise typer.BadParameter("name a world, or all of them with --all")
     try:
-        with gateway_as(as_name, quick=True) as client:
+        with gateway_as(as_name, within_s=_ANSWER_LIMIT_S) as client:
             worlds = [world] if world else [item.spec.world for item in client.worlds()]
             found = [client.halt(name, reason) for name in worlds]
         note = []

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command import Person
 from tests.support.machine import Machine
 from tests.support.worlds import POLICY, world
 
@@ -30,3 +31,11 @@ def own_machine(tmp_path: Path) -> Iterator[Machine]:
         yield found
     finally:
         found.close()
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Iterator[Person]:
+    """A person with nothing up, in an empty folder."""
+    found = Person(tmp_path, QMTL_HOME=str(tmp_path / "home"))
+    yield found
+    found.types("down")

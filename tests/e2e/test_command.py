@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +157,6 @@ def test_no_gateway_is_said_with_its_own_exit_code(tmp_path: Path) -> None:
 def test_the_configuration_says_where_it_comes_from(person: Person) -> None:
     rows = {row["key"]: row for row in person.reads("config", "show")}
     assert rows["gateway.url"]["from"] == "QMTL_GATEWAY__URL"
-
-
-@pytest.fixture
-def newcomer(tmp_path: Path) -> Iterator[Person]:
-    """A person with nothing up, in an empty folder."""
-    found = Person(tmp_path, QMTL_HOME=str(tmp_path / "home"))
-    yield found
-    found.types("down")
 
 
 def shows_the_loop(demo: dict[str, Any]) -> None:

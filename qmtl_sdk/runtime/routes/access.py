@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import httpx
 from pydantic import TypeAdapter
 
 from qmtl_sdk.contracts.access import NewToken, TokenInfo, TokenRequest
@@ -26,7 +27,10 @@ class AccessRoutes(Transport):
 
     def health(self) -> dict[str, Any]:
         """Return the health document, also when the Gateway reports that it is degraded."""
-        found: dict[str, Any] = self._http.get("/health").json()
+        try:
+            found: dict[str, Any] = self._http.get("/health").json()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
         return found
 
     def gateway_status(self) -> dict[str, Any]:

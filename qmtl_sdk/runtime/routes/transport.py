@@ -79,12 +79,15 @@ class Transport:
                     if response.is_error:
                         raise _refusal(response)
         except httpx.TransportError as error:
-            raise QmtlError(
-                "E_UNAVAILABLE",
-                f"the Gateway at {self.url} can't be reached: {error}",
-                "qmtl status shows what runs; qmtl up starts it",
-            ) from error
+            raise self._unreachable(error) from error
         return response
+
+    def _unreachable(self, error: httpx.TransportError) -> QmtlError:
+        return QmtlError(
+            "E_UNAVAILABLE",
+            f"the Gateway at {self.url} can't be reached: {error}",
+            "qmtl status shows what runs; qmtl up starts it",
+        )
 
 
 def live_header(live: bool) -> dict[str, str]:

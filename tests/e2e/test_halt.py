@@ -1,0 +1,99 @@
+"""The kill switch and `qmtl status` of an embedded stack with dead or hanging processes."""
+
+import getpass
+import os
+import signal
+
+import pytest
+
+from qmtl_sdk.runtime.embedded import STACK_FILE
+from tests.support import ROOT
+from tests.support.command import Person
+
+
+@pytest.fixture
+def operator(newcomer: Person) -> Person:
+    """A person with a stack that serves the world `equities`."""
+    assert newcomer.types("world", "create", str(ROOT / "examples" / "equities.yml")).returncode == 0
+    return newcomer
+
+
+def kill(operator: Person, *names: str, with_signal: int = signal.SIGKILL) -> None:
+    processes = operator.reads("status")["processes"]
+    for name in names:
+        os.kill(processes[name]["pid"], with_signal)
+
+
+def halted(operator: Person) -> str:
+    return str(operator.reads("world", "status", "equities")["fence"]["halted"])
+
+
+def test_a_halt_takes_effect_whatever_processes_are_dead(operator: Person) -> None:
+    """With any process dead, every command said that no Gateway runs."""
+    for names in (("temporal", "worker", "relay", "router"), ("gateway",)):
+        kill(operator, *names)
+        status = operator.reads("status")
+        dead = [name for name, part in status["processes"].items() if part["state"] == "dead"]
+        assert sorted(dead) == sorted(names)
+        done = operator.types("world", "halt", "equities", "--reason", "+".join(names))
+        assert done.returncode == 0, done.stderr
+        assert ("straight into the store" in done.stdout) is ("gateway" in names)
+        assert operator.types("up").returncode == 0
+        assert halted(operator) == f"{getpass.getuser()}: {'+'.join(names)}"
+        assert operator.types("world", "resume", "equities").returncode == 0
+    entries = operator.reads("world", "audit", "equities", "--verify")["entries"]
+    halts = [entry for entry in entries if entry["action"] == "world.halted"]
+    assert {entry["actor"] for entry in halts} == {getpass.getuser()}
+    assert len(halts) == 2
+
+
+def test_a_gateway_that_hangs_does_not_delay_a_halt(operator: Person) -> None:
+    kill(operator, "gateway", with_signal=signal.SIGSTOP)
+    try:
+        done = operator.types("world", "halt", "--all", "--reason", "it hangs")
+        assert "equities: halted" in done.stdout
+        assert "straight into the store" in done.stdout
+        assert (
+            "does not answer" in operator.types("status").stdout
+            or "can't be reached" in operator.types("status").stdout
+        )
+    finally:
+        kill(operator, "gateway", with_signal=signal.SIGCONT)
+    assert halted(operator).endswith("it hangs")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name a world, or all of them with --all"),
+        (("equities", "--all"), "name a world, or all of them with --all"),
+        (("equities", "--as", "ana"), "only a Gateway can check ana's token"),
+        (("equities",), "there is no database"),
+    ],
+)
+def test_a_halt_that_cannot_be_given_says_why(newcomer: Person, words: tuple[str, ...], said: str) -> None:
+    done = newcomer.types("world", "halt", *words)
+    assert done.returncode != 0
+    assert said in " ".join(done.stderr.split())
+
+
+def test_up_fails_where_a_process_cannot_start_beside_a_running_gateway(operator: Person) -> None:
+    """`up` was done at the Gateway's first answer, with the router dead."""
+    kill(operator, "router")
+    mistaken = Person(
+        operator.folder,
+        QMTL_HOME=str(operator.folder / "home"),
+        QMTL_ORDERS__LIVE_BROKER="nonsense",
+    )
+    done = mistaken.types("up")
+    assert done.returncode != 0
+    assert "the router ended while it started" in done.stderr
+    assert "nonsense" in done.stderr
+    assert operator.types("up").returncode == 0
+
+
+def test_a_stack_file_of_a_newer_version_hides_no_process(operator: Person) -> None:
+    """A key that this version does not know made the file unreadable, and `down` stopped nothing."""
+    file = operator.folder / "home" / STACK_FILE
+    file.write_text(file.read_text().replace("{", '{"ledger": {"pid": 1},', 1))
+    assert operator.reads("down")["stopped"] == ["gateway", "router", "relay", "worker", "temporal"]
