@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+# Seconds between two looks at the stage that the strategy runs in.
+_POLL_S = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitOptions:
@@ -70,15 +73,24 @@ def submit(options: SubmitOptions) -> None:
 
 
 def _run_until_interrupted(result: "SubmitResult") -> None:
-    if result.running is None:
+    """Wait until the strategy stops, and say in which stage it runs whenever that changes."""
+    from qmtl_sdk.runtime.signals import sigterm_as_interrupt
+
+    running = result.running
+    if running is None:
         return
-    domain = result.context.execution_domain.value
+    session_id = ""
     try:
-        errors.print(
-            f"{result.name} runs in {domain} (session {result.running.grant.session_id}). "
-            f"Ctrl-C stops it; `qmtl world sessions {result.world}` shows its state.",
-            markup=False,
-        )
-        result.running.wait()
+        with sigterm_as_interrupt():
+            while running.alive:
+                if session_id != running.grant.session_id:
+                    session_id = running.grant.session_id
+                    errors.print(
+                        f"{result.name} runs in {running.grant.context.execution_domain.value} "
+                        f"(session {session_id}). "
+                        f"Ctrl-C stops it; `qmtl world sessions {result.world}` shows its state.",
+                        markup=False,
+                    )
+                running.wait(_POLL_S)
     except KeyboardInterrupt:
         errors.print("Stopped: the session has ended.", markup=False)

@@ -22,6 +22,7 @@ from qmtl_sdk.runtime.orders import OnVerdict, OrderGate, TradeExecutionService
 from qmtl_sdk.runtime.result import SubmitResult
 from qmtl_sdk.runtime.rows import OnOutput
 from qmtl_sdk.runtime.running import RunningStrategy
+from qmtl_sdk.runtime.signals import sigterm_as_interrupt
 from qmtl_sdk.runtime.submission import Author, Submission, SubmitOptions
 from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
 
@@ -169,8 +170,9 @@ def _wait_at_exit() -> None:
     """Wait at the end of a script while its strategies run; a notebook or prompt stops them."""
     interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
     try:
-        while not interactive and any(running.alive for running in Runner._running):
-            time.sleep(EXIT_POLL_S)
+        with sigterm_as_interrupt():
+            while not interactive and any(running.alive for running in Runner._running):
+                time.sleep(EXIT_POLL_S)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
     Runner.shutdown()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -18,6 +18,7 @@ from qmtl_sdk.contracts.access import Role, TokenRequest
 from tests.support import ROOT
 from tests.support.command import Person
 from tests.support.machine import Machine, wait_for
+from tests.support.scenarios import ApplyScenario
 from tests.support.strategies import Trend
 from tests.support.worlds import PAPER, WORLD
 
@@ -95,7 +96,9 @@ def test_without_a_token_the_message_says_what_to_do(tmp_path: Path, machine: Ma
     assert (done.returncode, "carries no bearer token" in done.stderr) == (1, True)
 
 
-def command(machine: Machine, *words: str, **variables: str) -> "subprocess.Popen[str]":
+def command(
+    machine: Machine, *words: str, stderr: IO[str] | int = subprocess.PIPE, **variables: str
+) -> "subprocess.Popen[str]":
     env = {
         **os.environ,
         "QMTL_GATEWAY__URL": machine.url,
@@ -107,7 +110,7 @@ def command(machine: Machine, *words: str, **variables: str) -> "subprocess.Pope
         [sys.executable, "-m", "api.cli", *words],
         env=env,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
 
@@ -132,6 +135,29 @@ def test_a_strategy_runs_until_ctrl_c_and_its_session_is_shown(
     assert "Stopped: the session has ended." in said
     assert person.types("world", "sessions", paper).stdout.strip() == "nothing runs"
     assert "stopped by its author" in person.types("world", "sessions", paper, "--ended").stdout
+
+
+def test_the_terminal_names_the_new_stage_and_sigterm_ends_the_session(
+    person: Person, machine: Machine
+) -> None:
+    """The terminal said dryrun while the strategy traded live; SIGTERM left the session until its lease."""
+    stage = ApplyScenario(machine, "shown_stage")
+    strategy = f"{ROOT / 'tests' / 'support' / 'strategies.py'}:Trend"
+    with (person.folder / "said").open("w") as said:
+        try:
+            assert stage.promote("dryrun", stage.ana).outcome == "completed"
+            running = command(machine, "submit", strategy, "--world", stage.world, stderr=said)
+            read = (person.folder / "said").read_text
+            wait_for(lambda: "Trend runs in dryrun" in read(), "dryrun")
+            assert stage.promote("live", stage.ana, stage.ben).outcome == "completed"
+            wait_for(lambda: "Trend runs in live" in read(), "live")
+            running.terminate()
+            running.communicate(timeout=30)
+            assert running.returncode == 0, read()
+            assert "Stopped: the session has ended." in read()
+            assert stage.client.sessions(stage.world) == []
+        finally:
+            stage.close()
 
 
 def test_no_run_only_has_it_judged(person: Person, paper: str) -> None:
