@@ -1,12 +1,14 @@
 """`python -m tests.replay.record`: run every workflow on a real server and store the histories."""
 
 import asyncio
+import json
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from activities.messages.evaluation import RenewalInput
 from activities.messages.upkeep import UpkeepInput
@@ -31,7 +33,13 @@ HISTORIES = Path(__file__).parent / "histories"
 async def save(machine: Machine, name: str, workflow: str, run_id: str | None = None) -> None:
     client = await connect(machine.config.temporal)
     history = await client.get_workflow_handle(workflow, run_id=run_id).fetch_history()
-    (HISTORIES / f"{name}.json").write_text(history.to_json())
+    body = json.loads(history.to_json(), object_hook=_without_stack_trace)
+    (HISTORIES / f"{name}.json").write_text(json.dumps(body, indent=2))
+
+
+def _without_stack_trace(item: dict[str, Any]) -> dict[str, Any]:
+    """Drop what names the folders of this machine; a replay does not read it. (Any: JSON.)"""
+    return {key: value for key, value in item.items() if key != "stackTrace"}
 
 
 async def upkeep(machine: Machine) -> None:
