@@ -1,10 +1,11 @@
 """Returns as one Arrow file, which a runner uploads by content hash and the service measures.
 
 Columns `ts` (ns, UTC), `returns`, and `position:NAME` for each instrument; the rest is in the schema's
-metadata under `qmtl.returns`.
+metadata under `qmtl.returns`. The file is never compressed: its size bounds what it decodes to.
 """
 
 import json
+import struct
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,33 @@ _META = b"qmtl.returns"
 # What the name of a position's column begins with.
 _POSITION = "position:"
 
+# Bytes before an Arrow file's messages: the mark of its format and its padding.
+_MAGIC = b"ARROW1\0\0"
+
+# Bytes of a value: all columns are int64 or float64. Other types can hold rows that take no bytes of a file.
+_VALUE_BYTES = 8
+
+# What reading a file that someone damaged may raise.
+_UNREADABLE = (
+    pa.ArrowException,
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+# Places in the tables of Arrow's message format: a message's header, and a record batch's compression.
+_HEADER_FIELD = 2
+_COMPRESSION_FIELD = 3
+
 
 def encode(returns: Returns) -> bytes:
     """Encode returns as an Arrow file."""
     columns: dict[str, np.ndarray] = {"ts": returns.ts, "returns": returns.values}
-    columns |= {_POSITION + name: values for name, values in returns.positions.items()}
+    columns |= {_POSITION + name: np.asarray(held, "float64") for name, held in returns.positions.items()}
     meta = {"interval": returns.interval, "weights": returns.weights, "price_streams": returns.price_streams}
     table = pa.table(columns).replace_schema_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
     sink = pa.BufferOutputStream()
@@ -36,7 +59,7 @@ def encode(returns: Returns) -> bytes:
 def decode(data: bytes) -> Returns:
     """Decode and check returns. Raises QmtlError (E_RETURNS_INVALID) with the fault and its place."""
     try:
-        table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+        table = _read(data)
         meta = json.loads((table.schema.metadata or {})[_META])
         ts = _column(table, "ts", "int64")
         values = _column(table, "returns", "float64")
@@ -53,7 +76,7 @@ def decode(data: bytes) -> Returns:
             {str(k): float(v) for k, v in meta["weights"].items()},
             tuple(meta["price_streams"]),
         )
-    except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise _invalid(f"the artifact is not a table of returns: {error}") from error
     if not len(ts):
         raise _invalid("the artifact has no returns")
@@ -71,6 +94,57 @@ def decode(data: bytes) -> Returns:
     if set(returns.weights) != set(positions):
         raise _invalid("weights and positions name different instruments")
     return returns
+
+
+def _read(data: bytes) -> pa.Table:
+    """Read the table, which takes no more memory than the file.
+
+    The messages are read in their order, since the file's index may name one of them many times.
+    """
+    if not data.startswith(_MAGIC):
+        raise _invalid("the artifact is not an Arrow file")
+    messages = iter(pa.ipc.MessageReader.open_stream(pa.py_buffer(data)[len(_MAGIC) :]))
+    first = next(messages, None)
+    if first is None:
+        raise _invalid("the artifact has no schema")
+    schema = pa.ipc.read_schema(first)
+    for field in schema:
+        if field.type not in (pa.int64(), pa.float64()):
+            raise _invalid(f"column {field.name[:40]!r} is {str(field.type)[:40]}, not int64 or float64")
+    batches = []
+    values = 0
+    for message in messages:
+        if _is_compressed(message):
+            raise _invalid("the artifact is compressed: what it decodes to has no limit")
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate()
+        values += batch.num_rows * len(schema)
+        if values * _VALUE_BYTES > len(data):
+            raise _invalid(
+                f"the artifact has {len(data)} bytes and decodes to {values * _VALUE_BYTES} or more"
+            )
+        batches.append(batch)
+    return pa.Table.from_batches(batches, schema)
+
+
+def _is_compressed(message: pa.ipc.Message) -> bool:
+    """Read whether a record batch is compressed from its metadata, a flatbuffer: pyarrow doesn't tell."""
+    metadata = message.metadata.to_pybytes()
+    root = struct.unpack_from("<I", metadata)[0]
+    header = _field(metadata, root, _HEADER_FIELD)
+    if not header:
+        raise _invalid("the artifact has a message without a header")
+    table = header + struct.unpack_from("<I", metadata, header)[0]
+    return _field(metadata, table, _COMPRESSION_FIELD) > 0
+
+
+def _field(buffer: bytes, table: int, field: int) -> int:
+    """Return where a field of a flatbuffer's table is stored; 0 where the table lacks it."""
+    fields = table - struct.unpack_from("<i", buffer, table)[0]
+    if fields < 0 or 4 + 2 * field >= struct.unpack_from("<H", buffer, fields)[0]:
+        return 0
+    offset = struct.unpack_from("<H", buffer, fields + 4 + 2 * field)[0]
+    return table + int(offset) if offset else 0
 
 
 def _column(table: pa.Table, name: str, dtype: str) -> np.ndarray:

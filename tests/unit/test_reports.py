@@ -1,7 +1,11 @@
 """Returns and metrics, by worked figures."""
 
+import contextlib
+import tracemalloc
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -208,6 +212,54 @@ def test_returns_that_can_not_be_are_refused(wrong: Returns, said: str) -> None:
     with pytest.raises(QmtlError, match=said) as caught:
         decode(encode(wrong))
     assert caught.value.code == "E_RETURNS_INVALID"
+
+
+def _arrow_file(columns: dict[str, pa.Array], compression: str | None = None) -> bytes:
+    """A file of returns with the metadata that `encode` writes, but any columns."""
+    plain = pa.ipc.open_file(encode(series([0.0, 0.1]))).schema
+    table = pa.table(columns).replace_schema_metadata(plain.metadata)
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+# Rows of a file that is small and decodes to 160 MB.
+_MANY = 10_000_000
+
+
+@pytest.mark.parametrize("form", ["zstd", "lz4", "null", "runs"])
+def test_a_small_file_of_many_returns_is_refused_before_it_is_decoded(form: str) -> None:
+    """A decompression bomb: 3,154 bytes decoded to 80 MB."""
+    zeros = pa.array(np.zeros(_MANY))
+    if form == "runs":
+        zeros = pa.RunEndEncodedArray.from_arrays(pa.array([_MANY], pa.int32()), pa.array([0.0]))
+    elif form == "null":
+        zeros = pa.nulls(_MANY)
+    compression = form if form in ("zstd", "lz4") else None
+    data = _arrow_file({"ts": zeros, "returns": zeros}, compression)
+    del zeros
+    assert len(data) < 1_000_000
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    tracemalloc.start()
+    with pytest.raises(QmtlError, match=r"compressed|not int64 or float64") as caught:
+        decode(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert caught.value.code == "E_RETURNS_INVALID"
+    assert peak < 2_000_000
+    assert pool.bytes_allocated() - before < 2_000_000
+
+
+@given(st.integers(0, 4_000), st.binary(min_size=1, max_size=8))
+def test_a_damaged_file_is_refused_or_read_and_nothing_worse(at: int, bytes_: bytes) -> None:
+    data = encode(series([0.0, 0.1, -0.1] * 20, {"a": [0.0, 1.0, 1.0] * 20}))
+    at %= len(data)
+    with contextlib.suppress(QmtlError):
+        decode(data[:at] + bytes_ + data[at + len(bytes_) :])
 
 
 @given(st.binary(max_size=200))
