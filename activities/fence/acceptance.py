@@ -152,8 +152,8 @@ class OrderAcceptance:
         """Decide about new orders, and write each into the log."""
         if not orders:
             return {}
-        counts = {world_id: BreakerCount(world) for world_id, world in snapshot.worlds.items()}
         verdicts, lines, now = {}, [], utc_now()
+        counts = {world_id: BreakerCount(world, now) for world_id, world in snapshot.worlds.items()}
         for _, order in sorted(orders.items()):  # every writer takes index locks in the same order
             world = snapshot.worlds[order.world_id]
             reason = refusal(
@@ -165,7 +165,9 @@ class OrderAcceptance:
                     now,
                 )
             )
-            counts[order.world_id].count(reason, now)
+            if reason is None and counts[order.world_id].tripped:  # by an order before it in this batch
+                reason = Refusal.CIRCUIT_BREAKER
+            counts[order.world_id].count(reason)
             verdicts[order.order_id] = OrderVerdict(
                 order_id=order.order_id, accepted=reason is None, reason=reason, epoch=world.epoch
             )

@@ -5,7 +5,7 @@ the first that objects gives the reason. The chaos run takes each of them out in
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from types import MappingProxyType
 
 from qmtl_sdk.contracts.domains import Domain, domain_of
@@ -119,19 +119,22 @@ def refusal(context: OrderContext) -> Refusal | None:
 
 @dataclass
 class BreakerCount:
-    """Counts the orders of a minute for the circuit breaker."""
+    """Counts the orders of the minute of `now` for the circuit breaker."""
 
     world: World
+    now: InitVar[str]
     tripped: str = field(default="")
 
-    def count(self, reason: Refusal | None, now: str) -> None:
+    def __post_init__(self, now: str) -> None:
+        minute = now[:16]
+        if self.world.minute != minute:
+            self.world.minute = minute
+            self.world.orders = 0
+            self.world.refused = 0
+
+    def count(self, reason: Refusal | None) -> None:
         """Count an order, and set `tripped` to the reason once a limit is exceeded."""
         world = self.world
-        minute = now[:16]
-        if world.minute != minute:
-            world.minute = minute
-            world.orders = 0
-            world.refused = 0
         if reason is None:
             world.orders += 1
         else:

@@ -145,6 +145,34 @@ def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Da
     assert desk.fence_row().halted == ""
 
 
+def test_a_circuit_breaker_counts_the_present_minute_only(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single order was refused, and its world halted, because of the minute before."""
+    breaker = CircuitBreaker(max_orders_per_minute=3)
+    desk.fence.update(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
+    orders, session, now = OrderAcceptance(desk.database), desk.session(), datetime.now(UTC)
+    for minutes in (2, 1, 0):
+        at = (now - timedelta(minutes=minutes)).isoformat(timespec="microseconds")
+        monkeypatch.setattr("activities.fence.acceptance.utc_now", lambda at=at: at)
+        verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(3)])
+        assert [verdict.reason for verdict in verdicts] == [None, None, None]
+    assert desk.fence_row().halted == ""
+
+
+def test_a_breaker_that_trips_on_refused_orders_lets_none_of_the_batch_pass_after_it(desk: Desk) -> None:
+    breaker = CircuitBreaker(max_refused_per_minute=2)
+    desk.fence.update(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
+    session, epoch = desk.session(), desk.epoch
+    batch = [
+        *(desk.order(session, epoch + 1, order_id=f"order:{number:032x}") for number in range(3)),
+        desk.order(session, epoch, order_id=f"order:{9:032x}"),
+    ]
+    verdicts = OrderAcceptance(desk.database).publish(batch)
+    assert verdicts[-1].reason is Refusal.CIRCUIT_BREAKER
+    assert "more than 2 refused orders" in desk.fence_row().halted
+
+
 def test_several_gateways_count_together_for_the_circuit_breaker(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
