@@ -10,6 +10,7 @@ mistake in a service's key is an error for Runner, too.
 """
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -32,6 +33,9 @@ ENV = "QMTL_CONFIG"
 
 # The configuration file in the current folder.
 FILE = "qmtl.yml"
+
+# The password in a DSN or URL: between the user's name and the last @ before the host.
+_PASSWORD = re.compile(r"(://[^/?#@:]*:).*@")
 
 # The start of the name of every variable that sets a key.
 PREFIX = "QMTL_"
@@ -162,11 +166,18 @@ def explain(current: Settings) -> list[tuple[str, str, str]]:
         origin = "default" if inner is None else str(path)
         if variable in os.environ:
             origin = variable
-        shown = "" if value is None else str(value)
-        if value and parts[-1] in ("api_key", "token"):
-            shown = "***"
-        rows.append((name, shown, origin))
+        rows.append((name, _shown(parts, value), origin))
     return rows
+
+
+def _shown(parts: list[str], value: Any) -> str:
+    """Return a value as text; of a secret, only that it is set. (Any: every key has a type of its own.)"""
+    if not value:
+        return "" if value is None else str(value)
+    # What an extension's options mean is not known here, so each may be a secret.
+    if parts[-1] in ("api_key", "token") or any(part.endswith("_options") for part in parts[:-1]):
+        return "***"
+    return _PASSWORD.sub(r"\1***@", str(value))
 
 
 def _leaves(body: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -77,6 +77,22 @@ def test_variables_win_over_the_file_and_the_file_over_defaults(
     assert (rows["gateway.url"], rows["events.bus_options"]) == (("", "default"), ("{}", "default"))
 
 
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("postgresql://qmtl:s3cr/et@db:5432/q", "postgresql://qmtl:***@db:5432/q"),
+        ("postgresql://qmtl:p@ss@db/q", "postgresql://qmtl:***@db/q"),
+        ("postgresql://qmtl@db/q", "postgresql://qmtl@db/q"),
+        ("sqlite:////data/q.db", "sqlite:////data/q.db"),
+    ],
+)
+def test_the_configuration_is_shown_without_passwords(folder: Path, written: str, shown: str) -> None:
+    options = "orders: { broker_options: { api_secret: s3cret } }"
+    (folder / "qmtl.yml").write_text(f"gateway: {{ database_dsn: '{written}' }}\n{options}\n")
+    rows = {key: value for key, value, _ in config.explain(settings.load())}
+    assert (rows["gateway.database_dsn"], rows["orders.broker_options.api_secret"]) == (shown, "***")
+
+
 LOADERS = [settings.load, config.load]
 
 
