@@ -14,7 +14,13 @@ from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 
-Amount = Annotated[Decimal, Field(gt=0, max_digits=28, decimal_places=12)]
+AMOUNT_PLACES = 12
+"""Decimal places of a quantity or price."""
+
+AMOUNT_LIMIT = 10**16
+"""Quantities and prices are below it: 16 digits and the places make the 28 that are stored."""
+
+Amount = Annotated[Decimal, Field(gt=0, max_digits=28, decimal_places=AMOUNT_PLACES)]
 """A positive quantity or price."""
 
 

@@ -76,6 +76,11 @@ class ActivationManager:
         )
 
     @property
+    def failure(self) -> str:
+        """Why the stream has ended for good; empty while it is read."""
+        return self._stream.fault if self._stream.failure is not None else ""
+
+    @property
     def silence_s(self) -> float:
         """Seconds since the Gateway's last frame; infinite before the first."""
         return time.monotonic() - self._stream.last_frame_at
@@ -108,6 +113,8 @@ class Gate:
         faults = list(self.faults.values())  # a copy: other threads add and remove faults
         if faults:
             return faults[0]
+        if self.manager.failure:
+            return self.manager.failure
         silence, ttl = self.manager.silence_s, self.manager.ttl_s
         if silence > ttl:
             if silence == float("inf"):

@@ -2,9 +2,11 @@
 
 `OrderPublisher` sends a running strategy's orders through its gate to the fence, on a thread of its own, so
 that computing never waits for a Gateway. An order without a response is retried under the same id; the fence
-is idempotent by order id.
+is idempotent by order id. An order that no request can hold is blocked and counted. Nothing that an author's
+values or callbacks do ends the thread.
 """
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -14,11 +16,14 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import Order, OrderVerdict, order_id
+from qmtl_sdk.contracts.orders import AMOUNT_LIMIT, AMOUNT_PLACES, Order, OrderVerdict, order_id
 from qmtl_sdk.runtime.activation import Gate
 from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.contained import contained, set_fault
 
 BATCH_SIZE = 200
 """Orders per request."""
@@ -105,7 +110,7 @@ class OrderPublisher:
         self._world_id = world_id
         self._strategy_id = strategy_id
         self._session = session
-        self._on_verdict = on_verdict
+        self._on_verdict = contained(on_verdict, "on_verdict", gate.faults)
         self.accepted = 0
         self.undelivered = 0
         self.refused: Counter[str] = Counter()
@@ -129,15 +134,32 @@ class OrderPublisher:
     def enqueue(self, intent: OrderIntent) -> bool:
         """Queue the order for the fence if the gate is open; return whether it was queued.
 
-        Blocked orders are counted by reason. The order carries the current epoch, so a later freeze makes it
-        stale.
+        Blocked orders are counted by reason, and so are those that an `Order` cannot hold. A quantity that
+        rounds to 0 is no order. The order carries the current epoch, so a later freeze makes it stale.
         """
         epoch, reason = self._gate.manager.epoch, self._gate.reason
-        if reason or self._gate.domain is None:
+        domain = self._gate.domain
+        if reason or domain is None:
             self.blocked[reason or "no domain"] += 1
             return False
-        domain = self._gate.domain
-        order = Order(
+        quantity = amount(abs(intent.quantity))
+        if quantity == 0:
+            return False
+        if quantity is None:
+            self.blocked["no order can hold its quantity"] += 1
+            return False
+        try:
+            order = self._order(intent, domain, epoch, quantity)
+        except ValidationError as error:
+            first = error.errors()[0]
+            self.blocked[f"no order can hold it: {'.'.join(map(str, first['loc']))}: {first['msg']}"] += 1
+            return False
+        self._orders.append((time.monotonic(), order))
+        self._wake.set()
+        return True
+
+    def _order(self, intent: OrderIntent, domain: Domain, epoch: int, quantity: Decimal) -> Order:
+        return Order(
             order_id=order_id(
                 self._world_id, self._strategy_id, intent.node_id, intent.bar, intent.symbol, domain.value
             ),
@@ -148,13 +170,10 @@ class OrderPublisher:
             epoch=epoch,
             symbol=intent.symbol,
             side="buy" if intent.quantity > 0 else "sell",
-            quantity=amount(abs(intent.quantity)),
-            reference_price=amount(intent.price) if intent.price is not None and intent.price > 0 else None,
+            quantity=quantity,
+            reference_price=positive(intent.price),
             decided_at=intent.close,
         )
-        self._orders.append((time.monotonic(), order))
-        self._wake.set()
-        return True
 
     def acknowledge(self, session_id: str, sequence: int) -> None:
         """Queue the acknowledgement of a freeze or unfreeze. The gate has already closed or opened."""
@@ -172,6 +191,11 @@ class OrderPublisher:
                     if error.code not in ("E_UNAVAILABLE", "E_RATE"):
                         self._drop_refused(error)
                     self._stop.wait(RETRY_S)
+                except BaseException as error:  # this thread also acknowledges freezes: it must go on
+                    set_fault(self._gate.faults, "orders", "orders can't be sent", error)
+                    self._stop.wait(RETRY_S)
+                else:
+                    self._gate.faults.pop("orders", None)
 
     def _send(self) -> None:
         """Send the acknowledgements in order, then a batch of orders."""
@@ -186,14 +210,14 @@ class OrderPublisher:
         batch = [order for _, order in list(self._orders)[:BATCH_SIZE]]
         if not batch:
             return
-        for order, verdict in zip(batch, self._client.publish_orders(batch, patience_s=0.0), strict=True):
+        verdicts = self._client.publish_orders(batch, patience_s=0.0)
+        for order, verdict in list(zip(batch, verdicts, strict=True)):
             self._orders.popleft()
             if verdict.accepted:
                 self.accepted += 1
             elif verdict.reason is not None:
                 self.refused[verdict.reason.value] += 1
-            if self._on_verdict is not None:
-                self._on_verdict(order, verdict)
+            self._on_verdict(order, verdict)
 
     def _drop_refused(self, error: QmtlError) -> None:
         """Drop what the Gateway refused (unknown session, deleted world) and count the orders."""
@@ -204,6 +228,14 @@ class OrderPublisher:
             self._orders.clear()
 
 
-def amount(value: float) -> Decimal:
-    """Convert a quantity or price to Decimal, rounded to twelve places."""
-    return round(Decimal(repr(float(value))), 12).normalize() + Decimal(0)
+def amount(value: float) -> Decimal | None:
+    """Convert a quantity or price to Decimal, rounded to twelve places; None if an order can't hold it."""
+    if not math.isfinite(value) or abs(value) >= AMOUNT_LIMIT:
+        return None
+    return round(Decimal(repr(float(value))), AMOUNT_PLACES).normalize() + Decimal(0)
+
+
+def positive(price: float | None) -> Decimal | None:
+    """Convert a price to Decimal; None where there is none that an order can hold, or none above 0."""
+    found = amount(price) if price is not None else None
+    return found if found is not None and found > 0 else None

@@ -18,6 +18,7 @@ from qmtl_sdk.data.bars import NS, iso, to_ns
 from qmtl_sdk.nodes.node import StreamInput
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.contained import contained
 from qmtl_sdk.runtime.feed import BarFeed
 from qmtl_sdk.runtime.intents import IntentBuilder
 from qmtl_sdk.runtime.orders import OnVerdict, OrderPublisher
@@ -111,7 +112,7 @@ class RowProcessor:
         stop: threading.Event,
     ) -> None:
         self._nodes = inputs.build.by_id
-        self._on_output = inputs.on_output
+        self._on_output = contained(inputs.on_output, "on_output", faults)
         self._intents = intents
         self._orders = orders
         self._faults = faults
@@ -138,5 +139,4 @@ class RowProcessor:
                 self.queues.add(node, targets[node.node_id], (output.ts, output.values), output.window)
                 if isinstance(node, TradeOrderPublisherNode):
                     self._intents.publish(self._orders, node, output.ts, output.values, now)
-            if self._on_output is not None:
-                self._on_output(output)
+            self._on_output(output)

@@ -87,7 +87,9 @@ class Runner:
         except asyncio.CancelledError:
             submission.stop.set()
             with suppress(StoppedError):
-                await work
+                result = await work
+                if result.running is not None:  # it was past its last check of `stop`; nobody else has it
+                    await asyncio.to_thread(result.running.close)
             raise
         finally:
             submission.close()

@@ -13,7 +13,8 @@
 6. When the world moves the strategy to another domain, start again there from that domain's own outputs:
    domains share nothing.
 7. When a source, the stream or the Gateway fails, the gate closes and computing continues as far as it can. A
-   lost session is opened again.
+   lost session is opened again. An exception that nothing expects ends the computing, not the heartbeats:
+   the gate stays closed, and they report the fault.
 8. `close` ends all of it.
 """
 
@@ -31,6 +32,7 @@ from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.contracts.topic_state import TopicState
 from qmtl_sdk.data.bars import iso
 from qmtl_sdk.runtime.activation import ActivationManager, Gate
+from qmtl_sdk.runtime.contained import contained, printable, reported_fault
 from qmtl_sdk.runtime.feed import BarFeed
 from qmtl_sdk.runtime.intents import IntentBuilder
 from qmtl_sdk.runtime.orders import OrderPublisher
@@ -86,7 +88,8 @@ class RunningStrategy:
         self._queues_fault = ""
         self._processor = RowProcessor(inputs, intents, self.orders, self.gate.faults, self._stop)
         self._send_at = 0.0
-        self._thread = threading.Thread(target=self._run, name="qmtl-running", daemon=True)
+        run = contained(self._run, "run", self.gate.faults, "the strategy has stopped computing")
+        self._thread = threading.Thread(target=run, name="qmtl-running", daemon=True)
 
     def __repr__(self) -> str:
         reason = self.gate.reason
@@ -149,17 +152,16 @@ class RunningStrategy:
         """Return the state that a heartbeat reports."""
         reason = self.gate.reason
         lagging = self.stream.behind or self.stream.fault
-        faults = self.gate.faults
-        fault = faults.get("data") or faults.get("compute") or self._queues_fault or self.stream.fault
+        fault = reported_fault(self.gate.faults) or self._queues_fault or self.stream.fault
         return SessionHeartbeat(
             positions=self.stream.positions,
             lag_s=round(max(0.0, min(self.activation.silence_s, MAX_LAG_S)), 3) if lagging else 0.0,
             gate="closed" if reason else "open",
-            reason=reason[:300],
+            reason=printable(reason, 300),
             bar=iso(self.engine.now) if self.engine.now > BEFORE_ALL_BARS else "",
             bars=self.bars,
             dropped_bars=self.feed.late + self.engine.late,
-            fault=fault[:500],
+            fault=printable(fault, 500),
             cross_context_cache_hits=self._inputs.cross_context_cache_hits,
         )
 

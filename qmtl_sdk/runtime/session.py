@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionGrant, SessionHeartbeat, SessionOpen
 from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.contained import set_fault
 
 END_PATIENCE_S = 2.0
 """How long ending a session retries while the Gateway is unavailable, in seconds."""
@@ -75,18 +76,27 @@ class SessionKeeper:
 
     def _run(self, report: Callable[[], SessionHeartbeat], faults: dict[str, str]) -> None:
         acknowledged = time.monotonic()
-        lease = self.grant.lease_s
-        while not self._stop.wait(lease / 3):
+        while not self._stop.wait(self.grant.lease_s / 3):
             try:
-                response = self._client.session_heartbeat(self.grant.session_id, report())
-                self._set_clock(response.now)
-                acknowledged = time.monotonic()
-                faults.pop("session", None)
-            except QmtlError as error:
-                if time.monotonic() - acknowledged > lease or error.code == "E_SESSION_LOST":
-                    faults["session"] = f"the session has lost its lease: {error.message}"
-                if error.code in ("E_SESSION_LOST", "E_SESSION_UNKNOWN"):
-                    self._reopen(faults)
+                acknowledged = self._send(report, faults, acknowledged)
+            except Exception as error:  # heartbeats go on: they are how anybody hears of it
+                set_fault(faults, "session", "a heartbeat can't be sent", error)
+
+    def _send(
+        self, report: Callable[[], SessionHeartbeat], faults: dict[str, str], acknowledged: float
+    ) -> float:
+        """Send a heartbeat; return the monotonic time of the newest that was acknowledged."""
+        try:
+            response = self._client.session_heartbeat(self.grant.session_id, report())
+        except QmtlError as error:
+            if time.monotonic() - acknowledged > self.grant.lease_s or error.code == "E_SESSION_LOST":
+                faults["session"] = f"the session has lost its lease: {error.message}"
+            if error.code in ("E_SESSION_LOST", "E_SESSION_UNKNOWN"):
+                self._reopen(faults)
+            return acknowledged
+        self._set_clock(response.now)
+        faults.pop("session", None)
+        return time.monotonic()
 
     def _reopen(self, faults: dict[str, str]) -> None:
         try:

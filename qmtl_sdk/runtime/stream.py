@@ -165,6 +165,7 @@ class StreamClient:
                     self._reader.reset()
             except BaseException as error:  # of a callback: `wait` reports it to the caller
                 with self._reader.handled:
+                    self.fault = f"the stream has ended: {type(error).__name__}: {error}"
                     self.failure = error
                     self._reader.handled.notify_all()
                 return

@@ -24,7 +24,7 @@ class TopicReader:
 
     `newest` has the newest sequence of each topic that the Gateway announced. `started` are the topics that
     have sent a snapshot or resumed, in the log named `log`. `last_frame_at` is the monotonic time of the last
-    frame. `handled` is notified after every frame and event.
+    frame that was applied. `handled` is notified after every frame and event.
     """
 
     def __init__(
@@ -54,9 +54,8 @@ class TopicReader:
         """Apply a frame, and call the callbacks.
 
         Raises GapError where events before it are missing, QmtlError (E_EVENT_INVALID) for a snapshot that
-        does not match its hash.
+        does not match its hash; its topic keeps its state, and its next start needs a snapshot.
         """
-        self.last_frame_at = time.monotonic()
         if isinstance(frame, EventFrame):
             self._apply_event(frame.topic, frame)
         elif isinstance(frame, Snapshot):
@@ -65,6 +64,7 @@ class TopicReader:
             self._start_topic(frame.topic, frame.log)
         elif isinstance(frame, HeartbeatFrame):
             self.newest |= frame.positions
+        self.last_frame_at = time.monotonic()
         with self.handled:
             self.handled.notify_all()
 
@@ -85,9 +85,11 @@ class TopicReader:
         self.states = {kind: TopicState() for kind in self.states}
 
     def _apply_snapshot(self, frame: Snapshot) -> None:
-        state = self.states[frame.topic] = TopicState(frame.sequence, frame.events)
+        state = TopicState(frame.sequence, frame.events)
         if state.state_hash != frame.state_hash:
+            self.started.discard(frame.topic)
             raise QmtlError("E_EVENT_INVALID", f"the snapshot of {frame.topic} does not match its hash")
+        self.states[frame.topic] = state
         self.counters.snapshots[frame.reason] += 1
         self._start_topic(frame.topic, frame.log)
         if self._on_snapshot:
