@@ -9,8 +9,9 @@
    refused, restore the state before and stay frozen until an operator resumes the world.
 6. Unfreeze: accept orders under a new epoch; sessions and Gateways acknowledge it again.
 
-The store does each step once, however often an activity is repeated. An abort is accepted until the switch
-begins.
+The store does each step once, however often an activity is repeated. A run that replaces a lost one repeats
+the steps, or records the end where the world was restored or unfrozen without a switch. An abort is accepted
+until the switch begins.
 """
 
 import asyncio
@@ -75,6 +76,7 @@ class ApplyWorkflow:
         outcome: ApplyOutcome = "completed"
         reason = ""
         try:
+            _end_if_restored(apply, self._plan)
             for step in self._plan.steps:
                 self._end_if_aborted()
                 self._show(step.kind, step.explain())
@@ -241,6 +243,16 @@ class ApplyWorkflow:
         workflow.set_current_details(apply_details(self._plan, moment))
         run_id = self._apply.run_id
         workflow.upsert_search_attributes([SEARCH_STEP.value_set(step), SEARCH_RUN.value_set(run_id)])
+
+
+def _end_if_restored(apply: ApplyInput, plan: ApplyBrief) -> None:
+    """Raises EndedError if an earlier run of this workflow was lost after it had gone back."""
+    if "switch" in plan.done:
+        return
+    if "restore" in plan.done:
+        raise EndedError("frozen", stays_frozen(apply, "the switch was refused in an earlier run"))
+    if "unfreeze" in plan.done:
+        raise EndedError("rolled_back", "rolled back by an earlier run: nothing was switched")
 
 
 def _abort_reason(abort: AbortRequest) -> str:

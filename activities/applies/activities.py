@@ -54,7 +54,8 @@ class ApplyActivities(ApplyActivityStubs):
     @activity.defn(no_thread_cancel_exception=True)
     def apply_plan(self, command: ApplyInput) -> ApplyBrief:
         """Read the plan of an apply."""
-        plan = self._stores.requests.find(command.world_id, command.run_id).plan
+        found = self._stores.requests.find(command.world_id, command.run_id)
+        plan = found.plan
         rows = plan.diff()
         more = [(f"and {len(rows) - _ROWS} more", "", "")] if len(rows) > _ROWS else []
         return ApplyBrief(
@@ -64,6 +65,7 @@ class ApplyActivities(ApplyActivityStubs):
             steps=plan.steps,
             diff=(*rows[:_ROWS], *more),
             left_out=tuple(str(item) for item in plan.left_out[:_LEFT_OUT]),
+            done=tuple(step.name for step in found.steps),
         )
 
     @activity.defn(no_thread_cancel_exception=True)

@@ -66,7 +66,8 @@ class SqlApplySteps:
     def switch(self, world_id: str, run_id: str) -> StepDone:
         """Change everything that the plan changes, or nothing.
 
-        Raises QmtlError: E_ETAG, E_LIVE_NOT_ALLOWED.
+        Raises QmtlError: E_ETAG, E_LIVE_NOT_ALLOWED; E_APPLY_RESTORED once the run has restored or unfrozen
+        the world without a switch.
         """
         return self._once(world_id, run_id, "switch", StepDone, transitions.switch)
 

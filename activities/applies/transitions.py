@@ -77,6 +77,7 @@ def drain(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
 
 def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
     """Change activations, queues, the edge to live and the pinned fingerprint, as the plan says."""
+    _require_not_restored(tx.session, row)
     _require_holder(fence, row.run_id)
     plan = ApplyPlan.model_validate_json(row.plan)
     world = tx.session.get_one(WorldRow, row.world_id)
@@ -168,6 +169,20 @@ def _require_unchanged(
             etag=etag,
         )
     return activations
+
+
+def _require_not_restored(session: Session, row: ApplyRow) -> None:
+    """Check that the run has not gone back already: a switch that was given up is never done later.
+
+    Raises QmtlError (E_APPLY_RESTORED).
+    """
+    for step in ("restore", "unfreeze"):
+        if session.get(ApplyStepRow, (row.world_id, row.run_id, step)) is not None:
+            raise QmtlError(
+                "E_APPLY_RESTORED",
+                f"{row.run_id} has restored {row.world_id} to the state before it, at its step {step}",
+                "request another apply",
+            )
 
 
 def _require_holder(fence: FenceRow, run_id: str) -> None:

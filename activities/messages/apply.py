@@ -3,7 +3,7 @@
 from typing import Literal
 
 from activities.messages.base import StoreMessage
-from qmtl_sdk.contracts.applies import Approval
+from qmtl_sdk.contracts.applies import ApplyStepName, Approval
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.plans import PlanStep
 from qmtl_sdk.contracts.worlds import UtcTime
@@ -23,7 +23,10 @@ class ApplyInput(StoreMessage):
 
 
 class ApplyBrief(Model):
-    """The part of a plan that the workflow needs: its steps, and the text that people see."""
+    """The part of a plan that the workflow needs: its steps, and the text that people see.
+
+    `done` names the steps that an earlier run of the workflow has done.
+    """
 
     title: str
     reason: str
@@ -31,6 +34,7 @@ class ApplyBrief(Model):
     steps: tuple[PlanStep, ...]
     diff: tuple[tuple[str, str, str], ...]
     left_out: tuple[str, ...] = ()
+    done: tuple[ApplyStepName, ...] = ()
 
 
 class ApprovalSignal(Model):
@@ -123,7 +127,7 @@ class Aborted(Model):
 
 
 class ApplyEnd(Model):
-    """Result of ApplyWorkflow. `epoch` is the world's epoch after it, 0 if the world was never frozen."""
+    """Result of ApplyWorkflow. `epoch` is the world's epoch after it, 0 if this run never froze the world."""
 
     run_id: str
     outcome: ApplyOutcome

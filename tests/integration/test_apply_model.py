@@ -20,6 +20,7 @@ from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from tests.support.desk import Desk
 
 STEPS = ("freeze", "drain", "switch", "restore", "unfreeze")
+FORWARD = ("freeze", "drain", "switch", "unfreeze")
 RANK = {"validate": 0, "paper": 1, "live": 2}
 
 
@@ -85,6 +86,8 @@ class Model:
             if self.gate != "open":
                 return "E_WORLD_FROZEN"
             return "E_ETAG" if self.state() != self.made_from else ""
+        if step == "switch" and self.went_back:
+            return "E_APPLY_RESTORED"
         if self.holder != self.running:
             return "E_WORLD_FROZEN"
         changed = {**self.state(), "edge": self.edge_before} != self.made_from
@@ -110,6 +113,12 @@ class Model:
             self.restore()
         self.epoch += 1
         self.open()
+
+    @property
+    def went_back(self) -> bool:
+        """Whether the apply under way has restored the state before it, so that it can only end."""
+        done = self.done[self.running]
+        return "switch" not in done and bool(done & {"restore", "unfreeze"})
 
     @property
     def stuck(self) -> bool:
@@ -203,6 +212,23 @@ class Applies(RuleBasedStateMachine):
             return
         model.done[run].add(step)
         getattr(model, step)()
+
+    @rule(back=st.sampled_from([(), ("freeze", "restore", "switch"), ("freeze", "unfreeze", "switch")]))
+    @precondition(lambda self: bool(self.model.running))
+    def start_over(self, back: tuple[str, ...]) -> None:
+        """The workflow's run is lost, perhaps on its way `back`. Another one repeats the steps to the end."""
+        model, run = self.model, self.model.running
+        for step in back:
+            self.step(step)
+        for step in () if model.went_back else FORWARD:
+            self.step(step)
+            if step not in model.done[run]:
+                break
+        if model.holder != run:
+            self.conclude()
+            return
+        self.step("restore")
+        self.leave_frozen()
 
     @rule(step=st.sampled_from(STEPS))
     @precondition(lambda self: any(run != self.model.running for run in self.model.done))

@@ -204,6 +204,34 @@ def test_an_open_order_holds_a_drain_up_no_longer_than_its_limit(server: Path, t
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("back", ["restore", "unfreeze"])
+def test_an_apply_whose_run_is_lost_on_its_way_back_is_concluded_by_the_next(
+    server: Path, tmp_path: Path, back: str
+) -> None:
+    """Traps: it switched after all, or failed for ever, with the world between two states."""
+
+    async def run() -> None:
+        async with skipping(server, tmp_path, policy()) as stage:
+            desk = stage.desk
+            lost = desk.request("dryrun")
+            for step in ("freeze", "drain", back):
+                getattr(desk.steps, step)(desk.world, lost)
+            ended = await asyncio.wait_for((await stage.apply(lost)).result(), 30)
+            world = desk.fence_row().state
+            if back == "restore":
+                assert (ended.outcome, world) == ("frozen", "draining")
+                assert "qmtl world resume" in ended.reason
+                desk.steps.resume(desk.world, "olga", "")
+            else:
+                assert (ended.outcome, world) == ("rolled_back", "open")
+            assert desk.requests.find(desk.world, lost).outcome == ended.outcome
+            assert desk.fence.activations(desk.world)[0].effective_mode == "validate"
+            assert desk.requests.unfinished() == []
+            desk.apply("dryrun")
+
+    asyncio.run(run())
+
+
 def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_limit(
     server: Path, tmp_path: Path
 ) -> None:

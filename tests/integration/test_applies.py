@@ -1,0 +1,53 @@
+"""The steps of an apply, and approvals, on a real database."""
+
+import pytest
+
+from activities.storage.database import Database
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.worlds import WorldUpdate
+from tests.support.desk import Desk
+
+
+def test_a_switch_that_was_refused_is_not_done_after_its_world_was_restored(database: Database) -> None:
+    desk = Desk(database)
+    desk.apply("dryrun")
+    run = desk.request("live")
+    desk.steps.freeze(desk.world, run)
+    desk.steps.drain(desk.world, run)
+    desk.fence.update(desk.world, WorldUpdate(allow_live=False), "olga")
+    with pytest.raises(QmtlError, match="E_LIVE_NOT_ALLOWED"):
+        desk.steps.switch(desk.world, run)
+    desk.steps.restore(desk.world, run)
+    desk.fence.update(desk.world, WorldUpdate(allow_live=True), "olga")
+    with pytest.raises(QmtlError, match="E_APPLY_RESTORED"):
+        desk.steps.switch(desk.world, run)
+    desk.steps.conclude(desk.world, run, "frozen", "the switch was refused")
+    assert [item.effective_mode for item in desk.fence.activations(desk.world)] == ["paper"]
+    fence = desk.fence_row()
+    assert (fence.state, fence.holder, fence.live_edge) == ("draining", run, False)
+
+
+def test_an_apply_that_was_rolled_back_does_not_switch(database: Database) -> None:
+    desk = Desk(database)
+    run = desk.request("dryrun")
+    desk.steps.freeze(desk.world, run)
+    desk.steps.drain(desk.world, run)
+    opened = desk.steps.unfreeze(desk.world, run)
+    with pytest.raises(QmtlError, match="E_APPLY_RESTORED"):
+        desk.steps.switch(desk.world, run)
+    assert desk.steps.unfreeze(desk.world, run) == opened
+    desk.steps.conclude(desk.world, run, "rolled_back", "aborted")
+    assert [item.effective_mode for item in desk.fence.activations(desk.world)] == ["validate"]
+    desk.apply("dryrun")
+    assert [item.effective_mode for item in desk.fence.activations(desk.world)] == ["paper"]
+
+
+def test_an_apply_that_switched_answers_its_switch_again_after_the_unfreeze(database: Database) -> None:
+    desk = Desk(database)
+    run = desk.request("dryrun")
+    for step in (desk.steps.freeze, desk.steps.drain, desk.steps.switch, desk.steps.unfreeze):
+        step(desk.world, run)
+    epoch = desk.epoch
+    desk.steps.switch(desk.world, run)
+    assert desk.epoch == epoch
+    assert [item.effective_mode for item in desk.fence.activations(desk.world)] == ["paper"]
