@@ -11,6 +11,7 @@ from activities.applies.steps import SqlApplySteps
 from activities.artifacts.folder import FolderArtifacts
 from activities.decisions.activities import DecisionStores
 from activities.decisions.sql import SqlDecisionStore
+from activities.events.dead_letters import SqlDeadLetters
 from activities.events.outbox import SqlOutbox
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.acknowledgements import SqlGatewayLeases
@@ -59,6 +60,7 @@ class Stores:
     catalogue: SqlQueueCatalogue
     tokens: SqlTokenStore
     outbox: SqlOutbox
+    dead_letters: SqlDeadLetters
     audit: SqlAudit
 
     @classmethod
@@ -88,6 +90,7 @@ class Stores:
             catalogue=SqlQueueCatalogue(database),
             tokens=SqlTokenStore(database),
             outbox=SqlOutbox(database),
+            dead_letters=SqlDeadLetters(database),
             audit=SqlAudit(database),
         )
 

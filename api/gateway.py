@@ -27,6 +27,7 @@ from api.auth.limits import RateLimit, SocketLimit
 from api.auth.tokens import Tokens
 from api.routes import (
     applies,
+    dead_letters,
     events,
     leases,
     orders,
@@ -65,6 +66,7 @@ ROUTERS = (
     sessions.router,
     queues.router,
     events.router,
+    dead_letters.router,
     tokens.router,
     system.router,
 )

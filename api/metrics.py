@@ -24,6 +24,7 @@ DROPPED = Counter("stream_closed", "streams that this Gateway closed, by error c
 UNKNOWN = Counter("events_of_unknown_type", "events of a type that this version does not know", ["type"])
 SOCKETS = Gauge("stream_sockets", "open streams at this Gateway")
 OUTBOX_AGE = Gauge("outbox_age_seconds", "age of the oldest event that the relay has not published")
+DEAD_LETTERS = Gauge("dead_letters", "events that the relay could not publish and set aside")
 SESSIONS = Gauge("sessions", "running strategies", ["world_id", "execution_domain"])
 SESSION_LAG = Gauge(
     "session_lag_seconds", "lag of the slowest session of a world behind the stream", ["world_id"]

@@ -29,7 +29,9 @@ class Broker(Protocol):
     def place(self, orders: Sequence[tuple[Order, datetime]], now: datetime) -> list[Fill]:
         """Send orders, each with the time of its acceptance, and return the fills known at `now`.
 
-        Idempotent by order id: an order that is sent again is not placed again.
+        Idempotent by order id: an order that is sent again is not placed again. Raises QmtlError
+        (E_UNAVAILABLE) or OSError where the venue cannot be reached. After any other error each order is sent
+        on its own.
         """
 
 

@@ -5,21 +5,25 @@ wait until its process ends. A router that is killed between sending an order an
 order again under the same id, which a broker places once.
 """
 
-import signal
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 
 from activities.brokers.broker import Broker, BrokerSettings, open_broker
 from activities.fence.order_log import SqlOrderLog
-from activities.settings import OrdersSettings, Settings, settings
+from activities.process import run_process
+from activities.settings import OrdersSettings, Settings
 from activities.storage.database import Database
-from activities.storage.opening import open_database
+from activities.storage.elected import run_elected, unreachable
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.orders import Fill, Order
 
 # Orders that one step sends.
 BATCH = 500
@@ -27,11 +31,14 @@ BATCH = 500
 # Seconds between two looks for orders when there are none.
 _IDLE_S = 0.05
 
-# Seconds before the database is tried again when it cannot be reached.
-_UNAVAILABLE_S = 1.0
+# Seconds before the first repetition of an order that failed; it doubles with each failure.
+_RETRY_S = 1.0
 
-# Seconds between two tries to become the router of the database.
-_ELECTION_S = 0.5
+# Seconds between two repetitions at most.
+_RETRY_LIMIT_S = 60.0
+
+# Orders at most that a batch leaves out because they failed: a statement has room for so many ids.
+_DELAYED = 10_000
 
 _log = structlog.get_logger()
 
@@ -50,6 +57,14 @@ def brokers(config: OrdersSettings) -> dict[Domain, Broker]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    """When an order that failed is tried again, on the monotonic clock, and the pause before that."""
+
+    at: float
+    pause_s: float
+
+
 class OrderRouter:
     """Sends accepted orders to brokers."""
 
@@ -57,57 +72,70 @@ class OrderRouter:
         self._database = database
         self._orders = orders
         self._brokers = brokers
+        self._retries: dict[str, _Retry] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Route orders until `stop` is set. A database that cannot be reached is tried again."""
-        while not stop.is_set():
-            try:
-                with self._database.elected("router") as elected:
-                    while elected and not stop.is_set():
-                        if not self.step():
-                            stop.wait(_IDLE_S)
-                    stop.wait(_ELECTION_S)
-            except QmtlError as error:
-                _log.warning("the router cannot send orders", why=str(error))
-                stop.wait(_UNAVAILABLE_S)
+        run_elected(self._database, "router", lambda: self.step() > 0, _IDLE_S, stop)
 
     def step(self) -> int:
-        """Send a batch of open orders, and record the fills. Returns how many there were."""
-        waiting = self._orders.waiting(BATCH)
-        now = datetime.now(UTC)
-        fills = []
-        for domain, broker in self._brokers.items():
-            orders = [(order, at) for order, at in waiting if order.execution_domain is domain]
-            fills += broker.place(orders, now)
+        """Send a batch of open orders, and record the fills. Returns how many there were.
+
+        An order that cannot be read or that its broker raises for is logged and tried again later. The
+        others go on.
+        """
+        clock = time.monotonic()
+        # A retry that is long past belongs to an order that is no longer open.
+        self._retries = {
+            key: retry for key, retry in self._retries.items() if retry.at > clock - _RETRY_LIMIT_S
+        }
+        delayed = [order_id for order_id, retry in self._retries.items() if retry.at > clock][:_DELAYED]
+        orders: defaultdict[Domain, list[tuple[Order, datetime]]] = defaultdict(list)
+        for waiting in self._orders.waiting(BATCH, delayed):
+            try:
+                order, accepted_at = waiting.order(), waiting.accepted_at
+            except ValueError as error:
+                self._failed([waiting.order_id], error)
+            else:
+                orders[order.execution_domain].append((order, accepted_at))
+        fills: list[Fill] = []
+        for domain, batch in orders.items():
+            fills += self._place(domain, batch)
         self._orders.record_fills(fills)
         return len(fills)
 
+    def _place(self, domain: Domain, orders: Sequence[tuple[Order, datetime]]) -> list[Fill]:
+        """Send orders to the broker of a domain together, and one by one where it raises."""
+        broker = self._brokers.get(domain)
+        if broker is None:
+            return []
+        now = datetime.now(UTC)
+        try:
+            fills = broker.place(orders, now)
+        except Exception as error:  # a broker is an extension, and may raise anything
+            if unreachable(error) or len(orders) == 1:
+                self._failed([order.order_id for order, _ in orders], error)
+                return []
+            return [fill for one in orders for fill in self._place(domain, [one])]
+        for order, _ in orders:
+            self._retries.pop(order.order_id, None)
+        return fills
 
-def run(config: Settings) -> None:
-    """Run the router until SIGTERM or SIGINT."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    database = open_database(config.database_dsn)
-    try:
-        router = OrderRouter(database, SqlOrderLog(database), brokers(config.orders))
-        print("router: ready", flush=True)
-        router.run(stop)
-    finally:
-        database.close()
+    def _failed(self, order_ids: Sequence[str], error: Exception) -> None:
+        """Log a failure, and delay the next try of these orders, each time for longer."""
+        _log.error(
+            "orders cannot be sent", orders=list(order_ids[:10]), count=len(order_ids), error=repr(error)
+        )
+        for order_id in order_ids:
+            last = self._retries.get(order_id)
+            pause = min(2 * last.pause_s, _RETRY_LIMIT_S) if last else _RETRY_S
+            self._retries[order_id] = _Retry(time.monotonic() + pause, pause)
 
 
-def main() -> int:
-    """Run the router with the settings of this folder. Returns the exit code."""
-    try:
-        config = settings()
-        config.require_profile()
-        run(config)
-    except QmtlError as error:
-        print(f"router: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+@contextmanager
+def _open(config: Settings, database: Database) -> Iterator[OrderRouter]:
+    yield OrderRouter(database, SqlOrderLog(database), brokers(config.orders))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process("router", _open))

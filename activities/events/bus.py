@@ -32,7 +32,11 @@ class ControlBus(Protocol):
     """The id of this log. Sequences are only valid within it."""
 
     def publish(self, events: Sequence[CloudEvent]) -> None:
-        """Append the events to their topics, in this order, all or nothing."""
+        """Append the events to their topics, in this order, all or nothing.
+
+        Raises QmtlError (E_UNAVAILABLE) or OSError where the bus cannot be reached, so that the relay tries
+        again. Any other error says that an event cannot be published.
+        """
 
     def read(self, topic: str, after: int, limit: int) -> list[Sequenced]:
         """Read the retained events after a sequence."""

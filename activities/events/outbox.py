@@ -1,13 +1,13 @@
 """The outbox in the database: events that were written with a change and are not published yet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import func, update
 from sqlmodel import col, select
 
 from activities.storage.database import Database
-from activities.storage.tables import OutboxRow
+from activities.storage.tables import DeadLetterRow, OutboxRow
 from activities.storage.transactions import utc_now
 
 
@@ -29,11 +29,21 @@ class SqlOutbox:
                 )
             )
 
-    def mark_published(self, seqs: Sequence[int]) -> None:
-        """Mark these rows as published."""
+    def mark_published(self, seqs: Sequence[int], unpublishable: Mapping[int, str] | None = None) -> None:
+        """Mark these rows as published.
+
+        `unpublishable`: those of them that become dead letters instead, each with the reason.
+        """
+        now = utc_now()
         with self._database.write("relay", bookkeeping=True) as tx:
             tx.session.connection().execute(
-                update(OutboxRow).where(col(OutboxRow.seq).in_(seqs)).values(published_at=utc_now())
+                update(OutboxRow).where(col(OutboxRow.seq).in_(seqs)).values(published_at=now)
+            )
+            tx.insert_new(
+                [
+                    DeadLetterRow(seq=seq, reason=reason, at=now)
+                    for seq, reason in (unpublishable or {}).items()
+                ]
             )
 
     def age_s(self) -> float:

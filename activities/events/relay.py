@@ -8,25 +8,28 @@
    last published one would lose rows that commit late.)
 3. Then it marks them as published. After a crash between the two it publishes them again under the same
    idempotency key, and the bus adds each once.
-4. From time to time it trims topics to their retention; a client that returns from before that gets a
+4. A row that cannot be published, such as one of a form that no event may have, becomes a dead letter in the
+   same transaction. The rows after it go on. A bus that cannot be reached is retried instead.
+5. From time to time it trims topics to their retention; a client that returns from before that gets a
    snapshot.
 """
 
 import json
-import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import structlog
 
 from activities.events.bus import BusSettings, ControlBus, open_bus
 from activities.events.outbox import SqlOutbox
-from activities.settings import Settings, settings
+from activities.process import run_process
+from activities.settings import Settings
 from activities.storage.database import Database
-from activities.storage.opening import open_database
+from activities.storage.elected import run_elected, unreachable
 from activities.storage.tables import OutboxRow
-from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import DATA, CloudEvent
 
 # Rows that one step publishes.
@@ -35,14 +38,11 @@ BATCH = 500
 # Seconds between two reads of the outbox while it is empty.
 _IDLE_S = 0.02
 
-# Seconds before the database is tried again when it cannot be reached.
-_UNAVAILABLE_S = 1.0
-
 # Seconds between two trims of all topics.
 _TRIM_EVERY_S = 60.0
 
-# Seconds between two tries to become the relay of the database.
-_ELECTION_S = 0.5
+# Characters of a dead letter's reason.
+_REASON = 500
 
 _log = structlog.get_logger()
 
@@ -56,39 +56,68 @@ class Relay:
         self._bus = bus
         self._keep = keep
         self._source = f"/qmtl/{database.store_id[:12]}"
+        self._trimmed = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
         """Relay until `stop` is set.
 
         A database or bus that cannot be reached is tried again; nothing is skipped.
         """
-        while not stop.is_set():
-            try:
-                with self._database.elected("relay") as elected:
-                    if elected:
-                        self._relay(stop)
-                    else:
-                        stop.wait(_ELECTION_S)
-            except QmtlError as error:
-                _log.warning("the relay cannot publish", why=str(error))
-                stop.wait(_UNAVAILABLE_S)
+        run_elected(self._database, "relay", self._turn, _IDLE_S, stop)
 
-    def _relay(self, stop: threading.Event) -> None:
-        trimmed = time.monotonic()
-        while not stop.is_set():
-            if not self.step():
-                stop.wait(_IDLE_S)
-            if time.monotonic() - trimmed > _TRIM_EVERY_S:
-                self.trim()
-                trimmed = time.monotonic()
+    def _turn(self) -> bool:
+        """Publish a batch, and trim where that is due. Returns whether there was anything to publish."""
+        count = self.step()
+        if time.monotonic() - self._trimmed > _TRIM_EVERY_S:
+            self.trim()
+            self._trimmed = time.monotonic()
+        return count > 0
 
     def step(self) -> int:
-        """Publish a batch of the outbox. Returns how many rows there were."""
-        rows = self._outbox.waiting(BATCH)
+        """Publish a batch of the outbox. Returns how many rows there were.
+
+        A row that cannot be published becomes a dead letter, and the rest goes on. Raises what the bus raises
+        where it cannot be reached.
+        """
+        rows = {row.seq: row for row in self._outbox.waiting(BATCH) if row.seq is not None}
         if rows:
-            self._bus.publish([self._event(row) for row in rows])
-            self._outbox.mark_published([row.seq for row in rows if row.seq is not None])
+            unpublishable = self._publish(rows)
+            for seq, reason in unpublishable.items():
+                row = rows[seq]
+                _log.error(
+                    "an event cannot be published", number=seq, type=row.type, world=row.world_id, why=reason
+                )
+            self._outbox.mark_published(list(rows), unpublishable)
         return len(rows)
+
+    def _publish(self, rows: Mapping[int, OutboxRow]) -> dict[int, str]:
+        """Publish rows in their order. Returns those that cannot be published, with the reasons."""
+        unpublishable: dict[int, str] = {}
+        events: dict[int, CloudEvent] = {}
+        for seq, row in rows.items():
+            try:
+                events[seq] = self._event(row)
+            except ValueError as error:  # Pydantic's and JSON's errors are ValueErrors
+                unpublishable[seq] = _reason(error)
+        try:
+            self._bus.publish(list(events.values()))
+        except Exception as error:
+            if unreachable(error):
+                raise
+            unpublishable |= self._publish_singly(events)
+        return unpublishable
+
+    def _publish_singly(self, events: Mapping[int, CloudEvent]) -> dict[int, str]:
+        """Publish events one by one, after the bus refused the batch. Returns what it refuses, and why."""
+        refused: dict[int, str] = {}
+        for seq, event in events.items():
+            try:
+                self._bus.publish([event])
+            except Exception as error:
+                if unreachable(error):
+                    raise
+                refused[seq] = _reason(error)
+        return refused
 
     def trim(self) -> None:
         """Drop events beyond the retention of each topic."""
@@ -112,34 +141,19 @@ class Relay:
         )
 
 
-def run(config: Settings) -> None:
-    """Run the relay until SIGTERM or SIGINT."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    database = open_database(config.database_dsn)
+def _reason(error: Exception) -> str:
+    """Return an error as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
+
+
+@contextmanager
+def _open(config: Settings, database: Database) -> Iterator[Relay]:
+    bus = open_bus(config.events.bus, BusSettings(home=config.home, options=config.events.bus_options))
     try:
-        bus = open_bus(config.events.bus, BusSettings(home=config.home, options=config.events.bus_options))
-        try:
-            print("relay: ready", flush=True)
-            Relay(database, bus, config.events.keep).run(stop)
-        finally:
-            bus.close()
+        yield Relay(database, bus, config.events.keep)
     finally:
-        database.close()
-
-
-def main() -> int:
-    """Run the relay with the settings of this folder. Returns the exit code."""
-    try:
-        config = settings()
-        config.require_profile()
-        run(config)
-    except QmtlError as error:
-        print(f"relay: {error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+        bus.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process("relay", _open))

@@ -4,7 +4,8 @@ Rows are only ever added. `OrderAcceptance` adds the orders, `SqlOrderLog` adds 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +24,23 @@ _open = SQLModel.metadata.tables["open_order"]
 # The conditions of the partial indexes, in their exact words (see rows.py).
 _VERDICT = text("order_log.kind IN ('accepted', 'refused')")
 _ENDED = text("order_log.kind IN ('filled', 'cancelled')")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOrder:
+    """The row of an accepted order that has no fill yet."""
+
+    order_id: str
+    body: str
+    accepted: str
+
+    def order(self) -> Order:
+        """Read the order. Raises ValueError where the row is not an order of this version."""
+        return Order.model_validate_json(self.body)
+
+    @property
+    def accepted_at(self) -> datetime:
+        return datetime.fromisoformat(self.accepted)
 
 
 class SqlOrderLog:
@@ -64,19 +82,18 @@ class SqlOrderLog:
                 connection.execute(self._database.insert(_log).on_conflict_do_nothing(), rows)
             connection.execute(delete(OpenOrderRow).where(col(OpenOrderRow.order_id).in_(ids)))
 
-    def waiting(self, limit: int) -> list[tuple[Order, datetime]]:
-        """List open orders, oldest first, each with the time of its acceptance."""
+    def waiting(self, limit: int, without: Collection[str] = ()) -> list[OpenOrder]:
+        """List open orders but those of these ids, oldest first."""
         query = (
-            select(_log.c.body, _open.c.accepted_at)
+            select(_open.c.order_id, _log.c.body, _open.c.accepted_at)
             .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & _VERDICT & (_log.c.kind == ACCEPTED))
             .order_by(_open.c.accepted_at)
             .limit(limit)
         )
+        if without:
+            query = query.where(_open.c.order_id.not_in(without))
         with self._database.read() as session:
-            return [
-                (Order.model_validate_json(body), datetime.fromisoformat(at))
-                for body, at in session.connection().execute(query)
-            ]
+            return [OpenOrder(*row) for row in session.connection().execute(query)]
 
     def open_orders(self, world_id: str) -> int:
         """Count the open orders of a world."""

@@ -6,6 +6,9 @@ Bodies are canonical JSON text. Times are UTC in ISO 8601 text, which both datab
 from sqlalchemy import BigInteger, Column, Index, Integer, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
+from qmtl_sdk.contracts.dag import MAX_TAG
+from qmtl_sdk.contracts.events import MAX_SUBJECT, MAX_TYPE
+
 _Seq = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -76,13 +79,26 @@ class OutboxRow(SQLModel, table=True):
     )
     seq: int | None = Field(default=None, sa_column=_seq())
     event_id: str = Field(unique=True)
-    type: str
+    type: str = Field(max_length=MAX_TYPE)
     key: str
     world_id: str = Field(default="", sa_column_kwargs={"server_default": ""})
-    subject: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    subject: str = Field(default="", max_length=MAX_SUBJECT, sa_column_kwargs={"server_default": ""})
     at: str
     data: str = Field(sa_column=_text())
     published_at: str | None = None
+
+
+class DeadLetterRow(SQLModel, table=True):
+    """A row of the outbox, by its `seq`, that the relay could not publish and set aside at `at`.
+
+    The outbox row counts as published, so that the relay goes on. It is kept until an operator retries or
+    drops it.
+    """
+
+    __tablename__ = "dead_letter"
+    seq: int = Field(sa_column=Column(_Seq, primary_key=True, autoincrement=False))
+    reason: str = Field(sa_column=_text())
+    at: str
 
 
 # access
@@ -127,7 +143,7 @@ class QueueTagRow(SQLModel, table=True):
     """A label tag of a queue's node. Tag queries find queues by it."""
 
     __tablename__ = "queue_tag"
-    tag: str = Field(primary_key=True)
+    tag: str = Field(primary_key=True, max_length=MAX_TAG)
     topic: str = Field(primary_key=True)
 
 

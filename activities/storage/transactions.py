@@ -14,6 +14,8 @@ from sqlmodel import Session, SQLModel
 from activities.storage.chain import link
 from activities.storage.tables import AuditHeadRow, AuditRow, OutboxRow
 from qmtl_sdk.contracts.canonical import canonical_json
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.events import MAX_SUBJECT
 
 # The key under which a connection notes that its transaction changed rows.
 _WROTE = "qmtl_wrote"
@@ -101,13 +103,23 @@ class Transaction:
         """
 
     def record(self, change: RecordedChange) -> None:
-        """Write the audit row and the outbox row of a change."""
+        """Write the audit row and the outbox row of a change.
+
+        Raises QmtlError: E_BODY_INVALID where the subject is too long for an event.
+        """
         now = utc_now()
         data = change.data
         if data is None:
             data = {"world_id": change.world_id, "subject": change.subject}
         data_json = canonical_json(dict(data)).decode()
         key = change.world_id or change.subject
+        subject = change.about or change.subject
+        if len(subject) > MAX_SUBJECT:  # the limit of the column, which SQLite does not check
+            raise QmtlError(
+                "E_BODY_INVALID",
+                f"an event's subject has {len(subject)} characters; {MAX_SUBJECT} are allowed",
+                "use shorter names",
+            )
         self._append_audit(
             {
                 "at": now,
@@ -126,7 +138,7 @@ class Transaction:
             "type": change.event or change.action,
             "key": key,
             "world_id": change.world_id,
-            "subject": change.about or change.subject,
+            "subject": subject,
             "at": now,
             "data": data_json,
         }

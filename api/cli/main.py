@@ -1,4 +1,4 @@
-"""`qmtl up | down | status | submit | demo | world … | token … | config …`."""
+"""`qmtl up | down | status | submit | demo | world … | token … | events … | config …`."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ from api.cli import (
     approvals,
     audit,
     config,
+    dead_letters,
     edges,
     halts,
     orders,
@@ -52,6 +53,9 @@ for group in WORLD_COMMANDS:
 app.add_typer(world.app, name="world")
 app.add_typer(token.app, name="token")
 app.add_typer(config.app, name="config")
+events = typer.Typer(help="Events of worlds.", no_args_is_help=True)
+events.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(events, name="events")
 
 
 def main() -> None:

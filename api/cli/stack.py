@@ -97,5 +97,11 @@ def _status_text(body: dict[str, Any]) -> list[str]:
         f"Temporal     {body['temporal_address']}",
         f"Temporal UI  {body['temporal_ui']}",
         f"worlds       {body['worlds']}",
+        *_dead_letters(health["dead_letters"]),
         f"data         {body['home']}",
     ]
+
+
+def _dead_letters(count: int) -> list[str]:
+    """Describe the events that could not be published, where there are any."""
+    return [f"dead letters {count}: qmtl events dead-letters list"] if count else []

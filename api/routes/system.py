@@ -8,7 +8,15 @@ from typing import Literal
 from fastapi import APIRouter, Response
 
 from api.auth.access import GuardedRoute
-from api.metrics import CROSS_CONTEXT_HITS, OUTBOX_AGE, SESSION_LAG, SESSIONS, SOCKETS, exposition
+from api.metrics import (
+    CROSS_CONTEXT_HITS,
+    DEAD_LETTERS,
+    OUTBOX_AGE,
+    SESSION_LAG,
+    SESSIONS,
+    SOCKETS,
+    exposition,
+)
 from api.state import State
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
@@ -17,12 +25,16 @@ router = APIRouter(tags=["system"], route_class=GuardedRoute)
 
 
 class Health(Model):
-    """`ok`: submissions can be processed. `degraded`: a part is missing; the fields show which."""
+    """`ok`: submissions can be processed. `degraded`: a part is missing; the fields show which.
+
+    `dead_letters`: events that could not be published; everything else goes on without them.
+    """
 
     status: Literal["ok", "degraded"]
     database: bool
     temporal: bool
     workers: int
+    dead_letters: int
 
 
 class GatewayStatus(Model):
@@ -43,8 +55,10 @@ async def health(state: State, response: Response) -> Health:
     database = True
     temporal = True
     workers = 0
+    dead_letters = 0
     try:
         await asyncio.to_thread(state.stores.log.waiting)
+        dead_letters = await asyncio.to_thread(state.stores.dead_letters.count)
     except QmtlError:
         database = False
     try:
@@ -53,7 +67,13 @@ async def health(state: State, response: Response) -> Health:
         temporal = False
     good = database and temporal and workers > 0
     response.status_code = 200 if good else 503
-    return Health(status="ok" if good else "degraded", database=database, temporal=temporal, workers=workers)
+    return Health(
+        status="ok" if good else "degraded",
+        database=database,
+        temporal=temporal,
+        workers=workers,
+        dead_letters=dead_letters,
+    )
 
 
 @router.get("/status", summary="Show what this Gateway serves")
@@ -78,6 +98,7 @@ def status(state: State) -> GatewayStatus:
     responses={200: {"content": {"text/plain": {}}}},
 )
 def metrics(state: State) -> Response:
+    DEAD_LETTERS.set(state.stores.dead_letters.count())
     OUTBOX_AGE.set(state.stores.outbox.age_s())
     SOCKETS.set(state.sockets.open)
     for gauge in (SESSIONS, SESSION_LAG, CROSS_CONTEXT_HITS):

@@ -12,9 +12,9 @@
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, model_validator
 
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import PREFIX, CanonicalNodeSpec, node_ids_crc32, strategy_id
@@ -31,6 +31,24 @@ NODE = "Node"
 
 TAG_QUERY = "TagQueryNode"
 """The type of a node that reads every queue with matching tags."""
+
+
+MAX_NAME = 200
+"""Characters of a node's name."""
+
+MAX_TAG = 64
+"""Characters of a tag."""
+
+MAX_TAGS = 16
+"""Tags of a node or of a tag query: their names are joined into the subject of an event."""
+
+MAX_INTERVAL_S = 366 * 86_400
+"""Seconds of the longest bar: a leap year."""
+
+Tags = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=MAX_TAG)], ...], Field(max_length=MAX_TAGS)
+]
+_TAGS: TypeAdapter[Tags] = TypeAdapter(Tags)
 
 
 class _HasNodeId(Protocol):
@@ -66,7 +84,7 @@ class NodeRecord(Model):
 
     node_id: str = Field(max_length=128)
     node_type: str = Field(min_length=1, max_length=64)
-    interval: int = Field(gt=0, description="seconds")
+    interval: int = Field(gt=0, le=MAX_INTERVAL_S, description="seconds")
     period: int = Field(gt=0, description="bars")
     params: dict[str, Any] = {}
     inputs: tuple[str, ...] = ()
@@ -75,9 +93,16 @@ class NodeRecord(Model):
         "", max_length=128, description="the output's schema; a minor change keeps the NodeID"
     )
     code_hash: str = Field("", max_length=128)
-    name: str = Field("", max_length=200)
-    tags: tuple[str, ...] = ()
+    name: str = Field("", max_length=MAX_NAME)
+    tags: Tags = ()
     clock: Literal["virtual", "wall"] | None = None
+
+    @model_validator(mode="after")
+    def _query_tags_within_limits(self) -> Self:
+        """Check a tag query's tags, which are among the parameters, as a node's own tags."""
+        if self.node_type == TAG_QUERY and "query_tags" in self.params:
+            _TAGS.validate_python(self.params["query_tags"])
+        return self
 
     def spec(self) -> CanonicalNodeSpec:
         return CanonicalNodeSpec(

@@ -69,6 +69,8 @@ CODES: dict[str, int] = {
     "E_SESSION_LOST": 409,
     "E_SESSION_INACTIVE": 409,
     "E_SHADOW": 403,
+    "E_DEAD_LETTER_UNKNOWN": 404,
+    "E_DEAD_LETTER_SUPERSEDED": 409,
     "E_QUEUE_UNKNOWN": 404,
     "E_QUEUE_ARCHIVE": 409,
     # worlds and policies

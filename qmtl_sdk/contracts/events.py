@@ -64,6 +64,13 @@ _KIND_OF_PREFIX = {
 """The kind of topic of every event type that starts with this word and a dot."""
 
 
+MAX_SUBJECT = 1_100
+"""Characters of an event's subject: the longest is made of a tag query's domain, interval and tags."""
+
+MAX_TYPE = 128
+"""Characters of an event's type."""
+
+
 def kind_of(event_type: str) -> str:
     """Return the kind of topic that an event type belongs to; `other` for an unknown type."""
     return _KIND_OF.get(event_type) or _KIND_OF_PREFIX.get(event_type.partition(".")[0], "other")
@@ -86,8 +93,8 @@ class CloudEvent(Model):
     specversion: Literal["1.0"] = "1.0"
     id: str = Field(min_length=1, max_length=128)
     source: str = Field(min_length=1, max_length=256)
-    type: str = Field(min_length=1, max_length=128)
-    subject: str = Field(min_length=1, max_length=256)
+    type: str = Field(min_length=1, max_length=MAX_TYPE)
+    subject: str = Field(min_length=1, max_length=MAX_SUBJECT)
     time: UtcTime
     datacontenttype: Literal["application/json"] = "application/json"
     dataschema: str = ""
@@ -104,6 +111,17 @@ class CloudEvent(Model):
     def ends_subject(self) -> bool:
         """Whether the subject no longer exists after this event."""
         return self.data is None or self.type in _ENDS
+
+
+class DeadLetter(Model):
+    """An event that the relay could not publish and set aside at `at`; `reason` is the error."""
+
+    number: int
+    type: str
+    world_id: str
+    subject: str
+    reason: str
+    at: UtcTime
 
 
 class ActivationUpdated(ActivationEnvelope):

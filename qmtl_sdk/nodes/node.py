@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from qmtl_sdk.contracts.canonical import flatten, hash_of
-from qmtl_sdk.contracts.dag import NODE, SCHEMA_COMPAT_ID, STREAM, TAG_QUERY, NodeRecord
+from qmtl_sdk.contracts.dag import MAX_NAME, NODE, SCHEMA_COMPAT_ID, STREAM, TAG_QUERY, NodeRecord
+from qmtl_sdk.contracts.documents import validated
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.durations import bars, seconds
 from qmtl_sdk.contracts.errors import QmtlError
@@ -146,20 +147,22 @@ class Node:
         )
 
     def record(self) -> NodeRecord:
-        """Return the node as it is submitted."""
-        return NodeRecord(
-            node_id=self.node_id,
-            node_type=self.node_type,
-            interval=self.interval,
-            period=self.period,
-            params=self.params,
-            inputs=tuple(parent.node_id for parent in self.inputs),
-            schema_hash=hash_of(self.schema) if self.schema else "",
-            code_hash=self.code_hash,
-            name=self.name,
-            tags=self.tags,
-            clock=self.clock,
-        )
+        """Return the node as it is submitted. Raises QmtlError: E_NODE_INPUT where a limit is exceeded."""
+        body = {
+            "node_id": self.node_id,
+            "node_type": self.node_type,
+            "interval": self.interval,
+            "period": self.period,
+            "params": self.params,
+            "inputs": tuple(parent.node_id for parent in self.inputs),
+            "schema_hash": hash_of(self.schema) if self.schema else "",
+            "code_hash": self.code_hash,
+            "name": self.name,
+            "tags": self.tags,
+            "clock": self.clock,
+        }
+        found: NodeRecord = validated(NodeRecord, body, "E_NODE_INPUT", f"node {self.label[:60]}")
+        return found
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.label!r}, interval={self.interval}, period={self.period})"
@@ -212,7 +215,7 @@ class StreamInput(Node):
             interval=interval,
             period=period,
             params=selector,
-            name=name or "/".join([*sorted(set(tags))]),
+            name=name or "/".join([*sorted(set(tags))])[:MAX_NAME],
             tags=tags,
             clock=clock,
         )
@@ -250,5 +253,5 @@ class TagQueryNode(Node):
             interval=length,
             period=period,
             params=query,
-            name=name or f"tags {self.match_mode.value} {'+'.join(self.query_tags)}",
+            name=name or f"tags {self.match_mode.value} {'+'.join(self.query_tags)}"[:MAX_NAME],
         )

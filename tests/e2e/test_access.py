@@ -163,6 +163,7 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         lease_id="run.lease-1",
         content_hash="blake3:" + "0" * 64,
         version=1,
+        number=1,
         session_id="none",
         token_id="none",
         topic=f"{HOME}.backtest.none",

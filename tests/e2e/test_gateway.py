@@ -305,7 +305,13 @@ def test_the_api_describes_itself(http: httpx.Client) -> None:
     ]
     assert examples
     health = http.get("/health").json()
-    assert health == {"status": "ok", "database": True, "temporal": True, "workers": health["workers"]}
+    assert health == {
+        "status": "ok",
+        "database": True,
+        "temporal": True,
+        "workers": health["workers"],
+        "dead_letters": 0,
+    }
     assert http.get("/status").json()["temporal_ui"].startswith("http://127.0.0.1")
 
 

@@ -193,7 +193,7 @@ def test_several_gateways_count_together_for_the_circuit_breaker(
 def test_fills_end_an_order_once(desk: Desk) -> None:
     orders, order = OrderAcceptance(desk.database), desk.order(desk.session(), desk.epoch)
     orders.publish([order])
-    assert [found for found, _ in SqlOrderLog(desk.database).waiting(10)] == [order]
+    assert [found.order() for found in SqlOrderLog(desk.database).waiting(10)] == [order]
     fill = Fill(order_id=order.order_id, quantity=order.quantity, price=order.reference_price, venue="paper")
     for _ in range(2):
         SqlOrderLog(desk.database).record_fills([fill])

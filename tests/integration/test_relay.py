@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,11 +16,15 @@ import pytest
 from sqlmodel import select
 
 from activities.events.bus import SqliteBus
+from activities.events.dead_letters import SqlDeadLetters
 from activities.events.outbox import SqlOutbox
 from activities.events.relay import Relay
+from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from activities.storage.transactions import RecordedChange
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.topic_state import Sequenced
 from tests.support import ROOT
 from tests.support.events import record_change
@@ -102,7 +107,7 @@ def test_nothing_is_lost_or_doubled_beside_eight_writers(database: Database, bus
 def test_a_crash_at_any_line_of_a_step_loses_and_doubles_nothing(
     database: Database, bus: SqliteBus, monkeypatch: pytest.MonkeyPatch, line: str, when: str
 ) -> None:
-    class DiedError(Exception):
+    class DiedError(BaseException):  # a death, which no handler of errors sees
         pass
 
     for i in range(10):
@@ -124,6 +129,133 @@ def test_a_crash_at_any_line_of_a_step_loses_and_doubles_nothing(
     while relay.step():
         pass
     whole_and_in_order(database, bus)
+
+
+def poison(database: Database, subject: str, world: str = "w") -> int:
+    """Write a row that is no event, as an earlier version or a person could. Returns its number."""
+    with database.write("test", bookkeeping=True) as tx:
+        row = OutboxRow(
+            event_id=uuid.uuid4().hex,
+            type="policy_updated",
+            key=world,
+            world_id=world,
+            subject=subject,
+            at="yesterday",
+            data="{}",
+        )
+        tx.session.add(row)
+        tx.session.flush()
+        assert row.seq is not None
+        return row.seq
+
+
+def test_a_row_that_is_no_event_becomes_a_dead_letter_and_the_rest_goes_on(
+    database: Database, bus: SqliteBus
+) -> None:
+    letters = SqlDeadLetters(database)
+    record_change(database, "a", 1, world="w")
+    number = poison(database, "b")
+    record_change(database, "a", 2, world="w")
+    record_change(database, "c", 1, world="other")
+    Relay(database, bus, 1000).step()
+    events = [item.event for item in bus.read("w.policy", 0, 10)]
+    assert [(event.subject, event.data["version"]) for event in events if event.data] == [("a", 1), ("a", 2)]
+    assert len(bus.read("other.policy", 0, 10)) == 1
+    assert not SqlOutbox(database).waiting(1)
+    (letter,) = letters.all(0, 10)
+    assert (letter.number, letter.world_id, letter.subject) == (number, "w", "b")
+    assert "time" in letter.reason
+    assert letters.count() == 1
+    assert letters.all(0, 10, ["other"]) == []
+
+
+def test_an_event_that_the_bus_refuses_becomes_a_dead_letter(
+    database: Database, bus: SqliteBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        record_change(database, "bad" if number == 2 else "good", number, world="w")
+    real = bus.publish
+
+    def picky(events: Sequence[CloudEvent]) -> None:
+        if any(event.subject == "bad" for event in events):
+            raise RuntimeError("message too large")
+        real(events)
+
+    relay = Relay(database, bus, 1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(bus, "publish", picky)
+        relay.step()
+    versions = [item.event.data["version"] for item in bus.read("w.policy", 0, 10) if item.event.data]
+    assert versions == [0, 1, 3, 4]
+    (letter,) = SqlDeadLetters(database).all(0, 10)
+    assert letter.reason == "RuntimeError: message too large"
+    assert SqlDeadLetters(database).retry(letter.number, "ana").number == letter.number
+    while relay.step():
+        pass
+    assert [item.event.subject for item in bus.read("w.policy", 0, 10)][-1] == "bad"
+    assert SqlDeadLetters(database).count() == 0
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), QmtlError("E_UNAVAILABLE", "gone")])
+def test_a_bus_that_is_away_makes_no_dead_letters(
+    database: Database, bus: SqliteBus, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    for number in range(3):
+        record_change(database, "a", number)
+
+    def away(_: Sequence[CloudEvent]) -> None:
+        raise error
+
+    relay = Relay(database, bus, 1000)
+    with monkeypatch.context() as patched:
+        patched.setattr(bus, "publish", away)
+        with pytest.raises(type(error)):
+            relay.step()
+    assert SqlDeadLetters(database).count() == 0
+    while relay.step():
+        pass
+    whole_and_in_order(database, bus)
+
+
+def test_a_dead_letter_is_dropped_or_refused_a_late_retry(database: Database, bus: SqliteBus) -> None:
+    letters = SqlDeadLetters(database)
+    number = poison(database, "a")
+    record_change(database, "a", 2, world="w")
+    Relay(database, bus, 1000).step()
+    with pytest.raises(QmtlError, match="E_DEAD_LETTER_SUPERSEDED"):
+        letters.retry(number, "ana")
+    assert letters.drop(number, "ana").number == number
+    with pytest.raises(QmtlError, match="E_DEAD_LETTER_UNKNOWN"):
+        letters.drop(number, "ana")
+    assert letters.count() == 0
+    entries = SqlAudit(database).page("w", 0, 100).entries
+    assert [(entry.action, entry.subject) for entry in entries if entry.actor == "ana"] == [
+        ("dead_letter.dropped", str(number))
+    ]
+
+
+def test_the_relay_goes_on_after_any_error(
+    database: Database, bus: SqliteBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([RuntimeError("once"), KeyError("twice")])
+    real = SqlOutbox.waiting
+
+    def failing(self: SqlOutbox, limit: int) -> list[OutboxRow]:
+        for error in failures:
+            raise error
+        return real(self, limit)
+
+    record_change(database, "a", 1)
+    monkeypatch.setattr("activities.storage.elected._RETRY_S", 0.01)
+    monkeypatch.setattr(SqlOutbox, "waiting", failing)
+    stop = threading.Event()
+    relay = threading.Thread(target=Relay(database, bus, 1000).run, args=(stop,))
+    relay.start()
+    try:
+        wait_for(lambda: bool(bus.read("equities.policy", 0, 1)), "the event")
+    finally:
+        stop.set()
+        relay.join()
 
 
 def start_relay(dsn: str, home: Path) -> "subprocess.Popen[bytes]":

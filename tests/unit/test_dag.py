@@ -3,9 +3,12 @@
 import sys
 
 import pytest
+from pydantic import ValidationError
 
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
-from qmtl_sdk.contracts.dag import Dag, NodeRecord
+from qmtl_sdk.contracts.dag import MAX_INTERVAL_S, MAX_TAG, MAX_TAGS, Dag, NodeRecord
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.events import MAX_SUBJECT
 from qmtl_sdk.contracts.identity import node_ids_crc32
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 
@@ -45,6 +48,24 @@ def test_every_other_fault_has_its_code() -> None:
     refused("E_DAG_MIXED_CLOCKS", record("a", clock="wall"), record("b", clock="virtual"))
     refused("E_DAG_RETURNS", record("a"), returns="b")
     refused("E_DAG_RETURNS", record("a"), weights={"b": 1.0})
+
+
+@pytest.mark.parametrize("tags", [("x" * (MAX_TAG + 1),), ("",), tuple("abcdefghijklmnopq")])
+def test_tags_have_a_limit_in_a_node_and_in_a_tag_query(tags: tuple[str, ...]) -> None:
+    """One long tag made an event that no relay could publish."""
+    with pytest.raises(ValidationError, match="tags"):
+        record("a", tags=tags)
+    query = {"query_tags": list(tags), "match_mode": "all", "interval": 60}
+    with pytest.raises(ValidationError):
+        record("a", node_type="TagQueryNode", params=query)
+    with pytest.raises(QmtlError, match="tags") as caught:
+        StreamInput(tags=tags, interval="1h").record()
+    assert caught.value.code == "E_NODE_INPUT"
+
+
+def test_the_longest_tags_fit_an_event() -> None:
+    longest = "+".join("x" * MAX_TAG for _ in range(MAX_TAGS))
+    assert len(f"{Domain.BACKTEST}:{MAX_INTERVAL_S}:all:{longest}") <= MAX_SUBJECT
 
 
 def test_inputs_come_first_and_the_order_is_one() -> None:

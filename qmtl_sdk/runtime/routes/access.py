@@ -6,11 +6,12 @@ import httpx
 from pydantic import TypeAdapter
 
 from qmtl_sdk.contracts.access import NewToken, TokenInfo, TokenRequest
+from qmtl_sdk.contracts.events import DeadLetter
 from qmtl_sdk.runtime.routes.transport import Transport
 
 
 class AccessRoutes(Transport):
-    """Tokens and the state of the Gateway."""
+    """Tokens, dead letters and the state of the Gateway."""
 
     def create_token(self, request: TokenRequest) -> NewToken:
         return NewToken.model_validate(self._call("POST", "/tokens", request))
@@ -20,6 +21,16 @@ class AccessRoutes(Transport):
 
     def revoke_token(self, token_id: str) -> TokenInfo:
         return TokenInfo.model_validate(self._call("DELETE", f"/tokens/{token_id}"))
+
+    def dead_letters(self, after: int, limit: int) -> list[DeadLetter]:
+        found = self._call("GET", "/events/dead-letters", params={"after": after, "limit": limit})
+        return TypeAdapter(list[DeadLetter]).validate_python(found)
+
+    def retry_dead_letter(self, number: int) -> DeadLetter:
+        return DeadLetter.model_validate(self._call("POST", f"/events/dead-letters/{number}/retry"))
+
+    def drop_dead_letter(self, number: int) -> DeadLetter:
+        return DeadLetter.model_validate(self._call("DELETE", f"/events/dead-letters/{number}"))
 
     def rotate_keys(self, overlap_s: int) -> dict[str, Any]:
         found: dict[str, Any] = self._call("POST", "/tokens/rotate", params={"overlap_s": overlap_s})

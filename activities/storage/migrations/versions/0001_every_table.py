@@ -151,6 +151,16 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_commit_log_run_id"), ["run_id"], unique=False)
 
     op.create_table(
+        "dead_letter",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False
+        ),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("seq"),
+    )
+
+    op.create_table(
         "decision",
         sa.Column(
             "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
@@ -331,10 +341,10 @@ def upgrade() -> None:
             "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
         ),
         sa.Column("event_id", AutoString(), nullable=False),
-        sa.Column("type", AutoString(), nullable=False),
+        sa.Column("type", AutoString(length=128), nullable=False),
         sa.Column("key", AutoString(), nullable=False),
         sa.Column("world_id", AutoString(), server_default="", nullable=False),
-        sa.Column("subject", AutoString(), server_default="", nullable=False),
+        sa.Column("subject", AutoString(length=1100), server_default="", nullable=False),
         sa.Column("at", AutoString(), nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
         sa.Column("published_at", AutoString(), nullable=True),
@@ -396,7 +406,7 @@ def upgrade() -> None:
 
     op.create_table(
         "queue_tag",
-        sa.Column("tag", AutoString(), nullable=False),
+        sa.Column("tag", AutoString(length=64), nullable=False),
         sa.Column("topic", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("tag", "topic"),
     )
