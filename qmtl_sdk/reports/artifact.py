@@ -20,6 +20,15 @@ _META = b"qmtl.returns"
 # What the name of a position's column begins with.
 _POSITION = "position:"
 
+# The largest return of a bar, as a fraction.
+_MAX_RETURN = 1000.0
+
+# The largest equity, and the inverse of the smallest, that returns may compound to from 1.
+_MAX_EQUITY = 1e100
+
+# The largest absolute position, where 1 is the whole of an instrument's share.
+_MAX_POSITION = 1000.0
+
 # Bytes before an Arrow file's messages: the mark of its format and its padding.
 _MAGIC = b"ARROW1\0\0"
 
@@ -89,11 +98,35 @@ def decode(data: bytes) -> Returns:
     if (values <= -1).any():
         row = int(np.flatnonzero(values <= -1)[0])
         raise _invalid(f"a return of {values[row]:g} at {iso(int(ts[row]))} loses all there is")
+    _check_range(returns)
     if values[0] != 0:
         raise _invalid("the first return is not 0")
     if set(returns.weights) != set(positions):
         raise _invalid("weights and positions name different instruments")
     return returns
+
+
+def _check_range(returns: Returns) -> None:
+    """Refuse values that no market has, and for which metrics would overflow."""
+    for name, column, limit in (
+        ("a return", returns.values, _MAX_RETURN),
+        *((f"the position of {name[:40]}", held, _MAX_POSITION) for name, held in returns.positions.items()),
+    ):
+        beyond = np.flatnonzero(np.abs(column) > limit)
+        if len(beyond):
+            row = int(beyond[0])
+            raise _invalid(
+                f"{name} is {column[row]:g} at {iso(int(returns.ts[row]))}; {limit:g} is the largest allowed"
+            )
+    growth = np.abs(np.cumsum(np.log1p(returns.values)))
+    beyond = np.flatnonzero(growth > np.log(_MAX_EQUITY))
+    if len(beyond):
+        at = iso(int(returns.ts[int(beyond[0])]))
+        raise _invalid(
+            f"the returns compound to more than {_MAX_EQUITY:g} times, or less than its inverse, at {at}"
+        )
+    if not all(abs(weight) <= 1 for weight in returns.weights.values()):
+        raise _invalid("a weight is not between -1 and 1")
 
 
 def _read(data: bytes) -> pa.Table:

@@ -16,6 +16,9 @@ from qmtl_sdk.reports.returns import Returns
 
 _DAY_NS = 86_400 * NS
 
+# The largest absolute value of a metric: far above any market's, and far below where sums overflow.
+_MAX_METRIC = 1e15
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -67,9 +70,10 @@ class Metric:
 
 
 def measure(returns: Returns, periods: float) -> dict[str, float | None]:
-    """Compute every known metric; None where it is not defined or not finite.
+    """Compute every known metric; None where it is not defined.
 
-    Raises QmtlError: E_EXTENSION where a metric of another package fails.
+    Raises QmtlError: E_RETURNS_INVALID where a metric is outside ±1e15; E_EXTENSION where a metric of another
+    package fails.
     """
     sample = Sample(returns, periods)
     return {name: _compute(name, sample) for name in METRICS.names()}
@@ -83,12 +87,19 @@ def descriptions() -> dict[str, str]:
 def _compute(name: str, sample: Sample) -> float | None:
     metric: Metric = METRICS.load(name)
     try:
-        value = metric.compute(sample)
-        return float(value) if value is not None and np.isfinite(value) else None
+        found = metric.compute(sample)
+        value = None if found is None or np.isnan(found) else float(found)
     except Exception as error:  # a package of others may fail in any way
         raise QmtlError(
             "E_EXTENSION", f"the metric {name!r} failed: {error!r}"[:500], "mend or uninstall its package"
         ) from error
+    if value is not None and abs(value) > _MAX_METRIC:
+        raise QmtlError(
+            "E_RETURNS_INVALID",
+            f"the metric {name} is {value:g}; {_MAX_METRIC:g} is the largest allowed",
+            "check the strategy's returns and positions",
+        )
+    return value
 
 
 def equity(r: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from qmtl_sdk.data.bars import NS, Bars
 from qmtl_sdk.data.calendars import periods_per_year
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import decode, encode
-from qmtl_sdk.reports.metrics import Sample, drawdown, equity, linearity, measure, sharpe
+from qmtl_sdk.reports.metrics import Metric, Sample, drawdown, equity, linearity, measure, sharpe
 from qmtl_sdk.reports.returns import Returns, returns_of
 from tests.support.frames import DAY, series
 
@@ -202,6 +202,14 @@ def test_an_artifact_carries_the_returns_exactly(values: list[float]) -> None:
         (series([0.0, float("nan")]), "missing"),
         (series([0.0, float("inf")]), "infinite"),
         (series([0.0, -1.0]), "loses all"),
+        (series([0.0, 1e200, 0.1]), "a return is 1e"),
+        (series([0.0, *[999.0] * 40]), "compound"),
+        (series([0.0, *[-0.999] * 40]), "compound"),
+        (series([0.0, 0.1], {"a": [0.0, 1e300]}), "position of a"),
+        (
+            Returns(np.array([0], dtype="int64"), np.zeros(1), DAY, {"a": np.zeros(1)}, {"a": 2.0}, ()),
+            "weight",
+        ),
         (series([0.1, 0.1]), "first return"),
         (series([]), "no returns"),
         (Returns(np.array([0, 1], dtype="int64"), np.zeros(2), DAY, {}, {}, ()), "interval"),
@@ -211,6 +219,14 @@ def test_an_artifact_carries_the_returns_exactly(values: list[float]) -> None:
 def test_returns_that_can_not_be_are_refused(wrong: Returns, said: str) -> None:
     with pytest.raises(QmtlError, match=said) as caught:
         decode(encode(wrong))
+    assert caught.value.code == "E_RETURNS_INVALID"
+
+
+def test_a_metric_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    beyond = Metric("infinite", lambda _: float("inf"))
+    monkeypatch.setattr(METRICS, "load", lambda _: beyond)
+    with pytest.raises(QmtlError, match="the metric .* is inf") as caught:
+        measure(series([0.0, 0.1]), 252)
     assert caught.value.code == "E_RETURNS_INVALID"
 
 
