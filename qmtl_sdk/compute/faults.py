@@ -7,6 +7,9 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.bars import iso
 from qmtl_sdk.nodes.node import Node
 
+# What to do about a write to a window: numpy and pandas say "read-only" in all their errors about that.
+_COPY = "windows are read-only: change a copy, such as view[node].frame.copy() or view[node].values.copy()"
+
 
 def author_error(node: Node, t: int, ts: int, error: BaseException) -> QmtlError:
     """Return E_COMPUTE_FAILED for an exception at bar `t`, which opens at `ts` (ns).
@@ -25,7 +28,7 @@ def author_error(node: Node, t: int, ts: int, error: BaseException) -> QmtlError
     return QmtlError(
         "E_COMPUTE_FAILED",
         f"{node.label} failed at bar {t} ({iso(ts)}){place}: {cause}",
-        "correct the compute function",
+        _COPY if "read-only" in str(error) else "correct the compute function",
         node=node.node_id,
         bar=iso(ts),
         error=cause,

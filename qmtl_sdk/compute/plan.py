@@ -10,7 +10,7 @@ from qmtl_sdk.compute.output import VALUE, Columns, NodeOutput, columns_of, last
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.bars import NS, Bars
 from qmtl_sdk.nodes.node import Node
-from qmtl_sdk.nodes.view import CacheView, Window
+from qmtl_sdk.nodes.view import CacheView, Window, read_only
 
 
 class NodePlan:
@@ -26,7 +26,7 @@ class NodePlan:
 
     def __init__(self, node: Node, inputs: Mapping[str, NodeOutput]) -> None:
         self.node = node
-        self.inputs = {parent.node_id: (parent, inputs[parent.node_id]) for parent in node.inputs}
+        self.inputs = {parent.node_id: (parent, _read_only(inputs[parent.node_id])) for parent in node.inputs}
         outputs = [output for _, output in self.inputs.values()]
         self.ts = _opening_times(node, [output.bars for output in outputs])
         closes = self.ts + node.interval * NS
@@ -87,6 +87,13 @@ class NodePlan:
         assert self.node.compute_fn is not None  # BuiltStrategy refuses a node without one
         with np.errstate(all="ignore"):
             return self.node.compute_fn(view)
+
+
+def _read_only(output: NodeOutput) -> NodeOutput:
+    """Return the output without the right to write to it: windows are slices of it."""
+    bars = output.bars
+    columns = {name: read_only(values) for name, values in bars.columns.items()}
+    return NodeOutput(Bars(read_only(bars.ts), columns, bars.interval), output.first)
 
 
 def _window(parent: Node, output: NodeOutput, lo: int, hi: int) -> Window:

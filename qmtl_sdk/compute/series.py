@@ -7,7 +7,7 @@ from blake3 import blake3
 
 from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.data.bars import NS
-from qmtl_sdk.nodes.view import Window
+from qmtl_sdk.nodes.view import Window, read_only
 
 Row = tuple[int, dict[str, float]]
 """Opening time in ns, and the values by column."""
@@ -36,6 +36,8 @@ class Series:
         self._size = max(_LEAST_ROWS, 4 * self._retained)
         self._ts = np.empty(self._size, dtype="int64")
         self._columns: dict[str, np.ndarray] = {}
+        self._read_only_ts = read_only(self._ts)
+        self._read_only_columns: dict[str, np.ndarray] = {}
         self._rows = 0
 
     @property
@@ -78,13 +80,14 @@ class Series:
             self.node_id,
             self.label,
             self.interval,
-            self._ts[lo:hi],
-            {name: column[lo:hi] for name, column in self._columns.items()},
+            self._read_only_ts[lo:hi],
+            {name: column[lo:hi] for name, column in self._read_only_columns.items()},
         )
 
     def _column(self, name: str) -> np.ndarray:
         if name not in self._columns:
             self._columns[name] = np.full(self._size, np.nan)
+            self._read_only_columns[name] = read_only(self._columns[name])
         return self._columns[name]
 
 

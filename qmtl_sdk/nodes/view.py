@@ -18,11 +18,19 @@ from qmtl_sdk.contracts.durations import seconds
 from qmtl_sdk.contracts.errors import QmtlError
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view of an array that can't be written to, nor can slices of it."""
+    view = array.view()
+    view.setflags(write=False)
+    return view
+
+
 @dataclass(frozen=True)
 class Window:
     """Consecutive bars of one node's output.
 
-    `ts`: opening times (int64 ns, UTC). Columns are slices, not copies.
+    `ts`: opening times (int64 ns, UTC). Columns are slices, not copies, of arrays that are `read_only`: an
+    author's function that writes to one fails, and changes nothing that others read.
     """
 
     node_id: str

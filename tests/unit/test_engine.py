@@ -1,5 +1,6 @@
 """The engine: batch and bar by bar say the same, and what can't be trusted is found."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -161,6 +162,73 @@ def test_an_authors_exception_names_node_bar_and_line() -> None:
     assert "mine failed at bar 4" in caught.value.message
     assert 'raise ZeroDivisionError("a mistake")' in caught.value.message
     assert "test_engine.py" in caught.value.message
+
+
+def zero_some_rows(view: CacheView) -> float:
+    frame = view[PRICE].frame
+    frame.loc[frame.index[1:], "close"] = 0.0
+    return 1.0
+
+
+def zero_a_view(view: CacheView) -> float:
+    view.as_frame(PRICE).frame["close"].values[:] = 0.0
+    return 1.0
+
+
+def zero_an_array(view: CacheView) -> float:
+    view[PRICE].values[0] = 0.0
+    return 1.0
+
+
+def scale_in_place(view: CacheView) -> float:
+    prices = view[PRICE]["close"]
+    prices *= 2.0
+    return 1.0
+
+
+def move_times(view: CacheView) -> float:
+    view[PRICE].ts[0] = 0
+    return 1.0
+
+
+WRITERS = [zero_some_rows, zero_a_view, zero_an_array, scale_in_place, move_times]
+
+
+@pytest.mark.parametrize("function", WRITERS)
+@pytest.mark.parametrize("parity", ["sample", "full"])
+def test_a_function_that_writes_to_its_input_fails_at_its_own_line(
+    function: Callable[[CacheView], Any], parity: str
+) -> None:
+    """A function that zeroed its input changed the prices that returns are computed from."""
+    close = walk(50)
+    tape = NodeOutput(bars(close.copy()))
+    with pytest.raises(QmtlError, match="read-only") as caught:
+        compute(Node(PRICE, function, period=5), {PRICE.node_id: tape}, parity=parity)  # type: ignore[arg-type]
+    assert caught.value.code == "E_COMPUTE_FAILED"
+    code = function.__code__
+    assert re.search(rf"line {code.co_firstlineno + 1}|line {code.co_firstlineno + 2}", caught.value.message)
+    assert "of test_engine.py: `" in caught.value.message
+    assert ".copy()" in caught.value.remedy
+    np.testing.assert_array_equal(tape.bars.columns["close"], close)
+
+
+# pandas replaces a whole column that it can't write to, and warns.
+@pytest.mark.filterwarnings("ignore:Setting an item of incompatible dtype:FutureWarning")
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_frame_is_the_functions_own_and_its_columns_may_be_replaced(whole: bool) -> None:
+    def replace(view: CacheView) -> Any:
+        frame = view[PRICE].frame
+        if whole:
+            frame.loc[:, "close"] = 0.0
+        frame["mine"] = 1.0
+        return frame["mine"]
+
+    close = walk(50)
+    tape = NodeOutput(bars(close.copy()))
+    output, found = compute(Node(PRICE, replace, period=5), {PRICE.node_id: tape})
+    assert found.verdict == "equal"
+    assert (output.bars.columns["mine"][4:] == 1.0).all()
+    np.testing.assert_array_equal(tape.bars.columns["close"], close)
 
 
 @pytest.mark.parametrize(

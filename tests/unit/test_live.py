@@ -272,3 +272,40 @@ def test_a_tag_query_takes_in_another_queue_without_a_change_of_its_identity() -
     engine.remove_upstream(query, "blake3:rsi")
     assert tick(2, mfi=7.0)[query.label] == {"mfi": 7.0}
     assert (query.node_id, engine.upstreams(query)) == (identity, ["blake3:mfi"])
+
+
+@pytest.mark.parametrize("form", ["frame", "array", "times"])
+def test_a_function_that_writes_to_its_input_changes_nothing_that_others_read(form: str) -> None:
+    price = StreamInput(tags=["A"], interval="1m", period=30)
+
+    def write(view: CacheView) -> float:
+        if form == "frame":
+            frame = view[price].frame
+            frame.loc[frame.index[1:], "close"] = 0.0
+        elif form == "array":
+            view[price]["close"][:] = 0.0
+        else:
+            view[price].ts[:] = 0
+        return 1.0
+
+    class Writing(Strategy):
+        def setup(self) -> None:
+            writer = Node(price, write, name="writer", period=3)
+            reader = Node(price, lambda view: float(view[price]["close"].sum()), name="reader", period=3)
+            self.add_nodes([price, writer, reader])
+
+    build = BuiltStrategy(Writing)
+    inputs = inputs_of(build, 20, gaps=False)
+    outputs = live(LiveEngine(build.nodes), by_close(inputs))
+    faults = [output.fault for output in outputs if output.node.label == "writer"]
+    assert faults[:2] == [None, None]
+    assert len(faults) == 20
+    for fault in faults[2:]:
+        assert fault is not None
+        assert fault.code == "E_COMPUTE_FAILED"
+        assert "test_live.py: `" in fault.message
+        assert "read-only" in fault.message
+        assert ".copy()" in fault.remedy
+    close = next(iter(inputs.values())).columns["close"]
+    sums = [output.values["value"] for output in outputs if output.node.label == "reader" and output.values]
+    np.testing.assert_allclose(sums, [close[i - 2 : i + 1].sum() for i in range(2, 20)])
