@@ -88,16 +88,17 @@ class SqlApprovals:
                 return approval_of(done)
             row = apply_row(tx.session, signal.world_id, signal.run_id)
             stage = ApplyPlan.model_validate_json(row.plan).approval
-            own = signal.verdict == "approve" and signal.actor == row.requested_by
+            actor = _storable(signal.actor)
+            own = signal.verdict == "approve" and actor == row.requested_by
             approval = ApprovalRow(
                 approval_id=signal.approval_id,
                 world_id=signal.world_id,
                 subject=signal.run_id,
-                actor=signal.actor,
+                actor=actor,
                 verdict=signal.verdict,
-                reason=signal.reason[:_REASON_LENGTH],
+                reason=_storable(signal.reason)[:_REASON_LENGTH],
                 via="direct",
-                counts=stage.direct_signals and bool(signal.actor) and not own,
+                counts=stage.direct_signals and bool(actor) and not own,
                 at=utc_now(),
             )
             return self._store(tx, approval)
@@ -148,3 +149,8 @@ class SqlApprovals:
             )
             tx.session.connection().execute(update(ApprovalRow).where(*fresh).values(read_at=utc_now()))
             return approvals_of(tx.session, world_id, run_id)
+
+
+def _storable(text: str) -> str:
+    """Remove null characters, which PostgreSQL refuses. Nobody has checked the text of a direct signal."""
+    return text.replace("\0", "")

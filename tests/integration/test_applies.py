@@ -2,6 +2,7 @@
 
 import pytest
 
+from activities.messages.apply import DirectApproval
 from activities.storage.database import Database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.worlds import WorldUpdate
@@ -51,3 +52,20 @@ def test_an_apply_that_switched_answers_its_switch_again_after_the_unfreeze(data
     desk.steps.switch(desk.world, run)
     assert desk.epoch == epoch
     assert [item.effective_mode for item in desk.fence.activations(desk.world)] == ["paper"]
+
+
+def test_a_direct_signal_with_a_null_character_is_stored_without_it(database: Database) -> None:
+    desk = Desk(database)
+    signal = DirectApproval(
+        store_id=database.store_id,
+        world_id=desk.world,
+        run_id=desk.request("dryrun"),
+        approval_id="direct:1",
+        actor="an\0a",
+        verdict="reject",
+        reason="n\0o",
+    )
+    stored = desk.approvals.record_direct(signal)
+    assert (stored.actor, stored.reason, stored.via) == ("ana", "no", "direct")
+    assert desk.approvals.record_direct(signal) == stored
+    assert desk.approvals.read(desk.world, signal.run_id) == (stored,)
