@@ -133,7 +133,7 @@ class OrderAcceptance:
             good = [request for request in requests if not request.refuse(snapshot, orders)]
             asked = [order for request in good for order in request.orders]
             verdicts = {
-                order.order_id: _earlier_verdict(snapshot.earlier[order.order_id], snapshot)
+                order.order_id: _earlier_verdict(snapshot.earlier[order.order_id])
                 for order in asked
                 if order.order_id in snapshot.earlier
             }
@@ -178,7 +178,7 @@ class OrderAcceptance:
                     order.world_id,
                     kind,
                     order.order_id,
-                    order.epoch,
+                    world.epoch,
                     order.strategy_id,
                     why,
                     order.model_dump_json(),
@@ -187,7 +187,7 @@ class OrderAcceptance:
         written = self._rows.write(connection, lines)
         if len(written) < len(lines):  # another Gateway wrote the same ids first: its answers stand
             earlier = self._rows.earlier(connection, sorted(set(orders) - written))
-            verdicts |= {order_id: _earlier_verdict(line, snapshot) for order_id, line in earlier.items()}
+            verdicts |= {order_id: _earlier_verdict(line) for order_id, line in earlier.items()}
         self._count(tx, snapshot.worlds, counts)
         return verdicts
 
@@ -204,13 +204,13 @@ class OrderAcceptance:
                 halt(tx, row, counts[world_id].tripped)
 
 
-def _earlier_verdict(line: LogLine, snapshot: FenceSnapshot) -> OrderVerdict:
+def _earlier_verdict(line: LogLine) -> OrderVerdict:
     """Return the answer that an order got before."""
     return OrderVerdict(
         order_id=line.ref,
         accepted=line.kind == ACCEPTED,
         reason=Refusal(line.reason) if line.reason else None,
-        epoch=snapshot.worlds[line.world_id].epoch,
+        epoch=line.epoch,
     )
 
 

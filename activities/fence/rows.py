@@ -35,7 +35,7 @@ _SHARED = "pg_advisory_xact_lock_shared"
 
 
 class LogLine(NamedTuple):
-    """A row of the order log: an order with its verdict. `epoch` is the order's."""
+    """A row of the order log: an order with its verdict. `epoch` is the world's at that moment."""
 
     at: str
     world_id: str

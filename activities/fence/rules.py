@@ -96,7 +96,7 @@ CHECKS: Mapping[Refusal, Check] = MappingProxyType(
     {
         Refusal.SHADOW: lambda context: context.order.execution_domain is Domain.SHADOW,
         Refusal.HALTED: lambda context: bool(context.world.halted),
-        Refusal.FROZEN: lambda context: context.world.state == "frozen",
+        Refusal.FROZEN: lambda context: context.world.state not in ("open", "draining"),
         Refusal.DRAINING: lambda context: context.world.state == "draining",
         Refusal.STALE_EPOCH: lambda context: context.order.epoch != context.world.epoch,
         Refusal.STALE_DECISION: lambda context: context.world.fresh_until < context.now,

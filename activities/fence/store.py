@@ -9,7 +9,7 @@ from sqlmodel import col, select
 
 from activities.fence.activations import activation_hashes, activations_of
 from activities.fence.halts import halt
-from activities.fence.state import fence_status, locked_fence, new_fence, set_limits, set_live_edge
+from activities.fence.state import fence_status, locked_fence, new_fence, set_limits
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow
 from activities.storage.transactions import RecordedChange
@@ -90,7 +90,8 @@ class SqlFenceStore:
                 )
             before = read_edge(tx.session, world_id, (edge.src, edge.dst))
             if (edge.src, edge.dst) == LIVE_EDGE:
-                set_live_edge(tx, fence, edge.active, edge.reason)
+                fence.live_edge = edge.active
+                tx.session.add(fence)
             now = write_edge(tx, world_id, (edge.src, edge.dst), edge.active, edge.reason)
             tx.record(
                 RecordedChange(

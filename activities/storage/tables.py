@@ -432,7 +432,10 @@ class GatewayRow(SQLModel, table=True):
 
 
 class OrderLogRow(SQLModel, table=True):
-    """Every order with its verdict, every fill and every change of the fence. Rows never change."""
+    """Every order with its verdict, every fill and every change of the fence. Rows never change.
+
+    `epoch` is the world's when it was written; a fill has that of its order's acceptance.
+    """
 
     __tablename__ = "order_log"
     __table_args__ = (

@@ -11,12 +11,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import Engine, event
 
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.state import FROZEN, locked_fence
 from activities.storage.database import Database
 from activities.storage.transactions import utc_now
+from activities.worlds.edges import SqlEdgeStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
@@ -99,6 +101,29 @@ def test_each_reason_to_refuse(
     assert SqlOrderLog(desk.database).counts(desk.world) == {reason.value: 1}
 
 
+def test_a_world_in_a_state_that_is_not_known_refuses_orders(desk: Desk) -> None:
+    session = desk.session()
+    with desk.database.write("test", bookkeeping=True) as tx:
+        fence = locked_fence(tx, desk.world)
+        fence.state = "paused"
+        tx.session.add(fence)
+    verdict = OrderAcceptance(desk.database).publish([desk.order(session, desk.epoch)])[0]
+    assert verdict.reason is Refusal.FROZEN
+
+
+def test_an_answer_repeats_the_epoch_of_its_moment(desk: Desk) -> None:
+    orders, session = OrderAcceptance(desk.database), desk.session()
+    good = desk.order(session, desk.epoch)
+    late = desk.order(session, desk.epoch - 1)
+    first = orders.publish([good, late])
+    assert [(item.accepted, item.epoch) for item in first] == [(True, desk.epoch), (False, desk.epoch)]
+    desk.fence.halt(desk.world, "olga", "")
+    assert orders.publish([good, late]) == first
+    other_gateway = OrderAcceptance(desk.database)
+    desk.steps.resume(desk.world, "olga", "")
+    assert other_gateway.publish([good, late]) == first
+
+
 def test_a_session_that_has_ended_or_is_anothers_has_no_orders(desk: Desk) -> None:
     orders, mine = OrderAcceptance(desk.database), desk.session()
     other = desk.session("strategy:other")
@@ -127,6 +152,28 @@ def test_live_needs_the_world_and_the_edge_besides_the_stage(desk: Desk) -> None
         orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason
         is Refusal.EDGE_CLOSED
     )
+
+
+def test_closing_the_edge_to_live_writes_it_once_and_renews_its_reason(desk: Desk) -> None:
+    desk.apply("live")
+    written = list[str]()
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(("INSERT INTO edge_override", "UPDATE edge_override")):
+            written.append(statement)
+
+    for reason in ("doubts", "more doubts"):
+        edge = EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason=reason)
+        written.clear()
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            desk.fence.override(desk.world, edge, "olga")
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+        assert len(written) == 1
+        found = [(item.active, item.reason) for item in SqlEdgeStore(desk.database).overrides(desk.world)]
+        assert found == [(False, reason)]
+        assert not desk.fence_row().live_edge
 
 
 def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Database) -> None:

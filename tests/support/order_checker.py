@@ -108,9 +108,10 @@ def _gate(log: Any) -> list[str]:
                 )
             if halted:
                 broken.append(f"{row['seq']}: order {ref} was accepted while halted")
-            if row["epoch"] != epoch:
+            decided = json.loads(row["body"])["epoch"]
+            if not decided == row["epoch"] == epoch:
                 broken.append(
-                    f"{row['seq']}: order {ref} was accepted under epoch {row['epoch']}, "
+                    f"{row['seq']}: order {ref} of epoch {decided} was accepted under epoch {row['epoch']}, "
                     f"the world's is {epoch}"
                 )
     return broken
