@@ -64,5 +64,5 @@ class GatewayAcks:
     async def _try(call: Callable[[], object]) -> None:
         try:
             await asyncio.to_thread(call)
-        except QmtlError as error:
-            _log.warning("an apply may wait for this Gateway", why=str(error))
+        except Exception as error:  # the loop must outlive whatever one row holds
+            _log.warning("an apply may wait for this Gateway", why=repr(error))

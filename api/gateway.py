@@ -183,8 +183,8 @@ async def _expire_sessions(state: GatewayState) -> None:
     while True:
         try:
             await asyncio.to_thread(state.stores.sessions.expire)
-        except QmtlError as error:
-            _log.warning("sessions cannot be read", why=str(error))
+        except Exception as error:  # the loop must outlive whatever one row holds
+            _log.warning("sessions cannot be read", why=repr(error))
         await asyncio.sleep(EXPIRE_EVERY_S)
 
 
@@ -198,9 +198,12 @@ async def _recover(state: GatewayState) -> None:
             count = await state.submissions.recover()
             if count:
                 _log.info("started submissions from the commit log", count=count)
+        except Exception as error:  # the loop must outlive whatever one row holds
+            _log.warning("the commit log cannot be processed", why=repr(error))
+        try:
             await state.applies.recover()
-        except QmtlError as error:
-            _log.warning("the commit log cannot be processed", why=str(error))
+        except Exception as error:
+            _log.warning("applies cannot be recovered", why=repr(error))
         await asyncio.sleep(RECOVER_EVERY_S)
 
 

@@ -171,5 +171,5 @@ class ApplyService:
         """
         try:
             await call
-        except QmtlError as error:
-            _log.warning("an apply could not be started or signalled", run_id=run_id, why=str(error))
+        except Exception as error:  # a row that cannot be read, or a refusal of Temporal
+            _log.warning("an apply could not be started or signalled", run_id=run_id, why=repr(error))

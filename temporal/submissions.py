@@ -7,7 +7,6 @@ and results of runners go to the lease. Every call may be repeated.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import timedelta
 
 import structlog
@@ -115,9 +114,13 @@ class SubmissionService:
         """Start submissions that an earlier Gateway logged and no run admitted. Returns their number."""
         waiting = await asyncio.to_thread(self._log.waiting)
         for entry in waiting:
-            submit = await asyncio.to_thread(self._log.body, entry.idempotency_key)
-            with suppress(QmtlError):  # a refusal is recorded in the log for the caller's retry
+            try:
+                submit = await asyncio.to_thread(self._log.body, entry.idempotency_key)
                 await self._admit(submit.model_copy(update={"runner": ""}))
+            except QmtlError:
+                pass  # a refusal is recorded in the log for the caller's retry
+            except Exception as error:  # a body that cannot be read, or a refusal of Temporal
+                _log.warning("a submission could not be started", key=entry.idempotency_key, why=repr(error))
         return len(waiting)
 
     async def _admit(self, submit: StrategySubmit) -> SubmissionAck:
@@ -142,8 +145,6 @@ class SubmissionService:
                 raise
             # The run ended before it received the update. Nothing was admitted, so a retry starts a new run.
             raise RPCError(error.message, RPCStatusCode.UNAVAILABLE, error.raw_grpc_status) from error
-
-    # the lease
 
     async def heartbeat(self, lease_id: str, heartbeat: Heartbeat) -> None:
         """Forward a runner's heartbeat. Raises QmtlError: E_LEASE_UNKNOWN, E_LEASE_LOST."""
@@ -189,8 +190,6 @@ class SubmissionService:
                         "submit again; the computation resumes where it stopped",
                     ) from error
             await asyncio.sleep(0.05)
-
-    # progress and outcome
 
     async def progress(self, run: RunContextBody) -> SubmissionProgress | None:
         """Query a run's progress. Returns None if its workflow can't answer now."""

@@ -8,6 +8,7 @@ from sqlmodel import col, select
 from activities.applies.status import apply_row, approval_of, approvals_of
 from activities.messages.apply import STORED_APPROVAL, ApprovalVerdict, DirectApproval
 from activities.storage.database import Database
+from activities.storage.readable import readable
 from activities.storage.tables import ApplyRow, ApprovalRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.applies import Approval, ApprovalBody
@@ -137,7 +138,8 @@ class SqlApprovals:
                 ApplyRow.run_id == ApprovalRow.subject,
                 col(ApplyRow.ended_at).is_(None),
             )
-            return [(row.world_id, row.subject, approval_of(row)) for row, _ in session.exec(query)]
+            rows = [row for row, _ in session.exec(query)]
+            return readable(rows, lambda row: (row.world_id, row.subject, approval_of(row)))
 
     def read(self, world_id: str, run_id: str) -> tuple[Approval, ...]:
         """List all approvals of an apply, and mark them as read by its workflow."""

@@ -12,6 +12,7 @@ from activities.applies.status import apply_row, running_apply, status_of
 from activities.applies.steps import begin_step
 from activities.fence.state import OPEN, locked_fence
 from activities.storage.database import Database
+from activities.storage.readable import readable
 from activities.storage.tables import ApplyRow
 from activities.storage.transactions import RecordedChange, utc_now
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus
@@ -136,7 +137,7 @@ class SqlApplyRequests:
                 .order_by(col(ApplyRow.seq).desc())
                 .limit(limit)
             ).all()
-            return [status_of(session, row) for row in rows]
+            return readable(rows, lambda row: status_of(session, row))
 
     def unfinished(self) -> list[tuple[str, str]]:
         """List world and run of every apply that has not ended, oldest first."""

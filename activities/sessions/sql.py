@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from sqlmodel import Session, col, select
 
 from activities.storage.database import Database
+from activities.storage.readable import readable
 from activities.storage.tables import SessionRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.errors import QmtlError
@@ -119,7 +120,7 @@ class SqlSessionStore:
         if not ended:
             query = query.where(col(SessionRow.ended_at).is_(None))
         with self._database.read() as session:
-            return [_info(row) for row in session.exec(query)]
+            return readable(session.exec(query), _info)
 
     @staticmethod
     def _end(tx: Transaction, row: SessionRow, reason: str) -> None:

@@ -83,6 +83,6 @@ async def watch_revoked(tokens: Tokens, revoked: set[str]) -> None:
     while True:
         try:
             revoked.update(await asyncio.to_thread(tokens.revoked))
-        except QmtlError as error:
-            _log.warning("the token register cannot be read", why=str(error))
+        except Exception as error:  # the loop must outlive whatever one row holds
+            _log.warning("the token register cannot be read", why=repr(error))
         await asyncio.sleep(CHECK_EVERY_S)

@@ -57,8 +57,8 @@ class Hub:
         while True:
             try:
                 count = await self.step()
-            except QmtlError as error:
-                _log.warning("the bus cannot be read", why=str(error))
+            except Exception as error:  # the loop must outlive whatever one event holds
+                _log.warning("the bus cannot be read", why=repr(error))
                 count = 0
             if not count:
                 await asyncio.sleep(POLL_S)

@@ -1,0 +1,152 @@
+"""One row that cannot be read does not end a loop, and does not hide the others in a list."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from activities.storage.database import Database
+from api import gateway
+from api.acks import GatewayAcks
+from api.stream import authorization
+from api.stream.hub import Hub
+from qmtl_sdk.contracts.applies import ApprovalBody
+from temporal.applies import ApplyService
+from temporal.submissions import SubmissionService
+from tests.support.desk import Desk
+
+
+class Temporal:
+    """A client of Temporal that notes what is started and signalled."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.signalled: list[str] = []
+
+    async def start_workflow(self, run: Any, arg: Any, **_: Any) -> None:
+        self.started.append(arg.world_id)
+
+    def get_workflow_handle_for(self, run: Any, workflow_id: str) -> Any:
+        async def signal(method: Any, arg: Any) -> None:
+            self.signalled.append(arg.run_id)
+
+        return SimpleNamespace(signal=signal)
+
+
+def change(database: Database, statement: str) -> None:
+    with database.write("test", bookkeeping=True) as tx:
+        tx.session.connection().execute(text(statement))
+
+
+def recovered(desk: Desk) -> Temporal:
+    temporal = Temporal()
+    service = ApplyService(temporal, "store", desk.requests, desk.approvals)  # type: ignore[arg-type]
+    asyncio.run(service.recover())
+    return temporal
+
+
+def test_an_apply_that_cannot_be_read_does_not_hold_up_the_others(database: Database) -> None:
+    for world in ("a", "b"):
+        desk = Desk(database, world)
+        desk.request("dryrun")
+    change(database, "UPDATE apply SET state = 'validate' WHERE world_id = 'a'")
+    assert recovered(desk).started == ["b"]
+
+
+def test_an_approval_that_cannot_be_read_does_not_hold_up_the_others(database: Database) -> None:
+    for world in ("a", "b"):
+        desk = Desk(database, world)
+        run = desk.request("dryrun", f"run-{world}")
+        desk.approvals.record(world, run, "ana", "approve", ApprovalBody())
+    change(database, "UPDATE approval SET verdict = 'perhaps' WHERE world_id = 'a'")
+    assert recovered(desk).signalled == ["run-b"]
+
+
+def test_lists_leave_out_what_cannot_be_read(database: Database) -> None:
+    desk = Desk(database, "w", strategies=2)
+    first, second = (desk.session(strategy) for strategy in desk.strategies)
+    change(database, f"UPDATE session SET execution_domain = 'paper' WHERE session_id = '{first}'")
+    assert [item.session_id for item in desk.sessions.all("w")] == [second]
+    done = desk.apply("dryrun")
+    desk.request("live", "run-unreadable")
+    change(database, "UPDATE apply SET state = 'validate' WHERE run_id = 'run-unreadable'")
+    assert [item.run_id for item in desk.requests.newest("w")] == [done]
+
+
+def test_a_submission_that_cannot_be_read_does_not_hold_up_the_others() -> None:
+    admitted: list[str] = []
+
+    def body(key: str) -> Any:
+        if key == "a":
+            raise ValueError("no such schema")
+        return SimpleNamespace(model_copy=lambda update: key)
+
+    async def admit(submit: Any) -> None:
+        admitted.append(submit)
+
+    waiting = [SimpleNamespace(idempotency_key=key) for key in ("a", "b")]
+    log = SimpleNamespace(waiting=lambda: waiting, body=body)
+    service = SubmissionService(None, "store", log, None, None, 1.0)  # type: ignore[arg-type]
+    service._admit = admit  # type: ignore[method-assign,assignment]
+    asyncio.run(service.recover())
+    assert admitted == ["b"]
+
+
+class Flaky:
+    """A call that fails once, and the second time cancels the loop that calls it."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *_: Any) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            raise ValueError("a row that can't be read")
+        raise asyncio.CancelledError
+
+    async def later(self) -> Any:
+        return self()
+
+
+def test_the_gateways_loops_outlive_a_row_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (gateway, "EXPIRE_EVERY_S"),
+        (gateway, "RECOVER_EVERY_S"),
+        (authorization, "CHECK_EVERY_S"),
+    ):
+        monkeypatch.setattr(module, name, 0)
+    sessions, tokens, applies = Flaky(), Flaky(), Flaky()
+
+    async def failing() -> int:
+        raise ValueError("a body that can't be read")
+
+    state: Any = SimpleNamespace(
+        stores=SimpleNamespace(sessions=SimpleNamespace(expire=sessions)),
+        submissions=SimpleNamespace(recover=failing),
+        applies=SimpleNamespace(recover=applies.later),
+    )
+    for loop in (
+        gateway._expire_sessions(state),
+        gateway._recover(state),
+        authorization.watch_revoked(SimpleNamespace(revoked=tokens), set()),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(loop)
+    assert (sessions.calls, tokens.calls, applies.calls) == (2, 2, 2)
+
+
+def test_the_hub_outlives_an_event_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Flaky()
+    hub = Hub(SimpleNamespace(end=lambda: None))  # type: ignore[arg-type]
+    monkeypatch.setattr(hub, "step", step.later)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(hub.run())
+    assert step.calls == 2
+
+
+def test_an_acknowledgement_that_fails_is_not_the_last() -> None:
+    flaky = Flaky()
+    asyncio.run(GatewayAcks._try(flaky))
+    assert flaky.calls == 1
