@@ -73,6 +73,12 @@ class TemporalSettings(config.Section):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     binary: Path | None = Field(None, description="the temporal executable for a local server")
+    history_limit: int | None = Field(
+        None,
+        ge=10,
+        description="events of a run after which a local server suggests to continue as new;"
+        " none: the server's default of 4096",
+    )
 
 
 class Settings(config.Settings):

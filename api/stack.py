@@ -120,6 +120,7 @@ class EmbeddedStack:
             ui_port if ui_port and _free(ui_port) else free_port(),
             given.namespace,
         )
+        server.history_limit = given.history_limit
         part = _part(server.start(), server.port)
         return self._write(
             stack.model_copy(

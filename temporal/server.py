@@ -23,6 +23,9 @@ GO_MODULE = "github.com/temporalio/cli/cmd/temporal@v1.5.1"
 # Polls a second; with the default of 20 every task costs 50 ms.
 _DYNAMIC = ("history.transferProcessorMaxPollRPS=2000", "history.timerProcessorMaxPollRPS=2000")
 
+# Events of a run after which the server suggests to continue as new; its default is 4096.
+_HISTORY_LIMIT = "limit.historyCount.suggestContinueAsNew"
+
 # Write-ahead log: without it, half the throughput.
 _PRAGMAS = ("journal_mode=wal", "synchronous=normal")
 
@@ -105,6 +108,7 @@ class LocalServer:
         self._binary = binary
         self._folder = folder
         self._namespace = namespace
+        self.history_limit: int | None = None  # events; None is the server's default
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -135,7 +139,10 @@ class LocalServer:
         ]
         command += ["--db-filename", str(self._folder / "temporal.db"), "--log-level", "warn"]
         command += [part for pragma in _PRAGMAS for part in ("--sqlite-pragma", pragma)]
-        command += [part for value in _DYNAMIC for part in ("--dynamic-config-value", value)]
+        dynamic = list(_DYNAMIC)
+        if self.history_limit is not None:
+            dynamic.append(f"{_HISTORY_LIMIT}={self.history_limit}")
+        command += [part for value in dynamic for part in ("--dynamic-config-value", value)]
         with (self._folder / "temporal.log").open("ab") as log:
             self.process = process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -5,7 +5,7 @@
    in hundreds, and Temporal accepts ten updates of one workflow at a time.)
 2. The run takes all waiting requests, judges the whole world once for them, and replies to each.
 3. It ends when no request comes for a while. A long series of judgments continues as new before its history
-   grows too long.
+   grows too long. The next run takes over the requests that came by signal during the last judgment.
 """
 
 import asyncio
@@ -24,6 +24,13 @@ with workflow.unsafe.imports_passed_through():
 # A run without requests ends after this long.
 IDLE = timedelta(seconds=5)
 
+# A timer before a run continues as new, so that the judgment is in the history first. A request that comes
+# while a workflow task continues as new makes that task fail, and a failed task repeats its judgment.
+_RECORDED = timedelta(milliseconds=1)
+
+# Waiting requests that the next run takes over at most: well below the 2 MB of a workflow's input.
+_TAKEN_OVER = 1000
+
 
 @workflow.defn
 class EvaluationWorkflow:
@@ -33,7 +40,8 @@ class EvaluationWorkflow:
     def __init__(self, world: EvaluationInput) -> None:
         self._world = world
         self._judged = world.judged
-        self._waiting: dict[str, EvaluationRequest] = {}
+        self._waiting = {request.request_id: request for request in world.waiting}
+        self._updates: set[str] = set()  # the requests that an update of this run waits for
         self._judgments: dict[str, Judgment] = {}
 
     @workflow.run
@@ -43,9 +51,26 @@ class EvaluationWorkflow:
         while await self._has_requests():
             last = await self._judge()
             if workflow.info().is_continue_as_new_suggested():
-                await workflow.wait_condition(lambda: not self._waiting and workflow.all_handlers_finished())
-                workflow.continue_as_new(world.model_copy(update={"judged": self._judged}))
+                await self._continue_as_new()
         return last
+
+    async def _continue_as_new(self) -> None:
+        """Continue as new, and hand the waiting requests over.
+
+        Returns instead if another judgment must come first: an update can be answered by this run only. The
+        wait ends without a judgment, because only the caller, which judges next, empties `_waiting`.
+        """
+        await workflow.sleep(_RECORDED)
+        await workflow.wait_condition(lambda: self._update_waits or workflow.all_handlers_finished())
+        if self._update_waits or len(self._waiting) > _TAKEN_OVER:
+            return
+        waiting = tuple(self._waiting.values())
+        workflow.continue_as_new(self._world.model_copy(update={"judged": self._judged, "waiting": waiting}))
+
+    @property
+    def _update_waits(self) -> bool:
+        """Whether an update waits for the next judgment."""
+        return not self._updates.isdisjoint(self._waiting)
 
     async def _has_requests(self) -> bool:
         """Wait for a request. Returns False if none came and every update has returned."""
@@ -54,7 +79,7 @@ class EvaluationWorkflow:
                 lambda: bool(self._waiting), timeout=IDLE, timeout_summary="waiting for another request"
             )
         except TimeoutError:
-            await workflow.wait_condition(workflow.all_handlers_finished)
+            await workflow.wait_condition(lambda: self._update_waits or workflow.all_handlers_finished())
         return bool(self._waiting)
 
     async def _judge(self) -> Judgment:
@@ -101,7 +126,9 @@ class EvaluationWorkflow:
         """Request a judgment and wait for it. Idempotent: a repeated request returns the first judgment."""
         if request.request_id not in self._judgments:
             self._waiting[request.request_id] = request
+            self._updates.add(request.request_id)
         await workflow.wait_condition(lambda: request.request_id in self._judgments)
+        self._updates.discard(request.request_id)
         return self._judgments[request.request_id]
 
     def _show(self, status: str, text: str, judgment: Judgment | None = None) -> None:

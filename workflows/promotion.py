@@ -141,10 +141,7 @@ class PromotionWorkflow:
         if due_times and len(due_times) == len(progress.unmet):
             timeout = max(max(due_times) - workflow.now(), timedelta(0)) + _AFTER_DUE
         if workflow.info().is_continue_as_new_suggested():
-            await workflow.wait_condition(workflow.all_handlers_finished)
-            workflow.continue_as_new(
-                self._promotion.model_copy(update={"run_id": self._run, "applies": self._applies})
-            )
+            await self._continue_as_new()
         with suppress(TimeoutError):  # then the conditions are checked again
             await workflow.wait_condition(
                 lambda: self._check_now or self._end is not None,
@@ -152,6 +149,14 @@ class PromotionWorkflow:
                 timeout_summary=one_line(f"waiting: {waits_for}"),
             )
         self._check_now = False
+
+    async def _continue_as_new(self) -> None:
+        """Continue as new. Returns instead if someone ends the promotion: `end` waits for the outcome."""
+        await workflow.wait_condition(lambda: self._end is not None or workflow.all_handlers_finished())
+        if self._end is None:
+            workflow.continue_as_new(
+                self._promotion.model_copy(update={"run_id": self._run, "applies": self._applies})
+            )
 
     async def _publish(self, state: str, actor: str, reason: str) -> None:
         command = PublishPromotion(

@@ -14,13 +14,6 @@ class RenewalDone(Model):
     worlds: tuple[str, ...]
 
 
-class EvaluationInput(StoreMessage):
-    """The world to judge. `judged` counts the judgments of earlier runs, if it continued as new."""
-
-    world_id: str
-    judged: int = 0
-
-
 class EvaluationRequest(Model):
     """Request a judgment of the world.
 
@@ -35,6 +28,14 @@ class EvaluationRequest(Model):
     renewal: bool = False
     reply_to: str = ""
     reply_run: str = ""
+
+
+class EvaluationInput(StoreMessage):
+    """The world to judge. A run that continued as new gave `judged`, its judgments, and who still waits."""
+
+    world_id: str
+    judged: int = 0
+    waiting: tuple[EvaluationRequest, ...] = ()
 
 
 class RequestEvaluation(StoreMessage):

@@ -1,0 +1,207 @@
+"""Workflows that continue as new lose no request and leave no waiter, on a real server with a low limit."""
+
+import asyncio
+from pathlib import Path
+
+from temporalio import workflow
+from temporalio.api.enums.v1 import EventType
+from temporalio.worker import Worker
+
+with workflow.unsafe.imports_passed_through():
+    from activities.messages.evaluation import EvaluationInput, EvaluationRequest, Judgment
+    from activities.messages.promotion import EndPromotion, PromotionInput
+    from tests.support.desk import policy
+    from tests.support.served import Served, served, until
+    from workflows.evaluation import EvaluationWorkflow
+    from workflows.ids import evaluation_id, promotion_id
+    from workflows.options import evaluation_options, promotion_options
+    from workflows.promotion import PromotionWorkflow
+
+# Events after which the server suggests to continue as new: some three judgments.
+LIMIT = 15
+
+
+@workflow.defn
+class Waiter:
+    """Waits for the signal that EvaluationWorkflow sends when the judgment is made."""
+
+    def __init__(self) -> None:
+        self._judged = ""
+
+    @workflow.run
+    async def run(self) -> str:
+        await workflow.wait_condition(lambda: bool(self._judged))
+        return self._judged
+
+    @workflow.signal
+    def judged(self, request_id: str) -> None:
+        self._judged = request_id
+
+
+async def request(stage: Served, request: EvaluationRequest) -> None:
+    """Request a judgment as a submission does."""
+    await stage.client.start_workflow(
+        EvaluationWorkflow.run,
+        EvaluationInput(store_id=stage.store_id, world_id=stage.desk.world),
+        start_signal="request",
+        start_signal_args=[request],
+        **evaluation_options(stage.desk.world),
+    )
+
+
+async def runs(stage: Served, workflow_id: str) -> list[str]:
+    """The runs of a workflow, as each of them ended."""
+    found = stage.client.list_workflows(f"WorkflowId = '{workflow_id}'")
+    return [item.status.name if item.status else "" async for item in found]
+
+
+def test_a_request_that_comes_during_the_last_judgment_is_answered_by_the_next_run(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with served(tmp_path, history_limit=LIMIT) as stage:
+            sent = 0
+
+            async def one_more() -> None:
+                nonlocal sent
+                if sent < 12:
+                    sent += 1
+                    await request(stage, EvaluationRequest(request_id=f"r{sent}"))
+
+            stage.hooks.before["judge"] = one_more  # so that there is no judgment without one that waits
+            await request(stage, EvaluationRequest(request_id="r0"))
+            ids = tuple(f"r{n}" for n in range(13))
+
+            async def answered() -> bool:
+                return len(await asyncio.to_thread(stage.stores.decisions.answered, ids)) == len(ids)
+
+            await until(answered, "answer to every request")
+            ended = await until_ended(stage, evaluation_id(stage.desk.world))
+            assert ended.count("CONTINUED_AS_NEW") >= 2
+
+    asyncio.run(run())
+
+
+async def until_ended(stage: Served, workflow_id: str) -> list[str]:
+    """Wait for the last run's end. The states of all runs."""
+    await asyncio.wait_for(stage.client.get_workflow_handle(workflow_id).result(), 30)
+
+    async def listed() -> list[str]:
+        found = await runs(stage, workflow_id)
+        return found if "RUNNING" not in found else []
+
+    return await until(listed, "end of every run")
+
+
+def test_every_waiter_is_answered_while_the_evaluation_crosses_many_runs(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with (
+            served(tmp_path, history_limit=LIMIT) as stage,
+            Worker(stage.client, task_queue="waiters", workflows=[Waiter]),
+        ):
+            waiters = [
+                await stage.client.start_workflow(Waiter.run, id=f"waiter-{n}", task_queue="waiters")
+                for n in range(60)
+            ]
+
+            async def by_signal(n: int) -> None:
+                waiter = waiters[n]
+                await asyncio.sleep(n * 0.1)  # a stream of submissions, not one batch
+                reply = {"reply_to": waiter.id, "reply_run": waiter.result_run_id or ""}
+                await request(stage, EvaluationRequest(request_id=f"s{n}", **reply))
+
+            async def by_update(n: int) -> list[Judgment]:
+                handle = stage.client.get_workflow_handle_for(
+                    EvaluationWorkflow.run, evaluation_id(stage.desk.world)
+                )
+                judgments = []
+                for turn in range(5):
+                    await asyncio.sleep(1)  # people pause
+                    asked = EvaluationRequest(request_id=f"u{n}-{turn}")
+                    judgments.append(await handle.execute_update(EvaluationWorkflow.evaluate, asked))
+                return judgments
+
+            await request(stage, EvaluationRequest(request_id="first"))
+            async with asyncio.timeout(45):
+                people = asyncio.gather(*(by_update(n) for n in range(3)))
+                await asyncio.gather(*(by_signal(n) for n in range(len(waiters))))
+                assert all(len(judgments) == 5 for judgments in await people)
+                assert [await waiter.result() for waiter in waiters] == [f"s{n}" for n in range(60)]
+            ended = await until_ended(stage, evaluation_id(stage.desk.world))
+            assert ended.count("CONTINUED_AS_NEW") >= 2
+            assert set(ended) == {"CONTINUED_AS_NEW", "COMPLETED"}
+
+    asyncio.run(run())
+
+
+def promotion(stage: Served) -> PromotionInput:
+    return PromotionInput(
+        store_id=stage.store_id,
+        world_id=stage.desk.world,
+        strategy_id=stage.desk.strategies[0],
+        to="dryrun",
+        requested_by="olga",
+    )
+
+
+def test_a_promotion_that_is_ended_when_it_would_continue_as_new_ends(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with served(tmp_path, history_limit=LIMIT) as stage:
+            stage.desk.request("dryrun")  # an apply that runs already, so the promotion can't request one
+            strategy = stage.desk.strategies[0]
+            tried = asyncio.Semaphore(0)
+            go_on = asyncio.Semaphore(0)
+
+            async def hold() -> None:
+                tried.release()
+                await go_on.acquire()
+
+            stage.hooks.before["request_apply"] = hold
+            handle = await stage.client.start_workflow(
+                PromotionWorkflow.run,
+                promotion(stage),
+                **promotion_options(stage.desk.world, strategy, "s", "dryrun"),
+            )
+            await tried.acquire()
+            while (await handle.describe()).history_length < LIMIT:  # each signal is a further event or more
+                await handle.signal(PromotionWorkflow.check)
+            end = asyncio.create_task(
+                stage.client.get_workflow_handle_for(
+                    PromotionWorkflow.run, promotion_id(stage.desk.world, strategy)
+                ).execute_update(PromotionWorkflow.end, EndPromotion(actor="olga", reason="no more"))
+            )
+
+            async def accepted() -> bool:
+                history = await handle.fetch_history()
+                kind = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED
+                return any(event.event_type == kind for event in history.events)
+
+            await until(accepted, "acceptance of the end")
+            for _ in range(100):
+                go_on.release()
+            view = await asyncio.wait_for(end, 20)
+            assert view.outcome == "stopped"
+            assert (await asyncio.wait_for(handle.result(), 20)).reason == "ended by olga: no more"
+
+    asyncio.run(run())
+
+
+def test_a_promotion_keeps_its_run_and_its_count_over_runs(tmp_path: Path) -> None:
+    async def run() -> None:
+        found = policy(campaign={"backtest": "30d", "dryrun": "60d"})
+        async with served(tmp_path, found, history_limit=LIMIT) as stage:
+            strategy = stage.desk.strategies[0]
+            options = promotion_options(stage.desk.world, strategy, "s", "dryrun")
+            await stage.client.start_workflow(PromotionWorkflow.run, promotion(stage), **options)
+            handle = stage.client.get_workflow_handle_for(
+                PromotionWorkflow.run, promotion_id(stage.desk.world, strategy)
+            )
+
+            async def crossed() -> bool:
+                await handle.signal(PromotionWorkflow.check)
+                return (await runs(stage, handle.id)).count("CONTINUED_AS_NEW") >= 2
+
+            await until(crossed, "second continue-as-new")
+            view = await handle.execute_update(PromotionWorkflow.end, EndPromotion(actor="olga"))
+            assert view.outcome == "stopped"
+            assert view.requested_by == "olga"
+
+    asyncio.run(run())
