@@ -11,7 +11,8 @@
 
 The store does each step once, however often an activity is repeated. A run that replaces a lost one repeats
 the steps, or records the end where the world was restored or unfrozen without a switch. An abort is accepted
-until the switch begins.
+until the switch begins. A cancellation through Temporal is an abort: it reaches no step, and one that comes
+after the switch has begun changes nothing.
 """
 
 import asyncio
@@ -31,7 +32,6 @@ with workflow.unsafe.imports_passed_through():
         ApplyOutcome,
         ApplyView,
         ApprovalSignal,
-        ConcludeApply,
     )
     from activities.messages.stubs import ApplyActivityStubs
     from qmtl_sdk.contracts.durations import format_duration
@@ -69,7 +69,17 @@ class ApplyWorkflow:
 
     @workflow.run
     async def run(self, apply: ApplyInput) -> ApplyEnd:
-        """Carry out the plan, step by step. The result says how the apply ended, and under which epoch."""
+        """Carry out the plan. The result says how the apply ended, and under which epoch."""
+        steps = asyncio.create_task(self._carry_out(apply))
+        while not steps.done():
+            try:
+                await asyncio.shield(steps)  # a step that is cancelled may be done all the same
+            except asyncio.CancelledError:
+                self._request_abort(_cancelled(apply))
+        return steps.result()
+
+    async def _carry_out(self, apply: ApplyInput) -> ApplyEnd:
+        """Perform the steps of the plan, and record the outcome."""
         self._plan = await workflow.execute_local_activity_method(
             ApplyActivityStubs.apply_plan, apply, summary="read the plan", **STORE
         )
@@ -77,6 +87,9 @@ class ApplyWorkflow:
         reason = ""
         try:
             _end_if_restored(apply, self._plan)
+            if "switch" in self._plan.done:
+                self._past_abort = True
+                self._abort = None
             for step in self._plan.steps:
                 self._end_if_aborted()
                 self._show(step.kind, step.explain())
@@ -85,13 +98,7 @@ class ApplyWorkflow:
             outcome = end.outcome
             reason = end.reason
         self._past_abort = True
-        conclude = ConcludeApply(**apply.model_dump(), outcome=outcome, reason=reason)
-        await workflow.execute_local_activity_method(
-            ApplyActivityStubs.conclude_apply,
-            conclude,
-            summary=one_line(with_reason(f"record the outcome: {outcome}", reason)),
-            **STORE,
-        )
+        await self._world.conclude(outcome, reason)
         self._show(outcome, reason)
         await workflow.wait_condition(workflow.all_handlers_finished)
         return ApplyEnd(run_id=apply.run_id, outcome=outcome, reason=reason, epoch=self._world.epoch)
@@ -123,7 +130,7 @@ class ApplyWorkflow:
         )
         deadline = workflow.now() + timedelta(seconds=step.expires_s)
         await self._approvals.read()  # those given before this run began
-        while not self._approved(step):
+        while not self._approvals.are_enough(step):
             await self._await_signal(step, deadline)
             self._end_if_aborted()
             await self._approvals.read()
@@ -140,12 +147,9 @@ class ApplyWorkflow:
         except TimeoutError:
             limit = format_duration(step.expires_s)
             raise EndedError("rolled_back", f"no approval within {limit}") from None
-
-    def _approved(self, step: AwaitApprovals) -> bool:
-        """Check whether enough people approved. Raises EndedError if someone rejected it."""
-        if (rejection := self._approvals.rejection) is not None:
-            raise EndedError("rolled_back", with_reason(f"rejected by {rejection.actor}", rejection.reason))
-        return len(self._approvals.approved_by) >= step.required
+        except asyncio.CancelledError:
+            # The SDK raises this in every wait that ends as a cancellation arrives; `run` makes it an abort.
+            workflow.logger.info("the wait for approvals was cancelled")
 
     # freeze, drain, switch
 
@@ -198,11 +202,16 @@ class ApplyWorkflow:
     @workflow.update
     async def abort(self, request: AbortRequest) -> Aborted:
         """Abort the apply. Idempotent: a repeated request waits for the same end."""
+        self._request_abort(request)
+        await workflow.wait_condition(lambda: self._past_abort)
+        return Aborted(run_id=self._apply.run_id, step=self._step)
+
+    def _request_abort(self, request: AbortRequest) -> None:
+        if self._past_abort:
+            return
         self._abort = self._abort or request
         if self._draining is not None:
             self._draining.cancel()
-        await workflow.wait_condition(lambda: self._past_abort)
-        return Aborted(run_id=self._apply.run_id, step=self._step)
 
     @abort.validator
     def _validate_abort(self, request: AbortRequest) -> None:
@@ -257,3 +266,7 @@ def _end_if_restored(apply: ApplyInput, plan: ApplyBrief) -> None:
 
 def _abort_reason(abort: AbortRequest) -> str:
     return with_reason(f"aborted by {abort.actor}", abort.reason)
+
+
+def _cancelled(apply: ApplyInput) -> AbortRequest:
+    return AbortRequest(run_id=apply.run_id, actor="temporal", reason="the workflow was cancelled")

@@ -5,8 +5,10 @@ from temporalio import workflow
 from activities.messages.apply import ApplyInput, ApprovalSignal, ApprovalVerdict, DirectApproval
 from activities.messages.stubs import ApplyActivityStubs
 from qmtl_sdk.contracts.applies import Approval, approvers
+from qmtl_sdk.contracts.plans import AwaitApprovals
+from workflows.failures import EndedError
 from workflows.ids import direct_approval_id
-from workflows.markdown import one_line
+from workflows.markdown import one_line, with_reason
 from workflows.options import STORE
 
 
@@ -32,6 +34,12 @@ class Approvals:
     def rejection(self) -> Approval | None:
         """The first rejection that counts."""
         return next((item for item in self.stored if item.counts and item.verdict == "reject"), None)
+
+    def are_enough(self, step: AwaitApprovals) -> bool:
+        """Check whether enough people approved. Raises EndedError if someone rejected it."""
+        if (rejection := self.rejection) is not None:
+            raise EndedError("rolled_back", with_reason(f"rejected by {rejection.actor}", rejection.reason))
+        return len(self.approved_by) >= step.required
 
     def receive(self, verdict: ApprovalVerdict, signal: ApprovalSignal) -> None:
         """Take a signal, unless it is meant for another apply."""

@@ -1,16 +1,24 @@
-"""The activities of an apply that change its world: freeze, drain, switch, restore, unfreeze.
+"""The activities of an apply that change its world: freeze, drain, switch, restore, unfreeze, conclude.
 
 The store does each of them once, however often an activity is repeated.
 """
 
 from temporalio import workflow
 
-from activities.messages.apply import AckResult, ApplyInput, AwaitAcks, DrainCommand, GateChange
+from activities.messages.apply import (
+    AckResult,
+    ApplyInput,
+    ApplyOutcome,
+    AwaitAcks,
+    ConcludeApply,
+    DrainCommand,
+    GateChange,
+)
 from activities.messages.stubs import ApplyActivityStubs
 from qmtl_sdk.contracts.plans import Drain, Freeze, Unfreeze
 from workflows.apply_view import missing_acknowledgements
-from workflows.markdown import one_line
-from workflows.options import FENCE, WAIT
+from workflows.markdown import one_line, with_reason
+from workflows.options import FENCE, STORE, WAIT
 
 
 class WorldChange:
@@ -100,6 +108,15 @@ class WorldChange:
             **WAIT,
         )
         self._note_missing("unfreeze", result)
+
+    async def conclude(self, outcome: ApplyOutcome, reason: str) -> None:
+        """Record how the apply ended."""
+        await workflow.execute_local_activity_method(
+            ApplyActivityStubs.conclude_apply,
+            ConcludeApply(**self._apply.model_dump(), outcome=outcome, reason=reason),
+            summary=one_line(with_reason(f"record the outcome: {outcome}", reason)),
+            **STORE,
+        )
 
     def _note_missing(self, change: str, result: AckResult) -> None:
         if result.missing:
