@@ -22,6 +22,13 @@ DAY = 86_400
 ALWAYS = "24/7"
 WEEKDAYS = "24/5"
 
+# The days between which an exchange has sessions where its calendar names no bounds of its own.
+_FIRST_DAY = pd.Timestamp("1900-01-01")
+_LAST_DAY = pd.Timestamp("2100-01-01")
+
+# Longer than any time for which an exchange was closed.
+_MARGIN = pd.Timedelta(days=365)
+
 # Sessions a year and hours a session by convention, where there is one.
 _CONVENTION = {ALWAYS: (365.0, 24.0), WEEKDAYS: (260.0, 24.0), "XNYS": (252.0, 6.5), "XNAS": (252.0, 6.5)}
 
@@ -91,10 +98,25 @@ def missing(bars: Bars, calendar: str, at_most: int = 1000) -> np.ndarray:
         gaps = [np.arange(bars.ts[i] + step, bars.ts[i + 1], step)[:at_most] for i in wide]
         times = np.concatenate(gaps)
         return times[:at_most] if calendar == ALWAYS else times[_weekday(times)][:at_most]
-    first, last = (pd.Timestamp(int(ns)).normalize() for ns in (bars.ts[0], bars.ts[-1]))
-    exchange = _exchanges().get_calendar(calendar, start=first, end=last + pd.Timedelta(days=1))
-    expected = exchange.sessions_in_range(first, last).to_numpy().astype("datetime64[ns]").astype("int64")
+    expected = _sessions(calendar, int(bars.ts[0]), int(bars.ts[-1]))
     return np.setdiff1d(expected, bars.ts // (DAY * NS) * (DAY * NS))[:at_most]
+
+
+def _sessions(calendar: str, first: int, last: int) -> np.ndarray:
+    """Return the exchange's sessions between two times (int64, ns), as far as its calendar reaches."""
+    known = _exchanges().get_calendar(calendar)
+    start = max(pd.Timestamp(first).normalize(), known.bound_min() or _FIRST_DAY)
+    end = min(pd.Timestamp(last).normalize(), known.bound_max() or _LAST_DAY)
+    if start > end:
+        return np.array([], dtype="int64")
+    # A calendar of a range without a session, or one asked about a day outside its own, raises an error.
+    around = _exchanges().get_calendar(
+        calendar,
+        start=max(start - _MARGIN, known.bound_min() or start - _MARGIN),
+        end=min(end + _MARGIN, known.bound_max() or end + _MARGIN),
+    )
+    sessions = around.sessions[(around.sessions >= start) & (around.sessions <= end)]
+    return np.asarray(sessions.to_numpy().astype("datetime64[ns]").astype("int64"))
 
 
 def _weekday(times: np.ndarray) -> np.ndarray:

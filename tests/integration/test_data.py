@@ -256,3 +256,32 @@ def test_streams_in_folders_are_listed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         csv(tmp_path / name, GOOD, "bars.csv")
     assert market_data(preset_over(tmp_path / "{stream}" / "bars.csv")).streams() == ("AAPL", "MSFT")
+
+
+@pytest.mark.parametrize("exchange", ["XNYS", "XKRX", "XHKG"])
+@pytest.mark.parametrize(
+    "days",
+    [
+        ["2024-01-06", "2024-01-10"],  # begins on a Saturday
+        ["2024-01-03", "2024-01-07"],  # ends on a Sunday
+        ["2024-01-06", "2024-01-07", "2024-01-13"],  # weekends alone
+        ["2023-12-25", "2024-01-01"],  # holidays
+        ["1800-01-04", "1800-01-09"],
+        ["1960-01-02", "1960-01-10"],
+        ["2099-01-03", "2099-01-11"],
+        ["2200-01-04", "2200-01-09"],
+    ],
+)
+def test_a_calendar_says_something_of_any_days(exchange: str, days: list[str]) -> None:
+    """The first or last row on a weekend or holiday ended in E_INTERNAL (DateOutOfBounds)."""
+    ts = np.array(days, dtype="datetime64[ns]").astype("int64")
+    found = missing(Bars(ts, {"close": np.ones(len(ts))}, 86_400), exchange)
+    assert not set(found) & set(ts)
+    assert (np.diff(found) > 0).all()
+    assert all(ts[0] < day < ts[-1] for day in found)
+    if days[0] > "2000":  # Korea's exchange was open on Saturdays before
+        assert all(pd.DatetimeIndex(found).dayofweek < 5)
+    if days[:2] == ["2024-01-06", "2024-01-10"]:
+        assert len(found) >= 1
+    if exchange == "XNYS" and days == ["2023-12-25", "2024-01-01"]:
+        assert pd.DatetimeIndex(found).day.tolist() == [26, 27, 28, 29]
