@@ -7,7 +7,7 @@ transaction that changed rows and recorded nothing is rolled back, because nobod
 import sqlite3
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -104,8 +104,12 @@ class Database(ABC):
         return nullcontext()
 
     @abstractmethod
-    def elected(self, role: str) -> AbstractContextManager[bool]:
-        """Try to become the only process with this role, until the block or the process ends."""
+    def elected(self, role: str) -> AbstractContextManager[Callable[[], None] | None]:
+        """Try to become the only process with this role, until the block or the process ends.
+
+        Gives None where another process has the role, otherwise a function that confirms it: it raises once
+        the role may have passed to another process.
+        """
 
     def close(self) -> None:
         """Close all connections."""

@@ -1,6 +1,7 @@
 """The loop of a process that works alone for its database, such as the relay and the order router."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -10,6 +11,10 @@ from qmtl_sdk.contracts.errors import QmtlError
 
 # Seconds between two tries to be elected.
 _ELECTION_S = 0.5
+
+# Seconds after which a process confirms that it is still the elected one. Where the database drops its
+# connection, another process may be elected while it goes on for so long; what both do twice is idempotent.
+_CONFIRM_S = 0.5
 
 # Seconds before the first repetition of a turn that failed; it doubles with each failure.
 _RETRY_S = 1.0
@@ -32,8 +37,12 @@ def run_elected(
     pause = _RETRY_S
     while not stop.is_set():
         try:
-            with database.elected(role) as elected:
-                while elected and not stop.is_set():
+            with database.elected(role) as confirm:
+                confirmed = time.monotonic()
+                while confirm and not stop.is_set():
+                    if time.monotonic() - confirmed > _CONFIRM_S:
+                        confirm()
+                        confirmed = time.monotonic()
                     if not turn():
                         stop.wait(idle_s)
                     pause = _RETRY_S

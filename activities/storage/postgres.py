@@ -1,7 +1,7 @@
 """PostgreSQL, with advisory locks."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,8 +62,11 @@ class PostgresDatabase(Database):
                 connection.commit()
 
     @contextmanager
-    def elected(self, role: str) -> Iterator[bool]:
-        """Try to take the role's lock. It belongs to this connection, and ends with it."""
+    def elected(self, role: str) -> Iterator[Callable[[], None] | None]:
+        """Try to take the role's lock. It belongs to this connection, and ends with it.
+
+        So the function that confirms the role uses the connection.
+        """
         with self._connection("election") as connection:
             elected = bool(
                 connection.execute(
@@ -71,11 +74,17 @@ class PostgresDatabase(Database):
                 ).scalar_one()
             )
             connection.commit()
-            try:
-                yield elected
-            finally:
-                connection.execute(text("SELECT pg_advisory_unlock_all()"))
+
+            def confirm() -> None:
+                connection.execute(text("SELECT 1"))
                 connection.commit()
+
+            try:
+                yield confirm if elected else None
+            finally:
+                if not connection.invalidated:  # else the server has dropped connection and lock already
+                    connection.execute(text("SELECT pg_advisory_unlock_all()"))
+                    connection.commit()
 
 
 def lock_key(name: str) -> int:

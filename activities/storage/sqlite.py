@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -55,15 +55,15 @@ class SqliteDatabase(Database):
         return self.queue()
 
     @contextmanager
-    def elected(self, role: str) -> Iterator[bool]:
-        """Try to lock the role's file."""
+    def elected(self, role: str) -> Iterator[Callable[[], None] | None]:
+        """Try to lock the role's file, which no other process gets while this one has it."""
         with self._path.with_name(f"{self._path.name}.{role}").open("w") as file:
             try:
                 portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
             except portalocker.LockException:
-                yield False
+                yield None
                 return
-            yield True  # closing the file releases the lock
+            yield lambda: None  # closing the file releases the lock
 
     def close(self) -> None:
         """Close all connections and the files of the queue."""

@@ -1,6 +1,9 @@
 """The order router: one order or broker that fails does not stop the others."""
 
+import threading
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
@@ -11,10 +14,14 @@ from activities.brokers.router import OrderRouter
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
 from activities.storage.database import Database
+from activities.storage.elected import run_elected
+from activities.storage.opening import open_database
+from activities.storage.postgres import lock_key
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Order
 from tests.support.desk import Desk
+from tests.support.machine import wait_for
 
 
 class PickyBroker(PaperBroker):
@@ -105,3 +112,44 @@ def test_an_order_whose_row_cannot_be_read_does_not_stop_the_others(desk: Desk) 
         rows = session.connection().execute(text("SELECT ref FROM order_log WHERE kind = 'filled'"))
         assert {row.ref for row in rows} == {order.order_id for order in orders}
     assert [row.order_id for row in SqlOrderLog(desk.database).waiting(10)] == ["order:old"]
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_two_processes_do_not_work_at_once_after_the_database_has_dropped_a_connection(
+    dsn: str, database: Database
+) -> None:
+    """The role's lock ended with its connection, and the process that had it worked on beside the next."""
+    turns: Counter[str] = Counter()
+    stop = threading.Event()
+    other_database = open_database(dsn)
+
+    def run(name: str, over: Database) -> None:
+        def turn() -> bool:
+            turns[name] += 1
+            return False
+
+        run_elected(over, "router", turn, 0.02, stop)
+
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            pool.submit(run, "first", database)
+            wait_for(lambda: turns["first"] > 2, "the first's turns")
+            pool.submit(run, "second", other_database)
+            with other_database.read() as session:
+                lock = {"key": lock_key("router") & 0xFFFFFFFF}
+                session.connection().execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_locks l JOIN pg_database d"
+                        " ON d.oid = l.database WHERE locktype = 'advisory' AND objid = :key"
+                        " AND datname = current_database()"
+                    ),
+                    lock,
+                )
+            wait_for(lambda: turns["second"] > 30, "the second's turns")
+            before = turns["first"]
+            after = turns["second"]
+            wait_for(lambda: turns["second"] > after + 50, "more of the second's turns")
+            assert turns["first"] == before
+        finally:
+            stop.set()
+    other_database.close()
