@@ -3,6 +3,7 @@
 A world's row and its fence row change in one transaction, so these operations belong to the fence.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlmodel import col, select
@@ -22,6 +23,9 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.topic_state import combined_hash
 from qmtl_sdk.contracts.worlds import EdgeOverride, World, WorldSpec, WorldUpdate
+
+# Characters of an error that the report of a failed halt quotes.
+_REASON_LENGTH = 200
 
 
 class SqlFenceStore:
@@ -121,6 +125,26 @@ class SqlFenceStore:
                 return False
             halt(tx, fence, f"{actor}: {reason}" if reason else f"by {actor}")
             return True
+
+    def halt_all(self, worlds: Sequence[str], actor: str, reason: str) -> None:
+        """Halt worlds, each in a transaction of its own. One that cannot be halted stops no other.
+
+        Raises QmtlError: E_HALT_INCOMPLETE, naming the worlds that could not be halted, after all the others.
+        """
+        failures: dict[str, str] = {}
+        for world_id in worlds:
+            try:
+                self.halt(world_id, actor, reason)
+            except Exception as error:  # whatever one world's rows hold, the others are halted
+                failures[world_id] = " ".join(str(error).split())[:_REASON_LENGTH]
+        if failures:
+            first = next(iter(failures.items()))
+            raise QmtlError(
+                "E_HALT_INCOMPLETE",
+                f"{len(failures)} of {len(worlds)} worlds could not be halted: {', '.join(failures)}"[:1000]
+                + f"; {first[0]}: {first[1]}",
+                "stop the strategies of these worlds, then repeat the command",
+            )
 
     def world_ids(self) -> list[str]:
         """List the ids of all worlds."""

@@ -70,6 +70,7 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("POST", "/worlds/{world_id}/promotions/{strategy_id}/end"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/fence"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/halt"): Access(_OP, "path"),
+    ("POST", "/halt"): Access(_OP),
     ("POST", "/worlds/{world_id}/resume"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/edges/overrides"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/edges/overrides"): Access(_OP, "path"),

@@ -9,14 +9,13 @@ from pathlib import Path
 from activities.fence.store import SqlFenceStore
 from activities.settings import Settings, settings
 from activities.storage.opening import open_database
-from qmtl_sdk.contracts.applies import FenceStatus
 from qmtl_sdk.contracts.errors import QmtlError
 
 
-def halt_in_store(world: str | None, as_name: str | None, reason: str) -> list[FenceStatus]:
-    """Halt a world, or all; return their fences. The audit trail names the user of this machine.
+def halt_in_store(world: str | None, as_name: str | None, reason: str) -> list[str]:
+    """Halt a world, or all; return their ids. The audit trail names the user of this machine.
 
-    Raises QmtlError: E_UNAVAILABLE where the store can't be reached from here, E_WORLD_UNKNOWN.
+    Raises QmtlError: E_UNAVAILABLE where the store can't be reached from here, E_HALT_INCOMPLETE.
     """
     if as_name is not None:
         raise QmtlError(
@@ -30,9 +29,8 @@ def halt_in_store(world: str | None, as_name: str | None, reason: str) -> list[F
     try:
         fence = SqlFenceStore(database)
         worlds = [world] if world else fence.world_ids()
-        for name in worlds:
-            fence.halt(name, getpass.getuser(), reason)
-        return [fence.status(name) for name in worlds]
+        fence.halt_all(worlds, getpass.getuser(), reason)
+        return worlds
     finally:
         database.close()
 

@@ -34,25 +34,16 @@ def halt(
     """
     if (world is None) is not every:
         raise typer.BadParameter("name a world, or all of them with --all")
+    note = []
     try:
         with gateway_as(as_name, within_s=_ANSWER_LIMIT_S) as client:
-            worlds = [world] if world else [item.spec.world for item in client.worlds()]
-            found = [client.halt(name, reason) for name in worlds]
-        note = []
+            worlds = client.halt_all(reason) if world is None else [client.halt(world, reason).world_id]
     except QmtlError as error:
         if error.code != "E_UNAVAILABLE":
             raise
-        found = halt_in_store(world, as_name, reason)
+        worlds = halt_in_store(world, as_name, reason)
         note = ["No Gateway answers; the halt was written straight into the store."]
-    print_result(
-        output,
-        [item.json_dict() for item in found] if every else found[0].json_dict(),
-        lambda: [*note, *(line for item in found for line in _halted_text(item, every))],
-    )
-
-
-def _halted_text(fence: FenceStatus, every: bool) -> list[str]:
-    return [f"{fence.world_id}: halted ({fence.halted})"] if every else fence_text(fence)
+    print_result(output, {"halted": worlds}, lambda: [*note, f"halted: {', '.join(worlds) or 'no world'}"])
 
 
 @app.command()

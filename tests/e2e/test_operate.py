@@ -102,7 +102,8 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     assert "edge from backtest to live open" in says("status", world)
     assert "sum of the weights by stage: live 1 (shares" in says("status", world)
 
-    assert "halted (" in says("halt", world, "--reason", "I do not like it")
+    assert f"halted: {world}" in says("halt", world, "--reason", "I do not like it")
+    assert "halted (" in says("status", world)
     assert "lifted: halt (" in says("resume", world)
     assert "there is nothing to resume" in refused("resume", world)
     assert "completed" in says("rollback", world, "--to", live)

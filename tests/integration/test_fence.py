@@ -17,6 +17,7 @@ from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.state import FROZEN, locked_fence
 from activities.storage.database import Database
+from activities.storage.tables import FenceRow
 from activities.storage.transactions import utc_now
 from activities.worlds.edges import SqlEdgeStore
 from qmtl_sdk import QmtlError
@@ -235,6 +236,19 @@ def test_several_gateways_count_together_for_the_circuit_breaker(
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(publish, [OrderAcceptance(desk.database) for _ in range(4)])) == 40
     assert "more than 40 orders" in desk.fence_row().halted
+
+
+def test_one_world_that_cannot_be_halted_stops_no_other(desk: Desk) -> None:
+    for name in ("a", "z"):
+        Desk(desk.database, name)
+    with desk.database.write("test", bookkeeping=True) as tx:
+        tx.session.delete(tx.session.get_one(FenceRow, "a"))
+    with pytest.raises(QmtlError, match=r"1 of 3 worlds could not be halted: a; .*E_HALT_INCOMPLETE"):
+        desk.fence.halt_all(["a", desk.world, "z"], "olga", "all of them")
+    assert {name: bool(desk.fence.status(name).halted) for name in (desk.world, "z")} == {
+        "w": True,
+        "z": True,
+    }
 
 
 def test_fills_end_an_order_once(desk: Desk) -> None:

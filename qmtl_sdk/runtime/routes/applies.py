@@ -86,6 +86,11 @@ class ApplyRoutes(Transport):
             self._call("POST", f"/worlds/{world_id}/halt", json={"reason": reason})
         )
 
+    def halt_all(self, reason: str = "") -> list[str]:
+        """Halt every world in which the token is an operator's; return their ids."""
+        found: list[str] = self._call("POST", "/halt", json={"reason": reason})["worlds"]
+        return found
+
     def resume(self, world_id: str, reason: str = "") -> dict[str, Any]:
         """Lift the halt; return what was lifted and the state of the fence."""
         found: dict[str, Any] = self._call("POST", f"/worlds/{world_id}/resume", json={"reason": reason})

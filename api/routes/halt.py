@@ -1,0 +1,26 @@
+"""Halt every world at once."""
+
+from fastapi import APIRouter
+
+from api.auth.access import CurrentCaller, GuardedRoute
+from api.routes.applies import Reason
+from api.state import State
+from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.model import Model
+
+router = APIRouter(tags=["worlds"], route_class=GuardedRoute)
+
+
+class Halted(Model):
+    """The worlds that are halted now."""
+
+    worlds: tuple[str, ...]
+
+
+@router.post("/halt", summary="Halt every world in which the caller is an operator")
+def halt_all(state: State, caller: CurrentCaller, body: Reason | None = None) -> Halted:
+    """Acts in the store, as the halt of one world. A world that cannot be halted stops no other."""
+    fence = state.stores.fence
+    worlds = [world_id for world_id in fence.world_ids() if caller.may(Role.OPERATOR, world_id)]
+    fence.halt_all(worlds, caller.subject, (body or Reason()).reason)
+    return Halted(worlds=tuple(worlds))
