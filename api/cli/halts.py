@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from api.cli.connection import gateway_as
-from api.cli.halt_in_store import halt_in_store
 from api.cli.options import As, Output, Reason, WorldArgument
 from api.cli.output import Format, guarded, print_result
 from api.cli.text.status import fence_text
@@ -41,6 +40,8 @@ def halt(
     except QmtlError as error:
         if error.code != "E_UNAVAILABLE":
             raise
+        from api.cli.halt_in_store import halt_in_store  # loads the database, which other commands need not
+
         worlds = halt_in_store(world, as_name, reason)
         note = ["No Gateway answers; the halt was written straight into the store."]
     print_result(output, {"halted": worlds}, lambda: [*note, f"halted: {', '.join(worlds) or 'no world'}"])

@@ -4,6 +4,7 @@
 clocks; every other name is an exchange's code (XNYS, XLON …) as the package exchange_calendars knows it.
 """
 
+import functools
 from collections.abc import Container, Iterable
 from datetime import timedelta
 from typing import Any
@@ -25,9 +26,6 @@ WEEKDAYS = "24/5"
 # The days between which an exchange has sessions where its calendar names no bounds of its own.
 _FIRST_DAY = pd.Timestamp("1900-01-01")
 _LAST_DAY = pd.Timestamp("2100-01-01")
-
-# Longer than any time for which an exchange was closed.
-_MARGIN = pd.Timedelta(days=365)
 
 # Sessions a year and hours a session by convention, where there is one.
 _CONVENTION = {ALWAYS: (365.0, 24.0), WEEKDAYS: (260.0, 24.0), "XNYS": (252.0, 6.5), "XNAS": (252.0, 6.5)}
@@ -104,19 +102,32 @@ def missing(bars: Bars, calendar: str, at_most: int = 1000) -> np.ndarray:
 
 def _sessions(calendar: str, first: int, last: int) -> np.ndarray:
     """Return the exchange's sessions between two times (int64, ns), as far as its calendar reaches."""
-    known = _exchanges().get_calendar(calendar)
-    start = max(pd.Timestamp(first).normalize(), known.bound_min() or _FIRST_DAY)
-    end = min(pd.Timestamp(last).normalize(), known.bound_max() or _LAST_DAY)
-    if start > end:
+    earliest, latest = _bounds(calendar)
+    start, end = pd.Timestamp(first).normalize(), pd.Timestamp(last).normalize()
+    if end < earliest or start > latest:
         return np.array([], dtype="int64")
-    # A calendar of a range without a session, or one asked about a day outside its own, raises an error.
-    around = _exchanges().get_calendar(
+    # A calendar of a range without a session raises an error; one of whole years has sessions.
+    sessions = _sessions_of_years(calendar, max(start, earliest).year, min(end, latest).year)
+    return sessions[(sessions >= start.value) & (sessions <= end.value)]
+
+
+@functools.lru_cache(maxsize=32)  # an exchange's calendar takes 0.4 s to make
+def _bounds(calendar: str) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """Return the first and the last day that the exchange's calendar knows."""
+    exchange = _exchanges().get_calendar(calendar)
+    return exchange.bound_min() or _FIRST_DAY, exchange.bound_max() or _LAST_DAY
+
+
+@functools.lru_cache(maxsize=32)
+def _sessions_of_years(calendar: str, first: int, last: int) -> np.ndarray:
+    """Return the exchange's sessions (int64, ns) of these years and some before and after."""
+    earliest, latest = _bounds(calendar)
+    exchange = _exchanges().get_calendar(
         calendar,
-        start=max(start - _MARGIN, known.bound_min() or start - _MARGIN),
-        end=min(end + _MARGIN, known.bound_max() or end + _MARGIN),
+        start=max(pd.Timestamp(first - 1, 1, 1), earliest),
+        end=min(pd.Timestamp(last + 1, 12, 31), latest),
     )
-    sessions = around.sessions[(around.sessions >= start) & (around.sessions <= end)]
-    return np.asarray(sessions.to_numpy().astype("datetime64[ns]").astype("int64"))
+    return np.asarray(exchange.sessions.to_numpy().astype("datetime64[ns]").astype("int64"))
 
 
 def _weekday(times: np.ndarray) -> np.ndarray:

@@ -58,6 +58,7 @@ ORDER = {
 class Place:
     machine: Machine
     owner: GatewayClient
+    http: httpx.Client
 
     @property
     def keys(self) -> KeyRing:
@@ -137,10 +138,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         machine.start_temporal()
         machine.start_relay()
         machine.start_gateway()
-        with machine.client() as client, GatewayClient(machine.url, machine.token("owner")) as owner:
+        with (
+            machine.client() as client,
+            GatewayClient(machine.url, machine.token("owner")) as owner,
+            httpx.Client(base_url=machine.url, trust_env=False, timeout=30) as http,
+        ):
             for name in (HOME, OTHER):
                 client.create_world(world(name), POLICY)
-            yield Place(machine, owner)
+            yield Place(machine, owner, http)
     finally:
         machine.close()
 
@@ -284,14 +289,12 @@ MISUSES: dict[str, tuple[Callable[[Place], str | None], str]] = {
 def asked(place: Place, token: str | None, method: str, path: str, **headers: str) -> httpx.Response:
     request = request_of(method, path)
     auth = {} if token is None else {"authorization": f"Bearer {token}".strip()}
-    return httpx.request(
+    return place.http.request(
         request["method"],
-        place.machine.url + request["url"],
+        request["url"],
         json=request["json"],
         params=request["params"],
         headers={**auth, **headers},
-        trust_env=False,
-        timeout=30,
     )
 
 
