@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -186,14 +187,28 @@ def stop_process(pid: int, started: float | None = None, limit_s: float = 10.0) 
         if started is not None and abs(process.create_time() - started) > 1:
             return False
         process.terminate()
-        try:
-            process.wait(limit_s)
-        except psutil.TimeoutExpired:
+        if not _ends_within(limit_s, process):
             process.kill()
-            process.wait(limit_s)
+            _ends_within(limit_s, process)
     except psutil.NoSuchProcess:
         return False
     return True
+
+
+def _ends_within(limit_s: float, process: psutil.Process) -> bool:
+    """Return whether a process ends in time.
+
+    One that ended stays as a zombie until its parent collects it: process 1 of a container may never do that.
+    """
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        with suppress(psutil.TimeoutExpired):
+            process.wait(0.02)
+            return True
+        with suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 if __name__ == "__main__":  # install the server ahead of time and print its path

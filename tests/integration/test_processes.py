@@ -1,0 +1,40 @@
+"""Stopping a process by its pid."""
+
+import subprocess
+import sys
+import time
+
+from temporal.server import stop_process
+
+# Starts a child, prints its pid and never collects it, as process 1 of many containers does.
+NEGLECTFUL = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+PATIENT = "import time; print('ready', flush=True); time.sleep(60)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {PATIENT}"
+
+
+def seconds_to_stop(program: str, limit_s: float) -> float:
+    parent = subprocess.Popen([sys.executable, "-c", NEGLECTFUL, program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        begun = time.monotonic()
+        assert stop_process(pid, limit_s=limit_s)
+        return time.monotonic() - begun
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def test_a_process_that_nobody_collects_counts_as_ended() -> None:
+    """`down` waited 10 s for each zombie, and then failed."""
+    assert seconds_to_stop(PATIENT, limit_s=30) < 15
+
+
+def test_a_process_that_ignores_the_signal_is_killed_at_the_limit() -> None:
+    assert 0.5 < seconds_to_stop(STUBBORN, limit_s=0.5) < 15
