@@ -47,7 +47,7 @@ from qmtl_sdk.contracts.submission import (
 )
 from temporal.client import is_unavailable, retry_while_unavailable
 from temporal.plugin import qmtl_error
-from workflows.evaluation import EvaluationWorkflow
+from workflows.evaluation import CONTINUES_AS_NEW, EvaluationWorkflow
 from workflows.ids import split_lease_id, submission_id_of
 from workflows.options import WORKFLOW_QUEUE, evaluation_options, submission_options
 from workflows.submission import SubmissionWorkflow
@@ -281,12 +281,19 @@ def _start_operation(
 async def _evaluate(client: Client, command: RequestEvaluation) -> None:
     world = EvaluationInput(store_id=command.store_id, world_id=command.world_id)
     start = WithStartWorkflowOperation(EvaluationWorkflow.run, world, **evaluation_options(command.world_id))
-    await client.execute_update_with_start_workflow(
-        EvaluationWorkflow.evaluate,
-        command.request,
-        start_workflow_operation=start,
-        id=command.request.request_id,
-    )
+    try:
+        await client.execute_update_with_start_workflow(
+            EvaluationWorkflow.evaluate,
+            command.request,
+            start_workflow_operation=start,
+            id=command.request.request_id,
+        )
+    except WorkflowUpdateFailedError as error:
+        if not isinstance(error.cause, ApplicationError) or error.cause.type != CONTINUES_AS_NEW:
+            raise
+        raise RPCError(
+            error.cause.message, RPCStatusCode.UNAVAILABLE, b""
+        ) from error  # the next run takes it
 
 
 def _lease_unknown(lease_id: str) -> QmtlError:

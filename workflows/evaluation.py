@@ -5,7 +5,8 @@
    in hundreds, and Temporal accepts ten updates of one workflow at a time.)
 2. The run takes all waiting requests, judges the whole world once for them, and replies to each.
 3. It ends when no request comes for a while. A long series of judgments continues as new before its history
-   grows too long. The next run takes over the requests that came by signal during the last judgment.
+   grows too long. The next run takes over the requests that came by signal during the last judgment. Updates
+   are rejected from then on, and sent again by their sender: a stream of them would let no run end.
 """
 
 import asyncio
@@ -28,6 +29,9 @@ IDLE = timedelta(seconds=5)
 # while a workflow task continues as new makes that task fail, and a failed task repeats its judgment.
 _RECORDED = timedelta(milliseconds=1)
 
+# The type of the error that rejects an update because the run is about to continue as new.
+CONTINUES_AS_NEW = "CONTINUES_AS_NEW"
+
 # Waiting requests that the next run takes over at most: well below the 2 MB of a workflow's input.
 _TAKEN_OVER = 1000
 
@@ -43,6 +47,7 @@ class EvaluationWorkflow:
         self._waiting = {request.request_id: request for request in world.waiting}
         self._updates: set[str] = set()  # the requests that an update of this run waits for
         self._judgments: dict[str, Judgment] = {}
+        self._continues = False  # whether this run accepts no more updates
 
     @workflow.run
     async def run(self, world: EvaluationInput) -> Judgment | None:
@@ -60,6 +65,7 @@ class EvaluationWorkflow:
         Returns instead if another judgment must come first: an update can be answered by this run only. The
         wait ends without a judgment, because only the caller, which judges next, empties `_waiting`.
         """
+        self._continues = True
         await workflow.sleep(_RECORDED)
         await workflow.wait_condition(lambda: self._update_waits or workflow.all_handlers_finished())
         if self._update_waits or len(self._waiting) > _TAKEN_OVER:
@@ -130,6 +136,11 @@ class EvaluationWorkflow:
         await workflow.wait_condition(lambda: request.request_id in self._judgments)
         self._updates.discard(request.request_id)
         return self._judgments[request.request_id]
+
+    @evaluate.validator
+    def _accept(self, request: EvaluationRequest) -> None:
+        if self._continues and request.request_id not in self._judgments:
+            raise ApplicationError("the evaluation continues as new; send it again", type=CONTINUES_AS_NEW)
 
     def _show(self, status: str, text: str, judgment: Judgment | None = None) -> None:
         lines = [

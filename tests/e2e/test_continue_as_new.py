@@ -8,8 +8,9 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.worker import Worker
 
 with workflow.unsafe.imports_passed_through():
-    from activities.messages.evaluation import EvaluationInput, EvaluationRequest, Judgment
+    from activities.messages.evaluation import EvaluationInput, EvaluationRequest
     from activities.messages.promotion import EndPromotion, PromotionInput
+    from temporal.submissions import SubmissionService
     from tests.support.desk import policy
     from tests.support.served import Served, served, until
     from workflows.evaluation import EvaluationWorkflow
@@ -108,23 +109,24 @@ def test_every_waiter_is_answered_while_the_evaluation_crosses_many_runs(tmp_pat
                 reply = {"reply_to": waiter.id, "reply_run": waiter.result_run_id or ""}
                 await request(stage, EvaluationRequest(request_id=f"s{n}", **reply))
 
-            async def by_update(n: int) -> list[Judgment]:
-                handle = stage.client.get_workflow_handle_for(
-                    EvaluationWorkflow.run, evaluation_id(stage.desk.world)
+            async def by_update() -> int:
+                """A person, who asks again until the evaluation has continued as new twice."""
+                stores = stage.stores
+                service = SubmissionService(
+                    stage.client, stage.store_id, stores.log, stores.runs, stores.decisions, 10.0
                 )
-                judgments = []
-                for turn in range(5):
-                    await asyncio.sleep(1)  # people pause
-                    asked = EvaluationRequest(request_id=f"u{n}-{turn}")
-                    judgments.append(await handle.execute_update(EvaluationWorkflow.evaluate, asked))
-                return judgments
+                turns = 0
+                while (await runs(stage, evaluation_id(stage.desk.world))).count("CONTINUED_AS_NEW") < 2:
+                    turns += 1
+                    await service.decide(stage.desk.world, f"u{turns}", "a person asks", "pia")
+                return turns
 
             await request(stage, EvaluationRequest(request_id="first"))
-            async with asyncio.timeout(45):
-                people = asyncio.gather(*(by_update(n) for n in range(3)))
+            async with asyncio.timeout(120):
+                person = asyncio.create_task(by_update())
                 await asyncio.gather(*(by_signal(n) for n in range(len(waiters))))
-                assert all(len(judgments) == 5 for judgments in await people)
                 assert [await waiter.result() for waiter in waiters] == [f"s{n}" for n in range(60)]
+                assert await person > 0
             ended = await until_ended(stage, evaluation_id(stage.desk.world))
             assert ended.count("CONTINUED_AS_NEW") >= 2
             assert set(ended) == {"CONTINUED_AS_NEW", "COMPLETED"}
