@@ -13,6 +13,7 @@ import platformdirs
 from pydantic import Field
 
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.registry import Options
 from qmtl_sdk.runtime import config
 
 
@@ -39,7 +40,7 @@ class GatewaySettings(config.GatewaySettings):
 
 class EventsSettings(config.Section):
     bus: str = Field("sqlite", description="the ControlBus backend: a built-in one, or a package's")
-    bus_options: dict[str, str] = Field({}, description="options of a package's bus")
+    bus_options: Options = Field({}, description="options of a package's bus")
     keep: int = Field(
         100_000, gt=0, description="events retained in a topic; an older position gets a snapshot"
     )
@@ -57,7 +58,7 @@ class OrdersSettings(config.Section):
         "paper", description="the broker of dryrun orders: a built-in one, or a package's"
     )
     live_broker: str = Field("paper", description="the broker of live orders: a built-in one, or a package's")
-    broker_options: dict[str, str] = Field({}, description="options of a package's broker")
+    broker_options: Options = Field({}, description="options of a package's broker")
     paper_fill_delay_s: float = Field(
         0.0, ge=0, description="how long after its acceptance the paper venue fills an order"
     )

@@ -1,7 +1,6 @@
 """The plugin of all clients, workers and replayers: converter, workflows, and rules for every activity.
 
-A new workflow is added to WORKFLOWS here; its activities are added to temporal.worker if they are in a new
-class.
+Every workflow of the package `workflows` is served. A new class of activities is added to temporal.worker.
 
 A QmtlError becomes an ApplicationError with its code as type. It is not retried where a retry can't help. A
 command for another store is refused, so that two stacks on one Temporal server never do each other's work.
@@ -11,6 +10,8 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from temporalio import activity
@@ -20,27 +21,27 @@ from temporalio.exceptions import ApplicationError
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
+import workflows
 from activities.messages.base import StoreMessage
 from qmtl_sdk.contracts.errors import QmtlError
-from workflows.apply import ApplyWorkflow
-from workflows.evaluation import EvaluationWorkflow
-from workflows.promotion import PromotionWorkflow
-from workflows.renewal import RenewalWorkflow
-from workflows.submission import SubmissionWorkflow
-from workflows.upkeep import UpkeepWorkflow
 
 # The activity that its runner heartbeats, not the worker.
 _LEASE = "compute_lease"
 
-# Every workflow of the package: what workers serve and the replayer replays.
-WORKFLOWS = (
-    SubmissionWorkflow,
-    EvaluationWorkflow,
-    PromotionWorkflow,
-    ApplyWorkflow,
-    RenewalWorkflow,
-    UpkeepWorkflow,
-)
+
+def _workflows() -> tuple[type, ...]:
+    """Find every workflow in the modules of the package `workflows`."""
+    modules = [import_module(f"workflows.{found.name}") for found in iter_modules(workflows.__path__)]
+    return tuple(
+        item
+        for module in modules
+        for _, item in inspect.getmembers(module, inspect.isclass)
+        if item.__module__ == module.__name__ and hasattr(item, "__temporal_workflow_definition")
+    )
+
+
+WORKFLOWS = _workflows()
+"""What workers serve and the replayer replays."""
 
 
 class QmtlPlugin(SimplePlugin):

@@ -1,8 +1,8 @@
 """The worker: every workflow and activity, over one store. `python -m temporal.worker` runs it until SIGTERM.
 
 To add an activity to a class that `_activities` lists, add it to the class and to its stub class: it is found
-by its signature there. A new class of activities is added to `_activities`; a new workflow to
-temporal.plugin.WORKFLOWS. Every worker serves all activities on all three task queues; workflows.options says
+by its signature there. A new class of activities is added to `_activities`; a new workflow is found in the
+package `workflows`. Every worker serves all activities on all three task queues; workflows.options says
 which queue an activity is sent to.
 """
 

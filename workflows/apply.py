@@ -29,11 +29,11 @@ with workflow.unsafe.imports_passed_through():
         ApplyBrief,
         ApplyEnd,
         ApplyInput,
-        ApplyOutcome,
         ApplyView,
         ApprovalSignal,
     )
     from activities.messages.stubs import ApplyActivityStubs
+    from qmtl_sdk.contracts.applies import ApplyOutcome
     from qmtl_sdk.contracts.durations import format_duration
     from qmtl_sdk.contracts.plans import AwaitApprovals, Drain, Freeze, PlanStep, Switch, Unfreeze
     from workflows.apply_view import (

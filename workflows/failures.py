@@ -2,7 +2,7 @@
 
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from activities.messages.apply import ApplyOutcome
+from qmtl_sdk.contracts.applies import ApplyOutcome
 
 
 class EndedError(Exception):

@@ -238,11 +238,11 @@ class SubmissionWorkflow:
             self._admission.run is not None and self._admission.run.context.execution_domain is Domain.SHADOW
         )
 
-    def _show(self, stage: str, status: str) -> None:
+    def _show(self, step: str, status: str) -> None:
         self._status = status
         workflow.set_current_details(
             submission_details(
                 status, self._submission, self._admission.run, self._admission.diff, self._metrics
             )
         )
-        workflow.upsert_search_attributes([SEARCH_STEP.value_set(stage)])
+        workflow.upsert_search_attributes([SEARCH_STEP.value_set(step)])

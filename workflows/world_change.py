@@ -8,13 +8,13 @@ from temporalio import workflow
 from activities.messages.apply import (
     AckResult,
     ApplyInput,
-    ApplyOutcome,
     AwaitAcks,
     ConcludeApply,
     DrainCommand,
     GateChange,
 )
 from activities.messages.stubs import ApplyActivityStubs
+from qmtl_sdk.contracts.applies import ApplyOutcome
 from qmtl_sdk.contracts.plans import Drain, Freeze, Unfreeze
 from workflows.apply_view import missing_acknowledgements
 from workflows.markdown import one_line, with_reason

@@ -88,7 +88,7 @@ class SqlApprovals:
             if done is not None:
                 return approval_of(done)
             row = apply_row(tx.session, signal.world_id, signal.run_id)
-            stage = ApplyPlan.model_validate_json(row.plan).approval
+            approval_step = ApplyPlan.model_validate_json(row.plan).approval
             actor = _storable(signal.actor)
             own = signal.verdict == "approve" and actor == row.requested_by
             approval = ApprovalRow(
@@ -99,7 +99,7 @@ class SqlApprovals:
                 verdict=signal.verdict,
                 reason=_storable(signal.reason)[:_REASON_LENGTH],
                 via="direct",
-                counts=stage.direct_signals and bool(actor) and not own,
+                counts=approval_step.direct_signals and bool(actor) and not own,
                 at=utc_now(),
             )
             return self._store(tx, approval)

@@ -17,11 +17,12 @@ from activities.applies.status import apply_unknown, running_apply
 from activities.decisions.sql import newest_decision
 from activities.fence.halts import lift_halt
 from activities.fence.state import OPEN, locked_fence, open_fence
-from activities.messages.apply import ApplyOutcome, GateChange, StepDone
+from activities.messages.apply import GateChange, StepDone
 from activities.storage.database import Database
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow
 from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import world_of, world_row
+from qmtl_sdk.contracts.applies import ApplyOutcome
 from qmtl_sdk.contracts.errors import QmtlError
 
 StepT = TypeVar("StepT", bound=StepDone)

@@ -27,10 +27,11 @@ from activities.fence.state import (
     set_live_edge,
 )
 from activities.graph.sql import SqlGraphStore, stored_dag
-from activities.messages.apply import ApplyOutcome, GateChange, StepDone
+from activities.messages.apply import GateChange, StepDone
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow, WorldRow
 from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import pin_fingerprint, set_node_states
+from qmtl_sdk.contracts.applies import ApplyOutcome
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain, domain_of
 from qmtl_sdk.contracts.errors import QmtlError

@@ -7,7 +7,7 @@ from typing import Protocol
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.orders import Fill, Order
-from qmtl_sdk.contracts.registry import Registry
+from qmtl_sdk.contracts.registry import Options, Registry
 
 BROKERS = Registry("qmtl.brokers", "broker", {"paper": "activities.brokers.paper:open_paper"})
 """Each is a callable that takes `BrokerSettings` and returns a `Broker`."""
@@ -18,7 +18,7 @@ class BrokerSettings(Model):
 
     domain: Domain
     fill_delay_s: float = 0.0
-    options: dict[str, str] = {}
+    options: Options = {}
 
 
 class Broker(Protocol):

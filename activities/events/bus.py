@@ -11,7 +11,7 @@ from typing import Protocol
 from activities.storage.log import Bounds, NewEntry, SqliteLog
 from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.registry import Registry
+from qmtl_sdk.contracts.registry import Options, Registry
 from qmtl_sdk.contracts.topic_state import Sequenced
 
 BUSES = Registry("qmtl.buses", "bus", {"sqlite": "activities.events.bus:open_sqlite"})
@@ -22,7 +22,7 @@ class BusSettings(Model):
     """What a backend is opened with: a folder of its own, and the options of the configuration."""
 
     home: Path
-    options: dict[str, str] = {}
+    options: Options = {}
 
 
 class ControlBus(Protocol):

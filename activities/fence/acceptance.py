@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from activities.fence.halts import halt
 from activities.fence.rows import ACCEPTED, REFUSED, FenceSnapshot, LogLine, order_rows
-from activities.fence.rules import BreakerCount, OrderContext, World, refusal
+from activities.fence.rules import BreakerCount, FenceState, OrderContext, refusal
 from activities.storage.database import Database
 from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction, utc_now
@@ -122,8 +122,8 @@ class OrderAcceptance:
             snapshot = self._rows.read(connection, orders.values(), self._counted)
             counted = {
                 world_id
-                for world_id, world in snapshot.worlds.items()
-                if world.max_orders is not None or world.max_refused is not None
+                for world_id, fence in snapshot.fences.items()
+                if fence.max_orders is not None or fence.max_refused is not None
             }
             if (
                 not counted <= self._counted
@@ -153,13 +153,13 @@ class OrderAcceptance:
         if not orders:
             return {}
         verdicts, lines, now = {}, [], utc_now()
-        counts = {world_id: BreakerCount(world, now) for world_id, world in snapshot.worlds.items()}
+        counts = {world_id: BreakerCount(fence, now) for world_id, fence in snapshot.fences.items()}
         for _, order in sorted(orders.items()):  # every writer takes index locks in the same order
-            world = snapshot.worlds[order.world_id]
+            fence = snapshot.fences[order.world_id]
             reason = refusal(
                 OrderContext(
                     order,
-                    world,
+                    fence,
                     snapshot.activations.get((order.world_id, order.strategy_id)),
                     snapshot.sessions.get(order.session_id),
                     now,
@@ -169,7 +169,7 @@ class OrderAcceptance:
                 reason = Refusal.CIRCUIT_BREAKER
             counts[order.world_id].count(reason)
             verdicts[order.order_id] = OrderVerdict(
-                order_id=order.order_id, accepted=reason is None, reason=reason, epoch=world.epoch
+                order_id=order.order_id, accepted=reason is None, reason=reason, epoch=fence.epoch
             )
             kind, why = (REFUSED, reason.value) if reason else (ACCEPTED, "")
             lines.append(
@@ -178,7 +178,7 @@ class OrderAcceptance:
                     order.world_id,
                     kind,
                     order.order_id,
-                    world.epoch,
+                    fence.epoch,
                     order.strategy_id,
                     why,
                     order.model_dump_json(),
@@ -188,17 +188,17 @@ class OrderAcceptance:
         if len(written) < len(lines):  # another Gateway wrote the same ids first: its answers stand
             earlier = self._rows.earlier(connection, sorted(set(orders) - written))
             verdicts |= {order_id: _earlier_verdict(line) for order_id, line in earlier.items()}
-        self._count(tx, snapshot.worlds, counts)
+        self._count(tx, snapshot.fences, counts)
         return verdicts
 
     @staticmethod
-    def _count(tx: Transaction, worlds: dict[str, World], counts: dict[str, BreakerCount]) -> None:
+    def _count(tx: Transaction, fences: dict[str, FenceState], counts: dict[str, BreakerCount]) -> None:
         """Store the counts of worlds with a circuit breaker, and halt those where it has tripped."""
-        for world_id, world in worlds.items():
-            if world.max_orders is None and world.max_refused is None:
+        for world_id, fence in fences.items():
+            if fence.max_orders is None and fence.max_refused is None:
                 continue
             row = tx.session.get_one(FenceRow, world_id, populate_existing=True)
-            row.minute, row.orders, row.refused = world.minute, world.orders, world.refused
+            row.minute, row.orders, row.refused = fence.minute, fence.orders, fence.refused
             tx.session.add(row)
             if counts[world_id].tripped and not row.halted:
                 halt(tx, row, counts[world_id].tripped)
@@ -233,7 +233,7 @@ class _Request:
         """Check whether the whole request is refused, and set its error."""
         for order in self.orders:
             earlier = snapshot.earlier.get(order.order_id)
-            if order.world_id not in snapshot.worlds:
+            if order.world_id not in snapshot.fences:
                 self.error = QmtlError(
                     "E_WORLD_UNKNOWN", f"there is no world {order.world_id!r}", "qmtl world list prints them"
                 )

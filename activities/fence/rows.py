@@ -18,7 +18,7 @@ from psycopg.pq import ExecStatus
 from psycopg.types.json import Json
 from sqlalchemy import Connection
 
-from activities.fence.rules import Activation, Session, World
+from activities.fence.rules import Activation, FenceState, Session
 from activities.storage.database import Database
 from activities.storage.postgres import PostgresDatabase, lock_key
 from qmtl_sdk.contracts.orders import Order
@@ -27,7 +27,7 @@ ACCEPTED = "accepted"
 REFUSED = "refused"
 FILLED = "filled"
 
-_WORLD = tuple(World.__dataclass_fields__)
+_FENCE = tuple(FenceState.__dataclass_fields__)
 
 # PostgreSQL's functions that lock a fence until the commit.
 _EXCLUSIVE = "pg_advisory_xact_lock"
@@ -49,9 +49,9 @@ class LogLine(NamedTuple):
 
 @dataclass(frozen=True)
 class FenceSnapshot:
-    """Worlds by id, earlier verdicts by order id, activations by world and strategy, sessions by id."""
+    """Fences by world, earlier verdicts by order id, activations by world and strategy, sessions by id."""
 
-    worlds: dict[str, World]
+    fences: dict[str, FenceState]
     earlier: dict[str, LogLine]
     activations: dict[tuple[str, str], Activation]
     sessions: dict[str, Session]
@@ -84,7 +84,7 @@ def order_rows(database: Database) -> OrderRows:
 def _selects(among: str) -> dict[str, str]:
     """Return the statement of each read. `among` is the database's expression for membership in a list."""
     return {
-        "worlds": f"SELECT world_id, {', '.join(_WORLD)} FROM fence WHERE world_id {among.format('worlds')}",
+        "worlds": f"SELECT world_id, {', '.join(_FENCE)} FROM fence WHERE world_id {among.format('worlds')}",
         "earlier": f"SELECT {', '.join(LogLine._fields)} FROM order_log "
         f"WHERE ref {among.format('ids')} AND order_log.kind IN ('accepted', 'refused')",
         "activations": "SELECT world_id, strategy_id, active, mode FROM activation "
@@ -109,7 +109,7 @@ def _keys(orders: Iterable[Order]) -> dict[str, list[str]]:
 def _snapshot(rows: dict[str, list[tuple[Any, ...]]]) -> FenceSnapshot:
     """Build the snapshot from rows by statement. (Any: values of a database's driver.)"""
     return FenceSnapshot(
-        {row[0]: World(*row[1:]) for row in rows["worlds"]},
+        {row[0]: FenceState(*row[1:]) for row in rows["worlds"]},
         _lines(rows["earlier"]),
         {(row[0], row[1]): Activation(bool(row[2]), row[3]) for row in rows["activations"]},
         {row[0]: Session(row[1], row[2], row[3], row[4], bool(row[5])) for row in rows["sessions"]},

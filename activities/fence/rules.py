@@ -13,7 +13,7 @@ from qmtl_sdk.contracts.orders import Order, Refusal
 
 
 @dataclass
-class World:
+class FenceState:
     """A world's fence row. Times are ISO 8601 texts (UTC).
 
     `orders` and `refused` count the orders of `minute`, in worlds with a circuit breaker.
@@ -56,7 +56,7 @@ class OrderContext:
     """An order with everything that its transaction has read, at the time `now`."""
 
     order: Order
-    world: World
+    fence: FenceState
     activation: Activation | None
     session: Session | None
     now: str
@@ -95,18 +95,18 @@ def _live(context: OrderContext) -> bool:
 CHECKS: Mapping[Refusal, Check] = MappingProxyType(
     {
         Refusal.SHADOW: lambda context: context.order.execution_domain is Domain.SHADOW,
-        Refusal.HALTED: lambda context: bool(context.world.halted),
-        Refusal.FROZEN: lambda context: context.world.state not in ("open", "draining"),
-        Refusal.DRAINING: lambda context: context.world.state == "draining",
-        Refusal.STALE_EPOCH: lambda context: context.order.epoch != context.world.epoch,
-        Refusal.STALE_DECISION: lambda context: context.world.fresh_until < context.now,
+        Refusal.HALTED: lambda context: bool(context.fence.halted),
+        Refusal.FROZEN: lambda context: context.fence.state not in ("open", "draining"),
+        Refusal.DRAINING: lambda context: context.fence.state == "draining",
+        Refusal.STALE_EPOCH: lambda context: context.order.epoch != context.fence.epoch,
+        Refusal.STALE_DECISION: lambda context: context.fence.fresh_until < context.now,
         Refusal.NO_SESSION: _no_session,
         Refusal.NOT_ACTIVE: lambda context: context.activation is None or not context.activation.active,
         Refusal.WRONG_DOMAIN: _wrong_domain,
-        Refusal.LIVE_NOT_ALLOWED: lambda context: _live(context) and not context.world.allow_live,
-        Refusal.EDGE_CLOSED: lambda context: _live(context) and not context.world.live_edge,
+        Refusal.LIVE_NOT_ALLOWED: lambda context: _live(context) and not context.fence.allow_live,
+        Refusal.EDGE_CLOSED: lambda context: _live(context) and not context.fence.live_edge,
         Refusal.CIRCUIT_BREAKER: lambda context: (
-            context.world.max_orders is not None and context.world.orders >= context.world.max_orders
+            context.fence.max_orders is not None and context.fence.orders >= context.fence.max_orders
         ),
     }
 )
@@ -121,25 +121,25 @@ def refusal(context: OrderContext) -> Refusal | None:
 class BreakerCount:
     """Counts the orders of the minute of `now` for the circuit breaker."""
 
-    world: World
+    fence: FenceState
     now: InitVar[str]
     tripped: str = field(default="")
 
     def __post_init__(self, now: str) -> None:
         minute = now[:16]
-        if self.world.minute != minute:
-            self.world.minute = minute
-            self.world.orders = 0
-            self.world.refused = 0
+        if self.fence.minute != minute:
+            self.fence.minute = minute
+            self.fence.orders = 0
+            self.fence.refused = 0
 
     def count(self, reason: Refusal | None) -> None:
         """Count an order, and set `tripped` to the reason once a limit is exceeded."""
-        world = self.world
+        fence = self.fence
         if reason is None:
-            world.orders += 1
+            fence.orders += 1
         else:
-            world.refused += 1
+            fence.refused += 1
         if reason is Refusal.CIRCUIT_BREAKER and not self.tripped:
-            self.tripped = f"circuit breaker: more than {world.max_orders} orders within a minute"
-        elif world.max_refused is not None and world.refused > world.max_refused and not self.tripped:
-            self.tripped = f"circuit breaker: more than {world.max_refused} refused orders within a minute"
+            self.tripped = f"circuit breaker: more than {fence.max_orders} orders within a minute"
+        elif fence.max_refused is not None and fence.refused > fence.max_refused and not self.tripped:
+            self.tripped = f"circuit breaker: more than {fence.max_refused} refused orders within a minute"

@@ -3,12 +3,11 @@
 from typing import Literal
 
 from activities.messages.base import StoreMessage
-from qmtl_sdk.contracts.applies import ApplyStepName, Approval
+from qmtl_sdk.contracts.applies import ApplyOutcome, ApplyStepName, Approval
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.plans import PlanStep
 from qmtl_sdk.contracts.worlds import UtcTime
 
-ApplyOutcome = Literal["completed", "rolled_back", "frozen"]
 ApprovalVerdict = Literal["approve", "reject"]
 
 # The ids of approvals that the Gateway stored begin with this.

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from activities.brokers.broker import BROKERS
+from activities.events.bus import BUSES
 from activities.settings import settings
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result, table
@@ -36,6 +38,9 @@ def validate(
         raise QmtlError("E_CONFIG", f"{target!r} is not a target", "use --target all")
     config = settings()
     config.require_profile()
+    for name in (config.orders.dryrun_broker, config.orders.live_broker):
+        BROKERS.load(name)
+    BUSES.load(config.events.bus)
     print_result(
         output,
         {"profile": config.profile, "file": str(config_file() or ""), "missing": []},

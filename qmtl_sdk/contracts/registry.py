@@ -7,9 +7,16 @@ Nothing is imported before it is used.
 import warnings
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from qmtl_sdk.contracts.errors import QmtlError, nearest
+
+OptionName = Annotated[str, Field(min_length=1, max_length=64)]
+OptionValue = bool | int | float | Annotated[str, Field(max_length=1024)]
+Options = Annotated[dict[OptionName, OptionValue], Field(max_length=32)]
+"""What a configuration or a world passes to an extension of a package."""
 
 
 class Registry:

@@ -10,6 +10,7 @@ from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import Seconds
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.registry import Options
 
 SAMPLE = "sample:"
 """The start of a path that names a file which QMTL ships."""
@@ -64,10 +65,6 @@ class Clock(Model):
         return self.replay.start + timedelta(seconds=(wall - created_at).total_seconds() * self.replay.speed)
 
 
-OptionName = Annotated[str, Field(min_length=1, max_length=64)]
-OptionValue = bool | int | float | Annotated[str, Field(max_length=1024)]
-
-
 class Preset(Model):
     """A data set of a world. `streams` maps a stream's name to the tags that select it.
 
@@ -84,7 +81,7 @@ class Preset(Model):
     streams: dict[str, tuple[str, ...]] = Field(min_length=1)
     on_missing: Literal["skip", "fail"] = "skip"
     sectors: dict[str, str] = Field({}, description="the sector of a stream, for policies that cap one")
-    options: dict[OptionName, OptionValue] = Field({}, max_length=32, description="for sources of packages")
+    options: Options = Field({}, description="for sources of packages")
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> "Preset":

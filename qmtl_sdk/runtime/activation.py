@@ -87,7 +87,7 @@ class ActivationManager:
 
 
 @dataclass
-class Gate:
+class OrderGate:
     """The order gate of a running strategy.
 
     `reason` is empty when the gate is open. `faults` holds the running strategy's own reasons to close it, by

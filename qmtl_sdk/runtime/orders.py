@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import AMOUNT_LIMIT, AMOUNT_PLACES, Order, OrderVerdict, order_id
-from qmtl_sdk.runtime.activation import Gate
+from qmtl_sdk.runtime.activation import OrderGate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.contained import contained, set_fault
 
@@ -43,7 +43,7 @@ class TradeExecutionService(Protocol):
     def post_order(self, order: dict[str, Any]) -> Any: ...
 
 
-class OrderGate:
+class ManualOrderGate:
     """The gate of strategies that are fed by hand through `Runner.feed_queue_data`."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class OrderPublisher:
     def __init__(
         self,
         client: GatewayClient,
-        gate: Gate,
+        gate: OrderGate,
         world_id: str,
         strategy_id: str,
         session: Callable[[], str],

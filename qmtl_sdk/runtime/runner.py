@@ -18,7 +18,7 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.runtime.config import Settings, settings
 from qmtl_sdk.runtime.leased import StoppedError
-from qmtl_sdk.runtime.orders import OnVerdict, OrderGate, TradeExecutionService
+from qmtl_sdk.runtime.orders import ManualOrderGate, OnVerdict, TradeExecutionService
 from qmtl_sdk.runtime.result import SubmitResult
 from qmtl_sdk.runtime.rows import OnOutput
 from qmtl_sdk.runtime.running import RunningStrategy
@@ -52,7 +52,7 @@ class Runner:
 
     _open: ClassVar["WeakSet[Submission]"] = WeakSet()
     _running: ClassVar[list[RunningStrategy]] = []
-    orders: ClassVar[OrderGate] = OrderGate()
+    orders: ClassVar[ManualOrderGate] = ManualOrderGate()
 
     @classmethod
     def submit(cls, strategy: Author, *, world: str, **options: Unpack[SubmitArguments]) -> SubmitResult:

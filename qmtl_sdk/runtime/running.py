@@ -31,7 +31,7 @@ from qmtl_sdk.contracts.sessions import SessionGrant, SessionHeartbeat
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.contracts.topic_state import TopicState
 from qmtl_sdk.data.bars import iso
-from qmtl_sdk.runtime.activation import ActivationManager, Gate
+from qmtl_sdk.runtime.activation import ActivationManager, OrderGate
 from qmtl_sdk.runtime.contained import contained, printable, reported_fault
 from qmtl_sdk.runtime.feed import BarFeed
 from qmtl_sdk.runtime.intents import IntentBuilder
@@ -75,7 +75,9 @@ class RunningStrategy:
         )
         self.activation = ActivationManager(self.stream, world_id, self.strategy_id)
         context = self.grant.context
-        self.gate = Gate(self.activation, inputs.shadow, self._session.wall_time, context.execution_domain)
+        self.gate = OrderGate(
+            self.activation, inputs.shadow, self._session.wall_time, context.execution_domain
+        )
         self.orders = OrderPublisher(
             self._client,
             self.gate,

@@ -20,7 +20,7 @@ from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.orders import Order, OrderVerdict, order_id
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from qmtl_sdk.contracts.stream import Subscribe
-from qmtl_sdk.runtime.activation import ActivationManager, Gate
+from qmtl_sdk.runtime.activation import ActivationManager, OrderGate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher
 from qmtl_sdk.runtime.stream import StreamClient
@@ -52,7 +52,7 @@ class Trader:
             self._hear,
         )
         self._manager = ActivationManager(self._stream, world, strategy)
-        self._gate = Gate(self._manager)
+        self._gate = OrderGate(self._manager)
         self._publisher = OrderPublisher(
             GatewayClient(url, token, away_limit_s=0.0),
             self._gate,

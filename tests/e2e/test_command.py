@@ -104,6 +104,13 @@ def test_ones_own_strategy_over_ones_own_file(person: Person) -> None:
             1,
             "profile prod lacks gateway.database_backend: postgres, gateway.database_dsn, temporal.address",
         ),
+        (
+            {"qmtl.yml": "orders: { live_broker: papr }"},
+            ["config", "validate"],
+            1,
+            "there is no broker 'papr' (did you mean 'paper'?)",
+        ),
+        ({"qmtl.yml": "events: { bus: kafka }"}, ["config", "validate"], 1, "there is no bus 'kafka'"),
         ({}, ["nonsense"], 2, "No such command"),
     ],
 )

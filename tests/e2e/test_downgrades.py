@@ -22,7 +22,7 @@ from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, Submiss
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.decided import decided_context
-from qmtl_sdk.runtime.orders import OrderGate
+from qmtl_sdk.runtime.orders import ManualOrderGate
 from tests.support.machine import Machine
 from tests.support.strategies import Trend
 from tests.support.worlds import POLICY, world
@@ -212,7 +212,7 @@ def test_a_closed_context_is_closed_at_the_gateway_in_the_sdk_and_at_the_fence(
             True,
             True,
         )
-        gate = OrderGate()
+        gate = ManualOrderGate()
         gate.enabled = True
         assert not gate.send({"side": "buy"}, mine)
         assert gate.blocked == {reason.value: 1}

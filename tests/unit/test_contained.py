@@ -20,7 +20,7 @@ from qmtl_sdk.contracts.stream import EventFrame, Snapshot
 from qmtl_sdk.contracts.topic_state import TopicState
 from qmtl_sdk.contracts.worlds import World, WorldSpec
 from qmtl_sdk.nodes.strategy import BuiltStrategy
-from qmtl_sdk.runtime.activation import Gate
+from qmtl_sdk.runtime.activation import OrderGate
 from qmtl_sdk.runtime.contained import printable
 from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher
 from qmtl_sdk.runtime.rows import RowProcessor, RunInputs
@@ -32,7 +32,7 @@ from tests.support.events import event
 LIMIT_S = 10.0
 
 
-class OpenGate(Gate):
+class OpenGate(OrderGate):
     """A gate that only its faults close."""
 
     def __init__(self) -> None:
