@@ -13,7 +13,7 @@ demo: setup server
 	@$(RUN) qmtl demo
 
 test: setup server
-	@$(RUN) pytest -n auto $(ARGS)
+	@$(RUN) pytest -n auto --dist worksteal $(ARGS)
 
 lint: setup
 	@$(RUN) ruff check .

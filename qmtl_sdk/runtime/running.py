@@ -74,10 +74,8 @@ class RunningStrategy:
             self._restore_topic,
         )
         self.activation = ActivationManager(self.stream, world_id, self.strategy_id)
-        context = self.grant.context
-        self.gate = OrderGate(
-            self.activation, inputs.shadow, self._session.wall_time, context.execution_domain
-        )
+        domain = self.grant.context.execution_domain
+        self.gate = OrderGate(self.activation, inputs.shadow, self._session.wall_time, domain)
         self.orders = OrderPublisher(
             self._client,
             self.gate,
