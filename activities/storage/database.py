@@ -7,8 +7,9 @@ transaction that changed rows and recorded nothing is rolled back, because nobod
 import sqlite3
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -28,6 +29,9 @@ class Database(ABC):
     transaction_type: type[Transaction] = Transaction
     insert: Any = None
     """The dialect's INSERT, which supports ON CONFLICT. (Any: the dialects share no type for it.)"""
+
+    read_options: Mapping[str, str] = MappingProxyType({})
+    """What a connection needs to read everything in one session from one snapshot."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -58,8 +62,8 @@ class Database(ABC):
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """Open a session that only reads. Raises QmtlError (E_UNAVAILABLE)."""
-        with self._connection("read") as connection, Session(connection) as session:
+        """Open a session that only reads, all of it from one snapshot. Raises QmtlError (E_UNAVAILABLE)."""
+        with self._connection("read", self.read_options) as connection, Session(connection) as session:
             yield session
             if take_write_mark(connection):
                 raise RuntimeError("a read changed the store")
@@ -67,9 +71,11 @@ class Database(ABC):
             connection.commit()
 
     @contextmanager
-    def _connection(self, purpose: str) -> Iterator[Connection]:
+    def _connection(
+        self, purpose: str, options: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[Connection]:
         try:
-            connection = self._engine.connect().execution_options(qmtl_purpose=purpose)
+            connection = self._engine.connect().execution_options(qmtl_purpose=purpose, **options)
             with connection:
                 yield connection
         except (DataError, psycopg.DataError) as error:  # such as a text with a zero byte in PostgreSQL

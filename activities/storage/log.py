@@ -7,14 +7,15 @@ file's own numbering (`position`) is the order of commits, and a reader that fol
 """
 
 import sqlite3
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from activities.storage.pool import Pool
 from activities.storage.turnstile import WriterTurnstile
 from qmtl_sdk.contracts.errors import QmtlError
 
@@ -82,20 +83,19 @@ class Bounds:
 
 
 class SqliteLog:
-    """Topics in one file. Each thread has its own connection."""
+    """Topics in one file."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._open: list[tuple[sqlite3.Connection, WriterTurnstile]] = []
+        self._connections = Pool(self._connect)
+        self._turnstiles = Pool(lambda: WriterTurnstile(path))
         with self._write() as connection:
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             if connection.execute("SELECT id FROM log").fetchone() is None:
                 connection.execute("INSERT INTO log VALUES (?)", (uuid.uuid4().hex,))
-        self.log_id: str = self._reader().execute("SELECT id FROM log").fetchone()[0]
+        self.log_id: str = self._rows("SELECT id FROM log")[0][0]
 
     def append(self, entries: Sequence[NewEntry]) -> int:
         """Append all entries or none. Returns how many were new."""
@@ -142,30 +142,25 @@ class SqliteLog:
             "SELECT topic, sequence, body FROM entry WHERE topic = ? AND sequence > ? "  # noqa: S608
             f"AND sequence >= {_FIRST} ORDER BY sequence LIMIT ?"
         )
-        return [Entry(*row) for row in self._reader().execute(query, (topic, after, limit))]
+        return [Entry(*row) for row in self._rows(query, topic, after, limit)]
 
     def follow(self, position: int, limit: int) -> tuple[list[Entry], int]:
         """Read entries of all topics after `position`. Returns them and the next position."""
-        rows = (
-            self._reader()
-            .execute(
-                "SELECT topic, sequence, body, position FROM entry "
-                "WHERE position > ? ORDER BY position LIMIT ?",
-                (position, limit),
-            )
-            .fetchall()
+        rows = self._rows(
+            "SELECT topic, sequence, body, position FROM entry WHERE position > ? ORDER BY position LIMIT ?",
+            position,
+            limit,
         )
         return [Entry(*row[:3]) for row in rows], rows[-1][3] if rows else position
 
     def end(self) -> int:
         """Return the position after all entries."""
-        row = self._reader().execute("SELECT max(position) FROM entry").fetchone()
-        return row[0] or 0
+        return int(self._rows("SELECT max(position) FROM entry")[0][0] or 0)
 
     def bounds(self, topic: str) -> Bounds:
         """Return the bounds of a topic."""
-        row = self._reader().execute("SELECT first, last FROM topic WHERE topic = ?", (topic,)).fetchone()
-        return Bounds(*row) if row else Bounds()
+        rows = self._rows("SELECT first, last FROM topic WHERE topic = ?", topic)
+        return Bounds(*rows[0]) if rows else Bounds()
 
     def last_before(self, topic: str, at: float) -> int:
         """Return the sequence of the newest retained entry appended before `at` (seconds since 1970).
@@ -173,30 +168,22 @@ class SqliteLog:
         0 where there is none.
         """
         query = f"SELECT max(sequence) FROM entry WHERE topic = ? AND at < ? AND sequence >= {_FIRST}"  # noqa: S608
-        row = self._reader().execute(query, (topic, at)).fetchone()
-        return row[0] or 0
+        return int(self._rows(query, topic, at)[0][0] or 0)
 
     def topics(self) -> dict[str, Bounds]:
         """List all topics with their bounds."""
-        return {
-            row[0]: Bounds(row[1], row[2])
-            for row in self._reader().execute("SELECT topic, first, last FROM topic")
-        }
+        return {row[0]: Bounds(row[1], row[2]) for row in self._rows("SELECT topic, first, last FROM topic")}
 
     def newest(self, topic: str) -> tuple[int, list[str]]:
         """Read a topic's last sequence, and the newest body of each subject up to it, sorted by subject."""
-        reader = self._reader()
-        reader.execute("BEGIN")
-        try:
-            row = reader.execute("SELECT last FROM topic WHERE topic = ?", (topic,)).fetchone()
-            return (row[0] if row else 0), [
-                row[0]
-                for row in reader.execute(
-                    "SELECT body FROM newest WHERE topic = ? ORDER BY subject", (topic,)
-                )
-            ]
-        finally:
-            reader.execute("COMMIT")
+        with self._connections.take() as connection:
+            connection.execute("BEGIN")
+            try:
+                row = connection.execute("SELECT last FROM topic WHERE topic = ?", (topic,)).fetchone()
+                query = "SELECT body FROM newest WHERE topic = ? ORDER BY subject"
+                return (row[0] if row else 0), [body for (body,) in connection.execute(query, (topic,))]
+            finally:
+                connection.execute("COMMIT")
 
     def trim(self, topic: str, first: int) -> int:
         """Remove the entries before `first`, which may be one past the last.
@@ -221,19 +208,14 @@ class SqliteLog:
                 connection.execute(f"DELETE FROM {table} WHERE topic = ?", (topic,))  # noqa: S608
 
     def close(self) -> None:
-        """Close the connections of all threads."""
-        with self._lock:
-            for connection, turnstile in self._open:
-                connection.close()
-                turnstile.close()
-            self._open.clear()
-            self._local = threading.local()
+        """Close all connections."""
+        self._connections.close()
+        self._turnstiles.close()
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        connection = self._reader()
         try:
-            with self._local.turnstile:
+            with self._connections.take() as connection, self._turnstiles.take() as turnstile, turnstile:
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield connection
@@ -248,17 +230,13 @@ class SqliteLog:
                 "check that its disk has room, then try again",
             ) from error
 
-    def _reader(self) -> sqlite3.Connection:
-        """Return this thread's connection."""
-        if not hasattr(self._local, "connection"):
-            connection = sqlite3.connect(
-                self._path, timeout=30, isolation_level=None, check_same_thread=False
-            )
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
-                connection.execute(f"PRAGMA {pragma}")
-            self._local.connection = connection
-            self._local.turnstile = WriterTurnstile(self._path)
-            with self._lock:
-                self._open.append((connection, self._local.turnstile))
-        found: sqlite3.Connection = self._local.connection
-        return found
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Read rows. (Any: values of SQLite.)"""
+        with self._connections.take() as connection:
+            return connection.execute(query, values).fetchall()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -39,6 +40,7 @@ class PostgresDatabase(Database):
 
     transaction_type = _PostgresTransaction
     insert = staticmethod(postgresql.insert)
+    read_options = MappingProxyType({"isolation_level": "REPEATABLE READ"})
 
     def __init__(self, dsn: str) -> None:
         # LIFO: the connection that was used last has most statements prepared.

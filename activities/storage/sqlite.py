@@ -1,7 +1,6 @@
 """SQLite: one file that several processes write. For the embedded profile and tests."""
 
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.dialects import sqlite
 
 from activities.storage.database import Database
+from activities.storage.pool import Pool
 from activities.storage.transactions import watch_writes
 from activities.storage.turnstile import WriterTurnstile
 
@@ -29,8 +29,7 @@ class SqliteDatabase(Database):
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._local = threading.local()
-        self._turnstiles: list[WriterTurnstile] = []
+        self._turnstiles = Pool(lambda: WriterTurnstile(path))
         engine = create_engine(
             f"sqlite:///{path}",
             connect_args={"timeout": _LOCK_TIMEOUT_S, "check_same_thread": False},
@@ -44,10 +43,7 @@ class SqliteDatabase(Database):
     @contextmanager
     def queue(self) -> Iterator[None]:
         """Wait in the queue of writers of all processes."""
-        if not hasattr(self._local, "turnstile"):
-            self._local.turnstile = WriterTurnstile(self._path)
-            self._turnstiles.append(self._local.turnstile)
-        with self._local.turnstile:
+        with self._turnstiles.take() as turnstile, turnstile:
             yield
 
     def migrating(self) -> AbstractContextManager[None]:
@@ -68,8 +64,7 @@ class SqliteDatabase(Database):
     def close(self) -> None:
         """Close all connections and the files of the queue."""
         super().close()
-        for turnstile in self._turnstiles:
-            turnstile.close()
+        self._turnstiles.close()
 
 
 def _prepare(connection: sqlite3.Connection, _: object) -> None:

@@ -1,0 +1,50 @@
+"""What holds for a database and a log as such, on each backend."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+from sqlmodel import select
+
+from activities.storage.database import Database
+from activities.storage.log import NewEntry, SqliteLog
+from activities.storage.tables import StoreIdentityRow
+from activities.storage.transactions import RecordedChange
+
+
+def test_a_reader_sees_one_snapshot(database: Database) -> None:
+    """The audit trail's head and rows came from two, and `verify` took a new row for a forged one."""
+    with database.read() as session:
+        before = session.exec(select(StoreIdentityRow.store_id)).all()
+        with database.write("test") as tx:
+            tx.session.add(StoreIdentityRow(store_id="another"))
+            tx.record(RecordedChange("store.created", "", "another"))
+        assert session.exec(select(StoreIdentityRow.store_id)).all() == before
+    with database.read() as session:
+        assert len(session.exec(select(StoreIdentityRow.store_id)).all()) == len(before) + 1
+
+
+def test_threads_that_ended_leave_no_open_files(database: Database, tmp_path: Path) -> None:
+    """Each thread had a connection and lock files of its own, and they stayed open when it ended."""
+    log = SqliteLog(tmp_path / "log.db")
+    together = threading.Barrier(15, timeout=30)
+
+    def use(n: int) -> None:
+        together.wait()
+        with database.write("test", bookkeeping=True) as tx:
+            tx.lock("test")
+        with database.read() as session:
+            session.exec(select(StoreIdentityRow)).all()
+        log.append([NewEntry("topic", f"{n}-{threading.get_ident()}", "subject", "{}")])
+        log.read("topic", 0, 10)
+
+    def burst() -> int:
+        with ThreadPoolExecutor(15) as pool:
+            list(pool.map(use, range(15)))
+        return psutil.Process().num_fds()
+
+    first, *later = [burst() for _ in range(6)]
+    log.close()
+    # The first burst may have had fewer threads at work at the same moment than a later one.
+    assert max(later) <= first + 60, (first, later)
