@@ -60,7 +60,7 @@ class DecisionActivities(DecisionActivityStubs):
         assert policy.version is not None  # a stored policy has one
         decided_at = datetime.now(UTC)
         now = world.now(decided_at)
-        candidates = decisions.candidates(command.world_id)
+        candidates = self._correlations.checked(policy, decisions.candidates(command.world_id))
         before = decisions.hysteresis_states(command.world_id)
         result = judge(policy, candidates, now, before, self._correlations, counts=not command.renewal)
         activations = self._stores.fence.activations(command.world_id)

@@ -1,11 +1,14 @@
 """Correlations of strategies' daily returns, computed from the returns that were uploaded as evidence."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
 
 from activities.artifacts.store import ArtifactStore
 from activities.decisions.candidate import Candidate
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.data.bars import NS
 from qmtl_sdk.reports.artifact import decode
 
@@ -33,6 +36,21 @@ class Correlations:
         if not one.returns_hash or not other.returns_hash:
             return None
         return correlation(self._daily(one.returns_hash), self._daily(other.returns_hash))
+
+    def checked(self, policy: Policy, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+        """Return the candidates; where the policy needs returns that are lost or damaged, with that error."""
+        if policy.selection.constraints.correlation is None:
+            return tuple(candidates)
+        return tuple(self._checked(candidate) for candidate in candidates)
+
+    def _checked(self, candidate: Candidate) -> Candidate:
+        try:
+            if candidate.returns_hash:
+                self._daily(candidate.returns_hash)
+        except QmtlError as error:
+            lost = {"metrics": {}, "error_code": error.code, "error": f"its returns: {error.message}"}
+            return candidate.model_copy(update=lost)
+        return candidate
 
 
 def daily(artifact: bytes) -> Daily:

@@ -64,6 +64,9 @@ def diff(
 def replay_policy(world_id: str, body: PolicyReplay, state: State) -> PolicyReplayResult:
     draft = policy_from(body.policy)
     state.stores.worlds.world(world_id)
-    return replay(
-        draft, state.stores.decisions.history(world_id, body.since), Correlations(state.stores.artifacts)
-    )
+    correlations = Correlations(state.stores.artifacts)
+    past = [
+        (envelope, inputs, correlations.checked(draft, candidates))
+        for envelope, inputs, candidates in state.stores.decisions.history(world_id, body.since)
+    ]
+    return replay(draft, past, correlations)

@@ -79,7 +79,7 @@ class Desk:
         desk.strategies = [item.strategy_id for item in desk.fence.activations(world)]
         return desk
 
-    def evidence(self, strategy: str, sharpe: float = 1.0) -> None:
+    def evidence(self, strategy: str, sharpe: float = 1.0, returns_hash: str = "") -> None:
         run = uuid.uuid4().hex
         context = ComputeContext(
             world_id=self.world, execution_domain=Domain.BACKTEST, dataset_fingerprint=FINGERPRINT
@@ -101,6 +101,7 @@ class Desk:
                 world_id=self.world,
                 strategy_id=strategy,
                 metrics={"sharpe": sharpe},
+                returns_hash=returns_hash,
                 dataset_fingerprint=FINGERPRINT,
             )
         )
