@@ -133,17 +133,28 @@ class ApplyService:
     async def abort(self, world_id: str, run_id: str, actor: str, reason: str) -> ApplyStatus:
         """Abort an apply that has not switched.
 
-        Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED.
+        The abort is stored first. If Temporal is unavailable, `recover` carries it out later, and the status
+        has no outcome yet. Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED.
         """
         await asyncio.to_thread(self._requests.record_abort, world_id, run_id, actor, reason)
-        await self.start(world_id, run_id)
-        handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
-        request = AbortRequest(run_id=run_id, actor=actor, reason=reason)
         try:
-            await retry_while_unavailable(lambda: handle.execute_update(ApplyWorkflow.abort, request))
+            await self._abort(world_id, AbortRequest(run_id=run_id, actor=actor, reason=reason))
+        except QmtlError as error:
+            if error.code != "E_UNAVAILABLE":
+                raise
+            _log.warning("an abort waits for Temporal", run_id=run_id, why=str(error))
+            return await asyncio.to_thread(self._requests.find, world_id, run_id)
+        return await self.ended(world_id, run_id)
+
+    async def _abort(self, world_id: str, request: AbortRequest) -> None:
+        await self.start(world_id, request.run_id)
+        handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
+        try:
+            await retry_while_unavailable(
+                lambda: handle.execute_update(ApplyWorkflow.abort, request), limit_s=_LIMIT_S
+            )
         except WorkflowUpdateFailedError as error:
             raise update_refusal(error) from error.cause
-        return await self.ended(world_id, run_id)
 
     async def ended(self, world_id: str, run_id: str, limit_s: float = 30.0) -> ApplyStatus:
         """Wait until an apply has ended, `limit_s` seconds at most, and return its status."""
@@ -155,10 +166,12 @@ class ApplyService:
             await asyncio.sleep(_POLL_S)
 
     async def recover(self) -> int:
-        """Start applies that do not run, and send unread approvals. Returns how many are unfinished."""
+        """Start applies that do not run, and send unread approvals and aborts. Returns how many run."""
         unfinished = await asyncio.to_thread(self._requests.unfinished)
         for world_id, run_id in unfinished:
             await self._logged(self.start(world_id, run_id), run_id)
+        for world_id, abort in await asyncio.to_thread(self._requests.unfinished_aborts):
+            await self._logged(self._abort(world_id, abort), abort.run_id)
         for world_id, run_id, approval in await asyncio.to_thread(self._approvals.unread):
             await self._logged(self._signal(world_id, run_id, approval), run_id)
         return len(unfinished)

@@ -31,6 +31,7 @@ with workflow.unsafe.imports_passed_through():
         ApplyInput,
         ApplyView,
         ApprovalSignal,
+        AwaitApproval,
     )
     from activities.messages.stubs import ApplyActivityStubs
     from qmtl_sdk.contracts.applies import ApplyOutcome
@@ -87,9 +88,8 @@ class ApplyWorkflow:
         reason = ""
         try:
             _end_if_restored(apply, self._plan)
-            if "switch" in self._plan.done:
-                self._past_abort = True
-                self._abort = None
+            self._past_abort = "switch" in self._plan.done
+            self._abort = None if self._past_abort else self._abort or self._plan.abort
             for step in self._plan.steps:
                 self._end_if_aborted()
                 self._show(step.kind, step.explain())
@@ -122,16 +122,16 @@ class ApplyWorkflow:
     # approval
 
     async def _await_approvals(self, step: AwaitApprovals) -> None:
-        await workflow.execute_local_activity_method(
+        until = workflow.now() + timedelta(seconds=step.expires_s)
+        wait = await workflow.execute_local_activity_method(
             ApplyActivityStubs.await_approval,
-            self._apply,
+            AwaitApproval(**self._apply.model_dump(), until=until),
             summary=one_line(missing_approvals(self._apply, step, set())),
             **STORE,
         )
-        deadline = workflow.now() + timedelta(seconds=step.expires_s)
         await self._approvals.read()  # those given before this run began
         while not self._approvals.are_enough(step):
-            await self._await_signal(step, deadline)
+            await self._await_signal(step, wait.until)
             self._end_if_aborted()
             await self._approvals.read()
 

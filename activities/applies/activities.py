@@ -12,11 +12,14 @@ from activities.applies.requests import SqlApplyRequests
 from activities.applies.steps import SqlApplySteps
 from activities.fence.order_log import SqlOrderLog
 from activities.messages.apply import (
+    AbortRequest,
     AckResult,
     ApplyBrief,
     ApplyInput,
     ApprovalList,
+    ApprovalWait,
     AwaitAcks,
+    AwaitApproval,
     ConcludeApply,
     DirectApproval,
     DrainCommand,
@@ -58,6 +61,9 @@ class ApplyActivities(ApplyActivityStubs):
         plan = found.plan
         rows = plan.diff()
         more = [(f"and {len(rows) - _ROWS} more", "", "")] if len(rows) > _ROWS else []
+        abort = None
+        if found.aborted_by:
+            abort = AbortRequest(run_id=found.run_id, actor=found.aborted_by, reason=found.abort_reason)
         return ApplyBrief(
             title=plan.title,
             reason=plan.reason,
@@ -66,12 +72,13 @@ class ApplyActivities(ApplyActivityStubs):
             diff=(*rows[:_ROWS], *more),
             left_out=tuple(str(item) for item in plan.left_out[:_LEFT_OUT]),
             done=tuple(step.name for step in found.steps),
+            abort=abort,
         )
 
     @activity.defn(no_thread_cancel_exception=True)
-    def await_approval(self, command: ApplyInput) -> StepDone:
-        """Record that an apply waits for approvals."""
-        return self._stores.steps.await_approval(command.world_id, command.run_id)
+    def await_approval(self, command: AwaitApproval) -> ApprovalWait:
+        """Record that an apply waits for approvals, and until when."""
+        return self._stores.steps.await_approval(command.world_id, command.run_id, command.until)
 
     @activity.defn(no_thread_cancel_exception=True)
     def read_approvals(self, command: ApplyInput) -> ApprovalList:

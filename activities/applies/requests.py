@@ -11,6 +11,7 @@ from activities.applies.planning_context import planning_context
 from activities.applies.status import apply_row, running_apply, status_of
 from activities.applies.steps import begin_step
 from activities.fence.state import OPEN, locked_fence
+from activities.messages.apply import AbortRequest
 from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import ApplyRow
@@ -149,8 +150,19 @@ class SqlApplyRequests:
                 )
             ]
 
+    def unfinished_aborts(self) -> list[tuple[str, AbortRequest]]:
+        """List the stored aborts of applies that have not ended, each with its world."""
+        with self._database.read() as session:
+            rows = session.exec(
+                select(ApplyRow).where(col(ApplyRow.ended_at).is_(None), ApplyRow.aborted_by != "")
+            ).all()
+            return [
+                (row.world_id, AbortRequest(run_id=row.run_id, actor=row.aborted_by, reason=row.abort_reason))
+                for row in rows
+            ]
+
     def record_abort(self, world_id: str, run_id: str, actor: str, reason: str) -> None:
-        """Audit who requested an abort, before the workflow gets it.
+        """Store and audit who requested an abort, before the workflow gets it. The first one stands.
 
         An abort without such an entry went straight to Temporal.
 
@@ -165,6 +177,10 @@ class SqlApplyRequests:
                     f"{run_id} has ended: {row.outcome}",
                     "there is nothing to abort; qmtl world rollback W --to RUN_ID undoes what it did",
                 )
+            if row.aborted_by:
+                return
+            row.aborted_by, row.abort_reason = actor, reason
+            tx.session.add(row)
             tx.record(
                 RecordedChange(
                     "apply.abort_requested", world_id, run_id, after={"reason": reason}, correlation_id=run_id

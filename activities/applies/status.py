@@ -52,6 +52,8 @@ def status_of(session: Session, row: ApplyRow) -> ApplyStatus:
             "requested_by": row.requested_by,
             "requested_at": row.requested_at,
             "ended_at": row.ended_at,
+            "aborted_by": row.aborted_by,
+            "abort_reason": row.abort_reason,
             "epoch_before": row.epoch_before,
             "epoch_after": row.epoch_after,
             "plan": ApplyPlan.model_validate_json(row.plan),

@@ -6,6 +6,7 @@ run that holds the world's fence may change it.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from activities.applies.status import apply_unknown, running_apply
 from activities.decisions.sql import newest_decision
 from activities.fence.halts import lift_halt
 from activities.fence.state import OPEN, locked_fence, open_fence
-from activities.messages.apply import GateChange, StepDone
+from activities.messages.apply import ApprovalWait, GateChange, StepDone
 from activities.storage.database import Database
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow
 from activities.storage.transactions import Transaction, utc_now
@@ -48,9 +49,10 @@ class SqlApplySteps:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def await_approval(self, world_id: str, run_id: str) -> StepDone:
-        """Record that the apply waits for approvals."""
-        return self._once(world_id, run_id, "approval", StepDone, transitions.await_approval)
+    def await_approval(self, world_id: str, run_id: str, until: datetime) -> ApprovalWait:
+        """Record that the apply waits for approvals, and until when. The first limit stands."""
+        wait = partial(transitions.await_approval, until=until)
+        return self._once(world_id, run_id, "approval", ApprovalWait, wait)
 
     def freeze(self, world_id: str, run_id: str) -> GateChange:
         """Close the world for this run, under a new epoch.

@@ -27,7 +27,7 @@ from activities.fence.state import (
     set_live_edge,
 )
 from activities.graph.sql import SqlGraphStore, stored_dag
-from activities.messages.apply import GateChange, StepDone
+from activities.messages.apply import ApprovalWait, GateChange, StepDone
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow, WorldRow
 from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import pin_fingerprint, set_node_states
@@ -41,11 +41,11 @@ from qmtl_sdk.contracts.plans import ApplyPlan, Change, StrategyAllocation, plan
 _REASON_LENGTH = 1000
 
 
-def await_approval(tx: Transaction, row: ApplyRow, _: FenceRow) -> StepDone:
-    """Record that the apply waits for approvals."""
+def await_approval(tx: Transaction, row: ApplyRow, _: FenceRow, until: datetime) -> ApprovalWait:
+    """Record that the apply waits for approvals, and until when."""
     title = ApplyPlan.model_validate_json(row.plan).title
     record_progress(tx, row, "apply.waiting", "approval", after={"state": "approval"}, title=title)
-    return StepDone()
+    return ApprovalWait(until=until)
 
 
 def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:

@@ -21,10 +21,18 @@ class ApplyInput(StoreMessage):
     run_id: str
 
 
+class AbortRequest(Model):
+    """Update: abort an apply that has not switched yet."""
+
+    run_id: str
+    actor: str
+    reason: str = ""
+
+
 class ApplyBrief(Model):
     """The part of a plan that the workflow needs: its steps, and the text that people see.
 
-    `done` names the steps that an earlier run of the workflow has done.
+    `done` names the steps that an earlier run of the workflow has done, `abort` is the abort that was stored.
     """
 
     title: str
@@ -34,6 +42,7 @@ class ApplyBrief(Model):
     diff: tuple[tuple[str, str, str], ...]
     left_out: tuple[str, ...] = ()
     done: tuple[ApplyStepName, ...] = ()
+    abort: AbortRequest | None = None
 
 
 class ApprovalSignal(Model):
@@ -73,6 +82,18 @@ class StepDone(Model):
     """Result of a step that returns nothing else."""
 
 
+class AwaitApproval(ApplyInput):
+    """Record that an apply waits for approvals until a time."""
+
+    until: UtcTime
+
+
+class ApprovalWait(StepDone):
+    """Result of the step that waits for approvals: its limit, also for a run that replaces a lost one."""
+
+    until: UtcTime
+
+
 class GateChange(StepDone):
     """Result of a freeze or an unfreeze: the epoch and the sequence that it was published under, and when."""
 
@@ -108,14 +129,6 @@ class ConcludeApply(ApplyInput):
 
     outcome: ApplyOutcome
     reason: str
-
-
-class AbortRequest(Model):
-    """Update: abort an apply that has not switched yet."""
-
-    run_id: str
-    actor: str
-    reason: str = ""
 
 
 class Aborted(Model):

@@ -12,7 +12,9 @@ from activities.messages.apply import (
     ApplyBrief,
     ApplyInput,
     ApprovalList,
+    ApprovalWait,
     AwaitAcks,
+    AwaitApproval,
     ConcludeApply,
     DirectApproval,
     DrainCommand,
@@ -115,7 +117,7 @@ class ApplyActivityStubs(ABC):
 
     @activity.defn
     @abstractmethod
-    def await_approval(self, command: ApplyInput) -> StepDone:
+    def await_approval(self, command: AwaitApproval) -> ApprovalWait:
         """Record that an apply waits for approvals."""
 
     @activity.defn

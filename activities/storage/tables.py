@@ -550,6 +550,8 @@ class ApplyRow(SQLModel, table=True):
     snapshot: str = Field(default="{}", sa_column=_text())
     epoch_before: int = 0
     epoch_after: int = 0
+    aborted_by: str = ""
+    abort_reason: str = ""
     ended_at: str | None = None
 
 

@@ -82,7 +82,10 @@ class Acknowledgement(Model):
 
 
 class ApplyStatus(Model):
-    """An apply as it is stored. `state` is its current step, or its outcome."""
+    """An apply as it is stored. `state` is its current step, or its outcome.
+
+    `aborted_by`: who asked to abort it, which is carried out unless the switch has begun.
+    """
 
     world_id: str
     run_id: str
@@ -91,6 +94,8 @@ class ApplyStatus(Model):
     reason: str = ""
     requested_by: str
     requested_at: UtcTime
+    aborted_by: str = ""
+    abort_reason: str = ""
     ended_at: UtcTime | None = None
     epoch_before: int = 0
     epoch_after: int = 0
@@ -105,6 +110,8 @@ class ApplyStatus(Model):
         """What the apply waits for and who must act, as a sentence."""
         if self.outcome:
             return f"{self.outcome}{f': {self.reason}' if self.reason else ''}"
+        if self.aborted_by and self.state in ("plan", "approval", "freeze", "drain"):
+            return f"at {self.state}; aborted by {self.aborted_by}, it ends as soon as Temporal answers"
         if self.state == "approval":
             step = self.plan.approval
             missing = step.required - len(approvers(self.approvals))

@@ -97,6 +97,24 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
         stage.ana.approve(stage.world, run, ApprovalBody())
 
 
+def test_an_abort_that_temporal_does_not_hear_is_carried_out_when_it_is_back(
+    machine: Machine, stage: ApplyScenario
+) -> None:
+    """It was audited and forgotten, and the person was told to try again."""
+    run = stage.ask().run_id
+    stage.at(run, "approval")
+    machine.kill("temporal")
+    try:
+        aborted = stage.client.abort(stage.world, run, "changed my mind")
+        assert aborted.outcome is None
+        assert f"aborted by {aborted.aborted_by}" in aborted.waits_for
+    finally:
+        machine.start_temporal()
+    ended = stage.client.apply_status(stage.world, run, wait_s=60)
+    assert ended.outcome == "rolled_back"
+    assert "changed my mind" in ended.reason
+
+
 def test_open_orders_hold_a_drain_up_to_its_limit_and_an_abort_ends_it(stage: ApplyScenario) -> None:
     assert stage.promote("dryrun", stage.ana).outcome == "completed"
     with stage.stuck_order():

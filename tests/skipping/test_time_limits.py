@@ -177,6 +177,25 @@ def test_an_approval_that_does_not_come_ends_the_apply_after_its_limit(server: P
     asyncio.run(run())
 
 
+def test_a_run_that_replaces_a_lost_one_waits_for_approvals_no_longer(server: Path, tmp_path: Path) -> None:
+    """The limit started anew with each run."""
+
+    async def run() -> None:
+        async with skipping(
+            server, tmp_path, policy(approvals={"required": 1, "live": 1, "expires": "7d"})
+        ) as stage:
+            began = await stage.now()
+            run = stage.desk.request("dryrun")
+            stage.desk.steps.await_approval(
+                stage.desk.world, run, began + timedelta(days=1)
+            )  # by the lost one
+            ended = await (await stage.apply(run)).result()
+            assert (ended.outcome, ended.reason) == ("rolled_back", "no approval within 7d")
+            assert timedelta(days=1) <= await stage.now() - began < timedelta(days=1, hours=1)
+
+    asyncio.run(run())
+
+
 def test_an_open_order_holds_a_drain_up_no_longer_than_its_limit(server: Path, tmp_path: Path) -> None:
     async def run() -> None:
         limits = {"freeze_timeout_ms": 1000, "drain_timeout_ms": 86_400_000}

@@ -49,6 +49,8 @@ def upgrade() -> None:
         sa.Column("snapshot", sa.Text(), nullable=False),
         sa.Column("epoch_before", sa.Integer(), nullable=False),
         sa.Column("epoch_after", sa.Integer(), nullable=False),
+        sa.Column("aborted_by", AutoString(), nullable=False),
+        sa.Column("abort_reason", AutoString(), nullable=False),
         sa.Column("ended_at", AutoString(), nullable=True),
         sa.PrimaryKeyConstraint("world_id", "run_id"),
     )
