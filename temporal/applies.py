@@ -133,28 +133,44 @@ class ApplyService:
     async def abort(self, world_id: str, run_id: str, actor: str, reason: str) -> ApplyStatus:
         """Abort an apply that has not switched.
 
-        The abort is stored first. If Temporal is unavailable, `recover` carries it out later, and the status
-        has no outcome yet. Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED.
+        The abort is stored first; from then on nothing is frozen or switched. If Temporal is unavailable,
+        `recover` ends the apply later, and the status has no outcome yet.
+
+        Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED.
         """
-        await asyncio.to_thread(self._requests.record_abort, world_id, run_id, actor, reason)
+        request = await asyncio.to_thread(self._requests.record_abort, world_id, run_id, actor, reason)
         try:
-            await self._abort(world_id, AbortRequest(run_id=run_id, actor=actor, reason=reason))
+            await self._abort(world_id, request)
         except QmtlError as error:
-            if error.code != "E_UNAVAILABLE":
+            if error.code == "E_UNAVAILABLE":
+                _log.warning("an abort waits for Temporal", run_id=run_id, why=str(error))
+                return await asyncio.to_thread(self._requests.find, world_id, run_id)
+            found = await self.ended(world_id, run_id)
+            if found.outcome != "rolled_back":
                 raise
-            _log.warning("an abort waits for Temporal", run_id=run_id, why=str(error))
-            return await asyncio.to_thread(self._requests.find, world_id, run_id)
+            return found  # the store refused a step, and the workflow ended before the update came
         return await self.ended(world_id, run_id)
 
     async def _abort(self, world_id: str, request: AbortRequest) -> None:
         await self.start(world_id, request.run_id)
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
         try:
-            await retry_while_unavailable(
-                lambda: handle.execute_update(ApplyWorkflow.abort, request), limit_s=_LIMIT_S
-            )
+            async with asyncio.timeout(_LIMIT_S):
+                await retry_while_unavailable(lambda: handle.execute_update(ApplyWorkflow.abort, request))
         except WorkflowUpdateFailedError as error:
             raise update_refusal(error) from error.cause
+        except TimeoutError as error:
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                "no worker takes the abort",
+                "qmtl status shows the workers; qmtl up starts one",
+            ) from error
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            raise QmtlError(
+                "E_APPLY_ENDED", f"{request.run_id} has ended", "see qmtl world applies W"
+            ) from error
 
     async def ended(self, world_id: str, run_id: str, limit_s: float = 30.0) -> ApplyStatus:
         """Wait until an apply has ended, `limit_s` seconds at most, and return its status."""

@@ -1,5 +1,6 @@
 """Connect to Temporal, and retry idempotent calls while the server is unavailable."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -36,6 +37,13 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, WorkflowUpdateRPCTimeoutOrCancelledError)
 
 
+def ended_is_unavailable(error: RPCError) -> RPCError:
+    """Return an error that is retried, where a run ended before it received an update: the next takes it."""
+    if error.status != RPCStatusCode.NOT_FOUND:
+        return error
+    return RPCError(error.message, RPCStatusCode.UNAVAILABLE, error.raw_grpc_status)
+
+
 async def retry_while_unavailable(call: Callable[[], Awaitable[T]], limit_s: float = 60.0) -> T:
     """Call, and retry for `limit_s` seconds while the server is unavailable. Returns the call's result.
 
@@ -43,7 +51,7 @@ async def retry_while_unavailable(call: Callable[[], Awaitable[T]], limit_s: flo
     """
     try:
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception(is_unavailable),
+            retry=retry_if_exception(lambda error: is_unavailable(error) and not _is_cancelled()),
             wait=wait_exponential(0.05, max=0.5),
             stop=stop_after_delay(limit_s),
             reraise=True,
@@ -51,6 +59,8 @@ async def retry_while_unavailable(call: Callable[[], Awaitable[T]], limit_s: flo
             with attempt:
                 return await call()
     except Exception as error:
+        if _is_cancelled():  # the client takes a cancelled call for one that could not be made
+            raise asyncio.CancelledError from error
         if is_unavailable(error):
             raise QmtlError(
                 "E_UNAVAILABLE",
@@ -59,6 +69,11 @@ async def retry_while_unavailable(call: Callable[[], Awaitable[T]], limit_s: flo
             ) from error
         raise
     raise AssertionError("unreachable")  # the loop returns or raises
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def connect(config: TemporalSettings, store_id: str | None = None, limit_s: float = 60.0) -> Client:

@@ -45,7 +45,7 @@ from qmtl_sdk.contracts.submission import (
     SubmissionAck,
     SubmissionOutcome,
 )
-from temporal.client import is_unavailable, retry_while_unavailable
+from temporal.client import ended_is_unavailable, is_unavailable, retry_while_unavailable
 from temporal.plugin import qmtl_error
 from workflows.evaluation import CONTINUES_AS_NEW, EvaluationWorkflow
 from workflows.ids import split_lease_id, submission_id_of
@@ -141,10 +141,7 @@ class SubmissionService:
                 SubmissionWorkflow.admit, ask, start_workflow_operation=start, id=submit.idempotency_key
             )
         except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            # The run ended before it received the update. Nothing was admitted, so a retry starts a new run.
-            raise RPCError(error.message, RPCStatusCode.UNAVAILABLE, error.raw_grpc_status) from error
+            raise ended_is_unavailable(error) from error
 
     async def heartbeat(self, lease_id: str, heartbeat: Heartbeat) -> None:
         """Forward a runner's heartbeat. Raises QmtlError: E_LEASE_UNKNOWN, E_LEASE_LOST."""
@@ -291,9 +288,10 @@ async def _evaluate(client: Client, command: RequestEvaluation) -> None:
     except WorkflowUpdateFailedError as error:
         if not isinstance(error.cause, ApplicationError) or error.cause.type != CONTINUES_AS_NEW:
             raise
-        raise RPCError(
-            error.cause.message, RPCStatusCode.UNAVAILABLE, b""
-        ) from error  # the next run takes it
+        # The next run takes it.
+        raise RPCError(error.cause.message, RPCStatusCode.UNAVAILABLE, b"") from error
+    except RPCError as error:
+        raise ended_is_unavailable(error) from error
 
 
 def _lease_unknown(lease_id: str) -> QmtlError:

@@ -31,7 +31,6 @@ with workflow.unsafe.imports_passed_through():
         ApplyInput,
         ApplyView,
         ApprovalSignal,
-        AwaitApproval,
     )
     from activities.messages.stubs import ApplyActivityStubs
     from qmtl_sdk.contracts.applies import ApplyOutcome
@@ -45,7 +44,7 @@ with workflow.unsafe.imports_passed_through():
         stays_frozen,
     )
     from workflows.approvals import Approvals
-    from workflows.failures import EndedError, failure_text
+    from workflows.failures import EndedError, failure_code, failure_text
     from workflows.markdown import one_line, with_reason
     from workflows.options import STORE
     from workflows.search_attributes import SEARCH_RUN, SEARCH_STEP
@@ -88,8 +87,10 @@ class ApplyWorkflow:
         reason = ""
         try:
             _end_if_restored(apply, self._plan)
-            self._past_abort = "switch" in self._plan.done
-            self._abort = None if self._past_abort else self._abort or self._plan.abort
+            self._world.frozen = "freeze" in self._plan.done
+            if "switch" in self._plan.done:
+                self._past_abort = True
+                self._abort = None
             for step in self._plan.steps:
                 self._end_if_aborted()
                 self._show(step.kind, step.explain())
@@ -122,16 +123,11 @@ class ApplyWorkflow:
     # approval
 
     async def _await_approvals(self, step: AwaitApprovals) -> None:
-        until = workflow.now() + timedelta(seconds=step.expires_s)
-        wait = await workflow.execute_local_activity_method(
-            ApplyActivityStubs.await_approval,
-            AwaitApproval(**self._apply.model_dump(), until=until),
-            summary=one_line(missing_approvals(self._apply, step, set())),
-            **STORE,
-        )
-        await self._approvals.read()  # those given before this run began
+        if self._world.frozen:
+            return  # it was approved, to a run that this one replaces
+        deadline = await self._approvals.begin(step)
         while not self._approvals.are_enough(step):
-            await self._await_signal(step, wait.until)
+            await self._await_signal(step, deadline)
             self._end_if_aborted()
             await self._approvals.read()
 
@@ -187,6 +183,8 @@ class ApplyWorkflow:
         try:
             await self._world.switch()
         except ActivityError as error:
+            if failure_code(error) == "E_APPLY_ABORTED":
+                await self._roll_back(failure_text(error))
             reason = f"the switch was refused: {failure_text(error)}"
             self._show("restore", reason)
             await self._world.restore()

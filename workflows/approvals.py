@@ -1,11 +1,20 @@
 """Approvals of one apply: signals are stored first, then read back as the store counts them."""
 
+from datetime import datetime, timedelta
+
 from temporalio import workflow
 
-from activities.messages.apply import ApplyInput, ApprovalSignal, ApprovalVerdict, DirectApproval
+from activities.messages.apply import (
+    ApplyInput,
+    ApprovalSignal,
+    ApprovalVerdict,
+    AwaitApproval,
+    DirectApproval,
+)
 from activities.messages.stubs import ApplyActivityStubs
 from qmtl_sdk.contracts.applies import Approval, approvers
 from qmtl_sdk.contracts.plans import AwaitApprovals
+from workflows.apply_view import missing_approvals
 from workflows.failures import EndedError
 from workflows.ids import direct_approval_id
 from workflows.markdown import one_line, with_reason
@@ -34,6 +43,18 @@ class Approvals:
     def rejection(self) -> Approval | None:
         """The first rejection that counts."""
         return next((item for item in self.stored if item.counts and item.verdict == "reject"), None)
+
+    async def begin(self, step: AwaitApprovals) -> datetime:
+        """Record that the apply waits, and read what was given before. Returns the end of the wait."""
+        until = workflow.now() + timedelta(seconds=step.expires_s)
+        wait = await workflow.execute_local_activity_method(
+            ApplyActivityStubs.await_approval,
+            AwaitApproval(**self._apply.model_dump(), until=until),
+            summary=one_line(missing_approvals(self._apply, step, set())),
+            **STORE,
+        )
+        await self.read()
+        return wait.until
 
     def are_enough(self, step: AwaitApprovals) -> bool:
         """Check whether enough people approved. Raises EndedError if someone rejected it."""

@@ -36,6 +36,11 @@ def final_rejection(error: ActivityError, default_code: str) -> RejectionError |
     return None
 
 
+def failure_code(error: ActivityError) -> str:
+    """Return the error code of an activity that was refused; empty where it failed in another way."""
+    return (error.cause.type or "") if isinstance(error.cause, ApplicationError) else ""
+
+
 def refusal_of(error: ActivityError) -> ApplicationError:
     """Build the error that refuses an update because an activity failed."""
     cause = error.cause

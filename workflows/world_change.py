@@ -22,29 +22,29 @@ from workflows.options import FENCE, STORE, WAIT
 
 
 class WorldChange:
-    """Changes one world for one apply. `epoch` is 0 until the world is frozen; `notes` are for people."""
+    """Changes one world for one apply. `epoch` is 0 until the world is frozen; `notes` are for people.
+
+    `frozen`: whether this apply has frozen the world, in this run or in one that this run replaces.
+    """
 
     def __init__(self, apply: ApplyInput) -> None:
         self.epoch = 0
         self.notes: list[str] = []
         self._apply = apply
-        self._frozen: GateChange | None = None
+        self.frozen = False
+        self._freeze: GateChange | None = None
         self._ack_timeout_s = 0.0
-
-    @property
-    def frozen(self) -> bool:
-        """Whether this apply has frozen the world."""
-        return self._frozen is not None
 
     async def freeze(self, step: Freeze) -> None:
         """Refuse all orders from now on. Raises ActivityError where the world can't be frozen."""
-        self._frozen = await workflow.execute_activity_method(
+        self._freeze = await workflow.execute_activity_method(
             ApplyActivityStubs.freeze_world,
             self._apply,
             summary=one_line(f"freeze world {self._apply.world_id}: refuse orders, raise the epoch"),
             **FENCE,
         )
-        self.epoch = self._frozen.epoch
+        self.frozen = True
+        self.epoch = self._freeze.epoch
         self._ack_timeout_s = step.ack_timeout_s
 
     async def drain(self, step: Drain) -> None:
@@ -52,10 +52,10 @@ class WorldChange:
 
         Raises ActivityError after the time limit.
         """
-        assert self._frozen is not None  # a plan freezes before it drains
+        assert self._freeze is not None  # a plan freezes before it drains
         command = DrainCommand(
             **self._apply.model_dump(),
-            frozen=self._frozen,
+            frozen=self._freeze,
             timeout_s=step.timeout_s,
             ack_timeout_s=self._ack_timeout_s,
         )

@@ -12,7 +12,6 @@ from activities.applies.requests import SqlApplyRequests
 from activities.applies.steps import SqlApplySteps
 from activities.fence.order_log import SqlOrderLog
 from activities.messages.apply import (
-    AbortRequest,
     AckResult,
     ApplyBrief,
     ApplyInput,
@@ -61,9 +60,6 @@ class ApplyActivities(ApplyActivityStubs):
         plan = found.plan
         rows = plan.diff()
         more = [(f"and {len(rows) - _ROWS} more", "", "")] if len(rows) > _ROWS else []
-        abort = None
-        if found.aborted_by:
-            abort = AbortRequest(run_id=found.run_id, actor=found.aborted_by, reason=found.abort_reason)
         return ApplyBrief(
             title=plan.title,
             reason=plan.reason,
@@ -72,7 +68,6 @@ class ApplyActivities(ApplyActivityStubs):
             diff=(*rows[:_ROWS], *more),
             left_out=tuple(str(item) for item in plan.left_out[:_LEFT_OUT]),
             done=tuple(step.name for step in found.steps),
-            abort=abort,
         )
 
     @activity.defn(no_thread_cancel_exception=True)

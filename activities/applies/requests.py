@@ -14,7 +14,7 @@ from activities.fence.state import OPEN, locked_fence
 from activities.messages.apply import AbortRequest
 from activities.storage.database import Database
 from activities.storage.readable import readable
-from activities.storage.tables import ApplyRow
+from activities.storage.tables import ApplyRow, ApplyStepRow
 from activities.storage.transactions import RecordedChange, utc_now
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus
 from qmtl_sdk.contracts.errors import QmtlError
@@ -161,12 +161,13 @@ class SqlApplyRequests:
                 for row in rows
             ]
 
-    def record_abort(self, world_id: str, run_id: str, actor: str, reason: str) -> None:
-        """Store and audit who requested an abort, before the workflow gets it. The first one stands.
+    def record_abort(self, world_id: str, run_id: str, actor: str, reason: str) -> AbortRequest:
+        """Store and audit who requests an abort, before the workflow gets it. The first stands; returns it.
 
-        An abort without such an entry went straight to Temporal.
+        From now on the apply can neither freeze nor switch. An abort without such an entry went straight to
+        Temporal.
 
-        Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED.
+        Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED.
         """
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
@@ -177,12 +178,18 @@ class SqlApplyRequests:
                     f"{run_id} has ended: {row.outcome}",
                     "there is nothing to abort; qmtl world rollback W --to RUN_ID undoes what it did",
                 )
-            if row.aborted_by:
-                return
-            row.aborted_by, row.abort_reason = actor, reason
-            tx.session.add(row)
+            if tx.session.get(ApplyStepRow, (world_id, run_id, "switch")) is not None:
+                raise QmtlError(
+                    "E_APPLY_SWITCHED",
+                    f"{run_id} can't be aborted any more: it is at {row.state}",
+                    "qmtl world rollback W --to RUN_ID undoes what it did",
+                )
+            if not row.aborted_by:
+                row.aborted_by, row.abort_reason = actor, reason
+                tx.session.add(row)
             tx.record(
                 RecordedChange(
                     "apply.abort_requested", world_id, run_id, after={"reason": reason}, correlation_id=run_id
                 )
             )
+            return AbortRequest(run_id=run_id, actor=row.aborted_by, reason=row.abort_reason)

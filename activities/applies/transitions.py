@@ -50,6 +50,7 @@ def await_approval(tx: Transaction, row: ApplyRow, _: FenceRow, until: datetime)
 
 def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
     """Take a snapshot of the world, and refuse orders under a new epoch."""
+    _require_not_aborted(row)
     plan = ApplyPlan.model_validate_json(row.plan)
     if fence.state != OPEN:
         raise QmtlError(
@@ -78,6 +79,7 @@ def drain(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
 
 def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
     """Change activations, queues, the edge to live and the pinned fingerprint, as the plan says."""
+    _require_not_aborted(row)
     _require_not_restored(tx.session, row)
     _require_holder(fence, row.run_id)
     plan = ApplyPlan.model_validate_json(row.plan)
@@ -142,6 +144,14 @@ def conclude(tx: Transaction, row: ApplyRow, fence: FenceRow, outcome: ApplyOutc
     after = {"outcome": outcome, "reason": row.reason, "epoch": fence.epoch}
     record_progress(tx, row, "apply.ended", outcome, after=after, reason=row.reason)
     return StepDone()
+
+
+def _require_not_aborted(row: ApplyRow) -> None:
+    """Raises QmtlError (E_APPLY_ABORTED) once an abort is stored, whether or not the workflow knows of it."""
+    if row.aborted_by:
+        raise QmtlError(
+            "E_APPLY_ABORTED", f"aborted by {row.aborted_by}: {row.abort_reason}", "request another apply"
+        )
 
 
 def _gate_change(activation: ActivationEnvelope) -> GateChange:

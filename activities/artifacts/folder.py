@@ -17,6 +17,7 @@ class FolderArtifacts:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        root.mkdir(parents=True, exist_ok=True)
 
     def put(self, hash: str, data: bytes) -> None:
         """Store bytes under their hash. Raises QmtlError (E_ARTIFACT_HASH)."""
@@ -44,13 +45,20 @@ class FolderArtifacts:
         """Read an artifact. Raises QmtlError: E_ARTIFACT_HASH, E_ARTIFACT_UNKNOWN."""
         path = self._path(hash)
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
         except FileNotFoundError as error:
+            if not self._root.exists():
+                raise QmtlError(
+                    "E_UNAVAILABLE", f"there is no folder {self._root}", "mount it, or check home"
+                ) from error
             raise QmtlError(
                 "E_ARTIFACT_UNKNOWN",
                 f"there is no artifact {hash}",
                 "upload it first with PUT /artifacts/{hash}",
             ) from error
+        if content_hash(data) != hash:
+            raise QmtlError("E_ARTIFACT_HASH", f"artifact {hash} is damaged", "restore it from a backup")
+        return data
 
     def _path(self, hash: str) -> Path:
         if not _HASH.fullmatch(hash):

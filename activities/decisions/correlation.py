@@ -15,6 +15,9 @@ from qmtl_sdk.reports.artifact import decode
 # Days that two strategies must have in common: a correlation of fewer means nothing.
 MIN_DAYS = 20
 
+# Errors of an artifact that stays unreadable, however often it is read.
+_LOST = ("E_ARTIFACT_UNKNOWN", "E_ARTIFACT_HASH", "E_RETURNS_INVALID")
+
 # Nanoseconds of a day.
 _DAY_NS = 86_400 * NS
 
@@ -48,6 +51,8 @@ class Correlations:
             if candidate.returns_hash:
                 self._daily(candidate.returns_hash)
         except QmtlError as error:
+            if error.code not in _LOST:
+                raise
             lost = {"metrics": {}, "error_code": error.code, "error": f"its returns: {error.message}"}
             return candidate.model_copy(update=lost)
         return candidate

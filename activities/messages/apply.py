@@ -32,7 +32,7 @@ class AbortRequest(Model):
 class ApplyBrief(Model):
     """The part of a plan that the workflow needs: its steps, and the text that people see.
 
-    `done` names the steps that an earlier run of the workflow has done, `abort` is the abort that was stored.
+    `done` names the steps that an earlier run of the workflow has done.
     """
 
     title: str
@@ -42,7 +42,6 @@ class ApplyBrief(Model):
     diff: tuple[tuple[str, str, str], ...]
     left_out: tuple[str, ...] = ()
     done: tuple[ApplyStepName, ...] = ()
-    abort: AbortRequest | None = None
 
 
 class ApprovalSignal(Model):

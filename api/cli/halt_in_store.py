@@ -28,7 +28,10 @@ def halt_in_store(world: str | None, as_name: str | None, reason: str) -> list[s
     database = open_database(config.database_dsn)
     try:
         fence = SqlFenceStore(database)
-        worlds = [world] if world else fence.world_ids()
+        if world is not None:
+            fence.halt(world, getpass.getuser(), reason)
+            return [world]
+        worlds = fence.world_ids()
         fence.halt_all(worlds, getpass.getuser(), reason)
         return worlds
     finally:

@@ -110,7 +110,7 @@ class ApplyStatus(Model):
         """What the apply waits for and who must act, as a sentence."""
         if self.outcome:
             return f"{self.outcome}{f': {self.reason}' if self.reason else ''}"
-        if self.aborted_by and self.state in ("plan", "approval", "freeze", "drain"):
+        if self.aborted_by and self.state in ("requested", "approval", "freeze", "drain"):
             return f"at {self.state}; aborted by {self.aborted_by}, it ends as soon as Temporal answers"
         if self.state == "approval":
             step = self.plan.approval

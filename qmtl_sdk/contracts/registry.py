@@ -9,12 +9,12 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 
 OptionName = Annotated[str, Field(min_length=1, max_length=64)]
-OptionValue = bool | int | float | Annotated[str, Field(max_length=1024)]
+OptionValue = bool | int | FiniteFloat | Annotated[str, Field(max_length=8192)]
 Options = Annotated[dict[OptionName, OptionValue], Field(max_length=32)]
 """What a configuration or a world passes to an extension of a package."""
 

@@ -138,7 +138,7 @@ def _read(data: bytes) -> pa.Table:
         raise _invalid("the artifact is not an Arrow file")
     messages = iter(pa.ipc.MessageReader.open_stream(pa.py_buffer(data)[len(_MAGIC) :]))
     first = next(messages, None)
-    if first is None:
+    if first is None or first.type != "schema":  # pyarrow crashes the process on a message of another type
         raise _invalid("the artifact has no schema")
     schema = pa.ipc.read_schema(first)
     for field in schema:
@@ -147,6 +147,8 @@ def _read(data: bytes) -> pa.Table:
     batches = []
     values = 0
     for message in messages:
+        if message.type != "record batch":
+            raise _invalid(f"the artifact has a message of type {message.type!r}")
         if _is_compressed(message):
             raise _invalid("the artifact is compressed: what it decodes to has no limit")
         batch = pa.ipc.read_record_batch(message, schema)

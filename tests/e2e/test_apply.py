@@ -97,19 +97,20 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
         stage.ana.approve(stage.world, run, ApprovalBody())
 
 
-def test_an_abort_that_temporal_does_not_hear_is_carried_out_when_it_is_back(
-    machine: Machine, stage: ApplyScenario
+@pytest.mark.parametrize("dead", ["temporal", "worker"])
+def test_an_abort_that_nobody_hears_is_carried_out_when_they_are_back(
+    machine: Machine, stage: ApplyScenario, dead: str
 ) -> None:
-    """It was audited and forgotten, and the person was told to try again."""
+    """It was audited and forgotten, and the person was told to try again or waited for ever."""
     run = stage.ask().run_id
     stage.at(run, "approval")
-    machine.kill("temporal")
+    machine.kill(dead)
     try:
         aborted = stage.client.abort(stage.world, run, "changed my mind")
         assert aborted.outcome is None
         assert f"aborted by {aborted.aborted_by}" in aborted.waits_for
     finally:
-        machine.start_temporal()
+        machine.start_temporal() if dead == "temporal" else machine.start_worker()
     ended = stage.client.apply_status(stage.world, run, wait_s=60)
     assert ended.outcome == "rolled_back"
     assert "changed my mind" in ended.reason

@@ -62,7 +62,7 @@ def judged(stores: Stores, desk: Desk) -> dict[str, StrategyDecision]:
 
 @pytest.mark.parametrize(
     ("damage", "code"),
-    [(None, "E_ARTIFACT_UNKNOWN"), (b"not Arrow", "E_RETURNS_INVALID")],
+    [(None, "E_ARTIFACT_UNKNOWN"), (b"not Arrow", "E_ARTIFACT_HASH")],
     ids=["lost", "damaged"],
 )
 def test_lost_returns_put_their_strategy_out_and_no_other(

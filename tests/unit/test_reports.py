@@ -1,6 +1,8 @@
 """Returns and metrics, by worked figures."""
 
 import contextlib
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -20,6 +22,7 @@ from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import decode, encode
 from qmtl_sdk.reports.metrics import Metric, Sample, drawdown, equity, linearity, measure, sharpe
 from qmtl_sdk.reports.returns import Returns, returns_of
+from tests.support import ROOT
 from tests.support.frames import DAY, series
 
 FREE = Execution()
@@ -268,6 +271,32 @@ def test_a_small_file_of_many_returns_is_refused_before_it_is_decoded(form: str)
     assert caught.value.code == "E_RETURNS_INVALID"
     assert peak < 2_000_000
     assert pool.bytes_allocated() - before < 2_000_000
+
+
+DECODE = """
+import sys
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.reports.artifact import decode
+try:
+    decode(sys.stdin.buffer.read())
+except QmtlError as error:
+    print(error.code)
+"""
+
+
+@pytest.mark.parametrize("kind", [0, 3, 9])
+def test_a_message_of_another_type_is_refused(kind: int) -> None:
+    """pyarrow crashed the process of whoever read such a file, so it is read in one of its own here."""
+    data = bytearray(encode(series([0.0, 0.1, -0.1] * 100)))
+    message = 16  # after the file's magic, the message's mark and its length
+    root = int.from_bytes(data[message : message + 4], "little")
+    fields = root - int.from_bytes(data[message + root : message + root + 4], "little", signed=True)
+    header_type = int.from_bytes(data[message + fields + 6 : message + fields + 8], "little")
+    assert data[message + root + header_type] == 1, "a schema"
+    data[message + root + header_type] = kind
+    command = [sys.executable, "-c", DECODE]
+    done = subprocess.run(command, input=bytes(data), cwd=ROOT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.decode().strip()) == (0, "E_RETURNS_INVALID"), done.stderr[-500:]
 
 
 @given(st.integers(0, 4_000), st.binary(min_size=1, max_size=8))
