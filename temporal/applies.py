@@ -182,7 +182,10 @@ class ApplyService:
             await asyncio.sleep(_POLL_S)
 
     async def recover(self) -> int:
-        """Start applies that do not run, and send unread approvals and aborts. Returns how many run."""
+        """Start applies that do not run, and send unread approvals and aborts.
+
+        Returns how many applies have not ended.
+        """
         unfinished = await asyncio.to_thread(self._requests.unfinished)
         for world_id, run_id in unfinished:
             await self._logged(self.start(world_id, run_id), run_id)

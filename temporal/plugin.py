@@ -30,13 +30,13 @@ _LEASE = "compute_lease"
 
 
 def _workflows() -> tuple[type, ...]:
-    """Find every workflow in the modules of the package `workflows`."""
+    """Find every workflow in the modules of the package `workflows`: the classes named `…Workflow`."""
     modules = [import_module(f"workflows.{found.name}") for found in iter_modules(workflows.__path__)]
     return tuple(
         item
         for module in modules
         for _, item in inspect.getmembers(module, inspect.isclass)
-        if item.__module__ == module.__name__ and hasattr(item, "__temporal_workflow_definition")
+        if item.__module__ == module.__name__ and item.__name__.endswith("Workflow")
     )
 
 

@@ -42,7 +42,10 @@ class FolderArtifacts:
         os.replace(partial, path)
 
     def get(self, hash: str) -> bytes:
-        """Read an artifact. Raises QmtlError: E_ARTIFACT_HASH, E_ARTIFACT_UNKNOWN."""
+        """Read an artifact.
+
+        Raises QmtlError: E_ARTIFACT_HASH where its bytes are damaged, E_ARTIFACT_UNKNOWN, E_UNAVAILABLE.
+        """
         path = self._path(hash)
         try:
             data = path.read_bytes()

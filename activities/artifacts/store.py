@@ -13,4 +13,7 @@ class ArtifactStore(Protocol):
         """
 
     def get(self, content_hash: str) -> bytes:
-        """Read an artifact. Raises QmtlError (E_ARTIFACT_UNKNOWN)."""
+        """Read an artifact.
+
+        Raises QmtlError: E_ARTIFACT_HASH where its bytes are damaged, E_ARTIFACT_UNKNOWN, E_UNAVAILABLE.
+        """

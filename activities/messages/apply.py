@@ -21,14 +21,6 @@ class ApplyInput(StoreMessage):
     run_id: str
 
 
-class AbortRequest(Model):
-    """Update: abort an apply that has not switched yet."""
-
-    run_id: str
-    actor: str
-    reason: str = ""
-
-
 class ApplyBrief(Model):
     """The part of a plan that the workflow needs: its steps, and the text that people see.
 
@@ -128,6 +120,14 @@ class ConcludeApply(ApplyInput):
 
     outcome: ApplyOutcome
     reason: str
+
+
+class AbortRequest(Model):
+    """Update: abort an apply that has not switched yet."""
+
+    run_id: str
+    actor: str
+    reason: str = ""
 
 
 class Aborted(Model):

@@ -63,7 +63,7 @@ class Database(ABC):
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Open a session that only reads, all of it from one snapshot. Raises QmtlError (E_UNAVAILABLE)."""
-        with self._connection("read", self.read_options) as connection, Session(connection) as session:
+        with self._connection("read", **self.read_options) as connection, Session(connection) as session:
             yield session
             if take_write_mark(connection):
                 raise RuntimeError("a read changed the store")
@@ -71,9 +71,7 @@ class Database(ABC):
             connection.commit()
 
     @contextmanager
-    def _connection(
-        self, purpose: str, options: Mapping[str, str] = MappingProxyType({})
-    ) -> Iterator[Connection]:
+    def _connection(self, purpose: str, **options: str) -> Iterator[Connection]:
         try:
             connection = self._engine.connect().execution_options(qmtl_purpose=purpose, **options)
             with connection:
