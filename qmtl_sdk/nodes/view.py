@@ -16,6 +16,7 @@ import pandas as pd
 
 from qmtl_sdk.contracts.durations import seconds
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.data.bars import NS
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -146,18 +147,23 @@ class CacheView:
 
         Raises QmtlError: E_INTERVAL where `interval` is not the input's, E_COLUMN_MISSING.
         """
-        seen = self[node]
-        if interval is not None and seconds(interval) != seen.interval:
-            raise QmtlError(
-                "E_INTERVAL",
-                f"{seen.label} has an interval of {seen.interval} s, not {seconds(interval)} s",
-                "pass the input's own interval",
-            )
+        seen = self._window(node, interval)
         frame = seen.frame if window is None else seen.frame.iloc[-window:]
         view = FrameView(seen.label, frame)
         if columns is None:
             return view
         return FrameView(seen.label, view.validate_columns(columns).frame[list(columns)])
+
+    def _window(self, node: Any, interval: "int | str | timedelta | None") -> Window:
+        """Return an input's window, after a check of the interval. (Any: as in `__getitem__`.)"""
+        window = self[node]
+        if interval is not None and seconds(interval) != window.interval:
+            raise QmtlError(
+                "E_INTERVAL",
+                f"{window.label} has an interval of {window.interval} s, not {seconds(interval)} s",
+                "pass the input's own interval",
+            )
+        return window
 
     def align_frames(
         self, inputs: "Sequence[tuple[Any, int | str | timedelta]]", window: int | None = None
@@ -167,28 +173,26 @@ class CacheView:
         Each bar is joined to the newest bar of the other input that had closed by its own close (a backward
         as-of join on closing times). `window`: only the last so many bars. Raises QmtlError: as `as_frame`.
         """
-        seen = [self.as_frame(node, interval) for node, interval in inputs]
-        lengths = [self[node].interval for node, _ in inputs]
+        seen = [self._window(node, interval) for node, interval in inputs]
         if not seen:
             return []
-        finest = min(lengths)
-        indexes = [pd.DatetimeIndex(view.frame.index) for view in seen]
-        finest_indexes = [index for index, length in zip(indexes, lengths, strict=True) if length == finest]
-        index = reduce(pd.DatetimeIndex.union, finest_indexes)
-        index = index if window is None else index[-window:]
-        closes = index + timedelta(seconds=finest)
-        aligned = []
-        for view, own, length in zip(seen, indexes, lengths, strict=True):
-            at = (own + timedelta(seconds=length)).searchsorted(closes, side="right") - 1
-            rows = view.frame.take(np.maximum(at, 0)) if len(view.frame) else view.frame.reindex(index)
-            rows = rows.set_axis(index)
-            aligned.append(
-                FrameView(
-                    view.label,
-                    rows.where(pd.Series(at >= 0, index=index), other=np.nan) if (at < 0).any() else rows,
-                )
-            )
-        return aligned
+        finest = min(item.interval for item in seen)
+        times = reduce(np.union1d, [item.ts for item in seen if item.interval == finest])
+        times = times if window is None else times[-window:]
+        index = pd.DatetimeIndex(times.view("M8[ns]")).tz_localize("UTC")
+        closes = times + finest * NS
+        return [_joined(item, closes, index) for item in seen]
+
+
+def _joined(window: Window, closes: np.ndarray, index: pd.DatetimeIndex) -> FrameView:
+    """Return, for each time in `closes` (ns), the newest bar that had closed by then."""
+    at = np.searchsorted(window.ts + window.interval * NS, closes, side="right") - 1
+    missing = at < 0
+    columns = {}
+    for name, values in window.columns.items():
+        rows = values[np.maximum(at, 0)] if len(values) else np.full(len(at), np.nan)
+        columns[name] = np.where(missing, np.nan, rows) if missing.any() else rows
+    return FrameView(window.label, pd.DataFrame(columns, index=index))
 
 
 def _no_column(label: str, wanted: list[str], known: list[str]) -> QmtlError:

@@ -6,12 +6,14 @@ Each misuse of a token, at each route and the socket, is refused with its code a
 import base64
 import hashlib
 import hmac
+import http.client
 import json
 import os
 import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -670,29 +672,33 @@ def test_who_asks_too_often_is_told_when_to_come_back() -> None:
 
 
 def test_ten_thousand_subscriptions_by_one_caller_meet_the_limit_and_others_do_not(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, **{"QMTL_GATEWAY__RATE_PER_S": "100"})
+    machine = Machine(tmp_path, **{"QMTL_GATEWAY__RATE_PER_S": "20"})
     try:
         machine.start_temporal()
         machine.start_gateway()
         with machine.client() as client:
             client.create_world(world(HOME), POLICY)
             other = client.create_token(TokenRequest(subject="other", grants={HOME: Role.READER})).token
-        greedy, answers = {"authorization": f"Bearer {machine.token()}"}, {200: 0, 429: 0}
-        with httpx.Client(base_url=machine.url, trust_env=False, timeout=30) as http:
-            began = time.monotonic()
+        answers = {200: 0, 429: 0}
+        connection = http.client.HTTPConnection("127.0.0.1", machine.port, timeout=30)
+
+        def subscribe(token: str) -> int:
+            """Over a plain connection: a client of httpx would take longer than the Gateway."""
+            headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+            connection.request("POST", "/events/subscribe", json.dumps({"world_id": HOME}), headers)
+            response = connection.getresponse()
+            body = json.loads(response.read())
+            if response.status == 429:
+                assert body["code"] == "E_RATE"
+                assert int(response.headers["retry-after"]) >= 1
+            return response.status
+
+        with closing(connection):
+            greedy, began = machine.token(), time.monotonic()
             for _ in range(10_000):
-                response = http.post("/events/subscribe", json={"world_id": HOME}, headers=greedy)
-                answers[response.status_code] += 1
-                if response.status_code == 429:
-                    assert response.json()["code"] == "E_RATE"
-                    assert int(response.headers["retry-after"]) >= 1
-            assert (
-                http.post(
-                    "/events/subscribe", json={"world_id": HOME}, headers={"authorization": f"Bearer {other}"}
-                ).status_code
-                == 200
-            )
-        assert answers[200] <= 200 + 100 * (time.monotonic() - began) + 1
+                answers[subscribe(greedy)] += 1
+            assert subscribe(other) == 200
+        assert answers[200] <= 40 + 20 * (time.monotonic() - began) + 1
         assert answers[429] > 1000
     finally:
         machine.close()
