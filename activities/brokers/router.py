@@ -28,8 +28,11 @@ from qmtl_sdk.contracts.orders import Fill, Order
 # Orders that one step sends.
 BATCH = 500
 
-# Seconds between two looks for orders when there are none.
-_IDLE_S = 0.05
+# Seconds between two looks at orders that are not filled yet.
+_OPEN_S = 0.05
+
+# Seconds between two looks for orders when none was accepted; a commit wakes the router at once.
+_IDLE_S = 60.0
 
 # Seconds before the first repetition of an order that failed; it doubles with each failure.
 _RETRY_S = 1.0
@@ -73,10 +76,17 @@ class OrderRouter:
         self._orders = orders
         self._brokers = brokers
         self._retries: dict[str, _Retry] = {}
+        self._open = False
 
     def run(self, stop: threading.Event) -> None:
         """Route orders until `stop` is set. A database that cannot be reached is tried again."""
-        run_elected(self._database, "router", lambda: self.step() > 0, _IDLE_S, stop)
+        run_elected(self._database, "router", self._turn, stop)
+
+    def _turn(self) -> float:
+        """Send a batch. Returns the seconds to the next turn."""
+        if self.step():
+            return 0.0
+        return _OPEN_S if self._open or self._retries else _IDLE_S
 
     def step(self) -> int:
         """Send a batch of open orders, and record the fills. Returns how many there were.
@@ -98,6 +108,7 @@ class OrderRouter:
                 self._failed([waiting.order_id], error)
             else:
                 orders[order.execution_domain].append((order, accepted_at))
+        self._open = bool(orders)
         fills: list[Fill] = []
         for domain, batch in orders.items():
             fills += self._place(domain, batch)

@@ -53,8 +53,13 @@ class ControlBus(Protocol):
     def end(self) -> int:
         """Return the position for `follow` that is after all events."""
 
-    def follow(self, position: int, limit: int = 1000) -> tuple[list[tuple[str, Sequenced]], int]:
-        """Read events of all topics after `position`, in order. Returns them and the next position."""
+    def follow(
+        self, position: int, limit: int = 1000, wait_s: float = 0.0
+    ) -> tuple[list[tuple[str, Sequenced]], int]:
+        """Read events of all topics after `position`, in order. Returns them and the next position.
+
+        Where there are none, it waits for some, at most for `wait_s` seconds. `close` ends the wait.
+        """
 
     def trim(self, topic: str, first: int) -> int:
         """Remove the events before `first`. Snapshots stay complete. Returns how many were removed."""
@@ -117,8 +122,10 @@ class SqliteBus:
     def end(self) -> int:
         return self._log.end()
 
-    def follow(self, position: int, limit: int = 1000) -> tuple[list[tuple[str, Sequenced]], int]:
-        entries, position = self._log.follow(position, limit)
+    def follow(
+        self, position: int, limit: int = 1000, wait_s: float = 0.0
+    ) -> tuple[list[tuple[str, Sequenced]], int]:
+        entries, position = self._log.follow(position, limit, wait_s)
         return [
             (entry.topic, Sequenced(sequence=entry.sequence, event=_event(entry.body))) for entry in entries
         ], position

@@ -35,9 +35,6 @@ from qmtl_sdk.contracts.events import DATA, CloudEvent
 # Rows that one step publishes.
 BATCH = 500
 
-# Seconds between two reads of the outbox while it is empty.
-_IDLE_S = 0.02
-
 # Seconds between two trims of all topics.
 _TRIM_EVERY_S = 60.0
 
@@ -63,15 +60,16 @@ class Relay:
 
         A database or bus that cannot be reached is tried again; nothing is skipped.
         """
-        run_elected(self._database, "relay", self._turn, _IDLE_S, stop)
+        run_elected(self._database, "relay", self._turn, stop)
 
-    def _turn(self) -> bool:
-        """Publish a batch, and trim where that is due. Returns whether there was anything to publish."""
+    def _turn(self) -> float:
+        """Publish a batch, and trim where that is due. Returns the seconds to the next turn."""
         count = self.step()
-        if time.monotonic() - self._trimmed > _TRIM_EVERY_S:
+        left = self._trimmed + _TRIM_EVERY_S - time.monotonic()
+        if left <= 0:
             self.trim()
-            self._trimmed = time.monotonic()
-        return count > 0
+            self._trimmed, left = time.monotonic(), _TRIM_EVERY_S
+        return 0.0 if count else left
 
     def step(self) -> int:
         """Publish a batch of the outbox. Returns how many rows there were.

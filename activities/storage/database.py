@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, OperationalError
 from sqlmodel import Session, select
 
+from activities.storage.changes import Changes
 from activities.storage.migrate import migrate
 from activities.storage.tables import StoreIdentityRow
 from activities.storage.transactions import RecordedChange, Transaction, take_write_mark
@@ -114,6 +115,10 @@ class Database(ABC):
         Gives None where another process has the role, otherwise a function that confirms it: it raises once
         the role may have passed to another process.
         """
+
+    @abstractmethod
+    def changes(self) -> AbstractContextManager[Changes]:
+        """Watch for commits of all processes and threads, over a connection of its own."""
 
     def close(self) -> None:
         """Close all connections."""

@@ -25,26 +25,29 @@ _RETRY_LIMIT_S = 30.0
 _log = structlog.get_logger()
 
 
-def run_elected(
-    database: Database, role: str, turn: Callable[[], bool], idle_s: float, stop: threading.Event
-) -> None:
+def run_elected(database: Database, role: str, turn: Callable[[], float], stop: threading.Event) -> None:
     """Repeat `turn` until `stop` is set, while this process is elected for `role`.
 
-    `turn` returns whether there was work; where there was none, the next is `idle_s` seconds later. A turn
-    that fails is logged and repeated, with growing pauses; after the first failure the process is elected
-    anew, since it may have lost its connection to the database.
+    `turn` returns the seconds after which it is due even if nothing is committed; 0 where there is more work.
+    A turn that fails is logged and repeated, with growing pauses; after the first failure the process is
+    elected anew, since it may have lost its connection to the database.
     """
     pause = _RETRY_S
     while not stop.is_set():
         try:
-            with database.elected(role) as confirm:
-                confirmed = time.monotonic()
+            with database.elected(role) as confirm, database.changes() as changes:
+                due = confirmed = time.monotonic()
                 while confirm and not stop.is_set():
                     if time.monotonic() - confirmed > _CONFIRM_S:
                         confirm()
                         confirmed = time.monotonic()
-                    if not turn():
-                        stop.wait(idle_s)
+                    left = due - time.monotonic()
+                    if left > 0 and not changes.wait(min(left, _CONFIRM_S), stop):
+                        continue
+                    next_s = turn()
+                    due = time.monotonic() + next_s
+                    if not next_s:
+                        changes.worked_at = due
                     pause = _RETRY_S
                 stop.wait(_ELECTION_S)
         except Exception as error:  # whatever one turn raises, the process goes on

@@ -7,6 +7,7 @@ file's own numbering (`position`) is the order of commits, and a reader that fol
 """
 
 import sqlite3
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from activities.storage.changes import Changes
 from activities.storage.pool import Pool
+from activities.storage.sqlite import data_version
 from activities.storage.turnstile import WriterTurnstile
 from qmtl_sdk.contracts.errors import QmtlError
 
@@ -88,6 +91,8 @@ class SqliteLog:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._closed = threading.Event()
+        self._worked_at = 0.0
         self._connections = Pool(self._connect)
         self._turnstiles = Pool(lambda: WriterTurnstile(path))
         with self._write() as connection:
@@ -144,13 +149,21 @@ class SqliteLog:
         )
         return [Entry(*row) for row in self._rows(query, topic, after, limit)]
 
-    def follow(self, position: int, limit: int) -> tuple[list[Entry], int]:
-        """Read entries of all topics after `position`. Returns them and the next position."""
-        rows = self._rows(
-            "SELECT topic, sequence, body, position FROM entry WHERE position > ? ORDER BY position LIMIT ?",
-            position,
-            limit,
+    def follow(self, position: int, limit: int, wait_s: float) -> tuple[list[Entry], int]:
+        """Read entries of all topics after `position`. Returns them and the next position.
+
+        Where there are none, it waits for them for up to `wait_s` seconds, or until the log is closed.
+        """
+        query = (
+            "SELECT topic, sequence, body, position FROM entry WHERE position > ? ORDER BY position LIMIT ?"
         )
+        with self._connections.take() as connection:
+            changes = Changes(lambda: data_version(connection), self._worked_at)
+            rows = connection.execute(query, (position, limit)).fetchall()
+            if not rows and changes.wait(wait_s, self._closed):
+                rows = connection.execute(query, (position, limit)).fetchall()
+        if rows:
+            self._worked_at = time.monotonic()
         return [Entry(*row[:3]) for row in rows], rows[-1][3] if rows else position
 
     def end(self) -> int:
@@ -208,7 +221,8 @@ class SqliteLog:
                 connection.execute(f"DELETE FROM {table} WHERE topic = ?", (topic,))  # noqa: S608
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and end what waits in `follow`."""
+        self._closed.set()
         self._connections.close()
         self._turnstiles.close()
 

@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from activities.storage.changes import Changes
 from activities.storage.database import Database
 from activities.storage.transactions import Transaction, watch_writes
 
@@ -24,6 +25,8 @@ _IDLE_S = 1.0
 _POOL_SIZE = 16
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
+# The transactions that are visible: another text after each commit of one that wrote.
+_SNAPSHOT = text("SELECT pg_current_snapshot()::text")
 _SHARE = text("SELECT pg_advisory_xact_lock_shared(:key)")
 
 
@@ -87,6 +90,15 @@ class PostgresDatabase(Database):
                 if not connection.invalidated:  # else the server has dropped connection and lock already
                     connection.execute(text("SELECT pg_advisory_unlock_all()"))
                     connection.commit()
+
+    @contextmanager
+    def changes(self) -> Iterator[Changes]:
+        """Watch for commits of all processes and threads, over a connection of its own.
+
+        NOTIFY would save the looks; it makes all commits of writers wait for each other.
+        """
+        with self._connection("changes", isolation_level="AUTOCOMMIT") as connection:
+            yield Changes(lambda: connection.execute(_SNAPSHOT).scalar_one(), time.monotonic())
 
 
 def lock_key(name: str) -> int:

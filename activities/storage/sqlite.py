@@ -1,14 +1,16 @@
 """SQLite: one file that several processes write. For the embedded profile and tests."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import portalocker
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.dialects import sqlite
 
+from activities.storage.changes import Changes
 from activities.storage.database import Database
 from activities.storage.pool import Pool
 from activities.storage.transactions import watch_writes
@@ -61,10 +63,21 @@ class SqliteDatabase(Database):
                 return
             yield lambda: None  # closing the file releases the lock
 
+    @contextmanager
+    def changes(self) -> Iterator[Changes]:
+        """Watch for commits of all processes and threads, over a connection of its own."""
+        with closing(sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S)) as connection:
+            yield Changes(lambda: data_version(connection), time.monotonic())
+
     def close(self) -> None:
         """Close all connections and the files of the queue."""
         super().close()
         self._turnstiles.close()
+
+
+def data_version(connection: sqlite3.Connection) -> object:
+    """Return a mark that is another one after each commit of any other connection."""
+    return connection.execute("PRAGMA data_version").fetchone()
 
 
 def _prepare(connection: sqlite3.Connection, _: object) -> None:

@@ -4,7 +4,9 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
@@ -17,8 +19,10 @@ from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.stream import Polled, PolledTopic, Positions, Resumed, Snapshot
 from qmtl_sdk.contracts.topic_state import Sequenced, state_hash
 
-POLL_S = 0.02
-"""Seconds between two reads of an idle bus; it adds to the delivery time of every event."""
+WAIT_S = 10.0
+"""Seconds that one read of the bus waits for events."""
+RETRY_S = 1.0
+"""Seconds before a bus that cannot be read is read again."""
 MAX_FRAMES = 5000
 """Frames of a topic that are kept in memory; older ones are read from the bus."""
 MAX_BYTES = 4 * 2**20
@@ -51,21 +55,25 @@ class Hub:
         self._last: dict[str, int] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._position = bus.end()
+        # A thread of its own: the shared ones would be one fewer while it waits.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="bus")
 
     async def run(self) -> None:
         """Follow the bus until cancelled."""
         while True:
             try:
-                count = await self.step()
+                await self.step(WAIT_S)
             except Exception as error:  # the loop must outlive whatever one event holds
                 _log.warning("the bus cannot be read", why=repr(error))
-                count = 0
-            if not count:
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(RETRY_S)
 
-    async def step(self) -> int:
-        """Read new events, wake their subscribers, and return how many events there were."""
-        found, self._position = await asyncio.to_thread(self.bus.follow, self._position)
+    async def step(self, wait_s: float = 0.0) -> int:
+        """Read new events, wake their subscribers, and return how many events there were.
+
+        Where there are none, it waits for some for up to `wait_s` seconds.
+        """
+        read = partial(self.bus.follow, self._position, wait_s=wait_s)
+        found, self._position = await asyncio.get_running_loop().run_in_executor(self._reader, read)
         for topic, item in found:
             if item.event.type == "sentinel_weight":
                 SENTINEL_SKEW.set((datetime.now(UTC) - item.event.time).total_seconds())

@@ -124,11 +124,11 @@ def test_two_processes_do_not_work_at_once_after_the_database_has_dropped_a_conn
     other_database = open_database(dsn)
 
     def run(name: str, over: Database) -> None:
-        def turn() -> bool:
+        def turn() -> float:
             turns[name] += 1
-            return False
+            return 0.02
 
-        run_elected(over, "router", turn, 0.02, stop)
+        run_elected(over, "router", turn, stop)
 
     with ThreadPoolExecutor(2) as pool:
         try:

@@ -106,7 +106,7 @@ class Flaky:
             raise ValueError("a row that can't be read")
         raise asyncio.CancelledError
 
-    async def later(self) -> Any:
+    async def later(self, *_: Any) -> Any:
         return self()
 
 
@@ -141,6 +141,7 @@ def test_the_hub_outlives_an_event_that_cannot_be_read(monkeypatch: pytest.Monke
     step = Flaky()
     hub = Hub(SimpleNamespace(end=lambda: None))  # type: ignore[arg-type]
     monkeypatch.setattr(hub, "step", step.later)
+    monkeypatch.setattr("api.stream.hub.RETRY_S", 0.0)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(hub.run())
     assert step.calls == 2
