@@ -4,6 +4,7 @@ Asking a database whether anything has changed costs microseconds; reading the t
 millisecond, and an idle process that does so all the time keeps a tenth of a core busy.
 """
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -46,3 +47,8 @@ class Changes:
             pause = _PAUSE_S if now - self.worked_at < _QUIET_S else _QUIET_PAUSE_S
             stop.wait(min(pause, deadline - now))
         return False
+
+
+def data_version(connection: sqlite3.Connection) -> object:
+    """Return a mark of an SQLite file, another one after each commit of any other connection."""
+    return connection.execute("PRAGMA data_version").fetchone()

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from activities.storage.changes import Changes
+from activities.storage.changes import Changes, data_version
 from activities.storage.pool import Pool
-from activities.storage.sqlite import data_version
 from activities.storage.turnstile import WriterTurnstile
 from qmtl_sdk.contracts.errors import QmtlError
 

@@ -10,7 +10,7 @@ import portalocker
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.dialects import sqlite
 
-from activities.storage.changes import Changes
+from activities.storage.changes import Changes, data_version
 from activities.storage.database import Database
 from activities.storage.pool import Pool
 from activities.storage.transactions import watch_writes
@@ -73,11 +73,6 @@ class SqliteDatabase(Database):
         """Close all connections and the files of the queue."""
         super().close()
         self._turnstiles.close()
-
-
-def data_version(connection: sqlite3.Connection) -> object:
-    """Return a mark that is another one after each commit of any other connection."""
-    return connection.execute("PRAGMA data_version").fetchone()
 
 
 def _prepare(connection: sqlite3.Connection, _: object) -> None:
