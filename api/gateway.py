@@ -109,9 +109,9 @@ def create_app(config: Settings) -> FastAPI:
         finally:
             for task in tasks:
                 task.cancel()
+            bus.close()  # ends the hub's read, for which the process would wait
             await asyncio.gather(*tasks, return_exceptions=True)
             await acks.end()
-            bus.close()
             stores.close()
 
     app = FastAPI(

@@ -34,6 +34,12 @@ def postgres() -> Iterator[str]:
             server.cleanup()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half of the time, a test waits for processes that it started: two cores are busy with three tests."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + cores // 2
+
+
 def pytest_unconfigure() -> None:
     """A process of tests may have held a Temporal client: it leaves as all of them do."""
     from temporal.shutdown import let_threads_end

@@ -44,7 +44,8 @@ class FolderArtifacts:
     def get(self, hash: str) -> bytes:
         """Read an artifact.
 
-        Raises QmtlError: E_ARTIFACT_HASH where its bytes are damaged, E_ARTIFACT_UNKNOWN, E_UNAVAILABLE.
+        Raises QmtlError: E_ARTIFACT_HASH where the hash is malformed or the bytes are damaged,
+        E_ARTIFACT_UNKNOWN, E_UNAVAILABLE.
         """
         path = self._path(hash)
         try:

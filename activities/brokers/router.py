@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import inf
 
 import structlog
 
@@ -28,10 +29,10 @@ from qmtl_sdk.contracts.orders import Fill, Order
 # Orders that one step sends.
 BATCH = 500
 
-# Seconds between two looks at orders that are not filled yet.
-_OPEN_S = 0.05
+# Seconds at most between two sends of orders that are not filled yet.
+_UNFILLED_S = 0.05
 
-# Seconds between two looks for orders when none was accepted; a commit wakes the router at once.
+# Seconds at most between two reads where no order is open. A commit wakes the router within 0.1 s.
 _IDLE_S = 60.0
 
 # Seconds before the first repetition of an order that failed; it doubles with each failure.
@@ -76,17 +77,20 @@ class OrderRouter:
         self._orders = orders
         self._brokers = brokers
         self._retries: dict[str, _Retry] = {}
-        self._open = False
+        self._unfilled = False
 
     def run(self, stop: threading.Event) -> None:
         """Route orders until `stop` is set. A database that cannot be reached is tried again."""
         run_elected(self._database, "router", self._turn, stop)
 
     def _turn(self) -> float:
-        """Send a batch. Returns the seconds to the next turn."""
+        """Send a batch. Returns the seconds until the next one is due, if no commit comes first."""
         if self.step():
             return 0.0
-        return _OPEN_S if self._open or self._retries else _IDLE_S
+        if self._unfilled:
+            return _UNFILLED_S
+        retry_at = min((retry.at for retry in self._retries.values()), default=inf)
+        return min(max(retry_at - time.monotonic(), _UNFILLED_S), _IDLE_S)
 
     def step(self) -> int:
         """Send a batch of open orders, and record the fills. Returns how many there were.
@@ -108,7 +112,7 @@ class OrderRouter:
                 self._failed([waiting.order_id], error)
             else:
                 orders[order.execution_domain].append((order, accepted_at))
-        self._open = bool(orders)
+        self._unfilled = bool(orders)
         fills: list[Fill] = []
         for domain, batch in orders.items():
             fills += self._place(domain, batch)

@@ -56,9 +56,12 @@ class ControlBus(Protocol):
     def follow(
         self, position: int, limit: int = 1000, wait_s: float = 0.0
     ) -> tuple[list[tuple[str, Sequenced]], int]:
-        """Read events of all topics after `position`, in order. Returns them and the next position.
+        """Read up to `limit` events of all topics after `position`, in order.
 
-        Where there are none, it waits for some, at most for `wait_s` seconds. `close` ends the wait.
+        Returns pairs of topic and event, and the position for the next call. Where there are no events, it
+        blocks until there is one, for at most `wait_s` seconds; it may return none sooner. Other threads use
+        the bus meanwhile, and `close` from one of them ends the wait. Whatever it raises, the Gateway logs it
+        and calls again after a second.
         """
 
     def trim(self, topic: str, first: int) -> int:

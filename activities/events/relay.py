@@ -63,7 +63,7 @@ class Relay:
         run_elected(self._database, "relay", self._turn, stop)
 
     def _turn(self) -> float:
-        """Publish a batch, and trim where that is due. Returns the seconds to the next turn."""
+        """Publish a batch, and trim where that is due. Returns the seconds until the next one is due."""
         count = self.step()
         left = self._trimmed + _TRIM_EVERY_S - time.monotonic()
         if left <= 0:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, OperationalError
 from sqlmodel import Session, select
 
-from activities.storage.changes import Changes
+from activities.storage.commits import CommitWatcher
 from activities.storage.migrate import migrate
 from activities.storage.tables import StoreIdentityRow
 from activities.storage.transactions import RecordedChange, Transaction, take_write_mark
@@ -117,8 +117,11 @@ class Database(ABC):
         """
 
     @abstractmethod
-    def changes(self) -> AbstractContextManager[Changes]:
-        """Watch for commits of all processes and threads, over a connection of its own."""
+    def watch_commits(self) -> AbstractContextManager[CommitWatcher]:
+        """Watch for commits of all processes and threads, over a connection of its own.
+
+        Raises the driver's error, or QmtlError (E_UNAVAILABLE), where the database cannot be reached.
+        """
 
     def close(self) -> None:
         """Close all connections."""

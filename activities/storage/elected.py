@@ -28,28 +28,32 @@ _log = structlog.get_logger()
 def run_elected(database: Database, role: str, turn: Callable[[], float], stop: threading.Event) -> None:
     """Repeat `turn` until `stop` is set, while this process is elected for `role`.
 
-    `turn` returns the seconds after which it is due even if nothing is committed; 0 where there is more work.
-    A turn that fails is logged and repeated, with growing pauses; after the first failure the process is
-    elected anew, since it may have lost its connection to the database.
+    `turn` returns the seconds until the next one is due if nothing is committed before; 0 where it had work,
+    as there may be more. A turn that fails is logged and repeated, with growing pauses; after the first
+    failure the process is elected anew, since it may have lost its connection to the database.
     """
     pause = _RETRY_S
     while not stop.is_set():
         try:
-            with database.elected(role) as confirm, database.changes() as changes:
-                due = confirmed = time.monotonic()
-                while confirm and not stop.is_set():
-                    if time.monotonic() - confirmed > _CONFIRM_S:
-                        confirm()
-                        confirmed = time.monotonic()
-                    left = due - time.monotonic()
-                    if left > 0 and not changes.wait(min(left, _CONFIRM_S), stop):
-                        continue
-                    next_s = turn()
-                    due = time.monotonic() + next_s
-                    if not next_s:
-                        changes.worked_at = due
-                    pause = _RETRY_S
-                stop.wait(_ELECTION_S)
+            with database.elected(role) as confirm:
+                if confirm is None:
+                    stop.wait(_ELECTION_S)
+                    continue
+                with database.watch_commits() as commits:
+                    # The first turn is due at once, for what was committed before.
+                    due = confirmed = time.monotonic()
+                    while not stop.is_set():
+                        left = due - time.monotonic()
+                        if left > 0 and not commits.wait(left, stop):
+                            continue
+                        if time.monotonic() - confirmed > _CONFIRM_S:
+                            confirm()
+                            confirmed = time.monotonic()
+                        next_s = turn()
+                        due = time.monotonic() + next_s
+                        if not next_s:
+                            commits.last_work_at = due
+                        pause = _RETRY_S
         except Exception as error:  # whatever one turn raises, the process goes on
             _log.warning(f"the {role} failed", error=repr(error), retry_s=pause)
             stop.wait(pause)

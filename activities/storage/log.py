@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from activities.storage.changes import Changes, data_version
+from activities.storage.commits import CommitWatcher, data_version
 from activities.storage.pool import Pool
 from activities.storage.turnstile import WriterTurnstile
 from qmtl_sdk.contracts.errors import QmtlError
@@ -91,7 +91,7 @@ class SqliteLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._closed = threading.Event()
-        self._worked_at = 0.0
+        self._last_work_at = 0.0
         self._connections = Pool(self._connect)
         self._turnstiles = Pool(lambda: WriterTurnstile(path))
         with self._write() as connection:
@@ -157,12 +157,13 @@ class SqliteLog:
             "SELECT topic, sequence, body, position FROM entry WHERE position > ? ORDER BY position LIMIT ?"
         )
         with self._connections.take() as connection:
-            changes = Changes(lambda: data_version(connection), self._worked_at)
+            # Before the read: an entry that is appended between the two then ends the wait.
+            commits = CommitWatcher(lambda: data_version(connection), self._last_work_at)
             rows = connection.execute(query, (position, limit)).fetchall()
-            if not rows and changes.wait(wait_s, self._closed):
+            if not rows and commits.wait(wait_s, self._closed):
                 rows = connection.execute(query, (position, limit)).fetchall()
         if rows:
-            self._worked_at = time.monotonic()
+            self._last_work_at = time.monotonic()
         return [Entry(*row[:3]) for row in rows], rows[-1][3] if rows else position
 
     def end(self) -> int:

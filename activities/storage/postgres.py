@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from activities.storage.changes import Changes
+from activities.storage.commits import CommitWatcher
 from activities.storage.database import Database
 from activities.storage.transactions import Transaction, watch_writes
 
@@ -25,7 +25,7 @@ _IDLE_S = 1.0
 _POOL_SIZE = 16
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
-# The transactions that are visible: another text after each commit of one that wrote.
+# Differs after every writing transaction that ends, committed or not, in any database of the server.
 _SNAPSHOT = text("SELECT pg_current_snapshot()::text")
 _SHARE = text("SELECT pg_advisory_xact_lock_shared(:key)")
 
@@ -92,13 +92,13 @@ class PostgresDatabase(Database):
                     connection.commit()
 
     @contextmanager
-    def changes(self) -> Iterator[Changes]:
-        """Watch for commits of all processes and threads, over a connection of its own.
+    def watch_commits(self) -> Iterator[CommitWatcher]:
+        """Poll the snapshot of transactions.
 
-        NOTIFY would save the looks; it makes all commits of writers wait for each other.
+        LISTEN/NOTIFY would need no polling, but commits of transactions that notify wait for each other.
         """
-        with self._connection("changes", isolation_level="AUTOCOMMIT") as connection:
-            yield Changes(lambda: connection.execute(_SNAPSHOT).scalar_one(), time.monotonic())
+        with self._connection("commits", isolation_level="AUTOCOMMIT") as connection:
+            yield CommitWatcher(lambda: connection.execute(_SNAPSHOT).scalar_one(), time.monotonic())
 
 
 def lock_key(name: str) -> int:

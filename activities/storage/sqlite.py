@@ -10,7 +10,7 @@ import portalocker
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.dialects import sqlite
 
-from activities.storage.changes import Changes, data_version
+from activities.storage.commits import CommitWatcher, data_version
 from activities.storage.database import Database
 from activities.storage.pool import Pool
 from activities.storage.transactions import watch_writes
@@ -64,10 +64,10 @@ class SqliteDatabase(Database):
             yield lambda: None  # closing the file releases the lock
 
     @contextmanager
-    def changes(self) -> Iterator[Changes]:
-        """Watch for commits of all processes and threads, over a connection of its own."""
+    def watch_commits(self) -> Iterator[CommitWatcher]:
+        """Poll `PRAGMA data_version`."""
         with closing(sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S)) as connection:
-            yield Changes(lambda: data_version(connection), time.monotonic())
+            yield CommitWatcher(lambda: data_version(connection), time.monotonic())
 
     def close(self) -> None:
         """Close all connections and the files of the queue."""

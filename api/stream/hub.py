@@ -20,9 +20,11 @@ from qmtl_sdk.contracts.stream import Polled, PolledTopic, Positions, Resumed, S
 from qmtl_sdk.contracts.topic_state import Sequenced, state_hash
 
 WAIT_S = 10.0
-"""Seconds that one read of the bus waits for events."""
+"""Seconds at most that one read of the bus waits for events."""
+PAUSE_S = 0.02
+"""Seconds before the next read after one that brought nothing: a bus may have returned at once."""
 RETRY_S = 1.0
-"""Seconds before a bus that cannot be read is read again."""
+"""Seconds before the next read, after the bus could not be read or an event could not be processed."""
 MAX_FRAMES = 5000
 """Frames of a topic that are kept in memory; older ones are read from the bus."""
 MAX_BYTES = 4 * 2**20
@@ -55,17 +57,21 @@ class Hub:
         self._last: dict[str, int] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._position = bus.end()
-        # A thread of its own: the shared ones would be one fewer while it waits.
+        # A thread of its own, since a waiting read would always occupy one of asyncio's shared threads.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="bus")
 
     async def run(self) -> None:
-        """Follow the bus until cancelled."""
-        while True:
-            try:
-                await self.step(WAIT_S)
-            except Exception as error:  # the loop must outlive whatever one event holds
-                _log.warning("the bus cannot be read", why=repr(error))
-                await asyncio.sleep(RETRY_S)
+        """Follow the bus until cancelled. A failure is logged, and the bus read again after `RETRY_S`."""
+        try:
+            while True:
+                try:
+                    if not await self.step(WAIT_S):
+                        await asyncio.sleep(PAUSE_S)
+                except Exception as error:  # the loop must outlive whatever one event holds
+                    _log.warning("the bus cannot be followed", why=repr(error))
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            self._reader.shutdown(wait=False)
 
     async def step(self, wait_s: float = 0.0) -> int:
         """Read new events, wake their subscribers, and return how many events there were.

@@ -171,7 +171,8 @@ class CacheView:
         """Return frames that share the index of the finest input, in the order of `inputs`.
 
         Each bar is joined to the newest bar of the other input that had closed by its own close (a backward
-        as-of join on closing times). `window`: only the last so many bars. Raises QmtlError: as `as_frame`.
+        as-of join on closing times). `window`: only the last so many bars. Raises QmtlError:
+        E_NODE_INPUT, E_INTERVAL.
         """
         seen = [self._window(node, interval) for node, interval in inputs]
         if not seen:
@@ -185,7 +186,7 @@ class CacheView:
 
 
 def _joined(window: Window, closes: np.ndarray, index: pd.DatetimeIndex) -> FrameView:
-    """Return, for each time in `closes` (ns), the newest bar that had closed by then."""
+    """Return a row for each time in `closes` (ns): the newest bar closed by then, NaN without one."""
     at = np.searchsorted(window.ts + window.interval * NS, closes, side="right") - 1
     missing = at < 0
     columns = {}

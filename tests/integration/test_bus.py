@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,28 @@ def test_whoever_follows_sees_everything_of_every_topic_once_and_in_order(
         followed = [item for name, item in seen if name == topic]
         assert followed == everything(bus, topic)
         assert [item.sequence for item in followed] == list(range(1, len(followed) + 1))
+
+
+def test_a_reader_waits_for_an_event_of_another_process_and_other_threads_read_meanwhile(
+    bus: ControlBus, opened: Opened
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(bus.follow, bus.end(), wait_s=60.0)
+        assert not wait([waiting], timeout=0.3).done, "it did not wait"
+        assert everything(bus, "w.policy") == []
+        opened().publish([event("a", 1)])
+        found, position = waiting.result(30)
+        assert [(topic, item.event.subject) for topic, item in found] == [("w.policy", "a")]
+        assert bus.follow(position) == ([], position)
+
+
+def test_closing_the_bus_ends_a_wait(bus: ControlBus) -> None:
+    position = bus.end()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(bus.follow, position, wait_s=3600.0)
+        assert not wait([waiting], timeout=0.3).done
+        bus.close()
+        assert waiting.result(30) == ([], position)
 
 
 def test_a_snapshot_is_the_fold_of_all_events(bus: ControlBus) -> None:

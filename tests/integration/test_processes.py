@@ -1,10 +1,11 @@
-"""Stopping a process by its pid."""
+"""Stopping a process by its pid, and what a process does at the signal."""
 
 import subprocess
 import sys
 import time
 
 from temporal.server import stop_process
+from tests.support import ROOT
 
 # Starts a child, prints its pid and never collects it, as process 1 of many containers does.
 NEGLECTFUL = """
@@ -38,3 +39,21 @@ def test_a_process_that_nobody_collects_counts_as_ended() -> None:
 
 def test_a_process_that_ignores_the_signal_is_killed_at_the_limit() -> None:
     assert 0.5 < seconds_to_stop(STUBBORN, limit_s=0.5) < 15
+
+
+WAITS = """
+import os, signal, threading
+from activities.process import stop_at_signals
+stop = stop_at_signals()
+with stop._cond:  # as `stop.wait` holds it for a moment
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(0.2)
+assert stop.wait(30)
+print("stopped")
+"""
+
+
+def test_a_signal_that_comes_while_the_process_looks_at_the_event_stops_it() -> None:
+    """The handler set the event itself, in the thread that held the event's lock."""
+    done = subprocess.run([sys.executable, "-c", WAITS], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "stopped\n", done.stderr
