@@ -20,7 +20,7 @@ LIMIT_S = 20.0
 
 
 def quiet(commits: CommitWatcher) -> bool:
-    """No change is seen most of the time. (PostgreSQL commits a little of its own, such as statistics.)"""
+    """No commit is seen most of the time. (PostgreSQL commits a little of its own, such as statistics.)"""
     return sum(commits.wait(0.02, threading.Event()) for _ in range(10)) < 3
 
 
