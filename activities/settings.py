@@ -59,8 +59,14 @@ class OrdersSettings(config.Section):
     )
     live_broker: str = Field("paper", description="the broker of live orders: a built-in one, or a package's")
     broker_options: Options = Field({}, description="options of a package's broker")
+    send_within_s: float = Field(
+        300.0, gt=0, le=86_400, description="an accepted order that was not sent by then expires"
+    )
     paper_fill_delay_s: float = Field(
         0.0, ge=0, description="how long after its acceptance the paper venue fills an order"
+    )
+    no_router_after_s: float = Field(
+        20.0, gt=0, description="seconds without a working order router after which live orders are refused"
     )
 
 

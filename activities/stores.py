@@ -15,8 +15,11 @@ from activities.events.dead_letters import SqlDeadLetters
 from activities.events.outbox import SqlOutbox
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.acknowledgements import SqlGatewayLeases
+from activities.fence.cache_hits import SqlCacheHits
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.store import SqlFenceStore
+from activities.fence.strategy_halts import SqlStrategyHalts
+from activities.fence.withheld import SqlWithheldOrders
 from activities.graph.sql import SqlGraphStore
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
@@ -26,6 +29,7 @@ from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from activities.submissions.activities import SubmissionStores
+from activities.submissions.admission import SqlAdmissions
 from activities.submissions.context import ContextSources
 from activities.submissions.log import SqlCommitLog
 from activities.submissions.runs import SqlRunStore
@@ -49,9 +53,12 @@ class Stores:
     edges: SqlEdgeStore
     decisions: SqlDecisionStore
     fence: SqlFenceStore
+    strategy_halts: SqlStrategyHalts
     gateway_leases: SqlGatewayLeases
     orders: OrderAcceptance
     order_log: SqlOrderLog
+    withheld: SqlWithheldOrders
+    cache_hits: SqlCacheHits
     apply_requests: SqlApplyRequests
     apply_steps: SqlApplySteps
     apply_acks: SqlApplyAcks
@@ -79,9 +86,12 @@ class Stores:
             edges=SqlEdgeStore(database),
             decisions=SqlDecisionStore(database),
             fence=SqlFenceStore(database),
+            strategy_halts=SqlStrategyHalts(database),
             gateway_leases=SqlGatewayLeases(database),
-            orders=OrderAcceptance(database),
+            orders=OrderAcceptance(database, config.orders.no_router_after_s),
             order_log=SqlOrderLog(database),
+            withheld=SqlWithheldOrders(database),
+            cache_hits=SqlCacheHits(database),
             apply_requests=SqlApplyRequests(database),
             apply_steps=SqlApplySteps(database),
             apply_acks=SqlApplyAcks(database),
@@ -103,7 +113,12 @@ class Stores:
     def for_submissions(self) -> SubmissionStores:
         """The stores that the activities of a submission use."""
         return SubmissionStores(
-            self.log, self.runs, self.graph, self.artifacts, self.decisions, self.context_sources
+            self.log,
+            self.runs,
+            SqlAdmissions(self.database, self.log, self.runs, self.graph),
+            self.artifacts,
+            self.decisions,
+            self.context_sources,
         )
 
     @property

@@ -1,10 +1,9 @@
 """Acknowledge freezes and unfreezes on behalf of this Gateway, once its subscribers have been woken."""
 
 import asyncio
-import time
 import uuid
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -16,7 +15,19 @@ from qmtl_sdk.contracts.events import CloudEvent
 LEASE_S = 10.0
 """Seconds that an apply waits for a Gateway that sends no heartbeat: three heartbeats."""
 
+# How often an acknowledgement is tried.
+_TRIES = 5
+
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Due:
+    """An event that requires an acknowledgement."""
+
+    world_id: str
+    sequence: int
+    tries: int = 1
 
 
 class GatewayAcks:
@@ -29,7 +40,7 @@ class GatewayAcks:
         self._acks = acks
         self._leases = leases
         self.gateway_id = f"gateway:{uuid.uuid4().hex[:12]}"
-        self._due: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self._due: asyncio.Queue[_Due] = asyncio.Queue()
 
     async def begin(self) -> None:
         """Take the lease."""
@@ -46,23 +57,24 @@ class GatewayAcks:
         """Queue the events that require an acknowledgement."""
         for event in events:
             if event.type == "activation_updated" and event.data and event.data.get("requires_ack"):
-                self._due.put_nowait((event.worldid, int(event.data["sequence"])))
+                self._due.put_nowait(_Due(event.worldid, int(event.data["sequence"])))
 
-    async def run(self) -> None:
-        """Send heartbeats and acknowledgements until cancelled."""
-        while True:
-            heartbeat_at = time.monotonic() + LEASE_S / 3
-            await self._try(lambda: self._leases.heartbeat(self.gateway_id, LEASE_S))
-            while (left := heartbeat_at - time.monotonic()) > 0:
-                try:
-                    world_id, sequence = await asyncio.wait_for(self._due.get(), left)
-                except TimeoutError:
-                    break
-                await self._try(partial(self._acks.ack, world_id, sequence, self.gateway_id, "gateway"))
+    async def renew(self) -> float:
+        """Extend the lease: a turn of the loop `lease`."""
+        await asyncio.to_thread(self._leases.heartbeat, self.gateway_id, LEASE_S)
+        return LEASE_S / 3
 
-    @staticmethod
-    async def _try(call: Callable[[], object]) -> None:
+    async def acknowledge(self) -> float:
+        """Wait for an event and acknowledge it: a turn of the loop `acknowledgements`.
+
+        One that cannot be written is tried again after the others, `_TRIES` times at most: the apply stops
+        waiting for it at its time limit.
+        """
+        due = await self._due.get()
         try:
-            await asyncio.to_thread(call)
-        except Exception as error:  # the loop must outlive whatever one row holds
-            _log.warning("an apply may wait for this Gateway", why=repr(error))
+            await asyncio.to_thread(self._acks.ack, due.world_id, due.sequence, self.gateway_id, "gateway")
+        except Exception:
+            if due.tries < _TRIES:
+                self._due.put_nowait(replace(due, tries=due.tries + 1))
+            raise
+        return 0.0

@@ -7,8 +7,9 @@ import asyncio
 import gc
 import getpass
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib.metadata import version
 
 import structlog
@@ -18,15 +19,21 @@ from fastapi.security import HTTPBearer
 
 from activities.events.bus import BusSettings, open_bus
 from activities.settings import Settings, settings
+from activities.storage.heartbeats import Pulse
 from activities.stores import Stores
 from api import problems
 from api.acks import GatewayAcks
+from api.answers import Answers
 from api.auth.access import check_table
 from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
 from api.auth.tokens import Tokens
+from api.health import HealthCheck
+from api.loops import LoopSupervisor
+from api.order_entry import OrderEntry
 from api.routes import (
     applies,
+    cancel,
     dead_letters,
     events,
     halt,
@@ -42,18 +49,26 @@ from api.routes import (
     worlds,
 )
 from api.state import GatewayState
-from api.stream import Hub, watch_revoked
+from api.stream import Hub, read_revoked
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from temporal import logs
 from temporal.applies import ApplyService
 from temporal.client import connect
+from temporal.probe import TemporalProbe
 from temporal.promotions import PromotionService
 from temporal.shutdown import exit_process
 from temporal.submissions import SubmissionService
 
+BEAT_EVERY_S = 1.0
+"""Seconds between two notes for the heartbeat that the event loop runs."""
 RECOVER_EVERY_S = 15.0
-"""Seconds between two searches for submissions and applies that were not started."""
+"""Seconds between two searches for submissions and applies that were not started.
+
+While Temporal is unreachable, requests are stored and cannot be started.
+"""
+TURN_LIMIT_S = 30.0
+"""Seconds after which a turn of a loop that only reads or writes a little counts as one that hangs."""
 EXPIRE_EVERY_S = 1.0
 """Seconds between two searches for sessions whose lease has ended."""
 ROUTERS = (
@@ -64,6 +79,7 @@ ROUTERS = (
     policies.router,
     applies.router,
     halt.router,
+    cancel.router,
     promotions.router,
     sessions.router,
     queues.router,
@@ -86,33 +102,29 @@ def create_app(config: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        stores = await asyncio.to_thread(Stores.open, config)
-        bus = open_bus(config.events.bus, BusSettings(home=config.home, options=config.events.bus_options))
-        acks = GatewayAcks(stores.apply_acks, stores.gateway_leases)
-        state = await _connect(config, stores, Hub(bus, acks.add))
+        with _noted_fault(app):
+            stores = await asyncio.to_thread(Stores.open, config)
+            bus = open_bus(
+                config.events.bus, BusSettings(home=config.home, options=config.events.bus_options)
+            )
+            acks = GatewayAcks(stores.apply_acks, stores.gateway_leases)
+            state = await _connect(config, stores, Hub(bus, acks.add))
         app.state.gateway = state
         app.state.tokens = state.tokens
         await asyncio.to_thread(_write_local_tokens, state)
         await acks.begin()
-        loops = [
-            _recover(state),
-            state.hub.run(),
-            watch_revoked(state.tokens, state.revoked),
-            _expire_sessions(state),
-            acks.run(),
-        ]
-        tasks = [asyncio.create_task(loop) for loop in loops]
-        gc.collect()
-        gc.freeze()  # objects of the start stay: looking through them again took 0.2 s each time
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            bus.close()  # ends the hub's read, for which the process would wait
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await acks.end()
-            stores.close()
+        with Pulse(stores.database, "gateway") as pulse:
+            _start_loops(state, acks, pulse)
+            gc.collect()
+            gc.freeze()  # objects of the start stay: looking through them again took 0.2 s each time
+            try:
+                yield
+            finally:
+                bus.close()  # ends the hub's read, for which the process would wait
+                await state.supervisor.stop()
+                state.hub.close()
+                await acks.end()
+        stores.close()
 
     app = FastAPI(
         title="QMTL Gateway",
@@ -135,6 +147,7 @@ def create_app(config: Settings) -> FastAPI:
         limit=config.gateway.max_body_bytes,
         artifact_limit=config.gateway.max_artifact_bytes,
     )
+    app.add_middleware(OrderEntry, rate=app.state.limit, limit=config.gateway.max_body_bytes)
     problems.document(app)
     check_table(ROUTERS)
     for router in ROUTERS:
@@ -143,11 +156,22 @@ def create_app(config: Settings) -> FastAPI:
     return app
 
 
+@contextmanager
+def _noted_fault(app: FastAPI) -> Iterator[None]:
+    """Note why the application cannot start: uvicorn logs a traceback and keeps the error to itself."""
+    try:
+        yield
+    except QmtlError as error:
+        app.state.fault = error
+        raise
+
+
 async def _connect(config: Settings, stores: Stores, hub: Hub) -> GatewayState:
     """Connect to Temporal and build what routes work with."""
     client = await connect(config.temporal)
     store_id = stores.database.store_id
     keys = KeyRing(config.keys_path)
+    supervisor = LoopSupervisor()
     return GatewayState(
         config=config,
         stores=stores,
@@ -160,6 +184,9 @@ async def _connect(config: Settings, stores: Stores, hub: Hub) -> GatewayState:
         tokens=Tokens(keys, stores.tokens, store_id),
         hub=hub,
         sockets=SocketLimit(config.gateway.max_sockets),
+        answers=Answers(stores.orders.submit),
+        supervisor=supervisor,
+        health=HealthCheck(stores, TemporalProbe(client), supervisor),
     )
 
 
@@ -180,33 +207,36 @@ def _write_local_tokens(state: GatewayState) -> None:
             write_secret(path, token)
 
 
-async def _expire_sessions(state: GatewayState) -> None:
-    """End sessions whose lease has ended, until cancelled."""
-    while True:
-        try:
-            await asyncio.to_thread(state.stores.sessions.expire)
-        except Exception as error:  # the loop must outlive whatever one row holds
-            _log.warning("sessions cannot be read", why=repr(error))
-        await asyncio.sleep(EXPIRE_EVERY_S)
+def _start_loops(state: GatewayState, acks: GatewayAcks, pulse: Pulse) -> None:
+    """Start the background loops of a Gateway."""
 
+    async def beat() -> float:
+        pulse.worked()
+        return BEAT_EVERY_S
 
-async def _recover(state: GatewayState) -> None:
-    """Start submissions and applies that an earlier Gateway stored and did not start, until cancelled.
+    async def expire() -> float:
+        await asyncio.to_thread(state.stores.sessions.expire)
+        return EXPIRE_EVERY_S
 
-    It repeats: while Temporal is unreachable, requests are stored and cannot be started.
-    """
-    while True:
-        try:
-            count = await state.submissions.recover()
-            if count:
-                _log.info("started submissions from the commit log", count=count)
-        except Exception as error:  # the loop must outlive whatever one row holds
-            _log.warning("the commit log cannot be processed", why=repr(error))
-        try:
-            await state.applies.recover()
-        except Exception as error:
-            _log.warning("applies cannot be recovered", why=repr(error))
-        await asyncio.sleep(RECOVER_EVERY_S)
+    async def recover_submissions() -> float:
+        count = await state.submissions.recover()
+        if count:
+            _log.info("started submissions from the commit log", count=count)
+        return RECOVER_EVERY_S
+
+    async def recover_applies() -> float:
+        await state.applies.recover()
+        return RECOVER_EVERY_S
+
+    start = state.supervisor.start
+    start("heartbeat", beat, TURN_LIMIT_S)
+    start("sessions", expire, TURN_LIMIT_S)
+    start("revoked tokens", partial(read_revoked, state.tokens, state.revoked), TURN_LIMIT_S)
+    start("lease", acks.renew, TURN_LIMIT_S)
+    start("acknowledgements", acks.acknowledge)
+    start("stream", state.hub.turn)
+    start("submissions", recover_submissions)
+    start("applies", recover_applies)
 
 
 def main() -> None:
@@ -216,8 +246,9 @@ def main() -> None:
     try:
         config = settings()
         config.require_profile()
+        app = create_app(config)
         uvicorn.run(
-            create_app(config),
+            app,
             host=config.gateway.host,
             port=config.gateway.port,
             log_level="warning",
@@ -232,6 +263,9 @@ def main() -> None:
         code = 1
     except SystemExit as error:  # uvicorn raises it where it cannot start
         code = int(error.code or 0) if not isinstance(error.code, str) else 1
+        fault = getattr(app.state, "fault", None)
+        if fault is not None:
+            print(f"gateway: {fault}", file=sys.stderr, flush=True)
     exit_process(code)
 
 

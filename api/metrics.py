@@ -2,6 +2,7 @@
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
+from qmtl_sdk.contracts.dag import NODE, STREAM, TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
 
 CHECKSUM_MISMATCH = Counter(
@@ -35,15 +36,31 @@ SENTINEL_SKEW = Gauge(
 ORDERS = Counter("orders", "orders that were sent to the fence, by verdict", ["world_id", "verdict"])
 CROSS_CONTEXT_HITS = Gauge(
     "cross_context_cache_hit",
-    "cache hits from another context, as reported by running strategies; must stay 0",
+    "nodes with cache hits from another context, as sessions and submissions reported; must stay 0",
     ["world_id"],
 )
+
+OTHER = "other"
+"""The label of values that are not known: a label from a text of others must have few values."""
+_NODE_TYPES = (STREAM, NODE, TAG_QUERY)
+_MAX_TYPES = 20
+"""Unknown types of events that have a label of their own."""
+_unknown_types: set[str] = set()
+
+
+def count_unknown(event_type: str) -> None:
+    """Count an event of an unknown type, under its type for the first few types and `other` for the rest."""
+    if len(_unknown_types) < _MAX_TYPES:
+        _unknown_types.add(event_type)
+    UNKNOWN.labels(event_type if event_type in _unknown_types else OTHER).inc()
 
 
 def count_refusal(error: QmtlError) -> None:
     """Count a refusal by its code; also count wrong identities under their own metrics."""
     REFUSED.labels(error.code).inc()
     kind = str(error.details.get("node_type", ""))
+    if kind not in _NODE_TYPES:  # a client's text: each other value would be a series of its own for ever
+        kind = OTHER
     if error.code == "E_CHECKSUM_MISMATCH":
         CHECKSUM_MISMATCH.labels("dag").inc()
     elif error.code == "E_NODE_ID_FIELDS":

@@ -11,12 +11,17 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.auth.limits import MAX_PATH, MAX_QUERY
 from api.metrics import count_refusal
 from qmtl_sdk.contracts.errors import QmtlError
 
 _log = structlog.get_logger()
 MEDIA_TYPE = "application/problem+json"
 """Media type of problem documents (RFC 9457)."""
+_FAULTS = 20
+"""Faults of a body that a problem lists."""
+_SHOWN = 300
+"""Characters of a place, and of what is wrong there, to show: a key may be as long as the body."""
 _CODES_BY_STATUS = {404: "E_NOT_FOUND", 405: "E_METHOD"}
 
 
@@ -62,8 +67,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         faults = [
-            {"where": ".".join(str(part) for part in item["loc"] if part != "body"), "what": item["msg"]}
-            for item in error.errors()
+            {
+                "where": ".".join(str(part) for part in item["loc"] if part != "body")[:_SHOWN],
+                "what": str(item["msg"])[:_SHOWN],
+            }
+            for item in error.errors()[:_FAULTS]
         ]
         if any(item["type"] == "json_invalid" for item in error.errors()):
             return problem(
@@ -79,7 +87,7 @@ def install(app: FastAPI) -> None:
                 "E_BODY_INVALID",
                 f"{first['where'] or 'the body'}: {first['what']}",
                 "see /openapi.json for the schema",
-                faults=faults[:20],
+                faults=faults,
             )
         )
 
@@ -110,6 +118,8 @@ def document(app: FastAPI) -> None:
             }
             for operations in schema["paths"].values():
                 for operation in operations.values():
+                    for parameter in operation.get("parameters", ()):
+                        _limit(parameter)
                     operation["responses"].pop("422", None)  # FastAPI's own form, which is never sent
                     operation["responses"]["default"] = refusal
             for name in ("HTTPValidationError", "ValidationError"):
@@ -118,6 +128,18 @@ def document(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _limit(parameter: dict[str, Any]) -> None:
+    """Add the limit of every parameter, which `api.auth.access` checks, where it has none of its own.
+
+    (Any: a parameter of OpenAPI.)
+    """
+    schema = parameter["schema"]
+    limit = MAX_PATH if parameter["in"] == "path" else MAX_QUERY
+    for part in (schema, schema.get("items", {}), *schema.get("anyOf", ())):
+        if part.get("type") == "string" and "$ref" not in part:
+            part.setdefault("maxLength", limit)
 
 
 class BodyLimit:

@@ -1,45 +1,27 @@
-"""The embedded stack: Temporal, worker, relay, order router and Gateway as processes on this machine.
+"""The embedded stack: Temporal, worker, relay, order router, Gateway and supervisor on this machine.
 
-They outlive the command that started them. `up` starts what does not run and leaves the rest. One file
-records the processes with their creation times, so that `down` never stops a process that got an old pid.
+They outlive the command that started them. `up` starts what does not run and leaves the rest; the supervisor
+starts again what dies. One file records the processes with their creation times, so that `down` never stops a
+process that got an old pid.
 """
 
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 
-import httpx
-import portalocker
 import psutil
 
 from activities.settings import Settings
+from api.parts import StackParts, part_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.config import ENV, PREFIX, config_file
-from qmtl_sdk.runtime.embedded import STACK_FILE, ProcessRecord, StackRecord
-from temporal.server import LocalServer, find_or_install, free_port, stop_process
+from qmtl_sdk.runtime.embedded import ProcessRecord, StackRecord, processes_submissions
+from temporal.server import free_port, stop_process
 
 _READY_LIMIT_S = 90.0
 """Seconds in which all parts must be ready; a first start also compiles bytecode."""
-_STOP_ORDER = ("gateway", "router", "relay", "worker", "temporal")
-"""What `down` stops, faces first."""
-_MODULES = {
-    "gateway": "api.gateway",
-    "worker": "temporal.worker",
-    "relay": "activities.events.relay",
-    "router": "activities.brokers.router",
-}
-"""The module that each part of the stack runs."""
-# One heap for all threads, and freed memory is returned: glibc's defaults keep tens of megabytes unused.
-MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": "131072",
-    "MALLOC_MMAP_THRESHOLD_": "131072",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-}
+_STOP_ORDER = ("supervisor", "gateway", "router", "relay", "worker", "temporal")
+"""What `down` stops: first what would start the others again, then faces first."""
+_WAITED_FOR = ("worker", "relay", "router", "gateway")
+"""The parts that `up` waits for after it has started them."""
 
 
 class EmbeddedStack:
@@ -47,7 +29,7 @@ class EmbeddedStack:
 
     def __init__(self, config: Settings) -> None:
         self._config = config
-        self._home = config.home
+        self._parts = StackParts(config)
 
     def up(self) -> StackRecord:
         """Start the parts that do not run; return when submissions can be processed.
@@ -61,34 +43,28 @@ class EmbeddedStack:
                 f"gateway.url names a Gateway already: {self._config.gateway.url}",
                 "remove it to use the embedded stack",
             )
-        with self._lock():
-            stack = self._temporal(StackRecord.read(self._home))
+        with self._parts.lock():
+            stack = self._temporal(self._parts.read())
             gateway_dead = not (stack.gateway and stack.gateway.alive)
             started: dict[str, int] = {}
             for name in ("worker", "relay", "router"):
                 part: ProcessRecord | None = getattr(stack, name)
                 if not (part and part.alive):
                     started[name] = self._log_size(name)
-                    stack = self._write(stack.model_copy(update={name: self._start(name, stack, {})}))
+                    stack = self._parts.start(name, stack)
             if gateway_dead:
                 port = self._config.gateway.port or _port(stack.gateway)
-                host = self._config.gateway.host
-                gateway = self._start("gateway", stack, {"GATEWAY__PORT": str(port), "GATEWAY__HOST": host})
-                stack = self._write(
-                    stack.model_copy(
-                        update={
-                            "gateway": gateway.model_copy(update={"port": port}),
-                            "gateway_url": f"http://{host}:{port}",
-                        }
-                    )
-                )
+                url = f"http://{self._config.gateway.host}:{port}"
+                stack = self._parts.start("gateway", stack.model_copy(update={"gateway_url": url}))
             self._wait(stack, started)
+            if not (stack.supervisor and stack.supervisor.alive):
+                stack = self._parts.start("supervisor", stack)
             return stack
 
     def down(self) -> list[str]:
-        """Stop all parts, the Gateway first; return the names of those that ran. Data is kept."""
-        with self._lock():
-            stack = StackRecord.read(self._home)
+        """Stop all parts, the supervisor first; return the names of those that ran. Data is kept."""
+        with self._parts.lock():
+            stack = self._parts.read()
             stopped = []
             for name in _STOP_ORDER:
                 part: ProcessRecord | None = getattr(stack, name)
@@ -99,7 +75,7 @@ class EmbeddedStack:
     def _temporal(self, stack: StackRecord) -> StackRecord:
         given = self._config.temporal
         if given.address:
-            return self._write(
+            return self._parts.write(
                 stack.model_copy(
                     update={
                         "temporal": None,
@@ -112,50 +88,18 @@ class EmbeddedStack:
             return stack
         # An address without an embedded server is one that was configured then, and names no port of ours.
         ui_port = int(stack.temporal_ui.rpartition(":")[2]) if stack.temporal and stack.temporal_ui else 0
-        binary = find_or_install(self._config.tools_dir, given.binary)
-        server = LocalServer(
-            binary,
-            self._home / "temporal",
-            _port(stack.temporal),
-            ui_port if ui_port and _free(ui_port) else free_port(),
-            given.namespace,
-        )
-        server.history_limit = given.history_limit
-        part = _part(server.start(), server.port)
-        return self._write(
-            stack.model_copy(
-                update={"temporal": part, "temporal_address": server.address, "temporal_ui": server.ui_url}
-            )
-        )
-
-    def _start(self, name: str, stack: StackRecord, extra: dict[str, str]) -> ProcessRecord:
-        settings = {
-            "HOME": str(self._home),
-            "TEMPORAL__ADDRESS": stack.temporal_address,
-            "TEMPORAL__UI_URL": stack.temporal_ui,
-            **extra,
+        ui_port = ui_port if ui_port and _free(ui_port) else free_port()
+        addresses = {
+            "temporal_address": f"127.0.0.1:{_port(stack.temporal)}",
+            "temporal_ui": f"http://127.0.0.1:{ui_port}",
         }
-        env = {**os.environ, **MALLOC, **{PREFIX + name: value for name, value in settings.items()}}
-        file = config_file()
-        if file is not None:
-            env[ENV] = str(file.resolve())
-        with self._log(name).open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", _MODULES[name]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=env,
-                cwd=self._home,
-            )
-        return _part(process.pid)
-
-    def _log(self, name: str) -> Path:
-        return self._home / f"{name}.log"
+        stack = stack.model_copy(update=addresses)
+        server = self._parts.temporal_server(stack)
+        part = part_of(server.start(), server.port)
+        return self._parts.write(stack.model_copy(update={"temporal": part}))
 
     def _log_size(self, name: str) -> int:
-        log = self._log(name)
+        log = self._parts.log(name)
         return log.stat().st_size if log.exists() else 0
 
     def _wait(self, stack: StackRecord, started: Mapping[str, int]) -> None:
@@ -165,60 +109,29 @@ class EmbeddedStack:
         """
         deadline = time.monotonic() + _READY_LIMIT_S
         while True:
-            for name in _MODULES:
+            for name in _WAITED_FOR:
                 part: ProcessRecord | None = getattr(stack, name)
                 if part is not None and not part.alive:
                     raise QmtlError(
                         "E_STACK",
-                        f"the {name} ended while it started: {_last_line(self._log(name))}",
-                        f"its log: {self._log(name)}",
+                        f"the {name} ended while it started: {self._parts.last_line(name)}",
+                        f"its log: {self._parts.log(name)}",
                     )
-            if all(self._ready(name, before) for name, before in started.items()) and _healthy(stack):
+            ready = all(self._ready(name, before) for name, before in started.items())
+            if ready and processes_submissions(stack.gateway_url):
                 return
             if time.monotonic() > deadline:
                 raise QmtlError(
                     "E_STACK",
                     f"the stack was not ready within {_READY_LIMIT_S:g} s",
-                    f"its logs are in {self._home}",
+                    f"its logs are in {self._parts.home}",
                 )
             time.sleep(0.05)
 
     def _ready(self, name: str, before: int) -> bool:
-        with self._log(name).open("rb") as log:
+        with self._parts.log(name).open("rb") as log:
             log.seek(before)
             return f"{name}: ready" in log.read().decode(errors="replace")
-
-    def _write(self, stack: StackRecord) -> StackRecord:
-        aside = self._home / f"{STACK_FILE}.new"
-        aside.write_text(stack.model_dump_json(indent=2))
-        os.replace(aside, self._home / STACK_FILE)
-        return stack
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Allow one `up` or `down` at a time: two authors who start at once share one stack."""
-        self._home.mkdir(parents=True, exist_ok=True)
-        with (self._home / "stack.lock").open("w") as file:
-            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE)
-            yield
-
-
-def _healthy(stack: StackRecord) -> bool:
-    try:
-        return httpx.get(f"{stack.gateway_url}/health", timeout=5.0, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False  # not listening yet
-
-
-def _part(pid: int, port: int = 0) -> ProcessRecord:
-    try:
-        return ProcessRecord(pid=pid, created=psutil.Process(pid).create_time(), port=port)
-    except psutil.NoSuchProcess as error:
-        raise QmtlError(
-            "E_STACK",
-            "a process of the stack ended as soon as it was started",
-            "qmtl status names the folder with the logs",
-        ) from error
 
 
 def _port(earlier: ProcessRecord | None) -> int:
@@ -232,8 +145,3 @@ def _free(port: int) -> bool:
         for connection in psutil.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr
     )
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "its log is empty"

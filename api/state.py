@@ -7,9 +7,12 @@ from fastapi import Depends, Request
 
 from activities.settings import Settings
 from activities.stores import Stores
+from api.answers import Answers
 from api.auth.keys import KeyRing
 from api.auth.limits import SocketLimit
 from api.auth.tokens import Tokens
+from api.health import HealthCheck
+from api.loops import LoopSupervisor
 from api.stream import Hub
 from temporal.applies import ApplyService
 from temporal.promotions import PromotionService
@@ -29,6 +32,9 @@ class GatewayState:
     tokens: Tokens
     hub: Hub
     sockets: SocketLimit
+    answers: Answers
+    supervisor: LoopSupervisor
+    health: HealthCheck
     revoked: set[str] = field(default_factory=set)
     """Ids of revoked tokens, as last read from the register."""
 

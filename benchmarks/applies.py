@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
+
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.support.desk import Desk
 from tests.support.machine import Machine
@@ -151,12 +154,14 @@ def halted(machine: Machine, client: GatewayClient, desk: Desk) -> dict[str, Any
     pause.
     """
     machine.kill("temporal")
-    session, stop, refused, accepted = desk.session(), threading.Event(), list[float](), [0]
+    actor = jwt.decode(machine.token(), options={"verify_signature": False})["sub"]
+    session, stop, refused, accepted = desk.session(actor=actor), threading.Event(), list[float](), [0]
+    key = SessionKey(session, desk.caller.secrets[session])
 
     def publish() -> None:
         with machine.client() as own:
             while not stop.is_set():
-                verdict = own.publish_orders([desk.order(session, epoch)])[0]
+                verdict = own.publish_orders([desk.order(session, epoch)], key)[0]
                 accepted[0] += verdict.accepted
                 if not verdict.accepted:
                     refused.append(time.perf_counter())

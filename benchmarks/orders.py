@@ -5,10 +5,10 @@ At the store, and over HTTP to a Gateway.
 A call carries ten orders, as the SDK's publisher sends together what waits; and, for comparison, one. At the
 store, with one order a call, a freeze comes every tenth of a second in the midst of it, from another process,
 as a worker makes it; how long it takes is measured, and orders that it refuses don't count. The publishers
-share the two cores with what they measure.
+share the two cores with what they measure; over HTTP they are a process of their own
+(`benchmarks.publishers`).
 """
 
-import http.client
 import json
 import statistics
 import subprocess
@@ -16,25 +16,23 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
+import jwt
 from sqlalchemy import create_engine, text
 
 from activities.fence.acceptance import OrderAcceptance
 from activities.storage.database import Database
 from activities.storage.opening import open_database
-from qmtl_sdk.contracts.orders import Order
-from tests.support.desk import Desk
+from benchmarks.publishers import PUBLISHERS
+from tests.support.desk import Desk, new_order_id
 from tests.support.machine import Machine
 
-PUBLISHERS = 8
 SECONDS = 5.0
-LIMITS = {"store_per_s": 3000, "http_per_s": 1000, "p99_ms": 50, "freeze_p95_ms": 20}
+LIMITS = {"store_per_s": 3000, "http_per_s": 1500, "p99_ms": 50, "freeze_p95_ms": 20}
 
 
 def run() -> Iterator[dict[str, Any]]:
@@ -120,14 +118,16 @@ def measured(orders: OrderAcceptance, desk: Desk, session: str, count: int) -> d
     stop, waits, accepted = threading.Event(), [list[float]() for _ in range(PUBLISHERS)], [0] * PUBLISHERS
     epoch, template = [desk.epoch], desk.order(session, desk.epoch)
 
+    def new_id() -> str:
+        return new_order_id(desk.world, desk.strategies[0])
+
     def publish(number: int) -> None:
         while not stop.is_set():
             call = [
-                template.model_copy(update={"order_id": f"order:{uuid.uuid4().hex}", "epoch": epoch[0]})
-                for _ in range(count)
+                template.model_copy(update={"order_id": new_id(), "epoch": epoch[0]}) for _ in range(count)
             ]
             began = time.perf_counter()
-            verdicts = orders.publish(call)
+            verdicts = orders.publish(call, desk.caller)
             waits[number].append(time.perf_counter() - began)
             accepted[number], epoch[0] = (
                 accepted[number] + sum(verdict.accepted for verdict in verdicts),
@@ -201,20 +201,15 @@ def over_http(backend: str, home: Path, dsn: str | None) -> Iterator[dict[str, A
         database = machine.database()
         try:
             desk = trading(database)
-            template = body(desk.order(desk.session(), desk.epoch))
+            actor = jwt.decode(machine.token(), options={"verify_signature": False})["sub"]
+            session = desk.session(actor=actor)
+            order = json.dumps(desk.order(session, desk.epoch).json_dict())
+            secret = desk.caller.secrets[session]
         finally:
             database.close()
         for together in (10, 1):
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.orders",
-                "publishers",
-                machine.url,
-                machine.token(),
-                template,
-                str(together),
-            ]
+            command = [sys.executable, "-m", "benchmarks.publishers", machine.url, machine.token()]
+            command += [secret, order, str(together), str(SECONDS)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
             found = json.loads(done.stdout)
             yield {
@@ -227,41 +222,5 @@ def over_http(backend: str, home: Path, dsn: str | None) -> Iterator[dict[str, A
         machine.close()
 
 
-def body(order: Order) -> str:
-    return json.dumps({"orders": [order.json_dict()]})
-
-
-def publishers(url: str, token: str, template: str, together: str) -> None:
-    """In a process of its own: eight publishers over HTTP, each with one connection."""
-    found, accepted = [list[float]() for _ in range(PUBLISHERS)], [0] * PUBLISHERS
-    address, stop = urlparse(url), threading.Event()
-    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-
-    def publish(number: int) -> None:
-        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
-        order = json.loads(template)["orders"][0]
-        while not stop.is_set():
-            data = json.dumps(
-                {"orders": [{**order, "order_id": f"order:{uuid.uuid4().hex}"} for _ in range(int(together))]}
-            )
-            began = time.perf_counter()
-            connection.request("POST", "/orders", data, headers)
-            answer = connection.getresponse().read()
-            found[number].append(time.perf_counter() - began)
-            accepted[number] += answer.count(b'"accepted":true')
-        connection.close()
-
-    seconds = side_by_side(publish, stop)
-    print(
-        json.dumps(
-            {
-                "accepted": sum(accepted),
-                "seconds": seconds,
-                "waits": [wait for mine in found for wait in mine],
-            }
-        )
-    )
-
-
 if __name__ == "__main__":
-    {"publishers": publishers, "freezes": freezes}[sys.argv[1]](*sys.argv[2:])
+    {"freezes": freezes}[sys.argv[1]](*sys.argv[2:])

@@ -5,8 +5,9 @@ A crash between the two loses nothing: `recover` starts and signals what the sto
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 from temporalio.client import Client, WorkflowUpdateFailedError
@@ -20,8 +21,10 @@ from activities.messages.apply import AbortRequest, ApplyInput, ApprovalSignal, 
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
-from temporal.client import retry_while_unavailable
+from temporal.client import ended_is_unavailable, retry_while_unavailable
 from temporal.plugin import update_refusal
+from temporal.recorded import recorded
+from temporal.recovery import Attempt, Recovery
 from workflows.apply import ApplyWorkflow
 from workflows.ids import apply_id
 from workflows.options import apply_options
@@ -49,17 +52,20 @@ class ApplyService:
         self._store_id = store_id
         self._requests = requests
         self._approvals = approvals
+        self._recovery = Recovery("an apply")
 
     async def request(
         self, world_id: str, request: ApplyRequest, actor: str, check: Callable[[ApplyPlan], None]
     ) -> ApplyStatus:
         """Request an apply. If Temporal is unavailable, the request is stored and `recover` starts it later.
 
-        Raises QmtlError, as SqlApplyRequests.request, and E_UNAVAILABLE.
+        Raises QmtlError, as SqlApplyRequests.request, and E_RECORDED.
         """
         found = await asyncio.to_thread(self._requests.request, world_id, request, actor, check)
         if found.outcome is None:
-            await self.start(world_id, request.run_id)
+            said = f"the apply is recorded as {request.run_id}; it starts when Temporal is back"
+            async with recorded(said, f"qmtl world abort {world_id} {request.run_id} takes it back"):
+                await self.start(world_id, request.run_id)
         return found
 
     async def start(self, world_id: str, run_id: str) -> None:
@@ -110,13 +116,15 @@ class ApplyService:
     ) -> Approval:
         """Store an authenticated person's approval or rejection, then signal the workflow.
 
-        If Temporal is unavailable, `recover` signals it later. Raises QmtlError, as SqlApprovals.record.
+        If Temporal is unavailable, `recover` signals it later.
+
+        Raises QmtlError, as SqlApprovals.record, and E_RECORDED.
         """
         found = await asyncio.to_thread(self._approvals.record, world_id, run_id, actor, verdict, body)
-        try:
+        what = "approval" if verdict == "approve" else "rejection"
+        said = f"the {what} of {run_id} is recorded; it counts when Temporal is back"
+        async with recorded(said, f"qmtl world abort {world_id} {run_id} takes the apply back"):
             await self._signal(world_id, run_id, found)
-        except QmtlError as error:
-            _log.warning("an approval waits for Temporal", run_id=run_id, why=str(error))
         return found
 
     async def _signal(self, world_id: str, run_id: str, approval: Approval) -> None:
@@ -134,17 +142,21 @@ class ApplyService:
         """Abort an apply that has not switched.
 
         The abort is stored first; from then on nothing is frozen or switched. If Temporal is unavailable,
-        `recover` ends the apply later, and the status has no outcome yet.
+        `recover` ends the apply later.
 
-        Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED.
+        Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_APPLY_SWITCHED, E_RECORDED.
         """
         request = await asyncio.to_thread(self._requests.record_abort, world_id, run_id, actor, reason)
+        said = (
+            f"the abort of {run_id} is recorded: it freezes and switches nothing any more, and ends when "
+            "Temporal and a worker are back"
+        )
         try:
-            await self._abort(world_id, request)
+            async with recorded(said, f"qmtl world applies {world_id} {run_id} shows when it has ended"):
+                await self._abort(world_id, request)
         except QmtlError as error:
-            if error.code == "E_UNAVAILABLE":
-                _log.warning("an abort waits for Temporal", run_id=run_id, why=str(error))
-                return await asyncio.to_thread(self._requests.find, world_id, run_id)
+            if error.code == "E_RECORDED":
+                raise
             found = await self.ended(world_id, run_id)
             if found.outcome != "rolled_back":
                 raise
@@ -154,9 +166,19 @@ class ApplyService:
     async def _abort(self, world_id: str, request: AbortRequest) -> None:
         await self.start(world_id, request.run_id)
         handle = self._client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world_id))
+
+        async def update() -> None:
+            try:
+                await handle.execute_update(ApplyWorkflow.abort, request)
+            except RPCError as error:
+                found = await asyncio.to_thread(self._requests.find, world_id, request.run_id)
+                if found.outcome is not None:
+                    raise
+                raise ended_is_unavailable(error) from error  # it continues as new
+
         try:
             async with asyncio.timeout(_LIMIT_S):
-                await retry_while_unavailable(lambda: handle.execute_update(ApplyWorkflow.abort, request))
+                await retry_while_unavailable(update)
         except WorkflowUpdateFailedError as error:
             raise update_refusal(error) from error.cause
         except TimeoutError as error:
@@ -182,26 +204,27 @@ class ApplyService:
             await asyncio.sleep(_POLL_S)
 
     async def recover(self) -> int:
-        """Start applies that do not run, and send unread approvals and aborts.
+        """Start applies that do not run, and send unread approvals and aborts. Returns how many succeeded.
 
-        Returns how many applies have not ended.
+        What belongs to one apply is sent in this order; applies do not wait for each other.
         """
-        unfinished = await asyncio.to_thread(self._requests.unfinished)
-        for world_id, run_id in unfinished:
-            await self._logged(self.start(world_id, run_id), run_id)
+        steps = defaultdict[str, list[Attempt]](list)
+        for world_id, run_id in await asyncio.to_thread(self._requests.unfinished):
+            steps[f"{world_id}/{run_id}"].append(partial(self.start, world_id, run_id))
         for world_id, abort in await asyncio.to_thread(self._requests.unfinished_aborts):
-            await self._logged(self._abort(world_id, abort), abort.run_id)
+            steps[f"{world_id}/{abort.run_id}"].append(partial(self._abort, world_id, abort))
         for world_id, run_id, approval in await asyncio.to_thread(self._approvals.unread):
-            await self._logged(self._signal(world_id, run_id, approval), run_id)
-        return len(unfinished)
+            steps[f"{world_id}/{run_id}"].append(partial(self._signal, world_id, run_id, approval))
+        return await self._recovery.run({key: partial(_each, found) for key, found in steps.items()})
 
-    @staticmethod
-    async def _logged(call: Coroutine[Any, Any, None], run_id: str) -> None:
-        """Log a failure instead of raising it, so that one apply does not hold up the others.
 
-        (Any: a coroutine's send and yield types, which nobody uses.)
-        """
+async def _each(steps: Sequence[Attempt]) -> None:
+    """Take steps one after another. One that fails does not keep the others from being tried."""
+    failures = []
+    for step in steps:
         try:
-            await call
-        except Exception as error:  # a row that cannot be read, or a refusal of Temporal
-            _log.warning("an apply could not be started or signalled", run_id=run_id, why=repr(error))
+            await step()
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]

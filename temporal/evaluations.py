@@ -1,10 +1,14 @@
-"""The activity that signals EvaluationWorkflow: it needs the Temporal client, so it lives here."""
+"""Requests to EvaluationWorkflow: the activity that signals it, and the update that a person waits for."""
 
 from temporalio import activity
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.messages.evaluation import EvaluationInput, RequestEvaluation
 from activities.messages.stubs import EvaluationActivityStubs
-from workflows.evaluation import EvaluationWorkflow
+from temporal.client import ended_is_unavailable
+from workflows.evaluation import CONTINUES_AS_NEW, EvaluationWorkflow
 from workflows.options import evaluation_options
 
 
@@ -21,3 +25,23 @@ class EvaluationActivities(EvaluationActivityStubs):
             start_signal_args=[command.request],
             **evaluation_options(command.world_id),
         )
+
+
+async def evaluate(client: Client, command: RequestEvaluation) -> None:
+    """Have a world judged, and wait for it. Raises RPCError, which is retried where the next run takes it."""
+    world = EvaluationInput(store_id=command.store_id, world_id=command.world_id)
+    start = WithStartWorkflowOperation(EvaluationWorkflow.run, world, **evaluation_options(command.world_id))
+    try:
+        await client.execute_update_with_start_workflow(
+            EvaluationWorkflow.evaluate,
+            command.request,
+            start_workflow_operation=start,
+            id=command.request.request_id,
+        )
+    except WorkflowUpdateFailedError as error:
+        if not isinstance(error.cause, ApplicationError) or error.cause.type != CONTINUES_AS_NEW:
+            raise
+        # The next run takes it.
+        raise RPCError(error.cause.message, RPCStatusCode.UNAVAILABLE, b"") from error
+    except RPCError as error:
+        raise ended_is_unavailable(error) from error

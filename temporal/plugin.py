@@ -24,6 +24,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 import workflows
 from activities.messages.base import StoreMessage
 from qmtl_sdk.contracts.errors import QmtlError
+from temporal.sandbox import SharedImportsRunner
 
 # The activity that its runner heartbeats, not the worker.
 _LEASE = "compute_lease"
@@ -50,7 +51,11 @@ class QmtlPlugin(SimplePlugin):
     def __init__(self, store_id: str | None = None) -> None:
         interceptors = [ActivityRules(store_id)] if store_id else []
         super().__init__(
-            "qmtl", data_converter=pydantic_data_converter, interceptors=interceptors, workflows=WORKFLOWS
+            "qmtl",
+            data_converter=pydantic_data_converter,
+            interceptors=interceptors,
+            workflows=WORKFLOWS,
+            workflow_runner=SharedImportsRunner(),
         )
 
 

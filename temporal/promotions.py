@@ -13,7 +13,7 @@ from activities.decisions.explain import find_strategy
 from activities.messages.promotion import EndPromotion, PromotionEnd, PromotionInput
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
-from temporal.client import retry_while_unavailable
+from temporal.client import ended_is_unavailable, retry_while_unavailable
 from temporal.plugin import update_refusal
 from workflows.ids import promoted_strategy, promotion_id
 from workflows.options import promotion_options
@@ -120,10 +120,19 @@ class PromotionService:
                 "there is nothing to end",
             )
         handle = self._handle(world_id, strategy_id)
+        request = EndPromotion(actor=actor, reason=reason)
+
+        async def update() -> PromotionView:
+            try:
+                return await handle.execute_update(PromotionWorkflow.end, request)
+            except RPCError as error:
+                now = await self.find(world_id, strategy_id)
+                if error.status != RPCStatusCode.NOT_FOUND or now.outcome:
+                    raise
+                raise ended_is_unavailable(error) from error  # it continues as new
+
         try:
-            return await retry_while_unavailable(
-                lambda: handle.execute_update(PromotionWorkflow.end, EndPromotion(actor=actor, reason=reason))
-            )
+            return await retry_while_unavailable(update, limit_s=_LIMIT_S)
         except RPCError as error:
             raise _unknown(error, world_id, strategy_id) from error
         except WorkflowUpdateFailedError as error:

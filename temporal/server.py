@@ -122,8 +122,34 @@ class LocalServer:
         """Address of the Temporal UI."""
         return f"http://127.0.0.1:{self.ui_port}"
 
+    @property
+    def log(self) -> Path:
+        """The file that the server writes its log to."""
+        return self._folder / "temporal.log"
+
     def start(self) -> int:
         """Start the server, wait until it is ready, and return its pid. Raises QmtlError (E_STACK)."""
+        process = self.launch()
+        deadline = time.monotonic() + _READY_LIMIT_S
+        while not self.is_ready():
+            if process.poll() is not None:
+                raise QmtlError(
+                    "E_STACK",
+                    f"the Temporal server ended with code {process.returncode} while it started",
+                    f"its log: {self.log}",
+                )
+            if time.monotonic() > deadline:
+                process.kill()
+                raise QmtlError(
+                    "E_STACK",
+                    f"the Temporal server was not ready within {_READY_LIMIT_S} s",
+                    f"its log: {self.log}",
+                )
+            time.sleep(0.05)
+        return process.pid
+
+    def launch(self) -> "subprocess.Popen[bytes]":
+        """Start the server without waiting for it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         command = [
             str(self._binary),
@@ -144,27 +170,11 @@ class LocalServer:
         if self.history_limit is not None:
             dynamic.append(f"{_HISTORY_LIMIT}={self.history_limit}")
         command += [part for value in dynamic for part in ("--dynamic-config-value", value)]
-        with (self._folder / "temporal.log").open("ab") as log:
-            self.process = process = subprocess.Popen(
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + _READY_LIMIT_S
-        while not self.is_ready():
-            if process.poll() is not None:
-                raise QmtlError(
-                    "E_STACK",
-                    f"the Temporal server ended with code {process.returncode} while it started",
-                    f"its log: {self._folder / 'temporal.log'}",
-                )
-            if time.monotonic() > deadline:
-                process.kill()
-                raise QmtlError(
-                    "E_STACK",
-                    f"the Temporal server was not ready within {_READY_LIMIT_S} s",
-                    f"its log: {self._folder / 'temporal.log'}",
-                )
-            time.sleep(0.05)
-        return process.pid
+        return self.process
 
     def is_ready(self) -> bool:
         """Whether the server reports that it is healthy."""

@@ -8,15 +8,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 
 import structlog
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import (
     AsyncActivityHandle,
     Client,
-    WithStartWorkflowOperation,
     WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
@@ -24,16 +21,13 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.messages.evaluation import EvaluationInput, EvaluationRequest, RequestEvaluation
+from activities.messages.evaluation import EvaluationRequest, RequestEvaluation
 from activities.messages.submission import (
     Admit,
-    Conclusion,
     RunContextBody,
-    SubmissionInput,
     SubmissionProgress,
 )
 from activities.submissions.activities import AnsweredRequests
-from activities.submissions.context import asks_for_shadow
 from activities.submissions.store import CommitLogStore, RunStore
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
@@ -45,15 +39,31 @@ from qmtl_sdk.contracts.submission import (
     SubmissionAck,
     SubmissionOutcome,
 )
+from temporal.admission import admit
 from temporal.client import ended_is_unavailable, is_unavailable, retry_while_unavailable
+from temporal.evaluations import evaluate
 from temporal.plugin import qmtl_error
-from workflows.evaluation import CONTINUES_AS_NEW, EvaluationWorkflow
+from temporal.recorded import recorded
+from temporal.recovery import Recovery
 from workflows.ids import split_lease_id, submission_id_of
-from workflows.options import WORKFLOW_QUEUE, evaluation_options, submission_options
 from workflows.submission import SubmissionWorkflow
+
+# Seconds of retries of an update of a run that may have ended.
+_LIMIT_S = 10.0
 
 # Seconds in which the activity of a granted lease starts.
 _LEASE_BEGINS_S = 15.0
+
+# Seconds of retries while Temporal is unavailable, before a submission is left to `recover`.
+_AWAY_LIMIT_S = 30.0
+
+# Seconds in which a worker admits a submission; a client waits longer.
+_ADMIT_LIMIT_S = 75.0
+
+# What to do about a submission that is recorded.
+_SUBMIT_AGAIN = "submit again then to compute it; without a runner it ends by itself and changes nothing"
+# Submissions that one recovery takes. Those that fail are so few that there is always room for others.
+_RECOVER_MOST = 10_000
 
 _log = structlog.get_logger()
 
@@ -76,72 +86,76 @@ class SubmissionService:
         self._runs = runs
         self._decisions = decisions
         self._heartbeat_s = heartbeat_timeout_s
+        self._recovery = Recovery("a submission")
 
     async def submit(self, submit: StrategySubmit, actor: str) -> SubmissionAck:
         """Admit a submission. Idempotent: the same key and body get the same answer.
 
-        Raises QmtlError, also for a submission that was refused before.
+        Raises QmtlError, also for a submission that was refused before; E_RECORDED where it is in the log and
+        cannot be started now: `recover` does that later.
         """
         entry = await asyncio.to_thread(self._log.append, submit, actor)
         if entry.ack is not None:
-            return await self._lease_for(submit, entry.ack)
+            return await self._lease_for(submit, entry.ack, actor)
         if entry.refused is not None:
             raise QmtlError(
                 entry.refused, "this submission was refused before", "submit again with a new idempotency key"
             )
-        return await self._admit(submit)
+        said = f"the submission is recorded as {submit.idempotency_key}; it starts when Temporal is back"
+        async with recorded(said, _SUBMIT_AGAIN, _ADMIT_LIMIT_S):
+            ack = await self._admit(submit, actor)
+        return ack
 
-    async def _lease_for(self, submit: StrategySubmit, ack: SubmissionAck) -> SubmissionAck:
+    async def _lease_for(self, submit: StrategySubmit, ack: SubmissionAck, actor: str) -> SubmissionAck:
         """Return the recorded answer; add a lease if a recovery, which requests none, admitted it."""
         if ack.lease is not None or not submit.runner:
             return ack
-        handle = self._client.get_workflow_handle_for(
-            SubmissionWorkflow.run, ack.workflow_id, run_id=ack.run_id
-        )
-        ask = Admit(idempotency_key=submit.idempotency_key, runner=submit.runner)
-        try:
-            return await retry_while_unavailable(
-                lambda: handle.execute_update(
-                    SubmissionWorkflow.admit, ask, id=f"{submit.idempotency_key}:{submit.runner}"
+        handle = self._client.get_workflow_handle_for(SubmissionWorkflow.run, ack.workflow_id)
+        ask = Admit.of(submit, actor, ack.run_id)
+
+        async def lease() -> SubmissionAck:
+            try:
+                return await handle.execute_update(
+                    SubmissionWorkflow.admit, ask, id=f"{submit.idempotency_key}:{ask.runner}"
                 )
-            )
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            return ack  # the run has ended: its outcome is stored
+            except RPCError as error:
+                if await asyncio.to_thread(self._runs.outcome, ack.run_id) is not None:
+                    raise
+                raise ended_is_unavailable(error) from error  # it continues as new
+
+        try:
+            return await retry_while_unavailable(lease, limit_s=_LIMIT_S)
+        except (RPCError, WorkflowUpdateFailedError) as error:
+            _log.info("the run of a submission has ended", run_id=ack.run_id, why=str(error))
+            return ack
 
     async def recover(self) -> int:
-        """Start submissions that an earlier Gateway logged and no run admitted. Returns their number."""
-        waiting = await asyncio.to_thread(self._log.waiting)
-        for entry in waiting:
-            try:
-                submit = await asyncio.to_thread(self._log.body, entry.idempotency_key)
-                await self._admit(submit.model_copy(update={"runner": ""}))
-            except QmtlError:
-                pass  # a refusal is recorded in the log for the caller's retry
-            except Exception as error:  # a body that cannot be read, or a refusal of Temporal
-                _log.warning("a submission could not be started", key=entry.idempotency_key, why=repr(error))
-        return len(waiting)
+        """Start submissions that an earlier Gateway logged and no run admitted. Returns how many it started.
 
-    async def _admit(self, submit: StrategySubmit) -> SubmissionAck:
+        One that is refused is done: the refusal is in the log, for the caller's retry.
+        """
+        waiting = await asyncio.to_thread(self._log.waiting, _RECOVER_MOST)
+        return await self._recovery.run({key: partial(self._start, key) for key in waiting})
+
+    async def _start(self, key: str) -> None:
+        submit = await asyncio.to_thread(self._log.body, key)
         try:
-            return await retry_while_unavailable(lambda: self._update_with_start(submit))
+            await self._admit(submit.model_copy(update={"runner": ""}), "")
+        except QmtlError as error:
+            if error.code == "E_UNAVAILABLE":
+                raise
+
+    async def _admit(self, submit: StrategySubmit, actor: str) -> SubmissionAck:
+        try:
+            return await retry_while_unavailable(
+                lambda: admit(self._client, self._store_id, self._heartbeat_s, submit, actor), _AWAY_LIMIT_S
+            )
         except WorkflowUpdateFailedError as error:
             if not isinstance(error.cause, ApplicationError):
                 raise
             refusal = qmtl_error(error.cause)
             await asyncio.to_thread(self._log.refuse, submit.idempotency_key, refusal.code)
             raise refusal from error
-
-    async def _update_with_start(self, submit: StrategySubmit) -> SubmissionAck:
-        start = _start_operation(self._store_id, self._heartbeat_s, submit)
-        ask = Admit(idempotency_key=submit.idempotency_key, runner=submit.runner)
-        try:
-            return await self._client.execute_update_with_start_workflow(
-                SubmissionWorkflow.admit, ask, start_workflow_operation=start, id=submit.idempotency_key
-            )
-        except RPCError as error:
-            raise ended_is_unavailable(error) from error
 
     async def heartbeat(self, lease_id: str, heartbeat: Heartbeat) -> None:
         """Forward a runner's heartbeat. Raises QmtlError: E_LEASE_UNKNOWN, E_LEASE_LOST."""
@@ -170,7 +184,7 @@ class SubmissionService:
         run = await self.lease_run(lease_id)
         _, activity_id = split_lease_id(lease_id)
         handle = self._client.get_async_activity_handle(
-            workflow_id=submission_id_of(run), run_id=run.run_id, activity_id=activity_id
+            workflow_id=submission_id_of(run), run_id=None, activity_id=activity_id
         )
         deadline = time.monotonic() + _LEASE_BEGINS_S
         while True:
@@ -189,15 +203,14 @@ class SubmissionService:
             await asyncio.sleep(0.05)
 
     async def progress(self, run: RunContextBody) -> SubmissionProgress | None:
-        """Query a run's progress. Returns None if its workflow can't answer now."""
-        handle = self._client.get_workflow_handle_for(
-            SubmissionWorkflow.run, submission_id_of(run), run_id=run.run_id
-        )
+        """Query a run's progress. Returns None if its workflow can't answer now, or a later run has begun."""
+        handle = self._client.get_workflow_handle_for(SubmissionWorkflow.run, submission_id_of(run))
         try:
-            return await retry_while_unavailable(
+            found = await retry_while_unavailable(
                 lambda: handle.query(SubmissionWorkflow.progress, rpc_timeout=timedelta(seconds=5)),
                 limit_s=5.0,
             )
+            return found if found.run_id == run.run_id else None
         except (RPCError, QmtlError) as error:
             _log.info("the progress of a run can't be read", run_id=run.run_id, why=str(error))
             return None
@@ -217,7 +230,7 @@ class SubmissionService:
             if outcome is not None or left <= 0:
                 return outcome
             try:
-                await asyncio.wait_for(handle.result(follow_runs=False), min(left, 5.0))
+                await asyncio.wait_for(handle.result(), min(left, 5.0))
             except TimeoutError:
                 continue
             except WorkflowFailureError as error:
@@ -238,60 +251,10 @@ class SubmissionService:
             world_id=world_id,
             request=EvaluationRequest(request_id=request_id, reason=reason, requested_by=requested_by),
         )
-        await retry_while_unavailable(lambda: _evaluate(self._client, command))
+        await retry_while_unavailable(lambda: evaluate(self._client, command))
         decision = await asyncio.to_thread(self._decisions.answer, request_id)
         assert decision is not None  # the update has returned, so it is stored
         return decision
-
-    async def workers(self) -> int:
-        """Count the workers that poll for workflow tasks."""
-        request = DescribeTaskQueueRequest(
-            namespace=self._client.namespace,
-            task_queue=TaskQueue(name=WORKFLOW_QUEUE),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-        )
-        answer = await retry_while_unavailable(
-            lambda: self._client.workflow_service.describe_task_queue(request, timeout=timedelta(seconds=3)),
-            limit_s=3.0,
-        )
-        return len(answer.pollers)
-
-
-def _start_operation(
-    store_id: str, heartbeat_timeout_s: float, submit: StrategySubmit
-) -> WithStartWorkflowOperation[SubmissionWorkflow, Conclusion]:
-    submission = SubmissionInput(
-        store_id=store_id,
-        log_key=submit.idempotency_key,
-        world_id=submit.world_id,
-        strategy_id=submit.dag.strategy_id,
-        name=submit.meta.name,
-        nodes=len(submit.dag.nodes),
-        heartbeat_timeout_s=heartbeat_timeout_s,
-    )
-    options = submission_options(
-        submit.world_id, submission.strategy_id, submission.label, asks_for_shadow(submit)
-    )
-    return WithStartWorkflowOperation(SubmissionWorkflow.run, submission, **options)
-
-
-async def _evaluate(client: Client, command: RequestEvaluation) -> None:
-    world = EvaluationInput(store_id=command.store_id, world_id=command.world_id)
-    start = WithStartWorkflowOperation(EvaluationWorkflow.run, world, **evaluation_options(command.world_id))
-    try:
-        await client.execute_update_with_start_workflow(
-            EvaluationWorkflow.evaluate,
-            command.request,
-            start_workflow_operation=start,
-            id=command.request.request_id,
-        )
-    except WorkflowUpdateFailedError as error:
-        if not isinstance(error.cause, ApplicationError) or error.cause.type != CONTINUES_AS_NEW:
-            raise
-        # The next run takes it.
-        raise RPCError(error.cause.message, RPCStatusCode.UNAVAILABLE, b"") from error
-    except RPCError as error:
-        raise ended_is_unavailable(error) from error
 
 
 def _lease_unknown(lease_id: str) -> QmtlError:

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +25,7 @@ from activities.promotions.sql import SqlPromotions
 from activities.queues.activities import QueueActivities
 from activities.queues.upkeep import QueueRetention
 from activities.settings import Settings, settings
+from activities.storage.heartbeats import Pulse
 from activities.stores import Stores
 from activities.submissions.activities import SubmissionActivities
 from activities.submissions.lease import compute_lease
@@ -33,13 +34,18 @@ from temporal.client import connect
 from temporal.evaluations import EvaluationActivities
 from temporal.schedules import create_schedules
 from temporal.shutdown import exit_process
+from temporal.versions import Versions, build_id, deployment
 from workflows.options import ORDER_QUEUE, WORKFLOW_QUEUE, WORLD_QUEUE
 
 # The cached workflows of a killed worker go to another one after this long (Temporal's default is 10 s).
 _STICKY_TIMEOUT = timedelta(seconds=1)
 
-# Threads for synchronous activities, shared by the three task queues.
-_THREADS = 16
+# Threads for the synchronous activities of each task queue. Short calls of the store and the steps of an
+# apply have their own, so that nothing slow delays an acknowledgement or a freeze.
+_THREADS = {WORLD_QUEUE: 8, ORDER_QUEUE: 4, WORKFLOW_QUEUE: 8}
+
+# Seconds between two notes for the heartbeat that the event loop and the pollers run.
+_NOTE_S = 1.0
 
 # An activity. (Any: each takes a message of its own.)
 Activity = Callable[..., Any]
@@ -67,23 +73,27 @@ def activities_of(instance: object) -> list[Activity]:
 
 @asynccontextmanager
 async def serving(
-    client: Client, stores: Stores, interceptors: Sequence[Interceptor] = ()
-) -> AsyncIterator[None]:
-    """Serve every task queue while the block runs. The client must carry the plugin with the store's id."""
+    client: Client, stores: Stores, interceptors: Sequence[Interceptor] = (), build: str | None = None
+) -> AsyncIterator[Sequence[Worker]]:
+    """Serve every task queue while the block runs. The client must carry the plugin with the store's id.
+
+    `build`: the worker's deployment version; without one it serves what no version is responsible for.
+    """
+    workers = []
     async with AsyncExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
         activities = _activities(stores)
-        for queue in (WORLD_QUEUE, ORDER_QUEUE, WORKFLOW_QUEUE):
+        for queue, threads in _THREADS.items():
             worker = Worker(
                 client,
                 task_queue=queue,
                 activities=activities,
-                activity_executor=pool,
+                activity_executor=stack.enter_context(ThreadPoolExecutor(threads)),
+                deployment_config=deployment(build) if build else None,
                 interceptors=interceptors,
                 sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
             )
-            await stack.enter_async_context(worker)
-        yield
+            workers.append(await stack.enter_async_context(worker))
+        yield workers
 
 
 async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> None:
@@ -95,9 +105,19 @@ async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> Non
     try:
         client = await connect(config.temporal, stores.database.store_id)
         await create_schedules(client, stores.database.store_id)
-        async with serving(client, stores, interceptors):
-            print("worker: ready", flush=True)
-            await stop.wait()
+        build = build_id()
+        with Pulse(stores.database, "worker") as pulse:
+            async with serving(client, stores, interceptors, build) as workers:
+                versions = Versions(client, build)
+                await versions.begin()
+                upgrades = asyncio.create_task(versions.keep())
+                print("worker: ready", flush=True)
+                while not stop.is_set():
+                    if all(worker.is_running for worker in workers):
+                        pulse.worked()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), _NOTE_S)
+                upgrades.cancel()
     finally:
         stores.close()
 

@@ -11,8 +11,8 @@
 
 The store does each step once, however often an activity is repeated. A run that replaces a lost one repeats
 the steps, or records the end where the world was restored or unfrozen without a switch. An abort is accepted
-until the switch begins. A cancellation through Temporal is an abort: it reaches no step, and one that comes
-after the switch has begun changes nothing.
+until the switch begins. A long wait for approvals continues as new. A cancellation through Temporal is an
+abort: it reaches no step, and one that comes after the switch has begun changes nothing.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from temporalio import workflow
+from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
@@ -48,10 +49,11 @@ with workflow.unsafe.imports_passed_through():
     from workflows.markdown import one_line, with_reason
     from workflows.options import STORE
     from workflows.search_attributes import SEARCH_RUN, SEARCH_STEP
+    from workflows.waiting import run_to_the_end, wait_until
     from workflows.world_change import WorldChange
 
 
-@workflow.defn
+@workflow.defn(versioning_behavior=VersioningBehavior.PINNED)
 class ApplyWorkflow:
     """Carries out the plan of one apply."""
 
@@ -70,13 +72,7 @@ class ApplyWorkflow:
     @workflow.run
     async def run(self, apply: ApplyInput) -> ApplyEnd:
         """Carry out the plan. The result says how the apply ended, and under which epoch."""
-        steps = asyncio.create_task(self._carry_out(apply))
-        while not steps.done():
-            try:
-                await asyncio.shield(steps)  # a step that is cancelled may be done all the same
-            except asyncio.CancelledError:
-                self._request_abort(_cancelled(apply))
-        return steps.result()
+        return await run_to_the_end(self._carry_out(apply), lambda: self._request_abort(_cancelled(apply)))
 
     async def _carry_out(self, apply: ApplyInput) -> ApplyEnd:
         """Perform the steps of the plan, and record the outcome."""
@@ -101,7 +97,7 @@ class ApplyWorkflow:
         self._past_abort = True
         await self._world.conclude(outcome, reason)
         self._show(outcome, reason)
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        await wait_until(workflow.all_handlers_finished)
         return ApplyEnd(run_id=apply.run_id, outcome=outcome, reason=reason, epoch=self._world.epoch)
 
     async def _perform(self, step: PlanStep) -> None:
@@ -127,25 +123,33 @@ class ApplyWorkflow:
             return  # it was approved, to a run that this one replaces
         deadline = await self._approvals.begin(step)
         while not self._approvals.are_enough(step):
+            await self._continue_as_new()
             await self._await_signal(step, deadline)
             self._end_if_aborted()
             await self._approvals.read()
+
+    async def _continue_as_new(self) -> None:
+        """Continue as new if the history is long: all that was given so far is in the store.
+
+        Returns instead if there is an abort or a signal to act on.
+        """
+        if not workflow.info().is_continue_as_new_suggested():
+            return
+        await wait_until(lambda: self._abort is not None or workflow.all_handlers_finished())
+        if self._abort is None and not self._approvals.unread:
+            workflow.continue_as_new(self._apply)
 
     async def _await_signal(self, step: AwaitApprovals, deadline: datetime) -> None:
         missing = missing_approvals(self._apply, step, self._approvals.approved_by)
         self._show("approval", missing)
         try:
-            await workflow.wait_condition(
+            await wait_until(
                 lambda: self._approvals.unread or self._abort is not None,
-                timeout=max(deadline - workflow.now(), timedelta(0)),
-                timeout_summary=one_line(missing),
+                max(deadline - workflow.now(), timedelta(0)),
+                one_line(missing),
             )
         except TimeoutError:
-            limit = format_duration(step.expires_s)
-            raise EndedError("rolled_back", f"no approval within {limit}") from None
-        except asyncio.CancelledError:
-            # The SDK raises this in every wait that ends as a cancellation arrives; `run` makes it an abort.
-            workflow.logger.info("the wait for approvals was cancelled")
+            raise EndedError("rolled_back", f"no approval within {format_duration(step.expires_s)}") from None
 
     # freeze, drain, switch
 

@@ -24,9 +24,9 @@ class ComputeLease:
         self.runner = ""
         self.reached = Heartbeat()
         self.cancelled = False
+        self.granted = 0
         self._command = command
         self._heartbeat_timeout_s = heartbeat_timeout_s
-        self._granted = 0
         self._activity_id = ""  # set from the grant until the lease ends
         self._task: asyncio.Task[EvidenceRef] | None = None
 
@@ -35,18 +35,26 @@ class ComputeLease:
         """The id of the present lease; empty if there is none."""
         return lease_id(self._command.run_id, self._activity_id) if self._activity_id else ""
 
+    @property
+    def offer(self) -> Lease:
+        """The lease that the next `grant` grants."""
+        return self._lease(lease_activity_id(self._command.run_id, self.granted + 1))
+
     def grant(self, runner: str) -> None:
         """Grant a new lease to a runner."""
         self.runner = runner
-        self._granted += 1
-        self._activity_id = lease_activity_id(self._granted)
+        self.granted += 1
+        self._activity_id = lease_activity_id(self._command.run_id, self.granted)
 
     def lease_of(self, runner: str) -> Lease | None:
         """Return the lease if this runner holds it. The same runner may request it again."""
         if not runner or runner != self.runner or not self._activity_id:
             return None
+        return self._lease(self._activity_id)
+
+    def _lease(self, activity_id: str) -> Lease:
         return Lease(
-            lease_id=self.lease_id,
+            lease_id=lease_id(self._command.run_id, activity_id),
             heartbeat_timeout_s=self._heartbeat_timeout_s,
             resume_from=self.reached.json_dict(),
         )

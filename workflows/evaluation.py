@@ -13,6 +13,7 @@ import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
+from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -36,7 +37,7 @@ CONTINUES_AS_NEW = "CONTINUES_AS_NEW"
 _TAKEN_OVER = 1000
 
 
-@workflow.defn
+@workflow.defn(versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
 class EvaluationWorkflow:
     """Judges one world, for everyone who requests it."""
 

@@ -55,9 +55,12 @@ def renewal_id(store_id: str) -> str:
     return f"renewal:{store_id[:_STORE_ID_LENGTH]}"
 
 
-def lease_activity_id(number: int) -> str:
-    """Build the activity id of a run's lease: `number` counts its leases from 1."""
-    return f"lease-{number}"
+def lease_activity_id(run_id: str, number: int) -> str:
+    """Build the activity id of a run's lease: `number` counts its leases from 1.
+
+    A runner reaches the activity by the id of the workflow, which later runs share, so it names its run.
+    """
+    return f"lease-{number}-{run_id[-12:]}"
 
 
 def lease_id(run_id: str, activity_id: str) -> str:

@@ -7,14 +7,16 @@
 3. An apply that does not complete ends the promotion. People decided that; they can request another one.
 """
 
+import asyncio
 from contextlib import suppress
 from datetime import timedelta
 
 from temporalio import workflow
+from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ApplicationError, ChildWorkflowError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
-    from activities.messages.apply import ApplyInput, ApprovalSignal
+    from activities.messages.apply import ApplyEnd, ApplyInput, ApprovalSignal
     from activities.messages.promotion import (
         ApplyRequestResult,
         CheckConditions,
@@ -31,6 +33,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.markdown import one_line, paragraphs, table, with_reason
     from workflows.options import STORE, WAIT, apply_options
     from workflows.search_attributes import SEARCH_STEP
+    from workflows.waiting import run_to_the_end, wait_until
 
 # Time between two checks of conditions that don't come to be met by time alone.
 CHECK_EVERY = timedelta(minutes=1)
@@ -39,7 +42,7 @@ CHECK_EVERY = timedelta(minutes=1)
 _AFTER_DUE = timedelta(milliseconds=1)
 
 
-@workflow.defn
+@workflow.defn(versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
 class PromotionWorkflow:
     """Takes one strategy to its target, stage by stage."""
 
@@ -50,6 +53,7 @@ class PromotionWorkflow:
         self._applies = promotion.applies
         self._progress: PromotionProgress | None = None
         self._apply_run = ""
+        self._child: asyncio.Task[ApplyEnd] | None = None
         self._end: EndPromotion | None = None
         self._check_now = False
         self._waits_for = ""
@@ -57,14 +61,25 @@ class PromotionWorkflow:
 
     @workflow.run
     async def run(self, promotion: PromotionInput) -> PromotionEnd:
-        """Promote until the target is reached, an apply does not complete, or someone ends it."""
+        """Promote until the target is reached, an apply does not complete, or someone ends it.
+
+        A cancellation through Temporal ends it, and aborts its apply unless that has switched.
+        """
+        return await run_to_the_end(self._carry_out(promotion), self._cancelled)
+
+    def _cancelled(self) -> None:
+        self._end = self._end or EndPromotion(actor="temporal", reason="the workflow was cancelled")
+        if self._child is not None:
+            self._child.cancel()
+
+    async def _carry_out(self, promotion: PromotionInput) -> PromotionEnd:
         if not promotion.run_id:
             await self._publish("requested", promotion.requested_by, promotion.reason)
         outcome, reason = await self._promote()
         await self._publish(outcome, self._end.actor if self._end else promotion.requested_by, reason)
         self._show(outcome, reason)
         self._outcome = outcome
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        await wait_until(workflow.all_handlers_finished)
         return PromotionEnd(outcome=outcome, reason=reason)
 
     async def _promote(self) -> tuple[str, str]:
@@ -115,15 +130,21 @@ class PromotionWorkflow:
         world_id, run_id = command.world_id, command.run_id
         self._apply_run = run_id
         self._show("apply", f"apply to {command.target} under way: `qmtl world applies {world_id} {run_id}`")
-        try:
-            await workflow.execute_child_workflow(
+        self._child = asyncio.create_task(
+            workflow.execute_child_workflow(
                 ApplyWorkflow.run,
                 ApplyInput(store_id=command.store_id, world_id=world_id, run_id=run_id),
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 **apply_options(world_id, run_id, request.title, request.approvals),
             )
+        )
+        try:
+            await self._child
         except (WorkflowAlreadyStartedError, ChildWorkflowError) as error:
             workflow.logger.info("another run of the apply carries it out: %s", error)
+        except asyncio.CancelledError:
+            workflow.logger.info("the apply was cancelled before it began; a Gateway carries it out")
+        self._child = None
         end = await workflow.execute_activity_method(
             PromotionActivityStubs.apply_ended,
             command,
@@ -136,32 +157,27 @@ class PromotionWorkflow:
     async def _wait(self, progress: PromotionProgress, waits_for: str) -> None:
         """Wait until the unmet conditions are due; for a minute if one has no due time; or for a message."""
         self._show("waiting", waits_for)
-        due_times = [condition.due for condition in progress.unmet if condition.due]
-        timeout = CHECK_EVERY
-        if due_times and len(due_times) == len(progress.unmet):
-            timeout = max(max(due_times) - workflow.now(), timedelta(0)) + _AFTER_DUE
         if workflow.info().is_continue_as_new_suggested():
             await self._continue_as_new()
         with suppress(TimeoutError):  # then the conditions are checked again
-            await workflow.wait_condition(
+            await wait_until(
                 lambda: self._check_now or self._end is not None,
-                timeout=timeout,
-                timeout_summary=one_line(f"waiting: {waits_for}"),
+                _next_check(progress),
+                one_line(f"waiting: {waits_for}"),
             )
         self._check_now = False
 
     async def _continue_as_new(self) -> None:
         """Continue as new. Returns instead if someone ends the promotion: `end` waits for the outcome."""
-        await workflow.wait_condition(lambda: self._end is not None or workflow.all_handlers_finished())
+        await wait_until(lambda: self._end is not None or workflow.all_handlers_finished())
         if self._end is None:
             workflow.continue_as_new(
                 self._promotion.model_copy(update={"run_id": self._run, "applies": self._applies})
             )
 
     async def _publish(self, state: str, actor: str, reason: str) -> None:
-        command = PublishPromotion(
-            **self._strategy(), run_id=self._run, state=state, actor=actor, reason=reason
-        )
+        named = self._strategy()
+        command = PublishPromotion(**named, run_id=self._run, state=state, actor=actor, reason=reason)
         await workflow.execute_local_activity_method(
             PromotionActivityStubs.publish_promotion,
             command,
@@ -189,11 +205,8 @@ class PromotionWorkflow:
         if not self._apply_run:
             workflow.logger.info("no apply is under way to %s", verdict)
             return
-        apply = workflow.get_external_workflow_handle(apply_id(self._promotion.world_id))
-        try:
-            await apply.signal(verdict, approval.model_copy(update={"run_id": self._apply_run}))
-        except ApplicationError as error:
-            workflow.logger.info("the apply has ended: %s", error)
+        approval = approval.model_copy(update={"run_id": self._apply_run})
+        await _signal_apply(self._promotion.world_id, verdict, approval)
 
     @workflow.signal
     def check(self) -> None:
@@ -218,23 +231,33 @@ class PromotionWorkflow:
     @workflow.query
     def gate(self) -> PromotionView:
         """Return the promotion's progress and what it waits for."""
-        promotion = self._promotion.model_dump(
-            include={"world_id", "strategy_id", "to", "requested_by", "reason"}
-        )
-        return PromotionView.model_validate(
-            {
-                **promotion,
-                "progress": self._progress,
-                "apply_run": self._apply_run,
-                "waits_for": self._waits_for,
-                "outcome": self._outcome,
-            }
+        return PromotionView(
+            **self._promotion.model_dump(include={"world_id", "strategy_id", "to", "requested_by", "reason"}),
+            progress=self._progress,
+            apply_run=self._apply_run,
+            waits_for=self._waits_for,
+            outcome=self._outcome,
         )
 
     def _show(self, status: str, waits_for: str) -> None:
         self._waits_for = waits_for
         workflow.set_current_details(_details(status, waits_for, self._promotion, self._progress))
         workflow.upsert_search_attributes([SEARCH_STEP.value_set(status)])
+
+
+def _next_check(progress: PromotionProgress) -> timedelta:
+    """How long to wait: until the unmet conditions are due, or a minute where one has no due time."""
+    due_times = [condition.due for condition in progress.unmet if condition.due]
+    if due_times and len(due_times) == len(progress.unmet):
+        return max(max(due_times) - workflow.now(), timedelta(0)) + _AFTER_DUE
+    return CHECK_EVERY
+
+
+async def _signal_apply(world_id: str, verdict: str, approval: ApprovalSignal) -> None:
+    try:
+        await workflow.get_external_workflow_handle(apply_id(world_id)).signal(verdict, approval)
+    except ApplicationError as error:
+        workflow.logger.info("the apply has ended: %s", error)
 
 
 def _details(

@@ -4,6 +4,7 @@ A renewal counts as no further pass or failure, so hysteresis keeps every strate
 """
 
 from temporalio import workflow
+from temporalio.common import VersioningBehavior
 
 with workflow.unsafe.imports_passed_through():
     from activities.messages.evaluation import EvaluationRequest, RenewalDone, RenewalInput, RequestEvaluation
@@ -13,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.options import SLOW, STORE
 
 
-@workflow.defn
+@workflow.defn(versioning_behavior=VersioningBehavior.AUTO_UPGRADE)
 class RenewalWorkflow:
     """Renews the decisions of a store's worlds before they are stale."""
 

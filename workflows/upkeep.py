@@ -4,6 +4,7 @@ A queue whose archive can't be read back is left unchanged. The result names it,
 """
 
 from temporalio import workflow
+from temporalio.common import VersioningBehavior
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -21,7 +22,7 @@ _QUEUES_PER_RUN = 2000
 _SHOWN_FAILURES = 20
 
 
-@workflow.defn
+@workflow.defn(versioning_behavior=VersioningBehavior.PINNED)
 class UpkeepWorkflow:
     """Applies retention to the queues of a store."""
 

@@ -22,6 +22,16 @@ TokenState = Literal["good", "revoked", "unknown"]
 """Whether a token with a valid signature may be used."""
 
 
+def require_good(state: TokenState) -> None:
+    """Raise QmtlError (E_TOKEN_REVOKED) where a token is revoked or was never registered."""
+    if state != "good":
+        raise QmtlError(
+            "E_TOKEN_REVOKED",
+            "the token has been revoked" if state == "revoked" else "the token is not in the register",
+            "ask an operator for a new one: qmtl token create",
+        )
+
+
 class SqlTokenStore:
     """Stores, lists and revokes tokens."""
 

@@ -24,6 +24,8 @@ def explain(reference: str, context: PlanningContext, states: Mapping[str, Hyste
         f"(policy version {decision.policy_version}, judged {decision.decided_at:%Y-%m-%d %H:%M:%S} UTC)",
         *judgment_lines(item),
     ]
+    if any(found.halted for found in context.activations if found.strategy_id == item.strategy_id):
+        lines.append(f"  halted: qmtl world resume {world_id} -s {item.label} lifts it")
     state = states.get(item.strategy_id)
     if state is not None:
         lines.append(state_line(state))

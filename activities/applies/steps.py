@@ -16,6 +16,7 @@ from sqlmodel import col, select
 from activities.applies import transitions
 from activities.applies.status import apply_unknown, running_apply
 from activities.decisions.sql import newest_decision
+from activities.fence.activations import halts_of
 from activities.fence.halts import lift_halt
 from activities.fence.state import OPEN, locked_fence, open_fence
 from activities.messages.apply import ApprovalWait, GateChange, StepDone
@@ -109,8 +110,13 @@ class SqlApplySteps:
                     run_id=running.run_id,
                 )
             if not lifted:
+                halted = ", ".join(item.label for item in halts_of(tx.session, world_id))
                 raise QmtlError(
-                    "E_WORLD_OPEN", f"{world_id} is neither halted nor frozen", "there is nothing to resume"
+                    "E_WORLD_OPEN",
+                    f"{world_id} is neither halted nor frozen",
+                    f"resume one of its halted strategies with -s STRATEGY: {halted}"
+                    if halted
+                    else "there is nothing to resume",
                 )
             if left_frozen:
                 decision = newest_decision(tx.session, world_id)

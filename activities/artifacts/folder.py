@@ -1,5 +1,6 @@
 """Artifacts as files of a folder: one file for each hash, in subfolders named by its first two digits."""
 
+import errno
 import os
 import re
 import uuid
@@ -8,6 +9,9 @@ from pathlib import Path
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import PREFIX
+
+# Errors that say nothing about the file: too many open files, no memory, a file system that went away.
+_OF_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
 
 _HASH = re.compile(r"blake3:[0-9a-f]{64}")
 
@@ -44,16 +48,19 @@ class FolderArtifacts:
     def get(self, hash: str) -> bytes:
         """Read an artifact.
 
-        Raises QmtlError: E_ARTIFACT_HASH where the hash is malformed or the bytes are damaged,
-        E_ARTIFACT_UNKNOWN, E_UNAVAILABLE.
+        Raises QmtlError: E_ARTIFACT_HASH where the hash is malformed, E_ARTIFACT_UNKNOWN; E_ARTIFACT_DAMAGED
+        where this file has other bytes or cannot be read; E_UNAVAILABLE where the folder cannot be.
         """
         path = self._path(hash)
         try:
             data = path.read_bytes()
-        except FileNotFoundError as error:
-            if not self._root.exists():
+        except OSError as error:
+            self._require_folder(error)
+            if not isinstance(error, FileNotFoundError):
                 raise QmtlError(
-                    "E_UNAVAILABLE", f"there is no folder {self._root}", "mount it, or check home"
+                    "E_ARTIFACT_DAMAGED",
+                    f"artifact {hash} can't be read: {error.strerror}",
+                    "mend its file, or restore it from a backup",
                 ) from error
             raise QmtlError(
                 "E_ARTIFACT_UNKNOWN",
@@ -61,8 +68,23 @@ class FolderArtifacts:
                 "upload it first with PUT /artifacts/{hash}",
             ) from error
         if content_hash(data) != hash:
-            raise QmtlError("E_ARTIFACT_HASH", f"artifact {hash} is damaged", "restore it from a backup")
+            raise QmtlError("E_ARTIFACT_DAMAGED", f"artifact {hash} is damaged", "restore it from a backup")
         return data
+
+    def _require_folder(self, error: OSError) -> None:
+        """Check that the fault is one file's and not the folder's or this process's. Raises QmtlError."""
+        try:
+            os.scandir(self._root).close()
+        except OSError as folder_error:
+            error = folder_error
+        else:
+            if error.errno not in _OF_PROCESS:
+                return
+        raise QmtlError(
+            "E_UNAVAILABLE",
+            f"the folder {self._root} can't be read: {error.strerror}",
+            "mount it, or check home",
+        ) from error
 
     def _path(self, hash: str) -> Path:
         if not _HASH.fullmatch(hash):

@@ -15,6 +15,6 @@ class ArtifactStore(Protocol):
     def get(self, content_hash: str) -> bytes:
         """Read an artifact.
 
-        Raises QmtlError: E_ARTIFACT_HASH where the hash is malformed or the bytes are damaged,
-        E_ARTIFACT_UNKNOWN, E_UNAVAILABLE.
+        Raises QmtlError: E_ARTIFACT_HASH where the hash is malformed, E_ARTIFACT_UNKNOWN; E_ARTIFACT_DAMAGED
+        where this artifact is damaged or cannot be read; E_UNAVAILABLE where the store cannot be read.
         """

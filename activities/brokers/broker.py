@@ -6,7 +6,7 @@ from typing import Protocol
 
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.orders import Fill, Order
+from qmtl_sdk.contracts.orders import Order, OrderReport
 from qmtl_sdk.contracts.registry import Options, Registry
 
 BROKERS = Registry("qmtl.brokers", "broker", {"paper": "activities.brokers.paper:open_paper"})
@@ -21,17 +21,39 @@ class BrokerSettings(Model):
     options: Options = {}
 
 
+PlacedOrder = tuple[Order, datetime]
+"""An order with the time of its acceptance."""
+
+
 class Broker(Protocol):
-    """Executes orders. `name` is the venue that its fills report."""
+    """Executes orders at one venue. Orders are named by their ids, which the venue keeps as client order ids.
+
+    `name` is the venue that fills report. `batch` is how many orders one call takes. `time_in_flight_s` is
+    how long after the end of a call an order of it may still arrive at the venue: until then, an order that
+    the venue does not know may yet be placed.
+
+    A method raises QmtlError (E_UNAVAILABLE) or OSError where the venue cannot be reached. Each call may take
+    long: another domain's orders do not wait for it.
+    """
 
     name: str
+    batch: int
+    time_in_flight_s: float
 
-    def place(self, orders: Sequence[tuple[Order, datetime]], now: datetime) -> list[Fill]:
-        """Send orders, each with the time of its acceptance, and return the fills known at `now`.
+    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        """Send orders; return what the venue says of them. One without a report is asked for later.
 
-        Idempotent by order id: an order that is sent again is not placed again. Raises QmtlError
-        (E_UNAVAILABLE) or OSError where the venue cannot be reached. After any other error each order is sent
-        on its own.
+        Idempotent by order id: an order that is sent again is not placed again. After an error that does not
+        say that the venue is away, each order is sent on its own.
+        """
+
+    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        """Look up orders at the venue by their ids. One that the venue does not know has no report."""
+
+    def cancel(self, orders: Sequence[PlacedOrder], now: datetime) -> None:
+        """Ask the venue to cancel orders. `find` then tells what became of them.
+
+        Orders that the venue does not know, or that have ended, are no error.
         """
 
 

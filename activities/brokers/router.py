@@ -1,48 +1,59 @@
-"""The order router: sends accepted orders to the broker of their domain, and records the fills.
+"""The order router: sends accepted orders to the broker of their domain, and records what becomes of them.
 
 `python -m activities.brokers.router` runs it until SIGTERM. One router works for a database at a time; others
-wait until its process ends. A router that is killed between sending an order and recording its fill sends the
-order again under the same id, which a broker places once.
+wait until its process ends. For each domain and world, in turn (`lane.py`):
+
+1. It asks the venue for the orders that were sent and have not ended, and asks it to cancel those that are to
+   be cancelled.
+2. It marks accepted orders as sent, in a transaction that checks the fence again, and then sends them.
+3. It records the venue's reports.
+
+Each domain has a thread of its own: a venue that is away, or that does not answer, holds up no other.
 """
 
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import inf
 
 import structlog
 
 from activities.brokers.broker import Broker, BrokerSettings, open_broker
-from activities.fence.order_log import SqlOrderLog
+from activities.brokers.calls import BrokerCalls, BrokerUnavailableError
+from activities.brokers.lane import Lane
+from activities.fence.open_orders import SqlOpenOrders
 from activities.process import run_process
 from activities.settings import OrdersSettings, Settings
 from activities.storage.database import Database
-from activities.storage.elected import run_elected, unreachable
+from activities.storage.elected import run_elected
+from activities.storage.transactions import LockHeldError
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.orders import Fill, Order
 
-# Orders that one step sends.
+# Orders of a domain that one step handles.
 BATCH = 500
 
-# Seconds at most between two sends of orders that are not filled yet.
-_UNFILLED_S = 0.05
+# Seconds that a turn waits for the domains. One that takes longer goes on beside the next turns.
+_TURN_S = 0.5
+
+# Seconds after which a call of the broker of live orders counts as hanging.
+_HANGS_S = 5.0
 
 # Seconds at most between two reads where no order is open. A commit wakes the router within 0.1 s.
 _IDLE_S = 60.0
 
-# Seconds before the first repetition of an order that failed; it doubles with each failure.
+# Seconds at least between two turns without work.
+_SHORTEST_S = 0.02
+
+# Seconds before a world is handled again whose fence was held.
+_HELD_S = 0.05
+
+# Seconds before a world is handled again that failed; they double with each failure.
 _RETRY_S = 1.0
 
-# Seconds between two repetitions at most.
+# Seconds between two failures of a world at most.
 _RETRY_LIMIT_S = 60.0
-
-# Orders at most that a batch leaves out because they failed: a statement has room for so many ids.
-_DELAYED = 10_000
 
 _log = structlog.get_logger()
 
@@ -61,95 +72,125 @@ def brokers(config: OrdersSettings) -> dict[Domain, Broker]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Retry:
-    """When an order that failed is tried again, on the monotonic clock, and the pause before that."""
+class DomainRouter:
+    """Handles the open orders of one domain, world by world."""
 
-    at: float
-    pause_s: float
+    def __init__(self, orders: SqlOpenOrders, domain: Domain, broker: Broker) -> None:
+        self._orders = orders
+        self._domain = domain
+        self.calls = BrokerCalls(broker)
+        self._lane = Lane(orders, self.calls)
+        self._paused: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+
+    def step(self) -> int:
+        """Handle the orders that are due. Returns how many states have changed.
+
+        A world that fails, or whose fence is held, is handled again later. The others go on.
+        """
+        if self.calls.is_unavailable:
+            return 0
+        clock = time.monotonic()
+        self._paused = {world: until for world, until in self._paused.items() if until > clock}
+        changes = 0
+        for world, orders in self._orders.due(self._domain, BATCH, self._paused).items():
+            try:
+                changes += self._lane.handle(world, orders)
+                self._pauses.pop(world, None)
+            except BrokerUnavailableError:
+                break
+            except LockHeldError:
+                self._paused[world] = time.monotonic() + _HELD_S
+            except Exception as error:  # whatever one world's rows hold, the others go on
+                pause = min(2 * self._pauses.get(world, _RETRY_S / 2), _RETRY_LIMIT_S)
+                self._pauses[world] = pause
+                self._paused[world] = time.monotonic() + pause
+                _log.error("orders cannot be routed", world=world, error=repr(error), retry_s=pause)
+        return changes
 
 
 class OrderRouter:
-    """Sends accepted orders to brokers."""
+    """Sends accepted orders to brokers, and records what becomes of them."""
 
-    def __init__(self, database: Database, orders: SqlOrderLog, brokers: Mapping[Domain, Broker]) -> None:
+    def __init__(self, database: Database, orders: SqlOpenOrders, brokers: Mapping[Domain, Broker]) -> None:
         self._database = database
         self._orders = orders
-        self._brokers = brokers
-        self._retries: dict[str, _Retry] = {}
-        self._unfilled = False
+        self._domains = {domain: DomainRouter(orders, domain, broker) for domain, broker in brokers.items()}
+        self._steps: dict[Domain, _Step] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Route orders until `stop` is set. A database that cannot be reached is tried again."""
-        run_elected(self._database, "router", self._turn, stop)
-
-    def _turn(self) -> float:
-        """Send a batch. Returns the seconds until the next one is due, if no commit comes first."""
-        if self.step():
-            return 0.0
-        if self._unfilled:
-            return _UNFILLED_S
-        retry_at = min((retry.at for retry in self._retries.values()), default=inf)
-        return min(max(retry_at - time.monotonic(), _UNFILLED_S), _IDLE_S)
+        run_elected(self._database, "router", self._turn, stop, self.fault)
 
     def step(self) -> int:
-        """Send a batch of open orders, and record the fills. Returns how many there were.
+        """Handle the due orders of each domain, one after the other. Returns how many states have changed."""
+        return sum(router.step() for router in self._domains.values())
 
-        An order that cannot be read or that its broker raises for is logged and tried again later. The
-        others go on.
+    def fault(self) -> str:
+        """Return why live orders cannot be sent: their broker fails, or does not answer; empty otherwise."""
+        router, step = self._domains.get(Domain.LIVE), self._steps.get(Domain.LIVE)
+        if step is not None and step.lasts_s > _HANGS_S:
+            return "the broker of live orders does not answer"
+        return router.calls.fault if router is not None else ""
+
+    def _turn(self) -> float:
+        """Handle each domain on its thread. Returns the seconds until the next turn is due.
+
+        Raises what a domain's step raises, such as a database that cannot be reached.
         """
-        clock = time.monotonic()
-        # A retry that is long past belongs to an order that is no longer open.
-        self._retries = {
-            key: retry for key, retry in self._retries.items() if retry.at > clock - _RETRY_LIMIT_S
-        }
-        delayed = [order_id for order_id, retry in self._retries.items() if retry.at > clock][:_DELAYED]
-        orders: defaultdict[Domain, list[tuple[Order, datetime]]] = defaultdict(list)
-        for waiting in self._orders.waiting(BATCH, delayed):
-            try:
-                order, accepted_at = waiting.order(), waiting.accepted_at
-            except ValueError as error:
-                self._failed([waiting.order_id], error)
-            else:
-                orders[order.execution_domain].append((order, accepted_at))
-        self._unfilled = bool(orders)
-        fills: list[Fill] = []
-        for domain, batch in orders.items():
-            fills += self._place(domain, batch)
-        self._orders.record_fills(fills)
-        return len(fills)
+        for domain, router in self._domains.items():
+            if domain not in self._steps:
+                self._steps[domain] = _Step(router)
+        deadline, changes = time.monotonic() + _TURN_S, 0
+        for domain, step in list(self._steps.items()):
+            if step.ended(max(deadline - time.monotonic(), 0.0)):
+                del self._steps[domain]
+                changes += step.result()
+        if changes:
+            return 0.0
+        due = self._orders.next_due()
+        left = (due - datetime.now(UTC)).total_seconds() if due is not None else _IDLE_S
+        return min(max(left, _SHORTEST_S), _IDLE_S)
 
-    def _place(self, domain: Domain, orders: Sequence[tuple[Order, datetime]]) -> list[Fill]:
-        """Send orders to the broker of a domain together, and one by one where it raises."""
-        broker = self._brokers.get(domain)
-        if broker is None:
-            return []
-        now = datetime.now(UTC)
+
+class _Step:
+    """A step of one domain on a thread of its own, which does not keep the process from ending."""
+
+    def __init__(self, router: DomainRouter) -> None:
+        self._router = router
+        self._changes = 0
+        self._began = time.monotonic()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="route", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
         try:
-            fills = broker.place(orders, now)
-        except Exception as error:  # a broker is an extension, and may raise anything
-            if unreachable(error) or len(orders) == 1:
-                self._failed([order.order_id for order, _ in orders], error)
-                return []
-            return [fill for one in orders for fill in self._place(domain, [one])]
-        for order, _ in orders:
-            self._retries.pop(order.order_id, None)
-        return fills
+            self._changes = self._router.step()
+        except BaseException as error:  # `result` raises it
+            self._error = error
 
-    def _failed(self, order_ids: Sequence[str], error: Exception) -> None:
-        """Log a failure, and delay the next try of these orders, each time for longer."""
-        _log.error(
-            "orders cannot be sent", orders=list(order_ids[:10]), count=len(order_ids), error=repr(error)
-        )
-        for order_id in order_ids:
-            last = self._retries.get(order_id)
-            pause = min(2 * last.pause_s, _RETRY_LIMIT_S) if last else _RETRY_S
-            self._retries[order_id] = _Retry(time.monotonic() + pause, pause)
+    @property
+    def lasts_s(self) -> float:
+        """Seconds since the step began."""
+        return time.monotonic() - self._began
+
+    def ended(self, within_s: float) -> bool:
+        """Wait for the end of the step; return whether it has ended."""
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
+
+    def result(self) -> int:
+        """Return how many states have changed, or raise what the step raised."""
+        if self._error is not None:
+            raise self._error
+        return self._changes
 
 
 @contextmanager
 def _open(config: Settings, database: Database) -> Iterator[OrderRouter]:
-    yield OrderRouter(database, SqlOrderLog(database), brokers(config.orders))
+    orders = SqlOpenOrders(database, config.orders.send_within_s)
+    yield OrderRouter(database, orders, brokers(config.orders))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ class DecisionActivities(DecisionActivityStubs):
         now = world.now(decided_at)
         candidates = self._correlations.checked(policy, decisions.candidates(command.world_id))
         before = decisions.hysteresis_states(command.world_id)
-        result = judge(policy, candidates, now, before, self._correlations, counts=not command.renewal)
+        correlate = self._correlations.among(candidates)
+        result = judge(policy, candidates, now, before, correlate, counts=not command.renewal)
         activations = self._stores.fence.activations(command.world_id)
         mode = furthest(policy.judged_mode, result.strategies, activations)
         envelope = DecisionEnvelope(

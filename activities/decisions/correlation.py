@@ -7,6 +7,8 @@ import numpy as np
 
 from activities.artifacts.store import ArtifactStore
 from activities.decisions.candidate import Candidate
+from activities.decisions.correlation_matrix import CorrelationMatrix, Daily
+from activities.decisions.steps import Correlate
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.data.bars import NS
@@ -16,7 +18,7 @@ from qmtl_sdk.reports.artifact import decode
 MIN_DAYS = 20
 
 # Errors of an artifact that stays unreadable, however often it is read.
-_LOST = ("E_ARTIFACT_UNKNOWN", "E_ARTIFACT_HASH", "E_RETURNS_INVALID")
+_LOST = ("E_ARTIFACT_UNKNOWN", "E_ARTIFACT_HASH", "E_ARTIFACT_DAMAGED", "E_RETURNS_INVALID")
 
 # Nanoseconds of a day.
 _DAY_NS = 86_400 * NS
@@ -24,21 +26,32 @@ _DAY_NS = 86_400 * NS
 # Strategies whose daily returns are cached.
 _CACHED = 2000
 
-Daily = tuple[np.ndarray, np.ndarray]
-"""Days since 1970 (UTC), and the compounded return of each."""
-
 
 class Correlations:
-    """Compute Pearson correlations of daily returns, with a cache of the daily returns by content hash."""
+    """Pearson correlations of candidates' daily returns, which are cached by content hash."""
 
     def __init__(self, artifacts: ArtifactStore) -> None:
         self._daily = lru_cache(maxsize=_CACHED)(lambda digest: daily(artifacts.get(digest)))
 
-    def __call__(self, one: Candidate, other: Candidate) -> float | None:
-        """Return the correlation; None if one candidate has no returns or both share too few days."""
-        if not one.returns_hash or not other.returns_hash:
-            return None
-        return correlation(self._daily(one.returns_hash), self._daily(other.returns_hash))
+    def among(self, candidates: Iterable[Candidate]) -> Correlate:
+        """Return a function of two of the candidates: the correlation of their daily returns.
+
+        It returns None if one of them has no returns or both share too few days. At its first call it
+        computes the correlations of all, which takes a hundredth of computing them one by one.
+        """
+        hashes = {item.returns_hash for item in candidates if item.returns_hash and not item.error_code}
+        places = {digest: place for place, digest in enumerate(sorted(hashes))}
+        matrix: CorrelationMatrix | None = None
+
+        def correlate(one: Candidate, other: Candidate) -> float | None:
+            nonlocal matrix
+            if one.returns_hash not in places or other.returns_hash not in places:
+                return None
+            if matrix is None:
+                matrix = CorrelationMatrix([self._daily(digest) for digest in places], MIN_DAYS, correlation)
+            return matrix(places[one.returns_hash], places[other.returns_hash])
+
+        return correlate
 
     def checked(self, policy: Policy, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
         """Return the candidates; where the policy needs returns that are lost or damaged, with that error."""

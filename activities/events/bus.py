@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from activities.storage.log import Bounds, NewEntry, SqliteLog
-from qmtl_sdk.contracts.events import CloudEvent
+import structlog
+
+from activities.storage.log import Bounds, Entry, NewEntry, SqliteLog
+from qmtl_sdk.contracts.events import CloudEvent, unreadable_event
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.registry import Options, Registry
 from qmtl_sdk.contracts.topic_state import Sequenced
+
+_log = structlog.get_logger()
 
 BUSES = Registry("qmtl.buses", "bus", {"sqlite": "activities.events.bus:open_sqlite"})
 """Each is a callable that takes `BusSettings` and returns a `ControlBus`."""
@@ -107,10 +111,7 @@ class SqliteBus:
         )
 
     def read(self, topic: str, after: int, limit: int) -> list[Sequenced]:
-        return [
-            Sequenced(sequence=entry.sequence, event=_event(entry.body))
-            for entry in self._log.read(topic, after, limit)
-        ]
+        return [_sequenced(entry) for entry in self._log.read(topic, after, limit)]
 
     def bounds(self, topic: str) -> Bounds:
         return self._log.bounds(topic)
@@ -120,7 +121,8 @@ class SqliteBus:
 
     def snapshot(self, topic: str) -> tuple[int, list[CloudEvent]]:
         sequence, bodies = self._log.newest(topic)
-        return sequence, [_event(body) for body in bodies]
+        events = (_event(body) for body in bodies)
+        return sequence, [event for event in events if event is not None]
 
     def end(self) -> int:
         return self._log.end()
@@ -129,9 +131,7 @@ class SqliteBus:
         self, position: int, limit: int = 1000, wait_s: float = 0.0
     ) -> tuple[list[tuple[str, Sequenced]], int]:
         entries, position = self._log.follow(position, limit, wait_s)
-        return [
-            (entry.topic, Sequenced(sequence=entry.sequence, event=_event(entry.body))) for entry in entries
-        ], position
+        return [(entry.topic, _sequenced(entry)) for entry in entries], position
 
     def trim(self, topic: str, first: int) -> int:
         return self._log.trim(topic, first)
@@ -140,5 +140,18 @@ class SqliteBus:
         self._log.close()
 
 
-def _event(body: str) -> CloudEvent:
-    return CloudEvent.model_validate_json(body)
+def _sequenced(entry: Entry) -> Sequenced:
+    """Return an entry as its event; one that cannot be read as an event that says so, in its place."""
+    event = _event(entry.body)
+    if event is None:
+        _log.error("an event of the bus cannot be read", topic=entry.topic, sequence=entry.sequence)
+        event = unreadable_event(entry.topic, entry.sequence)
+    return Sequenced(sequence=entry.sequence, event=event)
+
+
+def _event(body: str) -> CloudEvent | None:
+    """Return the event of a body; None where it cannot be read, as one of a later version may be."""
+    try:
+        return CloudEvent.model_validate_json(body)
+    except ValueError:
+        return None

@@ -36,10 +36,11 @@ class SqlDeadLetters:
         with self._database.read() as session:
             return _find(session, number)[0]
 
-    def count(self) -> int:
-        """Count the dead letters."""
+    def count(self, most: int) -> int:
+        """Count the dead letters, up to `most`."""
+        rows = select(DeadLetterRow.seq).limit(most).subquery()
         with self._database.read() as session:
-            return session.exec(select(func.count()).select_from(DeadLetterRow)).one()
+            return session.exec(select(func.count()).select_from(rows)).one()
 
     def retry(self, number: int, actor: str) -> DeadLetter:
         """Give a dead letter back to the relay.

@@ -9,12 +9,12 @@
 3. Then it marks them as published. After a crash between the two it publishes them again under the same
    idempotency key, and the bus adds each once.
 4. A row that cannot be published, such as one of a form that no event may have, becomes a dead letter in the
-   same transaction. The rows after it go on. A bus that cannot be reached is retried instead.
+   same transaction, whatever error it raises. The rows after it go on. A bus that cannot be reached is
+   retried instead.
 5. From time to time it trims topics to their retention; a client that returns from before that gets a
    snapshot.
 """
 
-import json
 import sys
 import threading
 import time
@@ -30,7 +30,9 @@ from activities.settings import Settings
 from activities.storage.database import Database
 from activities.storage.elected import run_elected, unreachable
 from activities.storage.tables import OutboxRow
-from qmtl_sdk.contracts.events import DATA, CloudEvent
+from qmtl_sdk.contracts.canonical import read_json
+from qmtl_sdk.contracts.events import DATA, MAX_DATA, CloudEvent
+from qmtl_sdk.contracts.texts import printable
 
 # Rows that one step publishes.
 BATCH = 500
@@ -95,7 +97,7 @@ class Relay:
         for seq, row in rows.items():
             try:
                 events[seq] = self._event(row)
-            except ValueError as error:  # Pydantic's and JSON's errors are ValueErrors
+            except Exception as error:  # whatever one row holds, the rows after it go on
                 unpublishable[seq] = _reason(error)
         try:
             self._bus.publish(list(events.values()))
@@ -123,6 +125,8 @@ class Relay:
             self._bus.trim(topic, bounds.last - self._keep + 1)
 
     def _event(self, row: OutboxRow) -> CloudEvent:
+        if len(row.data) > MAX_DATA:
+            raise ValueError(f"its data has {len(row.data)} characters; {MAX_DATA} are allowed")
         return CloudEvent.model_validate(
             {
                 "id": row.event_id,
@@ -134,14 +138,14 @@ class Relay:
                 "worldid": row.world_id,
                 "partitionkey": row.key,
                 "idempotencykey": row.event_id,
-                "data": json.loads(row.data),
+                "data": read_json(row.data),
             }
         )
 
 
 def _reason(error: Exception) -> str:
     """Return an error as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()), _REASON)
 
 
 @contextmanager

@@ -1,32 +1,41 @@
 """Acceptance of orders: the fence in front of the order log.
 
 1. Callers submit orders; one transaction answers everything that arrived while the one before it ran.
-2. The transaction shares each world's fence, reads the fence row, activations and sessions, checks
-   `rules.refusal`, and writes a row for every order, accepted or refused.
-3. An order id is answered once: a repetition gets the same answer.
+2. The transaction locks each world's fence, and reads the fence row, activations, sessions and the callers'
+   tokens. It refuses an order whose caller does not hold its session, without a row (`proofs.py`). For every
+   other order it checks `rules.refusal` and writes a row, accepted or refused.
+3. An order id is answered once: a repetition gets the same answer. Another order under the id is refused.
+4. Requests of a world whose fence is held wait in its lane (`lanes.py`).
 
 The order log is its own audit trail: rows are only ever added, and changes of the fence lie between the
 orders.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
+from activities.fence.answers import OrderAnswers
 from activities.fence.halts import halt
-from activities.fence.rows import ACCEPTED, REFUSED, FenceSnapshot, LogLine, order_rows
+from activities.fence.lanes import Lanes
+from activities.fence.log_line import ACCEPTED, REFUSED, LogLine
+from activities.fence.proofs import OrderCaller
+from activities.fence.requests import OrdersRequest, next_batch
+from activities.fence.rows import FenceHeldError, FenceSnapshot, order_rows
 from activities.fence.rules import BreakerCount, FenceState, OrderContext, refusal
 from activities.storage.database import Database
 from activities.storage.tables import FenceRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import Transaction, utc_before, utc_now
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Order, OrderVerdict, Refusal
 
-# Orders that one transaction answers.
-_BATCH = 500
+NO_ROUTER_AFTER_S = 20.0
+"""Seconds without a working order router after which live orders are refused, unless a setting says so."""
 
 # Seconds that a transaction waits for callers that were just answered and will come again.
 _GATHER_S = 0.001
@@ -35,11 +44,13 @@ _GATHER_S = 0.001
 class OrderAcceptance:
     """Accepts or refuses orders, one transaction at a time."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, no_router_after_s: float = NO_ROUTER_AFTER_S) -> None:
+        """`no_router_after_s`: seconds without a working order router after which live orders are refused."""
         self._database = database
+        self._no_router_after = timedelta(seconds=no_router_after_s)
         self._rows = order_rows(database)
-        self._counted = set[str]()  # worlds with a circuit breaker
-        self._waiting = deque[_Request]()
+        self._lanes = Lanes(lambda batch: self._answer_batch(batch, wait=True))
+        self._waiting = deque[OrdersRequest]()
         self._mutex = threading.Lock()
         self._serving = False
         self._last_batch = 1
@@ -47,17 +58,19 @@ class OrderAcceptance:
         self._all_arrived = threading.Condition(self._mutex)
         self._threads = ThreadPoolExecutor(1, "fence")
 
-    def publish(self, orders: Sequence[Order]) -> list[OrderVerdict]:
+    def publish(self, orders: Sequence[Order], caller: OrderCaller) -> list[OrderVerdict]:
         """Return a verdict for each order, in the same order.
 
-        Raises QmtlError: E_WORLD_UNKNOWN; E_ORDER_REUSED where an id was used for another order. Then none is
+        Raises QmtlError: E_WORLD_UNKNOWN; E_TOKEN_REVOKED where the caller's token is revoked. Then none is
         accepted.
         """
-        return self.submit(orders).result()
+        return self.submit(orders, caller).result()
 
-    def submit(self, orders: Sequence[Order]) -> "Future[list[OrderVerdict]]":
+    def submit(self, orders: Sequence[Order], caller: OrderCaller) -> "Future[list[OrderVerdict]]":
         """Start the same without waiting for its result."""
-        request = _Request(orders)
+        request = OrdersRequest(orders, caller, time.monotonic())
+        if self._lanes.take(request):
+            return request.answer
         with self._mutex:
             self._waiting.append(request)
             if len(self._waiting) >= self._expected:
@@ -70,91 +83,83 @@ class OrderAcceptance:
     def _serve(self) -> None:
         """Answer until no request waits."""
         while batch := self._next():
-            self._answer_batch(batch)
+            while batch:
+                try:
+                    self._answer_batch(batch, wait=False)
+                    break
+                except FenceHeldError as error:
+                    held = error.worlds
+                    self._lanes.add([request for request in batch if request.worlds & held], held)
+                    batch = [request for request in batch if not request.worlds & held]
 
-    def _answer_batch(self, batch: "Sequence[_Request]") -> None:
+    def _answer_batch(self, batch: Sequence[OrdersRequest], wait: bool) -> None:
         """Answer each request with its verdicts or an error.
 
         If a request holds a value that the database cannot store, each request is answered alone, so that
-        only that one fails.
+        only that one fails. Raises FenceHeldError, and then has answered none, or those before it.
         """
         try:
-            self._answer(batch)
+            self._answer(batch, wait)
+        except FenceHeldError:
+            raise
         except BaseException as error:  # every caller of the batch gets it
             if len(batch) > 1 and isinstance(error, QmtlError) and error.status < 500:
-                for request in batch:
-                    self._answer_batch([request])
+                self._answer_alone(batch, wait)
                 return
             for request in batch:
                 request.error = error
         for request in batch:
             request.set_answer()
 
-    def _next(self) -> "list[_Request]":
+    def _answer_alone(self, batch: Sequence[OrdersRequest], wait: bool) -> None:
+        """Answer each request in a transaction of its own."""
+        for request in batch:
+            try:
+                self._answer_batch([request], wait)
+            except FenceHeldError as error:
+                self._lanes.add([request], error.worlds)
+
+    def _next(self) -> list[OrdersRequest]:
         """Collect the next batch, waiting up to 1 ms for callers that were just answered.
 
         Otherwise callers split into two groups that take turns, and each pays for a whole transaction.
         """
-        batch, count = list[_Request](), 0
         with self._mutex:
             self._expected = self._last_batch + len(self._waiting)
             self._all_arrived.wait_for(lambda: len(self._waiting) >= self._expected, _GATHER_S)
-            while self._waiting and (not batch or count + len(self._waiting[0].orders) <= _BATCH):
-                request = self._waiting.popleft()
-                if request.answer.set_running_or_notify_cancel():  # else its caller has cancelled
-                    count += len(request.orders)
-                    batch.append(request)
+            batch = next_batch(self._waiting)
             self._serving = bool(batch)
         self._last_batch = len(batch) or 1
         return batch
 
-    def _answer(self, requests: "Sequence[_Request]") -> None:
-        while True:
-            try:
-                return self._attempt(requests)
-            except _CountedError:
-                continue  # the next attempt holds its fence exclusively
-
-    def _attempt(self, requests: "Sequence[_Request]") -> None:
+    def _answer(self, requests: Sequence[OrdersRequest], wait: bool) -> None:
         with self._database.write("fence", bookkeeping=True) as tx:
-            orders = {order.order_id: order for request in requests for order in request.orders}
-            connection = tx.session.connection()
-            snapshot = self._rows.read(connection, orders.values(), self._counted)
-            counted = {
-                world_id
-                for world_id, fence in snapshot.fences.items()
-                if fence.max_orders is not None or fence.max_refused is not None
-            }
-            if (
-                not counted <= self._counted
-            ):  # a circuit breaker was set since: counting needs the fence exclusively
-                self._counted |= counted
-                raise _CountedError
-            good = [request for request in requests if not request.refuse(snapshot, orders)]
-            asked = [order for request in good for order in request.orders]
-            verdicts = {
-                order.order_id: _earlier_verdict(snapshot.earlier[order.order_id])
-                for order in asked
-                if order.order_id in snapshot.earlier
-            }
-            verdicts |= self._judge(
-                tx,
-                connection,
-                {order.order_id: order for order in asked if order.order_id not in snapshot.earlier},
-                snapshot,
-            )
+            connection = tx.connection
+            asked = [order for request in requests for order in request.orders]
+            tokens = {request.caller.token_id for request in requests if request.caller.token_id}
+            snapshot = self._rows.read(connection, asked, tokens, wait)
+            good = [request for request in requests if request.may_be_judged(snapshot)]
+            new: dict[str, Order] = {}
             for request in good:
-                request.verdicts = [verdicts[order.order_id] for order in request.orders]
+                for order in request.held(snapshot):
+                    if order.order_id not in snapshot.earlier:
+                        new.setdefault(order.order_id, order)
+            lines = snapshot.earlier | self._judge(tx, connection, new, snapshot)
+            answers = OrderAnswers(snapshot, new, lines)
+            for request in good:
+                request.verdicts = [answers.verdict(order, request.caller) for order in request.orders]
 
     def _judge(
         self, tx: Transaction, connection: Connection, orders: dict[str, Order], snapshot: FenceSnapshot
-    ) -> dict[str, OrderVerdict]:
-        """Decide about new orders, and write each into the log."""
+    ) -> dict[str, LogLine]:
+        """Decide about new orders, and write each into the log. Returns the lines that answer their ids."""
         if not orders:
             return {}
-        verdicts, lines, now = {}, [], utc_now()
+        lines, now = dict[str, LogLine](), utc_now()
+        at = datetime.fromisoformat(now)
+        routed = snapshot.router_at > utc_before(self._no_router_after)
         counts = {world_id: BreakerCount(fence, now) for world_id, fence in snapshot.fences.items()}
-        for _, order in sorted(orders.items()):  # every writer takes index locks in the same order
+        for number, order in enumerate(orders.values()):
             fence = snapshot.fences[order.world_id]
             reason = refusal(
                 OrderContext(
@@ -163,33 +168,34 @@ class OrderAcceptance:
                     snapshot.activations.get((order.world_id, order.strategy_id)),
                     snapshot.sessions.get(order.session_id),
                     now,
+                    routed,
                 )
             )
             if reason is None and counts[order.world_id].tripped:  # by an order before it in this batch
                 reason = Refusal.CIRCUIT_BREAKER
             counts[order.world_id].count(reason)
-            verdicts[order.order_id] = OrderVerdict(
-                order_id=order.order_id, accepted=reason is None, reason=reason, epoch=fence.epoch
-            )
             kind, why = (REFUSED, reason.value) if reason else (ACCEPTED, "")
-            lines.append(
-                LogLine(
-                    now,
-                    order.world_id,
-                    kind,
-                    order.order_id,
-                    fence.epoch,
-                    order.strategy_id,
-                    why,
-                    order.model_dump_json(),
-                )
+            lines[order.order_id] = LogLine(
+                # A microsecond apart, so that the router sends a caller's orders in the caller's order.
+                (at + timedelta(microseconds=number)).isoformat(timespec="microseconds"),
+                order.world_id,
+                kind,
+                order.order_id,
+                fence.epoch,
+                order.strategy_id,
+                why,
+                order.model_dump_json(),
             )
-        written = self._rows.write(connection, lines)
+        written = self._rows.write(
+            connection, [(line, orders[key].execution_domain.value) for key, line in lines.items()]
+        )
         if len(written) < len(lines):  # another Gateway wrote the same ids first: its answers stand
-            earlier = self._rows.earlier(connection, sorted(set(orders) - written))
-            verdicts |= {order_id: _earlier_verdict(line) for order_id, line in earlier.items()}
+            lost = sorted(lines.keys() - written)
+            lines |= self._rows.earlier(connection, lost)
+            for order_id in lost:
+                del orders[order_id]  # so that it is compared with the line that stands
         self._count(tx, snapshot.fences, counts)
-        return verdicts
+        return lines
 
     @staticmethod
     def _count(tx: Transaction, fences: dict[str, FenceState], counts: dict[str, BreakerCount]) -> None:
@@ -202,53 +208,3 @@ class OrderAcceptance:
             tx.session.add(row)
             if counts[world_id].tripped and not row.halted:
                 halt(tx, row, counts[world_id].tripped)
-
-
-def _earlier_verdict(line: LogLine) -> OrderVerdict:
-    """Return the answer that an order got before."""
-    return OrderVerdict(
-        order_id=line.ref,
-        accepted=line.kind == ACCEPTED,
-        reason=Refusal(line.reason) if line.reason else None,
-        epoch=line.epoch,
-    )
-
-
-class _CountedError(Exception):
-    """A world has a circuit breaker, and its fence was only shared."""
-
-
-class _Request:
-    """The orders of one caller, and the answer: `verdicts`, or the `error` that refuses all of them."""
-
-    __slots__ = ("answer", "error", "orders", "verdicts")
-
-    def __init__(self, orders: Sequence[Order]) -> None:
-        self.orders = orders
-        self.answer = Future[list[OrderVerdict]]()
-        self.verdicts: list[OrderVerdict] = []
-        self.error: BaseException | None = None
-
-    def refuse(self, snapshot: FenceSnapshot, orders: dict[str, Order]) -> bool:
-        """Check whether the whole request is refused, and set its error."""
-        for order in self.orders:
-            earlier = snapshot.earlier.get(order.order_id)
-            if order.world_id not in snapshot.fences:
-                self.error = QmtlError(
-                    "E_WORLD_UNKNOWN", f"there is no world {order.world_id!r}", "qmtl world list prints them"
-                )
-            elif order != (
-                orders[order.order_id] if earlier is None else Order.model_validate_json(earlier.body)
-            ):
-                self.error = QmtlError(
-                    "E_ORDER_REUSED",
-                    f"the order id {order.order_id[:64]} was used for another order",
-                    "give every order an id of its own",
-                )
-        return self.error is not None
-
-    def set_answer(self) -> None:
-        if self.error is not None:
-            self.answer.set_exception(self.error)
-        else:
-            self.answer.set_result(self.verdicts)

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 from sqlmodel import Session, col, select
 
-from activities.storage.tables import ActivationRow, WorldRow
+from activities.storage.tables import ActivationRow, BindingRow, StrategyHaltRow, WorldRow
 from activities.storage.transactions import RecordedChange, Transaction
+from qmtl_sdk.contracts.applies import StrategyHalt
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import rank_of
@@ -91,6 +92,24 @@ def activations_of(
     return [ActivationEnvelope.model_validate_json(row.body) for row in session.exec(query)]
 
 
+def halts_of(session: Session, world_id: str) -> list[StrategyHalt]:
+    """List the halted strategies of a world, the earliest halt first."""
+    query = (
+        select(StrategyHaltRow, BindingRow.name)
+        .where(StrategyHaltRow.world_id == world_id)
+        .join(
+            BindingRow,
+            (col(BindingRow.world_id) == StrategyHaltRow.world_id)
+            & (col(BindingRow.strategy_id) == StrategyHaltRow.strategy_id),
+        )
+        .order_by(col(StrategyHaltRow.since))
+    )
+    return [
+        StrategyHalt.model_validate({**row.model_dump(exclude={"world_id"}), "name": name})
+        for row, name in session.exec(query)
+    ]
+
+
 def apply_decision(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id: str) -> None:
     """Change the activations that a decision changes without an apply. The caller holds the fence."""
     there = {item.strategy_id: item for item in activations_of(tx.session, world.world_id)}
@@ -114,16 +133,19 @@ def change_activation(
     before: ActivationEnvelope | None,
     entries: dict[str, str],
 ) -> None:
-    """Store a strategy's activation under the world's next sequence; audit and publish it."""
-    world.activation_sequence += 1
-    tx.session.add(world)
+    """Store a strategy's activation under the world's next sequence; audit and publish it.
+
+    A strategy that is halted stays so.
+    """
     stays = before is not None and (before.active, before.effective_mode) == (
         envelope.active,
         envelope.effective_mode,
     )
     since = before.stage_since if before is not None and stays else envelope.ts
-    envelope = envelope.model_copy(update={"sequence": world.activation_sequence, "stage_since": since})
-    envelope = envelope.model_copy(update={"state_hash": store_activation(tx, envelope, entries)})
+    halted = before is not None and before.halted
+    envelope = sequenced_activation(
+        tx, world, envelope.model_copy(update={"stage_since": since, "halted": halted}), entries
+    )
     was = before.json_dict() if before else None
     data = envelope.json_dict()
     tx.record(
@@ -138,6 +160,16 @@ def change_activation(
             data=data,
         )
     )
+
+
+def sequenced_activation(
+    tx: Transaction, world: WorldRow, envelope: ActivationEnvelope, entries: dict[str, str]
+) -> ActivationEnvelope:
+    """Store a strategy's activation under the world's next sequence. The caller records the change."""
+    world.activation_sequence += 1
+    tx.session.add(world)
+    envelope = envelope.model_copy(update={"sequence": world.activation_sequence})
+    return envelope.model_copy(update={"state_hash": store_activation(tx, envelope, entries)})
 
 
 def activation_etag(world_id: str, strategy_id: str, active: bool, weight: float, mode: str) -> str:

@@ -1,6 +1,7 @@
 """Halts: close a world's fence at once, until an operator resumes it."""
 
-from activities.fence.state import FenceEvent, log_fence_change, publish_gate_change
+from activities.fence.cancelling import Selection, cancel_open
+from activities.fence.state import FenceEvent, clear_halt, log_fence_change, publish_gate_change
 from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction
 
@@ -8,20 +9,33 @@ from activities.storage.transactions import Transaction
 _REASON_LENGTH = 300
 
 
-def halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
-    """Close a world's fence until someone resumes it. The caller holds the fence."""
+def halt_reason(actor: str, reason: str) -> str:
+    """Return the text that a halted world shows."""
+    return f"{actor}: {reason}" if reason else f"by {actor}"
+
+
+def halt(tx: Transaction, fence: FenceRow, reason: str, entries: dict[str, str] | None = None) -> None:
+    """Close a world's fence until someone resumes it. The caller holds the fence.
+
+    Orders that were not sent are cancelled. Open ones are cancelled by the router at their venues, unless the
+    world's `on_halt` leaves them. `entries` are the hashes of the strategies' activations where the caller
+    knows them already.
+    """
     before = {"halted": fence.halted, "epoch": fence.epoch}
     fence.halted = reason[:_REASON_LENGTH]
     fence.epoch += 1
+    fence.halt_epoch = fence.epoch
     log_fence_change(tx, fence, "halt", fence.world_id, fence.halted)
-    after = {"halted": fence.halted, "epoch": fence.epoch}
-    publish_gate_change(tx, fence, FenceEvent("halt", "world.halted", before, after))
+    why = f"the world was halted {fence.halted}"
+    stopped = cancel_open(tx, fence, why, fence.on_halt == "cancel", Selection())
+    after = {"halted": fence.halted, "epoch": fence.epoch, **stopped.model_dump()}
+    publish_gate_change(tx, fence, FenceEvent("halt", "world.halted", before, after, entries=entries))
 
 
 def lift_halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
     """Lift a halt of a world that an apply still holds: its state stays, its epoch grows."""
     before = {"halted": fence.halted, "state": fence.state, "epoch": fence.epoch}
-    fence.halted = ""
+    clear_halt(fence)
     fence.epoch += 1
     log_fence_change(tx, fence, "resume", fence.world_id, reason)
     after = {"halted": "", "state": fence.state, "epoch": fence.epoch, "reason": reason}

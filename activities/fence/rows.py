@@ -9,70 +9,74 @@ place, neither database would use the index.
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import psycopg
-from psycopg.pq import ExecStatus
+from psycopg.pq import DiagnosticField, ExecStatus
 from psycopg.types.json import Json
 from sqlalchemy import Connection
 
+from activities.access.sql import TokenState
+from activities.fence.log_line import ACCEPTED, LogLine
 from activities.fence.rules import Activation, FenceState, Session
 from activities.storage.database import Database
 from activities.storage.postgres import PostgresDatabase, lock_key
 from qmtl_sdk.contracts.orders import Order
 
-ACCEPTED = "accepted"
-REFUSED = "refused"
-FILLED = "filled"
-
 _FENCE = tuple(FenceState.__dataclass_fields__)
 
-# PostgreSQL's functions that lock a fence until the commit.
-_EXCLUSIVE = "pg_advisory_xact_lock"
-_SHARED = "pg_advisory_xact_lock_shared"
+# Milliseconds that a lane waits for the lock of a fence, before another lane gets its thread.
+_LOCK_TIMEOUT_MS = 200
 
 
-class LogLine(NamedTuple):
-    """A row of the order log: an order with its verdict. `epoch` is the world's at that moment."""
+# PostgreSQL's SQLSTATE after such a wait.
+_LOCK_NOT_AVAILABLE = b"55P03"
 
-    at: str
-    world_id: str
-    kind: str
-    ref: str
-    epoch: int
-    strategy_id: str
-    reason: str
-    body: str
+
+class FenceHeldError(Exception):
+    """Other transactions hold the fences of `worlds`."""
+
+    def __init__(self, worlds: Iterable[str]) -> None:
+        super().__init__()
+        self.worlds = frozenset(worlds)
 
 
 @dataclass(frozen=True)
 class FenceSnapshot:
-    """Fences by world, earlier verdicts by order id, activations by world and strategy, sessions by id."""
+    """Fences by world, earlier verdicts by order id, activations by world and strategy, sessions by id.
+
+    `router_at` is when an order router last worked; empty where none ever did. `tokens` are states by id.
+    """
 
     fences: dict[str, FenceState]
     earlier: dict[str, LogLine]
     activations: dict[tuple[str, str], Activation]
     sessions: dict[str, Session]
+    router_at: str
+    tokens: dict[str, TokenState]
 
 
 class OrderRows(Protocol):
     """The statements of one database."""
 
-    def read(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> FenceSnapshot:
+    def read(
+        self, connection: Connection, orders: Iterable[Order], tokens: set[str], wait: bool
+    ) -> FenceSnapshot:
         """Lock the fences of the orders' worlds until the commit, and read everything that the rules need.
 
-        Fences of worlds in `alone` are locked exclusively, others are shared with other orders.
+        Raises FenceHeldError where a fence is held: with `wait` after 200 ms, otherwise at once.
         """
 
     def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, LogLine]:
         """Read the earlier verdicts of these orders, by order id."""
 
-    def write(self, connection: Connection, lines: Sequence[LogLine]) -> set[str]:
-        """Insert orders, the accepted ones also as open orders. Returns the ids that were new.
+    def write(self, connection: Connection, lines: Sequence[tuple[LogLine, str]]) -> set[str]:
+        """Insert orders, the accepted ones also as open orders, and count them. Returns the new ids.
 
-        The earlier row of an id stands.
+        Each comes with its domain. The earlier row of an id stands.
         """
 
 
@@ -86,22 +90,30 @@ def _selects(among: str) -> dict[str, str]:
     return {
         "worlds": f"SELECT world_id, {', '.join(_FENCE)} FROM fence WHERE world_id {among.format('worlds')}",
         "earlier": f"SELECT {', '.join(LogLine._fields)} FROM order_log "
-        f"WHERE ref {among.format('ids')} AND order_log.kind IN ('accepted', 'refused')",
-        "activations": "SELECT world_id, strategy_id, active, mode FROM activation "
+        f"WHERE ref {among.format('ids')} AND order_log.kind IN ('accepted', 'refused', 'withheld')",
+        "activations": "SELECT world_id, strategy_id, active, mode, EXISTS (SELECT 1 FROM strategy_halt "
+        "WHERE strategy_halt.world_id = activation.world_id "
+        "AND strategy_halt.strategy_id = activation.strategy_id) AS halted FROM activation "
         f"WHERE world_id {among.format('worlds')} AND strategy_id {among.format('strategies')}",
         "sessions": "SELECT session_id, world_id, strategy_id, execution_domain, expires_at, "
-        f"ended_at IS NOT NULL FROM session WHERE session_id {among.format('sessions')}",
+        "ended_at IS NOT NULL AS ended, actor, secret_hash "
+        f"FROM session WHERE session_id {among.format('sessions')}",
+        "tokens": f"SELECT token_id, revoked_at IS NULL AS good FROM token "
+        f"WHERE token_id {among.format('tokens')}",
+        # A router that was stopped a moment ago counts: the next one may be starting.
+        "router": "SELECT max(worked_at) FROM process WHERE name = 'router' AND state <> 'standby'",
     }
 
 
-def _keys(orders: Iterable[Order]) -> dict[str, list[str]]:
-    """Return the sorted ids of worlds, orders, strategies and sessions that the orders name."""
+def _keys(orders: Iterable[Order], tokens: set[str]) -> dict[str, list[str]]:
+    """Return the sorted ids of worlds, orders, strategies and sessions that the orders name, and tokens."""
     of = list(orders)
     found = {
         "worlds": {o.world_id for o in of},
         "ids": {o.order_id for o in of},
         "strategies": {o.strategy_id for o in of},
         "sessions": {o.session_id for o in of},
+        "tokens": tokens,
     }
     return {name: sorted(values) for name, values in found.items()}
 
@@ -111,8 +123,13 @@ def _snapshot(rows: dict[str, list[tuple[Any, ...]]]) -> FenceSnapshot:
     return FenceSnapshot(
         {row[0]: FenceState(*row[1:]) for row in rows["worlds"]},
         _lines(rows["earlier"]),
-        {(row[0], row[1]): Activation(bool(row[2]), row[3]) for row in rows["activations"]},
-        {row[0]: Session(row[1], row[2], row[3], row[4], bool(row[5])) for row in rows["sessions"]},
+        {(row[0], row[1]): Activation(bool(row[2]), row[3], bool(row[4])) for row in rows["activations"]},
+        {
+            row[0]: Session(row[1], row[2], row[3], row[4], bool(row[5]), *row[6:8])
+            for row in rows["sessions"]
+        },
+        rows["router"][0][0] or "",
+        {row[0]: "good" if row[1] else "revoked" for row in rows["tokens"]},
     )
 
 
@@ -128,10 +145,20 @@ class _SqliteRows:
         f"INSERT INTO order_log ({', '.join(LogLine._fields)}) "
         f"VALUES ({', '.join('?' * len(LogLine._fields))}) ON CONFLICT DO NOTHING"
     )
-    _OPEN = "INSERT INTO open_order (order_id, world_id, accepted_at) VALUES (?, ?, ?)"
+    _OPEN = (
+        "INSERT INTO open_order (order_id, world_id, strategy_id, execution_domain, epoch, accepted_at, "
+        "next_at, state, sent_at, known, filled, stop) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, 'accepted', '', 0, '', '')"
+    )
+    _COUNT = (
+        "INSERT INTO order_count (world_id, kind, reason, orders) VALUES (?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET orders = orders + excluded.orders"
+    )
 
-    def read(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> FenceSnapshot:
-        keys = {name: json.dumps(values) for name, values in _keys(orders).items()}
+    def read(
+        self, connection: Connection, orders: Iterable[Order], tokens: set[str], wait: bool
+    ) -> FenceSnapshot:
+        keys = {name: json.dumps(values) for name, values in _keys(orders, tokens).items()}
         driver = self._driver(connection)
         return _snapshot(
             {name: driver.execute(statement, keys).fetchall() for name, statement in self._SELECTS.items()}
@@ -144,13 +171,19 @@ class _SqliteRows:
             .fetchall()
         )
 
-    def write(self, connection: Connection, lines: Sequence[LogLine]) -> set[str]:
+    def write(self, connection: Connection, lines: Sequence[tuple[LogLine, str]]) -> set[str]:
         driver = self._driver(connection)
-        new = [line for line in lines if driver.execute(self._INSERT, line).rowcount]
-        driver.executemany(
-            self._OPEN, [(line.ref, line.world_id, line.at) for line in new if line.kind == ACCEPTED]
-        )
-        return {line.ref for line in new}
+        new = [(line, domain) for line, domain in lines if driver.execute(self._INSERT, line).rowcount]
+        opened = [
+            (line.ref, line.world_id, line.strategy_id, domain, line.epoch, line.at, line.at)
+            for line, domain in new
+            if line.kind == ACCEPTED
+        ]
+        if opened:
+            driver.executemany(self._OPEN, opened)
+        counts = Counter((line.world_id, line.kind, line.reason) for line, _ in new)
+        driver.executemany(self._COUNT, [(*key, count) for key, count in counts.items()])
+        return {line.ref for line, _ in new}
 
     @staticmethod
     def _driver(connection: Connection) -> sqlite3.Connection:
@@ -174,24 +207,33 @@ class _PostgresRows:
         f"(SELECT json_agg(found) FROM ({statement}) found)" for statement in _SELECTS.values()
     )
     _INSERT = f"""
-        WITH line AS (
+        WITH given AS (
+            SELECT * FROM json_to_recordset(%s) AS given({_RECORD}, domain text)
+        ), line AS (
             INSERT INTO order_log ({", ".join(LogLine._fields)})
-            SELECT * FROM json_to_recordset(%s) AS given({_RECORD})
-            ON CONFLICT DO NOTHING RETURNING ref, kind, world_id, at
+            SELECT {", ".join(LogLine._fields)} FROM given
+            ON CONFLICT DO NOTHING RETURNING ref, kind, world_id, strategy_id, at, epoch, reason
         ), opened AS (
-            INSERT INTO open_order (order_id, world_id, accepted_at)
-            SELECT ref, world_id, at FROM line WHERE kind = 'accepted'
+            INSERT INTO open_order (order_id, world_id, strategy_id, execution_domain, epoch, accepted_at,
+                                    next_at, state, sent_at, known, filled, stop)
+            SELECT ref, line.world_id, line.strategy_id, domain, line.epoch, line.at, line.at,
+                   'accepted', '', false, '', ''
+            FROM line JOIN given USING (ref) WHERE line.kind = 'accepted'
+        ), counted AS (
+            INSERT INTO order_count (world_id, kind, reason, orders)
+            SELECT world_id, kind, reason, count(*) FROM line GROUP BY world_id, kind, reason
+            ORDER BY world_id, kind, reason
+            ON CONFLICT (world_id, kind, reason)
+            DO UPDATE SET orders = order_count.orders + excluded.orders
         )
         SELECT ref FROM line"""
 
-    def read(self, connection: Connection, orders: Iterable[Order], alone: set[str]) -> FenceSnapshot:
-        keys = _keys(orders)
+    def read(
+        self, connection: Connection, orders: Iterable[Order], tokens: set[str], wait: bool
+    ) -> FenceSnapshot:
+        keys = _keys(orders, tokens)
         driver = self._driver(connection)
-        locks = [
-            f"SELECT {_EXCLUSIVE if world_id in alone else _SHARED}({lock_key(f'fence:{world_id}')})"
-            for world_id in keys["worlds"]
-        ]
-        self._begin(driver, locks)
+        self._lock(driver, keys["worlds"], wait)
         found = driver.execute(self._READ, keys).fetchone() or ()
         return _snapshot(
             {
@@ -205,19 +247,37 @@ class _PostgresRows:
             self._driver(connection).execute(self._SELECTS["earlier"], {"ids": list(ids)}).fetchall()
         )
 
-    def write(self, connection: Connection, lines: Sequence[LogLine]) -> set[str]:
-        given = Json([line._asdict() for line in lines])
+    def write(self, connection: Connection, lines: Sequence[tuple[LogLine, str]]) -> set[str]:
+        given = Json([{**line._asdict(), "domain": domain} for line, domain in lines])
         return {row[0] for row in self._driver(connection).execute(self._INSERT, (given,)).fetchall()}
 
     @staticmethod
-    def _begin(driver: "psycopg.Connection[tuple[Any, ...]]", first: Sequence[str]) -> None:
-        """Begin the transaction with these statements in one round trip.
+    def _lock(driver: "psycopg.Connection[tuple[Any, ...]]", worlds: Sequence[str], wait: bool) -> None:
+        """Begin the transaction and lock the worlds' fences in one round trip.
 
-        The driver would make one for each.
+        The driver would make one for each statement.
         """
-        result = driver.pgconn.exec_(";".join(["BEGIN", *first]).encode())
+        keys = [lock_key(f"fence:{world_id}") for world_id in worlds]
+        if wait:
+            locks = [f"SELECT pg_advisory_xact_lock({key})" for key in keys]
+            statements = [
+                "BEGIN",
+                f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}",
+                *locks,
+                "SET LOCAL lock_timeout = 0",
+            ]
+        else:
+            tries = ", ".join(f"pg_try_advisory_xact_lock({key})" for key in keys)
+            statements = ["BEGIN", f"SELECT {tries}"]
+        result = driver.pgconn.exec_(";".join(statements).encode())
         if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+            if result.error_field(DiagnosticField.SQLSTATE) == _LOCK_NOT_AVAILABLE:
+                raise FenceHeldError(worlds)
             raise psycopg.OperationalError(result.get_error_message())
+        if not wait:
+            held = [world for column, world in enumerate(worlds) if result.get_value(0, column) != b"t"]
+            if held:
+                raise FenceHeldError(held)
 
     @staticmethod
     def _driver(connection: Connection) -> "psycopg.Connection[tuple[Any, ...]]":

@@ -4,8 +4,11 @@ Safety rests on these rules alone, not on messages that must arrive first. They 
 the first that objects gives the reason. The chaos run takes each of them out in turn, and must notice.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
+from decimal import Decimal
+from functools import lru_cache
 from types import MappingProxyType
 
 from qmtl_sdk.contracts.domains import Domain, domain_of
@@ -16,7 +19,8 @@ from qmtl_sdk.contracts.orders import Order, Refusal
 class FenceState:
     """A world's fence row. Times are ISO 8601 texts (UTC).
 
-    `orders` and `refused` count the orders of `minute`, in worlds with a circuit breaker.
+    `orders` and `refused` count the orders of `minute`, in worlds with a circuit breaker. `symbols` is a JSON
+    list, `max_quantity` and `max_notional` are decimals; empty: no limit.
     """
 
     epoch: int
@@ -27,6 +31,9 @@ class FenceState:
     fresh_until: str
     max_orders: int | None = None
     max_refused: int | None = None
+    symbols: str = ""
+    max_quantity: str = ""
+    max_notional: str = ""
     minute: str = ""
     orders: int = 0
     refused: int = 0
@@ -34,32 +41,42 @@ class FenceState:
 
 @dataclass(frozen=True)
 class Activation:
-    """Whether a strategy may trade, and in which mode."""
+    """Whether a strategy may trade, in which mode, and whether it is halted.
+
+    A halted strategy has an activation, even where it was never judged.
+    """
 
     active: bool
     mode: str
+    halted: bool = False
 
 
 @dataclass(frozen=True)
 class Session:
-    """A session and its lease."""
+    """A session and its lease, and who may act in it."""
 
     world_id: str
     strategy_id: str
     execution_domain: str
     expires_at: str
     ended: bool
+    actor: str
+    secret_hash: str = field(repr=False)
 
 
 @dataclass(frozen=True)
 class OrderContext:
-    """An order with everything that its transaction has read, at the time `now`."""
+    """An order with everything that its transaction has read, at the time `now`.
+
+    `routed`: an order router has worked a moment ago.
+    """
 
     order: Order
     fence: FenceState
     activation: Activation | None
     session: Session | None
     now: str
+    routed: bool
 
 
 Check = Callable[[OrderContext], bool]
@@ -87,6 +104,26 @@ def _no_session(context: OrderContext) -> bool:
     )
 
 
+def _symbol_limit(context: OrderContext) -> bool:
+    symbols = context.fence.symbols
+    return bool(symbols) and context.order.symbol not in _symbols(symbols)
+
+
+@lru_cache(maxsize=256)
+def _symbols(symbols: str) -> frozenset[str]:
+    return frozenset(json.loads(symbols))
+
+
+def _quantity_limit(context: OrderContext) -> bool:
+    limit = context.fence.max_quantity
+    return bool(limit) and context.order.quantity > Decimal(limit)
+
+
+def _notional_limit(context: OrderContext) -> bool:
+    limit, price = context.fence.max_notional, context.order.reference_price
+    return bool(limit) and (price is None or context.order.quantity * price > Decimal(limit))
+
+
 def _live(context: OrderContext) -> bool:
     return context.order.execution_domain is Domain.LIVE
 
@@ -96,6 +133,7 @@ CHECKS: Mapping[Refusal, Check] = MappingProxyType(
     {
         Refusal.SHADOW: lambda context: context.order.execution_domain is Domain.SHADOW,
         Refusal.HALTED: lambda context: bool(context.fence.halted),
+        Refusal.STRATEGY_HALTED: lambda context: context.activation is not None and context.activation.halted,
         Refusal.FROZEN: lambda context: context.fence.state not in ("open", "draining"),
         Refusal.DRAINING: lambda context: context.fence.state == "draining",
         Refusal.STALE_EPOCH: lambda context: context.order.epoch != context.fence.epoch,
@@ -105,11 +143,36 @@ CHECKS: Mapping[Refusal, Check] = MappingProxyType(
         Refusal.WRONG_DOMAIN: _wrong_domain,
         Refusal.LIVE_NOT_ALLOWED: lambda context: _live(context) and not context.fence.allow_live,
         Refusal.EDGE_CLOSED: lambda context: _live(context) and not context.fence.live_edge,
+        Refusal.SYMBOL_LIMIT: _symbol_limit,
+        Refusal.QUANTITY_LIMIT: _quantity_limit,
+        Refusal.NOTIONAL_LIMIT: _notional_limit,
+        # Orders of dryrun wait for the next router instead: nobody's money depends on their time.
+        Refusal.NO_ROUTER: lambda context: _live(context) and not context.routed,
         Refusal.CIRCUIT_BREAKER: lambda context: (
             context.fence.max_orders is not None and context.fence.orders >= context.fence.max_orders
         ),
     }
 )
+
+
+# What is checked again before an accepted order is sent. A freeze lets it finish; its session may have ended.
+_CHECKED_BEFORE_SENDING = (
+    Refusal.HALTED,
+    Refusal.STRATEGY_HALTED,
+    Refusal.NOT_ACTIVE,
+    Refusal.WRONG_DOMAIN,
+    Refusal.LIVE_NOT_ALLOWED,
+    Refusal.EDGE_CLOSED,
+)
+
+
+def refusal_before_sending(context: OrderContext) -> Refusal | None:
+    """Return why an accepted order is cancelled instead of sent; None where it is sent.
+
+    A freeze closes the edge to live for new orders: accepted ones finish.
+    """
+    reasons = _CHECKED_BEFORE_SENDING if context.fence.state == "open" else _CHECKED_BEFORE_SENDING[:-1]
+    return next((reason for reason in reasons if reason in CHECKS and CHECKS[reason](context)), None)
 
 
 def refusal(context: OrderContext) -> Refusal | None:

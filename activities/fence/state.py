@@ -1,17 +1,18 @@
 """The fence row of a world: the state that every order is checked against, and how it changes.
 
 A transaction that changes what the fence reads holds `fence:{world}` from before the change until it commits.
-Orders share that lock, so an order sees all of a change or none of it. Nothing outside this folder writes the
-fence row.
+Orders take the same lock, so an order sees all of a change or none of it. Nothing outside this folder writes
+the fence row.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 from sqlmodel import Session, SQLModel
 
-from activities.fence.activations import activation_hashes, apply_decision, store_activation
+from activities.fence.activations import activation_hashes, apply_decision, halts_of, store_activation
 from activities.storage.tables import FenceRow, WorldRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from activities.worlds.edges import LIVE_EDGE, write_edge
@@ -45,12 +46,12 @@ class FenceEvent:
     entries: dict[str, str] | None = None
 
 
-def locked_fence(tx: Transaction, world_id: str) -> FenceRow:
+def locked_fence(tx: Transaction, world_id: str, within_ms: int = 0) -> FenceRow:
     """Lock the fence row against orders until the transaction ends.
 
-    Raises QmtlError (E_WORLD_UNKNOWN).
+    Raises QmtlError (E_WORLD_UNKNOWN); LockHeldError where it is still held after `within_ms` (0: no limit).
     """
-    tx.lock(f"fence:{world_id}")
+    tx.lock(f"fence:{world_id}", within_ms)
     row = tx.session.get(FenceRow, world_id, populate_existing=True)
     if row is None:
         raise QmtlError("E_WORLD_UNKNOWN", f"there is no world {world_id!r}", "qmtl world list prints them")
@@ -59,13 +60,9 @@ def locked_fence(tx: Transaction, world_id: str) -> FenceRow:
 
 def new_fence(spec: WorldSpec) -> FenceRow:
     """Build the fence row of a new world: open for dryrun, with the edge to live closed."""
-    breaker = spec.circuit_breaker
-    return FenceRow(
-        world_id=spec.world,
-        allow_live=spec.allow_live,
-        max_orders=breaker.max_orders_per_minute,
-        max_refused=breaker.max_refused_per_minute,
-    )
+    fence = FenceRow(world_id=spec.world)
+    _set_limits(fence, spec)
+    return fence
 
 
 def set_limits(tx: Transaction, fence: FenceRow, spec: WorldSpec, active: bool) -> None:
@@ -73,10 +70,20 @@ def set_limits(tx: Transaction, fence: FenceRow, spec: WorldSpec, active: bool) 
 
     A world that is not `active` allows no live orders.
     """
+    _set_limits(fence, spec)
     fence.allow_live = spec.allow_live and active
+    tx.session.add(fence)
+
+
+def _set_limits(fence: FenceRow, spec: WorldSpec) -> None:
+    limits = spec.order_limits
+    fence.allow_live = spec.allow_live
+    fence.on_halt = spec.on_halt
     fence.max_orders = spec.circuit_breaker.max_orders_per_minute
     fence.max_refused = spec.circuit_breaker.max_refused_per_minute
-    tx.session.add(fence)
+    fence.symbols = "" if limits.symbols is None else json.dumps(limits.symbols)
+    fence.max_quantity = str(limits.max_quantity or "")
+    fence.max_notional = str(limits.max_notional or "")
 
 
 def set_live_edge(tx: Transaction, fence: FenceRow, active: bool, reason: str) -> None:
@@ -137,28 +144,43 @@ def open_fence(
     before: dict[str, object] = {"state": fence.state, "epoch": fence.epoch}
     if lift:
         before = {"halted": fence.halted, **before}
-        fence.halted = ""
+        clear_halt(fence)
     fence.state = OPEN
     fence.holder = ""
     fence.epoch += 1
     if decision is not None:
         apply_decision(tx, tx.session.get_one(WorldRow, fence.world_id), decision, run_id)
     log_fence_change(tx, fence, "unfreeze", run_id, reason)
+    if before.get("halted"):
+        log_fence_change(tx, fence, "resume", fence.world_id, reason)
     after = _changed(fence, live_edge=fence.live_edge, reason=reason)
     return publish_gate_change(
         tx, fence, FenceEvent("unfreeze", "apply.unfrozen", before, after, run_id, requires_ack=True)
     )
 
 
-def log_fence_change(tx: Transaction, fence: FenceRow, kind: str, ref: str, reason: str = "") -> None:
-    """Write a change of the fence into the order log, between the orders before and after it."""
+def clear_halt(fence: FenceRow) -> None:
+    """Take a halt back. The circuit breaker counts anew: it would halt again at the next order."""
+    fence.halted = ""
+    fence.minute = ""
+    fence.orders = 0
+    fence.refused = 0
+
+
+def log_fence_change(
+    tx: Transaction, fence: FenceRow, kind: str, ref: str, reason: str = "", strategy_id: str = ""
+) -> None:
+    """Write a change of the fence into the order log, between the orders before and after it.
+
+    `strategy_id`: the strategy that it concerns; empty where it concerns the whole world.
+    """
     row = {
         "at": utc_now(),
         "world_id": fence.world_id,
         "kind": kind,
         "ref": ref,
         "epoch": fence.epoch,
-        "strategy_id": "",
+        "strategy_id": strategy_id,
         "reason": reason,
         "body": "",
     }
@@ -220,6 +242,7 @@ def fence_status(session: Session, world_id: str) -> FenceStatus:
             "allow_live": fence.allow_live,
             "live_edge": fence.live_edge,
             "decision_fresh_until": fence.fresh_until or None,
+            "strategy_halts": halts_of(session, world_id),
         }
     )
 

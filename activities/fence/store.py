@@ -3,13 +3,12 @@
 A world's row and its fence row change in one transaction, so these operations belong to the fence.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from sqlmodel import col, select
 
 from activities.fence.activations import activation_hashes, activations_of
-from activities.fence.halts import halt
+from activities.fence.halts import halt, halt_reason
 from activities.fence.state import fence_status, locked_fence, new_fence, set_limits
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow
@@ -23,9 +22,6 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.topic_state import combined_hash
 from qmtl_sdk.contracts.worlds import EdgeOverride, World, WorldSpec, WorldUpdate
-
-# Characters of an error that the report of a failed halt quotes.
-_REASON_LENGTH = 200
 
 
 class SqlFenceStore:
@@ -123,28 +119,8 @@ class SqlFenceStore:
             fence = locked_fence(tx, world_id)
             if fence.halted:
                 return False
-            halt(tx, fence, f"{actor}: {reason}" if reason else f"by {actor}")
+            halt(tx, fence, halt_reason(actor, reason))
             return True
-
-    def halt_all(self, worlds: Sequence[str], actor: str, reason: str) -> None:
-        """Halt worlds, each in a transaction of its own. One that cannot be halted stops no other.
-
-        Raises QmtlError: E_HALT_INCOMPLETE, naming the worlds that could not be halted, after all the others.
-        """
-        failures: dict[str, str] = {}
-        for world_id in worlds:
-            try:
-                self.halt(world_id, actor, reason)
-            except Exception as error:  # whatever one world's rows hold, the others are halted
-                failures[world_id] = " ".join(str(error).split())[:_REASON_LENGTH]
-        if failures:
-            first = next(iter(failures.items()))
-            raise QmtlError(
-                "E_HALT_INCOMPLETE",
-                f"{len(failures)} of {len(worlds)} worlds could not be halted: {', '.join(failures)}"[:1000]
-                + f"; {first[0]}: {first[1]}",
-                "stop the strategies of these worlds, then repeat the command",
-            )
 
     def world_ids(self) -> list[str]:
         """List the ids of all worlds."""

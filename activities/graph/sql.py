@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from sqlmodel import Session, col, select, update
 
 from activities.graph.diff import RECOMPUTE_AFTER, DiffPlan, plan_diff, sentinel_id
-from activities.messages.submission import DiffResult
+from activities.messages.submission import DiffResult, RunContextBody
 from activities.queues.catalogue import publish_new_queues, register_tag_queries
 from activities.queues.topics import asset_of, folded, layout_of, topic_name
 from activities.storage.database import Database
@@ -40,52 +40,53 @@ class SqlGraphStore:
         with self._database.read() as session:
             return _plan(session, world_id, domain, dag)
 
-    def diff(self, run_id: str, world_id: str, domain: str, name: str, dag: Dag) -> DiffResult:
+    def diff(self, tx: Transaction, run: RunContextBody, dag: Dag) -> DiffResult:
         """Add what is new in a DAG, once for a run."""
-        with self._database.write("graph") as tx:
-            done = tx.session.get(DiffRow, run_id)
-            if done is not None:
-                return DiffResult.model_validate_json(done.body)
-            tx.lock("graph")
-            plan = _plan(tx.session, world_id, domain, dag)
-            result = DiffResult(
-                new=plan.new,
-                reused=plan.reused,
-                topics=plan.topics,
-                sentinel_id=sentinel_id(world_id, dag.strategy_id),
+        run_id, world_id = run.run_id, run.world_id
+        domain = run.context.execution_domain.value
+        done = tx.session.get(DiffRow, run_id)
+        if done is not None:
+            return DiffResult.model_validate_json(done.body)
+        tx.lock("graph")
+        plan = _plan(tx.session, world_id, domain, dag)
+        result = DiffResult(
+            new=plan.new,
+            reused=plan.reused,
+            topics=plan.topics,
+            sentinel_id=sentinel_id(world_id, dag.strategy_id),
+        )
+        self._insert_nodes(tx, plan, dag)
+        self._insert_strategy(tx, result.sentinel_id, world_id, run.name, dag)
+        self._add_queues(tx, plan, world_id, domain, self._brokers)
+        self._mark_recompute(tx, plan)
+        tx.session.add(DiffRow(run_id=run_id, body=result.model_dump_json()))
+        after = {
+            "new": len(plan.new),
+            "reused": len(plan.reused),
+            "queues": len(plan.queues),
+            "sentinel": result.sentinel_id,
+        }
+        data = {
+            "world_id": world_id,
+            "sentinel_id": result.sentinel_id,
+            "strategy_id": dag.strategy_id,
+            "weight": 1.0,
+            "version": dag.strategy_id,
+        }
+        tx.record(
+            RecordedChange(
+                "graph.diff",
+                world_id,
+                dag.strategy_id,
+                after=after,
+                correlation_id=run_id,
+                event="sentinel_weight",
+                about=result.sentinel_id,
+                data=data,
             )
-            self._insert_nodes(tx, plan, dag)
-            self._insert_strategy(tx, result.sentinel_id, world_id, name, dag)
-            self._add_queues(tx, plan, world_id, domain, self._brokers)
-            self._mark_recompute(tx, plan)
-            tx.session.add(DiffRow(run_id=run_id, body=result.model_dump_json()))
-            after = {
-                "new": len(plan.new),
-                "reused": len(plan.reused),
-                "queues": len(plan.queues),
-                "sentinel": result.sentinel_id,
-            }
-            data = {
-                "world_id": world_id,
-                "sentinel_id": result.sentinel_id,
-                "strategy_id": dag.strategy_id,
-                "weight": 1.0,
-                "version": dag.strategy_id,
-            }
-            tx.record(
-                RecordedChange(
-                    "graph.diff",
-                    world_id,
-                    dag.strategy_id,
-                    after=after,
-                    correlation_id=run_id,
-                    event="sentinel_weight",
-                    about=result.sentinel_id,
-                    data=data,
-                )
-            )
-            self._publish(tx, plan, world_id, domain, dag, run_id)
-            return result
+        )
+        self._publish(tx, plan, world_id, domain, dag, run_id)
+        return result
 
     def ensure_queues(self, world_id: str, domain: str, dag: Dag, actor: str) -> dict[str, str]:
         """Create the missing queues of a stored strategy in a domain. Returns NodeID → topic."""

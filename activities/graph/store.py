@@ -3,15 +3,16 @@
 from typing import Protocol
 
 from activities.graph.diff import DiffPlan
-from activities.messages.submission import DiffResult
+from activities.messages.submission import DiffResult, RunContextBody
+from activities.storage.transactions import Transaction
 from qmtl_sdk.contracts.dag import Dag
 
 
 class GraphStore(Protocol):
     """Nodes, edges, strategies and queues."""
 
-    def diff(self, run_id: str, world_id: str, domain: str, name: str, dag: Dag) -> DiffResult:
-        """Add what is new in a DAG: nodes, edges, queues, the strategy, its sentinel, in one transaction.
+    def diff(self, tx: Transaction, run: RunContextBody, dag: Dag) -> DiffResult:
+        """Add what is new in a DAG: nodes, edges, queues, the strategy, its sentinel.
 
         Idempotent: a repeated diff of a run returns the first result.
         """

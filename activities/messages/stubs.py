@@ -36,18 +36,15 @@ from activities.messages.promotion import (
     PublishPromotion,
 )
 from activities.messages.submission import (
+    AdmitRun,
     ConcludeSubmission,
     Conclusion,
-    DiffCommand,
-    DiffResult,
     MeasureCommand,
-    RecordAdmission,
     RejectCommand,
-    RunCommand,
-    RunContextBody,
 )
 from activities.messages.upkeep import RetentionResult, UpkeepInput, UpkeepTopic
 from qmtl_sdk.contracts.promotions import PromotionProgress
+from qmtl_sdk.contracts.submission import SubmissionAck
 
 
 class SubmissionActivityStubs(ABC):
@@ -55,18 +52,8 @@ class SubmissionActivityStubs(ABC):
 
     @activity.defn
     @abstractmethod
-    def begin_run(self, command: RunCommand) -> RunContextBody:
-        """Decide the context of a run, and bind its strategy to the world."""
-
-    @activity.defn
-    @abstractmethod
-    def diff(self, command: DiffCommand) -> DiffResult:
-        """Compare a DAG with the graph, and add what is new."""
-
-    @activity.defn
-    @abstractmethod
-    def record_admission(self, command: RecordAdmission) -> None:
-        """Record in the commit log which run admitted a submission."""
+    def admit_run(self, command: AdmitRun) -> SubmissionAck:
+        """Begin a run: bind its strategy to the world, add what is new to the graph, record the answer."""
 
     @activity.defn
     @abstractmethod

@@ -1,10 +1,36 @@
 """Inputs and results of SubmissionWorkflow and its activities."""
 
+from urllib.parse import quote
+
 from activities.messages.base import StoreMessage
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.model import Model, OfStrategy
-from qmtl_sdk.contracts.submission import EvidenceRef, Heartbeat, StreamBinding, SubmissionAck
+from qmtl_sdk.contracts.submission import (
+    EvidenceRef,
+    Heartbeat,
+    Lease,
+    StrategySubmit,
+    StreamBinding,
+    SubmissionAck,
+)
 from qmtl_sdk.contracts.worlds import Execution, UtcTime
+
+
+class SubmissionProgressSoFar(Model):
+    """What a submission's workflow hands over when it continues as new.
+
+    `run_id` is the first execution's, which stays the id of the run. `judging`: its returns are measured, or
+    rejected with this error.
+    """
+
+    run_id: str
+    ack: SubmissionAck
+    leases: int = 0
+    reached: Heartbeat = Heartbeat()
+    judging: bool = False
+    metrics: dict[str, float | None] = {}
+    error_code: str = ""
+    error: str = ""
 
 
 class SubmissionInput(StoreMessage, OfStrategy):
@@ -15,21 +41,34 @@ class SubmissionInput(StoreMessage, OfStrategy):
     nodes: int
     heartbeat_timeout_s: float = 10.0
     abandon_after_s: float = 7 * 86_400.0
+    so_far: SubmissionProgressSoFar | None = None
 
 
 class Admit(Model):
     """Update: admit a submission and lease its computation to `runner`.
 
-    Idempotent for the same runner. An empty name requests no lease.
+    Idempotent for the same runner. An empty name requests no lease. With a `run_id`, only that run answers.
     """
 
     idempotency_key: str
     runner: str
+    run_id: str = ""
+
+    @classmethod
+    def of(cls, submit: StrategySubmit, actor: str, run_id: str = "") -> "Admit":
+        """Build the request of an actor; with a `run_id`, only that run answers.
+
+        Anybody may name a runner like another's, so the actor is a part of the name that holds the lease,
+        without the character that ends it.
+        """
+        runner = f"{quote(actor, safe='@')}/{submit.runner}" if submit.runner else ""
+        return cls(idempotency_key=submit.idempotency_key, runner=runner, run_id=run_id)
 
 
 class SubmissionProgress(Model):
-    """Answer to the query `progress`: step, whether a runner is needed, lease, last heartbeat."""
+    """Answer to the query `progress`: run, step, whether a runner is needed, lease, last heartbeat."""
 
+    run_id: str
     step: str
     needs_runner: bool = False
     lease_id: str = ""
@@ -44,18 +83,15 @@ class RunCommand(StoreMessage):
     world_id: str
 
 
-class DiffCommand(RunCommand):
-    """Compare the run's DAG with the global graph, and add what is new."""
+class AdmitRun(RunCommand):
+    """Begin a run, and record the answer to the request with this idempotency key.
 
-    execution_domain: str
+    `lease` is the one that the runner who asks will hold.
+    """
 
-
-class RecordAdmission(StoreMessage):
-    """Record in the commit log which run admitted a submission, and the answer."""
-
+    workflow_id: str
     idempotency_key: str
-    run_id: str
-    ack: SubmissionAck
+    lease: Lease | None = None
 
 
 class MeasureCommand(RunCommand):

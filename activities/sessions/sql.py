@@ -1,10 +1,12 @@
 """Sessions in the database: running strategies, each with a lease on its world."""
 
 import uuid
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from sqlmodel import Session, col, select
 
+from activities.sessions.holder import SessionCaller, hash_secret, new_secret
 from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import SessionRow
@@ -22,6 +24,27 @@ _REASON = 300
 _LISTED = 1000
 
 
+@dataclass(frozen=True)
+class OpenedSession:
+    """A new session with its secret, which nothing returns again."""
+
+    info: SessionInfo
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class StoredSession:
+    """A session with the hash of its secret."""
+
+    info: SessionInfo
+    secret_hash: str = field(repr=False)
+
+    def require_holder(self, caller: SessionCaller) -> None:
+        """Require the actor who opened the session, with its secret. Raises QmtlError (E_SESSION_HOLDER)."""
+        if not caller.holds(self.info.actor, self.secret_hash):
+            raise not_the_holder(self.info.session_id)
+
+
 class SqlSessionStore:
     """Opens, extends and ends sessions. A heartbeat extends a lease by `lease_s` seconds."""
 
@@ -29,8 +52,9 @@ class SqlSessionStore:
         self._database = database
         self.lease_s = lease_s
 
-    def open(self, request: SessionOpen, name: str, execution_domain: str, actor: str) -> SessionInfo:
+    def open(self, request: SessionOpen, name: str, execution_domain: str, actor: str) -> OpenedSession:
         """Open a session with a lease on its world."""
+        secret = new_secret()
         with self._database.write(actor) as tx:
             row = SessionRow(
                 session_id=uuid.uuid4().hex,
@@ -38,6 +62,7 @@ class SqlSessionStore:
                 strategy_id=request.strategy_id,
                 name=name,
                 actor=actor,
+                secret_hash=hash_secret(secret),
                 runner=request.runner,
                 host=request.host,
                 execution_domain=execution_domain,
@@ -59,7 +84,7 @@ class SqlSessionStore:
                 "reason": "",
             }
             tx.record(RecordedChange("session.opened", row.world_id, row.session_id, after=after, data=data))
-            return _info(row)
+            return OpenedSession(_info(row), secret)
 
     def heartbeat(self, session_id: str, heartbeat: SessionHeartbeat) -> SessionInfo:
         """Extend the lease, and store the report.
@@ -104,13 +129,13 @@ class SqlSessionStore:
                 self._end(tx, row, LEASE_ENDED)
             return len(rows)
 
-    def find(self, session_id: str) -> SessionInfo:
+    def find(self, session_id: str) -> StoredSession:
         """Read one session. Raises QmtlError (E_SESSION_UNKNOWN)."""
         with self._database.read() as session:
             row = session.get(SessionRow, session_id)
         if row is None:
             raise _unknown(session_id)
-        return _info(row)
+        return StoredSession(_info(row), row.secret_hash)
 
     def all(self, world_id: str | None, ended: bool = False) -> list[SessionInfo]:
         """List the newest 1,000 sessions, of one world if given, and ended ones only if `ended`."""
@@ -151,6 +176,15 @@ class SqlSessionStore:
 
     def _expires_at(self) -> str:
         return (datetime.now(UTC) + timedelta(seconds=self.lease_s)).isoformat(timespec="microseconds")
+
+
+def not_the_holder(session_id: str) -> QmtlError:
+    """Return the error for a caller who did not open the session, or does not know its secret."""
+    return QmtlError(
+        "E_SESSION_HOLDER",
+        f"only who opened session {session_id[:8]} may act in it, with the secret that its grant returned",
+        "open a session of your own; an operator may end any session",
+    )
 
 
 def _unknown(session_id: str) -> QmtlError:

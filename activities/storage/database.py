@@ -53,10 +53,13 @@ class Database(ABC):
 
         Raises QmtlError: E_UNAVAILABLE, and E_BODY_INVALID where a value cannot be stored.
         """
-        with self.queue(), self._connection("write") as connection, Session(connection) as session:
-            transaction = self.transaction_type(session, self.insert, actor)
+        with (
+            self.queue(),
+            self._connection("write") as connection,
+            self.transaction_type(connection, self.insert, actor) as transaction,
+        ):
             yield transaction
-            session.flush()
+            transaction.flush()
             if take_write_mark(connection) and not transaction.recorded and not bookkeeping:
                 raise RuntimeError("a transaction changed the store without a record of it")
             connection.commit()

@@ -3,10 +3,13 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 
+from activities.storage.commits import CommitWatcher
 from activities.storage.database import Database
+from activities.storage.heartbeats import Pulse
 from qmtl_sdk.contracts.errors import QmtlError
 
 # Seconds between two tries to be elected.
@@ -19,45 +22,87 @@ _CONFIRM_S = 0.5
 # Seconds before the first repetition of a turn that failed; it doubles with each failure.
 _RETRY_S = 1.0
 
-# Seconds between two repetitions at most.
-_RETRY_LIMIT_S = 30.0
+# Seconds between two repetitions at most: what failed may be in order again.
+_RETRY_LIMIT_S = 10.0
+
+# Seconds after which the elected process notes that it has nothing to do, which shows that it does not hang.
+_NOTE_S = 1.0
 
 _log = structlog.get_logger()
 
 
-def run_elected(database: Database, role: str, turn: Callable[[], float], stop: threading.Event) -> None:
+def _no_fault() -> str:
+    return ""
+
+
+def run_elected(
+    database: Database,
+    role: str,
+    turn: Callable[[], float],
+    stop: threading.Event,
+    fault: Callable[[], str] = _no_fault,
+) -> None:
     """Repeat `turn` until `stop` is set, while this process is elected for `role`.
 
     `turn` returns the seconds until the next one is due if nothing is committed before; 0 where it had work,
     as there may be more. A turn that fails is logged and repeated, with growing pauses; after the first
     failure the process is elected anew, since it may have lost its connection to the database.
+
+    The process writes heartbeats meanwhile, which say when it last completed a turn or had none to do. While
+    `fault` returns a text, its turns succeed and it does not do its work: then they do not count.
     """
-    pause = _RETRY_S
+    with Pulse(database, role) as pulse:
+        while not stop.is_set():
+            try:
+                with database.elected(role) as confirm:
+                    if confirm is None:
+                        pulse.stands_by()
+                        stop.wait(_ELECTION_S)
+                        continue
+                    pulse.elected()
+                    with database.watch_commits() as commits:
+                        work = _Work(turn, fault, pulse)
+                        _repeat(work, commits, confirm, stop)
+            except Exception as error:  # whatever one turn raises, the process goes on
+                pulse.failed(error)
+                pause = min(_RETRY_S * 2 ** min(pulse.failures - 1, 10), _RETRY_LIMIT_S)
+                _log.warning(f"the {role} failed", error=repr(error), retry_s=pause)
+                stop.wait(pause)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The turns of a process, and the heartbeat that says whether they work."""
+
+    turn: Callable[[], float]
+    fault: Callable[[], str]
+    pulse: Pulse
+
+    def note(self) -> None:
+        """Note that the loop works, or why not."""
+        fault = self.fault()
+        if fault:
+            self.pulse.stuck(fault)
+        else:
+            self.pulse.worked()
+
+
+def _repeat(work: _Work, commits: CommitWatcher, confirm: Callable[[], None], stop: threading.Event) -> None:
+    """Take turns as the elected process until `stop` is set."""
+    due = confirmed = time.monotonic()  # the first turn is due at once, for what was committed before
     while not stop.is_set():
-        try:
-            with database.elected(role) as confirm:
-                if confirm is None:
-                    stop.wait(_ELECTION_S)
-                    continue
-                with database.watch_commits() as commits:
-                    # The first turn is due at once, for what was committed before.
-                    due = confirmed = time.monotonic()
-                    while not stop.is_set():
-                        left = due - time.monotonic()
-                        if left > 0 and not commits.wait(left, stop):
-                            continue
-                        if time.monotonic() - confirmed > _CONFIRM_S:
-                            confirm()
-                            confirmed = time.monotonic()
-                        next_s = turn()
-                        due = time.monotonic() + next_s
-                        if not next_s:
-                            commits.last_work_at = due
-                        pause = _RETRY_S
-        except Exception as error:  # whatever one turn raises, the process goes on
-            _log.warning(f"the {role} failed", error=repr(error), retry_s=pause)
-            stop.wait(pause)
-            pause = min(2 * pause, _RETRY_LIMIT_S)
+        left = due - time.monotonic()
+        if left > 0 and not commits.wait(min(left, _NOTE_S), stop):
+            work.note()
+            continue
+        if time.monotonic() - confirmed > _CONFIRM_S:
+            confirm()
+            confirmed = time.monotonic()
+        next_s = work.turn()
+        work.note()
+        due = time.monotonic() + next_s
+        if not next_s:
+            commits.last_work_at = due
 
 
 def unreachable(error: Exception) -> bool:

@@ -1,7 +1,8 @@
 """Migrations, run when a process opens the database.
 
 A database whose version this code does not know is refused: a newer QMTL made it, or one from before the
-first release.
+first release. So is one that lacks a table or a column: until the first release, the schema of one version
+changes in place.
 """
 
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, inspect, text
+from sqlmodel import SQLModel
 
 from qmtl_sdk.contracts.errors import QmtlError
 
@@ -37,6 +39,7 @@ def migrate(engine: Engine) -> None:
             "upgrade QMTL, or use another database",
         )
     if current == known[-1]:
+        _require_schema(engine)
         return
     # Imported here because it costs megabytes, and only a start that migrates needs it.
     from alembic import command
@@ -46,6 +49,32 @@ def migrate(engine: Engine) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.commit()
+
+
+def _require_schema(engine: Engine) -> None:
+    """Check that the database has every table and column of this code.
+
+    Raises QmtlError (E_DATABASE_NEWER).
+    """
+    with engine.connect() as connection:
+        found = {
+            (table, column["name"])
+            for (_, table), columns in inspect(connection).get_multi_columns().items()
+            for column in columns
+        }
+    missing = sorted(
+        f"{table.name}.{column.name}"
+        for table in SQLModel.metadata.tables.values()
+        for column in table.columns
+        if (table.name, column.name) not in found
+    )
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise QmtlError(
+            "E_DATABASE_NEWER",
+            f"the database was made by another commit of QMTL: it lacks {missing[0]}{more}",
+            "use that commit, or another home with a new database",
+        )
 
 
 def configuration() -> "Config":

@@ -1,7 +1,7 @@
 """PostgreSQL, with advisory locks."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -10,12 +10,12 @@ import psycopg
 from blake3 import blake3
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from activities.storage.commits import CommitWatcher
 from activities.storage.database import Database
-from activities.storage.transactions import Transaction, watch_writes
+from activities.storage.transactions import LockHeldError, Transaction, watch_writes
 
 # Seconds after which a pooled connection is tested before use. Testing costs a round trip, so a connection
 # that was used a moment ago is trusted.
@@ -27,15 +27,33 @@ _POOL_SIZE = 16
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
 # Differs after every writing transaction that ends, committed or not, in any database of the server.
 _SNAPSHOT = text("SELECT pg_current_snapshot()::text")
-_SHARE = text("SELECT pg_advisory_xact_lock_shared(:key)")
+_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :limit, true)")
+_TRY_LOCKS = text("SELECT key FROM unnest(CAST(:keys AS bigint[])) key WHERE pg_try_advisory_xact_lock(key)")
 
 
 class _PostgresTransaction(Transaction):
-    def lock(self, name: str) -> None:
-        self.session.connection().execute(_LOCK, {"key": lock_key(name)})
+    def lock(self, name: str, within_ms: int = 0) -> None:
+        connection = self.connection
+        if not within_ms:
+            connection.execute(_LOCK, {"key": lock_key(name)})
+            return
+        connection.execute(_LOCK_TIMEOUT, {"limit": f"{within_ms}ms"})
+        try:
+            connection.execute(_LOCK, {"key": lock_key(name)})
+        except OperationalError as error:
+            if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                raise LockHeldError(name) from error
+            raise
+        connection.execute(_LOCK_TIMEOUT, {"limit": "0"})
 
-    def share(self, name: str) -> None:
-        self.session.connection().execute(_SHARE, {"key": lock_key(name)})
+    def try_locks(self, names: Sequence[str]) -> list[str]:
+        keys = {lock_key(name): name for name in names}
+        held = self.connection.execute(_TRY_LOCKS, {"keys": list(keys)})
+        return [keys[key] for key in held.scalars()]
+
+    def limit_lock_waits(self, limit_s: float) -> None:
+        milliseconds = max(1, round(limit_s * 1000))  # 0 would mean no limit
+        self.connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
 
 
 class PostgresDatabase(Database):

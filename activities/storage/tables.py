@@ -101,6 +101,29 @@ class DeadLetterRow(SQLModel, table=True):
     at: str
 
 
+# processes
+
+
+class ProcessRow(SQLModel, table=True):
+    """The newest heartbeat of a process, of `seen_at`, in a row that the process writes itself.
+
+    `worked_at` is when its loop last worked, empty before the first time; `since` is when it entered its
+    `state` (`activities.storage.heartbeats`).
+    """
+
+    __tablename__ = "process"
+    process_id: str = Field(primary_key=True)
+    name: str
+    pid: int
+    host: str
+    state: str
+    fault: str
+    started_at: str
+    since: str
+    seen_at: str
+    worked_at: str
+
+
 # access
 
 
@@ -164,7 +187,10 @@ class TagQueryRow(SQLModel, table=True):
 
 
 class SessionRow(SQLModel, table=True):
-    """A running strategy. It holds a lease on its world until `expires_at`, unless `ended_at` is set."""
+    """A running strategy. It holds a lease on its world until `expires_at`, unless `ended_at` is set.
+
+    Only `actor` may act in it, with the secret of `secret_hash`.
+    """
 
     __tablename__ = "session"
     session_id: str = Field(primary_key=True)
@@ -172,6 +198,7 @@ class SessionRow(SQLModel, table=True):
     strategy_id: str
     name: str
     actor: str
+    secret_hash: str
     runner: str
     host: str
     execution_domain: str
@@ -308,18 +335,31 @@ class WorldNodeRow(SQLModel, table=True):
 
 
 class CommitLogRow(SQLModel, table=True):
-    """Submissions in the order of their arrival. `ack` is the response to the submission."""
+    """Submissions in the order of their arrival. `ack` is the response to the submission.
+
+    `lease_id` is the compute lease that was granted to `actor` with it; empty where none was.
+    """
 
     __tablename__ = "commit_log"
+    __table_args__ = (
+        Index(
+            "commit_log_waiting",
+            "seq",
+            sqlite_where=text("run_id IS NULL AND refused IS NULL"),
+            postgresql_where=text("run_id IS NULL AND refused IS NULL"),
+        ),
+    )
     seq: int | None = Field(default=None, sa_column=_seq())
     idempotency_key: str = Field(unique=True)
+    actor: str
     world_id: str
     strategy_id: str
     body_hash: str
     body: str = Field(sa_column=_text())
     received_at: str
-    run_id: str | None = Field(default=None, index=True)
+    run_id: str | None = None
     ack: str | None = Field(default=None, sa_column=Column(Text))
+    lease_id: str = Field(default="", sa_column_kwargs={"server_default": ""})
     refused: str | None = Field(default=None, sa_column=Column(Text))
 
 
@@ -381,7 +421,11 @@ class OutcomeRow(SQLModel, table=True):
 
 
 class FenceRow(SQLModel, table=True):
-    """What decides about a world's orders, in one row that each order reads in its own transaction."""
+    """What decides about a world's orders, in one row that each order reads in its own transaction.
+
+    `halt_epoch` is the epoch of the last halt: an order that was accepted before it and not sent is
+    cancelled.
+    """
 
     __tablename__ = "fence"
     world_id: str = Field(primary_key=True)
@@ -392,8 +436,13 @@ class FenceRow(SQLModel, table=True):
     allow_live: bool = False
     live_edge: bool = False
     fresh_until: str = ""
+    halt_epoch: int = 0
+    on_halt: str = "cancel"
     max_orders: int | None = None
     max_refused: int | None = None
+    symbols: str = Field(default="", sa_column=_text())
+    max_quantity: str = ""
+    max_notional: str = ""
     minute: str = ""
     orders: int = 0
     refused: int = 0
@@ -409,6 +458,17 @@ class ActivationRow(SQLModel, table=True):
     active: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     mode: str = Field(default="", sa_column_kwargs={"server_default": ""})
     body: str = Field(sa_column=_text())
+
+
+class StrategyHaltRow(SQLModel, table=True):
+    """A halted strategy of a world: who halted it, since when and why. Lifting the halt removes the row."""
+
+    __tablename__ = "strategy_halt"
+    world_id: str = Field(primary_key=True)
+    strategy_id: str = Field(primary_key=True)
+    reason: str
+    since: str
+    halted_by: str
 
 
 class AckRow(SQLModel, table=True):
@@ -432,9 +492,12 @@ class GatewayRow(SQLModel, table=True):
 
 
 class OrderLogRow(SQLModel, table=True):
-    """Every order with its verdict, every fill and every change of the fence. Rows never change.
+    """Every order with its verdict, or withheld, every change of its state and of the fence.
 
-    `epoch` is the world's when it was written; a fill has that of its order's acceptance.
+    Rows never change.
+
+    `epoch` is the world's when it was written. A world's rows are written under its fence's lock, so `seq` is
+    the order of their commits.
     """
 
     __tablename__ = "order_log"
@@ -443,15 +506,21 @@ class OrderLogRow(SQLModel, table=True):
             "order_log_once",
             "ref",
             unique=True,
-            sqlite_where=text("kind IN ('accepted', 'refused')"),
-            postgresql_where=text("kind IN ('accepted', 'refused')"),
+            sqlite_where=text("kind IN ('accepted', 'refused', 'withheld')"),
+            postgresql_where=text("kind IN ('accepted', 'refused', 'withheld')"),
         ),
         Index(
             "order_log_ended",
             "ref",
             unique=True,
-            sqlite_where=text("kind IN ('filled', 'cancelled')"),
-            postgresql_where=text("kind IN ('filled', 'cancelled')"),
+            sqlite_where=text("kind IN ('filled', 'cancelled', 'rejected', 'expired')"),
+            postgresql_where=text("kind IN ('filled', 'cancelled', 'rejected', 'expired')"),
+        ),
+        Index(
+            "order_log_underway",
+            "ref",
+            sqlite_where=text("kind IN ('sent', 'partially_filled')"),
+            postgresql_where=text("kind IN ('sent', 'partially_filled')"),
         ),
         Index("order_log_world", "world_id", "seq"),
     )
@@ -466,13 +535,53 @@ class OrderLogRow(SQLModel, table=True):
     body: str = Field(default="", sa_column=_text())
 
 
+class CacheHitRow(SQLModel, table=True):
+    """A cache hit from another context, once for each node that a session or a run reported."""
+
+    __tablename__ = "cache_hit"
+    reporter: str = Field(primary_key=True)
+    node_id: str = Field(primary_key=True)
+    world_id: str
+    strategy_id: str
+    actor: str
+    at: str
+
+
 class OpenOrderRow(SQLModel, table=True):
-    """An accepted order that no venue has filled or cancelled yet."""
+    """An accepted order that has not ended. `epoch` is the world's when it was accepted.
+
+    `state` is accepted, sent or partially_filled. `sent_at`: when it was last marked as sent. `known`: its
+    venue has acknowledged it. `stop`: why the venue is asked to cancel it. `next_at`: when the router looks
+    at it again.
+    """
 
     __tablename__ = "open_order"
+    __table_args__ = (
+        Index("open_order_due", "execution_domain", "world_id", "next_at"),
+        Index("open_order_world", "world_id", "state"),
+    )
     order_id: str = Field(primary_key=True)
-    world_id: str = Field(index=True)
-    accepted_at: str = Field(index=True)
+    world_id: str
+    strategy_id: str
+    execution_domain: str
+    epoch: int
+    accepted_at: str
+    next_at: str
+    state: str = "accepted"
+    sent_at: str = ""
+    known: bool = False
+    filled: str = ""
+    stop: str = ""
+
+
+class OrderCountRow(SQLModel, table=True):
+    """How many orders of a world were accepted, or refused for a reason."""
+
+    __tablename__ = "order_count"
+    world_id: str = Field(primary_key=True)
+    kind: str = Field(primary_key=True)
+    reason: str = Field(primary_key=True)
+    orders: int
 
 
 # decisions

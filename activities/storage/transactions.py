@@ -3,9 +3,9 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, Table, bindparam, event
@@ -38,6 +38,15 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
+def utc_before(age: timedelta) -> str:
+    """Return the time before now by `age`, in the same form."""
+    return (datetime.now(UTC) - age).isoformat(timespec="microseconds")
+
+
+class LockHeldError(Exception):
+    """Another transaction holds a lock for longer than the caller waits."""
+
+
 @dataclass(frozen=True)
 class RecordedChange:
     """A change that a transaction records: an audit row of what was changed, an outbox row of its event.
@@ -59,14 +68,38 @@ class RecordedChange:
 
 
 class Transaction:
-    """A session that writes: `insert_new`, `upsert` and `record`, and `session` for everything else."""
+    """Writes over a connection: `insert_new`, `upsert` and `record`, and for everything else `session`.
 
-    def __init__(self, session: Session, insert: Any, actor: str) -> None:
+    `connection` is for statements without the mapper.
+    """
+
+    def __init__(self, connection: Connection, insert: Any, actor: str) -> None:
         """Take the dialect's INSERT, which supports ON CONFLICT. (Any: the dialects share no type for it.)"""
-        self.session = session
+        self.connection = connection
         self.recorded = False
         self._insert = insert
         self._actor = actor
+        self._session: Session | None = None
+
+    def __enter__(self) -> Self:
+        self.connection.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    @property
+    def session(self) -> Session:
+        """The mapper's session, made when it is first used: an order's transaction needs none."""
+        if self._session is None:
+            self._session = Session(self.connection)
+        return self._session
+
+    def flush(self) -> None:
+        """Write the rows that were changed through the session."""
+        if self._session is not None:
+            self._session.flush()
 
     def insert_new(self, rows: Sequence[SQLModel]) -> set[tuple[Any, ...]]:
         """Insert the rows that conflict with no unique key. Returns the primary keys of the inserted rows."""
@@ -76,7 +109,7 @@ class Transaction:
         columns = [column for column in table.columns if column.autoincrement is not True]
         values = [{column.key: getattr(row, column.key) for column in columns} for row in rows]
         statement = self._insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
-        connection = self.session.connection()
+        connection = self.connection
         inserted: set[tuple[Any, ...]] = set()
         for start in range(0, len(values), _ROWS):
             part = values[start : start + _ROWS]
@@ -91,16 +124,20 @@ class Transaction:
         self._upsert(table, {column.key: getattr(row, column.key) for column in table.columns})
 
     def _upsert(self, table: Table, values: dict[str, Any]) -> None:
-        self.session.connection().execute(_upsert_statement(self._insert, table), values)
+        self.connection.execute(_upsert_statement(self._insert, table), values)
 
-    def lock(self, name: str) -> None:
-        """Hold the lock `name` until the end of the transaction. SQLite has one writer and needs no lock."""
+    def lock(self, name: str, within_ms: int = 0) -> None:
+        """Hold the lock `name` until the end of the transaction. SQLite has one writer and needs no lock.
 
-    def share(self, name: str) -> None:
-        """Hold the lock `name` together with others that share it, but not with one that `lock`s it.
-
-        Waiters queue in order, so `lock` is not starved by `share`.
+        Raises LockHeldError where another transaction still holds it after `within_ms` (0: no limit).
         """
+
+    def try_locks(self, names: Sequence[str]) -> list[str]:
+        """Hold the locks that are free now until the end of the transaction. Returns their names."""
+        return list(names)
+
+    def limit_lock_waits(self, limit_s: float) -> None:
+        """Let statements fail that wait longer than this for a lock. SQLite's only writer waits for none."""
 
     def record(self, change: RecordedChange) -> None:
         """Write the audit row and the outbox row of a change.
@@ -142,7 +179,7 @@ class Transaction:
             "at": now,
             "data": data_json,
         }
-        self.session.connection().execute(_OUTBOX.insert(), event_row)
+        self.connection.execute(_OUTBOX.insert(), event_row)
         self.recorded = True
 
     def _append_audit(self, row: dict[str, Any]) -> None:
@@ -153,8 +190,8 @@ class Transaction:
         """
         # Lock the changed rows before the head, in every transaction: two transactions that locked them in
         # different orders would deadlock.
-        self.session.flush()
-        connection = self.session.connection()
+        self.flush()
+        connection = self.connection
         chain = {"chain": row["chain"]}
         head = connection.execute(_LOCKED_HEAD, chain).first()
         if head is None:  # there is no row to lock yet

@@ -6,27 +6,24 @@ from typing import Protocol
 from temporalio import activity
 
 from activities.artifacts.store import ArtifactStore
-from activities.graph.store import GraphStore
 from activities.messages.stubs import SubmissionActivityStubs
 from activities.messages.submission import (
+    AdmitRun,
     ConcludeSubmission,
     Conclusion,
-    DiffCommand,
-    DiffResult,
     EvidenceBody,
     MeasureCommand,
-    RecordAdmission,
     RejectCommand,
-    RunCommand,
     RunContextBody,
 )
+from activities.submissions.admission import SqlAdmissions
 from activities.submissions.context import ComputeContextService, ContextSources
 from activities.submissions.evidence import data_range, examine, sectors, validations
 from activities.submissions.store import CommitLogStore, RunStore
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.submission import SubmissionOutcome
+from qmtl_sdk.contracts.submission import SubmissionAck, SubmissionOutcome
 
 
 class AnsweredRequests(Protocol):
@@ -42,7 +39,7 @@ class SubmissionStores:
 
     log: CommitLogStore
     runs: RunStore
-    graph: GraphStore
+    admissions: SqlAdmissions
     artifacts: ArtifactStore
     answers: AnsweredRequests
     context: ContextSources
@@ -55,27 +52,13 @@ class SubmissionActivities(SubmissionActivityStubs):
         self._stores = stores
 
     @activity.defn(no_thread_cancel_exception=True)
-    def begin_run(self, command: RunCommand) -> RunContextBody:
-        """Decide the context of a run, and bind its strategy to the world."""
-        done = self._stores.runs.run(command.run_id)
-        if done is not None:
-            return done
+    def admit_run(self, command: AdmitRun) -> SubmissionAck:
+        """Decide the context of a run, bind its strategy, add what is new to the graph, record the answer."""
         submit = self._stores.log.body(command.log_key)
-        context = ComputeContextService(self._stores.context)
-        return self._stores.runs.begin_run(context.run(command.run_id, submit))
-
-    @activity.defn(no_thread_cancel_exception=True)
-    def diff(self, command: DiffCommand) -> DiffResult:
-        """Compare the run's DAG with the global graph, and add what is new."""
-        submit = self._stores.log.body(command.log_key)
-        return self._stores.graph.diff(
-            command.run_id, command.world_id, command.execution_domain, submit.meta.name, submit.dag
-        )
-
-    @activity.defn(no_thread_cancel_exception=True)
-    def record_admission(self, command: RecordAdmission) -> None:
-        """Record in the commit log which run admitted a submission, and the answer."""
-        self._stores.log.record_admission(command.idempotency_key, command.run_id, command.ack)
+        run = self._stores.runs.run(command.run_id)
+        if run is None:
+            run = ComputeContextService(self._stores.context).run(command.run_id, submit)
+        return self._stores.admissions.admit(command, run, submit)
 
     @activity.defn(no_thread_cancel_exception=True)
     def measure(self, command: MeasureCommand) -> dict[str, float | None]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
+from pydantic import TypeAdapter
+
 from activities.messages.submission import RunContextBody
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
@@ -24,7 +26,7 @@ from qmtl_sdk.contracts.domains import (
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.submission import StrategySubmit
-from qmtl_sdk.contracts.worlds import World
+from qmtl_sdk.contracts.worlds import UtcTime, World
 from qmtl_sdk.data.presets import bind, fingerprint_of, newest_close
 
 
@@ -114,6 +116,9 @@ class ContextSources:
     activations: ActivationReader
 
 
+_TIME: TypeAdapter[datetime] = TypeAdapter(UtcTime)
+
+
 class ComputeContextService:
     """Decides the context of a submission.
 
@@ -186,11 +191,10 @@ def _pinned(as_of: str | None) -> datetime | None:
     if as_of is None:
         return None
     try:
-        moment = datetime.fromisoformat(as_of)
+        return _TIME.validate_python(as_of)
     except ValueError as error:
         raise QmtlError(
             "E_BODY_INVALID",
-            f"meta.as_of is {as_of!r}, which is not a time",
+            f"meta.as_of is {as_of!r}, which is not a time that data can have",
             "write it like 2024-01-31T14:00:00Z",
         ) from error
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

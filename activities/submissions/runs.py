@@ -14,7 +14,7 @@ from activities.storage.tables import (
     ValidationRow,
     WorldNodeRow,
 )
-from activities.storage.transactions import RecordedChange, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.submission import SubmissionOutcome
 
 
@@ -24,37 +24,34 @@ class SqlRunStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin_run(self, run: RunContextBody) -> RunContextBody:
+    def begin_run(self, tx: Transaction, run: RunContextBody) -> RunContextBody:
         """Bind the strategy to the world and store the run's context."""
-        with self._database.write("submission") as tx:
-            row = RunContextRow(
-                run_id=run.run_id,
-                world_id=run.world_id,
-                strategy_id=run.strategy_id,
-                body=run.model_dump_json(),
-                created_at=utc_now(),
-            )
-            if not tx.insert_new([row]):
-                found = tx.session.get(RunContextRow, run.run_id)
-                assert found is not None  # the insert found it there
-                return RunContextBody.model_validate_json(found.body)
-            bound = tx.insert_new(
-                [
-                    BindingRow(
-                        world_id=run.world_id,
-                        strategy_id=run.strategy_id,
-                        name=run.name,
-                        created_at=row.created_at,
-                    )
-                ]
-            )
-            after = {"context": run.context.json_dict(), "newly_bound": bool(bound)}
-            tx.record(
-                RecordedChange(
-                    "run.begun", run.world_id, run.strategy_id, after=after, correlation_id=run.run_id
+        row = RunContextRow(
+            run_id=run.run_id,
+            world_id=run.world_id,
+            strategy_id=run.strategy_id,
+            body=run.model_dump_json(),
+            created_at=utc_now(),
+        )
+        if not tx.insert_new([row]):
+            found = tx.session.get(RunContextRow, run.run_id)
+            assert found is not None  # the insert found it there
+            return RunContextBody.model_validate_json(found.body)
+        bound = tx.insert_new(
+            [
+                BindingRow(
+                    world_id=run.world_id,
+                    strategy_id=run.strategy_id,
+                    name=run.name,
+                    created_at=row.created_at,
                 )
-            )
-            return run
+            ]
+        )
+        after = {"context": run.context.json_dict(), "newly_bound": bool(bound)}
+        tx.record(
+            RecordedChange("run.begun", run.world_id, run.strategy_id, after=after, correlation_id=run.run_id)
+        )
+        return run
 
     def run(self, run_id: str) -> RunContextBody | None:
         """Read the context of a run."""

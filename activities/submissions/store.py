@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from activities.messages.submission import EvidenceBody, NodeValidation, RunContextBody
+from activities.storage.transactions import Transaction
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionOutcome
 
@@ -25,26 +26,40 @@ class CommitLogStore(Protocol):
     def append(self, submit: StrategySubmit, actor: str) -> LogEntry:
         """Append a submission, or find the entry of an earlier request with its key.
 
-        Raises QmtlError: E_IDEMPOTENCY_KEY_REUSED where the key came with another body.
+        Raises QmtlError: E_IDEMPOTENCY_KEY_REUSED where the key came with another body, or from someone else.
         """
 
     def body(self, idempotency_key: str) -> StrategySubmit:
         """Read a submission. Raises QmtlError (E_STRATEGY_UNKNOWN)."""
 
-    def record_admission(self, idempotency_key: str, run_id: str, ack: SubmissionAck) -> None:
-        """Record which run admitted a submission, and the answer. The first record stands."""
+    def record_admission(
+        self, tx: Transaction, idempotency_key: str, run_id: str, ack: SubmissionAck
+    ) -> None:
+        """Record which run admitted a submission, and the answer. The first record stands.
+
+        A lease that a later answer grants is recorded as well.
+        """
+
+    def require_lease_holder(self, run_id: str, lease_id: str, actor: str) -> None:
+        """Require the actor to whom a lease of the run was granted.
+
+        Raises QmtlError: E_LEASE_UNKNOWN, E_LEASE_HOLDER.
+        """
 
     def refuse(self, idempotency_key: str, code: str) -> None:
         """Record that no run will ever admit a submission."""
 
-    def waiting(self) -> list[LogEntry]:
-        """List submissions that are neither admitted nor refused, oldest first."""
+    def waiting(self, most: int) -> list[str]:
+        """List the keys of submissions that are neither admitted nor refused, oldest first, up to `most`."""
+
+    def count_waiting(self, most: int) -> int:
+        """Count them, up to `most`."""
 
 
 class RunStore(Protocol):
     """Runs of submissions. Everything about a run is stored once; a repetition returns what is stored."""
 
-    def begin_run(self, run: RunContextBody) -> RunContextBody:
+    def begin_run(self, tx: Transaction, run: RunContextBody) -> RunContextBody:
         """Bind the strategy to the world and store the run's context."""
 
     def run(self, run_id: str) -> RunContextBody | None:

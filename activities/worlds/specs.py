@@ -94,7 +94,7 @@ def insert_world(tx: Transaction, spec: WorldSpec, policy: Policy | None) -> tup
 def changed_spec(tx: Transaction, row: WorldRow, before: WorldSpec, change: WorldUpdate) -> WorldSpec:
     """Write the given parts of `change` into the world's row. Returns the new spec."""
     values = before.model_dump()
-    for name in ("description", "allow_live", "circuit_breaker", "data"):
+    for name in ("description", "allow_live", "circuit_breaker", "order_limits", "on_halt", "data"):
         value = getattr(change, name)
         if value is not None:
             values[name] = value.model_dump() if isinstance(value, Model) else value

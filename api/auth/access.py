@@ -12,11 +12,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
 
-from api.auth.limits import RateLimit
+from api.auth.limits import MAX_PARAMETERS, MAX_PATH, MAX_QUERY, RateLimit
 from api.auth.tokens import Tokens
 from qmtl_sdk.contracts import access
 from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.canonical import read_json
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.texts import printable
 
 LIVE_HEADER = "X-Allow-Live"
 """Header that a request which leads to live trading must set to `true`."""
@@ -71,11 +73,13 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/worlds/{world_id}/fence"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/halt"): Access(_OP, "path"),
     ("POST", "/halt"): Access(_OP),
+    ("POST", "/worlds/{world_id}/orders/cancel"): Access(_OP, "path"),
     ("POST", "/worlds/{world_id}/resume"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/edges/overrides"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/edges/overrides"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/audit"): Access(_R, "path"),
     ("POST", "/orders"): Access(_A, "body"),
+    ("POST", "/orders/withheld"): Access(_A, "body"),
     ("GET", "/orders"): Access(_R, "query"),
     ("POST", "/sessions/{session_id}/ack"): Access(_A, "session"),
     ("POST", "/worlds/{world_id}/decide"): Access(_OP, "path"),
@@ -145,6 +149,14 @@ class Caller(access.Caller):
             )
 
 
+class _JsonRequest(Request):
+    """A request whose body is read as JSON from outside: its depth is limited."""
+
+    async def json(self) -> Any:
+        """Return the body. (Any: a contract checks it.) Raises json.JSONDecodeError, answered E_BODY_JSON."""
+        return read_json(await self.body())
+
+
 class GuardedRoute(APIRoute):
     """A route that authorises the caller before it reads anything else of the request."""
 
@@ -153,8 +165,9 @@ class GuardedRoute(APIRoute):
         inner = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
+            require_short(request)
             await authorise(request)
-            return await inner(request)
+            return await inner(_JsonRequest(request.scope, request.receive))
 
         return handler
 
@@ -169,6 +182,28 @@ def check_table(routers: Iterable[APIRouter]) -> None:
             f"routes without a role: {sorted(present - set(ROUTES))}; "
             f"roles without a route: {sorted(set(ROUTES) - present)}; routes without a guard: {unguarded}"
         )
+
+
+def require_short(request: Request) -> None:
+    """Check the parameters in a request's address, before anything reads them.
+
+    Raises QmtlError: E_BODY_INVALID where one is too long or is not printable, or where there are too many.
+    """
+    given = request.query_params.multi_items() if request.url.query else []
+    for limit, parameters in ((MAX_PATH, request.path_params.items()), (MAX_QUERY, given)):
+        for name, value in parameters:
+            if len(value) > limit or len(name) > limit:
+                raise _bad_parameter(name, f"has {len(value)} characters; {limit} are allowed")
+            if not (value.isprintable() and name.isprintable()):
+                raise _bad_parameter(name, "contains a sign that is not printable")
+    if len(given) > MAX_PARAMETERS:
+        raise _bad_parameter(given[0][0], f"is one of {len(given)} parameters; {MAX_PARAMETERS} are allowed")
+
+
+def _bad_parameter(name: str, what: str) -> QmtlError:
+    return QmtlError(
+        "E_BODY_INVALID", f"{printable(name, 64)} {what}", "see /openapi.json for the parameters"
+    )
 
 
 async def authorise(request: Request) -> None:

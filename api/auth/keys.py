@@ -8,6 +8,7 @@ import base64
 import json
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.worlds import UtcTime
+
+LOOK_S = 0.05
+"""Seconds after which the file is looked at again: requests of the meantime cost no access to it."""
 
 
 class SigningKey(Model):
@@ -56,6 +60,7 @@ class KeyRing:
         self._version: tuple[int, int] | None = None
         """Modification time (ns) and inode of the file as last read."""
         self._keys: list[SigningKey] = []
+        self._looked_at = float("-inf")
         with self._exclusive():
             if not path.exists():
                 self._write([_new_key()])
@@ -71,7 +76,11 @@ class KeyRing:
 
     def find(self, kid: str) -> SigningKey | None:
         """Return the accepted key of an id; None where there is none."""
-        return next((key for key in self.accepted() if key.kid == kid), None)
+        found = next((key for key in self.accepted() if key.kid == kid), None)
+        if found is None:  # another process may have made it just now
+            self._looked_at = float("-inf")
+            found = next((key for key in self.accepted() if key.kid == kid), None)
+        return found
 
     def rotate(self, overlap: timedelta) -> SigningKey:
         """Sign with a new key from now on; accept the others for `overlap` at most."""
@@ -88,8 +97,11 @@ class KeyRing:
             return created
 
     def _current(self) -> list[SigningKey]:
-        """Return the keys; read the file again where another process wrote it. Raises QmtlError: E_CONFIG."""
+        """Return the keys; read the file again where a process wrote it. Raises QmtlError: E_CONFIG."""
         with self._lock:
+            now = time.monotonic()
+            if now - self._looked_at < LOOK_S:
+                return self._keys
             try:
                 stat = self._path.stat()
                 version = (stat.st_mtime_ns, stat.st_ino)
@@ -98,6 +110,7 @@ class KeyRing:
                         SigningKey.model_validate(item) for item in json.loads(self._path.read_text())
                     ]
                     self._version = version
+                self._looked_at = now
             except (OSError, ValueError) as error:
                 raise QmtlError(
                     "E_CONFIG",
@@ -111,6 +124,7 @@ class KeyRing:
         aside = self._path.with_name(f"{self._path.name}.new")
         write_secret(aside, json.dumps([key.json_dict() for key in keys], indent=1))
         os.replace(aside, self._path)
+        self._looked_at = float("-inf")
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Limits per caller of a Gateway: requests per second, and open streams."""
+"""Limits of a Gateway: requests per second and open streams of a caller, and the length of parameters."""
 
 import threading
 import time
@@ -8,6 +8,12 @@ from qmtl_sdk.contracts.errors import QmtlError
 
 BURST_S = 2.0
 """Seconds' worth of requests that a caller may send at once."""
+MAX_PATH = 256
+"""Characters of a parameter in a request's path: ids, hashes and topics are shorter."""
+MAX_QUERY = 1000
+"""Characters of a parameter after the path: the longest is a list of tags."""
+MAX_PARAMETERS = 100
+"""Parameters after the path."""
 _MAX_CALLERS = 10_000
 """Buckets that are kept; the longest unused one is full again and may be dropped."""
 
@@ -42,6 +48,13 @@ class RateLimit:
                 f"retry in {wait:.3f} s",
                 retry_after=round(wait, 3),
             )
+
+    def give_back(self, caller: str) -> None:
+        """Put a request that was taken, and did not count, back into the caller's bucket."""
+        with self._lock:
+            if caller in self._buckets:
+                level, since = self._buckets[caller]
+                self._buckets[caller] = (level + 1, since)
 
 
 class SocketLimit:

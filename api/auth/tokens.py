@@ -7,13 +7,15 @@ the token that it was requested with is.
 """
 
 import uuid
+from collections import OrderedDict
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
 from pydantic import ValidationError
 
-from activities.access.sql import SqlTokenStore, TokenState
+from activities.access.sql import SqlTokenStore, require_good
 from api.auth.keys import KeyRing, SigningKey
 from api.auth.register import TokenRegister
 from qmtl_sdk.contracts.access import EVERY_WORLD, Caller, NewToken, Role, TokenInfo, TokenRequest
@@ -32,13 +34,26 @@ LOCAL_LIFETIME_S = 365 * 86_400
 """Seconds that the token of the person who started the stack is valid."""
 LOCAL_RENEW_S = 30 * 86_400
 """Seconds before its end at which that token is replaced."""
-_MAX_CHECKED = 1000
+_MAX_VERIFIED = 1000
 """Verified tokens that are remembered."""
 _REQUIRED = ["exp", "nbf", "iss", "aud", "sub", "jti"]
 _REQUIRED_BY_AUDIENCE = {GATEWAY: ("grants",), CONTROLBUS: ("world_id", "topics", "parent")}
 
 Claims = dict[str, Any]
 """The claims of a token. (Any: JSON; each is validated where it is used.)"""
+
+
+@dataclass
+class _Verified:
+    """A token whose signature was verified: its key, its claims, and the caller once their form was checked.
+
+    A verified signature stays valid. Whether the key is accepted, the token is in its time and is not revoked
+    is checked at each request.
+    """
+
+    kid: str
+    claims: Claims
+    caller: Caller | None = None
 
 
 class StreamClaims(Model):
@@ -60,12 +75,8 @@ class Tokens:
         self._store = store
         self._issuer = f"qmtl:{store_id}"
         self._register = TokenRegister(store)
-        self._checked: dict[tuple[str, str], tuple[str, Claims]] = {}
-        """By token and audience: the id of its key, and the claims, whose signature was verified.
-
-        A verified signature stays valid. Whether the key is accepted, the token is in its time and is not
-        revoked is checked at each request.
-        """
+        self._verified = OrderedDict[tuple[str, str], _Verified]()
+        """By token and audience; the one that was used last is at the end."""
 
     def issue(self, request: TokenRequest, created_by: str) -> NewToken:
         """Create a token and add it to the register."""
@@ -91,13 +102,24 @@ class Tokens:
         Raises QmtlError: E_TOKEN_INVALID, E_TOKEN_KEY, E_TOKEN_EXPIRED, E_TOKEN_EARLY, E_TOKEN_AUDIENCE,
         E_TOKEN_REVOKED.
         """
-        claims = self._claims(token, GATEWAY)
-        try:
-            caller = Caller(subject=claims["sub"], token_id=claims["jti"], grants=claims["grants"])
-        except ValidationError as error:
-            raise _invalid("its claims are malformed") from error
-        _require_good(await self._register.state(caller.token_id))
-        return caller
+        found = self._verify_once(token, GATEWAY)
+        if found.caller is None:
+            claims = found.claims
+            try:
+                found.caller = Caller(subject=claims["sub"], token_id=claims["jti"], grants=claims["grants"])
+            except ValidationError as error:
+                raise _invalid("its claims are malformed") from error
+        require_good(await self._register.state(found.caller.token_id))
+        return found.caller
+
+    def known_caller(self, token: str) -> Caller | None:
+        """Return the caller of a token that `caller` accepted before; None where only `caller` can tell.
+
+        Its key is still accepted, and it is in its time. Whether it has been revoked is another question,
+        which an order asks in the fence's transaction.
+        """
+        found = self._accepted(token, GATEWAY)
+        return found.caller if found is not None else None
 
     def issue_stream(self, caller: Caller, wanted: Subscribe, lifetime_s: float) -> str:
         """Create a token for a stream. It is not in the register: it depends on the caller's own."""
@@ -114,7 +136,7 @@ class Tokens:
 
     async def stream(self, token: str) -> StreamClaims:
         """Return what a stream's token allows. Raises QmtlError as `caller` does."""
-        claims = self._claims(token, CONTROLBUS)
+        claims = self._verify_once(token, CONTROLBUS).claims
         try:
             found = StreamClaims(
                 subject=claims["sub"],
@@ -126,7 +148,7 @@ class Tokens:
             )
         except (ValidationError, ValueError, TypeError) as error:
             raise _invalid("its claims are malformed") from error
-        _require_good(await self._register.state(found.parent))
+        require_good(await self._register.state(found.parent))
         return found
 
     def revoked(self) -> set[str]:
@@ -145,8 +167,8 @@ class Tokens:
         """
         try:
             if current is not None:
-                claims = self._claims(current, GATEWAY)
-                _require_good(self._store.states([claims["jti"]])[claims["jti"]])
+                claims = self._verify_once(current, GATEWAY).claims
+                require_good(self._store.states([claims["jti"]])[claims["jti"]])
                 if claims["exp"] - datetime.now(UTC).timestamp() > LOCAL_RENEW_S:
                     return None
         except QmtlError:
@@ -164,9 +186,23 @@ class Tokens:
             headers={"kid": key.kid},
         )
 
-    def _claims(self, token: str, audience: str) -> Claims:
-        """Return the verified claims of a token. Raises QmtlError as `caller` does."""
-        kid, known = self._checked.get((token, audience)) or (_kid(token), None)
+    def _accepted(self, token: str, audience: str) -> "_Verified | None":
+        """Return a token that was verified before, and that its key and its time allow now; else None."""
+        found = self._verified.get((token, audience))
+        if found is None or self._keys.find(found.kid) is None:
+            return None
+        now = datetime.now(UTC).timestamp()
+        if not found.claims["nbf"] - LEEWAY_S <= now < found.claims["exp"] + LEEWAY_S:
+            return None
+        self._verified.move_to_end((token, audience))
+        return found
+
+    def _verify_once(self, token: str, audience: str) -> "_Verified":
+        """Verify a token, its signature only the first time. Raises QmtlError as `caller` does."""
+        known = self._accepted(token, audience)
+        if known is not None:
+            return known
+        kid = _kid(token)
         key = self._keys.find(kid)
         if key is None:
             raise QmtlError(
@@ -174,14 +210,10 @@ class Tokens:
                 "the token was signed with a key that this Gateway does not know or no longer accepts",
                 "ask for a new token: the keys may have been rotated",
             )
-        now = datetime.now(UTC).timestamp()
-        if known is not None and known["nbf"] - LEEWAY_S <= now < known["exp"] + LEEWAY_S:
-            return known
-        claims = self._verify(token, key, audience)
-        if len(self._checked) >= _MAX_CHECKED:
-            self._checked.clear()
-        self._checked[token, audience] = (kid, claims)
-        return claims
+        found = self._verified[token, audience] = _Verified(kid, self._verify(token, key, audience))
+        if len(self._verified) > _MAX_VERIFIED:
+            self._verified.popitem(last=False)
+        return found
 
     def _verify(self, token: str, key: SigningKey, audience: str) -> Claims:
         try:
@@ -227,15 +259,6 @@ def _kid(token: str) -> str:
     if header.get("alg") != ALGORITHM:
         raise _invalid(f"it is signed with {str(header.get('alg'))[:16]!r}, which is not {ALGORITHM}")
     return str(header.get("kid", ""))
-
-
-def _require_good(state: TokenState) -> None:
-    if state != "good":
-        raise QmtlError(
-            "E_TOKEN_REVOKED",
-            "the token has been revoked" if state == "revoked" else "the token is not in the register",
-            "ask an operator for a new one: qmtl token create",
-        )
 
 
 def _invalid(why: str) -> QmtlError:

@@ -6,16 +6,21 @@ Whoever may write the database may halt: the files' owner, or who holds the DSN 
 import getpass
 from pathlib import Path
 
+from activities.fence.halt_all import halt_all
 from activities.fence.store import SqlFenceStore
+from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.settings import Settings, settings
 from activities.storage.opening import open_database
 from qmtl_sdk.contracts.errors import QmtlError
 
 
-def halt_in_store(world: str | None, as_name: str | None, reason: str) -> list[str]:
-    """Halt a world, or all; return their ids. The audit trail names the user of this machine.
+def halt_in_store(world: str | None, strategy: str | None, as_name: str | None, reason: str) -> list[str]:
+    """Halt a world, a strategy of it, or all worlds; return their ids.
 
-    Raises QmtlError: E_UNAVAILABLE where the store can't be reached from here, E_HALT_INCOMPLETE.
+    The audit trail names the user of this machine.
+
+    Raises QmtlError: E_UNAVAILABLE where the store can't be reached from here, E_STRATEGY_UNKNOWN,
+    E_HALT_INCOMPLETE.
     """
     if as_name is not None:
         raise QmtlError(
@@ -24,21 +29,24 @@ def halt_in_store(world: str | None, as_name: str | None, reason: str) -> list[s
             "halt without --as: the audit trail then names the user of this machine",
         )
     config = settings()
-    _require_store(config)
+    require_store(config)
     database = open_database(config.database_dsn)
     try:
         fence = SqlFenceStore(database)
+        if world is not None and strategy is not None:
+            SqlStrategyHalts(database).halt(world, strategy, getpass.getuser(), reason)
+            return [world]
         if world is not None:
             fence.halt(world, getpass.getuser(), reason)
             return [world]
         worlds = fence.world_ids()
-        fence.halt_all(worlds, getpass.getuser(), reason)
+        halt_all(database, worlds, getpass.getuser(), reason)
         return worlds
     finally:
         database.close()
 
 
-def _require_store(config: Settings) -> None:
+def require_store(config: Settings) -> None:
     """Refuse a database that is not the Gateway's. Raises QmtlError (E_UNAVAILABLE)."""
     if config.gateway.url and not config.gateway.database_dsn:
         raise QmtlError(

@@ -1,11 +1,11 @@
 """`qmtl world halt | resume | archive | allow-live`: open and close a world at once."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from api.cli.connection import gateway_as
-from api.cli.options import As, Output, Reason, WorldArgument
+from api.cli.options import As, HaltStrategy, Output, Reason, WorldArgument
 from api.cli.output import Format, guarded, print_result
 from api.cli.text.status import fence_text
 from qmtl_sdk.contracts.applies import FenceStatus
@@ -23,38 +23,51 @@ _ANSWER_LIMIT_S = 1.0
 def halt(
     world: Annotated[str | None, typer.Argument(metavar="WORLD", show_default=False)] = None,
     every: Annotated[bool, typer.Option("--all", help="every world")] = False,
+    strategy: HaltStrategy = None,
     reason: Reason = "",
     as_name: As = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Refuse every order of a world, or of all, from now on, until someone resumes it.
+    """Refuse every order of a world, of all, or of one strategy, from now on, until someone resumes it.
 
     Where no Gateway answers, the halt is written straight into the store.
     """
     if (world is None) is not every:
         raise typer.BadParameter("name a world, or all of them with --all")
+    if every and strategy is not None:
+        raise typer.BadParameter("name the world of the strategy: --all takes no strategy")
     note = []
     try:
         with gateway_as(as_name, within_s=_ANSWER_LIMIT_S) as client:
-            worlds = client.halt_all(reason) if world is None else [client.halt(world, reason).world_id]
+            worlds = (
+                client.halt_all(reason) if world is None else [client.halt(world, reason, strategy).world_id]
+            )
     except QmtlError as error:
         if error.code != "E_UNAVAILABLE":
             raise
         from api.cli.halt_in_store import halt_in_store  # loads the database, which other commands need not
 
-        worlds = halt_in_store(world, as_name, reason)
+        worlds = halt_in_store(world, strategy, as_name, reason)
         note = ["No Gateway answers; the halt was written straight into the store."]
-    print_result(output, {"halted": worlds}, lambda: [*note, f"halted: {', '.join(worlds) or 'no world'}"])
+    body: dict[str, Any] = {"halted": worlds}
+    if strategy is not None:
+        body["strategy"] = strategy
+    what = f"{strategy} in " if strategy is not None else ""
+    print_result(output, body, lambda: [*note, f"halted: {what}{', '.join(worlds) or 'no world'}"])
 
 
 @app.command()
 @guarded
 def resume(
-    world: WorldArgument, reason: Reason = "", as_name: As = None, output: Output = Format.TEXT
+    world: WorldArgument,
+    strategy: HaltStrategy = None,
+    reason: Reason = "",
+    as_name: As = None,
+    output: Output = Format.TEXT,
 ) -> None:
-    """Lift a halt, or open a world that a failed apply left frozen."""
+    """Lift the halt of a world or of one strategy, or open a world that a failed apply left frozen."""
     with gateway_as(as_name) as client:
-        found = client.resume(world, reason)
+        found = client.resume(world, reason, strategy)
     print_result(
         output,
         found,

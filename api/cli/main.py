@@ -10,6 +10,7 @@ from api.cli import (
     apply,
     approvals,
     audit,
+    cancel,
     config,
     dead_letters,
     edges,
@@ -39,6 +40,7 @@ WORLD_COMMANDS = (
     edges.app,
     audit.app,
     orders.app,
+    cancel.app,
     policy.app,
 )
 """Groups of `qmtl world`, in the order of its help text."""

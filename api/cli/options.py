@@ -23,6 +23,15 @@ WorldArgument = Annotated[str, typer.Argument(metavar="WORLD")]
 StrategyArgument = Annotated[
     str, typer.Argument(help="the strategy's name, its strategy_id, or the beginning of that")
 ]
+HaltStrategy = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy",
+        "-s",
+        metavar="STRATEGY",
+        help="only this strategy, by name, strategy_id or its beginning",
+    ),
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="an apply; qmtl world applies lists them")]
 Output = Annotated[Format, typer.Option("-o", "--output", help="text for people, json for programs")]
 As = Annotated[

@@ -18,11 +18,11 @@ app = typer.Typer()
 def orders(
     world: WorldArgument,
     after: Annotated[int, typer.Option(min=0, help="only orders after this number of the order log")] = 0,
-    reason: Annotated[Refusal | None, typer.Option(help="only orders refused for this reason")] = None,
+    reason: Annotated[Refusal | None, typer.Option(help="only those refused for it, or withheld")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many to list")] = 50,
     output: Output = Format.TEXT,
 ) -> None:
-    """List the orders of a world, oldest first: accepted or refused, and how they were filled."""
+    """List the orders of a world, oldest first: accepted, refused or withheld, and what became of them."""
     with gateway() as client:
         found = client.orders(world, after, limit, reason.value if reason else None)
         names = StrategyNames(client, world)
@@ -34,7 +34,7 @@ def orders(
                 f"{item.order.side} {item.order.quantity} {item.order.symbol}",
                 item.order.execution_domain.value,
                 str(item.order.epoch),
-                item.state,
+                item.state.value.replace("_", " "),
                 _detail(item),
             ]
             for item in found
@@ -48,7 +48,13 @@ def orders(
 
 
 def _detail(item: OrderRecord) -> str:
-    """Return why the fence refused an order, or how it was filled."""
+    """Return why an order was withheld or refused, what was filled, or why it ended."""
+    if item.withheld:
+        return item.withheld
     if item.reason:
         return REFUSALS[item.reason]
-    return f"at {item.fill.price} by {item.fill.venue}" if item.fill else ""
+    last = item.changes[-1].reason if item.changes else ""
+    if item.fill is None:
+        return last
+    filled = f"{item.fill.quantity} at {item.fill.price} by {item.fill.venue}"
+    return f"{filled}; {last}" if last else filled

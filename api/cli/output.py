@@ -1,7 +1,8 @@
 """Print results: text and tables for people, JSON with `-o json`; turn errors into exit codes.
 
 Exit codes: 0 done; 1 refused (one line says what is wrong and what to do); 2 mistyped command; 3 a part
-of the system cannot be reached; 4 the submission was judged and is not active; 130 interrupted.
+of the system cannot be reached; 4 the submission was judged and is not active; 5 recorded, and carried out
+later without a further command; 130 interrupted.
 """
 
 import json
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.texts import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +29,8 @@ UNREACHABLE = 3
 """Exit code where a part of the system cannot be reached."""
 NOT_ACTIVE = 4
 """Exit code of a submission that was judged and is not active."""
+RECORDED = 5
+"""Exit code of a request that is stored and is carried out later."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
@@ -49,7 +53,10 @@ def print_result(output: Format, body: Any, text: Callable[[], Any]) -> None:
         return
     shown = text()
     for item in shown if isinstance(shown, list) else [shown]:
-        console.print(item, markup=not isinstance(item, str))
+        if isinstance(item, str):
+            console.print(printable(item, keep="\n\t"), markup=False)
+        else:
+            console.print(item)
 
 
 def table(header: list[str], rows: list[list[str]], title: str = "") -> Table:
@@ -58,7 +65,7 @@ def table(header: list[str], rows: list[list[str]], title: str = "") -> Table:
     for name in header:
         built.add_column(name, overflow="fold")
     for row in rows:
-        built.add_row(*[cell.replace("[", "\\[") for cell in row])
+        built.add_row(*[printable(cell, keep="\n").replace("[", "\\[") for cell in row])
     return built
 
 
@@ -90,5 +97,7 @@ def _fail(error: QmtlError, as_json: bool) -> NoReturn:
     if as_json:
         body = {"error": {"code": error.code, "message": error.message, "remedy": error.remedy}}
         sys.stdout.write(json.dumps(body, indent=2) + "\n")
-    errors.print(f"qmtl: {error}", markup=False)
+    errors.print(printable(f"qmtl: {error}", keep="\n"), markup=False)
+    if error.code == "E_RECORDED":
+        raise typer.Exit(RECORDED)
     raise typer.Exit(UNREACHABLE if error.status == 503 else REFUSED)

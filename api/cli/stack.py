@@ -8,13 +8,15 @@ from activities.settings import settings
 from api.cli.connection import gateway
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result
+from api.cli.processes import beats_in_store, labelled, processes_text
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.processes import ProcessStatus
 from qmtl_sdk.runtime import embedded
 
 app = typer.Typer()
 
-# Seconds that a Gateway has to answer `status`; it asks Temporal itself for up to 3 s.
+# Seconds that a Gateway has to answer `status`; it asks database and Temporal for some seconds itself.
 _ANSWER_LIMIT_S = 8.0
 
 
@@ -49,40 +51,39 @@ def down(output: Output = Format.TEXT) -> None:
 def status(output: Output = Format.TEXT) -> None:
     """Show which processes run, and whether submissions can be processed."""
     config = settings()
-    body: dict[str, Any] = {
-        "gateway": embedded.recorded_gateway(config),
-        "home": str(config.home),
-        "running": False,
-        "processes": {} if config.gateway.url else _processes(embedded.StackRecord.read(config.home)),
-    }
-    if body["gateway"]:
+    url = embedded.recorded_gateway(config)
+    # (Any: JSON.)
+    body: dict[str, Any] = {"gateway": url, "home": str(config.home), "running": False}
+    beats: list[ProcessStatus] | None = None
+    if url:
         try:
             with gateway(within_s=_ANSWER_LIMIT_S) as client:
                 body |= {"health": client.health(), **client.gateway_status(), "running": True}
+                beats = [ProcessStatus.model_validate(item) for item in body["processes"]]
         except QmtlError as error:
             if error.code != "E_UNAVAILABLE":
                 raise
             body["fault"] = str(error)
-    print_result(output, body, lambda: _status_text(body))
+    if beats is None:
+        beats = beats_in_store(config)
+    stack = embedded.StackRecord() if config.gateway.url else embedded.StackRecord.read(config.home)
+    processes = labelled(stack, beats)
+    body["restart_faults"] = stack.faults
+    body["processes"] = {label: item.json_dict() for label, item in processes.items()}
+    print_result(output, body, lambda: _status_text(body, processes))
 
 
-def _processes(stack: embedded.StackRecord) -> dict[str, dict[str, Any]]:
-    """Describe each recorded process. (Any: JSON.)"""
-    return {
-        name: {"pid": part.pid, "state": "running" if part.alive else "dead"}
-        for name, part in stack.processes().items()
-    }
-
-
-def _status_text(body: dict[str, Any]) -> list[str]:
+def _status_text(body: dict[str, Any], processes: dict[str, ProcessStatus]) -> list[str]:
     """Describe what runs. (Any: the JSON of `status`.)"""
-    processes = body["processes"]
-    dead = [name for name, part in processes.items() if part["state"] == "dead"]
+    faults: dict[str, str] = body["restart_faults"]
+    dead = [label for label, item in processes.items() if item.state == "dead"]
     if not body["gateway"] and len(dead) == len(processes):
         return ["nothing runs: `qmtl up` starts the embedded stack", f"data         {body['home']}"]
-    lines = [f"{name:<12} {part['state']}, pid {part['pid']}" for name, part in processes.items()]
+    lines = processes_text(processes)
     if dead:
-        lines.append(f"dead         {', '.join(dead)}: `qmtl up` starts what is dead")
+        starter = "the supervisor starts" if "supervisor" not in dead else "`qmtl up` starts"
+        lines.append(f"dead         {', '.join(dead)}: {starter} what is dead")
+    lines += [f"failing      {name} ends whenever it is started: {fault}" for name, fault in faults.items()]
     if not body["running"]:
         halts = "qmtl world halt works without it"
         return [
@@ -94,6 +95,8 @@ def _status_text(body: dict[str, Any]) -> list[str]:
     return [
         *lines,
         f"Gateway      {body['gateway']}  {health['status']}, {health['workers']} worker(s)",
+        *(f"missing      {name}: {meaning}" for name, meaning in health["missing"].items()),
+        *(f"fault        {name}: {text}" for name, text in body["faults"].items()),
         f"Temporal     {body['temporal_address']}",
         f"Temporal UI  {body['temporal_ui']}",
         f"worlds       {body['worlds']}",

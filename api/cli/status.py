@@ -6,7 +6,7 @@ from api.cli.connection import gateway
 from api.cli.names import StrategyNames
 from api.cli.options import Output, StrategyArgument, WorldArgument
 from api.cli.output import Format, guarded, print_result
-from api.cli.text.status import activation_text, data_text, fence_text
+from api.cli.text.status import activation_text, data_text, fence_text, opening_text
 
 app = typer.Typer()
 
@@ -44,6 +44,7 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
         body,
         lambda: [
             *fence_text(fence),
+            *opening_text(fence, apply),
             f"sessions   {len(sessions)} running",
             data_text(fingerprints, policy, found.pinned_fingerprint),
             f"apply      {apply.run_id}: {apply.waits_for}" if apply else "apply      none yet",

@@ -1,5 +1,6 @@
 """`qmtl world watch`: the events of a world, one line each."""
 
+import json
 import sys
 import time
 from queue import Empty, Queue
@@ -16,6 +17,7 @@ from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import KINDS, CloudEvent
 from qmtl_sdk.contracts.stream import Subscribe
+from qmtl_sdk.contracts.texts import printable
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
 
@@ -63,7 +65,10 @@ def watch(
             while not limit or count < limit:
                 event = _next(events, stream, client, wanted)
                 count += 1
-                line = event.model_dump_json() if output is Format.JSON else _line(event, names, client)
+                if output is Format.JSON:
+                    line = json.dumps(event.json_dict())  # ASCII alone, whatever the event's texts hold
+                else:
+                    line = printable(_line(event, names, client))
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
 

@@ -26,6 +26,14 @@ class Reason(Model):
     reason: str = Field("", max_length=300)
 
 
+class HaltBody(Reason):
+    """Which strategy of the world to halt or resume; none: the whole world."""
+
+    strategy: str | None = Field(
+        None, min_length=1, max_length=128, description="its name, its strategy_id, or the beginning of that"
+    )
+
+
 class Resumed(Model):
     """What was lifted, and the fence as it is now."""
 
@@ -110,16 +118,26 @@ def fence(world_id: str, state: State) -> FenceStatus:
     return _fence(state, world_id)
 
 
-@router.post("/halt", summary="Halt a world: refuse every order until someone resumes it")
-def halt(world_id: str, state: State, caller: CurrentCaller, body: Reason | None = None) -> FenceStatus:
+@router.post("/halt", summary="Halt a world or one of its strategies: refuse every order until a resume")
+def halt(world_id: str, state: State, caller: CurrentCaller, body: HaltBody | None = None) -> FenceStatus:
     """Acts in the store: it needs neither Temporal nor a subscriber."""
-    state.stores.fence.halt(world_id, caller.subject, (body or Reason()).reason)
+    wanted = body or HaltBody()
+    if wanted.strategy is None:
+        state.stores.fence.halt(world_id, caller.subject, wanted.reason)
+    else:
+        state.stores.strategy_halts.halt(world_id, wanted.strategy, caller.subject, wanted.reason)
     return _fence(state, world_id)
 
 
 @router.post("/resume", summary="Lift a halt, or open a world that a failed apply left frozen")
-def resume(world_id: str, state: State, caller: CurrentCaller, body: Reason | None = None) -> Resumed:
-    lifted = state.stores.apply_steps.resume(world_id, caller.subject, (body or Reason()).reason)
+def resume(world_id: str, state: State, caller: CurrentCaller, body: HaltBody | None = None) -> Resumed:
+    """A world's halt and those of its strategies are lifted separately."""
+    wanted = body or HaltBody()
+    if wanted.strategy is None:
+        lifted = state.stores.apply_steps.resume(world_id, caller.subject, wanted.reason)
+    else:
+        found = state.stores.strategy_halts.resume(world_id, wanted.strategy, caller.subject, wanted.reason)
+        lifted = [f"halt of {found.text}"]
     return Resumed(lifted=lifted, fence=_fence(state, world_id))
 
 

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from activities.fence.halt_all import halt_all
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.routes.applies import Reason
 from api.state import State
@@ -18,9 +19,9 @@ class Halted(Model):
 
 
 @router.post("/halt", summary="Halt every world in which the caller is an operator")
-def halt_all(state: State, caller: CurrentCaller, body: Reason | None = None) -> Halted:
+def halt_every_world(state: State, caller: CurrentCaller, body: Reason | None = None) -> Halted:
     """Acts in the store, as the halt of one world. A world that cannot be halted stops no other."""
     fence = state.stores.fence
     worlds = [world_id for world_id in fence.world_ids() if caller.may(Role.OPERATOR, world_id)]
-    fence.halt_all(worlds, caller.subject, (body or Reason()).reason)
+    halt_all(state.stores.database, worlds, caller.subject, (body or Reason()).reason)
     return Halted(worlds=tuple(worlds))

@@ -69,4 +69,5 @@ def replay_policy(world_id: str, body: PolicyReplay, state: State) -> PolicyRepl
         (envelope, inputs, correlations.checked(draft, candidates))
         for envelope, inputs, candidates in state.stores.decisions.history(world_id, body.since)
     ]
-    return replay(draft, past, correlations)
+    all_candidates = [candidate for _, _, candidates in past for candidate in candidates]
+    return replay(draft, past, correlations.among(all_candidates))

@@ -6,8 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from activities.fence.cache_hits import CacheHits
+from activities.sessions.holder import SessionCaller
 from activities.submissions.context import SHADOW
-from api.auth.access import CurrentCaller, GuardedRoute
+from api.auth.access import Caller, CurrentCaller, GuardedRoute
+from api.routes.own_nodes import require_own_nodes
+from api.routes.session_secret import SessionSecret
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.domains import ComputeContext, DataScope, Domain, resolve_context
@@ -45,7 +49,7 @@ def open_session(wanted: SessionOpen, state: State, caller: CurrentCaller) -> Se
     domain = context.execution_domain.value
     topics = state.stores.graph.ensure_queues(wanted.world_id, domain, dag, caller.subject)
     run = state.stores.runs.newest_run(wanted.strategy_id, wanted.world_id)
-    found = state.stores.sessions.open(wanted, run.name if run else "", domain, caller.subject)
+    opened = state.stores.sessions.open(wanted, run.name if run else "", domain, caller.subject)
     # Without as_of: each bar carries its time, and a reopened session must give bars the same keys.
     keys = {
         node_id: compute_key(node_id, wanted.world_id, domain, "", context.partition) for node_id in topics
@@ -55,9 +59,10 @@ def open_session(wanted: SessionOpen, state: State, caller: CurrentCaller) -> Se
         for node_id, topic in topics.items()
     }
     return SessionGrant(
-        session_id=found.session_id,
-        world_id=found.world_id,
-        strategy_id=found.strategy_id,
+        session_id=opened.info.session_id,
+        secret=opened.secret,
+        world_id=wanted.world_id,
+        strategy_id=wanted.strategy_id,
         context=context,
         queue_map=queue_map,
         history_keys={
@@ -85,27 +90,24 @@ def list_sessions(
 
 
 @router.post("/{session_id}/heartbeat", summary="Renew a session's lease and report its state")
-def heartbeat(session_id: str, body: SessionHeartbeat, state: State, caller: CurrentCaller) -> SessionLease:
-    world_id = state.stores.sessions.find(session_id).world_id
-    caller.require_role(world_id, Role.AUTHOR)
-    # A strategy that computed on another context's outputs must not trade.
-    if body.cross_context_cache_hits:
-        state.stores.fence.halt(
-            world_id,
-            "the Gateway",
-            f"session {session_id[:8]} had {body.cross_context_cache_hits} cache hit(s) from another context",
-        )
-    return SessionLease(
-        session_id=session_id,
-        expires_at=state.stores.sessions.heartbeat(session_id, body).expires_at,
-        now=datetime.now(UTC),
-    )
+def heartbeat(
+    session_id: str, body: SessionHeartbeat, state: State, caller: CurrentCaller, secret: SessionSecret = ""
+) -> SessionLease:
+    held = _held(session_id, state, caller, secret)
+    require_own_nodes(state.stores, held.strategy_id, body.cross_context_hits)
+    found = state.stores.sessions.heartbeat(session_id, body)  # refuses a session that has ended
+    # A strategy whose cache mixes contexts must not trade.
+    if body.cross_context_hits:
+        hits = CacheHits(session_id, held.world_id, held.strategy_id, body.cross_context_hits)
+        state.stores.cache_hits.halt(hits, caller.subject)
+    return SessionLease(session_id=session_id, expires_at=found.expires_at, now=datetime.now(UTC))
 
 
 @router.post("/{session_id}/ack", summary="Acknowledge a freeze or unfreeze by its sequence")
-def ack(session_id: str, body: SessionAck, state: State, caller: CurrentCaller) -> SessionAcked:
-    found = state.stores.sessions.find(session_id)
-    caller.require_role(found.world_id, Role.AUTHOR)
+def ack(
+    session_id: str, body: SessionAck, state: State, caller: CurrentCaller, secret: SessionSecret = ""
+) -> SessionAcked:
+    found = _held(session_id, state, caller, secret)
     return SessionAcked(
         in_time=state.stores.apply_acks.ack(found.world_id, body.sequence, session_id, "session")
     )
@@ -116,11 +118,26 @@ async def end(
     session_id: str,
     state: State,
     caller: CurrentCaller,
+    secret: SessionSecret = "",
     reason: Annotated[str, Query(max_length=200)] = "stopped",
 ) -> SessionInfo:
+    """An operator may end any session, without its secret."""
     found = await asyncio.to_thread(state.stores.sessions.find, session_id)
-    caller.require_role(found.world_id, Role.AUTHOR)
+    caller.require_role(found.info.world_id, Role.AUTHOR)
+    if not caller.may(Role.OPERATOR, found.info.world_id):
+        found.require_holder(SessionCaller(caller.subject, secret))
     return await asyncio.to_thread(state.stores.sessions.end, session_id, reason, caller.subject)
+
+
+def _held(session_id: str, state: GatewayState, caller: Caller, secret: str) -> SessionInfo:
+    """Return a session in which the caller may act.
+
+    Raises QmtlError: E_SESSION_UNKNOWN, E_WORLD_FORBIDDEN, E_ROLE, E_SESSION_HOLDER.
+    """
+    found = state.stores.sessions.find(session_id)
+    caller.require_role(found.info.world_id, Role.AUTHOR)
+    found.require_holder(SessionCaller(caller.subject, secret))
+    return found.info
 
 
 def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
@@ -149,7 +166,7 @@ def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
         return context
     if (
         activation is None
-        or not activation.active_in_effect
+        or not activation.active  # one that is halted may run: its gate is closed until it is resumed
         or context.execution_domain not in (Domain.DRYRUN, Domain.LIVE)
     ):
         why = (

@@ -11,8 +11,8 @@
    (`authorization`).
 """
 
-from api.stream.authorization import StreamAuthorization, watch_revoked
+from api.stream.authorization import StreamAuthorization, read_revoked
 from api.stream.hub import Hub, RetentionError
 from api.stream.subscriber import Subscriber
 
-__all__ = ["Hub", "RetentionError", "StreamAuthorization", "Subscriber", "watch_revoked"]
+__all__ = ["Hub", "RetentionError", "StreamAuthorization", "Subscriber", "read_revoked"]

@@ -3,16 +3,12 @@
 import asyncio
 import time
 
-import structlog
-
 from api.auth.tokens import StreamClaims, Tokens
 from qmtl_sdk.contracts.errors import QmtlError
 
 CHECK_EVERY_S = 1.0
 """Seconds between two reads of the revoked tokens; docs/access.md promises `within seconds`."""
 _SAME_SUBSCRIPTION = "refresh with a token of the same subscription"
-
-_log = structlog.get_logger()
 
 
 class StreamAuthorization:
@@ -21,7 +17,7 @@ class StreamAuthorization:
     __slots__ = ("_claims", "_expires_at", "_revoked", "_tokens")
 
     def __init__(self, tokens: Tokens, revoked: set[str]) -> None:
-        """`revoked`: ids of revoked tokens, which `watch_revoked` keeps up to date."""
+        """`revoked`: ids of revoked tokens, which `read_revoked` keeps up to date."""
         self._tokens = tokens
         self._revoked = revoked
         self._claims: StreamClaims | None = None
@@ -78,11 +74,7 @@ def _require_same_subscription(held: StreamClaims, claims: StreamClaims) -> None
         raise QmtlError("E_TOKEN_INVALID", "the token is another caller's", _SAME_SUBSCRIPTION)
 
 
-async def watch_revoked(tokens: Tokens, revoked: set[str]) -> None:
-    """Keep `revoked` up to date until cancelled; streams under these tokens are closed."""
-    while True:
-        try:
-            revoked.update(await asyncio.to_thread(tokens.revoked))
-        except Exception as error:  # the loop must outlive whatever one row holds
-            _log.warning("the token register cannot be read", why=repr(error))
-        await asyncio.sleep(CHECK_EVERY_S)
+async def read_revoked(tokens: Tokens, revoked: set[str]) -> float:
+    """Bring `revoked` up to date, so that streams under these tokens are closed: a turn of a loop."""
+    revoked.update(await asyncio.to_thread(tokens.revoked))
+    return CHECK_EVERY_S

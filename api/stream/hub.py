@@ -8,11 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 
-import structlog
-
 from activities.events.bus import ControlBus
 from api.auth.tokens import StreamClaims
-from api.metrics import SENTINEL_SKEW, UNKNOWN
+from api.metrics import SENTINEL_SKEW, count_unknown
 from api.stream.topics import frame_text, kind_of_topic, topics_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import CloudEvent
@@ -23,16 +21,12 @@ WAIT_S = 10.0
 """Seconds at most that one read of the bus waits for events."""
 PAUSE_S = 0.02
 """Seconds before the next read after one that brought nothing: a bus may have returned at once."""
-RETRY_S = 1.0
-"""Seconds before the next read, after the bus could not be read or an event could not be processed."""
 MAX_FRAMES = 5000
 """Frames of a topic that are kept in memory; older ones are read from the bus."""
 MAX_BYTES = 4 * 2**20
 """Bytes of frames of a topic that are kept in memory."""
 BATCH = 500
 """Frames that are read at once, so that one far behind does not hold the event loop."""
-
-_log = structlog.get_logger()
 
 
 def _ignore(_: Sequence[CloudEvent]) -> None:
@@ -60,37 +54,43 @@ class Hub:
         # A thread of its own, since a waiting read would always occupy one of asyncio's shared threads.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="bus")
 
-    async def run(self) -> None:
-        """Follow the bus until cancelled. A failure is logged, and the bus read again after `RETRY_S`."""
-        try:
-            while True:
-                try:
-                    if not await self.step(WAIT_S):
-                        await asyncio.sleep(PAUSE_S)
-                except Exception as error:  # the loop must outlive whatever one event holds
-                    _log.warning("the bus cannot be followed", why=repr(error))
-                    await asyncio.sleep(RETRY_S)
-        finally:
-            self._reader.shutdown(wait=False)
+    async def turn(self) -> float:
+        """Read the bus once: a turn of the loop `stream`."""
+        return 0.0 if await self.step(WAIT_S) else PAUSE_S
+
+    def close(self) -> None:
+        """End the thread that reads."""
+        self._reader.shutdown(wait=False)
 
     async def step(self, wait_s: float = 0.0) -> int:
         """Read new events, wake their subscribers, and return how many events there were.
 
-        Where there are none, it waits for some for up to `wait_s` seconds.
+        Where there are none, it waits for some for up to `wait_s` seconds. An event that cannot be processed
+        is raised after the others were.
         """
         read = partial(self.bus.follow, self._position, wait_s=wait_s)
         found, self._position = await asyncio.get_running_loop().run_in_executor(self._reader, read)
+        failure: Exception | None = None
         for topic, item in found:
-            if item.event.type == "sentinel_weight":
-                SENTINEL_SKEW.set((datetime.now(UTC) - item.event.time).total_seconds())
-            if kind_of_topic(topic) == "other":
-                UNKNOWN.labels(item.event.type).inc()
-            self._store(topic, item)
+            try:
+                self._process(topic, item)
+            except Exception as error:
+                failure = failure or error
         for topic in {topic for topic, _ in found}:
             for listener in self._listeners.get(topic, ()):
                 listener.set()
         self._on_events([item.event for _, item in found])
+        if failure is not None:
+            raise failure
         return len(found)
+
+    def _process(self, topic: str, item: Sequenced) -> None:
+        """Count an event, and keep its frame."""
+        if item.event.type == "sentinel_weight":
+            SENTINEL_SKEW.set((datetime.now(UTC) - item.event.time).total_seconds())
+        if kind_of_topic(topic) == "other":
+            count_unknown(item.event.type)
+        self._store(topic, item)
 
     def _store(self, topic: str, item: Sequenced) -> None:
         """Keep a frame in memory while the topic has subscribers; later subscribers read the bus."""

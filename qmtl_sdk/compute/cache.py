@@ -7,7 +7,7 @@ written under another name and renamed, so that a reader sees all of it or nothi
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ _TS = "ts"
 
 @dataclass
 class Counters:
-    """What the cache was used for in this process."""
+    """What the cache was used for in this process. `cross_context_hits` are NodeIDs; there should be none."""
 
     hits: int = 0
     misses: int = 0
-    cross_context_hits: int = 0
+    cross_context_hits: list[str] = field(default_factory=list)
 
 
 class ArrowCache:
@@ -95,7 +95,7 @@ class ArrowCache:
             path.unlink(missing_ok=True)  # incomplete after a power failure; the output is computed again
             return None
         if meta["scope"] != self._scope(node_id):
-            self.counters.cross_context_hits += 1
+            self.counters.cross_context_hits.append(node_id)
             return None
         if meta["fingerprint"] != self._context.dataset_fingerprint:
             return None  # the same context over corrected data

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime
 
 EVERY_WORLD = "*"
@@ -27,7 +28,9 @@ class Role(StrEnum):
 
 
 _RANK = {role: rank for rank, role in enumerate(Role)}
-Grants = Annotated[dict[str, Role], Field(min_length=1, max_length=100)]
+Grants = Annotated[
+    dict[Annotated[PlainLine, Field(min_length=1, max_length=64)], Role], Field(min_length=1, max_length=100)
+]
 
 
 class Caller(Model):

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.plans import ApplyPlan
+from qmtl_sdk.contracts.texts import Identifier, PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime
 
 RunId = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:\-]*$")]
@@ -32,11 +33,11 @@ class ApplyRequest(Model):
 
     run_id: RunId
     to: Literal["dryrun", "live"] | None = None
-    strategies: tuple[str, ...] = Field((), max_length=1000)
-    weights: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field({}, max_length=1000)
-    rollback_of: str = Field("", max_length=120)
-    reason: str = Field("", max_length=500)
-    etag: str = Field("", max_length=128)
+    strategies: tuple[Identifier, ...] = Field((), max_length=1000)
+    weights: dict[Identifier, Annotated[float, Field(ge=0, le=1)]] = Field({}, max_length=1000)
+    rollback_of: PlainLine = Field("", max_length=120)
+    reason: PlainLine = Field("", max_length=500)
+    etag: PlainLine = Field("", max_length=128)
 
 
 class Approval(Model):
@@ -58,8 +59,8 @@ class Approval(Model):
 class ApprovalBody(Model):
     """`POST …/approve` and `…/reject`. `etag`: of the plan that the person read; another plan is refused."""
 
-    reason: str = Field("", max_length=500)
-    etag: str = Field("", max_length=128)
+    reason: PlainLine = Field("", max_length=500)
+    etag: PlainLine = Field("", max_length=128)
 
 
 class StepRecord(Model):
@@ -121,6 +122,26 @@ class ApplyStatus(Model):
         return f"at {self.state}"
 
 
+class StrategyHalt(Model):
+    """A halted strategy of a world: who halted it, since when and why."""
+
+    strategy_id: str
+    name: str
+    reason: str
+    since: UtcTime
+    halted_by: str
+
+    @property
+    def label(self) -> str:
+        """Its name; where it has none, its strategy_id."""
+        return self.name or self.strategy_id
+
+    @property
+    def text(self) -> str:
+        """The strategy, and who halted it and why."""
+        return f"{self.label} ({self.halted_by}{': ' if self.reason else ''}{self.reason})"
+
+
 class FenceStatus(Model):
     """A world's fence: whether orders can pass, and under which epoch.
 
@@ -137,6 +158,7 @@ class FenceStatus(Model):
     allow_live: bool
     live_edge: bool
     decision_fresh_until: UtcTime | None = None
+    strategy_halts: tuple[StrategyHalt, ...] = Field((), description="strategies that are halted")
     open_orders: int = 0
     orders: dict[str, int] = {}
 

@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from qmtl_sdk.contracts.canonical import depth_exceeds
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import PREFIX, CanonicalNodeSpec, node_ids_crc32, strategy_id
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.texts import Identifier, PlainLine
 
 SCHEMA_COMPAT_ID = "v1"
 """The major version of the nodes' output schema. A change of it changes every NodeID."""
@@ -45,8 +47,20 @@ MAX_TAGS = 16
 MAX_INTERVAL_S = 366 * 86_400
 """Seconds of the longest bar: a leap year."""
 
+MAX_PERIOD = 10_000_000
+"""Bars of the longest window: 19 years of minutes."""
+
+MAX_NODES = 5000
+"""Nodes of a DAG, and inputs of a node."""
+
+MAX_PARAMS = 200
+"""Parameters of a node."""
+
+MAX_PARAM_DEPTH = 16
+"""Levels of lists and mappings in a node's parameters."""
+
 Tags = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=MAX_TAG)], ...], Field(max_length=MAX_TAGS)
+    tuple[Annotated[PlainLine, Field(min_length=1, max_length=MAX_TAG)], ...], Field(max_length=MAX_TAGS)
 ]
 _TAGS: TypeAdapter[Tags] = TypeAdapter(Tags)
 
@@ -82,26 +96,35 @@ def upstream(nodes: Iterable[_N], inputs_of: Callable[[_N], Iterable[_N]]) -> li
 class NodeRecord(Model):
     """A node as it is submitted. `name` and `tags` are labels: they never enter the NodeID."""
 
-    node_id: str = Field(max_length=128)
-    node_type: str = Field(min_length=1, max_length=64)
+    node_id: Identifier
+    node_type: PlainLine = Field(min_length=1, max_length=64)
     interval: int = Field(gt=0, le=MAX_INTERVAL_S, description="seconds")
-    period: int = Field(gt=0, description="bars")
-    params: dict[str, Any] = {}
-    inputs: tuple[str, ...] = ()
-    schema_compat_id: str = Field(SCHEMA_COMPAT_ID, max_length=64)
-    schema_hash: str = Field(
+    period: int = Field(gt=0, le=MAX_PERIOD, description="bars")
+    params: dict[Annotated[str, Field(max_length=128)], Any] = Field({}, max_length=MAX_PARAMS)
+    inputs: tuple[Identifier, ...] = Field((), max_length=MAX_NODES)
+    schema_compat_id: PlainLine = Field(SCHEMA_COMPAT_ID, max_length=64)
+    schema_hash: PlainLine = Field(
         "", max_length=128, description="the output's schema; a minor change keeps the NodeID"
     )
-    code_hash: str = Field("", max_length=128)
-    name: str = Field("", max_length=MAX_NAME)
+    code_hash: PlainLine = Field("", max_length=128)
+    name: PlainLine = Field("", max_length=MAX_NAME)
     tags: Tags = ()
     clock: Literal["virtual", "wall"] | None = None
 
     @model_validator(mode="after")
-    def _query_tags_within_limits(self) -> Self:
-        """Check a tag query's tags, which are among the parameters, as a node's own tags."""
+    def _params_within_limits(self) -> Self:
+        """Check the depth of the parameters, and those that services read.
+
+        These are a tag query's tags, and the tags and instrument that bind a StreamInput to a stream.
+        """
+        if depth_exceeds(self.params, MAX_PARAM_DEPTH):
+            raise ValueError(f"params are nested deeper than {MAX_PARAM_DEPTH} levels")
         if self.node_type == TAG_QUERY and "query_tags" in self.params:
             _TAGS.validate_python(self.params["query_tags"])
+        if self.node_type == STREAM:
+            _TAGS.validate_python(self.params.get("tags", ()))
+            if not isinstance(self.params.get("instrument"), str | None):
+                raise ValueError("params.instrument is not text")
         return self
 
     def spec(self) -> CanonicalNodeSpec:
@@ -129,9 +152,9 @@ class Dag(Model):
     """
 
     schema_version: Literal[1] = 1
-    nodes: tuple[NodeRecord, ...] = Field((), max_length=5000)
-    returns: str | None = None
-    weights: dict[str, float] = {}
+    nodes: tuple[NodeRecord, ...] = Field((), max_length=MAX_NODES)
+    returns: Identifier | None = None
+    weights: dict[Identifier, Annotated[float, Field(ge=-1e9, le=1e9)]] = Field({}, max_length=MAX_NODES)
 
     @property
     def strategy_id(self) -> str:

@@ -4,12 +4,18 @@ import re
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from qmtl_sdk.contracts.errors import QmtlError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 """Seconds per unit."""
+
+_MAX_TEXT = 40
+"""Characters of a duration as text."""
+
+MAX_DURATION_S = 36_525 * 86_400
+"""Seconds of the longest duration: a century."""
 
 _FORM = re.compile(r"\s*(\d+)\s*([smhdw])\s*", re.IGNORECASE | re.ASCII)
 
@@ -18,18 +24,23 @@ def seconds(value: "int | float | str | timedelta", code: str = "E_INTERVAL") ->
     """Return a positive duration in whole seconds. Raises QmtlError: `code` for anything else."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) <= _MAX_TEXT:
         match = _FORM.fullmatch(value)
         if match:
             value = int(match[1]) * _UNITS[match[2].lower()]
         elif value.isascii() and value.strip().isdigit():
             value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value <= 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value <= MAX_DURATION_S
+        or value != int(value)
+    ):
         raise QmtlError(
             code,
-            f"{value!r} is not a duration",
+            f"{str(value)[:_MAX_TEXT]!r} is not a duration of at most a century",
             "write whole seconds (60) or a number with s, m, h, d or w (“1m”)",
-            value=str(value),
+            value=str(value)[:_MAX_TEXT],
         )
     return int(value)
 
@@ -76,5 +87,10 @@ def _validated(value: "int | str | timedelta") -> int:
         raise ValueError(error.message) from error
 
 
-Seconds = Annotated[int, BeforeValidator(_validated), PlainSerializer(lambda value: value, return_type=int)]
+Seconds = Annotated[
+    int,
+    Field(gt=0, le=MAX_DURATION_S),
+    BeforeValidator(_validated),
+    PlainSerializer(lambda value: value, return_type=int),
+]
 """A Pydantic field that accepts every form above and holds whole seconds."""

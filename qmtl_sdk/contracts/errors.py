@@ -35,10 +35,12 @@ CODES: dict[str, int] = {
     "E_STRATEGY_UNKNOWN": 404,
     "E_LEASE_LOST": 409,
     "E_LEASE_UNKNOWN": 404,
+    "E_LEASE_HOLDER": 403,
     "E_CANCELLED": 409,
     "E_ABANDONED": 409,
     "E_ARTIFACT_HASH": 400,
     "E_ARTIFACT_UNKNOWN": 404,
+    "E_ARTIFACT_DAMAGED": 500,
     "E_RETURNS_INVALID": 422,
     # access
     "E_TOKEN_MISSING": 401,
@@ -67,6 +69,7 @@ CODES: dict[str, int] = {
     # sessions and queues
     "E_SESSION_UNKNOWN": 404,
     "E_SESSION_LOST": 409,
+    "E_SESSION_HOLDER": 403,
     "E_SESSION_INACTIVE": 409,
     "E_SHADOW": 403,
     "E_DEAD_LETTER_UNKNOWN": 404,
@@ -109,7 +112,6 @@ CODES: dict[str, int] = {
     "E_WORLD_ARCHIVED": 409,
     "E_EDGE_LIVE": 403,
     "E_WEIGHT": 422,
-    "E_ORDER_REUSED": 409,
     "E_AUDIT_BROKEN": 409,
     # extensions
     "E_EXTENSION": 422,
@@ -141,6 +143,7 @@ CODES: dict[str, int] = {
     "E_STACK": 503,
     "E_TEMPORAL_MISSING": 503,
     "E_UNAVAILABLE": 503,
+    "E_RECORDED": 503,
     "E_DATABASE_NEWER": 503,
     "E_FOREIGN_STORE": 409,
     "E_INTERNAL": 500,

@@ -4,6 +4,7 @@ A topic is `{world_id}.{kind}`, with `_` for events that belong to no world. Eac
 2, 3 … (`topic_state`); a stream carries them to clients (`stream`).
 """
 
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -70,6 +71,12 @@ MAX_SUBJECT = 1_100
 MAX_TYPE = 128
 """Characters of an event's type."""
 
+MAX_DATA = 4 * 2**20
+"""Characters of an event's data as JSON. The largest events list all strategies or all queues of a world."""
+
+UNREADABLE = "unreadable"
+"""The type of the event that stands for one which this version cannot read."""
+
 
 def kind_of(event_type: str) -> str:
     """Return the kind of topic that an event type belongs to; `other` for an unknown type."""
@@ -111,6 +118,23 @@ class CloudEvent(Model):
     def ends_subject(self) -> bool:
         """Whether the subject no longer exists after this event."""
         return self.data is None or self.type in _ENDS
+
+
+def unreadable_event(topic: str, sequence: int) -> CloudEvent:
+    """Return the event that stands for an entry of a log which cannot be read.
+
+    It keeps the entry's place, so that no subscriber sees a gap, and changes the state of no subject.
+    """
+    name = f"{UNREADABLE}:{topic}:{sequence}"[:128]
+    return CloudEvent(
+        id=name,
+        source="/qmtl/log",
+        type=UNREADABLE,
+        subject=name,
+        time=datetime.fromtimestamp(0, UTC),
+        worldid=topic.rpartition(".")[0],
+        idempotencykey=name,
+    )
 
 
 class DeadLetter(Model):

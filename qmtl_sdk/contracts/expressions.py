@@ -1,14 +1,16 @@
 """The expressions of a policy, such as `sharpe >= 0.6` or `sharpe + 0.1*win_rate - 0.2*ulcer`.
 
 They have numbers, metric names, `+ - * /`, comparisons, `and`, `or`, `not` and parentheses, and are parsed to
-a tree, never run as Python. A missing value or a division by zero makes the result missing (None:
-insufficient evidence, not zero), unless the other side of an `and` or `or` decides it.
+a tree, never run as Python. A missing value, a division by zero or an overflow makes the result missing
+(None: insufficient evidence, not zero), unless the other side of an `and` or `or` decides it.
 """
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.metrics import METRICS
@@ -38,6 +40,9 @@ MAX_LENGTH = 1000
 MAX_DEPTH = 50
 """Nested parentheses: below Python's recursion limit in every parser."""
 
+MAX_LEVELS = 100
+"""Levels of an expression's tree, which a sum of many terms has too: `evaluate` walks it by recursion."""
+
 
 @dataclass(frozen=True, slots=True)
 class Number:
@@ -64,13 +69,34 @@ class Operation:
 Expression = Number | Metric | Operation
 
 
+@lru_cache(maxsize=1024)
 def parse(text: str) -> Expression:
-    """Return the tree of an expression. Raises QmtlError: E_EXPRESSION, E_METRIC_UNKNOWN."""
+    """Return the tree of an expression. Raises QmtlError: E_EXPRESSION, E_METRIC_UNKNOWN.
+
+    A judgment parses each gate for each strategy, so trees are remembered.
+    """
     if len(text) > MAX_LENGTH:
         raise QmtlError(
             "E_EXPRESSION", f"an expression of {len(text)} characters", f"keep it below {MAX_LENGTH}"
         )
-    return _Parser(text).whole()
+    tree = _Parser(text).whole()
+    if _levels_exceed(tree, MAX_LEVELS):
+        raise QmtlError(
+            "E_EXPRESSION",
+            f"“{text[:40]}…” has more than {MAX_LEVELS} levels of operators",
+            "use fewer terms, or several gates",
+        )
+    return tree
+
+
+def _levels_exceed(tree: Expression, limit: int) -> bool:
+    """Return whether a tree has more than `limit` levels; without recursion."""
+    level: list[Expression] = [tree]
+    for _ in range(limit):
+        level = [operand for item in level if isinstance(item, Operation) for operand in item.operands]
+        if not level:
+            return False
+    return True
 
 
 def is_condition(tree: Expression) -> bool:
@@ -107,11 +133,13 @@ def evaluate(tree: Expression, values: Mapping[str, float | None]) -> Value:
         return not operands[0]
     if len(numbers) == 1:
         return -numbers[0]
-    if tree.op == "/":
-        return numbers[0] / numbers[1] if numbers[1] else None
     if tree.op in _COMPARE:
         return _COMPARE[tree.op](*numbers)
-    return _ARITHMETIC[tree.op](*numbers)
+    if tree.op == "/":
+        result = numbers[0] / numbers[1] if numbers[1] else math.nan
+    else:
+        result = _ARITHMETIC[tree.op](*numbers)
+    return result if math.isfinite(result) else None
 
 
 class _Parser:
@@ -233,6 +261,8 @@ class _Parser:
             raise self._error("it ends too early")
         self._at += 1
         if token[0].isdigit() or token[0] == ".":
+            if not math.isfinite(float(token)):
+                raise self._error(f"{token!r} is too large")
             return Number(float(token))
         if not (token[0].isalpha() or token[0] == "_") or token in ("and", "or", "not"):
             raise self._error(f"{token!r} is out of place")

@@ -1,27 +1,27 @@
-"""Orders: what a publisher sends, and the fence's answers.
+"""Orders: what a publisher sends, the fence's answers, and what became of each order.
 
 Quantities and prices are `Decimal`, sent as text.
 """
 
-from decimal import Decimal
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.amounts import Amount
+from qmtl_sdk.contracts.canonical import hash_of, hash_parts
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 
-AMOUNT_PLACES = 12
-"""Decimal places of a quantity or price."""
+MAX_ORDERS = 1000
+"""The largest number of orders in one request."""
 
-AMOUNT_LIMIT = 10**16
-"""Quantities and prices are below it: 16 digits and the places make the 28 that are stored."""
-
-Amount = Annotated[Decimal, Field(gt=0, max_digits=28, decimal_places=AMOUNT_PLACES)]
-"""A positive quantity or price."""
+MAX_REASON = 300
+"""The largest length of a reason that is stored with an order."""
 
 
 class Refusal(StrEnum):
@@ -32,6 +32,7 @@ class Refusal(StrEnum):
 
     SHADOW = "shadow"
     HALTED = "halted"
+    STRATEGY_HALTED = "strategy_halted"
     FROZEN = "frozen"
     DRAINING = "draining"
     STALE_EPOCH = "stale_epoch"
@@ -41,40 +42,58 @@ class Refusal(StrEnum):
     WRONG_DOMAIN = "wrong_domain"
     LIVE_NOT_ALLOWED = "live_not_allowed"
     EDGE_CLOSED = "edge_closed"
+    NO_ROUTER = "no_router"
     CIRCUIT_BREAKER = "circuit_breaker"
+    SYMBOL_LIMIT = "symbol_limit"
+    QUANTITY_LIMIT = "quantity_limit"
+    NOTIONAL_LIMIT = "notional_limit"
+    ORDER_REUSED = "order_reused"
+    WITHHELD = "withheld"
 
 
 REFUSALS: dict[Refusal, str] = {
     Refusal.SHADOW: "shadow computes beside a world and never trades",
     Refusal.HALTED: "an operator has halted the world; qmtl world resume lifts it",
+    Refusal.STRATEGY_HALTED: "an operator has halted the strategy; qmtl world resume W -s STRATEGY lifts it",
     Refusal.FROZEN: "an apply has frozen the world",
     Refusal.DRAINING: "an apply is waiting for open orders to end",
     Refusal.STALE_EPOCH: "the order was decided under an earlier activation of the world",
     Refusal.STALE_DECISION: "the world's newest decision is older than its ttl",
-    Refusal.NO_SESSION: "the session that sent it has ended, or belongs to another strategy",
+    Refusal.NO_SESSION: "its session has ended, or is not of the caller, the strategy or the world",
     Refusal.NOT_ACTIVE: "the strategy is not active in the world",
     Refusal.WRONG_DOMAIN: "the strategy's stage differs from the order's domain",
     Refusal.LIVE_NOT_ALLOWED: "the world does not allow live",
     Refusal.EDGE_CLOSED: "the world's edge from backtest to live is closed",
+    Refusal.NO_ROUTER: "no order router works, so a live order could not be sent; see qmtl status",
     Refusal.CIRCUIT_BREAKER: "the world's circuit breaker has tripped; qmtl world resume resets it",
+    Refusal.SYMBOL_LIMIT: "the world's order limits do not name the symbol",
+    Refusal.QUANTITY_LIMIT: "the quantity is above the world's order limits",
+    Refusal.NOTIONAL_LIMIT: "the order's notional is above the world's order limits, or it has no price",
+    Refusal.ORDER_REUSED: "its order id was used for an order with another content",
+    Refusal.WITHHELD: "the order gate of the strategy held it back",
 }
 """What each refusal means, for a person."""
+
+
+OrderId = Annotated[PlainLine, Field(min_length=8, max_length=128)]
+"""The id of an order."""
 
 
 class Order(Model):
     """An order.
 
-    `order_id` is the publisher's: sent again, it gets the same answer. `epoch` is that of the activation
-    under which the order was decided.
+    `order_id` is the publisher's: sent again, it gets the same answer. It begins with `order_id_prefix`, so
+    that no strategy can use up the ids of another. `epoch` is that of the activation under which the order
+    was decided.
     """
 
-    order_id: str = Field(min_length=8, max_length=128)
+    order_id: OrderId
     world_id: WorldId
-    strategy_id: str = Field(min_length=1, max_length=128)
-    session_id: str = Field("", max_length=64)
+    strategy_id: PlainLine = Field(min_length=1, max_length=128)
+    session_id: PlainLine = Field("", max_length=64)
     execution_domain: Domain
     epoch: int = Field(ge=0, lt=2**31)
-    symbol: str = Field(min_length=1, max_length=64)
+    symbol: PlainLine = Field(min_length=1, max_length=64)
     side: Literal["buy", "sell"]
     quantity: Amount
     reference_price: Amount | None = Field(
@@ -86,11 +105,61 @@ class Order(Model):
         None, description="the close of the bar at which it was decided, world time"
     )
 
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """What is ordered. A second runner of the strategy decides the same, in its own session."""
+        return (
+            self.world_id,
+            self.strategy_id,
+            self.execution_domain,
+            self.symbol,
+            self.side,
+            self.quantity,
+            self.time_in_force,
+            self.reduce_only,
+        )
+
+    @model_validator(mode="after")
+    def _has_the_prefix(self) -> Self:
+        prefix = order_id_prefix(self.world_id, self.strategy_id)
+        if not self.order_id.startswith(prefix):
+            raise ValueError(f"the order_id of this strategy in this world begins with {prefix}")
+        return self
+
 
 class OrderBatch(Model):
-    """Several orders in one request."""
+    """Several orders of one session in one request."""
 
-    orders: tuple[Order, ...] = Field(min_length=1, max_length=1000)
+    orders: tuple[Order, ...] = Field(min_length=1, max_length=MAX_ORDERS)
+
+    @model_validator(mode="after")
+    def _is_of_one_session(self) -> Self:
+        check_one_session(self.orders)
+        return self
+
+
+class WithheldOrder(Model):
+    """An order that its strategy did not send, and why: its gate was closed, or the order was too old."""
+
+    order: Order
+    reason: PlainLine = Field(min_length=1, max_length=MAX_REASON)
+
+
+class WithheldBatch(Model):
+    """`POST /orders/withheld`: several withheld orders of one session."""
+
+    orders: tuple[WithheldOrder, ...] = Field(min_length=1, max_length=MAX_ORDERS)
+
+    @model_validator(mode="after")
+    def _is_of_one_session(self) -> Self:
+        check_one_session(item.order for item in self.orders)
+        return self
+
+
+class WithheldRecorded(Model):
+    """How many of the withheld orders were new. An id that was sent or reported before keeps its answer."""
+
+    recorded: int
 
 
 class OrderVerdict(Model):
@@ -108,25 +177,104 @@ class OrderVerdicts(Model):
     verdicts: tuple[OrderVerdict, ...]
 
 
-class Fill(Model):
-    """An order that a venue filled completely. `price` None: the venue knew no price."""
+class OrderState(StrEnum):
+    """The state of an order: each change is a row of the order log.
 
-    order_id: str
+    accepted → sent → partially filled → filled; or cancelled, rejected by the venue, expired. A refused order
+    was never accepted, a withheld one never sent to the fence.
+    """
+
+    REFUSED = "refused"
+    WITHHELD = "withheld"
+    ACCEPTED = "accepted"
+    SENT = "sent"
+    PARTIALLY_FILLED = "partially_filled"
+    FILLED = "filled"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+
+
+ENDED = frozenset({OrderState.FILLED, OrderState.CANCELLED, OrderState.REJECTED, OrderState.EXPIRED})
+"""The states in which an accepted order ends."""
+
+
+class Fill(Model):
+    """What a venue has filled of an order so far.
+
+    `quantity` is the sum of all fills, `price` their average; None: the venue knew no price.
+    """
+
     quantity: Amount
     price: Amount | None = None
-    venue: str
+    venue: str = Field(max_length=64)
+
+
+class OrderReport(Model):
+    """What a venue says of an order: that it is open there (`sent`), partially filled, or how it ended."""
+
+    order_id: str = Field(max_length=128)
+    state: Literal["sent", "partially_filled", "filled", "cancelled", "rejected", "expired"]
+    fill: Fill | None = Field(None, description="what was filled until now, in any state")
+    reason: str = Field("", max_length=MAX_REASON)
+
+
+class OrderChange(Model):
+    """A change of an order's state, as the order log has it."""
+
+    at: UtcTime
+    state: OrderState
+    reason: str = ""
 
 
 class OrderRecord(Model):
-    """An order in the order log."""
+    """An order in the order log, with the changes of its state, oldest first."""
 
     seq: int
     at: UtcTime
     order: Order
     accepted: bool
     reason: Refusal | None = None
-    state: Literal["open", "filled", "cancelled", "refused"]
+    state: OrderState
     fill: Fill | None = None
+    withheld: str = Field("", description="why the strategy did not send it")
+    changes: tuple[OrderChange, ...] = ()
+
+
+class CancelRequest(Model):
+    """Which open orders of a world are cancelled: these, or all."""
+
+    order_ids: tuple[OrderId, ...] = Field((), max_length=1000)
+    all: bool = False
+    reason: PlainLine = Field("", max_length=MAX_REASON)
+
+    @model_validator(mode="after")
+    def _names_orders(self) -> "CancelRequest":
+        if self.all == bool(self.order_ids):
+            raise ValueError("name orders, or all of them")
+        return self
+
+
+class CancelResult(Model):
+    """What a request to cancel did.
+
+    `cancelled` orders had not been sent. Of the `requested` ones a venue decides, which the router asks.
+    """
+
+    cancelled: int
+    requested: int
+
+
+def check_one_session(orders: Iterable[Order]) -> None:
+    """Raise ValueError unless all orders are of one session in one world."""
+    if len({(order.session_id, order.world_id) for order in orders}) > 1:
+        raise ValueError("the orders of a request are of one session; send those of another session apart")
+
+
+@lru_cache(maxsize=4096)
+def order_id_prefix(world_id: str, strategy_id: str) -> str:
+    """Return how every order id of a strategy in a world begins."""
+    return f"order:{_digits(hash_parts(world_id, strategy_id), 12)}:"
 
 
 def order_id(world_id: str, strategy_id: str, node_id: str, bar: int, symbol: str, domain: str) -> str:
@@ -134,16 +282,9 @@ def order_id(world_id: str, strategy_id: str, node_id: str, bar: int, symbol: st
 
     The same decision always has the same id, so that it can be sent again safely.
     """
-    return (
-        "order:"
-        + hash_of(
-            {
-                "world": world_id,
-                "strategy": strategy_id,
-                "node": node_id,
-                "bar": bar,
-                "symbol": symbol,
-                "domain": domain,
-            }
-        ).removeprefix("blake3:")[:40]
-    )
+    decision = hash_of({"node": node_id, "bar": bar, "symbol": symbol, "domain": domain})
+    return order_id_prefix(world_id, strategy_id) + _digits(decision, 32)
+
+
+def _digits(digest: str, count: int) -> str:
+    return digest.removeprefix("blake3:")[:count]

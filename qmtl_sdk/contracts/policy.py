@@ -12,9 +12,10 @@ from pydantic import AfterValidator, Field, model_validator
 from qmtl_sdk.contracts.domains import MODE_OF, Mode
 from qmtl_sdk.contracts.durations import Seconds
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.expressions import is_condition, parse
+from qmtl_sdk.contracts.expressions import MAX_LENGTH, is_condition, parse
 from qmtl_sdk.contracts.metrics import METRICS
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.texts import PlainLine
 
 
 def _condition(text: str) -> str:
@@ -40,13 +41,20 @@ def _metric(name: str) -> str:
     return name
 
 
-GateExpression = Annotated[str, AfterValidator(_condition)]
+MAX_GATES = 100
+"""Gates of a policy, in all groups together: each is evaluated for each strategy."""
+
+_Text = Annotated[str, Field(max_length=MAX_LENGTH)]
+_Figure = Annotated[float, Field(ge=-1e15, le=1e15)]
+_Places = Annotated[int, Field(ge=0, le=100_000)]
+
+GateExpression = Annotated[_Text, AfterValidator(_condition)]
 """A condition on metrics, such as `sharpe >= 0.6`."""
 
-ScoreExpression = Annotated[str, AfterValidator(_number)]
+ScoreExpression = Annotated[_Text, AfterValidator(_number)]
 """A number from metrics, such as `sharpe - 0.2*ulcer`."""
 
-MetricName = Annotated[str, AfterValidator(_metric)]
+MetricName = Annotated[str, Field(max_length=64), AfterValidator(_metric)]
 """One of `METRICS`."""
 
 
@@ -64,14 +72,21 @@ class DataCurrency(Model):
 class Gates(Model):
     """Conditions joined by `and` or `or`; a group may contain groups."""
 
-    all_of: "tuple[GateExpression | Gates, ...]" = Field((), alias="and")
-    any_of: "tuple[GateExpression | Gates, ...]" = Field((), alias="or")
+    all_of: "tuple[GateExpression | Gates, ...]" = Field((), alias="and", max_length=MAX_GATES)
+    any_of: "tuple[GateExpression | Gates, ...]" = Field((), alias="or", max_length=MAX_GATES)
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Gates":
         if self.all_of and self.any_of:
             raise ValueError("a group of gates has either `and` or `or`; nest a group to have both")
+        if self.count > MAX_GATES:
+            raise ValueError(f"there are {self.count} gates and groups; {MAX_GATES} are allowed")
         return self
+
+    @property
+    def count(self) -> int:
+        """The number of gates and groups, those in groups included."""
+        return sum(1 if isinstance(gate, str) else 1 + gate.count for gate in (*self.all_of, *self.any_of))
 
 
 class BySide(Model):
@@ -80,14 +95,14 @@ class BySide(Model):
     A strategy that is both counts by its larger side.
     """
 
-    long: int | None = Field(None, ge=0)
-    short: int | None = Field(None, ge=0)
+    long: _Places | None = None
+    short: _Places | None = None
 
 
 class TopK(Model):
     """The largest number of active strategies, in total and by side."""
 
-    total: int = Field(gt=0)
+    total: int = Field(gt=0, le=100_000)
     by_side: BySide = BySide()
 
 
@@ -100,8 +115,8 @@ class Correlation(Model):
 class GrossBudget(Model):
     """The largest share of the world (weight · gross exposure) on each side."""
 
-    long: float | None = Field(None, ge=0)
-    short: float | None = Field(None, ge=0)
+    long: float | None = Field(None, ge=0, le=1e6)
+    short: float | None = Field(None, ge=0, le=1e6)
 
 
 class Exposure(Model):
@@ -112,7 +127,7 @@ class Exposure(Model):
     """
 
     gross_budget: GrossBudget = GrossBudget()
-    max_leverage: float | None = Field(None, gt=0)
+    max_leverage: float | None = Field(None, gt=0, le=1e6)
     sector_cap: float | None = Field(None, gt=0, le=1)
 
 
@@ -127,8 +142,8 @@ class Bands(Model):
     """An active strategy stays while `metric` ≥ `exit`; an inactive one enters at ≥ `enter`."""
 
     metric: MetricName
-    enter: float
-    exit: float
+    enter: _Figure
+    exit: _Figure
 
     @model_validator(mode="after")
     def _in_order(self) -> "Bands":
@@ -147,8 +162,8 @@ class Hysteresis(Model):
     and neither before it has been `min_dwell` (world time) in its present state.
     """
 
-    promote_after: int = Field(1, ge=1)
-    demote_after: int = Field(1, ge=1)
+    promote_after: int = Field(1, ge=1, le=1_000_000)
+    demote_after: int = Field(1, ge=1, le=1_000_000)
     min_dwell: Seconds | None = None
     bands: Bands | None = None
 
@@ -179,7 +194,9 @@ class Approvals(Model):
 
     required: int = Field(1, ge=0, le=20)
     live: int = Field(1, ge=1, le=20)
-    roles: tuple[Literal["author", "operator", "owner"], ...] = Field(("operator", "owner"), min_length=1)
+    roles: tuple[Literal["author", "operator", "owner"], ...] = Field(
+        ("operator", "owner"), min_length=1, max_length=3
+    )
     expires: Seconds = 86_400
     direct_signals: bool = False
 
@@ -236,13 +253,13 @@ class GatingPolicy(Model):
     """The conditions of a promotion. `required_signals`: metrics that must not be missing."""
 
     domains: DomainPath = DomainPath()
-    dataset_fingerprint: str | None = Field(None, min_length=1, max_length=200)
+    dataset_fingerprint: PlainLine | None = Field(None, min_length=1, max_length=200)
     share_policy: Literal["feature-artifacts-only"] | None = None
     approvals: Approvals = Approvals()
     apply: ApplyLimits = ApplyLimits()
     edges: Edges = Edges()
     observability: Observability = Observability()
-    required_signals: tuple[MetricName, ...] = ()
+    required_signals: tuple[MetricName, ...] = Field((), max_length=100)
     campaign: Campaign = Campaign()
 
     def approvals_for(self, mode: str) -> int:
@@ -253,9 +270,9 @@ class GatingPolicy(Model):
 class Policy(Model):
     """One version of a world's policy."""
 
-    world: str | None = None
-    version: int | None = Field(None, gt=0)
-    preset: str | None = None
+    world: PlainLine | None = Field(None, max_length=64)
+    version: int | None = Field(None, gt=0, lt=2**31)
+    preset: PlainLine | None = Field(None, max_length=64)
     data_currency: DataCurrency = DataCurrency()
     selection: Selection = Selection()
     gating_policy: GatingPolicy = GatingPolicy()

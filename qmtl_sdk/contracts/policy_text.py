@@ -75,10 +75,10 @@ def policy_from(body: dict[str, Any]) -> Policy:
     """
     preset = body.get("preset")
     if preset is not None:
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise QmtlError(
                 "E_POLICY_INVALID",
-                f"{preset!r} is not a preset{nearest(str(preset), list(PRESETS))}",
+                f"{str(preset)[:64]!r} is not a preset{nearest(str(preset), list(PRESETS))}",
                 f"known: {', '.join(PRESETS)}",
             )
         body = _merged(PRESETS[preset], body)

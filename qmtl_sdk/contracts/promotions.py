@@ -6,6 +6,7 @@ from pydantic import Field
 
 from qmtl_sdk.contracts.domains import Mode
 from qmtl_sdk.contracts.model import Model, OfStrategy
+from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime
 
 
@@ -15,9 +16,9 @@ class PromotionRequest(Model):
     `strategy`: its name, its strategy_id, or the beginning of the id. `to`: the last stage to bring it to.
     """
 
-    strategy: str = Field(min_length=1, max_length=128)
+    strategy: PlainLine = Field(min_length=1, max_length=128)
     to: Literal["dryrun", "live"] = "dryrun"
-    reason: str = Field("", max_length=500)
+    reason: PlainLine = Field("", max_length=500)
 
 
 class Condition(Model):

@@ -14,7 +14,9 @@ from pydantic import Field, FiniteFloat
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 
 OptionName = Annotated[str, Field(min_length=1, max_length=64)]
-OptionValue = bool | int | FiniteFloat | Annotated[str, Field(max_length=8192)]
+OptionValue = (
+    bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | FiniteFloat | Annotated[str, Field(max_length=8192)]
+)
 Options = Annotated[dict[OptionName, OptionValue], Field(max_length=32)]
 """What a configuration or a world passes to an extension of a package."""
 

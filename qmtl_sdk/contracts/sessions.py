@@ -7,28 +7,38 @@ from pydantic import Field
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.stream import Positions
-from qmtl_sdk.contracts.submission import QueueTarget
+from qmtl_sdk.contracts.submission import CacheHitNodes, QueueTarget
+from qmtl_sdk.contracts.texts import Count, Identifier, PlainLine, Report
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
+
+SESSION_HEADER = "X-QMTL-Session"
+"""The header that carries a session's secret. A header, so that the secret is in no body that is stored."""
+
+MAX_SECRET = 128
+"""The largest length of a session's secret."""
 
 
 class SessionOpen(Model):
     """`POST /sessions`. `shadow` requests the shadow domain, which only an operator may."""
 
     world_id: WorldId
-    strategy_id: str = Field(min_length=1, max_length=128)
-    runner: str = Field(min_length=1, max_length=128)
-    host: str = Field("", max_length=128)
+    strategy_id: PlainLine = Field(min_length=1, max_length=128)
+    runner: PlainLine = Field(min_length=1, max_length=128)
+    host: PlainLine = Field("", max_length=128)
     shadow: bool = False
 
 
 class SessionGrant(Model):
     """A session with its lease.
 
-    Send a heartbeat within `lease_s` seconds, or the session ends and its order gate closes. `queue_map` is
-    that of the session's own domain.
+    Send a heartbeat within `lease_s` seconds, or the session ends and its order gate closes. Only the actor
+    who opened it may act in it, with the secret. `queue_map` is that of the session's own domain.
     """
 
     session_id: str
+    secret: str = Field(
+        repr=False, description="the session's secret, which is returned only here; send it in X-QMTL-Session"
+    )
     world_id: str
     strategy_id: str
     context: ComputeContext
@@ -52,18 +62,18 @@ class SessionHeartbeat(Model):
     """The state of a session.
 
     `positions`: the last sequence number of each topic that it has handled. `lag_s`: how far that is behind.
-    `bar`: the newest close that was computed, world time.
+    `bar`: the newest close that was computed, world time. `cross_context_hits` halt the world, once a node.
     """
 
     positions: Positions = {}
-    lag_s: float = Field(0.0, ge=0)
+    lag_s: float = Field(0.0, ge=0, le=1e12)
     gate: Literal["open", "closed"] = "closed"
-    reason: str = Field("", max_length=300)
-    bar: str = Field("", max_length=64)
-    bars: int = Field(0, ge=0)
-    dropped_bars: int = Field(0, ge=0, description="bars that were repeated or older than the newest")
-    fault: str = Field("", max_length=500)
-    cross_context_cache_hits: int = Field(0, ge=0)
+    reason: Report = Field("", max_length=300)
+    bar: Report = Field("", max_length=64)
+    bars: Count = 0
+    dropped_bars: Count = Field(0, description="bars that were repeated or older than the newest")
+    fault: Report = Field("", max_length=500)
+    cross_context_hits: CacheHitNodes = ()
 
 
 class SessionAck(Model):
@@ -100,9 +110,9 @@ class QueueMessage(Model):
     `key` is the same for the same bar of the same window; readers drop keys that they have read.
     """
 
-    key: str = Field(min_length=1, max_length=512)
+    key: PlainLine = Field(min_length=1, max_length=512)
     ts: int = Field(ge=-(2**63), lt=2**63, description="opening time of the bar, ns since 1970, UTC")
-    values: dict[str, float | None] = Field(max_length=200)
+    values: dict[Identifier, float | None] = Field(max_length=200)
 
 
 class QueueAppend(Model):

@@ -7,6 +7,7 @@ from pydantic import Field, TypeAdapter
 
 from qmtl_sdk.contracts.events import DATA, KINDS, SUBSCRIBED, CloudEvent
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.topic_state import Sequenced
 from qmtl_sdk.contracts.worlds import UtcTime
 
@@ -21,7 +22,10 @@ CLOSE_SLOW = 1013
 
 _REASON = re.compile(r"^(E_[A-Z_]+)\b")
 
-Positions = dict[Annotated[str, Field(max_length=64)], Annotated[int, Field(ge=0, lt=2**63)]]
+Positions = Annotated[
+    dict[Annotated[PlainLine, Field(max_length=64)], Annotated[int, Field(ge=0, lt=2**63)]],
+    Field(max_length=len(KINDS)),
+]
 """The last sequence number that was handled, by kind of topic."""
 
 
@@ -31,9 +35,11 @@ class Subscribe(Model):
     `topics` are kinds; `strategy_id` is set for a strategy's own subscription.
     """
 
-    world_id: str = Field(min_length=1, max_length=64)
-    strategy_id: str = Field("", max_length=128)
-    topics: tuple[str, ...] = Field(SUBSCRIBED, min_length=1, max_length=len(KINDS))
+    world_id: PlainLine = Field(min_length=1, max_length=64)
+    strategy_id: PlainLine = Field("", max_length=128)
+    topics: tuple[Annotated[PlainLine, Field(max_length=64)], ...] = Field(
+        SUBSCRIBED, min_length=1, max_length=len(KINDS)
+    )
 
 
 class Subscription(Model):
@@ -56,7 +62,7 @@ class Hello(Model):
 
     type: Literal["hello"] = "hello"
     token: str = Field(max_length=8192)
-    log: str = Field("", max_length=64)
+    log: PlainLine = Field("", max_length=64)
     positions: Positions = {}
 
 

@@ -1,16 +1,28 @@
 """Submissions: the request, its acknowledgement, the compute lease, evidence, and the outcome."""
 
-import json
 import uuid
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from qmtl_sdk.contracts.canonical import canonical_json, read_json
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.texts import Count, Message, PlainLine, Report
 from qmtl_sdk.contracts.worlds import Execution, Preset, WorldId
+
+MAX_PRECHECK = 16_384
+"""Bytes of what a client says about its own returns, as JSON."""
+
+MAX_CACHE_HITS = 100
+"""The largest number of nodes in one report of cache hits."""
+
+CacheHitNodes = Annotated[
+    tuple[Annotated[PlainLine, Field(min_length=1, max_length=128)], ...], Field(max_length=MAX_CACHE_HITS)
+]
+"""NodeIDs for which the cache had an output of another context. It was not used."""
 
 
 class SubmissionMeta(Model):
@@ -19,9 +31,9 @@ class SubmissionMeta(Model):
     `execution_domain` is a hint that never raises the domain; `as_of` pins the data (ISO, UTC).
     """
 
-    name: str = Field("", max_length=200)
-    execution_domain: str | None = Field(None, max_length=64)
-    as_of: str | None = Field(None, max_length=64)
+    name: PlainLine = Field("", max_length=200)
+    execution_domain: PlainLine | None = Field(None, max_length=64)
+    as_of: PlainLine | None = Field(None, max_length=64)
 
 
 class StrategySubmit(Model):
@@ -33,8 +45,8 @@ class StrategySubmit(Model):
     world_id: WorldId
     dag: Dag
     node_ids_crc32: int = Field(ge=0, lt=2**32)
-    idempotency_key: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=8, max_length=128)
-    runner: str = Field("", max_length=128, description="the runner that will compute; empty: none yet")
+    idempotency_key: PlainLine = Field(default_factory=lambda: uuid.uuid4().hex, min_length=8, max_length=128)
+    runner: PlainLine = Field("", max_length=128, description="the runner that will compute; empty: none yet")
     meta: SubmissionMeta = SubmissionMeta()
 
     @model_validator(mode="before")
@@ -49,7 +61,10 @@ class StrategySubmit(Model):
                 raise ValueError("world_ids holds one world: submit once for each")
             body["world_id"] = worlds[0]
         if "dag_json" in body and "dag" not in body:
-            body["dag"] = json.loads(body.pop("dag_json"))  # raises a ValueError, as Pydantic expects
+            text = body.pop("dag_json")
+            if not isinstance(text, str):
+                raise ValueError("dag_json holds the DAG as text")
+            body["dag"] = read_json(text)  # raises a ValueError, as Pydantic expects
         return body
 
 
@@ -114,11 +129,11 @@ class DryRun(Model):
 class Heartbeat(Model):
     """The progress of a computation."""
 
-    node: str = Field("", max_length=200)
-    bar: int = Field(0, ge=0)
-    bars: int = Field(0, ge=0)
-    nodes_done: int = Field(0, ge=0)
-    nodes: int = Field(0, ge=0)
+    node: Report = Field("", max_length=200)
+    bar: Count = 0
+    bars: Count = 0
+    nodes_done: Count = 0
+    nodes: Count = 0
 
 
 class EvidenceRef(Model):
@@ -128,15 +143,25 @@ class EvidenceRef(Model):
     """
 
     returns_hash: str = Field(pattern=r"^blake3:[0-9a-f]{64}$")
-    dataset_fingerprint: str = Field("", max_length=128)
-    precheck: dict[str, Any] = {}
+    dataset_fingerprint: PlainLine = Field("", max_length=128)
+    precheck: dict[Annotated[PlainLine, Field(max_length=64)], Any] = Field({}, max_length=100)
+    cross_context_hits: CacheHitNodes = ()
+
+    @field_validator("precheck")
+    @classmethod
+    def _small(cls, precheck: dict[str, Any]) -> dict[str, Any]:
+        """Limit what decides nothing: it goes through histories and into the evidence."""
+        size = len(canonical_json(precheck))
+        if size > MAX_PRECHECK:
+            raise ValueError(f"it has {size} bytes as JSON; {MAX_PRECHECK} are allowed")
+        return precheck
 
 
 class LeaseFailure(Model):
     """Why a runner returns its lease. `final`: computing again would fail again."""
 
-    code: str = Field(max_length=64)
-    message: str = Field(max_length=4000)
+    code: PlainLine = Field(max_length=64)
+    message: Message = Field(max_length=4000)
     final: bool
     progress: Heartbeat = Heartbeat()
 

@@ -5,12 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, model_validator
 
+from qmtl_sdk.contracts.amounts import Amount
 from qmtl_sdk.contracts.documents import mapping_of, validated
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import Seconds
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.registry import Options
+from qmtl_sdk.contracts.texts import PlainLine
 
 SAMPLE = "sample:"
 """The start of a path that names a file which QMTL ships."""
@@ -26,17 +28,32 @@ WorldId = Annotated[
 """The name of a world."""
 
 
+_MAX_TIME_TEXT = 64
+"""Characters of a time as text."""
+
+FIRST_TIME = datetime(1700, 1, 1, tzinfo=UTC)
+LAST_TIME = datetime(2200, 1, 1, tzinfo=UTC)
+"""Times lie between these: nanoseconds since 1970 are kept in 64 bits, with room for windows around them."""
+
+
 def _utc(value: Any) -> Any:
     """Read a time without a zone as UTC. YAML yields dates and naive times. (Any: whatever was written.)"""
     if isinstance(value, str):
-        value = datetime.fromisoformat(value)
+        value = datetime.fromisoformat(value[:_MAX_TIME_TEXT])
     if hasattr(value, "year") and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 
-UtcTime = Annotated[AwareDatetime, BeforeValidator(_utc), AfterValidator(lambda value: value.astimezone(UTC))]
-"""A time with a zone, converted to UTC."""
+def _in_range(value: datetime) -> datetime:
+    """Return the time in UTC. Raises ValueError for one that nanoseconds of 64 bits cannot hold."""
+    if not FIRST_TIME.year <= value.year < LAST_TIME.year:
+        raise ValueError(f"a time is between {FIRST_TIME.year} and {LAST_TIME.year - 1}")
+    return value.astimezone(UTC)
+
+
+UtcTime = Annotated[AwareDatetime, BeforeValidator(_utc), AfterValidator(_in_range)]
+"""A time with a zone, converted to UTC, that nanoseconds since 1970 can hold."""
 
 
 class Replay(Model):
@@ -46,7 +63,7 @@ class Replay(Model):
     """
 
     start: UtcTime
-    speed: float = Field(1.0, ge=0)
+    speed: float = Field(1.0, ge=0, le=1e9)
 
 
 class Clock(Model):
@@ -59,10 +76,25 @@ class Clock(Model):
         return "replay" if self.replay else "wall"
 
     def now(self, created_at: datetime, wall: datetime) -> datetime:
-        """Return the world's time at wall-clock time `wall`, for a world created at `created_at`."""
+        """Return the world's time at wall-clock time `wall`, for a world created at `created_at`.
+
+        A replay stops at `LAST_TIME`, however fast it runs.
+        """
         if self.replay is None:
             return wall
-        return self.replay.start + timedelta(seconds=(wall - created_at).total_seconds() * self.replay.speed)
+        passed_s = (wall - created_at).total_seconds() * self.replay.speed
+        left_s = (LAST_TIME - self.replay.start).total_seconds()
+        return self.replay.start + timedelta(seconds=min(passed_s, left_s))
+
+
+MAX_PRESETS = 100
+"""Data sets of a world."""
+
+MAX_STREAMS = 5000
+"""Streams of a data set."""
+
+_Symbol = Annotated[PlainLine, Field(min_length=1, max_length=64)]
+_Labels = Annotated[tuple[_Symbol, ...], Field(max_length=16)]
 
 
 class Preset(Model):
@@ -73,14 +105,18 @@ class Preset(Model):
     are due on a replay clock. `interval` is in seconds.
     """
 
-    name: str = Field(min_length=1, max_length=64)
-    source: str = Field(min_length=1, max_length=64, description="a built-in source, or one of a package")
-    path: str = Field("", max_length=1024)
+    name: PlainLine = Field(min_length=1, max_length=64)
+    source: PlainLine = Field(
+        min_length=1, max_length=64, description="a built-in source, or one of a package"
+    )
+    path: PlainLine = Field("", max_length=1024)
     interval: Seconds
-    calendar: str = "24/7"
-    streams: dict[str, tuple[str, ...]] = Field(min_length=1)
+    calendar: PlainLine = Field("24/7", max_length=64)
+    streams: dict[_Symbol, _Labels] = Field(min_length=1, max_length=MAX_STREAMS)
     on_missing: Literal["skip", "fail"] = "skip"
-    sectors: dict[str, str] = Field({}, description="the sector of a stream, for policies that cap one")
+    sectors: dict[_Symbol, _Symbol] = Field(
+        {}, max_length=MAX_STREAMS, description="the sector of a stream, for policies that cap one"
+    )
     options: Options = Field({}, description="for sources of packages")
 
     @model_validator(mode="after")
@@ -93,7 +129,7 @@ class Preset(Model):
 class Data(Model):
     """The data sets of a world."""
 
-    presets: tuple[Preset, ...] = ()
+    presets: tuple[Preset, ...] = Field((), max_length=MAX_PRESETS)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Data":
@@ -106,27 +142,45 @@ class Data(Model):
 class Execution(Model):
     """The costs of a change of position, in basis points of the changed notional."""
 
-    fee_bps: float = Field(0.0, ge=0)
-    slippage_bps: float = Field(0.0, ge=0)
+    fee_bps: float = Field(0.0, ge=0, le=10_000)
+    slippage_bps: float = Field(0.0, ge=0, le=10_000)
+
+
+OnHalt = Literal["cancel", "leave"]
+"""What a halt does to the orders that are open at a venue."""
 
 
 class CircuitBreaker(Model):
     """Limits on accepted and on refused orders within a minute; above one, the world is halted."""
 
-    max_orders_per_minute: int | None = Field(None, gt=0)
-    max_refused_per_minute: int | None = Field(None, gt=0)
+    max_orders_per_minute: int | None = Field(None, gt=0, lt=2**31)
+    max_refused_per_minute: int | None = Field(None, gt=0, lt=2**31)
+
+
+class OrderLimits(Model):
+    """Limits on each order of a world, which the fence checks. None: no limit."""
+
+    symbols: tuple[Annotated[PlainLine, Field(min_length=1, max_length=64)], ...] | None = Field(
+        None, max_length=1000, description="the only symbols that may be ordered"
+    )
+    max_quantity: Amount | None = None
+    max_notional: Amount | None = Field(
+        None, description="of quantity times reference price; an order without a price is refused"
+    )
 
 
 class WorldSpec(Model):
     """What a person writes to create a world."""
 
     world: WorldId
-    description: str = Field("", max_length=500)
+    description: PlainLine = Field("", max_length=500)
     clock: Clock = Clock()
     data: Data = Data()
     execution: Execution = Execution()
     allow_live: bool = False
     circuit_breaker: CircuitBreaker = CircuitBreaker()
+    order_limits: OrderLimits = OrderLimits()
+    on_halt: OnHalt = Field("cancel", description="what a halt does to orders that are open at a venue")
 
     @model_validator(mode="before")
     @classmethod
@@ -216,9 +270,11 @@ class WorldUpdate(Model):
     world is active again.
     """
 
-    description: str | None = Field(None, max_length=500)
+    description: PlainLine | None = Field(None, max_length=500)
     allow_live: bool | None = None
     circuit_breaker: CircuitBreaker | None = None
+    order_limits: OrderLimits | None = None
+    on_halt: OnHalt | None = None
     data: Data | None = None
     state: Literal["active", "archived"] | None = None
 
@@ -229,8 +285,8 @@ class EdgeOverride(Model):
     An edge is between nodes, or between domains (`domain:backtest` → `domain:live`).
     """
 
-    src: str = Field(min_length=1, max_length=128)
-    dst: str = Field(min_length=1, max_length=128)
+    src: PlainLine = Field(min_length=1, max_length=128)
+    dst: PlainLine = Field(min_length=1, max_length=128)
     active: bool
-    reason: str = Field("", max_length=500)
+    reason: PlainLine = Field("", max_length=500)
     updated_at: UtcTime | None = None

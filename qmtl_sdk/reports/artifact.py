@@ -9,8 +9,13 @@ import struct
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ConfigDict, Field
 
+from qmtl_sdk.contracts.canonical import read_json
+from qmtl_sdk.contracts.dag import MAX_INTERVAL_S, MAX_NODES
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.texts import Identifier, printable
 from qmtl_sdk.data.bars import NS, iso
 from qmtl_sdk.reports.returns import Returns
 
@@ -28,6 +33,9 @@ _MAX_EQUITY = 1e100
 
 # The largest absolute position, where 1 is the whole of an instrument's share.
 _MAX_POSITION = 1000.0
+
+# Columns: the times, the returns, and a position for each node of the largest DAG.
+_MAX_COLUMNS = 2 + MAX_NODES
 
 # Bytes before an Arrow file's messages: the mark of its format and its padding.
 _MAGIC = b"ARROW1\0\0"
@@ -47,9 +55,22 @@ _UNREADABLE = (
     struct.error,
 )
 
+# Characters of an error of a reader to show.
+_SHOWN = 300
+
 # Places in the tables of Arrow's message format: a message's header, and a record batch's compression.
 _HEADER_FIELD = 2
 _COMPRESSION_FIELD = 3
+
+
+class _Meta(Model):
+    """What an artifact's metadata holds; fields of later versions are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    interval: int = Field(gt=0, le=MAX_INTERVAL_S)
+    weights: dict[str, float] = Field(max_length=MAX_NODES)
+    price_streams: tuple[Identifier, ...] = Field(max_length=MAX_NODES)
 
 
 def encode(returns: Returns) -> bytes:
@@ -69,7 +90,7 @@ def decode(data: bytes) -> Returns:
     """Decode and check returns. Raises QmtlError (E_RETURNS_INVALID) with the fault and its place."""
     try:
         table = _read(data)
-        meta = json.loads((table.schema.metadata or {})[_META])
+        meta = _Meta.model_validate(read_json((table.schema.metadata or {})[_META]))
         ts = _column(table, "ts", "int64")
         values = _column(table, "returns", "float64")
         positions = {
@@ -80,13 +101,14 @@ def decode(data: bytes) -> Returns:
         returns = Returns(
             ts,
             values,
-            int(meta["interval"]),
+            meta.interval,
             positions,
-            {str(k): float(v) for k, v in meta["weights"].items()},
-            tuple(meta["price_streams"]),
+            meta.weights,
+            meta.price_streams,
         )
     except _UNREADABLE as error:
-        raise _invalid(f"the artifact is not a table of returns: {error}") from error
+        why = printable(" ".join(str(error).split()), _SHOWN)
+        raise _invalid(f"the artifact is not a table of returns: {why}") from error
     if not len(ts):
         raise _invalid("the artifact has no returns")
     if (np.diff(ts) < returns.interval * NS).any() or returns.interval <= 0:
@@ -141,6 +163,8 @@ def _read(data: bytes) -> pa.Table:
     if first is None or first.type != "schema":  # pyarrow crashes the process on a message of another type
         raise _invalid("the artifact has no schema")
     schema = pa.ipc.read_schema(first)
+    if len(schema) > _MAX_COLUMNS:
+        raise _invalid(f"the artifact has {len(schema)} columns; {_MAX_COLUMNS} are allowed")
     for field in schema:
         if field.type not in (pa.int64(), pa.float64()):
             raise _invalid(f"column {field.name[:40]!r} is {str(field.type)[:40]}, not int64 or float64")

@@ -134,6 +134,8 @@ class OrderGate:
         activation = self.manager.activation
         if activation is None:
             return "the world has not decided about the strategy"
+        if activation.halted:
+            return "the strategy is halted"
         if activation.freeze or activation.drain:
             return f"the world is {'frozen' if activation.freeze else 'draining'}"
         if not activation.active:

@@ -32,7 +32,10 @@ Report = Callable[[Heartbeat], None]
 
 @dataclass
 class Computed:
-    """The outputs by NodeID, the returns, and the findings that no decision depends on (`precheck`)."""
+    """The outputs by NodeID, the returns, and the findings that no decision depends on (`precheck`).
+
+    `cross_context_hits`: the nodes for which the cache had an output of another context.
+    """
 
     returns: Returns
     outputs: dict[str, NodeOutput]
@@ -40,6 +43,7 @@ class Computed:
     cached: int
     dataset_fingerprint: str
     precheck: dict[str, Any] = field(default_factory=dict)
+    cross_context_hits: tuple[str, ...] = ()
 
 
 def compute_strategy(
@@ -115,8 +119,9 @@ def compute_strategy(
         if not node.seeded and not own:  # the service pins no fingerprint for an own source
             cache.put(key, node.node_id, outputs[node.node_id])
     returns = returns_of(build, outputs, ack.execution, as_of)
-    precheck = _precheck(build, ack, returns, checks, gaps, cache.counters.cross_context_hits)
-    return Computed(returns, outputs, computed, cached, found or combined(own), precheck)
+    hits = tuple(dict.fromkeys(cache.counters.cross_context_hits))
+    precheck = _precheck(build, ack, returns, checks, gaps, len(hits))
+    return Computed(returns, outputs, computed, cached, found or combined(own), precheck, hits)
 
 
 def newest_own_close(build: BuiltStrategy) -> datetime | None:

@@ -125,6 +125,7 @@ def config_file() -> Path | None:
 
 def read(kind: type[S]) -> S:
     """Read the configuration with a class. Raises QmtlError: E_CONFIG where a key or value is invalid."""
+    _require_known_variables(kind)
     try:
         return kind()
     except ValidationError as error:
@@ -135,6 +136,23 @@ def read(kind: type[S]) -> S:
             f"{config_file()} is not YAML: {' '.join(str(error).split())}",
             "mend the text at that place",
         ) from error
+
+
+def _require_known_variables(kind: type[S]) -> None:
+    """Check that each variable with a section names one that there is.
+
+    Pydantic reads the variables of known sections only, and would ignore the others in silence. Variables
+    without `__` are left alone: other programs have theirs under this prefix. Raises QmtlError (E_CONFIG).
+    """
+    sections = list(kind.model_fields)
+    for variable in sorted(os.environ):
+        section, nested, _ = variable.removeprefix(PREFIX).partition("__")
+        if variable.startswith(PREFIX) and nested and section.lower() not in sections:
+            raise QmtlError(
+                "E_CONFIG",
+                f"{variable}: {section.lower()} is not a known section{nearest(section.lower(), sections)}",
+                "unset the variable or mend its name; qmtl config show lists every key",
+            )
 
 
 def load() -> Settings:

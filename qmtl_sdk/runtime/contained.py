@@ -48,8 +48,3 @@ def set_fault(faults: dict[str, str], name: str, text: str, error: BaseException
 def reported_fault(faults: dict[str, str]) -> str:
     """Return the fault that a heartbeat reports; empty if there is none."""
     return next(filter(None, map(faults.get, REPORTED)), "")
-
-
-def printable(text: str, length: int) -> str:
-    """Return a fault's text as a heartbeat can carry it: cut, without characters that JSON or SQL refuse."""
-    return "".join(sign if sign.isprintable() else " " for sign in text[:length])

@@ -18,7 +18,7 @@ from qmtl_sdk.runtime.config import Settings
 
 STACK_FILE = "stack.json"
 
-PROCESSES = ("temporal", "worker", "relay", "router", "gateway")
+PROCESSES = ("temporal", "worker", "relay", "router", "gateway", "supervisor")
 """The processes of the embedded stack, in the order in which they start."""
 
 
@@ -41,6 +41,7 @@ class ProcessRecord(Model):
 class StackRecord(Model):
     """The processes of the embedded stack and their addresses.
 
+    `faults`: the last line of its log, by name, of each process that ends whenever the supervisor starts it.
     A key of a newer version is ignored: a file that could not be read would hide the processes that run.
     """
 
@@ -51,6 +52,8 @@ class StackRecord(Model):
     relay: ProcessRecord | None = None
     router: ProcessRecord | None = None
     gateway: ProcessRecord | None = None
+    supervisor: ProcessRecord | None = None
+    faults: dict[str, str] = {}
     gateway_url: str = ""
     temporal_address: str = ""
     temporal_ui: str = ""
@@ -86,11 +89,16 @@ def find(config: Settings) -> str | None:
     parts = (stack.gateway, stack.worker, stack.relay, stack.router)
     if not stack.gateway_url or not all(part is not None and part.alive for part in parts):
         return None  # `start` restarts what is missing
+    return stack.gateway_url if processes_submissions(stack.gateway_url) else None
+
+
+def processes_submissions(gateway_url: str) -> bool:
+    """Return whether a Gateway answers, and has the database, Temporal and a worker."""
     try:
-        healthy = httpx.get(f"{stack.gateway_url}/health", timeout=5.0, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return None
-    return stack.gateway_url if healthy else None
+        found = httpx.get(f"{gateway_url}/health", timeout=5.0, trust_env=False).json()
+        return not {"database", "temporal", "worker"} & found["missing"].keys()
+    except (httpx.TransportError, ValueError, KeyError):
+        return False
 
 
 def start(config: Settings) -> str:

@@ -48,21 +48,20 @@ class IntentBuilder:
             return
         close = ts + node.interval * NS
         age_s = (to_ns(now) - close) / NS
-        if age_s > STALE_INTERVALS * node.interval + self._grace_s:
-            publisher.blocked["the bar is too old to trade on"] += 1
-            return
         symbol, stream = self._markets[node.node_id]
         price = values.get("price", self._prices.get(stream))
-        publisher.enqueue(
-            OrderIntent(
-                node.node_id,
-                ts,
-                datetime.fromisoformat(iso(close)),
-                symbol,
-                quantity,
-                None if price is None or math.isnan(price) else price,
-            )
+        intent = OrderIntent(
+            node.node_id,
+            ts,
+            datetime.fromisoformat(iso(close)),
+            symbol,
+            quantity,
+            None if price is None or math.isnan(price) else price,
         )
+        if age_s > STALE_INTERVALS * node.interval + self._grace_s:
+            publisher.withhold(intent, "the bar is too old to trade on")
+        else:
+            publisher.enqueue(intent)
 
 
 def market_of(node: TradeOrderPublisherNode) -> tuple[str, str]:

@@ -7,15 +7,20 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Heartbeat, Lease
 from qmtl_sdk.runtime.client import GatewayClient
 
+ENDED = ("E_LEASE_LOST", "E_LEASE_UNKNOWN", "E_LEASE_HOLDER")
+"""Answers after which no heartbeat can succeed."""
+
 
 class Heartbeats:
-    """Sends three heartbeats per lease timeout; `lost` is set once the service reports the lease ended."""
+    """Sends three heartbeats per lease timeout, until the service says that the lease has ended.
+
+    Then computing goes on, and the result is submitted under a new lease.
+    """
 
     def __init__(self, client: GatewayClient, lease: Lease) -> None:
         self._client = client
         self._lease = lease
         self.newest = Heartbeat()
-        self.lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qmtl-heartbeats", daemon=True)
 
@@ -28,11 +33,9 @@ class Heartbeats:
             try:
                 self._client.heartbeat(self._lease.lease_id, self.newest)
             except QmtlError as error:
-                # While the Gateway is unavailable, the next heartbeat may succeed. If the lease has ended,
-                # computing continues and the result is submitted under a new lease.
-                if error.code != "E_UNAVAILABLE":
-                    self.lost = True
+                if error.code in ENDED:
                     return
+                # Else the next one may succeed: the Gateway is unavailable, or answers too many requests.
 
     def __enter__(self) -> "Heartbeats":
         self._thread.start()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import (
+    MAX_CACHE_HITS,
     EvidenceRef,
     Heartbeat,
     LeaseFailure,
@@ -92,6 +93,7 @@ def submit_returns(client: GatewayClient, ack: SubmissionAck, computed: Computed
                 returns_hash=digest,
                 dataset_fingerprint=computed.dataset_fingerprint,
                 precheck=computed.precheck,
+                cross_context_hits=computed.cross_context_hits[:MAX_CACHE_HITS],
             ),
         )
     except QmtlError as error:

@@ -2,10 +2,11 @@
 
 `OrderPublisher` sends a running strategy's orders through its gate to the fence, on a thread of its own, so
 that computing never waits for a Gateway. An order without a response is retried under the same id; the fence
-is idempotent by order id. An order that no request can hold is blocked and counted. Nothing that an author's
-values or callbacks do ends the thread.
+is idempotent by order id. What is not sent is reported as withheld, with the reason. An order that no request
+can hold is blocked and counted. Nothing that an author's values or callbacks do ends the thread.
 """
 
+import itertools
 import math
 import threading
 import time
@@ -14,16 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from qmtl_sdk.contracts.domains import ComputeContext, Domain
+from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import AMOUNT_LIMIT, AMOUNT_PLACES, Order, OrderVerdict, order_id
+from qmtl_sdk.contracts.orders import Order, OrderVerdict, order_id
 from qmtl_sdk.runtime.activation import OrderGate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.contained import contained, set_fault
+from qmtl_sdk.runtime.routes.running import SessionKey
+from qmtl_sdk.runtime.withheld import RETRIED, WithheldOrders
 
 BATCH_SIZE = 200
 """Orders per request."""
@@ -35,44 +39,6 @@ WAKE_S = 0.5
 """How often the thread checks for work without being woken, in seconds."""
 
 OnVerdict = Callable[[Order, OrderVerdict], None]
-
-
-class TradeExecutionService(Protocol):
-    """Receives the orders of a strategy that is fed by hand."""
-
-    def post_order(self, order: dict[str, Any]) -> Any: ...
-
-
-class ManualOrderGate:
-    """The gate of strategies that are fed by hand through `Runner.feed_queue_data`."""
-
-    def __init__(self) -> None:
-        self.enabled = False
-        self.service: TradeExecutionService | None = None
-        self.blocked: Counter[str] = Counter()
-
-    def send(self, order: dict[str, Any], context: ComputeContext | None) -> bool:
-        """Post the order to the service if its context allows it; return whether it was posted."""
-        reason = self.reason(context)
-        if reason or self.service is None:
-            self.blocked[reason or "no trade execution service"] += 1
-            return False
-        self.service.post_order(order)
-        return True
-
-    def reason(self, context: ComputeContext | None) -> str:
-        """Return why orders are blocked; empty if they are allowed."""
-        if context is None:
-            return "no context"
-        if context.execution_domain is Domain.SHADOW:
-            return "shadow"
-        if not context.orders_allowed:
-            return (
-                context.downgrade_reason.value
-                if context.downgrade_reason
-                else f"domain {context.execution_domain.value}"
-            )
-        return "" if self.enabled else "trade submission is off"
 
 
 @dataclass(frozen=True)
@@ -90,10 +56,18 @@ class OrderIntent:
     price: float | None
 
 
+class QueuedOrder(NamedTuple):
+    """An order that waits to be sent, since when (monotonic seconds), and the session that it is of."""
+
+    queued_at: float
+    order: Order
+    session: SessionKey
+
+
 class OrderPublisher:
     """Sends orders and freeze acknowledgements on its own thread.
 
-    `session` returns the session's id, which changes when a lost session is opened again.
+    `session` returns the session's key, which changes when a lost session is opened again.
     """
 
     def __init__(
@@ -102,7 +76,7 @@ class OrderPublisher:
         gate: OrderGate,
         world_id: str,
         strategy_id: str,
-        session: Callable[[], str],
+        session: Callable[[], SessionKey],
         on_verdict: OnVerdict | None = None,
     ) -> None:
         self._client = client
@@ -115,8 +89,10 @@ class OrderPublisher:
         self.undelivered = 0
         self.refused: Counter[str] = Counter()
         self.blocked: Counter[str] = Counter()
-        self._acks: deque[tuple[str, int]] = deque()
-        self._orders: deque[tuple[float, Order]] = deque()
+        self.withheld = WithheldOrders(client)
+        self._batch_size = BATCH_SIZE
+        self._acks: deque[tuple[SessionKey, int]] = deque()
+        self._orders: deque[QueuedOrder] = deque()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qmtl-orders", daemon=True)
@@ -126,10 +102,11 @@ class OrderPublisher:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread and wait for it. Orders that are still queued are not sent."""
+        """Stop the thread and wait for it. Orders that are still queued are not sent, but reported."""
         self._stop.set()
         self._wake.set()
         self._thread.join()
+        self._report_rest()
 
     def enqueue(self, intent: OrderIntent) -> bool:
         """Queue the order for the fence if the gate is open; return whether it was queued.
@@ -138,58 +115,72 @@ class OrderPublisher:
         rounds to 0 is no order. The order carries the current epoch, so a later freeze makes it stale.
         """
         epoch, reason = self._gate.manager.epoch, self._gate.reason
-        domain = self._gate.domain
-        if reason or domain is None:
-            self.blocked[reason or "no domain"] += 1
+        if reason or self._gate.domain is None:
+            self.withhold(intent, reason or "no domain")
             return False
-        quantity = amount(abs(intent.quantity))
-        if quantity == 0:
+        order = self._order(intent, epoch)
+        if order is None:
             return False
-        if quantity is None:
-            self.blocked["no order can hold its quantity"] += 1
-            return False
-        try:
-            order = self._order(intent, domain, epoch, quantity)
-        except ValidationError as error:
-            first = error.errors()[0]
-            self.blocked[f"no order can hold it: {'.'.join(map(str, first['loc']))}: {first['msg']}"] += 1
-            return False
-        self._orders.append((time.monotonic(), order))
+        self._orders.append(order)
         self._wake.set()
         return True
 
-    def _order(self, intent: OrderIntent, domain: Domain, epoch: int, quantity: Decimal) -> Order:
-        return Order(
-            order_id=order_id(
-                self._world_id, self._strategy_id, intent.node_id, intent.bar, intent.symbol, domain.value
-            ),
-            world_id=self._world_id,
-            strategy_id=self._strategy_id,
-            session_id=self._session(),
-            execution_domain=domain,
-            epoch=epoch,
-            symbol=intent.symbol,
-            side="buy" if intent.quantity > 0 else "sell",
-            quantity=quantity,
-            reference_price=positive(intent.price),
-            decided_at=intent.close,
-        )
+    def withhold(self, intent: OrderIntent, reason: str) -> None:
+        """Count an order that is not sent, and report it to the fence. Shadow has no orders to report."""
+        self.blocked[reason] += 1
+        if self._gate.domain not in (Domain.DRYRUN, Domain.LIVE):
+            return
+        order = self._order(intent, self._gate.manager.epoch)
+        if order is not None:
+            self.withheld.add(order.order, order.session, reason)
+            self._wake.set()
 
-    def acknowledge(self, session_id: str, sequence: int) -> None:
+    def _order(self, intent: OrderIntent, epoch: int) -> QueuedOrder | None:
+        """Build the order; return None where there is none, or count why no `Order` can hold it."""
+        domain, session = self._gate.domain, self._session()
+        quantity = amount(abs(intent.quantity))
+        if quantity == 0 or domain is None:
+            return None
+        if quantity is None:
+            self.blocked["no order can hold its quantity"] += 1
+            return None
+        try:
+            order = Order(
+                order_id=order_id(
+                    self._world_id, self._strategy_id, intent.node_id, intent.bar, intent.symbol, domain.value
+                ),
+                world_id=self._world_id,
+                strategy_id=self._strategy_id,
+                session_id=session.session_id,
+                execution_domain=domain,
+                epoch=epoch,
+                symbol=intent.symbol,
+                side="buy" if intent.quantity > 0 else "sell",
+                quantity=quantity,
+                reference_price=positive(intent.price),
+                decided_at=intent.close,
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            self.blocked[f"no order can hold it: {'.'.join(map(str, first['loc']))}: {first['msg']}"] += 1
+            return None
+        return QueuedOrder(time.monotonic(), order, session)
+
+    def acknowledge(self, session: SessionKey, sequence: int) -> None:
         """Queue the acknowledgement of a freeze or unfreeze. The gate has already closed or opened."""
-        self._acks.append((session_id, sequence))
+        self._acks.append((session, sequence))
         self._wake.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self._wake.wait(WAKE_S)
             self._wake.clear()
-            while (self._acks or self._orders) and not self._stop.is_set():
+            while (self._acks or self._orders or self.withheld) and not self._stop.is_set():
                 try:
-                    self._send()
-                except QmtlError as error:
-                    if error.code not in ("E_UNAVAILABLE", "E_RATE"):
-                        self._drop_refused(error)
+                    self._send_acks()
+                    self._send_orders()
+                    self.withheld.send()
+                except QmtlError:  # no Gateway answers: everything is sent again
                     self._stop.wait(RETRY_S)
                 except BaseException as error:  # this thread also acknowledges freezes: it must go on
                     set_fault(self._gate.faults, "orders", "orders can't be sent", error)
@@ -197,35 +188,66 @@ class OrderPublisher:
                 else:
                     self._gate.faults.pop("orders", None)
 
-    def _send(self) -> None:
-        """Send the acknowledgements in order, then a batch of orders."""
+    def _send_acks(self) -> None:
+        """Send the acknowledgements in order. Drop one that is refused: its session or world is gone."""
         while self._acks:
-            self._client.ack_session(*self._acks[0])
+            try:
+                self._client.ack_session(*self._acks[0])
+            except QmtlError as error:
+                if error.code in RETRIED:
+                    raise
             self._acks.popleft()
+
+    def _send_orders(self) -> None:
+        """Send the oldest orders of one session. Where the Gateway refuses a batch, send each order alone."""
         # An order older than the decision's TTL is no longer valid: the gate would be closed by now.
         oldest = time.monotonic() - self._gate.manager.ttl_s
-        while self._orders and self._orders[0][0] < oldest:
-            self._orders.popleft()
+        while self._orders and self._orders[0].queued_at < oldest:
+            self._drop_order("no Gateway answered within the decision's ttl")
             self.undelivered += 1
-        batch = [order for _, order in list(self._orders)[:BATCH_SIZE]]
+        batch = self._batch()
         if not batch:
             return
-        verdicts = self._client.publish_orders(batch, patience_s=0.0)
-        for order, verdict in list(zip(batch, verdicts, strict=True)):
+        try:
+            verdicts = self._client.publish_orders(
+                [item.order for item in batch], batch[0].session, patience_s=0.0
+            )
+        except QmtlError as error:
+            if error.code in RETRIED:
+                raise
+            if len(batch) == 1:
+                self.refused[error.code] += 1
+                self._drop_order(f"the Gateway refused the request: {error.code}")
+            self._batch_size = 1
+            return
+        self._batch_size = min(BATCH_SIZE, 2 * self._batch_size)
+        for item, verdict in zip(batch, verdicts, strict=True):
             self._orders.popleft()
             if verdict.accepted:
                 self.accepted += 1
             elif verdict.reason is not None:
                 self.refused[verdict.reason.value] += 1
-            self._on_verdict(order, verdict)
+            self._on_verdict(item.order, verdict)
 
-    def _drop_refused(self, error: QmtlError) -> None:
-        """Drop what the Gateway refused (unknown session, deleted world) and count the orders."""
-        if self._acks:
-            self._acks.popleft()
-        else:
-            self.refused[error.code] += len(self._orders)
-            self._orders.clear()
+    def _batch(self) -> list[QueuedOrder]:
+        """Return the oldest orders that one request holds: all of one session."""
+        batch = list(itertools.islice(self._orders, self._batch_size))
+        return list(itertools.takewhile(lambda item: item.session == batch[0].session, batch))
+
+    def _drop_order(self, reason: str) -> None:
+        """Report the oldest order as withheld. If the fence has it all the same, its answer stands."""
+        item = self._orders.popleft()
+        self.withheld.add(item.order, item.session, reason)
+
+    def _report_rest(self) -> None:
+        """Report what was not sent, if a Gateway answers now."""
+        while self._orders:
+            self._drop_order("the strategy was stopped before it was sent")
+        try:
+            while self.withheld:
+                self.withheld.send()
+        except QmtlError:  # what waits is counted in `withheld`
+            return
 
 
 def amount(value: float) -> Decimal | None:

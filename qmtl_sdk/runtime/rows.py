@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from qmtl_sdk.compute.live import LiveEngine, OutputRow
@@ -11,8 +11,8 @@ from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.compute.series import Row
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.durations import format_duration
-from qmtl_sdk.contracts.sessions import SessionGrant
-from qmtl_sdk.contracts.submission import QueueTarget, StreamBinding
+from qmtl_sdk.contracts.sessions import SessionGrant, SessionHeartbeat
+from qmtl_sdk.contracts.submission import MAX_CACHE_HITS, QueueTarget, StreamBinding
 from qmtl_sdk.contracts.worlds import World
 from qmtl_sdk.data.bars import NS, iso, to_ns
 from qmtl_sdk.nodes.node import StreamInput
@@ -38,6 +38,28 @@ Recompute = Callable[[SessionGrant], Mapping[str, NodeOutput]]
 """Computes a strategy's outputs in the domain of a session."""
 
 
+class CacheHitReports:
+    """Cache hits from another context that no Gateway has acknowledged yet, by NodeID.
+
+    An acknowledged one is forgotten: a later session that reported it again would halt the world again.
+    """
+
+    def __init__(self, node_ids: Iterable[str] = ()) -> None:
+        self._waiting = list(node_ids)
+
+    def add(self, node_ids: Iterable[str]) -> None:
+        """Add the hits of a computation."""
+        self._waiting += node_ids
+
+    def oldest(self) -> tuple[str, ...]:
+        """Return those that one heartbeat reports."""
+        return tuple(self._waiting[:MAX_CACHE_HITS])
+
+    def delivered(self, report: SessionHeartbeat) -> None:
+        """Forget those of a heartbeat that was acknowledged."""
+        del self._waiting[: len(report.cross_context_hits)]
+
+
 @dataclass(frozen=True)
 class RunInputs:
     """What a running strategy starts from.
@@ -53,7 +75,7 @@ class RunInputs:
     outputs: Mapping[str, NodeOutput]
     runner: str
     shadow: bool = False
-    cross_context_cache_hits: int = 0
+    hits: CacheHitReports = field(default_factory=CacheHitReports)
     on_output: OnOutput | None = None
     on_verdict: OnVerdict | None = None
     recompute: Recompute | None = None

@@ -18,7 +18,8 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.runtime.config import Settings, settings
 from qmtl_sdk.runtime.leased import StoppedError
-from qmtl_sdk.runtime.orders import ManualOrderGate, OnVerdict, TradeExecutionService
+from qmtl_sdk.runtime.manual_gate import ManualOrderGate, TradeExecutionService
+from qmtl_sdk.runtime.orders import OnVerdict
 from qmtl_sdk.runtime.result import SubmitResult
 from qmtl_sdk.runtime.rows import OnOutput
 from qmtl_sdk.runtime.running import RunningStrategy

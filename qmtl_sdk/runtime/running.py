@@ -29,10 +29,11 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.sessions import SessionGrant, SessionHeartbeat
 from qmtl_sdk.contracts.stream import Subscribe
+from qmtl_sdk.contracts.texts import printable
 from qmtl_sdk.contracts.topic_state import TopicState
 from qmtl_sdk.data.bars import iso
 from qmtl_sdk.runtime.activation import ActivationManager, OrderGate
-from qmtl_sdk.runtime.contained import contained, printable, reported_fault
+from qmtl_sdk.runtime.contained import contained, reported_fault
 from qmtl_sdk.runtime.feed import BarFeed
 from qmtl_sdk.runtime.intents import IntentBuilder
 from qmtl_sdk.runtime.orders import OrderPublisher
@@ -81,7 +82,7 @@ class RunningStrategy:
             self.gate,
             world_id,
             self.strategy_id,
-            lambda: self.grant.session_id,
+            lambda: self._session.key,
             inputs.on_verdict,
         )
         self.tags = tag_queries_of(self._inputs, self.engine, self.grant)
@@ -124,7 +125,7 @@ class RunningStrategy:
         self.stream.start()
         self.orders.start()
         self._thread.start()
-        self._session.start(self.report, self.gate.faults)
+        self._session.start(self.report, self._inputs.hits.delivered, self.gate.faults)
         return self
 
     def close(self, reason: str = "stopped by its author") -> None:
@@ -162,7 +163,7 @@ class RunningStrategy:
             bars=self.bars,
             dropped_bars=self.feed.late + self.engine.late,
             fault=printable(fault, 500),
-            cross_context_cache_hits=self._inputs.cross_context_cache_hits,
+            cross_context_hits=self._inputs.hits.oldest(),
         )
 
     def _handle_event(self, kind: str, event: CloudEvent) -> None:
@@ -178,7 +179,7 @@ class RunningStrategy:
     def _acknowledge(self, event: CloudEvent) -> None:
         """Acknowledge a freeze or unfreeze. The stream has already applied it, so the gate has changed."""
         if event.data and event.data.get("requires_ack"):
-            self.orders.acknowledge(self.grant.session_id, int(event.data["sequence"]))
+            self.orders.acknowledge(self._session.key, int(event.data["sequence"]))
 
     def _run(self) -> None:
         self._add_history()
@@ -200,7 +201,7 @@ class RunningStrategy:
             return
         self.gate.faults["domain"] = f"it moves to {domain.value}"
         try:
-            old = self.grant.session_id
+            old = self._session.key
             grant = self._session.open()
             self._computation = Computation(self.build, self._bindings, recompute(grant))
             self._session.grant = grant

@@ -10,6 +10,7 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionGrant, SessionHeartbeat, SessionOpen
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.contained import set_fault
+from qmtl_sdk.runtime.routes.running import SessionKey
 
 END_PATIENCE_S = 2.0
 """How long ending a session retries while the Gateway is unavailable, in seconds."""
@@ -26,6 +27,7 @@ class SessionKeeper:
         self._request = request
         self._stop = stop
         self._thread: threading.Thread | None = None
+        self._delivered: Callable[[SessionHeartbeat], None] = lambda _: None
         self.grant = self.open(patience_s=30.0)
 
     @staticmethod
@@ -45,12 +47,23 @@ class SessionKeeper:
         self._set_clock(grant.now)
         return grant
 
-    def start(self, report: Callable[[], SessionHeartbeat], faults: dict[str, str]) -> None:
-        """Start the heartbeats; `report` builds each."""
+    def start(
+        self,
+        report: Callable[[], SessionHeartbeat],
+        delivered: Callable[[SessionHeartbeat], None],
+        faults: dict[str, str],
+    ) -> None:
+        """Start the heartbeats; `report` builds each, `delivered` gets those that were acknowledged."""
+        self._delivered = delivered
         self._thread = threading.Thread(
             target=self._run, args=(report, faults), name="qmtl-session", daemon=True
         )
         self._thread.start()
+
+    @property
+    def key(self) -> SessionKey:
+        """What acts in the current session."""
+        return SessionKey.of(self.grant)
 
     def join(self) -> None:
         """Wait for the end of the heartbeats, which the event `stop` requests."""
@@ -60,7 +73,7 @@ class SessionKeeper:
     def end(self, reason: str) -> None:
         """End the session. If the Gateway is unavailable or refuses the token, the lease runs out instead."""
         try:
-            self._client.end_session(self.grant.session_id, reason, patience_s=END_PATIENCE_S)
+            self._client.end_session(self.key, reason, patience_s=END_PATIENCE_S)
         except QmtlError as error:
             expected = error.code in ("E_UNAVAILABLE", "E_SESSION_UNKNOWN", "E_RATE")
             if not expected and not error.code.startswith("E_TOKEN"):
@@ -87,14 +100,16 @@ class SessionKeeper:
     ) -> float:
         """Send a heartbeat; return the monotonic time of the newest that was acknowledged."""
         try:
-            response = self._client.session_heartbeat(self.grant.session_id, report())
+            sent = report()
+            response = self._client.session_heartbeat(self.key, sent)
         except QmtlError as error:
             if time.monotonic() - acknowledged > self.grant.lease_s or error.code == "E_SESSION_LOST":
                 faults["session"] = f"the session has lost its lease: {error.message}"
-            if error.code in ("E_SESSION_LOST", "E_SESSION_UNKNOWN"):
+            if error.code in ("E_SESSION_LOST", "E_SESSION_UNKNOWN", "E_SESSION_HOLDER"):
                 self._reopen(faults)
             return acknowledged
         self._set_clock(response.now)
+        self._delivered(sent)
         faults.pop("session", None)
         return time.monotonic()
 

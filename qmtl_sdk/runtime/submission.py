@@ -46,7 +46,7 @@ from qmtl_sdk.runtime.leased import StoppedError, compute_under_lease, submit_re
 from qmtl_sdk.runtime.orders import OnVerdict
 from qmtl_sdk.runtime.progress import ProgressDisplay
 from qmtl_sdk.runtime.result import NodeCounts, SubmitResult, WorldView
-from qmtl_sdk.runtime.rows import OnOutput, RunInputs
+from qmtl_sdk.runtime.rows import CacheHitReports, OnOutput, RunInputs
 from qmtl_sdk.runtime.running import RunningStrategy
 
 Author = Strategy | type[Strategy]
@@ -148,7 +148,7 @@ class Submission:
             shadow
             or (
                 result.ws.activation is not None
-                and result.ws.activation.active_in_effect
+                and result.ws.activation.active
                 and result.context.orders_allowed
             )
         ):
@@ -158,8 +158,8 @@ class Submission:
                 self._build, ack, self._config.cache_dir, lambda _: None, self._options.parity
             )
         self._display.show_step("opening its session")
-        # Computing must not wait for an unavailable Gateway.
-        gateway = GatewayClient(client.url, client.token, away_limit_s=0.0)
+        gateway = client.for_running()
+        hits = CacheHitReports(computed.cross_context_hits)
         try:
             running = RunningStrategy(
                 RunInputs(
@@ -170,10 +170,10 @@ class Submission:
                     outputs=computed.outputs,
                     runner=runner,
                     shadow=self._options.shadow,
-                    cross_context_cache_hits=computed.precheck["cross_context_cache_hit"],
+                    hits=hits,
                     on_output=self._options.on_output,
                     on_verdict=self._options.on_verdict,
-                    recompute=lambda grant: self._recompute(ack, grant),
+                    recompute=lambda grant: self._recompute(ack, grant, hits),
                 )
             )
         except QmtlError as error:
@@ -184,7 +184,9 @@ class Submission:
             return None
         return running.start()
 
-    def _recompute(self, ack: SubmissionAck, grant: SessionGrant) -> Mapping[str, NodeOutput]:
+    def _recompute(
+        self, ack: SubmissionAck, grant: SessionGrant, hits: CacheHitReports
+    ) -> Mapping[str, NodeOutput]:
         """Compute the outputs in another domain, under its own compute keys and up to its own time."""
         context = grant.context.model_copy(update={"dataset_fingerprint": ack.context.dataset_fingerprint})
         targets = {
@@ -192,9 +194,11 @@ class Submission:
             for node_id, target in grant.queue_map.items()
         }
         moved = ack.model_copy(update={"context": context, "queue_map": targets})
-        return compute_strategy(
+        computed = compute_strategy(
             self._build, moved, self._config.cache_dir, lambda _: None, self._options.parity
-        ).outputs
+        )
+        hits.add(computed.cross_context_hits)
+        return computed.outputs
 
     def _request(self, runner: str, as_of: str | None) -> StrategySubmit:
         meta = SubmissionMeta(

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos stream|orders|leaks [RUNS] [SEED]`: a line of JSON for each run, and a summary.
+"""`python -m tests.chaos stream|orders|leaks|poison [RUNS] [SEED]`: a line for each run, and a summary.
 
 Exit code 1 if any promise was broken, or a leak was not found.
 """
@@ -9,9 +9,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from qmtl_sdk.contracts.orders import Refusal
+from activities.fence.rules import CHECKS
 from temporal.shutdown import exit_process
 from tests.chaos.orders import OrderChaos
+from tests.chaos.poison import PoisonChaos
 from tests.chaos.stream import Chaos
 from tests.support.machine import exit_on_sigterm
 
@@ -97,7 +98,7 @@ def orders(applies: int, seed: int) -> int:
 def leaks(applies: int, seed: int) -> int:
     """The same with each check of the fence taken out in turn: the checker must find every one."""
     missed = []
-    for leak in Refusal:
+    for leak in CHECKS:
         with tempfile.TemporaryDirectory() as folder:
             chaos = OrderChaos(Path(folder), leak.value)
             try:
@@ -116,11 +117,23 @@ def leaks(applies: int, seed: int) -> int:
             flush=True,
         )
         missed += [] if report.violations else [leak.value]
-    print(json.dumps({"leaks": len(Refusal), "missed": missed}), flush=True)
+    print(json.dumps({"leaks": len(CHECKS), "missed": missed}), flush=True)
     return 1 if missed else 0
 
 
-SUITES = {"stream": (stream, 100), "orders": (orders, 200), "leaks": (leaks, 6)}
+def poison(inputs: int, seed: int) -> int:
+    """As many hostile inputs as normal submissions, while Gateway, worker, relay and router are killed."""
+    with tempfile.TemporaryDirectory() as folder:
+        chaos = PoisonChaos(Path(folder))
+        try:
+            report = chaos.up().run(seed, inputs, inputs)
+        finally:
+            chaos.close()
+    print(report.line(), flush=True)
+    return 1 if report.violations else 0
+
+
+SUITES = {"stream": (stream, 100), "orders": (orders, 200), "leaks": (leaks, 6), "poison": (poison, 200)}
 
 if __name__ == "__main__":
     exit_on_sigterm()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from activities.applies.requests import SqlApplyRequests
-from tests.chaos.acts import Operator
+from tests.chaos.acts import NO_ROUTER_AFTER_S, Operator
 from tests.chaos.traders import Traders
 from tests.chaos.world import OrderWorld
 from tests.support.machine import Machine, wait_for
@@ -66,6 +66,7 @@ class OrderChaos:
                 "QMTL_GATEWAY__SESSION_LEASE_S": "3",
                 "QMTL_GATEWAY__RATE_PER_S": "5000",
                 "QMTL_ORDERS__PAPER_FILL_DELAY_S": "0.02",
+                "QMTL_ORDERS__NO_ROUTER_AFTER_S": str(NO_ROUTER_AFTER_S),
                 **env,
             },
         )
@@ -111,7 +112,7 @@ class OrderChaos:
             stop.set()
             for thread in threads:
                 thread.join()
-        self._check(world, traders, report)
+        self._check(world, traders, report, operator.unrouted)
         report.seconds = time.monotonic() - began
         return report
 
@@ -133,7 +134,9 @@ class OrderChaos:
                 }[victim]()
             report.kills[victim] += 1
 
-    def _check(self, world: OrderWorld, traders: Traders, report: Report) -> None:
+    def _check(
+        self, world: OrderWorld, traders: Traders, report: Report, unrouted: list[tuple[str, str]]
+    ) -> None:
         """Wait until everything has ended; then check what was written."""
         traders.end_all()
         database = self.machine.database()
@@ -147,7 +150,7 @@ class OrderChaos:
             verdicts = traders.verdicts()
             report.acknowledged = len(verdicts)
             report.orders = world.client.fence(world.name).orders
-            report.violations += order_violations(database, world.name, verdicts)
+            report.violations += order_violations(database, world.name, verdicts, unrouted=unrouted)
         finally:
             database.close()
             world.close()

@@ -23,16 +23,19 @@ from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.runtime.activation import ActivationManager, OrderGate
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher
+from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.stream import StreamClient
+
+NONE = SessionKey("")
 
 
 @dataclass
 class Life:
     """What a rude order may be made of."""
 
-    session: str = ""
-    ended: str = ""
-    shadow: str = ""
+    session: SessionKey = NONE
+    ended: SessionKey = NONE
+    shadow: SessionKey = NONE
     domain: str = "dryrun"
 
 
@@ -89,14 +92,14 @@ class Trader:
         """
         domain = self._manager.domain
         moved = domain in (Domain.DRYRUN, Domain.LIVE) and domain.value != self._life.domain
-        if self._life.session and (moved or self._rng.random() < 0.05):
+        if self._life.session.session_id and (moved or self._rng.random() < 0.05):
             self._client.end_session(self._life.session, "chaos")
-            self._life.ended, self._life.session = self._life.session, ""
-        if not self._life.session:
+            self._life.ended, self._life.session = self._life.session, NONE
+        if not self._life.session.session_id:
             grant = self._client.open_session(
                 SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos")
             )
-            self._life.session, self._life.domain = grant.session_id, grant.context.execution_domain.value
+            self._life.session, self._life.domain = SessionKey.of(grant), grant.context.execution_domain.value
             self._gate.domain = grant.context.execution_domain
         else:
             self._client.session_heartbeat(self._life.session, SessionHeartbeat())
@@ -110,11 +113,10 @@ class Trader:
         if epoch != self._epochs[-1]:
             self._epochs = [*self._epochs[-5:], epoch]
         self._n += 1
+        session = rng.choice((self._life.session, self._life.session, self._life.session, self._life.ended))
         return self._order(
             epoch=rng.choice((epoch, epoch, epoch, rng.choice(self._epochs))),
-            session_id=rng.choice(
-                (self._life.session, self._life.session, self._life.session, self._life.ended)
-            ),
+            session_id=session.session_id,
             execution_domain=rng.choice(
                 (self._life.domain, self._life.domain, self._life.domain, "dryrun", "live", "shadow")
             ),
@@ -135,20 +137,25 @@ class Trader:
         if (
             order.execution_domain is Domain.SHADOW and self._rng.random() < 0.7
         ):  # as a runner in shadow would send it: with a session of its own
-            return order.model_copy(update={"session_id": self._shadow_session()})
+            return order.model_copy(update={"session_id": self._shadow_session().session_id})
         return order
 
-    def _shadow_session(self) -> str:
-        if not self._life.shadow:
-            self._life.shadow = self._client.open_session(
-                SessionOpen(world_id=self._world, strategy_id=self._strategy, runner="chaos", shadow=True)
-            ).session_id
+    def _shadow_session(self) -> SessionKey:
+        if not self._life.shadow.session_id:
+            wanted = SessionOpen(
+                world_id=self._world, strategy_id=self._strategy, runner="chaos", shadow=True
+            )
+            self._life.shadow = SessionKey.of(self._client.open_session(wanted))
         self._client.session_heartbeat(self._life.shadow, SessionHeartbeat())
         return self._life.shadow
 
     def _send(self, orders: list[Order]) -> None:
-        for order, verdict in zip(orders, self._client.publish_orders(orders), strict=True):
-            self._told(order, verdict)
+        """Send orders, those of each session together, and under its secret."""
+        for session in (self._life.session, self._life.ended, self._life.shadow):
+            mine = [order for order in orders if order.session_id == session.session_id]
+            if session.session_id and mine:
+                for order, verdict in zip(mine, self._client.publish_orders(mine, session), strict=True):
+                    self._told(order, verdict)
 
     def _told(self, order: Order, verdict: OrderVerdict) -> None:
         self._diary.write(
@@ -163,7 +170,9 @@ class Trader:
             and event.data
             and event.data.get("requires_ack")
         ):
-            for session in filter(None, (self._life.session, self._life.shadow)):
+            for session in (self._life.session, self._life.shadow):
+                if not session.session_id:
+                    continue
                 self._publisher.acknowledge(session, int(event.data["sequence"]))
 
     def _try(self, call: Callable[[], None]) -> None:
@@ -171,7 +180,7 @@ class Trader:
             call()
         except QmtlError as error:
             if error.code in ("E_SESSION_LOST", "E_SESSION_UNKNOWN"):
-                self._life.ended, self._life.session, self._life.shadow = self._life.session, "", ""
+                self._life.ended, self._life.session, self._life.shadow = self._life.session, NONE, NONE
             time.sleep(0.02)
 
 

@@ -28,9 +28,9 @@ def attempt(call: Callable[[], object]) -> bool:
     try:
         call()
     except QmtlError as error:
-        if error.status >= 500 and error.code != "E_UNAVAILABLE":
+        if error.status >= 500 and error.code not in ("E_UNAVAILABLE", "E_RECORDED"):
             raise
-        return False
+        return error.code == "E_RECORDED"  # a Gateway carries it out later
     return True
 
 

@@ -1,6 +1,6 @@
 """A worker that kills something at one step, once.
 
-`QMTL_TEST_CRASH=before:diff` names the step, `QMTL_TEST_CRASH_PID` whom (itself unless given),
+`QMTL_TEST_CRASH=before:admit_run` names the step, `QMTL_TEST_CRASH_PID` whom (itself unless given),
 `QMTL_TEST_CRASH_MARK` a file that says that it was done.
 """
 

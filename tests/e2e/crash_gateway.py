@@ -8,9 +8,9 @@ from tests.e2e.crash import crash_at
 _admit = SubmissionService._admit
 
 
-async def dying(self: SubmissionService, submit: StrategySubmit) -> SubmissionAck:
+async def dying(self: SubmissionService, submit: StrategySubmit, actor: str) -> SubmissionAck:
     crash_at("before:admit")
-    ack = await _admit(self, submit)
+    ack = await _admit(self, submit, actor)
     crash_at("after:admit")
     return ack
 

@@ -28,6 +28,7 @@ from fastapi.routing import APIRoute
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from activities.sessions.sql import SqlSessionStore
 from api.auth.access import ROUTES, Access, GuardedRoute, check_table
 from api.auth.keys import KeyRing, SigningKey
 from api.auth.limits import RateLimit
@@ -35,9 +36,11 @@ from api.gateway import ROUTERS
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.errors import CODES
+from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.client import GatewayClient
+from tests.support.desk import new_order_id
 from tests.support.machine import Machine
 from tests.support.strategies import Trend
 from tests.support.worlds import POLICY, world
@@ -45,7 +48,7 @@ from tests.support.worlds import POLICY, world
 HOME = "home"
 OTHER = "other"
 ORDER = {
-    "order_id": "order:0000",
+    "order_id": new_order_id("home", "strategy:x"),
     "world_id": HOME,
     "strategy_id": "strategy:x",
     "execution_domain": "dryrun",
@@ -189,6 +192,7 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         ("POST", "/worlds/{world_id}/apply/plan"): {"run_id": "run-1"},
         ("POST", "/worlds/{world_id}/edges/overrides"): {"src": "a", "dst": "b", "active": False},
         ("POST", "/orders"): {"orders": [ORDER]},
+        ("POST", "/orders/withheld"): {"orders": [{"order": ORDER, "reason": "frozen"}]},
         ("POST", "/sessions/{session_id}/ack"): {"sequence": 1},
         ("POST", "/sessions"): {"world_id": HOME, "strategy_id": "strategy:x", "runner": "r"},
         ("POST", "/queues/{topic}/messages"): {"messages": [{"key": "k", "ts": 0, "values": {}}]},
@@ -360,17 +364,15 @@ def test_a_token_for_another_world_is_refused_in_this_one(place: Place, method: 
 
 def test_what_lies_behind_an_id_is_guarded_by_its_world(place: Place) -> None:
     database = place.machine.database()
-    from activities.sessions.sql import SqlSessionStore
-    from qmtl_sdk.contracts.sessions import SessionOpen
-
     sessions = SqlSessionStore(database, 60)
     session = sessions.open(
         SessionOpen(world_id=HOME, strategy_id="strategy:x", runner="r"), "n", "dryrun", "test"
     )
+    session_id = session.info.session_id
     token = place.grant(other="operator")
     for call in (
-        ("POST", f"/sessions/{session.session_id}/heartbeat"),
-        ("DELETE", f"/sessions/{session.session_id}"),
+        ("POST", f"/sessions/{session_id}/heartbeat"),
+        ("DELETE", f"/sessions/{session_id}"),
     ):
         response = httpx.request(
             call[0],
@@ -380,7 +382,7 @@ def test_what_lies_behind_an_id_is_guarded_by_its_world(place: Place) -> None:
             trust_env=False,
         )
         refused(response, "E_WORLD_FORBIDDEN", call)
-    sessions.end(session.session_id, "stopped", "test")
+    sessions.end(session_id, "stopped", "test")
     database.close()
     listed = httpx.get(
         f"{place.machine.url}/sessions", headers={"authorization": f"Bearer {token}"}, trust_env=False
@@ -390,6 +392,54 @@ def test_what_lies_behind_an_id_is_guarded_by_its_world(place: Place) -> None:
         f"{place.machine.url}/worlds", headers={"authorization": f"Bearer {token}"}, trust_env=False
     ).json()
     assert [item["spec"]["world"] for item in worlds] == [OTHER]
+
+
+def test_a_session_is_of_the_actor_who_opened_it(place: Place) -> None:
+    """Another author who reads its id can do nothing in it; an operator can end it."""
+    database = place.machine.database()
+    sessions = SqlSessionStore(database, 60)
+    wanted = SessionOpen(world_id=HOME, strategy_id="strategy:x", runner="r")
+    opened = sessions.open(wanted, "n", "dryrun", "tester")
+    mine, operator = place.grant(home="author"), place.grant(home="operator")
+    eve = place.owner.create_token(TokenRequest(subject="eve", grants={HOME: Role.AUTHOR})).token
+
+    def call(token: str, method: str, path: str, secret: str = "") -> httpx.Response:
+        body = {"heartbeat": {}, "ack": {"sequence": 1}}.get(path)
+        return place.http.request(
+            method,
+            f"/sessions/{opened.info.session_id}/{path}".rstrip("/"),
+            json=body,
+            headers={"authorization": f"Bearer {token}", "X-QMTL-Session": secret},
+        )
+
+    order = {**ORDER, "session_id": opened.info.session_id}
+    before = place.content()
+    for token, secret in ((eve, opened.secret), (eve, ""), (mine, ""), (mine, "guessed")):
+        refused(call(token, "POST", "heartbeat", secret), "E_SESSION_HOLDER", secret)
+        refused(call(token, "POST", "ack", secret), "E_SESSION_HOLDER", secret)
+        refused(call(token, "DELETE", "", secret), "E_SESSION_HOLDER", secret)
+        headers = {"authorization": f"Bearer {token}", "X-QMTL-Session": secret}
+        sent = place.http.post("/orders", json={"orders": [order]}, headers=headers)
+        assert [item["reason"] for item in sent.json()["verdicts"]] == ["no_session"]
+        held = {"orders": [{"order": order, "reason": "frozen"}]}
+        refused(place.http.post("/orders/withheld", json=held, headers=headers), "E_SESSION_HOLDER", secret)
+    too_long = call(mine, "POST", "heartbeat", "s" * 129)
+    refused(too_long, "E_BODY_INVALID", "a secret that is too long")
+    assert "s" * 129 not in too_long.text
+    assert place.content() == before
+    two = [order, {**order, "session_id": "another", "order_id": new_order_id(HOME, "strategy:x")}]
+    both = place.http.post("/orders", json={"orders": two}, headers={"authorization": f"Bearer {mine}"})
+    refused(both, "E_BODY_INVALID", "two sessions")
+    assert call(mine, "POST", "heartbeat", opened.secret).status_code == 200
+    assert call(mine, "POST", "ack", opened.secret).status_code == 200
+    listed = place.http.get("/sessions", headers={"authorization": f"Bearer {operator}"})
+    ended = call(operator, "DELETE", "")
+    assert ended.json()["end_reason"] == "stopped"
+    for text in (listed.text, ended.text):
+        assert opened.info.session_id in text
+        assert opened.secret not in text
+        assert sessions.find(opened.info.session_id).secret_hash not in text
+    database.close()
 
 
 # the socket

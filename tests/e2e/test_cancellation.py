@@ -1,17 +1,27 @@
-"""An apply workflow that is cancelled at any step leaves its world open, before or after the whole change."""
+"""Workflows that are cancelled or terminated at any step leave what one command, or none, brings back."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowUpdateFailedError
+from temporalio.service import RPCError
 
-from activities.messages.apply import ApplyInput
+from activities.messages.apply import ApplyInput, ApprovalSignal
+from activities.messages.promotion import PromotionInput
+from benchmarks.submit import submission
 from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
+from temporal.applies import ApplyService
+from tests.support.author import Author
+from tests.support.desk import policy
 from tests.support.served import Served, served, until
 from workflows.apply import ApplyWorkflow
-from workflows.options import apply_options
+from workflows.ids import apply_id, evaluation_id, submission_id
+from workflows.options import apply_options, promotion_options
+from workflows.promotion import PromotionWorkflow
 
 ABORTED = ("rolled_back", "aborted by temporal: the workflow was cancelled", "validate")
 COMPLETED = ("completed", "", "paper")
@@ -75,5 +85,180 @@ def test_cancelled_at_a_step(tmp_path: Path, step: str, outcome: tuple[str, str,
             assert stage.desk.fence_row().state == "open"
             with pytest.raises(QmtlError, match="neither halted nor frozen"):  # nothing is left to resume
                 stage.desk.steps.resume(world, "olga", "check")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_an_apply_terminated_at_any_step_is_carried_out_by_the_next_recovery(
+    tmp_path: Path, done: bool
+) -> None:
+    """A Gateway recovers every few seconds: no command is needed."""
+
+    async def run() -> None:
+        async with served(tmp_path) as stage:
+            stores, world = stage.stores, stage.desk.world
+            service = ApplyService(stage.client, stage.store_id, stores.apply_requests, stores.approvals)
+            steps = ("apply_plan", "read_approvals", "freeze_world", "drain_world", "switch_world")
+            targets = ("dryrun", None) * 4
+            for step, to in zip(
+                (*steps, "unfreeze_world", "await_acks", "conclude_apply"), targets, strict=True
+            ):
+                found = None if to else stage.desk.requests.newest(world, 1)[0].run_id
+                run_id = stage.desk.request(to, rollback_of=found) if found else stage.desk.request(to)
+                if stage.desk.requests.find(world, run_id).plan.approval.required:
+                    stage.desk.approvals.record(world, run_id, "ana", "approve", ApprovalBody())
+                await terminate_at(stage, service, run_id, step, done)
+                await service.recover()
+                ended = await service.ended(world, run_id)
+                assert (step, ended.outcome, stage.desk.fence_row().state) == (step, "completed", "open")
+
+    asyncio.run(run())
+
+
+async def terminate_at(stage: Served, service: ApplyService, run_id: str, step: str, done: bool) -> None:
+    """Start an apply, and terminate its workflow before or after one of its activities."""
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        reached.set()
+        await go_on.wait()
+
+    hooks = stage.hooks.after if done else stage.hooks.before
+    hooks[step] = hold
+    await service.start(stage.desk.world, run_id)
+    await asyncio.wait_for(reached.wait(), 60)
+    await stage.client.get_workflow_handle(apply_id(stage.desk.world)).terminate("by hand")
+    del hooks[step]
+    go_on.set()
+
+
+@pytest.mark.parametrize("end", ["cancel", "terminate"])
+def test_a_submission_that_is_ended_at_any_step_can_be_submitted_again(tmp_path: Path, end: str) -> None:
+    async def run() -> None:
+        async with served(tmp_path) as stage:
+            author = Author(stage)
+            for number, step in enumerate(("admit_run", "", "measure", "request_evaluation", "conclude")):
+                reached, go_on = asyncio.Event(), asyncio.Event()
+
+                async def hold(reached: asyncio.Event = reached, go_on: asyncio.Event = go_on) -> None:
+                    reached.set()
+                    await go_on.wait()
+
+                if step:
+                    stage.hooks.before[step] = hold
+                first = asyncio.create_task(author.submits(number))
+                if step != "admit_run":
+                    ack = await first
+                    if step:
+                        assert ack.lease is not None
+                        await author.service.complete(ack.lease.lease_id, author.proof)
+                if step:
+                    await asyncio.wait_for(reached.wait(), 60)
+                name = submission_id("equities", submission(number).dag.strategy_id)
+                handle = stage.client.get_workflow_handle(name)
+                await (handle.cancel() if end == "cancel" else handle.terminate("by hand"))
+                stage.hooks.before.clear()
+                go_on.set()
+                if end == "cancel":
+                    ack = await first
+                    found = await author.outcome(ack)
+                    late = step in ("measure", "request_evaluation", "conclude")
+                    assert (step, found.status) == (step, "decided" if late else "failed")
+                    assert late or found.error_code == "E_CANCELLED"
+                else:
+                    with contextlib.suppress(QmtlError, WorkflowUpdateFailedError, RPCError):
+                        await first  # its answer was never recorded, or it is one of the run that is gone
+                again = await author.submits(number)
+                assert (step, (await author.completes(again)).status) == (step, "decided")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("end", ["cancel", "terminate"])
+def test_an_evaluation_that_is_ended_is_begun_by_the_next_request(tmp_path: Path, end: str) -> None:
+    async def run() -> None:
+        async with served(tmp_path) as stage:
+            author = Author(stage)
+            reached, go_on = asyncio.Event(), asyncio.Event()
+
+            async def hold() -> None:
+                reached.set()
+                await go_on.wait()
+
+            stage.hooks.before["judge"] = hold
+            first = asyncio.create_task(author.service.decide(stage.desk.world, "r1", "", "pia"))
+            await asyncio.wait_for(reached.wait(), 60)
+            handle = stage.client.get_workflow_handle(evaluation_id(stage.desk.world))
+            await (handle.cancel() if end == "cancel" else handle.terminate("by hand"))
+            stage.hooks.before.clear()
+            go_on.set()
+            with contextlib.suppress(QmtlError, WorkflowUpdateFailedError, RPCError):
+                await first
+            assert (
+                await author.service.decide(stage.desk.world, "r2", "", "pia")
+            ).world_id == stage.desk.world
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("at", ["waiting", "approval", "drain_world", "switch_world"])
+def test_a_promotion_that_is_cancelled_ends_and_aborts_its_apply_unless_it_has_switched(
+    tmp_path: Path, at: str
+) -> None:
+    async def run() -> None:
+        found = policy(campaign={"backtest": "30d", "dryrun": "60d"}) if at == "waiting" else None
+        async with served(tmp_path, found) as stage:
+            desk, strategy = stage.desk, stage.desk.strategies[0]
+            reached, go_on = asyncio.Event(), asyncio.Event()
+
+            async def hold() -> None:
+                reached.set()
+                await go_on.wait()
+
+            stage.hooks.before[at] = hold
+            handle = await stage.client.start_workflow(
+                PromotionWorkflow.run,
+                PromotionInput(
+                    store_id=stage.store_id,
+                    world_id=desk.world,
+                    strategy_id=strategy,
+                    to="dryrun",
+                    requested_by="olga",
+                ),
+                **promotion_options(desk.world, strategy, "s", "dryrun"),
+            )
+
+            async def waits() -> bool:
+                applies = desk.requests.newest(desk.world, 1)
+                return bool((await handle.query(PromotionWorkflow.gate)).waits_for) and (
+                    at == "waiting" or (bool(applies) and applies[0].state == "approval")
+                )
+
+            await until(waits, "the wait")
+            if at in ("drain_world", "switch_world"):
+                apply = desk.requests.newest(desk.world, 1)[0].run_id
+                stored = desk.approvals.record(desk.world, apply, "ana", "approve", ApprovalBody())
+                signal = ApprovalSignal(run_id=apply, approval_id=stored.approval_id)
+                await stage.client.get_workflow_handle(apply_id(desk.world)).signal("approve", signal)
+                await asyncio.wait_for(reached.wait(), 60)
+            await handle.cancel()
+            if at in ("drain_world", "switch_world"):
+                child = stage.client.get_workflow_handle(apply_id(desk.world))
+
+                async def cancelled() -> bool:
+                    kind = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED
+                    return any(item.event_type == kind for item in (await child.fetch_history()).events)
+
+                await until(cancelled, "cancellation of the apply")
+            go_on.set()
+            ended = await asyncio.wait_for(handle.result(), 60)
+            if at == "switch_world":
+                assert (ended.outcome, mode_of(stage)) == ("completed", "paper")
+            else:
+                assert (ended.outcome, mode_of(stage)) == ("stopped", "validate")
+                assert "temporal" in ended.reason
+            assert desk.fence_row().state == "open"
+            assert desk.requests.unfinished() == []
 
     asyncio.run(run())

@@ -1,6 +1,7 @@
 """Workflows that continue as new lose no request and leave no waiter, on a real server with a low limit."""
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 from temporalio import workflow
@@ -8,18 +9,24 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.worker import Worker
 
 with workflow.unsafe.imports_passed_through():
+    from activities.messages.apply import ApplyInput, ApprovalSignal
     from activities.messages.evaluation import EvaluationInput, EvaluationRequest
     from activities.messages.promotion import EndPromotion, PromotionInput
+    from qmtl_sdk.contracts.applies import ApprovalBody
+    from temporal.applies import ApplyService
     from temporal.submissions import SubmissionService
     from tests.support.desk import policy
     from tests.support.served import Served, served, until
+    from workflows.apply import ApplyWorkflow
     from workflows.evaluation import EvaluationWorkflow
-    from workflows.ids import evaluation_id, promotion_id
-    from workflows.options import evaluation_options, promotion_options
+    from workflows.ids import apply_id, evaluation_id, promotion_id
+    from workflows.options import apply_options, evaluation_options, promotion_options
     from workflows.promotion import PromotionWorkflow
 
 # Events after which the server suggests to continue as new: some three judgments.
 LIMIT = 15
+
+FAR = datetime(2099, 1, 1, tzinfo=UTC)
 
 
 @workflow.defn
@@ -205,5 +212,69 @@ def test_a_promotion_keeps_its_run_and_its_count_over_runs(tmp_path: Path) -> No
             view = await handle.execute_update(PromotionWorkflow.end, EndPromotion(actor="olga"))
             assert view.outcome == "stopped"
             assert view.requested_by == "olga"
+
+    asyncio.run(run())
+
+
+def test_an_apply_that_crosses_runs_counts_every_approval_within_one_time_limit(tmp_path: Path) -> None:
+    async def run() -> None:
+        found = policy(approvals={"required": 2, "live": 2, "direct_signals": True})
+        async with served(tmp_path, found, history_limit=LIMIT) as stage:
+            world = stage.desk.world
+            run_id = stage.desk.request("dryrun")
+            options = apply_options(world, run_id, "t", 2)
+            command = ApplyInput(store_id=stage.store_id, world_id=world, run_id=run_id)
+            await stage.client.start_workflow(ApplyWorkflow.run, command, **options)
+            handle = stage.client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world))
+
+            async def crossed() -> bool:
+                """One person approves again and again, which counts once."""
+                signal = ApprovalSignal(run_id=run_id, actor="ana")
+                await handle.signal(ApplyWorkflow.approve, signal)
+                return (await runs(stage, handle.id)).count("CONTINUED_AS_NEW") >= 2
+
+            await until(crossed, "second continue-as-new", 60)
+            limit = stage.desk.steps.await_approval(world, run_id, FAR).until
+            assert limit < FAR, "the first run's limit stands"
+            stored = stage.desk.approvals.record(world, run_id, "ben", "approve", ApprovalBody())
+            signal = ApprovalSignal(run_id=run_id, approval_id=stored.approval_id)
+            await handle.signal(ApplyWorkflow.approve, signal)
+            assert (await asyncio.wait_for(handle.result(), 30)).outcome == "completed"
+            ended = await runs(stage, handle.id)
+            assert set(ended) <= {"CONTINUED_AS_NEW", "COMPLETED"}
+
+    asyncio.run(run())
+
+
+def test_an_abort_that_comes_while_an_apply_crosses_runs_ends_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        found = policy(approvals={"required": 2, "live": 2, "direct_signals": True})
+        async with served(tmp_path, found, history_limit=LIMIT) as stage:
+            world = stage.desk.world
+            run_id = stage.desk.request("dryrun")
+            options = apply_options(world, run_id, "t", 2)
+            command = ApplyInput(store_id=stage.store_id, world_id=world, run_id=run_id)
+            await stage.client.start_workflow(ApplyWorkflow.run, command, **options)
+            handle = stage.client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world))
+            service = ApplyService(
+                stage.client, stage.store_id, stage.stores.apply_requests, stage.stores.approvals
+            )
+            signals = [
+                handle.signal(ApplyWorkflow.approve, ApprovalSignal(run_id=run_id, actor="ana"))
+                for _ in range(40)
+            ]
+            _, answer = await asyncio.gather(
+                asyncio.gather(*signals, return_exceptions=True),  # those after the end are refused
+                service.abort(world, run_id, "olga", "enough"),
+                return_exceptions=True,
+            )
+            # Where the runs change for too long, the person is told that the abort is recorded.
+            assert not isinstance(answer, BaseException) or "E_RECORDED" in str(answer)
+            async with asyncio.timeout(60):
+                while not (ended := await service.ended(world, run_id)).outcome:
+                    await asyncio.sleep(0.1)
+            assert ended.outcome == "rolled_back"
+            assert "aborted by olga: enough" in ended.reason
+            assert stage.desk.fence_row().state == "open"
 
     asyncio.run(run())

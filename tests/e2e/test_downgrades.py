@@ -22,7 +22,9 @@ from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, Submiss
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.decided import decided_context
-from qmtl_sdk.runtime.orders import ManualOrderGate
+from qmtl_sdk.runtime.manual_gate import ManualOrderGate
+from qmtl_sdk.runtime.routes.running import SessionKey
+from tests.support.desk import new_order_id
 from tests.support.machine import Machine
 from tests.support.strategies import Trend
 from tests.support.worlds import POLICY, world
@@ -116,31 +118,35 @@ class Standing:
             SubmissionAck.model_construct(world_id=self.world, context=context), outcome, datetime.now(UTC)
         )
 
-    def orders(self) -> list[Order]:
+    def orders(self) -> tuple[list[Order], SessionKey]:
         """For dryrun and for live, with a session where one is to be had."""
         try:
-            session = self.client.open_session(
-                SessionOpen(world_id=self.world, strategy_id=self.strategy_id, runner=uuid.uuid4().hex)
-            ).session_id
+            wanted = SessionOpen(world_id=self.world, strategy_id=self.strategy_id, runner=uuid.uuid4().hex)
+            session = SessionKey.of(self.client.open_session(wanted))
         except QmtlError as error:
             if error.code not in ("E_SESSION_INACTIVE", "E_STRATEGY_UNKNOWN"):
                 raise
-            session = "none"
+            session = SessionKey("none")
         base = {
             "world_id": self.world,
             "strategy_id": self.strategy_id,
-            "session_id": session,
+            "session_id": session.session_id,
             "epoch": self.client.fence(self.world).epoch,
             "symbol": "AAPL",
             "side": "buy",
             "quantity": "1",
         }
-        return [
+        orders = [
             Order.model_validate(
-                {**base, "order_id": f"order:{uuid.uuid4().hex}", "execution_domain": domain}
+                {
+                    **base,
+                    "order_id": new_order_id(self.world, self.strategy_id),
+                    "execution_domain": domain,
+                }
             )
             for domain in ("dryrun", "live")
         ]
+        return orders, session
 
 
 def unjudged(machine: Machine) -> Standing:
@@ -216,7 +222,7 @@ def test_a_closed_context_is_closed_at_the_gateway_in_the_sdk_and_at_the_fence(
         gate.enabled = True
         assert not gate.send({"side": "buy"}, mine)
         assert gate.blocked == {reason.value: 1}
-        assert [verdict.accepted for verdict in standing.client.publish_orders(standing.orders())] == [
+        assert [verdict.accepted for verdict in standing.client.publish_orders(*standing.orders())] == [
             False,
             False,
         ]

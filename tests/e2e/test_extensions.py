@@ -33,7 +33,7 @@ import numpy as np
 
 from activities.brokers.broker import BrokerSettings
 from activities.events.bus import BusSettings, SqliteBus
-from qmtl_sdk.contracts.orders import Fill
+from qmtl_sdk.contracts.orders import Fill, OrderReport
 from qmtl_sdk.data.bars import NS, Bars, fingerprint, to_ns
 from qmtl_sdk.data.market import NewBars
 from qmtl_sdk.reports.metrics import Metric
@@ -69,6 +69,8 @@ class Ledger:
     """Fills at the reference price, and writes each order into a file."""
 
     name = "ledger"
+    batch = 100
+    time_in_flight_s = 0.0
 
     def __init__(self, path):
         self._path = path
@@ -77,15 +79,20 @@ class Ledger:
         with open(self._path, "a") as file:
             for order, _ in orders:
                 file.write(order.order_id + "\\n")
+        return self.find(orders, now)
+
+    def find(self, orders, now):
         return [
-            Fill(
+            OrderReport(
                 order_id=order.order_id,
-                quantity=order.quantity,
-                price=order.reference_price,
-                venue=self.name,
+                state="filled",
+                fill=Fill(quantity=order.quantity, price=order.reference_price, venue=self.name),
             )
             for order, _ in orders
         ]
+
+    def cancel(self, orders, now):
+        pass
 
 
 def open_broker(settings: BrokerSettings):

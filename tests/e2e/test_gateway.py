@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.errors import CODES
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import encode
@@ -93,7 +94,7 @@ def test_bytes_that_are_no_body(http: httpx.Client) -> None:
     refused(http.post("/strategies", content=b"{not json", headers=json), "E_BODY_JSON")
     refused(http.post("/strategies", content=b"\xff\xfe", headers=json), "E_BODY_JSON")
     refused(http.post("/strategies", content=b"[]", headers=json), "E_BODY_INVALID")
-    refused(http.post("/strategies", content=b'{"node_ids_crc32": NaN}', headers=json), "E_BODY_INVALID")
+    refused(http.post("/strategies", content=b'{"node_ids_crc32": NaN}', headers=json), "E_BODY_JSON")
 
 
 def test_a_body_over_the_limit_is_refused_with_and_without_a_length(http: httpx.Client) -> None:
@@ -279,6 +280,40 @@ def test_a_retry_gets_the_same_answer_and_no_second_run(http: httpx.Client) -> N
     refused(http.post("/strategies", json={**found, "runner": "another"}), "E_IDEMPOTENCY_KEY_REUSED")
 
 
+def test_a_lease_is_of_the_actor_to_whom_it_was_granted(machine: Machine, http: httpx.Client) -> None:
+    """Another author reads its id, takes its runner's name, or repeats its submission."""
+    built = BuiltStrategy(Trend("KO", 19))
+    found = {
+        **submission_body(runner="laptop"),
+        "dag": built.dag.model_dump(mode="json"),
+        "node_ids_crc32": built.crc32,
+    }
+    ack = http.post("/strategies", json=found).json()
+    lease = ack["lease"]["lease_id"]
+    with machine.client() as owner:
+        grants = {"equities": Role.AUTHOR}
+        token = owner.create_token(TokenRequest(subject="eve", grants=grants)).token
+    failure = {"code": "E_COMPUTE_FAILED", "message": "no", "final": True}
+    with httpx.Client(
+        base_url=machine.url, headers={"authorization": f"Bearer {token}"}, timeout=30, trust_env=False
+    ) as eve:
+        before = audit_length(machine)
+        refused(eve.post("/strategies", json=found), "E_IDEMPOTENCY_KEY_REUSED")
+        refused(eve.post(f"/leases/{lease}/heartbeat", json={}), "E_LEASE_HOLDER")
+        refused(eve.post(f"/leases/{lease}/fail", json=failure), "E_LEASE_HOLDER")
+        refused(
+            eve.post(f"/leases/{lease}/complete", json={"returns_hash": "blake3:" + "0" * 64}),
+            "E_LEASE_HOLDER",
+        )
+        assert audit_length(machine) == before
+        same_name = eve.post("/strategies", json={**found, "idempotency_key": uuid.uuid4().hex}).json()
+        assert same_name["run_id"] == ack["run_id"]
+        assert (same_name["lease"] or {}).get("lease_id") != lease
+    refused(http.post(f"/leases/{ack['run_id']}.lease-99/heartbeat", json={}), "E_LEASE_UNKNOWN")
+    given_back = http.post(f"/leases/{lease}/fail", json=failure)
+    assert given_back.status_code in (204, CODES["E_LEASE_LOST"]), "its holder may, unless it has timed out"
+
+
 def test_reading_changes_nothing(machine: Machine, http: httpx.Client) -> None:
     """Trap 13: a GET changed state."""
     before = audit_length(machine)
@@ -310,7 +345,10 @@ def test_the_api_describes_itself(http: httpx.Client) -> None:
         "database": True,
         "temporal": True,
         "workers": health["workers"],
+        "missing": {},
+        "faults": {},
         "dead_letters": 0,
+        "log_waiting": health["log_waiting"],
     }
     assert http.get("/status").json()["temporal_ui"].startswith("http://127.0.0.1")
 

@@ -30,7 +30,10 @@ def halted(operator: Person) -> str:
 
 def test_a_halt_takes_effect_whatever_processes_are_dead(operator: Person) -> None:
     """With any process dead, every command said that no Gateway runs."""
-    for names in (("temporal", "worker", "relay", "router"), ("gateway",)):
+    for names in (
+        ("supervisor", "temporal", "worker", "relay", "router"),
+        ("supervisor", "gateway"),  # the supervisor first, which would start what is dead
+    ):
         kill(operator, *names)
         status = operator.reads("status")
         dead = [name for name, part in status["processes"].items() if part["state"] == "dead"]
@@ -46,6 +49,43 @@ def test_a_halt_takes_effect_whatever_processes_are_dead(operator: Person) -> No
     halts = [entry for entry in entries if entry["action"] == "world.halted"]
     assert {entry["actor"] for entry in halts} == {getpass.getuser()}
     assert len(halts) == 2
+
+
+def test_one_strategy_is_halted_with_and_without_a_gateway(operator: Person) -> None:
+    submitted = operator.types(
+        "submit", str(ROOT / "examples" / "first_strategy.py"), "-w", "equities", "--no-run"
+    )
+    assert submitted.returncode == 0, submitted.stderr
+
+    def strategy_halts() -> list[dict[str, str]]:
+        found: list[dict[str, str]] = operator.reads("world", "status", "equities")["fence"]["strategy_halts"]
+        return found
+
+    def refused(*words: str) -> str:
+        done = operator.types("world", *words)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        return done.stderr
+
+    done = operator.types("world", "halt", "equities", "-s", "First", "--reason", "odd")
+    assert done.stdout == "halted: First in equities\n", done.stderr
+    assert (
+        f"halted     First ({getpass.getuser()}: odd)" in operator.types("world", "status", "equities").stdout
+    )
+    assert "did you mean 'First'?" in refused("halt", "equities", "-s", "Frist")
+    assert "resume one of its halted strategies with -s STRATEGY: First" in refused("resume", "equities")
+    assert operator.types("world", "resume", "equities", "-s", "First").returncode == 0
+    assert strategy_halts() == []
+    kill(operator, "supervisor", "gateway")
+    assert "did you mean 'First'?" in refused("halt", "equities", "-s", "Frist")
+    done = operator.types("world", "halt", "equities", "-s", "First", "--reason", "no Gateway")
+    assert "straight into the store" in done.stdout, done.stderr
+    assert operator.types("up").returncode == 0
+    (now,) = strategy_halts()
+    assert (now["name"], now["reason"], now["halted_by"]) == ("First", "no Gateway", getpass.getuser())
+    entries = operator.reads("world", "audit", "equities", "--verify")["entries"]
+    trail = [(item["action"], item["actor"]) for item in entries if item["action"].startswith("strategy.")]
+    me = getpass.getuser()
+    assert trail == [("strategy.halted", me), ("strategy.resumed", me), ("strategy.halted", me)]
 
 
 def test_a_gateway_that_hangs_does_not_delay_a_halt(operator: Person) -> None:
@@ -67,6 +107,7 @@ def test_a_gateway_that_hangs_does_not_delay_a_halt(operator: Person) -> None:
     ("words", "said"),
     [
         ((), "name a world, or all of them with --all"),
+        (("--all", "-s", "First"), "--all takes no strategy"),
         (("equities", "--all"), "name a world, or all of them with --all"),
         (("equities", "--as", "ana"), "only a Gateway can check ana's token"),
         (("equities",), "there is no database"),
@@ -80,7 +121,7 @@ def test_a_halt_that_cannot_be_given_says_why(newcomer: Person, words: tuple[str
 
 def test_up_fails_where_a_process_cannot_start_beside_a_running_gateway(operator: Person) -> None:
     """`up` was done at the Gateway's first answer, with the router dead."""
-    kill(operator, "router")
+    kill(operator, "supervisor", "router")
     mistaken = Person(
         operator.folder,
         QMTL_HOME=str(operator.folder / "home"),
@@ -97,4 +138,5 @@ def test_a_stack_file_of_a_newer_version_hides_no_process(operator: Person) -> N
     """A key that this version does not know made the file unreadable, and `down` stopped nothing."""
     file = operator.folder / "home" / STACK_FILE
     file.write_text(file.read_text().replace("{", '{"ledger": {"pid": 1},', 1))
-    assert operator.reads("down")["stopped"] == ["gateway", "router", "relay", "worker", "temporal"]
+    stopped = ["supervisor", "gateway", "router", "relay", "worker", "temporal"]
+    assert operator.reads("down")["stopped"] == stopped

@@ -17,9 +17,8 @@ from tests.support.submission_checker import submission_violations
 from tests.support.worlds import POLICY, world
 
 STEPS = (
-    "before:diff",
-    "after:diff",
-    "after:record_admission",
+    "before:admit_run",
+    "after:admit_run",
     "before:compute_lease",
     "after:measure",
     "before:request_evaluation",
@@ -77,7 +76,9 @@ def test_a_worker_killed_at_a_step_is_replaced_and_the_submission_goes_on(
     submitted_through_a_death(own_machine, step, "worker")
 
 
-@pytest.mark.parametrize("step", ["before:diff", "after:diff", "before:request_evaluation", "after:judge"])
+@pytest.mark.parametrize(
+    "step", ["before:admit_run", "after:admit_run", "before:request_evaluation", "after:judge"]
+)
 def test_a_temporal_server_killed_at_a_step_comes_back_and_the_submission_goes_on(
     own_machine: Machine, step: str
 ) -> None:

@@ -1,7 +1,6 @@
 """An operator at the command line: plan, approve, reject, abort, halt, resume, roll back; and mistakes."""
 
 import json
-import uuid
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -10,10 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.orders import Order, WithheldOrder
+from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from qmtl_sdk.contracts.worlds import WorldUpdate
+from qmtl_sdk.runtime.routes.running import SessionKey
 from tests.support.command import Person
+from tests.support.desk import new_order_id
 from tests.support.machine import Machine, wait_for
 from tests.support.scenarios import ApplyScenario
 
@@ -25,12 +28,13 @@ def stage(machine: Machine, request: pytest.FixtureRequest) -> Iterator[ApplySce
     found.close()
 
 
-def order_of(stage: ApplyScenario) -> Order:
-    """An order that the fence refuses: no session of the strategy sends it."""
+def order_of(stage: ApplyScenario, session: SessionKey) -> Order:
+    """An order that the fence refuses: it was decided under the first epoch."""
     return Order(
-        order_id=f"order:{uuid.uuid4().hex}",
+        order_id=new_order_id(stage.world, stage.strategy),
         world_id=stage.world,
         strategy_id=stage.strategy,
+        session_id=session.session_id,
         execution_domain=Domain.DRYRUN,
         epoch=1,
         symbol="KO",
@@ -119,8 +123,19 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     assert "Trend" in audit
     assert stage.strategy[:40] not in audit
     assert "no orders" in says("orders", world)
-    stage.client.publish_orders([order_of(stage)])
-    assert "Trend" in says("orders", world)
+    wanted = SessionOpen(world_id=world, strategy_id=stage.strategy, runner="r")
+    session = SessionKey.of(stage.client.open_session(wanted))
+    stage.client.publish_orders([order_of(stage, session)], session)
+    withheld = WithheldOrder(order=order_of(stage, session), reason="the stream was silent for 9m")
+    assert stage.client.report_withheld([withheld], session) == 1
+    stage.client.end_session(session, "done")
+    listed = says("orders", world)
+    assert "Trend" in listed
+    assert "refused" in listed
+    held_back = says("orders", world, "--reason", "withheld")
+    assert "withheld" in held_back
+    assert "silent for 9m" in held_back
+    assert "refused" not in held_back
 
     draft = tmp_path / "draft.yml"
     draft.write_text(
@@ -178,5 +193,33 @@ def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> No
         assert "qmtl world archive W --undo" in types(1, "resume", world)
         assert "qmtl world resume advanced opens it" in types(0, "archive", world, "--undo")
         assert "lifted: halt" in types(0, "resume", world)
+    finally:
+        stage.close()
+
+
+def test_a_cache_hit_from_another_context_halts_the_world_once(machine: Machine) -> None:
+    stage = ApplyScenario(machine, "hits")
+    client, world = stage.client, stage.world
+    try:
+        assert stage.promote("dryrun", stage.ana).outcome == "completed"
+        wanted = SessionOpen(world_id=world, strategy_id=stage.strategy, runner="r")
+        grant = client.open_session(wanted)
+        key, (first, second) = SessionKey.of(grant), sorted(grant.queue_map)[:2]
+
+        def refusal(session: SessionKey, node: str) -> str:
+            with pytest.raises(QmtlError) as caught:
+                client.session_heartbeat(session, SessionHeartbeat(cross_context_hits=(node,)))
+            return caught.value.code
+
+        assert refusal(key, "blake3:nobody's") == "E_BODY_INVALID"
+        assert refusal(SessionKey(grant.session_id), first) == "E_SESSION_HOLDER"
+        assert client.fence(world).halted == ""
+        client.session_heartbeat(key, SessionHeartbeat(cross_context_hits=(first,)))
+        assert "cache hit from another context" in client.fence(world).halted
+        client.resume(world, "looked at it")
+        client.session_heartbeat(key, SessionHeartbeat(cross_context_hits=(first,)))
+        client.end_session(key, "over")
+        assert refusal(key, second) == "E_SESSION_LOST"
+        assert client.fence(world).halted == ""
     finally:
         stage.close()

@@ -22,6 +22,7 @@ from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.data.bars import iso
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import GatewaySettings
+from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.running import RunningStrategy
 from tests.spec.correlation import CorrelationStrategy
 from tests.support.machine import Machine, wait_for
@@ -225,14 +226,14 @@ def test_a_lease_that_ends_closes_the_gate_and_a_new_session_is_opened(
     strategy = running(Runner.submit(Trend, world=home, config=machine.config))
     wait_for(lambda: strategy.gate.open, "open gate")
     first = strategy.grant.session_id
-    client.end_session(first, "ended by an operator")
+    client.end_session(SessionKey(first), "ended by an operator")
     wait_for(lambda: strategy.grant.session_id != first, "new session")
     wait_for(lambda: strategy.gate.open, "open gate")
     ended = {item.session_id: item for item in client.sessions(home, ended=True)}
     assert ended[first].end_reason == "ended by an operator"
     client._call("POST", f"/worlds/{home}/policies", json={"selection": {"gates": {"and": ["sharpe >= 50"]}}})
     client.decide(home, "decide-again")
-    client.end_session(strategy.grant.session_id, "and again")
+    client.end_session(SessionKey(strategy.grant.session_id), "and again")
     wait_for(lambda: "no session can be opened" in strategy.gate.reason, "closed gate")
 
 
@@ -257,7 +258,7 @@ def test_a_runner_that_is_gone_loses_its_session(machine: Machine, client: Gatew
     wait_for(lambda: not client.sessions(home), "end of the session")
     assert session_of(client, home, ended=True).end_reason.startswith("its lease ended")
     with pytest.raises(QmtlError) as caught:
-        client.session_heartbeat(strategy.grant.session_id, strategy.report())
+        client.session_heartbeat(SessionKey.of(strategy.grant), strategy.report())
     assert caught.value.code == "E_SESSION_LOST"
     strategy._stop.clear()
 

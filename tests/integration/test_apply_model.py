@@ -317,7 +317,8 @@ class Applies(RuleBasedStateMachine):
         model, name = self.model, self.desk.strategies[0]
         for domain, mode in (("dryrun", "paper"), ("live", "live")):
             verdict = self.orders.publish(
-                [self.desk.order(self.sessions[domain], model.epoch, execution_domain=domain)]
+                [self.desk.order(self.sessions[domain], model.epoch, execution_domain=domain)],
+                self.desk.caller,
             )[0]
             allowed = model.allows_orders(model.stands[name], mode)
             assert verdict.accepted is allowed, verdict

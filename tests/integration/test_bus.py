@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from activities.events.bus import ControlBus, SqliteBus
+from activities.storage.log import NewEntry
 from qmtl_sdk.contracts.topic_state import Sequenced, TopicState
 from tests.support.events import event
 
@@ -168,3 +169,29 @@ def test_the_same_log_has_the_same_id_and_keeps_what_it_was_told(bus: ControlBus
     again = opened()
     assert again.log_id == bus.log_id
     assert everything(again, "w.policy") == everything(bus, "w.policy")
+
+
+@pytest.mark.parametrize("body", ["nonsense", "{}", "[" * 5000, '{"specversion": "2.0", "id": "x"}'])
+def test_an_entry_that_cannot_be_read_keeps_its_place_and_hides_no_other(tmp_path: Path, body: str) -> None:
+    """One such entry, of a later version or a broken writer, ended the stream of every world."""
+    bus = SqliteBus(tmp_path / "bus.db")
+    try:
+        start = bus.end()
+        bus.publish([event("a", 1)])
+        bus._log.append([NewEntry("w.policy", "x", "b", body)])
+        bus.publish([event("c", 2)])
+        found = bus.read("w.policy", 0, 10)
+        assert [(item.sequence, item.event.type) for item in found] == [
+            (1, "policy_updated"),
+            (2, "unreadable"),
+            (3, "policy_updated"),
+        ]
+        assert [item for _, item in bus.follow(start)[0]] == found
+        sequence, events = bus.snapshot("w.policy")
+        assert (sequence, sorted(item.subject for item in events)) == (3, ["a", "c"])
+        state = TopicState()
+        for item in found:
+            state.apply(item)
+        assert state.state_hash == TopicState(sequence, events).state_hash
+    finally:
+        bus.close()

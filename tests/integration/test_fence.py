@@ -14,16 +14,18 @@ import pytest
 from sqlalchemy import Engine, event
 
 from activities.fence.acceptance import OrderAcceptance
+from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.state import FROZEN, locked_fence
+from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.storage.database import Database
-from activities.storage.tables import FenceRow
-from activities.storage.transactions import utc_now
+from activities.storage.transactions import utc_before, utc_now
 from activities.worlds.edges import SqlEdgeStore
 from qmtl_sdk import QmtlError
-from qmtl_sdk.contracts.orders import Fill, Refusal
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.orders import Fill, OrderReport, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
-from tests.support.desk import Desk
+from tests.support.desk import Desk, new_order_id
 
 
 @pytest.fixture
@@ -36,18 +38,16 @@ def desk(database: Database) -> Desk:
 
 def test_an_order_is_accepted_once_and_answered_the_same_for_ever(desk: Desk) -> None:
     orders, order = OrderAcceptance(desk.database), desk.order(desk.session(), desk.epoch)
-    first = orders.publish([order])[0]
+    first = orders.publish([order], desk.caller)[0]
     assert first.accepted
     desk.steps.freeze(desk.world, desk.request("live"))
-    assert orders.publish([order])[0].accepted, (
+    assert orders.publish([order], desk.caller)[0].accepted, (
         "what was accepted before the freeze is not accepted anew, and not denied"
     )
     assert SqlOrderLog(desk.database).open_orders(desk.world) == 1
     assert [record.order.order_id for record in SqlOrderLog(desk.database).orders(desk.world)] == [
         order.order_id
     ]
-    with pytest.raises(QmtlError, match="E_ORDER_REUSED"):
-        orders.publish([order.model_copy(update={"quantity": order.quantity * 2})])
 
 
 def freeze(desk: Desk) -> None:
@@ -64,9 +64,14 @@ def halted(desk: Desk) -> None:
     desk.fence.halt(desk.world, "olga", "I do not like it")
 
 
+def halted_strategy(desk: Desk) -> None:
+    SqlStrategyHalts(desk.database).halt(desk.world, desk.strategies[0], "olga", "I do not like it")
+
+
 CASES: list[tuple[Refusal, Callable[[Desk], Any], dict[str, Any]]] = [
     (Refusal.SHADOW, lambda desk: None, {"execution_domain": "shadow"}),
     (Refusal.HALTED, halted, {}),
+    (Refusal.STRATEGY_HALTED, halted_strategy, {}),
     (Refusal.FROZEN, freeze, {}),
     (Refusal.DRAINING, drain, {}),
     (Refusal.STALE_EPOCH, lambda desk: None, {"epoch": -1}),
@@ -76,7 +81,7 @@ CASES: list[tuple[Refusal, Callable[[Desk], Any], dict[str, Any]]] = [
         lambda desk: desk.decide(at=datetime.now(UTC) - timedelta(seconds=61), ttl=60),
         {},
     ),
-    (Refusal.NO_SESSION, lambda desk: None, {"session_id": ""}),
+    (Refusal.NO_SESSION, lambda desk: desk.end_sessions(), {}),
     (Refusal.NOT_ACTIVE, lambda desk: desk.decide(active=False), {}),
     (Refusal.NOT_ACTIVE, lambda desk: None, {"strategy_id": "strategy:other"}),
     (Refusal.WRONG_DOMAIN, lambda desk: None, {"execution_domain": "live"}),
@@ -94,7 +99,7 @@ def test_each_reason_to_refuse(
     epoch = desk.epoch + fields["epoch"] if fields.get("epoch", 0) < 0 else fields.get("epoch", desk.epoch)
     orders = OrderAcceptance(desk.database)
     order = desk.order(session, **{"execution_domain": domain, **fields, "epoch": epoch})
-    verdict = orders.publish([order])[0]
+    verdict = orders.publish([order], desk.caller)[0]
     assert (verdict.accepted, verdict.reason) == (False, reason)
     kept = SqlOrderLog(desk.database).orders(desk.world)[-1]
     assert (kept.state, kept.reason, kept.order) == ("refused", reason, order)
@@ -108,7 +113,7 @@ def test_a_world_in_a_state_that_is_not_known_refuses_orders(desk: Desk) -> None
         fence = locked_fence(tx, desk.world)
         fence.state = "paused"
         tx.session.add(fence)
-    verdict = OrderAcceptance(desk.database).publish([desk.order(session, desk.epoch)])[0]
+    verdict = OrderAcceptance(desk.database).publish([desk.order(session, desk.epoch)], desk.caller)[0]
     assert verdict.reason is Refusal.FROZEN
 
 
@@ -116,43 +121,46 @@ def test_an_answer_repeats_the_epoch_of_its_moment(desk: Desk) -> None:
     orders, session = OrderAcceptance(desk.database), desk.session()
     good = desk.order(session, desk.epoch)
     late = desk.order(session, desk.epoch - 1)
-    first = orders.publish([good, late])
+    first = orders.publish([good, late], desk.caller)
     assert [(item.accepted, item.epoch) for item in first] == [(True, desk.epoch), (False, desk.epoch)]
     desk.fence.halt(desk.world, "olga", "")
-    assert orders.publish([good, late]) == first
+    assert orders.publish([good, late], desk.caller) == first
     other_gateway = OrderAcceptance(desk.database)
     desk.steps.resume(desk.world, "olga", "")
-    assert other_gateway.publish([good, late]) == first
+    assert other_gateway.publish([good, late], desk.caller) == first
 
 
-def test_a_session_that_has_ended_or_is_anothers_has_no_orders(desk: Desk) -> None:
+def test_a_session_that_has_ended_has_no_orders(desk: Desk) -> None:
     orders, mine = OrderAcceptance(desk.database), desk.session()
-    other = desk.session("strategy:other")
-    assert orders.publish([desk.order(other, desk.epoch)])[0].reason is Refusal.NO_SESSION
     desk.sessions.end(mine, "stopped", "ana")
-    assert orders.publish([desk.order(mine, desk.epoch)])[0].reason is Refusal.NO_SESSION
+    assert orders.publish([desk.order(mine, desk.epoch)], desk.caller)[0].reason is Refusal.NO_SESSION
 
 
 def test_live_needs_the_world_and_the_edge_besides_the_stage(desk: Desk) -> None:
     orders = OrderAcceptance(desk.database)
     desk.apply("live")
     session = desk.session(domain="live")
-    assert orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].accepted
-    desk.fence.update(desk.world, WorldUpdate(allow_live=False), "olga")
-    assert (
-        orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason
-        is Refusal.LIVE_NOT_ALLOWED
-    )
-    desk.fence.update(desk.world, WorldUpdate(allow_live=True), "olga")
-    desk.fence.override(
-        desk.world,
-        EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="doubts"),
-        "olga",
-    )
-    assert (
-        orders.publish([desk.order(session, desk.epoch, execution_domain="live")])[0].reason
-        is Refusal.EDGE_CLOSED
-    )
+    again = desk.order(session, desk.epoch, execution_domain="live")
+    assert orders.publish([again], desk.caller)[0].accepted, "the router's own restart refuses nothing"
+
+
+@pytest.mark.parametrize(("age_s", "state"), [(21.0, "running"), (21.0, "stopped"), (0.0, "standby")])
+def test_live_orders_are_refused_while_no_router_works_and_dryrun_orders_wait(
+    desk: Desk, age_s: float, state: str
+) -> None:
+    """Live orders were accepted without end, while nobody could send them."""
+    orders, other = OrderAcceptance(desk.database), Desk(desk.database, "dryrun")
+    other.apply("dryrun")
+    desk.apply("live")
+    desk.route(utc_before(timedelta(seconds=age_s)), state)
+    assert orders.publish([other.order(other.session(), other.epoch)], other.caller)[0].accepted
+    session = desk.session(domain="live")
+    live = desk.order(session, desk.epoch, execution_domain="live")
+    assert orders.publish([live], desk.caller)[0].reason is Refusal.NO_ROUTER
+    desk.route(utc_before(timedelta(seconds=15)), "stopped")
+    assert orders.publish([desk.order(session, desk.epoch, execution_domain="live")], desk.caller)[
+        0
+    ].accepted, "the router's own restart refuses nothing"
 
 
 def test_closing_the_edge_to_live_writes_it_once_and_renews_its_reason(desk: Desk) -> None:
@@ -184,11 +192,11 @@ def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Da
         desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=3)), "olga"
     )
     orders, session = OrderAcceptance(database), desk.session()
-    verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(5)])
+    verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(5)], desk.caller)
     assert sum(verdict.accepted for verdict in verdicts) == 3
     assert {verdict.reason for verdict in verdicts if not verdict.accepted} == {Refusal.CIRCUIT_BREAKER}
     assert "more than 3 orders" in desk.fence_row().halted
-    assert orders.publish([desk.order(session, desk.epoch)])[0].reason is Refusal.HALTED
+    assert orders.publish([desk.order(session, desk.epoch)], desk.caller)[0].reason is Refusal.HALTED
     assert "circuit breaker" in desk.steps.resume(desk.world, "olga", "looked at it")[0]
     assert desk.fence_row().halted == ""
 
@@ -203,7 +211,7 @@ def test_a_circuit_breaker_counts_the_present_minute_only(
     for minutes in (2, 1, 0):
         at = (now - timedelta(minutes=minutes)).isoformat(timespec="microseconds")
         monkeypatch.setattr("activities.fence.acceptance.utc_now", lambda at=at: at)
-        verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(3)])
+        verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(3)], desk.caller)
         assert [verdict.reason for verdict in verdicts] == [None, None, None]
     assert desk.fence_row().halted == ""
 
@@ -213,10 +221,13 @@ def test_a_breaker_that_trips_on_refused_orders_lets_none_of_the_batch_pass_afte
     desk.fence.update(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
     session, epoch = desk.session(), desk.epoch
     batch = [
-        *(desk.order(session, epoch + 1, order_id=f"order:{number:032x}") for number in range(3)),
-        desk.order(session, epoch, order_id=f"order:{9:032x}"),
+        *(
+            desk.order(session, epoch + 1, order_id=new_order_id(desk.world, desk.strategies[0], number))
+            for number in range(3)
+        ),
+        desk.order(session, epoch, order_id=new_order_id(desk.world, desk.strategies[0], 9)),
     ]
-    verdicts = OrderAcceptance(desk.database).publish(batch)
+    verdicts = OrderAcceptance(desk.database).publish(batch, desk.caller)
     assert verdicts[-1].reason is Refusal.CIRCUIT_BREAKER
     assert "more than 2 refused orders" in desk.fence_row().halted
 
@@ -231,34 +242,22 @@ def test_several_gateways_count_together_for_the_circuit_breaker(
     monkeypatch.setattr("activities.fence.acceptance.utc_now", lambda: moment)  # all in one minute
 
     def publish(orders: OrderAcceptance) -> int:
-        return sum(orders.publish([desk.order(session, epoch)])[0].accepted for _ in range(30))
+        return sum(orders.publish([desk.order(session, epoch)], desk.caller)[0].accepted for _ in range(30))
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(publish, [OrderAcceptance(desk.database) for _ in range(4)])) == 40
     assert "more than 40 orders" in desk.fence_row().halted
 
 
-def test_one_world_that_cannot_be_halted_stops_no_other(desk: Desk) -> None:
-    for name in ("a", "z"):
-        Desk(desk.database, name)
-    with desk.database.write("test", bookkeeping=True) as tx:
-        tx.session.delete(tx.session.get_one(FenceRow, "a"))
-    with pytest.raises(QmtlError, match=r"1 of 3 worlds could not be halted: a; .*E_HALT_INCOMPLETE"):
-        desk.fence.halt_all(["a", desk.world, "z"], "olga", "all of them")
-    assert {name: bool(desk.fence.status(name).halted) for name in (desk.world, "z")} == {
-        "w": True,
-        "z": True,
-    }
-
-
 def test_fills_end_an_order_once(desk: Desk) -> None:
     orders, order = OrderAcceptance(desk.database), desk.order(desk.session(), desk.epoch)
-    orders.publish([order])
-    assert [found.order() for found in SqlOrderLog(desk.database).waiting(10)] == [order]
-    fill = Fill(order_id=order.order_id, quantity=order.quantity, price=order.reference_price, venue="paper")
-    for _ in range(2):
-        SqlOrderLog(desk.database).record_fills([fill])
-    assert SqlOrderLog(desk.database).waiting(10) == []
+    orders.publish([order], desk.caller)
+    open_orders = SqlOpenOrders(desk.database, 300.0)
+    assert [found.order() for found in open_orders.due(Domain.DRYRUN, 10)[desk.world]] == [order]
+    fill = Fill(quantity=order.quantity, price=order.reference_price, venue="paper")
+    for state in ("filled", "cancelled"):
+        open_orders.record(desk.world, [OrderReport(order_id=order.order_id, state=state, fill=fill)], {})
+    assert open_orders.due(Domain.DRYRUN, 10) == {}
     record = SqlOrderLog(desk.database).orders(desk.world)[0]
     assert (record.state, record.fill) == ("filled", fill)
 
@@ -271,7 +270,7 @@ def test_many_publishers_at_once_each_get_their_own_answer(desk: Desk) -> None:
         for n in range(25):
             good = (number + n) % 2 == 0
             order = desk.order(session, epoch if good else epoch - 1)
-            answers[order.order_id] = orders.publish([order])[0].accepted is good
+            answers[order.order_id] = orders.publish([order], desk.caller)[0].accepted is good
 
     threads = [threading.Thread(target=publish, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -288,7 +287,7 @@ def test_the_same_order_from_two_gateways_at_once_is_one_order(desk: Desk) -> No
     batch = [desk.order(session, epoch) for _ in range(20)]
     stores = [OrderAcceptance(desk.database) for _ in range(4)]
     threads = [
-        threading.Thread(target=store.publish, args=(batch if n % 2 else batch[::-1],))
+        threading.Thread(target=store.publish, args=(batch if n % 2 else batch[::-1], desk.caller))
         for n, store in enumerate(stores)
     ]
     for thread in threads:
@@ -306,7 +305,7 @@ def test_orders_wait_for_a_freeze_that_is_under_way(desk: Desk) -> None:
         fence.state, fence.epoch = FROZEN, fence.epoch + 1
         tx.session.add(fence)
         tx.session.flush()
-        answer = orders.submit([order])
+        answer = orders.submit([order], desk.caller)
         with pytest.raises(TimeoutError):
             answer.result(0.5)
     assert answer.result(30)[0].reason is Refusal.FROZEN
@@ -328,7 +327,7 @@ def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: p
         return seen
 
     monkeypatch.setattr(orders._rows, "read", slow)
-    answer = orders.submit([order])
+    answer = orders.submit([order], desk.caller)
     assert looked.wait(30)
     with ThreadPoolExecutor(1) as pool:
         frozen = pool.submit(desk.steps.freeze, desk.world, run)
@@ -344,23 +343,22 @@ def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: p
 
 def test_a_world_that_does_not_exist_refuses_the_request_and_no_other(desk: Desk) -> None:
     orders = OrderAcceptance(desk.database)
-    lost = desk.order("s", 1).model_copy(update={"world_id": "nowhere"})
+    lost = desk.order("s", 1, world_id="nowhere")
     with pytest.raises(QmtlError, match="E_WORLD_UNKNOWN"):
-        orders.publish([lost])
+        orders.publish([lost], desk.caller)
     assert SqlOrderLog(desk.database).counts(desk.world) == {}
 
 
 def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> None:
     """Requests that wait together are served together.
 
-    A world that nobody knows, an id used twice, a text that no database can hold.
+    A world that nobody knows, a text that no database can hold.
     """
     orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch
     known, good, blocker = (desk.order(session, epoch) for _ in range(3))
-    orders.publish([known])
+    orders.publish([known], desk.caller)
     bad = {
         "nowhere": known.model_copy(update={"world_id": "nowhere"}),
-        "reused": known.model_copy(update={"quantity": known.quantity * 2}),
         "unstorable": desk.order(session, epoch).model_copy(update={"strategy_id": "strategy:\x00"}),
     }
     with desk.database.write(
@@ -368,17 +366,15 @@ def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> Non
     ) as tx:  # while this holds the fence, the first is tried and the others wait behind it
         tx.lock(f"fence:{desk.world}")
         answers = {
-            "blocker": orders.submit([blocker]),
-            **{name: orders.submit([order]) for name, order in bad.items()},
-            "known": orders.submit([known]),
-            "good": orders.submit([good]),
+            "blocker": orders.submit([blocker], desk.caller),
+            **{name: orders.submit([order], desk.caller) for name, order in bad.items()},
+            "known": orders.submit([known], desk.caller),
+            "good": orders.submit([good], desk.caller),
         }
     for name in ("blocker", "known", "good"):
         assert answers[name].result(30)[0].accepted, name
     with pytest.raises(QmtlError, match="E_WORLD_UNKNOWN"):
         answers["nowhere"].result(30)
-    with pytest.raises(QmtlError, match="E_ORDER_REUSED"):
-        answers["reused"].result(30)
     if answers["unstorable"].exception(30) is None:
         assert not answers["unstorable"].result()[0].accepted
     else:
@@ -392,7 +388,7 @@ def test_a_lost_connection_is_said_and_not_used_again(
 ) -> None:
     monkeypatch.setattr("activities.storage.postgres._IDLE_S", 60.0)  # none is tried before it is used
     orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch
-    orders.publish([desk.order(session, epoch)])
+    orders.publish([desk.order(session, epoch)], desk.caller)
     with psycopg.connect(dsn) as other:
         other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -400,6 +396,6 @@ def test_a_lost_connection_is_said_and_not_used_again(
         )
     lost = desk.order(session, epoch)
     with pytest.raises(QmtlError, match="E_UNAVAILABLE"):
-        orders.publish([lost])
-    assert [orders.publish([lost])[0].accepted for _ in range(2)] == [True, True]
+        orders.publish([lost], desk.caller)
+    assert [orders.publish([lost], desk.caller)[0].accepted for _ in range(2)] == [True, True]
     assert not caplog.records, "the pool took it back and stumbled over it"

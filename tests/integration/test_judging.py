@@ -1,19 +1,23 @@
 """A judgment over a real store and real artifacts."""
 
+import errno
 import math
 import uuid
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from activities.artifacts.folder import FolderArtifacts
 from activities.decisions.activities import DecisionActivities
 from activities.messages.evaluation import JudgeCommand
 from activities.settings import Settings
 from activities.stores import Stores
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.decisions import StrategyDecision
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.reports.artifact import encode
 from qmtl_sdk.reports.returns import Returns
@@ -60,13 +64,25 @@ def judged(stores: Stores, desk: Desk) -> dict[str, StrategyDecision]:
     return {item.strategy_id: item for item in decision.strategies}
 
 
+def lose(file: Path) -> None:
+    file.unlink()
+
+
+def damage(file: Path) -> None:
+    file.write_bytes(b"not Arrow")
+
+
+def make_unreadable(file: Path) -> None:
+    file.unlink()
+    file.mkdir()  # for root, who may run the tests, no file is unreadable
+
+
 @pytest.mark.parametrize(
-    ("damage", "code"),
-    [(None, "E_ARTIFACT_UNKNOWN"), (b"not Arrow", "E_ARTIFACT_HASH")],
-    ids=["lost", "damaged"],
+    ("harm", "code"),
+    [(lose, "E_ARTIFACT_UNKNOWN"), (damage, "E_ARTIFACT_DAMAGED"), (make_unreadable, "E_ARTIFACT_DAMAGED")],
 )
 def test_lost_returns_put_their_strategy_out_and_no_other(
-    tmp_path: Path, damage: bytes | None, code: str
+    tmp_path: Path, harm: Callable[[Path], None], code: str
 ) -> None:
     """One lost artifact failed the judgment of its whole world for ever."""
     with closing(Stores.open(Settings(home=tmp_path))) as stores:
@@ -80,8 +96,30 @@ def test_lost_returns_put_their_strategy_out_and_no_other(
 
         first = content_hash(returns(0.0)).removeprefix("blake3:")
         (file,) = [path for path in (tmp_path / "artifacts").rglob("*") if path.name == first]
-        file.unlink() if damage is None else file.write_bytes(damage)
+        harm(file)
         after = judged(stores, desk)
         assert [after[strategy].active for strategy in desk.strategies] == [False, True, True]
         (violation,) = after[desk.strategies[0]].violations
         assert (violation.step, violation.rule) == ("evidence", code)
+
+
+def test_a_folder_of_artifacts_that_is_away_is_retried_and_rejects_nobody(tmp_path: Path) -> None:
+    artifacts = FolderArtifacts(tmp_path / "artifacts")
+    artifact = returns(0.0)
+    artifacts.put(content_hash(artifact), artifact)
+    (tmp_path / "artifacts").rename(tmp_path / "away")
+    with pytest.raises(QmtlError, match="E_UNAVAILABLE"):
+        artifacts.get(content_hash(artifact))
+
+
+def test_too_many_open_files_say_nothing_about_an_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts = FolderArtifacts(tmp_path)
+
+    def busy(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", busy)
+    with pytest.raises(QmtlError, match="E_UNAVAILABLE"):
+        artifacts.get("blake3:" + "0" * 64)

@@ -6,28 +6,45 @@ place, none.
 
 import random
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 
 from activities.brokers.router import OrderRouter, brokers
 from activities.fence import rules as fence
-from activities.fence.acceptance import OrderAcceptance
+from activities.fence.acceptance import NO_ROUTER_AFTER_S, OrderAcceptance
+from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
+from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.settings import OrdersSettings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
+from activities.storage.transactions import utc_before, utc_now
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Order, Refusal
-from qmtl_sdk.contracts.sessions import SessionOpen
-from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
+from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, OrderLimits, WorldUpdate
 from tests.support.desk import Desk
 from tests.support.leaks import checks_without
 from tests.support.order_checker import order_violations
 
-ACTS = ("halt", "freeze", "stale", "inactive", "no live", "edge", "breaker", "dryrun", "live", "rollback")
+ACTS = (
+    "halt",
+    "halt strategy",
+    "freeze",
+    "stale",
+    "inactive",
+    "no live",
+    "edge",
+    "no router",
+    "breaker",
+    "limits",
+    "dryrun",
+    "live",
+    "rollback",
+)
 
 
 class Storm:
@@ -38,14 +55,18 @@ class Storm:
     def __init__(self, database: Database, seed: int) -> None:
         self.desk = Desk(database, strategies=2)
         self.orders = OrderAcceptance(database)
+        self.halts = SqlStrategyHalts(database)
         self.rng = random.Random(seed)
-        self.venues = OrderRouter(database, SqlOrderLog(database), brokers(OrdersSettings()))
+        self.venues = OrderRouter(database, SqlOpenOrders(database, 300.0), brokers(OrdersSettings()))
         self.told: dict[str, str] = {}
         self.epochs = [1]
         self.sessions: dict[tuple[str, str], str] = {}
-        self.ended = ""
+        self.ended: dict[str, str] = {}
+        self.unrouted: list[tuple[str, str]] = []
 
     def run(self, rounds: int) -> list[str]:
+        self._to("dryrun")
+        self._freeze()  # in live, the closed edge keeps orders out as well
         for _ in range(rounds):
             for act in self.rng.sample(ACTS, len(ACTS)):
                 self._to("dryrun")
@@ -55,14 +76,11 @@ class Storm:
                 self._publish()
         while self.venues.step():
             pass
-        return order_violations(self.desk.database, self.desk.world, self.told)
+        return order_violations(self.desk.database, self.desk.world, self.told, unrouted=self.unrouted)
 
     def _session(self, strategy: str, domain: str) -> str:
         if (strategy, domain) not in self.sessions:
-            wanted = SessionOpen(
-                world_id=self.desk.world, strategy_id=strategy, runner="storm", shadow=domain == "shadow"
-            )
-            self.sessions[strategy, domain] = self.desk.sessions.open(wanted, "s", domain, "ana").session_id
+            self.sessions[strategy, domain] = self.desk.session(strategy, domain)
         return self.sessions[strategy, domain]
 
     def _publish(self) -> None:
@@ -72,27 +90,34 @@ class Storm:
         for strategy in self.desk.strategies:
             for domain in ("dryrun", "live", "shadow"):
                 for at in (epoch, self.epochs[0]):
-                    for session in (self._session(strategy, domain), self.ended):
+                    for session in filter(None, (self._session(strategy, domain), self.ended.get(strategy))):
                         batch.append(
                             self.desk.order(
                                 session,
                                 at,
                                 strategy_id=strategy,
                                 execution_domain=domain,
-                                order_id=f"order:{uuid.uuid4().hex}",
                             )
                         )
-        for order, verdict in zip(batch, self.orders.publish(batch), strict=True):
+        for order, verdict in zip(batch, self.orders.publish(batch, self.desk.caller), strict=True):
             self.told[order.order_id] = verdict.reason.value if verdict.reason else "accepted"
         if self.rng.random() < 0.3:
             strategy, domain = self.rng.choice(sorted(self.sessions))
-            self.ended = self.sessions.pop((strategy, domain))
-            self.desk.sessions.end(self.ended, "storm", "ana")
+            self.ended[strategy] = self.sessions.pop((strategy, domain))
+            self.desk.sessions.end(self.ended[strategy], "storm", "ana")
 
     def _halt(self) -> None:
         self.desk.fence.halt(self.desk.world, "olga", "storm")
         self._publish()
         self.desk.steps.resume(self.desk.world, "olga", "storm")
+
+    def _halt_strategy(self) -> None:
+        strategy = self.rng.choice(self.desk.strategies)
+        self.halts.halt(self.desk.world, strategy, "olga", "storm")
+        self._publish()
+        self.desk.decide()  # a decision does not lift it
+        self._publish()
+        self.halts.resume(self.desk.world, strategy, "olga", "storm")
 
     def _freeze(self) -> None:
         try:
@@ -134,6 +159,13 @@ class Storm:
             "olga",
         )
 
+    def _no_router(self) -> None:
+        self.desk.route(utc_before(timedelta(seconds=NO_ROUTER_AFTER_S)))
+        begun = utc_now()
+        self._publish()
+        self.unrouted.append((begun, utc_now()))
+        self.desk.route()
+
     def _breaker(self) -> None:
         self.desk.fence.update(
             self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=1)), "olga"
@@ -143,6 +175,16 @@ class Storm:
         self.desk.fence.update(self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker()), "olga")
         if self.desk.fence_row().halted:
             self.desk.steps.resume(self.desk.world, "olga", "storm")
+
+    def _limits(self) -> None:
+        for limits in (
+            OrderLimits(symbols=("MSFT",)),
+            OrderLimits(max_quantity=Decimal("0.5")),
+            OrderLimits(max_notional=Decimal("99.99")),
+            OrderLimits(),
+        ):
+            self.desk.fence.update(self.desk.world, WorldUpdate(order_limits=limits), "olga")
+            self._publish()
 
     def _dryrun(self) -> None:
         self._to("dryrun")
@@ -182,12 +224,12 @@ def test_a_storm_breaks_no_promise(own: Database) -> None:
     storm = Storm(own, 1)
     assert storm.run(2) == []
     refused = SqlOrderLog(storm.desk.database).counts(storm.desk.world)
-    assert refused.keys() >= {reason.value for reason in Refusal} - {"wrong_domain"} | {"accepted"}, (
+    assert refused.keys() >= {reason.value for reason in fence.CHECKS} - {"wrong_domain"} | {"accepted"}, (
         "every reason was tried"
     )
 
 
-@pytest.mark.parametrize("leak", list(Refusal))
+@pytest.mark.parametrize("leak", list(fence.CHECKS))
 def test_each_check_taken_out_is_found(own: Database, leak: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fence, "CHECKS", checks_without(leak))
     assert Storm(own, 1).run(2)

@@ -1,26 +1,32 @@
-"""The order router: one order or broker that fails does not stop the others."""
+"""The order router: what it sends, what it cancels, and that nothing stops the others."""
 
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 from sqlalchemy import text
 
+from activities.brokers.broker import PlacedOrder
 from activities.brokers.paper import PaperBroker
 from activities.brokers.router import OrderRouter
 from activities.fence.acceptance import OrderAcceptance
+from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
+from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.elected import run_elected
 from activities.storage.opening import open_database
 from activities.storage.postgres import lock_key
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import Fill, Order
-from tests.support.desk import Desk
+from qmtl_sdk.contracts.orders import CancelRequest, Fill, Order, OrderReport, OrderState
+from qmtl_sdk.contracts.worlds import EdgeOverride, OrderLimits, WorldUpdate
+from tests.support.desk import Desk, router
+from tests.support.exchange import Exchange, ExchangeBroker
 from tests.support.machine import wait_for
 
 
@@ -33,11 +39,46 @@ class PickyBroker(PaperBroker):
         self.error = error
         self.calls = 0
 
-    def place(self, orders: Sequence[tuple[Order, datetime]], now: datetime) -> list[Fill]:
+    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
         self.calls += 1
         if any(order.order_id == self.bad for order, _ in orders):
             raise self.error
         return super().place(orders, now)
+
+    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        return super().find([placed for placed in orders if placed[0].order_id != self.bad], now)
+
+
+class Venue:
+    """A venue that answers as a test tells it: `reports` by id; an order without one is not known there."""
+
+    name = "venue"
+    batch = 100
+
+    def __init__(self, time_in_flight_s: float = 0.0) -> None:
+        self.time_in_flight_s = time_in_flight_s
+        self.reports: dict[str, OrderReport] = {}
+        self.placed: list[str] = []
+        self.cancelled: list[str] = []
+        self.cut = False
+
+    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        self.placed += [order.order_id for order, _ in orders]
+        if self.cut:
+            raise OSError("the connection was cut")
+        return self.find(orders, now)
+
+    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        return [self.reports[order.order_id] for order, _ in orders if order.order_id in self.reports]
+
+    def cancel(self, orders: Sequence[PlacedOrder], now: datetime) -> None:
+        self.cancelled += [order.order_id for order, _ in orders]
+
+    def says(self, order: Order, state: str, quantity: str = "") -> None:
+        fill = Fill(quantity=Decimal(quantity), venue=self.name) if quantity else None
+        self.reports[order.order_id] = OrderReport.model_validate(
+            {"order_id": order.order_id, "state": state, "fill": fill}
+        )
 
 
 @pytest.fixture
@@ -48,11 +89,16 @@ def desk(database: Database) -> Desk:
     return found
 
 
-def accepted(desk: Desk, count: int) -> list[Order]:
+def accepted(desk: Desk, count: int = 1) -> list[Order]:
     session = desk.session()
     orders = [desk.order(session, desk.epoch) for _ in range(count)]
-    assert all(verdict.accepted for verdict in OrderAcceptance(desk.database).publish(orders))
+    assert all(verdict.accepted for verdict in OrderAcceptance(desk.database).publish(orders, desk.caller))
     return orders
+
+
+def states(desk: Desk) -> list[str]:
+    """The state of each order of the world, in the order of acceptance."""
+    return [record.state.value for record in SqlOrderLog(desk.database).orders(desk.world, limit=1000)]
 
 
 def filled(desk: Desk) -> set[str]:
@@ -60,15 +106,325 @@ def filled(desk: Desk) -> set[str]:
     return {record.order.order_id for record in records if record.state == "filled"}
 
 
+def look_again(desk: Desk) -> None:
+    """Let every open order be due now."""
+    with desk.database.write("test", bookkeeping=True) as tx:
+        tx.session.connection().execute(text("UPDATE open_order SET next_at = accepted_at"))
+
+
+def age(desk: Desk, seconds: float) -> None:
+    """Let the open orders have been accepted so long ago."""
+    at = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="microseconds")
+    with desk.database.write("test", bookkeeping=True) as tx:
+        tx.session.connection().execute(text("UPDATE open_order SET accepted_at = :at"), {"at": at})
+
+
+def test_an_order_goes_through_its_states_and_each_has_its_row(desk: Desk) -> None:
+    (order,), venue = accepted(desk), Venue()
+    route = router(desk.database, venue)
+    venue.says(order, "sent")
+    route.step()
+    assert states(desk) == ["sent"]
+    venue.says(order, "partially_filled", "0.25")
+    look_again(desk)
+    route.step()
+    assert states(desk) == ["partially_filled"]
+    venue.says(order, "filled", "1")
+    look_again(desk)
+    route.step()
+    record = SqlOrderLog(desk.database).orders(desk.world)[0]
+    assert [change.state.value for change in record.changes] == [
+        "accepted",
+        "sent",
+        "partially_filled",
+        "filled",
+    ]
+    assert record.fill is not None
+    assert record.fill.quantity == 1
+    assert SqlOrderLog(desk.database).open_orders(desk.world) == 0
+    assert venue.placed == [order.order_id]
+
+
+@pytest.mark.parametrize("end", ["rejected", "cancelled", "expired"])
+def test_an_order_that_its_venue_ends_holds_no_drain_up(desk: Desk, end: str) -> None:
+    """A rejected order stayed open for ever, and every later apply was rolled back."""
+    (order,), venue = accepted(desk), Venue()
+    venue.says(order, end)
+    router(desk.database, venue).step()
+    assert states(desk) == [end]
+    assert SqlOrderLog(desk.database).open_orders(desk.world) == 0
+
+
+def test_a_halt_cancels_what_was_not_sent_although_it_was_lifted_meanwhile(desk: Desk) -> None:
+    """The router was dead for twenty minutes, and then placed every order at old prices."""
+    accepted(desk, 3)
+    desk.fence.halt(desk.world, "olga", "the market is mad")
+    assert states(desk) == ["cancelled"] * 3
+    desk.steps.resume(desk.world, "olga", "")
+    venue = Venue()
+    router(desk.database, venue).step()
+    assert venue.placed == []
+
+
+def test_an_order_of_an_epoch_before_the_last_halt_is_never_sent(desk: Desk) -> None:
+    """The fence row's epoch of the last halt is a second lock: here the halt has missed the order."""
+    accepted(desk)
+    with desk.database.write("test", bookkeeping=True) as tx:
+        fence = locked_fence(tx, desk.world)
+        fence.halt_epoch = fence.epoch + 1
+        tx.session.add(fence)
+    venue = Venue()
+    router(desk.database, venue).step()
+    assert (venue.placed, states(desk)) == ([], ["cancelled"])
+
+
+@pytest.mark.parametrize("on_halt", ["cancel", "leave"])
+def test_a_halt_asks_venues_to_cancel_unless_the_world_leaves_open_orders(desk: Desk, on_halt: str) -> None:
+    desk.fence.update(desk.world, WorldUpdate.model_validate({"on_halt": on_halt}), "olga")
+    (order,), venue = accepted(desk), Venue()
+    route = router(desk.database, venue)
+    venue.says(order, "sent")
+    route.step()
+    desk.fence.halt(desk.world, "olga", "")
+    # What the world says later about halts does not change this one.
+    other = "leave" if on_halt == "cancel" else "cancel"
+    desk.fence.update(desk.world, WorldUpdate.model_validate({"on_halt": other}), "olga")
+    look_again(desk)
+    route.step()
+    assert venue.cancelled == ([order.order_id] if on_halt == "cancel" else [])
+    assert states(desk) == ["sent"], "only the venue ends an order that was sent"
+    venue.says(order, "cancelled")
+    look_again(desk)
+    route.step()
+    assert states(desk) == ["cancelled"]
+
+
+def test_a_cancel_ends_what_was_not_sent_and_asks_for_the_rest(desk: Desk) -> None:
+    (sent, *_), venue = accepted(desk, 2), Venue()
+    route = router(desk.database, venue)
+    for order in SqlOpenOrders(desk.database, 300.0).due(Domain.DRYRUN, 9)[desk.world]:
+        venue.says(order.order(), "sent")
+    route.step()
+    fresh = accepted(desk, 2)
+    log = SqlOrderLog(desk.database)
+    one = log.cancel(desk.world, CancelRequest(order_ids=(fresh[0].order_id,)), "olga")
+    assert (one.cancelled, one.requested) == (1, 0)
+    rest = log.cancel(desk.world, CancelRequest(all=True, reason="enough"), "olga")
+    assert (rest.cancelled, rest.requested) == (1, 2)
+    assert log.cancel(desk.world, CancelRequest(all=True), "olga").requested == 0, "they were asked for"
+    assert states(desk) == ["sent", "sent", "cancelled", "cancelled"]
+    look_again(desk)
+    route.step()
+    assert sorted(venue.cancelled) == sorted(order.order_id for order in [sent, *_])
+
+
+def test_a_cancel_of_another_worlds_order_does_nothing(desk: Desk) -> None:
+    other = Desk(desk.database, "other")
+    (order,) = accepted(desk)
+    done = SqlOrderLog(desk.database).cancel(other.world, CancelRequest(order_ids=(order.order_id,)), "olga")
+    assert (done.cancelled, done.requested, states(desk)) == (0, 0, ["accepted"])
+
+
+def test_the_fence_is_asked_again_before_an_order_is_sent(desk: Desk) -> None:
+    accepted(desk)
+    desk.decide(active=False)
+    venue = Venue()
+    router(desk.database, venue).step()
+    assert (venue.placed, states(desk)) == ([], ["cancelled"])
+
+
+def test_an_operator_who_closes_the_edge_stops_live_orders_that_were_not_sent(desk: Desk) -> None:
+    desk.apply("live")
+    order = desk.order(desk.session(domain="live"), desk.epoch, execution_domain="live")
+    assert OrderAcceptance(desk.database).publish([order], desk.caller)[0].accepted
+    edge = EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason="stop")
+    desk.fence.override(desk.world, edge, "olga")
+    venue = Venue()
+    OrderRouter(desk.database, SqlOpenOrders(desk.database, 300.0), {Domain.LIVE: venue}).step()
+    assert (venue.placed, states(desk)) == ([], ["cancelled"])
+
+
+def test_a_freeze_lets_accepted_orders_finish(desk: Desk) -> None:
+    orders = accepted(desk, 2)
+    desk.steps.freeze(desk.world, desk.request("live"))
+    router(desk.database, PaperBroker("paper")).step()
+    assert filled(desk) == {order.order_id for order in orders}
+
+
+def test_an_order_that_was_not_sent_in_time_expires(desk: Desk) -> None:
+    accepted(desk)
+    age(desk, 61)
+    venue = Venue()
+    router(desk.database, venue, send_within_s=60).step()
+    assert (venue.placed, states(desk)) == ([], ["expired"])
+
+
+def test_unknown_is_no_answer_until_the_time_in_flight_has_passed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cut connection: the order may arrive at the venue for another 30 s."""
+    clock = 1000.0
+    monkeypatch.setattr("activities.brokers.lane.time.monotonic", lambda: clock)
+    (order,), venue = accepted(desk), Venue(time_in_flight_s=30.0)
+    route = router(desk.database, venue)
+    venue.cut = True
+    route.step()
+    SqlOrderLog(desk.database).cancel(desk.world, CancelRequest(all=True), "olga")
+    venue.cut = False
+    clock += 29.0
+    look_again(desk)
+    route.step()
+    assert (states(desk), venue.placed) == (["sent"], [order.order_id]), "it may still arrive"
+    clock += 2.0
+    look_again(desk)
+    route.step()
+    assert states(desk) == ["cancelled"]
+
+
+def test_an_order_that_never_arrived_is_sent_again_under_its_id(desk: Desk) -> None:
+    (order,), venue = accepted(desk), Venue()
+    route = router(desk.database, venue)
+    venue.cut = True
+    route.step()
+    venue.cut = False
+    wait_for(lambda: [look_again(desk), route.step(), len(venue.placed) > 1][-1], "second attempt")
+    assert set(venue.placed) == {order.order_id}
+    assert [change.state.value for change in SqlOrderLog(desk.database).orders(desk.world)[0].changes] == [
+        "accepted",
+        "sent",
+    ]
+
+
+def test_a_new_router_looks_for_what_the_last_one_may_have_sent(desk: Desk) -> None:
+    """Between marking an order and recording its fill, the router was killed."""
+    (order,) = accepted(desk)
+    first = SqlOpenOrders(desk.database, 300.0)
+    first.mark_sent(desk.world, first.due(Domain.DRYRUN, 9)[desk.world], 0.0)
+    venue = Venue(time_in_flight_s=60.0)
+    venue.says(order, "filled", "1")
+    router(desk.database, venue).step()
+    assert (venue.placed, states(desk)) == ([], ["filled"])
+
+
+def test_a_router_that_stood_still_after_marking_does_not_send(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another router may have taken over meanwhile, and concluded that the order never arrived."""
+    clock = 1000.0
+    monkeypatch.setattr("activities.brokers.lane.time.monotonic", lambda: clock)
+    accepted(desk)
+    mark = SqlOpenOrders.mark_sent
+
+    def slow(*args: object) -> object:
+        nonlocal clock
+        clock += 6.0
+        return mark(*args)  # type: ignore[arg-type]  # the arguments of the real one
+
+    monkeypatch.setattr(SqlOpenOrders, "mark_sent", slow)
+    monkeypatch.setattr("activities.brokers.calls.time.monotonic", lambda: clock)
+    venue = Venue(time_in_flight_s=60.0)
+    router(desk.database, venue).step()
+    assert venue.placed == []
+
+
+def test_an_order_that_its_venue_has_forgotten_ends(desk: Desk) -> None:
+    (order,), venue = accepted(desk), Venue()
+    route = router(desk.database, venue)
+    venue.says(order, "sent")
+    route.step()
+    del venue.reports[order.order_id]
+    wait_for(lambda: [look_again(desk), route.step(), states(desk) == ["cancelled"]][-1], "end of the order")
+    assert venue.placed == [order.order_id]
+
+
+def test_an_order_that_has_ended_stays_as_it_is(desk: Desk) -> None:
+    (order,) = accepted(desk)
+    router(desk.database, PaperBroker("paper")).step()
+    late = OrderReport(order_id=order.order_id, state="cancelled")
+    assert SqlOpenOrders(desk.database, 300.0).record(desk.world, [late], {}) == 0
+    assert states(desk) == ["filled"]
+
+
+def test_resting_orders_of_one_world_do_not_hide_those_of_another(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest 500 open orders were taken, sent or not."""
+    monkeypatch.setattr("activities.brokers.router.BATCH", 10)
+    resting, other, venue = accepted(desk, 20), Desk(desk.database, "other"), Venue()
+    other.apply("dryrun")
+    (new,) = accepted(other)
+    for order in resting:
+        venue.says(order, "sent")
+    route = router(desk.database, venue)
+    route.step()
+    look_again(desk)
+    route.step()
+    assert new.order_id in venue.placed
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)  # SQLite has one writer
+def test_a_held_fence_delays_no_other_worlds_orders(desk: Desk) -> None:
+    other = Desk(desk.database, "other")
+    other.apply("dryrun")
+    accepted(desk)
+    accepted(other)
+    route = router(desk.database, PaperBroker("paper"))
+    with desk.database.write("test", bookkeeping=True) as tx:
+        locked_fence(tx, desk.world)
+        route.step()
+        assert (states(desk), states(other)) == (["accepted"], ["filled"])
+        order = other.order(other.session(), other.epoch)
+        gate = OrderAcceptance(desk.database)
+        held = gate.submit([desk.order("s", 1)], desk.caller)
+        assert gate.submit([order], other.caller).result(5)[0].accepted
+        assert not held.done()
+    assert not held.result(10)[0].accepted
+
+
+def test_a_venue_that_does_not_answer_delays_no_other_domain(desk: Desk) -> None:
+    (order,) = accepted(desk)
+    go, asked = threading.Event(), threading.Event()
+
+    class Silent(Venue):
+        def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+            asked.set()
+            go.wait(60)
+            return super().place(orders, now)
+
+    desk.apply("live")
+    live = desk.order(desk.session(domain="live"), desk.epoch, execution_domain="live")
+    with desk.database.write("test", bookkeeping=True) as tx:
+        tx.session.connection().execute(
+            text("UPDATE activation SET mode = 'paper' WHERE strategy_id = :s"), {"s": desk.strategies[0]}
+        )
+    assert not OrderAcceptance(desk.database).publish([live], desk.caller)[0].accepted
+    stop = threading.Event()
+    orders = SqlOpenOrders(desk.database, 300.0)
+    route = OrderRouter(desk.database, orders, {Domain.LIVE: PaperBroker("live"), Domain.DRYRUN: Silent()})
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(route.run, stop)
+        try:
+            assert asked.wait(30)
+            with desk.database.write("test", bookkeeping=True) as tx:
+                tx.session.connection().execute(
+                    text("UPDATE activation SET mode = 'live' WHERE strategy_id = :s"),
+                    {"s": desk.strategies[0]},
+                )
+            again = live.model_copy(update={"order_id": live.order_id + "-2"})
+            assert OrderAcceptance(desk.database).publish([again], desk.caller)[0].accepted
+            wait_for(lambda: again.order_id in filled(desk), "the live order's fill")
+        finally:
+            go.set()
+            stop.set()
+            running.result(30)
+    assert order.order_id not in filled(desk)
+
+
 def test_an_order_for_which_the_broker_raises_does_not_stop_the_others(desk: Desk) -> None:
     orders = accepted(desk, 5)
     broker = PickyBroker(orders[1].order_id, ZeroDivisionError("a bug of the broker"))
-    router = OrderRouter(desk.database, SqlOrderLog(desk.database), {Domain.DRYRUN: broker})
-    router.step()
+    router(desk.database, broker).step()
     assert filled(desk) == {order.order_id for order in orders if order is not orders[1]}
-    calls = broker.calls
-    router.step()
-    assert broker.calls == calls, "an order that failed a moment ago waits"
 
 
 def test_a_broker_that_is_away_is_asked_once_for_a_batch_and_later_again(
@@ -76,14 +432,15 @@ def test_a_broker_that_is_away_is_asked_once_for_a_batch_and_later_again(
 ) -> None:
     orders = accepted(desk, 5)
     broker = PickyBroker(orders[1].order_id, QmtlError("E_UNAVAILABLE", "the venue is away"))
-    router = OrderRouter(desk.database, SqlOrderLog(desk.database), {Domain.DRYRUN: broker})
-    monkeypatch.setattr("activities.brokers.router._RETRY_S", 0.0)
-    router.step()
+    route = router(desk.database, broker)
+    route.step()
     assert broker.calls == 1
     assert filled(desk) == set()
+    look_again(desk)
+    route.step()
+    assert filled(desk) == set(), "the venue is not asked again at once"
     broker.bad = ""
-    router.step()
-    assert filled(desk) == {order.order_id for order in orders}
+    wait_for(lambda: [look_again(desk), route.step(), len(filled(desk)) == 5][-1], "the fills")
 
 
 def test_an_order_whose_row_cannot_be_read_does_not_stop_the_others(desk: Desk) -> None:
@@ -91,27 +448,87 @@ def test_an_order_whose_row_cannot_be_read_does_not_stop_the_others(desk: Desk) 
     columns = "at, world_id, kind, epoch, strategy_id, reason"
     with desk.database.write("test", bookkeeping=True) as tx:
         connection, of = tx.session.connection(), {"ref": orders[0].order_id}
-        connection.execute(
-            text(
-                f"INSERT INTO order_log ({columns}, ref, body) "
-                f"SELECT {columns}, 'order:old', '{{}}' FROM order_log WHERE ref = :ref"
-            ),
-            of,
-        )
-        connection.execute(
-            text(
-                "INSERT INTO open_order (order_id, world_id, accepted_at) "
-                "SELECT 'order:old', world_id, '2020-01-01T00:00:00+00:00' FROM open_order "
-                "WHERE order_id = :ref"
-            ),
-            of,
-        )
-    router = OrderRouter(desk.database, SqlOrderLog(desk.database), {Domain.DRYRUN: PaperBroker("paper")})
-    router.step()
-    with desk.database.read() as session:
-        rows = session.connection().execute(text("SELECT ref FROM order_log WHERE kind = 'filled'"))
-        assert {row.ref for row in rows} == {order.order_id for order in orders}
-    assert [row.order_id for row in SqlOrderLog(desk.database).waiting(10)] == ["order:old"]
+        rest = "next_at, state, sent_at, known, filled, stop"
+        bad = {
+            "order:old": ("{}", "2020-01-01T00:00:00+00:00"),
+            "order:time": (orders[0].model_dump_json(), "yesterday"),
+        }
+        for name, (body, accepted_at) in bad.items():
+            connection.execute(
+                text(
+                    f"INSERT INTO order_log ({columns}, ref, body) SELECT {columns}, "
+                    "CAST(:name AS text), CAST(:body AS text) FROM order_log WHERE ref = :ref"
+                ),
+                {**of, "name": name, "body": body},
+            )
+            connection.execute(
+                text(
+                    "INSERT INTO open_order "
+                    f"(order_id, world_id, strategy_id, execution_domain, epoch, accepted_at, {rest}) "
+                    "SELECT CAST(:name AS text), world_id, strategy_id, execution_domain, epoch, "
+                    f"CAST(:at AS text), {rest} FROM open_order WHERE order_id = :ref"
+                ),
+                {**of, "name": name, "at": accepted_at},
+            )
+    router(desk.database, PaperBroker("paper")).step()
+    assert filled(desk) == {order.order_id for order in orders}
+    assert SqlOrderLog(desk.database).open_orders(desk.world) == 2
+    desk.fence.halt(desk.world, "olga", "a halt ends them too")
+    assert SqlOrderLog(desk.database).open_orders(desk.world) == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (OrderLimits(symbols=("MSFT",)), "symbol_limit"),
+        (OrderLimits(max_quantity=Decimal("0.5")), "quantity_limit"),
+        (OrderLimits(max_notional=Decimal("99")), "notional_limit"),
+    ],
+)
+def test_the_limits_of_a_world_hold_for_each_order(desk: Desk, limits: OrderLimits, reason: str) -> None:
+    session = desk.session()
+    desk.fence.update(desk.world, WorldUpdate(order_limits=limits), "olga")
+    gate = OrderAcceptance(desk.database)
+    (verdict,) = gate.publish([desk.order(session, desk.epoch)], desk.caller)
+    assert verdict.reason == reason
+    unpriced = desk.order(session, desk.epoch, reference_price=None)
+    assert gate.publish([unpriced], desk.caller)[0].accepted is False
+    desk.fence.update(desk.world, WorldUpdate(order_limits=OrderLimits()), "olga")
+    assert gate.publish([desk.order(session, desk.epoch)], desk.caller)[0].accepted
+
+
+def test_an_unkind_exchange_has_exactly_what_the_log_says(desk: Desk) -> None:
+    """Halts, cancels, routers that are replaced at any point; then exchange and log agree on each order."""
+    exchange = Exchange(seed=5, in_flight_s=0.05)
+    route, log = router(desk.database, ExchangeBroker(exchange)), SqlOrderLog(desk.database)
+    for number in range(40):
+        accepted(desk, 3)
+        for _ in range(exchange.rng.randrange(4)):
+            look_again(desk)
+            route.step()
+        if number % 7 == 3:
+            desk.fence.halt(desk.world, "olga", "")
+            desk.steps.resume(desk.world, "olga", "")
+        if number % 5 == 2:
+            log.cancel(desk.world, CancelRequest(all=True), "olga")
+        if number % 3 == 1:
+            route = router(desk.database, ExchangeBroker(exchange))
+    exchange.unkind = False
+    log.cancel(desk.world, CancelRequest(all=True), "olga")
+    wait_for(
+        lambda: [look_again(desk), route.step(), log.open_orders(desk.world) == 0][-1], "end of all orders"
+    )
+    records = {record.order.order_id: record for record in log.orders(desk.world, limit=1000)}
+    assert len(records) == 120
+    assert exchange.doubled == []
+    for order_id, record in records.items():
+        there = exchange.orders.get(order_id)
+        if there is None or there.ended_at is None:
+            assert there is None, f"{order_id} rests at the exchange, and the log says {record.state}"
+            assert record.state == OrderState.CANCELLED
+            continue
+        assert (record.state.value, record.fill.quantity if record.fill else 0) == (there.state, there.filled)
+    assert {record.state.value for record in records.values()} >= {"filled", "cancelled", "rejected"}
 
 
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)

@@ -35,11 +35,11 @@ from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
-from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionMeta, SubmissionOutcome
 from qmtl_sdk.contracts.worlds import Execution, WorldSpec
 from qmtl_sdk.nodes.strategy import BuiltStrategy
+from tests.support.admissions import begin_run, diff, record_admission, run_of
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -73,16 +73,8 @@ def submission(key: str, world: str = "w", found: Dag | None = None) -> Strategy
     )
 
 
-def context(run: str, strategy: str = "strategy:s", world: str = "w") -> RunContextBody:
-    return RunContextBody(
-        run_id=run,
-        world_id=world,
-        strategy_id=strategy,
-        name="S",
-        context=ComputeContext(world_id=world, execution_domain=Domain.BACKTEST),
-        bindings=(),
-        execution=Execution(),
-    )
+def context(run: str, strategy: str = "strategy:s") -> RunContextBody:
+    return run_of(run, strategy)
 
 
 def ack(run: str) -> SubmissionAck:
@@ -162,16 +154,16 @@ def world(database: Database, name: str = "w") -> WorldStores:
 
 def test_every_write_is_done_once_and_leaves_its_audit_and_outbox_row(database: Database) -> None:
     """Traps 3, 6 and 17."""
-    log, graph, worlds = SqlCommitLog(database), SqlGraphStore(database), stores_over(database)
+    log, worlds = SqlCommitLog(database), stores_over(database)
     written_once(
         database, lambda: worlds.fence.create(WorldSpec(world="w"), policy_from({"preset": "sandbox"}), "me")
     )
     written_once(database, lambda: log.append(submission("key-00000001"), "me"))
     written_once(
-        database, lambda: graph.diff("run", "w", "backtest", "Bands", dag(1, 2)), rows=3
+        database, lambda: diff(database, "run", "w", "Bands", dag(1, 2)), rows=3
     )  # the sentinel, and queues with tags and without
-    written_once(database, lambda: worlds.runs.begin_run(context("run")))
-    written_once(database, lambda: log.record_admission("key-00000001", "run", ack("run")))
+    written_once(database, lambda: begin_run(database, context("run")))
+    written_once(database, lambda: record_admission(database, "key-00000001", "run", ack("run")))
     written_once(
         database,
         lambda: worlds.runs.save_evidence(
@@ -254,10 +246,10 @@ def test_the_log_knows_what_waits_and_what_was_answered(database: Database) -> N
     log = SqlCommitLog(database)
     for key in ("key-00000001", "key-00000002", "key-00000003"):
         log.append(submission(key), "me")
-    log.record_admission("key-00000001", "run", ack("run"))
+    record_admission(database, "key-00000001", "run", ack("run"))
     log.refuse("key-00000002", "E_WORLD_UNKNOWN")
-    log.record_admission("key-00000001", "another", ack("another"))
-    assert [entry.idempotency_key for entry in log.waiting()] == ["key-00000003"]
+    record_admission(database, "key-00000001", "another", ack("another"))
+    assert log.waiting(10) == ["key-00000003"]
     answered = log.append(submission("key-00000001"), "me")
     assert answered.run_id == "run"
     assert answered.ack is not None
@@ -268,9 +260,8 @@ def test_the_log_knows_what_waits_and_what_was_answered(database: Database) -> N
 
 
 def test_a_diff_adds_what_is_new_and_reuses_the_rest(database: Database) -> None:
-    graph = SqlGraphStore(database)
-    first = graph.diff("run1", "w", "backtest", "A", dag(1, 2))
-    second = graph.diff("run2", "w", "backtest", "B", dag(2, 3))
+    first = diff(database, "run1", "w", "A", dag(1, 2))
+    second = diff(database, "run2", "w", "B", dag(2, 3))
     assert (len(first.new), len(first.reused)) == (3, 0)
     assert (len(second.new), len(second.reused)) == (1, 2)
     shared = set(first.topics) & set(second.topics)
@@ -280,9 +271,8 @@ def test_a_diff_adds_what_is_new_and_reuses_the_rest(database: Database) -> None
 
 def test_a_second_world_reuses_every_node_with_queues_of_its_own(database: Database) -> None:
     """Trap 2: the same DAG sent to a second world was refused as a duplicate."""
-    graph = SqlGraphStore(database)
-    first = graph.diff("run1", "w", "backtest", "A", dag(1, 2))
-    second = graph.diff("run2", "v", "backtest", "A", dag(1, 2))
+    first = diff(database, "run1", "w", "A", dag(1, 2))
+    second = diff(database, "run2", "v", "A", dag(1, 2))
     assert second.new == ()
     assert len(second.reused) == 3
     assert not set(first.topics.values()) & set(second.topics.values())
@@ -291,14 +281,13 @@ def test_a_second_world_reuses_every_node_with_queues_of_its_own(database: Datab
 
 
 def test_a_minor_schema_change_marks_the_node_for_a_recompute(database: Database) -> None:
-    graph = SqlGraphStore(database)
     before = dag(1)
-    graph.diff("run1", "w", "backtest", "A", before)
+    diff(database, "run1", "w", "A", before)
     nodes = tuple(
         node.model_copy(update={"schema_hash": "blake3:new"}) if node.inputs else node
         for node in before.nodes
     )
-    after = graph.diff("run2", "w", "backtest", "A", before.model_copy(update={"nodes": nodes}))
+    after = diff(database, "run2", "w", "A", before.model_copy(update={"nodes": nodes}))
     assert after.new == ()
     with database.read() as session:
         marked = session.exec(select(GraphNodeRow).where(GraphNodeRow.recompute_after != None)).all()  # noqa: E711
@@ -310,12 +299,12 @@ def test_a_plan_says_what_a_diff_would_do_and_writes_nothing(database: Database)
     before = counts(database)
     plan = graph.plan("w", "backtest", dag(1))
     assert counts(database) == before
-    done = graph.diff("run1", "w", "backtest", "A", dag(1))
+    done = diff(database, "run1", "w", "A", dag(1))
     assert (plan.new, plan.topics) == (done.new, done.topics)
 
 
 def test_topics_that_a_broker_would_mix_up_are_kept_apart(database: Database) -> None:
-    graph, found = SqlGraphStore(database), dag(1)
+    found = dag(1)
     node = found.nodes[-1]
     digest = node.node_id.removeprefix("blake3:")
     clash = f"w.backtest.aapl_node_{digest[:8]}_v1"
@@ -334,16 +323,15 @@ def test_topics_that_a_broker_would_mix_up_are_kept_apart(database: Database) ->
             )
         )
         tx.record(RecordedChange("x", "w", "s"))
-    topic = graph.diff("run", "w", "backtest", "A", found).topics[node.node_id]
+    topic = diff(database, "run", "w", "A", found).topics[node.node_id]
     assert topic == f"w.backtest.aapl_node_{digest[:10]}_v1"
     assert folded(topic) != folded(clash)
 
 
 def test_submissions_at_once_make_each_node_and_queue_once(database: Database) -> None:
-    graph = SqlGraphStore(database)
     dags = [dag(*range(i, i + 6)) for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda i: graph.diff(f"run{i}", "w", "backtest", "A", dags[i]), range(8)))
+        results = list(pool.map(lambda i: diff(database, f"run{i}", "w", "A", dags[i]), range(8)))
     claimed = [node for result in results for node in result.new]
     assert len(claimed) == len(set(claimed)) == 14
     with database.read() as session:
@@ -353,16 +341,16 @@ def test_submissions_at_once_make_each_node_and_queue_once(database: Database) -
 
 
 def test_one_diff_asked_for_at_once_is_done_once(database: Database) -> None:
-    graph, found = SqlGraphStore(database), dag(1, 2)
+    found = dag(1, 2)
 
-    def diff(_: int) -> object:
+    def once(_: int) -> object:
         try:
-            return graph.diff("run", "w", "backtest", "A", found)
+            return diff(database, "run", "w", "A", found)
         except Exception:  # of two at once one may lose; the workflow's retry finds the winner's answer
-            return graph.diff("run", "w", "backtest", "A", found)
+            return diff(database, "run", "w", "A", found)
 
     with ThreadPoolExecutor(4) as pool:
-        assert len({str(result) for result in pool.map(diff, range(4))}) == 1
+        assert len({str(result) for result in pool.map(once, range(4))}) == 1
 
 
 def test_worlds_are_found_as_they_were_made(database: Database) -> None:
@@ -425,11 +413,11 @@ def test_the_newest_evidence_of_each_strategy_is_judged(database: Database) -> N
         ("r2", "strategy:b", 2.0),
         ("r3", "strategy:a", 3.0),
     ):
-        store.runs.begin_run(context(run, strategy))
+        begin_run(database, context(run, strategy))
         store.runs.save_evidence(
             EvidenceBody(run_id=run, world_id="w", strategy_id=strategy, metrics={"sharpe": sharpe})
         )
-    store.runs.begin_run(context("r4", "strategy:waiting"))
+    begin_run(database, context("r4", "strategy:waiting"))
     assert [(item.strategy_id, item.metrics["sharpe"]) for item in store.decisions.candidates("w")] == [
         ("strategy:a", 3.0),
         ("strategy:b", 2.0),

@@ -4,14 +4,9 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from sqlalchemy import text
 
 from activities.storage.database import Database
-from api import gateway
-from api.acks import GatewayAcks
-from api.stream import authorization
-from api.stream.hub import Hub
 from qmtl_sdk.contracts.applies import ApprovalBody
 from temporal.applies import ApplyService
 from temporal.submissions import SubmissionService
@@ -83,71 +78,11 @@ def test_a_submission_that_cannot_be_read_does_not_hold_up_the_others() -> None:
             raise ValueError("no such schema")
         return SimpleNamespace(model_copy=lambda update: key)
 
-    async def admit(submit: Any) -> None:
+    async def admit(submit: Any, actor: str) -> None:
         admitted.append(submit)
 
-    waiting = [SimpleNamespace(idempotency_key=key) for key in ("a", "b")]
-    log = SimpleNamespace(waiting=lambda: waiting, body=body)
+    log = SimpleNamespace(waiting=lambda most: ["a", "b"], body=body)
     service = SubmissionService(None, "store", log, None, None, 1.0)  # type: ignore[arg-type]
     service._admit = admit  # type: ignore[method-assign,assignment]
     asyncio.run(service.recover())
     assert admitted == ["b"]
-
-
-class Flaky:
-    """A call that fails once, and the second time cancels the loop that calls it."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, *_: Any) -> Any:
-        self.calls += 1
-        if self.calls == 1:
-            raise ValueError("a row that can't be read")
-        raise asyncio.CancelledError
-
-    async def later(self, *_: Any) -> Any:
-        return self()
-
-
-def test_the_gateways_loops_outlive_a_row_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in (
-        (gateway, "EXPIRE_EVERY_S"),
-        (gateway, "RECOVER_EVERY_S"),
-        (authorization, "CHECK_EVERY_S"),
-    ):
-        monkeypatch.setattr(module, name, 0)
-    sessions, tokens, applies = Flaky(), Flaky(), Flaky()
-
-    async def failing() -> int:
-        raise ValueError("a body that can't be read")
-
-    state: Any = SimpleNamespace(
-        stores=SimpleNamespace(sessions=SimpleNamespace(expire=sessions)),
-        submissions=SimpleNamespace(recover=failing),
-        applies=SimpleNamespace(recover=applies.later),
-    )
-    for loop in (
-        gateway._expire_sessions(state),
-        gateway._recover(state),
-        authorization.watch_revoked(SimpleNamespace(revoked=tokens), set()),  # type: ignore[arg-type]
-    ):
-        with pytest.raises(asyncio.CancelledError):
-            asyncio.run(loop)
-    assert (sessions.calls, tokens.calls, applies.calls) == (2, 2, 2)
-
-
-def test_the_hub_outlives_an_event_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Flaky()
-    hub = Hub(SimpleNamespace(end=lambda: None))  # type: ignore[arg-type]
-    monkeypatch.setattr(hub, "step", step.later)
-    monkeypatch.setattr("api.stream.hub.RETRY_S", 0.0)
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(hub.run())
-    assert step.calls == 2
-
-
-def test_an_acknowledgement_that_fails_is_not_the_last() -> None:
-    flaky = Flaky()
-    asyncio.run(GatewayAcks._try(flaky))
-    assert flaky.calls == 1

@@ -16,8 +16,10 @@ from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput, TagQueryNode
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.sessions import QueueMessage, SessionOpen
 from qmtl_sdk.nodes.strategy import BuiltStrategy
+from tests.support.admissions import diff
 
 NOW = datetime.now(UTC)
 LATER = NOW + timedelta(days=40)
@@ -46,8 +48,8 @@ class House:
         self.catalogue = SqlQueueCatalogue(database)
         self.graph = SqlGraphStore(database)
         self.retention = QueueRetention(database, self.queues, self.artifacts)
-        self.graph.diff("q", "w", "dryrun", "Query", BuiltStrategy(Query).dag)
-        self.graph.diff("t", "w", "dryrun", "Tagged", BuiltStrategy(Tagged).dag)
+        diff(database, "q", "w", "Query", BuiltStrategy(Query).dag, Domain.DRYRUN)
+        diff(database, "t", "w", "Tagged", BuiltStrategy(Tagged).dag, Domain.DRYRUN)
         (found,) = self.catalogue.by_tag(["ta"], 3600, "any", "w", "dryrun")
         self.topic = found.topic
 

@@ -24,14 +24,14 @@ from activities.messages.apply import ApplyInput, ApprovalSignal
 from activities.messages.evaluation import EvaluationInput, EvaluationRequest
 from activities.messages.promotion import PromotionInput
 from activities.settings import Settings, settings
-from activities.storage.tables import GatewayRow, OpenOrderRow
+from activities.storage.tables import GatewayRow
 from activities.stores import Stores
 from qmtl_sdk.contracts.applies import ApplyStatus, ApprovalBody
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.promotions import PromotionView
 from temporal.plugin import QmtlPlugin
 from temporal.worker import serving
-from tests.support.desk import Desk, policy
+from tests.support.desk import Desk, policy, stuck_order
 from tests.support.time_skipping import launcher
 from workflows.apply import ApplyWorkflow
 from workflows.evaluation import EvaluationWorkflow
@@ -201,9 +201,7 @@ def test_an_open_order_holds_a_drain_up_no_longer_than_its_limit(server: Path, t
         limits = {"freeze_timeout_ms": 1000, "drain_timeout_ms": 86_400_000}
         async with skipping(server, tmp_path, policy(apply=limits)) as stage:
             with stage.stores.database.write("test", bookkeeping=True) as tx:
-                tx.session.add(
-                    OpenOrderRow(order_id="order:stuck", world_id=stage.desk.world, accepted_at="2024")
-                )
+                tx.session.add(stuck_order(stage.desk.world))
             handle = await stage.apply(stage.desk.request("dryrun"))
             await stage.agree()
 

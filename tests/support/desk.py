@@ -9,21 +9,28 @@ from sqlalchemy import text
 from activities.applies.approvals import SqlApprovals
 from activities.applies.requests import SqlApplyRequests
 from activities.applies.steps import SqlApplySteps
+from activities.brokers.broker import Broker
+from activities.brokers.router import OrderRouter
 from activities.decisions.sql import SqlDecisionStore
+from activities.fence.open_orders import SqlOpenOrders
+from activities.fence.proofs import OrderCaller
 from activities.fence.store import SqlFenceStore
-from activities.messages.submission import EvidenceBody, RunContextBody
+from activities.messages.submission import EvidenceBody
 from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
+from activities.storage.tables import OpenOrderRow, ProcessRow
 from activities.submissions.runs import SqlRunStore
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
-from qmtl_sdk.contracts.domains import ComputeContext, Domain
-from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.orders import Order, order_id_prefix
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.sessions import SessionOpen
-from qmtl_sdk.contracts.worlds import Execution, WorldSpec
+from qmtl_sdk.contracts.worlds import WorldSpec
+from tests.support.admissions import begin_run, run_of
 
+NEVER_PAST = "9999-12-31T00:00:00+00:00"
 FINGERPRINT = "blake3:" + "f" * 64
 GATED: dict[str, Any] = {
     "selection": {"gates": {"and": ["sharpe >= 0"]}, "score": "sharpe"},
@@ -38,9 +45,32 @@ GATED: dict[str, Any] = {
 }
 
 
+def new_order_id(world: str, strategy: str, number: int | None = None) -> str:
+    """A new id of an order; those with a number sort by it."""
+    return order_id_prefix(world, strategy) + (uuid.uuid4().hex if number is None else f"{number:032x}")
+
+
 def policy(**gating: Any) -> Policy:
     """`GATED` with other keys in its gating policy."""
     return policy_from({**GATED, "gating_policy": {**GATED["gating_policy"], **gating}})
+
+
+def router(database: Database, broker: Broker, send_within_s: float = 300.0) -> OrderRouter:
+    """A router that sends dryrun orders to one broker."""
+    return OrderRouter(database, SqlOpenOrders(database, send_within_s), {Domain.DRYRUN: broker})
+
+
+def stuck_order(world: str) -> OpenOrderRow:
+    """An open order that no venue ends and no router finds."""
+    return OpenOrderRow(
+        order_id=f"order:{uuid.uuid4().hex}",
+        world_id=world,
+        strategy_id="strategy:stuck",
+        execution_domain="dryrun",
+        epoch=1,
+        accepted_at="2024",
+        next_at="9999",
+    )
 
 
 class Desk:
@@ -60,6 +90,7 @@ class Desk:
         for strategy in self.strategies:
             self.evidence(strategy)
         self.decide()
+        self.route()
 
     def _of(self, database: Database, world: str) -> None:
         self.database, self.world = database, world
@@ -70,6 +101,7 @@ class Desk:
         self.approvals = SqlApprovals(database)
         self.steps = SqlApplySteps(database)
         self.sessions = SqlSessionStore(database, 60.0)
+        self.caller = OrderCaller("ana", {})
 
     @classmethod
     def found(cls, database: Database, world: str = "w") -> "Desk":
@@ -81,20 +113,9 @@ class Desk:
 
     def evidence(self, strategy: str, sharpe: float = 1.0, returns_hash: str = "") -> None:
         run = uuid.uuid4().hex
-        context = ComputeContext(
-            world_id=self.world, execution_domain=Domain.BACKTEST, dataset_fingerprint=FINGERPRINT
-        )
-        self.runs.begin_run(
-            RunContextBody(
-                run_id=run,
-                world_id=self.world,
-                strategy_id=strategy,
-                name=strategy[9:],
-                context=context,
-                bindings=(),
-                execution=Execution(),
-            )
-        )
+        found = run_of(run, strategy, self.world, strategy[9:])
+        pinned = found.context.model_copy(update={"dataset_fingerprint": FINGERPRINT})
+        begin_run(self.database, found.model_copy(update={"context": pinned}))
         self.runs.save_evidence(
             EvidenceBody(
                 run_id=run,
@@ -146,17 +167,43 @@ class Desk:
         )
         return run
 
-    def session(self, strategy: str | None = None, domain: str = "dryrun") -> str:
+    def session(self, strategy: str | None = None, domain: str = "dryrun", actor: str = "ana") -> str:
+        """A session, whose secret `caller` holds from then on."""
         wanted = SessionOpen(
             world_id=self.world, strategy_id=strategy or self.strategies[0], runner="r", host="h"
         )
-        return self.sessions.open(wanted, "s", domain, "ana").session_id
+        opened = self.sessions.open(wanted, "s", domain, actor)
+        secrets = {**self.caller.secrets, opened.info.session_id: opened.secret}
+        self.caller = OrderCaller(self.caller.subject, secrets)
+        return opened.info.session_id
+
+    def end_sessions(self) -> None:
+        for item in self.sessions.all(self.world):
+            self.sessions.end(item.session_id, "stopped", item.actor)
+
+    def route(self, worked_at: str = NEVER_PAST, state: str = "running") -> None:
+        """Say when an order router last worked; live orders need one."""
+        row = ProcessRow(
+            process_id="router",
+            name="router",
+            pid=0,
+            host="",
+            state=state,
+            fault="",
+            started_at="",
+            since="",
+            seen_at=NEVER_PAST,
+            worked_at=worked_at,
+        )
+        with self.database.write("router", bookkeeping=True) as tx:
+            tx.upsert(row)
 
     def order(self, session: str, epoch: int, **fields: Any) -> Order:
+        world, strategy = fields.get("world_id", self.world), fields.get("strategy_id", self.strategies[0])
         base = {
-            "order_id": f"order:{uuid.uuid4().hex}",
-            "world_id": self.world,
-            "strategy_id": self.strategies[0],
+            "order_id": new_order_id(world, strategy),
+            "world_id": world,
+            "strategy_id": strategy,
             "session_id": session,
             "execution_domain": "dryrun",
             "epoch": epoch,

@@ -17,7 +17,7 @@ import httpx
 from activities.settings import GatewaySettings, Settings, TemporalSettings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
-from api.stack import MALLOC
+from api.parts import MALLOC
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import CacheSettings
@@ -25,6 +25,9 @@ from temporal.server import LocalServer, find_or_install, free_port
 from tests.support import ROOT
 
 T = TypeVar("T")
+
+START_LIMIT_S = 240.0
+"""Seconds in which a Gateway starts, on a machine that has much else to do."""
 
 
 def wait_for(condition: Callable[[], T], what: str, limit_s: float = 60.0) -> T:
@@ -83,10 +86,13 @@ class Machine:
         self.start_relay()
         self.start_router()
         self.start_gateway()
-        wait_for(
-            lambda: httpx.get(f"{self.url}/health", trust_env=False, timeout=10).status_code == 200, "health"
-        )
+        wait_for(lambda: self.health()["status"] == "ok", "health", START_LIMIT_S)
         return self
+
+    def health(self) -> dict[str, Any]:
+        """What the Gateway says of itself and the others. (Any: JSON.)"""
+        found: dict[str, Any] = httpx.get(f"{self.url}/health", trust_env=False, timeout=10).json()
+        return found
 
     def start_temporal(self) -> None:
         """Start the server, again if a connection of another process holds its port for a moment."""
@@ -109,14 +115,14 @@ class Machine:
 
     def start_gateway(self, module: str = "api.gateway", **env: str) -> None:
         self._start("gateway", module, env)
-        wait_for(self._listens, "Gateway")
+        wait_for(self._listens, "Gateway", START_LIMIT_S)
 
     def start_second_gateway(self) -> str:
         """Another Gateway over the same stores; its address."""
         self.second_port = self.second_port or free_port()
         self._start("gateway2", "api.gateway", {"QMTL_GATEWAY__PORT": str(self.second_port)})
         url = f"http://127.0.0.1:{self.second_port}"
-        wait_for(lambda: self._listens("gateway2", url), "second Gateway")
+        wait_for(lambda: self._listens("gateway2", url), "second Gateway", START_LIMIT_S)
         return url
 
     def _start(self, name: str, module: str, extra: dict[str, str]) -> None:

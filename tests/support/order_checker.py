@@ -1,48 +1,33 @@
 """Reads the order log and the audit trail afterwards, and says which promises were broken.
 
-It knows nothing of the fence's code: only what the rows say.
-
-The order log has orders, fills and changes of the fence in one order. What else an order depends on
-(decisions, activations, sessions, the world itself) stands in the audit trail, under the same clock: both
-were written under the world's lock.
+It knows nothing of the fence's code: only what the rows say. `fence_model.py` says what should have been
+accepted and refused; here are the states of orders, the answers that publishers got, and the audit chain.
 """
 
-import json
-from bisect import bisect_right
-from collections import Counter, defaultdict
-from datetime import datetime, timedelta
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from blake3 import blake3
 from sqlalchemy import text
 
 from activities.storage.database import Database
+from tests.support.fence_model import fence_violations
 
-DOMAINS = {"paper": "dryrun", "live": "live"}
+STATES = {"sent", "partially_filled", "filled", "cancelled", "rejected", "expired"}
 ENDS = {"completed", "rolled_back", "frozen"}
 
 
-class Timeline:
-    """The value that held at a time."""
-
-    def __init__(self) -> None:
-        self._at: list[str] = []
-        self._values: list[Any] = []
-
-    def add(self, at: str, value: Any) -> None:
-        self._at.append(at)
-        self._values.append(value)
-
-    def value(self, at: str, default: Any = None) -> Any:
-        found = bisect_right(self._at, at)
-        return self._values[found - 1] if found else default
-
-
 def order_violations(
-    database: Database, world: str, acknowledged: dict[str, str], at_rest: bool = True
+    database: Database,
+    world: str,
+    acknowledged: dict[str, str],
+    at_rest: bool = True,
+    unrouted: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
     """`acknowledged`: what publishers were told, by order id.
 
+    `unrouted`: from when to when live orders had to be refused, as no router worked.
     `at_rest`: nothing is under way any more, so everything must have ended.
     """
     with database.read() as session:
@@ -70,7 +55,7 @@ def order_violations(
             .mappings()
             .all()
         )
-    broken = [*_gate(log), *_orders(log, acknowledged, at_rest), *_surroundings(log, audit), *_chain(audit)]
+    broken = [*fence_violations(log, audit, unrouted), *_orders(log, acknowledged, at_rest), *_chain(audit)]
     ended = Counter(row["subject"] for row in audit if row["action"] == "apply.ended")
     for row in applies:
         if at_rest and row["outcome"] not in ENDS:
@@ -80,133 +65,48 @@ def order_violations(
     return broken
 
 
-def _gate(log: Any) -> list[str]:
-    """Orders and changes of the fence, in the order in which they happened. (Any: rows.)"""
-    broken, owner, draining, halted, epoch = [], "", False, False, 1
-    for row in log:
-        kind, ref = row["kind"], row["ref"]
-        if kind in ("freeze", "unfreeze", "halt", "resume"):
-            if row["epoch"] <= epoch:
-                broken.append(f"{row['seq']}: {kind} does not raise the epoch beyond {epoch}")
-            epoch = row["epoch"]
-        if kind == "freeze":
-            if owner:
-                broken.append(f"{row['seq']}: {ref} froze the world inside {owner}")
-            owner, draining = ref, False
-        elif kind in ("drain", "switch", "restore", "unfreeze"):
-            if owner != ref:
-                broken.append(f"{row['seq']}: {kind} by {ref}, while {owner or 'nobody'} holds the world")
-            draining = kind != "unfreeze"
-            owner = "" if kind == "unfreeze" else owner
-        elif kind in ("halt", "resume"):
-            halted = kind == "halt"
-        elif kind == "accepted":
-            if owner:
-                broken.append(
-                    f"{row['seq']}: order {ref} was accepted "
-                    f"while {'draining' if draining else 'frozen'} by {owner}"
-                )
-            if halted:
-                broken.append(f"{row['seq']}: order {ref} was accepted while halted")
-            decided = json.loads(row["body"])["epoch"]
-            if not decided == row["epoch"] == epoch:
-                broken.append(
-                    f"{row['seq']}: order {ref} of epoch {decided} was accepted under epoch {row['epoch']}, "
-                    f"the world's is {epoch}"
-                )
-    return broken
+# The states of an order, each with those that may follow it. An end has none.
+_NEXT = {
+    "accepted": {"sent", "cancelled", "expired"},
+    "sent": {"partially_filled", "filled", "cancelled", "rejected", "expired"},
+    "partially_filled": {"partially_filled", "filled", "cancelled", "rejected", "expired"},
+}
 
 
 def _orders(log: Any, acknowledged: dict[str, str], at_rest: bool) -> list[str]:
-    """Nothing lost, nothing doubled."""
+    """Nothing lost, nothing doubled, each order in a state that follows from the one before. (Any: rows.)"""
     broken: list[str] = []
-    kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    states: dict[str, str] = {}
     reasons = {}
+    halt_epoch, halted, accepted_in = 0, False, dict[str, int]()
+    halted_strategies = set[str]()
     for row in log:
-        kinds[row["ref"]][row["kind"]] += 1
-        if row["kind"] in ("accepted", "refused"):
-            reasons[row["ref"]] = "accepted" if row["kind"] == "accepted" else row["reason"]
+        kind, ref = row["kind"], row["ref"]
+        if row["strategy_id"] and kind in ("halt", "resume"):
+            (halted_strategies.add if kind == "halt" else halted_strategies.discard)(ref)
+        elif kind == "halt":
+            halt_epoch, halted = row["epoch"], True
+        elif kind == "resume":
+            halted = False
+        elif kind in ("accepted", "refused", "withheld"):
+            if ref in states:
+                broken.append(f"order {ref} is in the log twice")
+            states[ref], accepted_in[ref] = kind, row["epoch"]
+            reasons[ref] = row["reason"] or kind
+        elif kind in STATES:
+            if kind not in _NEXT.get(states.get(ref, ""), ()):
+                broken.append(f"{row['seq']}: order {ref} was {kind} after {states.get(ref, 'nothing')}")
+            stopped = halted or row["strategy_id"] in halted_strategies
+            if kind == "sent" and (stopped or accepted_in.get(ref, 0) < halt_epoch):
+                broken.append(f"{row['seq']}: order {ref} was sent in spite of a halt")
+            states[ref] = kind
     for order_id, said in acknowledged.items():
-        if reasons.get(order_id) != said:
+        # Who does not hold the session is told so, and leaves no row: nobody uses up another's order ids.
+        without_proof = said == "no_session" and order_id not in reasons
+        if reasons.get(order_id) != said and not without_proof:
             broken.append(f"order {order_id} was told {said}, the log has {reasons.get(order_id, 'nothing')}")
-    for ref, count in kinds.items():
-        if count["accepted"] + count["refused"] > 1:
-            broken.append(f"order {ref} is in the log twice")
-        if count["filled"] > count["accepted"]:
-            broken.append(
-                f"order {ref} was filled {count['filled']} times, accepted {count['accepted']} times"
-            )
-        if at_rest and count["accepted"] and not count["filled"]:
-            broken.append(f"order {ref} was accepted and never filled")
-    return broken
-
-
-def _surroundings(log: Any, audit: Any) -> list[str]:
-    """What an order depends on besides the fence, at the time of its acceptance."""
-    fresh, allowed, edge, limit = Timeline(), Timeline(), Timeline(), Timeline()
-    activations: defaultdict[str, Timeline] = defaultdict(Timeline)
-    sessions: dict[str, Timeline] = defaultdict(Timeline)
-    for row in audit:
-        after, at = json.loads(row["after"]) or {}, row["at"]
-        match row["action"]:
-            case "world.created":
-                allowed.add(at, after["spec"]["allow_live"])
-                limit.add(at, after["spec"]["circuit_breaker"]["max_orders_per_minute"])
-            case "world.updated":
-                if "allow_live" in after:
-                    allowed.add(at, after["allow_live"])
-                if "circuit_breaker" in after:
-                    limit.add(at, after["circuit_breaker"].get("max_orders_per_minute"))
-            case "decision.made":
-                fresh.add(
-                    at,
-                    (
-                        datetime.fromisoformat(after["decided_at"].replace("Z", "+00:00"))
-                        + timedelta(seconds=after["ttl"])
-                    ).isoformat(timespec="microseconds"),
-                )
-            case "activation.changed":
-                activations[row["subject"]].add(
-                    at, (after["active"], DOMAINS.get(after["effective_mode"], "backtest"))
-                )
-            case "session.opened":
-                sessions[row["subject"]].add(at, (after["strategy_id"], after["execution_domain"]))
-            case "session.ended":
-                sessions[row["subject"]].add(at, None)
-            case "apply.frozen" | "apply.unfrozen" | "apply.switched":
-                edge.add(at, after["live_edge"])
-            case "edge.overridden":
-                edge.add(at, after["active"])
-    broken: list[str] = []
-    in_minute: Counter[str] = Counter()
-    for row in log:
-        if row["kind"] != "accepted":
-            continue
-        order, at, where = (
-            json.loads(row["body"]),
-            row["at"],
-            f"{row['seq']}: order {row['ref']} was accepted",
-        )
-        active, domain = activations[row["strategy_id"]].value(at, (False, "backtest"))
-        if fresh.value(at, "") < at:
-            broken.append(f"{where} after the decision was stale")
-        if order["execution_domain"] == "shadow":
-            broken.append(f"{where} from shadow")
-        elif not active:
-            broken.append(f"{where} for a strategy that is not active")
-        elif order["execution_domain"] != domain:
-            broken.append(f"{where} in {order['execution_domain']}, the strategy's stage is {domain}")
-        if sessions[order["session_id"]].value(at) != (row["strategy_id"], order["execution_domain"]):
-            broken.append(f"{where} without a session")
-        if order["execution_domain"] == "live":
-            if not allowed.value(at, False):
-                broken.append(f"{where} where live is not allowed")
-            if not edge.value(at, False):
-                broken.append(f"{where} over a closed edge")
-        most = limit.value(at)
-        in_minute[at[:16]] += most is not None  # the breaker counts while there is one
-        if most is not None and in_minute[at[:16]] > most:
-            broken.append(f"{where} beyond the circuit breaker's {most}")
+    if at_rest:
+        broken += [f"order {ref} was accepted and has not ended" for ref, at in states.items() if at in _NEXT]
     return broken
 
 

@@ -11,6 +11,7 @@ from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, ApprovalBody
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from qmtl_sdk.runtime.client import GatewayClient
+from tests.support.desk import stuck_order
 from tests.support.machine import Machine, wait_for
 from tests.support.strategies import Trend
 from tests.support.worlds import POLICY, world
@@ -85,7 +86,8 @@ class ApplyScenario:
     def stuck_order(self) -> Iterator[Callable[[], None]]:
         """An accepted order that no venue ends; gives what ends it."""
         database = self.machine.database()
-        order_id = f"order:{uuid.uuid4().hex}"
+        stuck = stuck_order(self.world)
+        order_id = stuck.order_id
 
         def unstick() -> None:
             with database.write("test", bookkeeping=True) as tx:
@@ -95,7 +97,7 @@ class ApplyScenario:
 
         try:
             with database.write("test", bookkeeping=True) as tx:
-                tx.session.add(OpenOrderRow(order_id=order_id, world_id=self.world, accepted_at="2024"))
+                tx.session.add(stuck)
             yield unstick
             unstick()
         finally:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from activities.stores import Stores
 from qmtl_sdk.contracts.policy import Policy
 from temporal.client import connect
 from temporal.server import LocalServer, find_or_install, free_port, stop_process
+from temporal.versions import Versions
 from temporal.worker import serving
 from tests.support.desk import Desk, policy
 
@@ -25,11 +26,12 @@ Hook = Callable[[], Awaitable[None]]
 
 
 class Hooks(Interceptor):
-    """Calls a hook of the test before or after an activity, by the activity's name."""
+    """Calls a hook of the test before or after an activity, or in its thread, by the activity's name."""
 
     def __init__(self) -> None:
         self.before: dict[str, Hook] = {}
         self.after: dict[str, Hook] = {}
+        self.in_thread: dict[str, Callable[[], object]] = {}
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         return _Hooked(next, self)
@@ -44,10 +46,22 @@ class _Hooked(ActivityInboundInterceptor):
         name = activity.info().activity_type
         if name in self._hooks.before:
             await self._hooks.before[name]()
+        if name in self._hooks.in_thread:
+            input.fn = _after(self._hooks.in_thread[name], input.fn)
         result = await super().execute_activity(input)
         if name in self._hooks.after:
             await self._hooks.after[name]()
         return result
+
+
+def _after(hook: Callable[[], object], call: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a synchronous activity that calls the hook first. (Any: each takes a message of its own.)"""
+
+    def run(*arguments: Any) -> Any:
+        hook()
+        return call(*arguments)
+
+    return run
 
 
 @dataclass
@@ -75,7 +89,7 @@ async def until(condition: Callable[[], Awaitable[T]], what: str, limit_s: float
 
 @asynccontextmanager
 async def served(
-    home: Path, found: Policy | None = None, history_limit: int | None = None
+    home: Path, found: Policy | None = None, history_limit: int | None = None, worker: bool = True
 ) -> AsyncIterator[Served]:
     base = Settings(_env_file=None)  # type: ignore[call-arg]
     binary = find_or_install(base.tools_dir, base.temporal.binary)
@@ -87,7 +101,9 @@ async def served(
             desk = Desk(stores.database, found=found or policy())
             client = await connect(TemporalSettings(address=server.address), stores.database.store_id)
             hooks = Hooks()
-            async with serving(client, stores, [hooks]):
+            async with serving(client, stores, [hooks], "test") if worker else nullcontext():
+                if worker:
+                    await Versions(client, "test").begin()
                 yield Served(client, stores, desk, hooks)
     finally:
         assert server.process is not None  # started above

@@ -12,24 +12,26 @@ import pytest
 
 from qmtl_sdk import Node, Runner, Strategy, TagQueryNode
 from qmtl_sdk.compute.live import OutputRow
+from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import Order, OrderVerdict
+from qmtl_sdk.contracts.orders import Order, OrderVerdict, WithheldOrder
 from qmtl_sdk.contracts.sessions import SessionGrant, SessionHeartbeat, SessionLease
 from qmtl_sdk.contracts.stream import EventFrame, Snapshot
 from qmtl_sdk.contracts.topic_state import TopicState
 from qmtl_sdk.contracts.worlds import World, WorldSpec
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.activation import OrderGate
-from qmtl_sdk.runtime.contained import printable
 from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher
-from qmtl_sdk.runtime.rows import RowProcessor, RunInputs
+from qmtl_sdk.runtime.routes.running import SessionKey
+from qmtl_sdk.runtime.rows import CacheHitReports, RowProcessor, RunInputs
 from qmtl_sdk.runtime.running import RunningStrategy
 from qmtl_sdk.runtime.submission import Submission
 from qmtl_sdk.runtime.topic_reader import TopicReader
 from tests.support.events import event
 
 LIMIT_S = 10.0
+KEY = SessionKey("s" * 32, "x")
 
 
 class OpenGate(OrderGate):
@@ -48,12 +50,17 @@ class Gateway:
 
     def __init__(self) -> None:
         self.orders: list[Order] = []
-        self.acks: list[tuple[str, int]] = []
+        self.acks: list[tuple[SessionKey, int]] = []
         self.heartbeats: list[SessionHeartbeat] = []
         self.answered = threading.Condition()
+        self.withheld: list[WithheldOrder] = []
+        self.away = False
+        self.tried = 0
         self.failing = 0
 
-    def publish_orders(self, orders: list[Order], patience_s: float) -> list[OrderVerdict]:
+    def publish_orders(
+        self, orders: list[Order], session: SessionKey, patience_s: float
+    ) -> list[OrderVerdict]:
         if self.failing:
             self.failing -= 1
             raise ValueError("a response that can't be read")
@@ -62,14 +69,23 @@ class Gateway:
             self.answered.notify_all()
         return [OrderVerdict(order_id=order.order_id, accepted=True, epoch=1) for order in orders]
 
-    def ack_session(self, session_id: str, sequence: int) -> None:
+    def report_withheld(self, orders: list[WithheldOrder], session: SessionKey) -> int:
         with self.answered:
-            self.acks.append((session_id, sequence))
+            if self.away:
+                raise QmtlError("E_UNAVAILABLE", "away")
+            self.withheld += orders
+            self.answered.notify_all()
+        return len(orders)
+
+    def ack_session(self, session: SessionKey, sequence: int) -> None:
+        with self.answered:
+            self.acks.append((session, sequence))
             self.answered.notify_all()
 
     def open_session(self, request: Any, patience_s: float) -> SessionGrant:
         return SessionGrant(
             session_id="s" * 32,
+            secret="x",
             world_id="w",
             strategy_id=request.strategy_id,
             context=ComputeContext(world_id="w", execution_domain=Domain.DRYRUN),
@@ -79,15 +95,22 @@ class Gateway:
             now=datetime.now(UTC),
         )
 
-    def session_heartbeat(self, session_id: str, report: SessionHeartbeat) -> SessionLease:
+    def session_heartbeat(self, session: SessionKey, report: SessionHeartbeat) -> SessionLease:
         with self.answered:
+            self.tried += 1
+            self.answered.notify_all()
+            if self.away:
+                raise QmtlError("E_UNAVAILABLE", "away")
             self.heartbeats.append(report)
             self.answered.notify_all()
         now = datetime.now(UTC)
-        return SessionLease(session_id=session_id, expires_at=now, now=now)
+        return SessionLease(session_id=session.session_id, expires_at=now, now=now)
 
     def subscribe(self, *_: Any, **__: Any) -> None:
         raise QmtlError("E_UNAVAILABLE", "no stream")
+
+    def queues_by_tag(self, *_: Any) -> list[Any]:
+        return []
 
     def end_session(self, *_: Any, **__: Any) -> None: ...
 
@@ -99,7 +122,7 @@ class Gateway:
 
 
 def publisher(gateway: Gateway, on_verdict: Any = None) -> OrderPublisher:
-    return OrderPublisher(gateway, OpenGate(), "w", "strategy:a", lambda: "s" * 32, on_verdict)  # type: ignore[arg-type]
+    return OrderPublisher(gateway, OpenGate(), "w", "strategy:a", lambda: KEY, on_verdict)  # type: ignore[arg-type]
 
 
 def intent(
@@ -132,13 +155,13 @@ def test_a_quantity_that_no_order_can_hold_is_blocked_and_counted(quantity: floa
 def test_an_order_whose_price_cannot_be_held_is_sent_without_a_price(price: float) -> None:
     orders = publisher(Gateway())
     assert orders.enqueue(intent(price=price))
-    assert orders._orders[0][1].reference_price is None
+    assert orders._orders[0].order.reference_price is None
 
 
 def test_the_largest_and_smallest_amounts_are_sent_as_they_are() -> None:
     orders = publisher(Gateway())
     assert orders.enqueue(intent(9999999999999998.0, 1e-12))
-    order = orders._orders[0][1]
+    order = orders._orders[0].order
     assert (order.quantity, order.reference_price) == (Decimal("9999999999999998"), Decimal("1e-12"))
 
 
@@ -164,8 +187,8 @@ def test_a_failing_on_verdict_closes_the_gate_and_acknowledgements_go_on(error: 
     try:
         assert orders.enqueue(intent())
         assert gateway.wait(lambda: len(gateway.orders) == 1)
-        orders.acknowledge("s" * 32, 7)
-        assert gateway.wait(lambda: gateway.acks == [("s" * 32, 7)])
+        orders.acknowledge(KEY, 7)
+        assert gateway.wait(lambda: gateway.acks == [(KEY, 7)])
     finally:
         orders.close()
     assert not orders.enqueue(intent(bar=2))
@@ -231,7 +254,7 @@ def running(gateway: Gateway) -> RunningStrategy:
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
-        (ZeroDivisionError("bad\0text"), "ZeroDivisionError: bad text"),
+        (ZeroDivisionError("bad\0text"), "ZeroDivisionError: bad�text"),
         (SystemExit("bye"), "SystemExit: bye"),
         (Unprintable(), "Unprintable: <exception str() failed>"),
     ],
@@ -253,10 +276,6 @@ def test_an_exception_of_the_loop_closes_the_gate_and_heartbeats_report_it(
     assert (told.gate, told.reason) == ("closed", told.fault)
     assert told.fault.startswith("the strategy has stopped computing: ")
     assert told.fault.endswith(shown)
-
-
-def test_a_heartbeat_carries_a_fault_without_signs_that_json_or_sql_refuse() -> None:
-    assert printable("a\ud800b\0c\nd" + "e" * 9, 10) == "a b c deee"
 
 
 def test_a_heartbeat_that_cannot_be_built_is_a_fault_and_the_next_is_sent(
@@ -345,3 +364,41 @@ def test_a_snapshot_with_a_wrong_hash_is_not_used() -> None:
     reader.apply(snapshot(9))
     reader.apply(EventFrame(topic="policy", sequence=10, event=event("policy", 10)))
     assert reader.positions == {"policy": 10}
+
+
+# what heartbeats report
+
+
+def test_a_cache_hit_is_reported_until_a_gateway_has_acknowledged_it_and_no_more(gateway: Gateway) -> None:
+    """A later session must not report it again: it would halt the world once more."""
+    world = World(spec=WorldSpec(world="w"), created_at=datetime.now(UTC), etag="e")
+    hits = CacheHitReports(["a", "b"])
+
+    def recompute(_: SessionGrant) -> dict[str, NodeOutput]:
+        hits.add(["c"])
+        return {}
+
+    inputs = RunInputs(
+        BuiltStrategy(Reader),
+        world,
+        [gateway],  # type: ignore[list-item]
+        [],
+        {},
+        "r",
+        hits=hits,
+        recompute=recompute,
+    )
+    strategy = RunningStrategy(inputs)
+    gateway.away = True
+    strategy.start()
+    try:
+        assert gateway.wait(lambda: gateway.tried >= 2)
+        assert strategy.report().cross_context_hits == ("a", "b")
+        with gateway.answered:
+            gateway.away = False
+        assert gateway.wait(lambda: len(gateway.heartbeats) >= 2)
+        assert [item.cross_context_hits for item in gateway.heartbeats[:2]] == [("a", "b"), ()]
+        strategy.activation = SimpleNamespace(domain=Domain.LIVE, silence_s=0.0)  # type: ignore[assignment]
+        assert gateway.wait(lambda: any("c" in item.cross_context_hits for item in gateway.heartbeats))
+    finally:
+        strategy.close()

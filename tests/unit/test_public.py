@@ -126,6 +126,8 @@ def test_a_mistake_in_the_file_is_one_line(
     ("variable", "said"),
     [
         ("QMTL_EVENTS__HEARTBEATS", "did you mean 'events.heartbeat_s'"),
+        ("QMTL_GATWAY__PORT", "QMTL_GATWAY__PORT: gatway is not a known section (did you mean 'gateway'?)"),
+        ("QMTL_FOO__BAR", "foo is not a known section"),
         ("QMTL_GATEWAY__PORT", "gateway.port"),
     ],
 )

@@ -311,3 +311,44 @@ def test_a_damaged_file_is_refused_or_read_and_nothing_worse(at: int, bytes_: by
 def test_any_bytes_are_refused_and_nothing_worse(data: bytes) -> None:
     with pytest.raises(QmtlError, match="E_RETURNS_INVALID"):
         decode(data)
+
+
+def with_meta(meta: bytes) -> bytes:
+    """An artifact whose metadata are these bytes."""
+    table = pa.table({"ts": pa.array([0, DAY * NS]), "returns": pa.array([0.0, 0.1])})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema.with_metadata({b"qmtl.returns": meta})) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        b"[" * 5000,
+        b"[" * 5000 + b"]" * 5000,
+        b'{"interval": 1e300, "weights": {}, "price_streams": []}',
+        b'{"interval": NaN, "weights": {}, "price_streams": []}',
+        b'{"interval": 0, "weights": {}, "price_streams": []}',
+        b'{"interval": 86400, "weights": {}, "price_streams": [["a"]]}',
+        b'{"interval": 86400, "weights": {}, "price_streams": [{}]}',
+        b'{"interval": 86400, "weights": {"a": NaN}, "price_streams": []}',
+        b'{"interval": 86400, "weights": [], "price_streams": "abc"}',
+        b"5",
+    ],
+)
+def test_metadata_that_cannot_be_are_refused(meta: bytes) -> None:
+    """Some raised a RecursionError or a TypeError later on, an error of the Gateway."""
+    with pytest.raises(QmtlError, match="E_RETURNS_INVALID") as caught:
+        decode(with_meta(meta))
+    assert len(str(caught.value)) < 600
+    assert decode(with_meta(b'{"interval": 86400, "weights": {}, "price_streams": []}'))
+
+
+def test_an_artifact_has_a_limit_of_columns() -> None:
+    table = pa.table({f"c{n}": pa.array([], pa.float64()) for n in range(5003)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(QmtlError, match="5003 columns"):
+        decode(sink.getvalue().to_pybytes())

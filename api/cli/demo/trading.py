@@ -22,8 +22,9 @@ from api.cli.demo.waiting import LIMIT_S, wait_until
 from api.cli.demo.worlds import TRADING_POLICY, trading_world, with_promotion
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import Order, OrderRecord, OrderVerdict
+from qmtl_sdk.contracts.orders import Order, OrderRecord, OrderVerdict, order_id_prefix
 from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.runner import Runner
 from qmtl_sdk.samples.strategies.trading import HourlyTrader
 
@@ -64,7 +65,7 @@ def run_trading(client: GatewayClient, now: datetime) -> dict[str, Any]:
             raise QmtlError("E_STACK", "the demo's trader was not activated", "qmtl world explain says why")
         wait_until(lambda: orders_seen.counts["dryrun:accepted"] >= ENOUGH_ORDERS, "orders in dryrun")
         assert orders_seen.newest is not None  # an order was accepted
-        with order_past_the_gate(client, orders_seen.newest):
+        with order_past_the_gate(client, orders_seen.newest, SessionKey.of(running.grant)):
             live = promote(client, world, "live", PEOPLE)
         wait_until(lambda: orders_seen.counts["live:accepted"] >= ENOUGH_ORDERS, "orders after the apply")
         rollback = roll_back(client, world, live)
@@ -95,7 +96,7 @@ def run_trading(client: GatewayClient, now: datetime) -> dict[str, Any]:
 
 
 @contextmanager
-def order_past_the_gate(client: GatewayClient, order: Order) -> Iterator[None]:
+def order_past_the_gate(client: GatewayClient, order: Order, session: SessionKey) -> Iterator[None]:
     """Send a copy of an order as soon as the world is frozen, or at the end of the block at the latest.
 
     It skips the strategy's order gate, which holds orders back during a freeze.
@@ -105,7 +106,9 @@ def order_past_the_gate(client: GatewayClient, order: Order) -> Iterator[None]:
     def send() -> None:
         while client.fence(order.world_id).state == "open" and not over.wait(0.02):
             pass
-        client.publish_orders([order.model_copy(update={"order_id": f"order:{uuid.uuid4().hex}"})])
+        new_id = order_id_prefix(order.world_id, order.strategy_id) + uuid.uuid4().hex
+        copy = order.model_copy(update={"order_id": new_id, "session_id": session.session_id})
+        client.publish_orders([copy], session)
 
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(send)

@@ -40,6 +40,10 @@ def _gate_change(data: Data, halted: str) -> str:
 
 def _activation(data: Data, names: StrategyNames) -> str:
     name = names[str(data.get("strategy_id"))]
+    if data.get("halted"):
+        return f"{name} is halted: its orders are refused"
+    if data.get("phase") == "resume":
+        return f"{name} is no longer halted"
     if not data.get("active"):
         return f"{name} is switched off"
     stage = stage_of(data.get("effective_mode"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from api.cli.names import StrategyNames
 from api.cli.output import table
-from qmtl_sdk.contracts.applies import FenceStatus
+from qmtl_sdk.contracts.applies import ApplyStatus, FenceStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import domain_of
 
@@ -21,11 +21,30 @@ def fence_text(fence: FenceStatus) -> list[str]:
     edge = "open" if fence.live_edge else "closed"
     return [
         f"fence      {_fence_state(fence)}, epoch {fence.epoch}",
+        *(
+            f"halted     {item.text} since {item.since:%Y-%m-%d %H:%M:%S} UTC"
+            for item in fence.strategy_halts
+        ),
         f"live       {live}, edge from backtest to live {edge}",
         f"decision   {_decision_age(fence)}",
         f"orders     {fence.orders.get('accepted', 0)} accepted, {fence.open_orders} open"
         + (f"; refused: {refused}" if refused else ""),
     ]
+
+
+def opening_text(fence: FenceStatus, apply: ApplyStatus | None) -> list[str]:
+    """Name the command that lets orders pass again, for a world that is halted or frozen.
+
+    `apply` is the world's newest one.
+    """
+    world = fence.world_id
+    if fence.state == "open" and not fence.halted:
+        return []
+    if fence.halted or apply is None or apply.outcome is not None:
+        return [f"to open it `qmtl world resume {world}`"]
+    if any(step.name == "switch" for step in apply.steps):
+        return [f"to open it `qmtl up`: apply {apply.run_id} has switched, and goes on by itself"]
+    return [f"to open it `qmtl world abort {world} {apply.run_id}`: nothing is switched"]
 
 
 def data_text(fingerprints: Sequence[str], policy: Mapping[str, Any] | None, applied: str) -> str:
@@ -48,7 +67,7 @@ def activation_text(activation: Sequence[ActivationEnvelope], names: StrategyNam
     rows = [
         [
             names[item.strategy_id],
-            "active" if item.active else "off",
+            _activation_state(item),
             stage_of(item.effective_mode),
             f"{item.weight:.4g}" if item.active else "",
         ]
@@ -68,6 +87,11 @@ def activation_text(activation: Sequence[ActivationEnvelope], names: StrategyNam
 def stage_of(mode: str | None) -> str:
     """Return the stage that a mode stands for: backtest, dryrun or live."""
     return str(domain_of(mode) or mode or "")
+
+
+def _activation_state(item: ActivationEnvelope) -> str:
+    state = "active" if item.active else "off"
+    return f"{state}, halted" if item.halted else state
 
 
 def _fence_state(fence: FenceStatus) -> str:

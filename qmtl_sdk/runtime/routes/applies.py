@@ -81,19 +81,20 @@ class ApplyRoutes(Transport):
     def fence(self, world_id: str) -> FenceStatus:
         return FenceStatus.model_validate(self._call("GET", f"/worlds/{world_id}/fence"))
 
-    def halt(self, world_id: str, reason: str = "") -> FenceStatus:
-        return FenceStatus.model_validate(
-            self._call("POST", f"/worlds/{world_id}/halt", json={"reason": reason})
-        )
+    def halt(self, world_id: str, reason: str = "", strategy: str | None = None) -> FenceStatus:
+        """Halt a world, or one of its strategies."""
+        body = {"reason": reason, "strategy": strategy}
+        return FenceStatus.model_validate(self._call("POST", f"/worlds/{world_id}/halt", json=body))
 
     def halt_all(self, reason: str = "") -> list[str]:
         """Halt every world in which the token is an operator's; return their ids."""
         found: list[str] = self._call("POST", "/halt", json={"reason": reason})["worlds"]
         return found
 
-    def resume(self, world_id: str, reason: str = "") -> dict[str, Any]:
-        """Lift the halt; return what was lifted and the state of the fence."""
-        found: dict[str, Any] = self._call("POST", f"/worlds/{world_id}/resume", json={"reason": reason})
+    def resume(self, world_id: str, reason: str = "", strategy: str | None = None) -> dict[str, Any]:
+        """Lift the halt of a world, or of a strategy; return what was lifted and the state of the fence."""
+        body = {"reason": reason, "strategy": strategy}
+        found: dict[str, Any] = self._call("POST", f"/worlds/{world_id}/resume", json=body)
         return found
 
     def overrides(self, world_id: str) -> list[EdgeOverride]:

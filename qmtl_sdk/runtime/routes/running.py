@@ -1,11 +1,24 @@
 """Orders, sessions, queues and event subscriptions of running strategies."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
-from qmtl_sdk.contracts.orders import Order, OrderBatch, OrderRecord, OrderVerdict, OrderVerdicts
+from qmtl_sdk.contracts.orders import (
+    CancelRequest,
+    CancelResult,
+    Order,
+    OrderBatch,
+    OrderRecord,
+    OrderVerdict,
+    OrderVerdicts,
+    WithheldBatch,
+    WithheldOrder,
+    WithheldRecorded,
+)
 from qmtl_sdk.contracts.sessions import (
+    SESSION_HEADER,
     QueueAppend,
     QueueAppended,
     QueueInfo,
@@ -23,16 +36,43 @@ from qmtl_sdk.contracts.stream import Subscribe, Subscription
 from qmtl_sdk.runtime.routes.transport import Transport
 
 
+@dataclass(frozen=True)
+class SessionKey:
+    """What acts in a session: its id, and the secret of its grant."""
+
+    session_id: str
+    secret: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, grant: SessionGrant) -> "SessionKey":
+        """Return the key of a granted session."""
+        return cls(grant.session_id, grant.secret)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header that carries the secret."""
+        return {SESSION_HEADER: self.secret} if self.secret else {}
+
+
 class RunningRoutes(Transport):
     """Orders, sessions, queues and event subscriptions of running strategies."""
 
-    def publish_orders(self, orders: Sequence[Order], patience_s: float | None = None) -> list[OrderVerdict]:
-        """Publish orders; return one verdict each. Safe to repeat: an order id gets one verdict."""
-        return list(
-            OrderVerdicts.model_validate(
-                self._call("POST", "/orders", OrderBatch(orders=tuple(orders)), patience_s=patience_s)
-            ).verdicts
-        )
+    def publish_orders(
+        self, orders: Sequence[Order], session: SessionKey, patience_s: float | None = None
+    ) -> list[OrderVerdict]:
+        """Publish orders of one session; return one verdict each.
+
+        Safe to repeat: an order id gets one verdict.
+        """
+        batch = OrderBatch(orders=tuple(orders))
+        found = self._call("POST", "/orders", batch, headers=session.headers, patience_s=patience_s)
+        return list(OrderVerdicts.model_validate(found).verdicts)
+
+    def report_withheld(self, orders: Sequence[WithheldOrder], session: SessionKey) -> int:
+        """Report orders of one session that are not sent; return how many were new. Safe to repeat."""
+        batch = WithheldBatch(orders=tuple(orders))
+        found = self._call("POST", "/orders/withheld", batch, headers=session.headers, patience_s=0.0)
+        return WithheldRecorded.model_validate(found).recorded
 
     def orders(
         self, world_id: str, after: int = 0, limit: int = 100, reason: str | None = None
@@ -45,24 +85,32 @@ class RunningRoutes(Transport):
         }
         return TypeAdapter(list[OrderRecord]).validate_python(self._call("GET", "/orders", params=params))
 
+    def cancel_orders(self, world_id: str, request: CancelRequest) -> CancelResult:
+        """Cancel open orders of a world; safe to repeat."""
+        return CancelResult.model_validate(self._call("POST", f"/worlds/{world_id}/orders/cancel", request))
+
     def open_session(self, request: SessionOpen, patience_s: float | None = None) -> SessionGrant:
         return SessionGrant.model_validate(self._call("POST", "/sessions", request, patience_s=patience_s))
 
-    def session_heartbeat(self, session_id: str, report: SessionHeartbeat) -> SessionLease:
+    def session_heartbeat(self, session: SessionKey, report: SessionHeartbeat) -> SessionLease:
         """Send one heartbeat without retrying: the next one follows soon."""
+        path, headers = f"/sessions/{session.session_id}/heartbeat", session.headers
         return SessionLease.model_validate(
-            self._call("POST", f"/sessions/{session_id}/heartbeat", report, patience_s=0.0, timeout=10.0)
+            self._call("POST", path, report, headers=headers, patience_s=0.0, timeout=10.0)
         )
 
-    def end_session(self, session_id: str, reason: str, patience_s: float | None = None) -> SessionInfo:
+    def end_session(self, session: SessionKey, reason: str, patience_s: float | None = None) -> SessionInfo:
+        """End a session. An operator may end any session, and needs no secret."""
+        path, params = f"/sessions/{session.session_id}", {"reason": reason}
         return SessionInfo.model_validate(
-            self._call("DELETE", f"/sessions/{session_id}", params={"reason": reason}, patience_s=patience_s)
+            self._call("DELETE", path, params=params, headers=session.headers, patience_s=patience_s)
         )
 
-    def ack_session(self, session_id: str, sequence: int) -> bool:
+    def ack_session(self, session: SessionKey, sequence: int) -> bool:
         """Acknowledge a freeze or unfreeze; return whether an apply was still waiting for it."""
+        path, body = f"/sessions/{session.session_id}/ack", SessionAck(sequence=sequence)
         return SessionAcked.model_validate(
-            self._call("POST", f"/sessions/{session_id}/ack", SessionAck(sequence=sequence), patience_s=2.0)
+            self._call("POST", path, body, headers=session.headers, patience_s=2.0)
         ).in_time
 
     def sessions(self, world_id: str | None = None, ended: bool = False) -> list[SessionInfo]:

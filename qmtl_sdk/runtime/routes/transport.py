@@ -62,7 +62,7 @@ class Transport:
         """Send a request; return the decoded JSON. (Any: each route has its own type, set by its method.)"""
         if body is not None:
             options["content"] = body.model_dump_json()
-            options["headers"] = {"content-type": "application/json"}
+            options["headers"] = {**options.get("headers", {}), "content-type": "application/json"}
         response = self._send(method, path, **options)
         return response.json() if response.content else None
 

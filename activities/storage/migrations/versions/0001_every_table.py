@@ -133,11 +133,22 @@ def upgrade() -> None:
         sa.UniqueConstraint("world_id", "strategy_id"),
     )
     op.create_table(
+        "cache_hit",
+        sa.Column("reporter", AutoString(), nullable=False),
+        sa.Column("node_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("actor", AutoString(), nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("reporter", "node_id"),
+    )
+    op.create_table(
         "commit_log",
         sa.Column(
             "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
         ),
         sa.Column("idempotency_key", AutoString(), nullable=False),
+        sa.Column("actor", AutoString(), nullable=False),
         sa.Column("world_id", AutoString(), nullable=False),
         sa.Column("strategy_id", AutoString(), nullable=False),
         sa.Column("body_hash", AutoString(), nullable=False),
@@ -145,12 +156,19 @@ def upgrade() -> None:
         sa.Column("received_at", AutoString(), nullable=False),
         sa.Column("run_id", AutoString(), nullable=True),
         sa.Column("ack", sa.Text(), nullable=True),
+        sa.Column("lease_id", AutoString(), server_default="", nullable=False),
         sa.Column("refused", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("seq"),
         sa.UniqueConstraint("idempotency_key"),
     )
     with op.batch_alter_table("commit_log", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_commit_log_run_id"), ["run_id"], unique=False)
+        batch_op.create_index(
+            "commit_log_waiting",
+            ["seq"],
+            unique=False,
+            sqlite_where=sa.text("run_id IS NULL AND refused IS NULL"),
+            postgresql_where=sa.text("run_id IS NULL AND refused IS NULL"),
+        )
 
     op.create_table(
         "dead_letter",
@@ -236,8 +254,13 @@ def upgrade() -> None:
         sa.Column("allow_live", sa.Boolean(), nullable=False),
         sa.Column("live_edge", sa.Boolean(), nullable=False),
         sa.Column("fresh_until", AutoString(), nullable=False),
+        sa.Column("halt_epoch", sa.Integer(), nullable=False),
+        sa.Column("on_halt", AutoString(), nullable=False),
         sa.Column("max_orders", sa.Integer(), nullable=True),
         sa.Column("max_refused", sa.Integer(), nullable=True),
+        sa.Column("symbols", sa.Text(), nullable=False),
+        sa.Column("max_quantity", AutoString(), nullable=False),
+        sa.Column("max_notional", AutoString(), nullable=False),
         sa.Column("minute", AutoString(), nullable=False),
         sa.Column("orders", sa.Integer(), nullable=False),
         sa.Column("refused", sa.Integer(), nullable=False),
@@ -298,13 +321,30 @@ def upgrade() -> None:
         "open_order",
         sa.Column("order_id", AutoString(), nullable=False),
         sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.Column("epoch", sa.Integer(), nullable=False),
         sa.Column("accepted_at", AutoString(), nullable=False),
+        sa.Column("next_at", AutoString(), nullable=False),
+        sa.Column("state", AutoString(), nullable=False),
+        sa.Column("sent_at", AutoString(), nullable=False),
+        sa.Column("known", sa.Boolean(), nullable=False),
+        sa.Column("filled", AutoString(), nullable=False),
+        sa.Column("stop", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("order_id"),
     )
     with op.batch_alter_table("open_order", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_open_order_accepted_at"), ["accepted_at"], unique=False)
-        batch_op.create_index(batch_op.f("ix_open_order_world_id"), ["world_id"], unique=False)
+        batch_op.create_index("open_order_due", ["execution_domain", "world_id", "next_at"], unique=False)
+        batch_op.create_index("open_order_world", ["world_id", "state"], unique=False)
 
+    op.create_table(
+        "order_count",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("kind", AutoString(), nullable=False),
+        sa.Column("reason", AutoString(), nullable=False),
+        sa.Column("orders", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "kind", "reason"),
+    )
     op.create_table(
         "order_log",
         sa.Column(
@@ -325,15 +365,22 @@ def upgrade() -> None:
             "order_log_ended",
             ["ref"],
             unique=True,
-            sqlite_where=sa.text("kind IN ('filled', 'cancelled')"),
-            postgresql_where=sa.text("kind IN ('filled', 'cancelled')"),
+            sqlite_where=sa.text("kind IN ('filled', 'cancelled', 'rejected', 'expired')"),
+            postgresql_where=sa.text("kind IN ('filled', 'cancelled', 'rejected', 'expired')"),
         )
         batch_op.create_index(
             "order_log_once",
             ["ref"],
             unique=True,
-            sqlite_where=sa.text("kind IN ('accepted', 'refused')"),
-            postgresql_where=sa.text("kind IN ('accepted', 'refused')"),
+            sqlite_where=sa.text("kind IN ('accepted', 'refused', 'withheld')"),
+            postgresql_where=sa.text("kind IN ('accepted', 'refused', 'withheld')"),
+        )
+        batch_op.create_index(
+            "order_log_underway",
+            ["ref"],
+            unique=False,
+            sqlite_where=sa.text("kind IN ('sent', 'partially_filled')"),
+            postgresql_where=sa.text("kind IN ('sent', 'partially_filled')"),
         )
         batch_op.create_index("order_log_world", ["world_id", "seq"], unique=False)
 
@@ -385,6 +432,20 @@ def upgrade() -> None:
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("created_at", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("world_id", "version"),
+    )
+    op.create_table(
+        "process",
+        sa.Column("process_id", AutoString(), nullable=False),
+        sa.Column("name", AutoString(), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column("host", AutoString(), nullable=False),
+        sa.Column("state", AutoString(), nullable=False),
+        sa.Column("fault", AutoString(), nullable=False),
+        sa.Column("started_at", AutoString(), nullable=False),
+        sa.Column("since", AutoString(), nullable=False),
+        sa.Column("seen_at", AutoString(), nullable=False),
+        sa.Column("worked_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("process_id"),
     )
     op.create_table(
         "queue",
@@ -439,6 +500,7 @@ def upgrade() -> None:
         sa.Column("strategy_id", AutoString(), nullable=False),
         sa.Column("name", AutoString(), nullable=False),
         sa.Column("actor", AutoString(), nullable=False),
+        sa.Column("secret_hash", AutoString(), nullable=False),
         sa.Column("runner", AutoString(), nullable=False),
         sa.Column("host", AutoString(), nullable=False),
         sa.Column("execution_domain", AutoString(), nullable=False),
@@ -457,6 +519,15 @@ def upgrade() -> None:
         "store_identity",
         sa.Column("store_id", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("store_id"),
+    )
+    op.create_table(
+        "strategy_halt",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("reason", AutoString(), nullable=False),
+        sa.Column("since", AutoString(), nullable=False),
+        sa.Column("halted_by", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "strategy_id"),
     )
     op.create_table(
         "tag_query",

@@ -1,0 +1,105 @@
+"""Calls of one broker: in batches, and one by one where a batch fails; with the pauses after failures."""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from math import inf
+
+import structlog
+
+from activities.brokers.broker import Broker, PlacedOrder
+from activities.fence.open_orders import OpenOrder
+from activities.storage.elected import unreachable
+from qmtl_sdk.contracts.orders import OrderReport
+
+# Seconds before the first call after a failure; they double with each failure.
+_RETRY_S = 0.5
+
+# Seconds between two calls after failures at most.
+_RETRY_LIMIT_S = 30.0
+
+_log = structlog.get_logger()
+
+Call = Callable[[Sequence[PlacedOrder], datetime], list[OrderReport] | None]
+
+
+class BrokerUnavailableError(Exception):
+    """The venue cannot be reached."""
+
+
+class BrokerCalls:
+    """Calls a broker, which may raise anything: it is an extension."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.fault = ""
+        self._pause_s = _RETRY_S
+        self._next_at = 0.0
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether the venue could not be reached a moment ago, and is not asked yet."""
+        return time.monotonic() < self._next_at
+
+    def place(self, orders: Sequence[PlacedOrder], until: float) -> list[OrderReport]:
+        """Send orders, but none after `until` on the monotonic clock.
+
+        Those without a report may or may not have arrived. Raises BrokerUnavailableError.
+        """
+        return self._call(self.broker.place, orders, until)[0]
+
+    def find(self, orders: Sequence[PlacedOrder]) -> tuple[list[OrderReport], set[str]]:
+        """Look up orders. Returns reports, and the ids for which the broker failed, which is no answer.
+
+        Raises BrokerUnavailableError.
+        """
+        return self._call(self.broker.find, orders)
+
+    def cancel(self, orders: Sequence[PlacedOrder]) -> None:
+        """Ask to cancel orders. Raises BrokerUnavailableError."""
+        self._call(self.broker.cancel, orders)
+
+    def _call(
+        self, call: Call, orders: Sequence[PlacedOrder], until: float = inf
+    ) -> tuple[list[OrderReport], set[str]]:
+        size, reports, failed = max(self.broker.batch, 1), list[OrderReport](), set[str]()
+        for start in range(0, len(orders), size):
+            reports += self._batch(call, orders[start : start + size], failed, until)
+        asked = {order.order_id for order, _ in orders}
+        return [report for report in reports if report.order_id in asked], failed
+
+    def _batch(
+        self, call: Call, orders: Sequence[PlacedOrder], failed: set[str], until: float
+    ) -> list[OrderReport]:
+        if time.monotonic() > until:
+            return []
+        try:
+            reports = [OrderReport.model_validate(report) for report in call(orders, datetime.now(UTC)) or ()]
+        except Exception as error:
+            self._failed(orders, error)
+            if unreachable(error):
+                self._next_at = time.monotonic() + self._pause_s
+                self._pause_s = min(2 * self._pause_s, _RETRY_LIMIT_S)
+                raise BrokerUnavailableError from error
+            if len(orders) == 1:
+                failed.add(orders[0][0].order_id)
+                return []
+            return [report for one in orders for report in self._batch(call, [one], failed, until)]
+        self._pause_s = _RETRY_S
+        self.fault = ""
+        return reports
+
+    def _failed(self, orders: Sequence[PlacedOrder], error: Exception) -> None:
+        self.fault = f"{self.broker.name}: {type(error).__name__}"
+        _log.error(
+            "a broker failed",
+            broker=self.broker.name,
+            orders=[order.order_id for order, _ in orders[:10]],
+            count=len(orders),
+            error=repr(error),
+        )
+
+
+def placed(orders: Sequence[OpenOrder]) -> list[PlacedOrder]:
+    """Return orders in the form that brokers take."""
+    return [(order.order(), order.accepted_at) for order in orders]

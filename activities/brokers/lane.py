@@ -1,0 +1,143 @@
+"""The open orders of one world and domain: look up, send, cancel, and record.
+
+An order is written as sent before it is sent, so every order that may be at the venue is known. One without
+an answer is looked up. That the venue does not know it is no answer until `time_in_flight_s` has passed since
+the last attempt ended; then it is sent again under the same id, or cancelled.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import structlog
+
+from activities.brokers.calls import BrokerCalls, placed
+from activities.fence.open_orders import OpenOrder, SqlOpenOrders
+from qmtl_sdk.contracts.orders import OrderReport, OrderState
+
+# Seconds after the marking within which orders are sent. A process that was stopped meanwhile looks them up
+# instead: another router may have taken over and concluded that they never arrived.
+_SENT_WITHIN_S = 5.0
+
+# Seconds between two look-ups of an order: a quarter of the time since it was sent, between these.
+_LOOK_AGAIN_S = (0.05, 1.0)
+
+# Seconds after which an order that cannot be read, or for which the broker fails, is looked at again.
+_FAILED_S = 30.0
+
+# Attempts that are remembered at most; older ones then count from when they are seen again.
+_ATTEMPTS = 100_000
+
+_log = structlog.get_logger()
+
+
+class Lane:
+    """Handles the due orders of a world over one broker."""
+
+    def __init__(self, orders: SqlOpenOrders, calls: BrokerCalls) -> None:
+        self._orders = orders
+        self._calls = calls
+        # By order id: which attempt it was (`sent_at`), and when it had ended, on the monotonic clock. The
+        # attempts of an earlier router ended before this one saw them.
+        self._attempts: dict[str, tuple[str, float]] = {}
+        # When a venue that had acknowledged an order first did not know it any more.
+        self._missing: dict[str, float] = {}
+
+    def handle(self, world_id: str, orders: Sequence[OpenOrder]) -> int:
+        """Handle orders of one world. Returns how many states have changed.
+
+        Raises BrokerUnavailableError, LockHeldError.
+        """
+        good = self._readable(world_id, orders)
+        sent = [order for order in good if order.state != OrderState.ACCEPTED.value]
+        changes, unknown = self._look_up(world_id, sent) if sent else (0, [])
+        fresh = [order for order in good if order.state == OrderState.ACCEPTED.value]
+        if fresh or unknown:
+            changes += self._send(world_id, [*unknown, *fresh])
+        return changes
+
+    def _readable(self, world_id: str, orders: Sequence[OpenOrder]) -> list[OpenOrder]:
+        """Return the orders that can be read; the others are looked at again later."""
+        good, bad = [], {}
+        for order in orders:
+            try:
+                placed([order])
+            except ValueError as error:
+                bad[order.order_id] = _FAILED_S
+                _log.error("an order cannot be read", order=order.order_id, error=repr(error))
+            else:
+                good.append(order)
+        if bad:
+            self._orders.delay(world_id, bad)
+        return good
+
+    def _look_up(self, world_id: str, orders: Sequence[OpenOrder]) -> tuple[int, list[OpenOrder]]:
+        """Ask the venue for orders that were sent; return the changes, and the orders that never arrived."""
+        for order in orders:
+            if self._attempts.get(order.order_id, ("", 0.0))[0] != order.sent_at:
+                self._attempted(order)
+        stopped = [order for order in orders if order.stop]
+        if stopped:
+            self._calls.cancel(placed(stopped))
+        asked_at = time.monotonic()
+        reports, failed = self._calls.find(placed(orders))
+        answered = {report.order_id for report in reports} | failed
+        absent = [order for order in orders if order.order_id not in answered]
+        unknown = [order for order in absent if not order.known and self._has_landed(order, asked_at)]
+        lost = [order for order in absent if order.known and self._is_lost(order, asked_at)]
+        reports += map(_forgotten, lost)
+        for report in reports:
+            self._missing.pop(report.order_id, None)
+        pauses = {order.order_id: _look_again_s(order) for order in orders}
+        return self._record(world_id, reports, pauses | dict.fromkeys(failed, _FAILED_S)), unknown
+
+    def _send(self, world_id: str, orders: Sequence[OpenOrder]) -> int:
+        """Mark orders as sent, send them, and record what the venue says."""
+        until = time.monotonic() + _SENT_WITHIN_S
+        marked = self._orders.mark_sent(world_id, orders, _LOOK_AGAIN_S[0])
+        ended = len(orders) - len(marked)
+        if not marked:
+            return ended
+        try:
+            reports = self._calls.place(placed(marked), until)
+        finally:
+            for order in marked:
+                self._attempted(order)
+        return ended + max(self._record(world_id, reports, {}), 1)
+
+    def _record(self, world_id: str, reports: Sequence[OrderReport], pauses: dict[str, float]) -> int:
+        changes = self._orders.record(world_id, reports, pauses)
+        for report in reports:
+            if report.state not in ("sent", "partially_filled"):
+                self._attempts.pop(report.order_id, None)
+        return changes
+
+    def _attempted(self, order: OpenOrder) -> None:
+        """Remember that an attempt to send an order has ended by now."""
+        self._attempts[order.order_id] = (order.sent_at, time.monotonic())
+        while len(self._attempts) > _ATTEMPTS:
+            self._attempts.pop(next(iter(self._attempts)))
+
+    def _has_landed(self, order: OpenOrder, asked_at: float) -> bool:
+        """Whether nothing of an order's last attempt was still in flight when the venue was asked."""
+        return asked_at - self._attempts[order.order_id][1] > self._calls.broker.time_in_flight_s
+
+    def _is_lost(self, order: OpenOrder, asked_at: float) -> bool:
+        """Whether a venue that had acknowledged an order has not known it for as long."""
+        since = self._missing.setdefault(order.order_id, asked_at)
+        return asked_at - since > self._calls.broker.time_in_flight_s
+
+
+def _forgotten(order: OpenOrder) -> OrderReport:
+    return OrderReport(
+        order_id=order.order_id,
+        state="cancelled",
+        reason="the venue no longer knows the order; compare its fills there",
+    )
+
+
+def _look_again_s(order: OpenOrder) -> float:
+    """Return the seconds until an order is looked up again: the longer it has been open, the rarer."""
+    shortest, longest = _LOOK_AGAIN_S
+    age = (datetime.now(UTC) - datetime.fromisoformat(order.sent_at)).total_seconds()
+    return min(max(age / 4, shortest), longest)

@@ -1,0 +1,71 @@
+"""Cancel open orders: at once where they were not sent, otherwise by asking their venues."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, delete, insert, literal, select, update
+from sqlmodel import SQLModel
+
+from activities.storage.tables import FenceRow
+from activities.storage.transactions import Transaction, utc_now
+from qmtl_sdk.contracts.orders import MAX_REASON, CancelResult, OrderState
+
+_log = SQLModel.metadata.tables["order_log"]
+_open = SQLModel.metadata.tables["open_order"]
+
+# The columns of a change of an order's state, as `cancel_open` selects them.
+_COLUMNS = ("at", "world_id", "kind", "ref", "epoch", "strategy_id", "reason", "body")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which open orders of a world: all, those with these ids, or those of one strategy."""
+
+    order_ids: Sequence[str] | None = None
+    strategy_id: str = ""
+
+
+def cancel_open(
+    tx: Transaction, fence: FenceRow, reason: str, sent_too: bool, which: Selection
+) -> CancelResult:
+    """Cancel open orders of a world. The caller holds the fence.
+
+    Orders that were not sent end here. With `sent_too` the router asks the venues of the others; only a
+    venue's answer ends one that was sent. Statements for all orders at once: there may be thousands.
+    """
+    reason = reason[:MAX_REASON]
+    connection = tx.session.connection()
+    these = _open.c.world_id == fence.world_id
+    if which.order_ids is not None:
+        these &= _open.c.order_id.in_(which.order_ids)
+    if which.strategy_id:
+        these &= _open.c.strategy_id == which.strategy_id
+    unsent = these & (_open.c.state == OrderState.ACCEPTED.value)
+    connection.execute(insert(_log).from_select(_COLUMNS, _cancelled(fence, unsent, reason)))
+    ended = connection.execute(delete(_open).where(unsent)).rowcount
+    if not sent_too:
+        return CancelResult(cancelled=ended, requested=0)
+    now = utc_now()
+    asked = connection.execute(
+        update(_open).where(these & (_open.c.stop == "")).values(stop=reason, next_at=now)
+    ).rowcount
+    return CancelResult(cancelled=ended, requested=asked)
+
+
+def _cancelled(fence: FenceRow, which: ColumnElement[bool], reason: str) -> Select[Any]:
+    """Select the log's rows for orders that are cancelled before they were sent. (Any: several columns.)"""
+    return (
+        select(
+            literal(utc_now()),
+            _open.c.world_id,
+            literal(OrderState.CANCELLED.value),
+            _open.c.order_id,
+            literal(fence.epoch),
+            _open.c.strategy_id,
+            literal(reason),
+            literal(""),
+        )
+        .where(which)
+        .order_by(_open.c.accepted_at)
+    )

@@ -1,0 +1,35 @@
+"""A row of the order log: its kinds, the conditions of its partial indexes, and an order's row."""
+
+from typing import NamedTuple
+
+from sqlalchemy import text
+
+from qmtl_sdk.contracts.orders import Order, WithheldOrder
+
+ACCEPTED = "accepted"
+REFUSED = "refused"
+WITHHELD = "withheld"
+
+# The conditions of the log's partial indexes, in their exact words.
+VERDICT = text("order_log.kind IN ('accepted', 'refused', 'withheld')")
+UNDERWAY = text("order_log.kind IN ('sent', 'partially_filled')")
+ENDED = text("order_log.kind IN ('filled', 'cancelled', 'rejected', 'expired')")
+
+
+class LogLine(NamedTuple):
+    """A row of the order log: an order with its verdict. `epoch` is the world's at that moment."""
+
+    at: str
+    world_id: str
+    kind: str
+    ref: str
+    epoch: int
+    strategy_id: str
+    reason: str
+    body: str
+
+    def order(self) -> Order:
+        """Read the order. Raises ValueError where the row is not of this version."""
+        if self.kind == WITHHELD:
+            return WithheldOrder.model_validate_json(self.body).order
+        return Order.model_validate_json(self.body)

@@ -1,0 +1,263 @@
+"""Open orders: what the router reads, and how each changes its state, in a transaction that holds the fence.
+
+1. `due` lists what the router looks at now: accepted orders, and sent ones that a venue has not ended.
+2. `mark_sent` asks the fence again and writes `sent` before anything leaves, so that no order leaves unseen.
+3. `record` writes what venues report. An order that has ended stays as it is, whatever is reported later.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlmodel import SQLModel
+
+from activities.fence.log_line import ACCEPTED, VERDICT
+from activities.fence.rules import Activation, FenceState, OrderContext, refusal_before_sending
+from activities.fence.state import locked_fence
+from activities.storage.database import Database
+from activities.storage.tables import FenceRow, OpenOrderRow
+from activities.storage.transactions import Transaction, utc_now
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.orders import ENDED, REFUSALS, Order, OrderReport, OrderState
+
+# Milliseconds that the router waits for a world's fence before it goes on with other worlds.
+_LOCK_MS = 200
+
+_log = SQLModel.metadata.tables["order_log"]
+_open = SQLModel.metadata.tables[str(OpenOrderRow.__tablename__)]
+_halt = SQLModel.metadata.tables["strategy_halt"]
+_activation = SQLModel.metadata.tables["activation"]
+
+
+class OpenOrder(NamedTuple):
+    """An accepted order that has not ended. Times are ISO 8601 texts (UTC)."""
+
+    order_id: str
+    world_id: str
+    strategy_id: str
+    epoch: int
+    accepted: str
+    state: str
+    sent_at: str
+    known: bool
+    filled: str
+    stop: str
+    body: str
+
+    def order(self) -> Order:
+        """Read the order. Raises ValueError where the row is not an order of this version."""
+        return Order.model_validate_json(self.body)
+
+    @property
+    def accepted_at(self) -> datetime:
+        """When it was accepted. Raises ValueError where the row is no time."""
+        return datetime.fromisoformat(self.accepted)
+
+
+_ORDER = (
+    select(
+        _open.c.order_id,
+        _open.c.world_id,
+        _open.c.strategy_id,
+        _open.c.epoch,
+        _open.c.accepted_at,
+        _open.c.state,
+        _open.c.sent_at,
+        _open.c.known,
+        _open.c.filled,
+        _open.c.stop,
+        _log.c.body,
+    )
+    .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & VERDICT & (_log.c.kind == ACCEPTED))
+    .order_by(_open.c.next_at, _open.c.accepted_at)
+)
+_DELAY = update(_open).where(_open.c.order_id == bindparam("id")).values(next_at=bindparam("until"))
+
+
+class SqlOpenOrders:
+    """The states of accepted orders until they end."""
+
+    def __init__(self, database: Database, send_within_s: float) -> None:
+        """An order that was not sent within `send_within_s` of its acceptance expires: its price is old."""
+        self._database = database
+        self._send_within = timedelta(seconds=send_within_s)
+
+    def due(self, domain: Domain, limit: int, without: Collection[str] = ()) -> dict[str, list[OpenOrder]]:
+        """List orders of a domain that are due now by world, but for these worlds: at most about `limit`.
+
+        Each world gets its share, so that one with many orders does not hide the others.
+        """
+        now = utc_now()
+        due = (_open.c.execution_domain == domain.value) & (_open.c.next_at <= now)
+        with self._database.read() as session:
+            connection = session.connection()
+            worlds = [
+                world
+                for world in connection.execute(select(_open.c.world_id).where(due).distinct()).scalars()
+                if world not in without
+            ]
+            share = max(limit // max(len(worlds), 1), 1)
+            return {
+                world: [
+                    OpenOrder._make(row)
+                    for row in connection.execute(_ORDER.where(due, _open.c.world_id == world).limit(share))
+                ]
+                for world in worlds[:limit]
+            }
+
+    def next_due(self) -> datetime | None:
+        """Return when the next open order is due; None where there is none."""
+        with self._database.read() as session:
+            found = session.connection().execute(select(func.min(_open.c.next_at))).scalar_one()
+        return datetime.fromisoformat(found) if found else None
+
+    def mark_sent(self, world_id: str, orders: Sequence[OpenOrder], look_again_s: float) -> list[OpenOrder]:
+        """Mark orders as sent where the fence still allows it; the others are cancelled or expire.
+
+        Returns those to be sent now. Orders that never reached a venue may be marked again. Raises
+        LockHeldError where another transaction holds the fence.
+        """
+        with self._database.write("router", bookkeeping=True) as tx:
+            fence = locked_fence(tx, world_id, _LOCK_MS)
+            connection = tx.session.connection()
+            at = datetime.now(UTC)
+            activations = _activations(connection, world_id, {order.strategy_id for order in orders})
+            sent, rows = list[OpenOrder](), list[dict[str, object]]()
+            for order in _read(connection, [order.order_id for order in orders]):
+                end = self._end_before_sending(order, fence, activations.get(order.strategy_id), at)
+                if end is not None:
+                    rows.append(_line(order, fence, *end))
+                    continue
+                if order.state == OrderState.ACCEPTED.value:
+                    rows.append(_line(order, fence, OrderState.SENT, ""))
+                sent.append(order._replace(state=OrderState.SENT.value, sent_at=_text(at)))
+            self._write(tx, rows)
+            again = _text(at + timedelta(seconds=look_again_s))
+            if sent:
+                connection.execute(
+                    update(_open)
+                    .where(_open.c.order_id.in_([order.order_id for order in sent]))
+                    .values(state=OrderState.SENT.value, sent_at=_text(at), next_at=again)
+                )
+            return sent
+
+    def record(self, world_id: str, reports: Sequence[OrderReport], look_again: Mapping[str, float]) -> int:
+        """Store what a venue reports. Returns how many states have changed.
+
+        `look_again` are the seconds until the router looks at an order again, by id. Raises LockHeldError.
+        """
+        by_id = {report.order_id: report for report in reports}
+        with self._database.write("router", bookkeeping=True) as tx:
+            fence = locked_fence(tx, world_id, _LOCK_MS)
+            connection = tx.session.connection()
+            rows = list[dict[str, object]]()
+            for order in _read(connection, by_id):
+                filled = order.filled
+                report = by_id[order.order_id]
+                fill = str(report.fill.quantity) if report.fill else filled
+                if report.state in ENDED or (report.state != "sent" and fill != filled):
+                    rows.append(
+                        _line(
+                            order,
+                            fence,
+                            OrderState(report.state),
+                            report.reason,
+                            report.fill.model_dump_json() if report.fill else "",
+                        )
+                    )
+                if report.state not in ENDED and (not order.known or fill != filled):
+                    state = OrderState.PARTIALLY_FILLED if fill else OrderState.SENT
+                    connection.execute(
+                        update(_open)
+                        .where(_open.c.order_id == order.order_id)
+                        .values(state=state.value, known=True, filled=fill)
+                    )
+            self._write(tx, rows)
+            _delay(connection, look_again)
+            return len(rows)
+
+    def delay(self, world_id: str, look_again: Mapping[str, float]) -> None:
+        """Look at orders again after so many seconds, by id. Raises LockHeldError."""
+        with self._database.write("router", bookkeeping=True) as tx:
+            locked_fence(tx, world_id, _LOCK_MS)
+            _delay(tx.session.connection(), look_again)
+
+    def _end_before_sending(
+        self, order: OpenOrder, fence: FenceRow, activation: Activation | None, now: datetime
+    ) -> tuple[OrderState, str] | None:
+        """Return how an order ends that is not sent; None where it is sent."""
+        if order.stop:
+            return OrderState.CANCELLED, order.stop
+        if order.epoch < fence.halt_epoch:
+            return OrderState.CANCELLED, "the world was halted after the order was accepted"
+        context = OrderContext(order.order(), fence_state(fence), activation, None, _text(now), routed=True)
+        reason = refusal_before_sending(context)
+        if reason is not None:
+            return OrderState.CANCELLED, REFUSALS[reason]
+        if now - order.accepted_at > self._send_within:
+            return OrderState.EXPIRED, f"it was not sent within {self._send_within.total_seconds():g} s"
+        return None
+
+    @staticmethod
+    def _write(tx: Transaction, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write changes into the log, and remove the orders that have ended."""
+        if not rows:
+            return
+        connection = tx.session.connection()
+        connection.execute(insert(_log), rows)
+        ended = [row["ref"] for row in rows if row["kind"] in ENDED]
+        if ended:
+            connection.execute(delete(_open).where(_open.c.order_id.in_(ended)))
+
+
+def fence_state(row: FenceRow) -> FenceState:
+    """Read what the rules check from a fence row."""
+    return FenceState(**{name: getattr(row, name) for name in FenceState.__dataclass_fields__})
+
+
+def _read(connection: Connection, ids: Collection[str]) -> list[OpenOrder]:
+    """Read open orders under the fence's lock: a cancel may have come first."""
+    return [OpenOrder._make(row) for row in connection.execute(_ORDER.where(_open.c.order_id.in_(ids)))]
+
+
+def _activations(connection: Connection, world_id: str, strategies: set[str]) -> dict[str, Activation]:
+    these = (_activation.c.world_id == world_id) & _activation.c.strategy_id.in_(strategies)
+    halts = select(_halt.c.strategy_id).where(_halt.c.world_id == world_id)
+    halted = set(connection.execute(halts).scalars())
+    return {
+        row.strategy_id: Activation(bool(row.active), row.mode, row.strategy_id in halted)
+        for row in connection.execute(select(_activation).where(these))
+    }
+
+
+def _line(
+    order: OpenOrder, fence: FenceRow, state: OrderState, reason: str, body: str = ""
+) -> dict[str, object]:
+    """Build the log's row of a change."""
+    return {
+        "at": utc_now(),
+        "world_id": order.world_id,
+        "kind": state.value,
+        "ref": order.order_id,
+        "epoch": fence.epoch,
+        "strategy_id": order.strategy_id,
+        "reason": reason,
+        "body": body,
+    }
+
+
+def _delay(connection: Connection, look_again: Mapping[str, float]) -> None:
+    now = datetime.now(UTC)
+    if look_again:
+        connection.execute(
+            _DELAY,
+            [
+                {"id": order_id, "until": _text(now + timedelta(seconds=seconds))}
+                for order_id, seconds in sorted(look_again.items())
+            ],
+        )
+
+
+def _text(at: datetime) -> str:
+    return at.isoformat(timespec="microseconds")

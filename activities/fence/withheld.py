@@ -1,0 +1,61 @@
+"""Withheld orders: what the order gates of strategies held back, recorded in the order log with the reason.
+
+A row of the kind `withheld` answers its order id like a verdict: the id can no longer be accepted. An id that
+was accepted or refused before keeps that answer.
+"""
+
+from collections.abc import Sequence
+
+from activities.fence.log_line import WITHHELD, LogLine
+from activities.fence.proofs import OrderCaller
+from activities.fence.rows import order_rows
+from activities.sessions.sql import not_the_holder
+from activities.storage.database import Database
+from activities.storage.tables import FenceRow, SessionRow
+from activities.storage.transactions import utc_now
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.orders import Refusal, WithheldOrder
+
+
+class SqlWithheldOrders:
+    """Records withheld orders, one world in a transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._rows = order_rows(database)
+
+    def record(self, orders: Sequence[WithheldOrder], caller: OrderCaller) -> int:
+        """Record orders of one session, which may have ended. Returns how many were new.
+
+        Raises QmtlError: E_SESSION_HOLDER where the session is not the caller's, or not of the orders' world
+        and strategy; E_WORLD_UNKNOWN. Then none is recorded.
+        """
+        world_id, session_id = orders[0].order.world_id, orders[0].order.session_id
+        with self._database.write("fence", bookkeeping=True) as tx:
+            tx.lock(f"fence:{world_id}")  # so that the rows are of the epoch that they carry
+            fence = tx.session.get(FenceRow, world_id)
+            if fence is None:
+                raise QmtlError(
+                    "E_WORLD_UNKNOWN", f"there is no world {world_id!r}", "qmtl world list prints them"
+                )
+            session = tx.session.get(SessionRow, session_id)
+            if session is None or not caller.holds(session_id, session.actor, session.secret_hash):
+                raise not_the_holder(session_id)
+            its = (session_id, session.world_id, session.strategy_id)
+            now, lines = utc_now(), dict[str, LogLine]()
+            for item in orders:
+                order = item.order
+                if (order.session_id, order.world_id, order.strategy_id) != its:
+                    raise not_the_holder(order.session_id)
+                lines[order.order_id] = LogLine(
+                    now,
+                    world_id,
+                    WITHHELD,
+                    order.order_id,
+                    fence.epoch,
+                    order.strategy_id,
+                    Refusal.WITHHELD.value,
+                    item.model_dump_json(),
+                )
+            connection = tx.session.connection()
+            return len(self._rows.write(connection, [(line, "") for line in lines.values()]))

@@ -1,0 +1,102 @@
+"""What a Gateway asks Temporal for its health: whether it answers, and which workflows cannot go on.
+
+A workflow whose task keeps failing waits for ever, and nothing else reports it. Temporal's list does not say
+so (this version has no search attribute for it), so running workflows are described, a few each time.
+"""
+
+import asyncio
+from datetime import timedelta
+
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkflowExecutionRequest,
+    GetSystemInfoRequest,
+    ListWorkflowExecutionsRequest,
+)
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from workflows.options import WORKFLOW_QUEUE
+
+LIMIT_S = 2.0
+"""Seconds that Temporal has to answer."""
+
+FAILING_AFTER = 3
+"""Attempts of a workflow task from which on it counts as failing."""
+
+# Running workflows that are described in one look.
+_PAGE = 40
+
+# Failing workflows that are remembered.
+_MOST = 20
+
+# Requests to Temporal at a time.
+_AT_A_TIME = 8
+
+_RUNNING = f'ExecutionStatus = "Running" AND TaskQueue = "{WORKFLOW_QUEUE}"'
+
+
+class TemporalProbe:
+    """Asks Temporal, within `LIMIT_S` seconds each time."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._next_page = b""
+        self.failing: dict[str, str] = {}
+        """What is wrong with each workflow whose task keeps failing, by its id; `look` updates it."""
+
+    async def answers(self) -> bool:
+        """Return whether Temporal answers."""
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                await self._client.workflow_service.get_system_info(
+                    GetSystemInfoRequest(), timeout=timedelta(seconds=LIMIT_S)
+                )
+        except (RPCError, RuntimeError, TimeoutError):
+            return False
+        return True
+
+    async def look(self) -> None:
+        """Describe the workflows that failed before and the next page of the running ones.
+
+        What Temporal does not answer in time is looked at again next time.
+        """
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                found = await self._client.workflow_service.list_workflow_executions(
+                    ListWorkflowExecutionsRequest(
+                        namespace=self._client.namespace,
+                        page_size=_PAGE,
+                        next_page_token=self._next_page,
+                        query=_RUNNING,
+                    )
+                )
+                ids = dict.fromkeys(
+                    (*self.failing, *(item.execution.workflow_id for item in found.executions))
+                )
+                places = asyncio.Semaphore(_AT_A_TIME)
+                await asyncio.gather(*(self._describe(workflow_id, places) for workflow_id in ids))
+                self._next_page = found.next_page_token
+        except (RPCError, RuntimeError, TimeoutError):
+            self._next_page = b""  # a token may have become invalid
+
+    async def _describe(self, workflow_id: str, places: asyncio.Semaphore) -> None:
+        """Note whether the task of a workflow keeps failing."""
+        request = DescribeWorkflowExecutionRequest(
+            namespace=self._client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
+        )
+        async with places:
+            try:
+                found = await self._client.workflow_service.describe_workflow_execution(request)
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise
+                self.failing.pop(workflow_id, None)
+                return
+        attempt = found.pending_workflow_task.attempt if found.HasField("pending_workflow_task") else 0
+        if attempt < FAILING_AFTER:
+            self.failing.pop(workflow_id, None)
+        elif workflow_id in self.failing or len(self.failing) < _MOST:
+            self.failing[workflow_id] = (
+                f"its workflow task has failed {attempt - 1} times; see the Temporal UI"
+            )

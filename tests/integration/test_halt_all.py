@@ -1,0 +1,110 @@
+"""A halt of all worlds: none that cannot be halted stops or delays another, and each of these is named."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from activities.fence.acceptance import OrderAcceptance
+from activities.fence.halt_all import halt_all
+from activities.fence.store import SqlFenceStore
+from activities.storage.audit import SqlAudit
+from activities.storage.database import Database
+from activities.storage.tables import ActivationRow, FenceRow, WorldRow
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.orders import Refusal
+from qmtl_sdk.contracts.worlds import WorldSpec
+from tests.support.desk import Desk
+
+WORLDS = [f"w{number:03}" for number in range(200)]
+
+
+def halted(database: Database) -> dict[str, bool]:
+    store = SqlFenceStore(database)
+    return {name: bool(store.status(name).halted) for name in store.world_ids()}
+
+
+@contextmanager
+def counted_commits() -> Iterator[list[int]]:
+    """The commits of the block, as the length of the list."""
+    commits: list[int] = []
+
+    def add(_: object) -> None:
+        commits.append(1)
+
+    event.listen(Engine, "commit", add)
+    try:
+        yield commits
+    finally:
+        event.remove(Engine, "commit", add)
+
+
+def test_two_hundred_worlds_are_halted_in_one_transaction(database: Database) -> None:
+    """Each in a transaction of its own took seconds, of which the last world waited for all."""
+    store = SqlFenceStore(database)
+    for name in WORLDS:
+        store.create(WorldSpec(world=name), None, "olga")
+    store.halt(WORLDS[7], "ana", "before")
+    with counted_commits() as commits:
+        halt_all(database, WORLDS, "olga", "all of them")
+    assert len(commits) == 1
+    assert halted(database) == dict.fromkeys(WORLDS, True)
+    assert store.status(WORLDS[7]).halted == "ana: before", "the first halt stands"
+    for name in WORLDS[::20]:
+        (newest,) = SqlAudit(database).page(name, 1, 10, verify=True).entries
+        assert (newest.action, newest.actor, newest.after) == (
+            "world.halted",
+            "olga",
+            {"halted": "olga: all of them", "epoch": 2, "cancelled": 0, "requested": 0},
+        )
+
+
+def test_one_world_that_cannot_be_halted_stops_no_other(database: Database) -> None:
+    desks = {name: Desk(database, name) for name in ("a", "b", "c", "d")}
+    desks["d"].apply("dryrun")
+    with database.write("test", bookkeeping=True) as tx:
+        tx.session.delete(tx.session.get_one(FenceRow, "a"))
+        activation = tx.session.get_one(ActivationRow, ("b", "strategy:b0"))
+        activation.body = "not JSON"
+    with pytest.raises(QmtlError, match=r"2 of 4 worlds could not be halted: a, b; .*E_HALT_INCOMPLETE"):
+        halt_all(database, list(desks), "olga", "all of them")
+    assert halted(database) == {"b": False, "c": True, "d": True}
+    order = desks["d"].order(desks["d"].session(), desks["d"].epoch)
+    assert OrderAcceptance(database).publish([order], desks["d"].caller)[0].reason is Refusal.HALTED
+
+
+def test_one_world_whose_rows_cannot_be_written_stops_no_other(database: Database) -> None:
+    """Here the whole transaction fails, not only what is read of one world."""
+    for name in WORLDS[:9]:
+        SqlFenceStore(database).create(WorldSpec(world=name), None, "olga")
+    with database.write("test", bookkeeping=True) as tx:
+        world = tx.session.get_one(WorldRow, WORLDS[3])
+        world.activation_sequence = 2**31 - 1 if "postgres" in type(database).__module__ else 2**63 - 1
+    with pytest.raises(QmtlError, match=rf"1 of 9 worlds could not be halted: {WORLDS[3]}; "):
+        halt_all(database, WORLDS[:9], "olga", "")
+    assert halted(database) == {name: name != WORLDS[3] for name in WORLDS[:9]}
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+@pytest.mark.parametrize("held", ["fence", "row"])
+def test_a_world_that_is_held_delays_no_other(database: Database, held: str) -> None:
+    """The wait had no end. SQLite has one writer, and no world that is held alone."""
+    names = WORLDS[:20]
+    for name in names:
+        SqlFenceStore(database).create(WorldSpec(world=name), None, "olga")
+    with database.write("test", bookkeeping=True) as tx:
+        if held == "fence":
+            tx.lock(f"fence:{names[0]}")
+        else:
+            tx.session.connection().execute(
+                text("SELECT * FROM world WHERE world_id = :name FOR UPDATE"), {"name": names[0]}
+            )
+        began = time.monotonic()
+        with pytest.raises(QmtlError, match=rf"1 of 20 worlds could not be halted: {names[0]}; .*lock"):
+            halt_all(database, names, "olga", "")
+        assert time.monotonic() - began < 10, "a limit against hanging, not a measurement"
+        assert halted(database) == {name: name != names[0] for name in names}
+    halt_all(database, names, "olga", "")
+    assert halted(database) == dict.fromkeys(names, True)

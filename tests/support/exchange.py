@@ -1,0 +1,128 @@
+"""A stand-in for an exchange, as unkind as real ones.
+
+It lives outside the router, and knows orders by their ids.
+
+Some calls are cut although their order arrives, at once or while it was in flight, or never. Orders fill in
+parts, rest, or are rejected. It keeps everything that it was told, so that a test compares it with the log.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+from activities.brokers.broker import PlacedOrder
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.orders import Fill, Order, OrderReport
+
+State = Literal["sent", "partially_filled", "filled", "cancelled", "rejected"]
+
+
+@dataclass
+class Resting:
+    """An order at the exchange, which does not know it before `arrives` on the monotonic clock."""
+
+    order: Order
+    arrives: float
+    placed_at: datetime
+    state: State = "sent"
+    filled: Decimal = Decimal(0)
+    ended_at: datetime | None = None
+    looks: int = 0
+
+
+@dataclass
+class Exchange:
+    """What the exchange has. Each restarted router opens an `ExchangeBroker` over the same one."""
+
+    seed: int
+    in_flight_s: float = 0.2
+    unkind: bool = True
+    orders: dict[str, Resting] = field(default_factory=dict)
+    doubled: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.lock = threading.Lock()
+
+    def known(self, order_id: str) -> Resting | None:
+        """The order, once it has arrived."""
+        found = self.orders.get(order_id)
+        return found if found is not None and found.arrives <= time.monotonic() else None
+
+    def place(self, order: Order, now: datetime, after_s: float = 0.0) -> None:
+        """Take an order, once for each id; one whose content differs is a second order under that id."""
+        there = self.orders.get(order.order_id)
+        if there is not None:
+            if there.order != order:
+                self.doubled.append(order.order_id)
+            there.arrives = min(there.arrives, time.monotonic() + after_s)
+            return
+        self.orders[order.order_id] = Resting(order, time.monotonic() + after_s, now)
+
+
+class ExchangeBroker:
+    """A broker over an exchange."""
+
+    name = "exchange"
+    batch = 20
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.time_in_flight_s = exchange.in_flight_s
+
+    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        """Place orders. Half of the calls are unkind."""
+        exchange = self._exchange
+        with exchange.lock:
+            luck = exchange.rng.random() if exchange.unkind else 1.0
+            for order, _ in orders:
+                if luck < 0.1:
+                    continue  # cut, and it never arrives
+                late = exchange.rng.random() * exchange.in_flight_s if luck < 0.3 else 0.0
+                exchange.place(order, now, late)
+            if luck < 0.5:
+                raise QmtlError("E_UNAVAILABLE", "the connection was cut")
+            return self._reports(orders, now)
+
+    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        """Look up orders. A look at one that is open may fill a part of it."""
+        exchange = self._exchange
+        with exchange.lock:
+            if exchange.unkind and exchange.rng.random() < 0.1:
+                raise QmtlError("E_UNAVAILABLE", "the connection was cut")
+            return self._reports(orders, now)
+
+    def cancel(self, orders: Sequence[PlacedOrder], now: datetime) -> None:
+        """Cancel open orders; what it does not know is not remembered."""
+        with self._exchange.lock:
+            for order, _ in orders:
+                found = self._exchange.known(order.order_id)
+                if found is not None and found.ended_at is None:
+                    found.state, found.ended_at = "cancelled", now
+
+    def _reports(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        known = [self._exchange.known(order.order_id) for order, _ in orders]
+        return [self._report(found, now) for found in known if found is not None]
+
+    def _report(self, found: Resting, now: datetime) -> OrderReport:
+        if found.ended_at is None:
+            self._trade(found, now)
+        fill = None
+        if found.filled:
+            fill = Fill(quantity=found.filled, price=found.order.reference_price, venue=self.name)
+        return OrderReport(order_id=found.order.order_id, state=found.state, fill=fill)
+
+    def _trade(self, found: Resting, now: datetime) -> None:
+        found.looks += 1
+        luck = self._exchange.rng.random()
+        if found.looks == 1 and luck < 0.05:
+            found.state, found.ended_at = "rejected", now
+        elif luck < 0.3 and not found.filled:
+            found.state, found.filled = "partially_filled", found.order.quantity / 2
+        elif luck < 0.6:
+            found.state, found.filled, found.ended_at = "filled", found.order.quantity, now

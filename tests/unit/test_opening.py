@@ -1,0 +1,56 @@
+"""The status of a closed world names one command that lets orders pass again."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from api.cli.text.status import opening_text
+from qmtl_sdk.contracts.applies import ApplyStatus, FenceStatus, StepRecord
+from qmtl_sdk.contracts.plans import ApplyPlan
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def fence(state: str, halted: str = "") -> FenceStatus:
+    return FenceStatus.model_validate(
+        {
+            "world_id": "w",
+            "epoch": 2,
+            "state": state,
+            "held_by": "" if state == "open" else "run-1",
+            "halted": halted,
+            "allow_live": False,
+            "live_edge": False,
+        }
+    )
+
+
+def apply(*steps: str, outcome: str | None = None) -> ApplyStatus:
+    return ApplyStatus.model_construct(
+        world_id="w",
+        run_id="run-1",
+        outcome=outcome,
+        steps=tuple(StepRecord.model_validate({"name": step, "started": NOW}) for step in steps),
+        plan=ApplyPlan.model_construct(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "newest", "command"),
+    [
+        (fence("frozen"), apply("freeze"), "qmtl world abort w run-1"),
+        (fence("draining"), apply("freeze", "drain"), "qmtl world abort w run-1"),
+        (fence("draining"), apply("freeze", "drain", "switch"), "qmtl up"),
+        (fence("draining"), apply("freeze", "drain", "restore", outcome="frozen"), "qmtl world resume w"),
+        (fence("open", "by an operator"), None, "qmtl world resume w"),
+    ],
+)
+def test_a_closed_world_names_the_command_that_opens_it(
+    found: FenceStatus, newest: ApplyStatus | None, command: str
+) -> None:
+    (line,) = opening_text(found, newest)
+    assert f"`{command}`" in line
+
+
+def test_an_open_world_names_none() -> None:
+    assert opening_text(fence("open"), apply(outcome="completed")) == []
