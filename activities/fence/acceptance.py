@@ -30,7 +30,7 @@ from activities.fence.rows import FenceHeldError, FenceSnapshot, order_rows
 from activities.fence.rules import BreakerCount, FenceState, OrderContext, refusal
 from activities.storage.database import Database
 from activities.storage.tables import FenceRow
-from activities.storage.transactions import Transaction, utc_before, utc_now
+from activities.storage.transactions import Transaction, utc_before, utc_now, utc_text
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Order, OrderVerdict, Refusal
 
@@ -177,7 +177,7 @@ class OrderAcceptance:
             kind, why = (REFUSED, reason.value) if reason else (ACCEPTED, "")
             lines[order.order_id] = LogLine(
                 # A microsecond apart, so that the router sends a caller's orders in the caller's order.
-                (at + timedelta(microseconds=number)).isoformat(timespec="microseconds"),
+                utc_text(at + timedelta(microseconds=number)),
                 order.world_id,
                 kind,
                 order.order_id,

@@ -17,7 +17,7 @@ from activities.fence.rules import Activation, FenceState, OrderContext, refusal
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.tables import FenceRow, OpenOrderRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import Transaction, utc_now, utc_text
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import ENDED, REFUSALS, Order, OrderReport, OrderState
 
@@ -131,14 +131,14 @@ class SqlOpenOrders:
                     continue
                 if order.state == OrderState.ACCEPTED.value:
                     rows.append(_line(order, fence, OrderState.SENT, ""))
-                sent.append(order._replace(state=OrderState.SENT.value, sent_at=_text(at)))
+                sent.append(order._replace(state=OrderState.SENT.value, sent_at=utc_text(at)))
             self._write(tx, rows)
-            again = _text(at + timedelta(seconds=look_again_s))
+            again = utc_text(at + timedelta(seconds=look_again_s))
             if sent:
                 connection.execute(
                     update(_open)
                     .where(_open.c.order_id.in_([order.order_id for order in sent]))
-                    .values(state=OrderState.SENT.value, sent_at=_text(at), next_at=again)
+                    .values(state=OrderState.SENT.value, sent_at=utc_text(at), next_at=again)
                 )
             return sent
 
@@ -191,7 +191,9 @@ class SqlOpenOrders:
             return OrderState.CANCELLED, order.stop
         if order.epoch < fence.halt_epoch:
             return OrderState.CANCELLED, "the world was halted after the order was accepted"
-        context = OrderContext(order.order(), fence_state(fence), activation, None, _text(now), routed=True)
+        context = OrderContext(
+            order.order(), fence_state(fence), activation, None, utc_text(now), routed=True
+        )
         reason = refusal_before_sending(context)
         if reason is not None:
             return OrderState.CANCELLED, REFUSALS[reason]
@@ -253,11 +255,7 @@ def _delay(connection: Connection, look_again: Mapping[str, float]) -> None:
         connection.execute(
             _DELAY,
             [
-                {"id": order_id, "until": _text(now + timedelta(seconds=seconds))}
+                {"id": order_id, "until": utc_text(now + timedelta(seconds=seconds))}
                 for order_id, seconds in sorted(look_again.items())
             ],
         )
-
-
-def _text(at: datetime) -> str:
-    return at.isoformat(timespec="microseconds")

@@ -33,14 +33,19 @@ _LOCKED_HEAD = (
 )
 
 
+def utc_text(moment: datetime) -> str:
+    """Return a time of UTC in the form that every table stores."""
+    return moment.isoformat(timespec="microseconds")
+
+
 def utc_now() -> str:
-    """Return the time in the form that every table stores."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+    """Return the time now, in the same form."""
+    return utc_text(datetime.now(UTC))
 
 
 def utc_before(age: timedelta) -> str:
     """Return the time before now by `age`, in the same form."""
-    return (datetime.now(UTC) - age).isoformat(timespec="microseconds")
+    return utc_text(datetime.now(UTC) - age)
 
 
 class LockHeldError(Exception):
