@@ -147,7 +147,6 @@ def create_app(config: Settings) -> FastAPI:
         limit=config.gateway.max_body_bytes,
         artifact_limit=config.gateway.max_artifact_bytes,
     )
-    app.add_middleware(OrderEntry, rate=app.state.limit, limit=config.gateway.max_body_bytes)
     problems.document(app)
     check_table(ROUTERS)
     for router in ROUTERS:
@@ -248,7 +247,7 @@ def main() -> None:
         config.require_profile()
         app = create_app(config)
         uvicorn.run(
-            app,
+            OrderEntry(app, app.state, config.gateway.max_body_bytes),
             host=config.gateway.host,
             port=config.gateway.port,
             log_level="warning",

@@ -14,11 +14,11 @@ whatever is wrong with a request is found and said in one place.
 """
 
 from pydantic import ValidationError
+from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from activities.fence.proofs import OrderCaller
-from api.auth.limits import RateLimit
-from api.problems import problem
+from api.problems import failed, problem
 from api.routes.orders import send_orders
 from api.state import GatewayState
 from qmtl_sdk.contracts.access import Caller, Role
@@ -33,19 +33,19 @@ _SECRET = SESSION_HEADER.lower().encode()
 
 
 class OrderEntry:
-    """Middleware that answers good orders, and passes everything else on."""
+    """Answers good orders in front of the application, and passes everything else on to it."""
 
-    def __init__(self, app: ASGIApp, rate: RateLimit, limit: int) -> None:
-        """Take the limit of a body in bytes."""
+    def __init__(self, app: ASGIApp, state: State, limit: int) -> None:
+        """Take the application's state (`limit`, and `gateway` once it runs), and a body's limit in bytes."""
         self._app = app
-        self._rate = rate
+        self._state = state
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
         if scope["type"] != "http" or scope["path"] != "/orders" or scope["method"] != "POST":
             return await self._app(scope, receive, send)
-        state: GatewayState = scope["app"].state.gateway
+        state: GatewayState = self._state.gateway
         headers = dict(scope["headers"])
         caller = self._caller(state, headers)
         secret = headers.get(_SECRET, b"").decode("latin-1")
@@ -53,13 +53,15 @@ class OrderEntry:
         if caller is None or doubled or len(secret) > MAX_SECRET or not self._declares_json(headers):
             return await self._app(scope, receive, send)
         try:
-            self._rate.take(caller.subject)
+            self._state.limit.take(caller.subject)
             messages, body = await _read(receive)
             answer = await _decide(state, caller, secret, body)
         except QmtlError as error:
             return await problem(error)(scope, receive, send)
+        except Exception as error:  # nothing behind this would answer
+            return await failed(scope["path"], error)(scope, receive, send)
         if answer is None:
-            self._rate.give_back(caller.subject)  # the route takes it again
+            self._state.limit.give_back(caller.subject)  # the route takes it again
             return await self._app(scope, _again(messages, receive), send)
         size = str(len(answer)).encode()
         start = [(b"content-length", size), (b"content-type", b"application/json")]

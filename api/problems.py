@@ -57,6 +57,12 @@ def problem(error: QmtlError) -> JSONResponse:
     return JSONResponse(body.model_dump(mode="json"), error.status, headers, media_type=MEDIA_TYPE)
 
 
+def failed(path: str, error: Exception) -> JSONResponse:
+    """Log an error of the Gateway itself, and return what its caller is told of it."""
+    _log.error("a request failed", path=path, exc_info=error)
+    return problem(QmtlError("E_INTERNAL", "the Gateway failed", "its log has the error; please report it"))
+
+
 def install(app: FastAPI) -> None:
     """Handle every error of a request: QMTL's own, invalid bodies, HTTP errors, and bugs."""
 
@@ -98,10 +104,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
-        _log.error("a request failed", path=request.url.path, exc_info=error)
-        return problem(
-            QmtlError("E_INTERNAL", "the Gateway failed", "its log has the error; please report it")
-        )
+        return failed(request.url.path, error)
 
 
 def document(app: FastAPI) -> None:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jwt
 from sqlalchemy import create_engine, text
 
@@ -28,10 +29,23 @@ from activities.fence.acceptance import OrderAcceptance
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from benchmarks.publishers import PUBLISHERS
+from qmtl_sdk.contracts.orders import Order
+from temporal.server import free_port
 from tests.support.desk import Desk, new_order_id
-from tests.support.machine import Machine
+from tests.support.machine import Machine, wait_for
 
 SECONDS = 5.0
+_STRATEGY = "strategy:" + "1" * 32
+_ORDER = {
+    "order_id": new_order_id("w", _STRATEGY),
+    "world_id": "w",
+    "strategy_id": _STRATEGY,
+    "execution_domain": "dryrun",
+    "epoch": 1,
+    "symbol": "AAPL",
+    "side": "buy",
+    "quantity": "1",
+}
 LIMITS = {"store_per_s": 3000, "http_per_s": 1500, "p99_ms": 50, "freeze_p95_ms": 20}
 
 
@@ -39,10 +53,14 @@ def run() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, postgres(Path(folder) / "pg") as server:
         for backend, dsn in (("sqlite", f"sqlite:///{folder}/store.db"), ("postgres", server("store"))):
             yield from store(backend, dsn)
+        empty = empty_route()
+        yield {"workload": "http", "peer": "empty FastAPI route", "orders_a_request": 1, **empty}
         for backend, dsn in (("sqlite", None), ("postgres", server("http"))):
             home = Path(folder) / f"machine-{backend}"
             home.mkdir()
-            yield from over_http(backend, home, dsn)
+            for line in over_http(backend, home, dsn):
+                share = round(line["accepted_per_s"] / empty["accepted_per_s"], 2)
+                yield line | ({"ratio_empty_route": share} if line["orders_a_request"] == 1 else {})
 
 
 @contextmanager
@@ -208,18 +226,43 @@ def over_http(backend: str, home: Path, dsn: str | None) -> Iterator[dict[str, A
         finally:
             database.close()
         for together in (10, 1):
-            command = [sys.executable, "-m", "benchmarks.publishers", machine.url, machine.token()]
-            command += [secret, order, str(together), str(SECONDS)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            found = json.loads(done.stdout)
             yield {
                 "workload": "http",
                 "peer": backend,
                 "orders_a_request": together,
-                **figures(found["accepted"], found["seconds"], found["waits"], LIMITS["http_per_s"]),
+                **published(machine.url, machine.token(), secret, order, together),
             }
     finally:
         machine.close()
+
+
+def empty_route() -> dict[str, Any]:
+    """What the same publishers reach at a route that does nothing."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    order = json.dumps(Order.model_validate(_ORDER).json_dict())
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.empty_route", str(port)]) as server:
+        try:
+            wait_for(lambda: answers(f"{url}/ready"), "empty route")
+            return published(url, "x" * 600, "y" * 43, order, 1)
+        finally:
+            server.terminate()
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers there."""
+    try:
+        return httpx.get(url, trust_env=False, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def published(url: str, token: str, secret: str, order: str, together: int) -> dict[str, Any]:
+    """The figures of publishers in a process of their own."""
+    command = [sys.executable, "-m", "benchmarks.publishers", url, token, secret, order]
+    command += [str(together), str(SECONDS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    found = json.loads(done.stdout)
+    return figures(found["accepted"], found["seconds"], found["waits"], LIMITS["http_per_s"])
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ class SigningKey(Model):
         """The key that verifies."""
         return self.private.public_key()
 
+    @property
+    def accepted(self) -> bool:
+        """Whether its signatures are accepted now."""
+        return self.retires_at is None or self.retires_at > datetime.now(UTC)
+
     def jwk(self) -> dict[str, Any]:
         """Return the public key as a JSON Web Key (RFC 8037). (Any: JSON.)"""
         raw = base64.urlsafe_b64encode(self.public.public_bytes_raw()).rstrip(b"=").decode()
@@ -71,16 +76,15 @@ class KeyRing:
 
     def accepted(self) -> list[SigningKey]:
         """Return the keys whose signatures are accepted now."""
-        now = datetime.now(UTC)
-        return [key for key in self._current() if key.retires_at is None or key.retires_at > now]
+        return [key for key in self._current() if key.accepted]
 
     def find(self, kid: str) -> SigningKey | None:
         """Return the accepted key of an id; None where there is none."""
-        found = next((key for key in self.accepted() if key.kid == kid), None)
-        if found is None:  # another process may have made it just now
-            self._looked_at = float("-inf")
-            found = next((key for key in self.accepted() if key.kid == kid), None)
-        return found
+        for key in self._current():  # each request asks: no list is made of them
+            if key.kid == kid and key.accepted:
+                return key
+        self._looked_at = float("-inf")  # another process may have made it just now
+        return next((key for key in self.accepted() if key.kid == kid), None)
 
     def rotate(self, overlap: timedelta) -> SigningKey:
         """Sign with a new key from now on; accept the others for `overlap` at most."""

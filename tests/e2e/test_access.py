@@ -41,7 +41,7 @@ from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.support.desk import new_order_id
-from tests.support.machine import Machine
+from tests.support.machine import Machine, wait_for
 from tests.support.strategies import Trend
 from tests.support.worlds import POLICY, world
 
@@ -302,6 +302,10 @@ def asked(place: Place, token: str | None, method: str, path: str, **headers: st
         params=request["params"],
         headers={**auth, **headers},
     )
+
+
+def answered(place: Place, token: str) -> int:
+    return asked(place, token, "GET", "/worlds/{world_id}").status_code
 
 
 def refused(response: httpx.Response, code: str, what: object) -> None:
@@ -593,10 +597,12 @@ def test_after_a_rotation_old_tokens_are_good_for_the_overlap_and_no_longer(plac
     os.rename(path, kept)
     os.rename(aside, path)
     try:
+        # A Gateway looks at the file again within LOOK_S.
+        wait_for(lambda: answered(place, old) != 200, "end of the overlap", 5)
         refused(asked(place, old, "GET", "/worlds/{world_id}"), "E_TOKEN_KEY", "after the overlap")
     finally:
         os.rename(kept, path)
-    assert asked(place, old, "GET", "/worlds/{world_id}").status_code == 200
+    wait_for(lambda: answered(place, old) == 200, "return of the key", 5)
 
 
 def test_the_public_keys_verify_what_is_signed_and_hold_no_secret(place: Place) -> None:

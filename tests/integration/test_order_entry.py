@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from starlette.datastructures import State
 from starlette.types import Message, Receive, Scope, Send
 
 from activities.access.sql import SqlTokenStore
@@ -91,9 +92,9 @@ class Gateway:
             "method": "POST",
             "path": "/orders",
             "headers": [(name.encode(), value.encode()) for name, value in with_defaults.items() if value],
-            "app": SimpleNamespace(state=SimpleNamespace(gateway=state)),
         }
-        await OrderEntry(self.route, self.rate, LIMIT)(scope, receive, send)
+        application = State({"gateway": state, "limit": self.rate})
+        await OrderEntry(self.route, application, LIMIT)(scope, receive, send)
         if not sent:
             return None
         answer = b"".join(message.get("body", b"") for message in sent)
@@ -185,6 +186,19 @@ def test_a_revoked_token_sends_no_order(gateway: Gateway) -> None:
         orders = OrderBatch.model_validate_json(body).orders
         (verdict,) = gateway.acceptance.publish(orders, gateway.desk.caller)
         assert verdict.accepted, "the id is free: the revoked token's order left no row"
+
+    asyncio.run(run())
+
+
+def test_a_fault_of_the_gateway_is_answered_as_the_route_answers_one(gateway: Gateway) -> None:
+    """No handler of the application lies around the short way."""
+
+    async def run() -> None:
+        await gateway.known()
+        gateway.acceptance.submit = lambda *_: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+        answer = await gateway.post(gateway.body())
+        assert answer is not None
+        assert (answer["status"], answer["code"]) == (500, "E_INTERNAL")
 
     asyncio.run(run())
 
