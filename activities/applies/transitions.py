@@ -94,9 +94,9 @@ def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
             f"world {row.world_id} does not allow live any more",
             "an operator allows it with: qmtl world allow-live W",
         )
-    _set_allocations(tx, world, {change.strategy_id: change.after for change in plan.changes}, row.run_id)
-    for change in plan.changes:
+    for change in plan.changes:  # first: it locks the graph, which an admission locks before the audit chain
         _bind_queues(tx, row.world_id, change)
+    _set_allocations(tx, world, {change.strategy_id: change.after for change in plan.changes}, row.run_id)
     edge = "opened" if plan.live_edge_after else "closed"
     set_live_edge(tx, fence, plan.live_edge_after, f"{edge} by {row.run_id}")
     pin_fingerprint(tx, world, plan.fingerprint_after)

@@ -1,12 +1,21 @@
 """The steps of an apply, and approvals, on a real database."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from sqlalchemy import text
 
 from activities.messages.apply import DirectApproval
 from activities.storage.database import Database
+from activities.storage.postgres import PostgresDatabase
+from activities.storage.transactions import RecordedChange
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.worlds import WorldUpdate
+from qmtl_sdk.nodes.strategy import BuiltStrategy
+from tests.support.admissions import diff
 from tests.support.desk import Desk
+from tests.support.machine import wait_for
+from tests.support.strategies import Trend
 
 
 def test_a_switch_that_was_refused_is_not_done_after_its_world_was_restored(database: Database) -> None:
@@ -69,3 +78,27 @@ def test_a_direct_signal_with_a_null_character_is_stored_without_it(database: Da
     assert (stored.actor, stored.reason, stored.via) == ("ana", "no", "direct")
     assert desk.approvals.record_direct(signal) == stored
     assert desk.approvals.read(desk.world, signal.run_id) == (stored,)
+
+
+def test_a_switch_beside_an_admission_of_its_world_locks_in_the_same_order(database: Database) -> None:
+    """Both lock the graph and the world's audit chain. In two orders, the database would end one of them."""
+    desk = Desk(database)
+    dag = BuiltStrategy(Trend("KO")).dag
+    desk.strategies.append(dag.strategy_id)
+    diff(database, "r", desk.world, "Trend", dag)
+    desk.evidence(dag.strategy_id)
+    desk.decide()
+    run = desk.request("dryrun")
+    desk.steps.freeze(desk.world, run)
+    desk.steps.drain(desk.world, run)
+    with ThreadPoolExecutor(1) as pool:
+        with database.write("admission") as tx:
+            tx.lock("graph")
+            switched = pool.submit(desk.steps.switch, desk.world, run)
+            if isinstance(database, PostgresDatabase):
+                waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'")
+                with database._engine.connect() as other:
+                    wait_for(lambda: other.execute(waiting).scalar_one() > 0, "wait of the switch")
+            tx.record(RecordedChange("graph.diff", desk.world, "admitted"))
+        switched.result(30)
+    assert [item.effective_mode for item in desk.fence.activations(desk.world)] == ["paper"] * 2
