@@ -31,6 +31,7 @@ from api.auth.tokens import Tokens
 from api.health import HealthCheck
 from api.loops import LoopSupervisor
 from api.order_entry import OrderEntry
+from api.request_head import BoundedHead
 from api.routes import (
     applies,
     cancel,
@@ -253,6 +254,7 @@ def main() -> None:
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=SHUTDOWN_S,
+            http=BoundedHead,
             ws="websockets-sansio",
             ws_max_size=MAX_FRAME,
             ws_per_message_deflate=False,

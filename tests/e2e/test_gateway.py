@@ -1,5 +1,7 @@
 """Bad input at the Gateway: a stable code, one clear line, and nothing half done."""
 
+import select
+import socket
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -87,6 +89,34 @@ def test_a_node_without_identity_fields_is_refused(http: httpx.Client) -> None:
     node = next(node for node in found["dag"]["nodes"] if node["node_type"] == "Node")
     node["code_hash"] = ""
     refused(http.post("/strategies", json=found), "E_NODE_ID_FIELDS")
+
+
+@pytest.mark.parametrize("part", ["x" * 10_000, "x: y\r\n" * 2_000], ids=["a header", "headers"])
+def test_a_head_without_an_end_is_refused(machine: Machine, part: str) -> None:
+    sent = b"GET /worlds HTTP/1.1\r\nhost: x\r\nlong: "
+    with socket.create_connection(("127.0.0.1", machine.port), timeout=30) as connection:
+        try:
+            for _ in range(1_000):
+                connection.sendall(sent)
+                sent = part.encode()
+                if select.select([connection], [], [], 0)[0]:
+                    break
+            answer = connection.recv(1000)
+        except ConnectionError:  # it has closed, and the answer is lost with what lay unread there
+            answer = b""
+    assert not answer or answer.startswith(b"HTTP/1.1 400 "), answer
+
+
+def test_a_head_in_parts_and_one_after_a_body_are_read(machine: Machine) -> None:
+    head = f"GET /health HTTP/1.1\r\nhost: x\r\nlong: {'x' * 40_000}\r\n\r\n".encode()
+    post = b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n" + b"x" * 200_000
+    with socket.create_connection(("127.0.0.1", machine.port), timeout=30) as connection:
+        connection.sendall(post + head[:20_000])
+        connection.sendall(head[20_000:])
+        answers = b""
+        while answers.count(b"HTTP/1.1 ") < 2 or b'"status"' not in answers.partition(b"HTTP/1.1 200")[2]:
+            answers += (part := connection.recv(65_536))
+            assert part, answers
 
 
 def test_bytes_that_are_no_body(http: httpx.Client) -> None:
