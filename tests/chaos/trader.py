@@ -1,17 +1,23 @@
 """A runner that does nothing but trade, in a process of its own, which may be killed.
 
 Half of what it sends goes through the SDK's gate; the other half is rude: under epochs of before, in another
-domain, for a session that has ended, while the gate is closed. Whatever it is told it writes down.
+domain, for a session that has ended, while the gate is closed. Whatever it is told it writes down. With two
+Gateways, it goes to the other one when one does not answer, and now and then sends orders to both.
 """
 
+import itertools
 import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD
@@ -25,8 +31,16 @@ from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher
 from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.stream import StreamClient
+from tests.support.order_checker import UNANSWERED
 
 NONE = SessionKey("")
+
+# Seconds without an answer after which orders count as unanswered: a Gateway that was killed fails at once,
+# and one that waits for a fence says so within 10 s.
+UNANSWERED_S = 30.0
+
+# How many of the rude requests go to both Gateways at once.
+TO_BOTH = 0.2
 
 
 @dataclass
@@ -39,9 +53,48 @@ class Life:
     domain: str = "dryrun"
 
 
+class AnyGateway(GatewayClient):
+    """A client of several Gateways: it goes on with the next one when one does not answer.
+
+    `unanswered` gets the orders of a request that was not answered within `UNANSWERED_S`.
+    """
+
+    def __init__(self, urls: Sequence[str], token: str, unanswered: Callable[[Order], None]) -> None:
+        super().__init__(urls[0], token, away_limit_s=0.0, answer_limit_s=UNANSWERED_S)
+        others = [GatewayClient(url, token, answer_limit_s=UNANSWERED_S)._http for url in urls[1:]]
+        self._all = itertools.cycle([*others, self._http])
+        self._unanswered = unanswered
+
+    def _send(
+        self, method: str, path: str, patience_s: float | None = None, **options: Any
+    ) -> httpx.Response:
+        try:
+            return super()._send(method, path, patience_s, **options)
+        except QmtlError as error:
+            if error.code == "E_UNAVAILABLE":
+                self._http = next(self._all)
+            raise
+
+    def publish_orders(
+        self, orders: Sequence[Order], session: SessionKey, patience_s: float | None = None
+    ) -> list[OrderVerdict]:
+        began = time.monotonic()
+        try:
+            return super().publish_orders(orders, session, patience_s)
+        except QmtlError:
+            if time.monotonic() - began >= UNANSWERED_S:
+                for order in orders:
+                    self._unanswered(order)
+            raise
+
+
 class Trader:
-    def __init__(self, url: str, token: str, world: str, strategy: str, seed: int, diary: Path) -> None:
-        self._client = GatewayClient(url, token, away_limit_s=0.0)
+    def __init__(
+        self, urls: list[str], token: str, world: str, strategy: str, seed: int, diary: Path
+    ) -> None:
+        self._client = AnyGateway(urls, token, self._unanswered)
+        self._both = [AnyGateway([url], token, self._unanswered) for url in urls]
+        self._threads = ThreadPoolExecutor(len(urls), "both")
         self._world = world
         self._strategy = strategy
         self._rng = random.Random(seed)
@@ -50,14 +103,14 @@ class Trader:
         self._n = 0
         self._life = Life()
         self._stream = StreamClient(
-            [GatewayClient(url, token, away_limit_s=0.0)],
+            [GatewayClient(url, token, away_limit_s=0.0) for url in urls],
             Subscribe(world_id=world, strategy_id=strategy),
             self._hear,
         )
         self._manager = ActivationManager(self._stream, world, strategy)
         self._gate = OrderGate(self._manager)
         self._publisher = OrderPublisher(
-            GatewayClient(url, token, away_limit_s=0.0),
+            AnyGateway(urls, token, self._unanswered),
             self._gate,
             world,
             strategy,
@@ -154,13 +207,29 @@ class Trader:
         for session in (self._life.session, self._life.ended, self._life.shadow):
             mine = [order for order in orders if order.session_id == session.session_id]
             if session.session_id and mine:
-                for order, verdict in zip(mine, self._client.publish_orders(mine, session), strict=True):
-                    self._told(order, verdict)
+                for verdicts in self._answers(mine, session):
+                    for order, verdict in zip(mine, verdicts, strict=True):
+                        self._told(order, verdict)
+
+    def _answers(self, orders: list[Order], session: SessionKey) -> Iterator[list[OrderVerdict]]:
+        """The answer of a Gateway, or of both to the same orders at the same time."""
+        if len(self._both) == 1 or self._rng.random() > TO_BOTH:
+            yield self._client.publish_orders(orders, session)
+            return
+        asked = [self._threads.submit(client.publish_orders, orders, session) for client in self._both]
+        failed = [error for answer in asked if (error := answer.exception()) is not None]
+        yield from (answer.result() for answer in asked if answer.exception() is None)
+        if failed:
+            raise failed[0]
 
     def _told(self, order: Order, verdict: OrderVerdict) -> None:
-        self._diary.write(
-            json.dumps([order.order_id, verdict.reason.value if verdict.reason else "accepted"]) + "\n"
-        )
+        self._note(order, verdict.reason.value if verdict.reason else "accepted")
+
+    def _unanswered(self, order: Order) -> None:
+        self._note(order, UNANSWERED)
+
+    def _note(self, order: Order, said: str) -> None:
+        self._diary.write(json.dumps([order.order_id, said]) + "\n")
         self._diary.flush()
 
     def _hear(self, kind: str, event: CloudEvent) -> None:
@@ -185,5 +254,5 @@ class Trader:
 
 
 if __name__ == "__main__":
-    url, token, world, strategy, seed, diary = sys.argv[1:]
-    Trader(url, token, world, strategy, int(seed), Path(diary)).main()
+    urls, token, world, strategy, seed, diary = sys.argv[1:]
+    Trader(urls.split(","), token, world, strategy, int(seed), Path(diary)).main()

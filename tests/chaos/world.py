@@ -47,7 +47,7 @@ class OrderWorld:
         self.client = machine.client(away_limit_s=120.0)
         self.token = machine.token()
         ana = self.client.create_token(TokenRequest(subject="ana", grants={"*": Role.OPERATOR})).token
-        self.ana = GatewayClient(machine.url, ana, away_limit_s=120.0)
+        self.ana = GatewayClient(machine.urls[-1], ana, away_limit_s=120.0)
         self.client._call(
             "POST",
             "/worlds",

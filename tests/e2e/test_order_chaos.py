@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.orders import OrderChaos
+from tests.chaos.routing import RoutingChaos
+from tests.chaos.twofold import TwofoldChaos
+from tests.support.postgres import postgres_database
 
 
 @pytest.mark.timeout(600)
@@ -29,3 +32,32 @@ def test_a_gateway_that_lacks_a_check_is_found(tmp_path: Path, leak: str) -> Non
     finally:
         chaos.close()
     assert report.violations
+
+
+@pytest.mark.timeout(600)
+def test_two_of_each_process_over_one_database_break_no_promise(tmp_path: Path, postgres: str) -> None:
+    with postgres_database(postgres, "twofold") as dsn:
+        chaos = TwofoldChaos(tmp_path, dsn)
+        try:
+            report = chaos.up().run(seed=13, applies=3, kills=3)
+        finally:
+            chaos.close()
+    assert report.violations == []
+    assert sum(report.applies.values()) == 3
+    assert report.acknowledged > 100, report.line()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("believes_404", [False, True])
+def test_a_router_that_is_killed_keeps_log_and_exchange_in_agreement(
+    tmp_path: Path, believes_404: bool
+) -> None:
+    """And one that takes an order that the exchange does not know yet for lost is found."""
+    chaos = RoutingChaos(tmp_path, 3, believes_404)
+    try:
+        report = chaos.run(12 if believes_404 else 6)
+    finally:
+        chaos.close()
+    assert bool(report.violations) == believes_404, report.line()
+    assert report.kills > 0
+    assert report.placed > 20, report.line()

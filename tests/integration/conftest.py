@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from activities.storage.database import Database
 from activities.storage.opening import open_database
+from tests.support.postgres import postgres_database
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -18,13 +18,8 @@ def dsn(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         return
     server: str = request.getfixturevalue("postgres")
     name = "t_" + "".join(c if c.isalnum() else "_" for c in tmp_path.name.lower())[:50]
-    engine = create_engine("postgresql+psycopg://" + server.split("://", 1)[1], isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"'))
-    yield server.replace("/postgres?", f"/{name}?")
-    with engine.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-    engine.dispose()
+    with postgres_database(server, name) as found:
+        yield found
 
 
 @pytest.fixture

@@ -8,16 +8,18 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
 from activities.brokers.router import OrderRouter, brokers
+from activities.fence import halts, state
 from activities.fence import rules as fence
 from activities.fence.acceptance import NO_ROUTER_AFTER_S, OrderAcceptance
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
+from activities.fence.rules import BreakerCount
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.settings import OrdersSettings
 from activities.storage.database import Database
@@ -27,8 +29,11 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Order, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, OrderLimits, WorldUpdate
 from tests.support.desk import Desk
+from tests.support.fence_model import Unrouted
 from tests.support.leaks import checks_without
+from tests.support.machine import wait_for
 from tests.support.order_checker import order_violations
+from tests.support.sabotage import SABOTAGES
 
 ACTS = (
     "halt",
@@ -62,7 +67,7 @@ class Storm:
         self.epochs = [1]
         self.sessions: dict[tuple[str, str], str] = {}
         self.ended: dict[str, str] = {}
-        self.unrouted: list[tuple[str, str]] = []
+        self.unrouted: list[Unrouted] = []
 
     def run(self, rounds: int) -> list[str]:
         self._to("dryrun")
@@ -74,6 +79,10 @@ class Storm:
                     self._to("live")
                 getattr(self, f"_{act.replace(' ', '_')}")()
                 self._publish()
+        return self.violations()
+
+    def violations(self) -> list[str]:
+        """What the checker says once everything is at rest."""
         while self.venues.step():
             pass
         return order_violations(self.desk.database, self.desk.world, self.told, unrouted=self.unrouted)
@@ -163,7 +172,8 @@ class Storm:
         self.desk.route(utc_before(timedelta(seconds=NO_ROUTER_AFTER_S)))
         begun = utc_now()
         self._publish()
-        self.unrouted.append((begun, utc_now()))
+        ended = utc_now()
+        self.unrouted.append(Unrouted(begun, ended, begun, ended))
         self.desk.route()
 
     def _breaker(self) -> None:
@@ -233,3 +243,39 @@ def test_a_storm_breaks_no_promise(own: Database) -> None:
 def test_each_check_taken_out_is_found(own: Database, leak: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fence, "CHECKS", checks_without(leak))
     assert Storm(own, 1).run(2)
+
+
+@pytest.fixture
+def unpatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a sabotage replaces is put back."""
+    for owner, name in (
+        (fence, "CHECKS"),
+        (BreakerCount, "__post_init__"),
+        (state, "clear_halt"),
+        (halts, "clear_halt"),
+        (SqlOpenOrders, "due"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+
+
+@pytest.mark.usefixtures("unpatched")
+@pytest.mark.parametrize("name", ["halts spuriously", "routes one strategy never"])
+def test_a_fence_that_refuses_too_much_and_a_router_that_stands_still_are_found(
+    own: Database, name: str
+) -> None:
+    SABOTAGES[name].put_in()
+    assert any(SABOTAGES[name].finding in violation for violation in Storm(own, 1).run(1))
+
+
+@pytest.mark.usefixtures("unpatched")
+@pytest.mark.parametrize("name", ["", "counts on after a resume"])
+def test_a_circuit_breaker_that_counts_on_after_a_resume_is_found(own: Database, name: str) -> None:
+    if name:
+        SABOTAGES[name].put_in()
+    storm = Storm(own, 1)
+    storm._to("dryrun")
+    wait_for(lambda: datetime.now(UTC).second < 55, "a minute that lasts long enough", 10)
+    storm._breaker()
+    storm._breaker()
+    found = storm.violations()
+    assert any(SABOTAGES[name].finding in violation for violation in found) if name else found == []

@@ -44,6 +44,7 @@ class Exchange:
     unkind: bool = True
     orders: dict[str, Resting] = field(default_factory=dict)
     doubled: list[str] = field(default_factory=list)
+    told: list[tuple[str, datetime]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -56,6 +57,7 @@ class Exchange:
 
     def place(self, order: Order, now: datetime, after_s: float = 0.0) -> None:
         """Take an order, once for each id; one whose content differs is a second order under that id."""
+        self.told.append((order.order_id, now))
         there = self.orders.get(order.order_id)
         if there is not None:
             if there.order != order:

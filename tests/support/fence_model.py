@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 DOMAINS = {"paper": "dryrun", "live": "live"}
 
@@ -22,6 +22,19 @@ DOMAINS = {"paper": "dryrun", "live": "live"}
 EXPIRY = timedelta(seconds=15)
 
 LEASE_ENDED = "its lease ended"
+
+
+class Unrouted(NamedTuple):
+    """A time without an order router, as who took it away knows.
+
+    `begun` to `ended`: live orders had to be refused, as none had worked for as long as the fence allows, and
+    none could. `since` to `until`: they might be, from so long after one's last work until the next one's.
+    """
+
+    begun: str
+    ended: str
+    since: str
+    until: str
 
 
 class Timeline:
@@ -198,21 +211,8 @@ class FenceRows:
         return tripped
 
 
-def _may_be_unrouted(at: str, unrouted: Sequence[tuple[str, str]]) -> bool:
-    """Whether a router may have been missing: from shortly before such a time until the next one is up."""
-    moment = datetime.fromisoformat(at)
-    return any(
-        datetime.fromisoformat(begun) - timedelta(seconds=1) <= moment
-        and moment <= datetime.fromisoformat(ended) + EXPIRY
-        for begun, ended in unrouted
-    )
-
-
-def fence_violations(log: Any, audit: Any, unrouted: Sequence[tuple[str, str]] = ()) -> list[str]:
-    """Orders that were accepted and should not have been, or refused without that reason. (Any: rows.)
-
-    `unrouted` are the times in which no order router had worked for as long as the fence allows.
-    """
+def fence_violations(log: Any, audit: Any, unrouted: Sequence[Unrouted] = ()) -> list[str]:
+    """Orders that were accepted and should not have been, or refused without that reason. (Any: rows.)"""
     broken, fence, around = list[str](), FenceRows(), Surroundings(audit)
     for row in log:
         kind = row["kind"]
@@ -223,7 +223,7 @@ def fence_violations(log: Any, audit: Any, unrouted: Sequence[tuple[str, str]] =
         reasons = {*fence.objections(order), *around.objections(at, order, row["strategy_id"])}
         if fence.count(at, accepted, around.breaker.value(at) or (None, None)):
             reasons.add("circuit_breaker")
-        if order["execution_domain"] == "live" and any(begun <= at <= ended for begun, ended in unrouted):
+        if order["execution_domain"] == "live" and any(item.begun <= at <= item.ended for item in unrouted):
             reasons.add("no_router")
         where = f"{row['seq']}: order {row['ref']}"
         if row["epoch"] != fence.epoch:
@@ -232,7 +232,9 @@ def fence_violations(log: Any, audit: Any, unrouted: Sequence[tuple[str, str]] =
             broken.append(f"{where} was accepted in spite of {', '.join(sorted(reasons))}")
         elif not accepted and row["reason"] not in reasons:
             late = row["reason"] == "no_session" and around.lease_may_have_ended(order["session_id"], at)
-            late = late or (row["reason"] == "no_router" and _may_be_unrouted(at, unrouted))
+            late = late or (
+                row["reason"] == "no_router" and any(item.since <= at <= item.until for item in unrouted)
+            )
             if not late:
                 there = ", ".join(sorted(reasons)) or "nothing"
                 broken.append(f"{where} was refused for {row['reason']}, and there was {there} against it")

@@ -45,9 +45,10 @@ def exit_on_sigterm() -> None:
 
 
 class Machine:
-    """Processes by name: temporal, worker, relay, gateway.
+    """Processes by name: temporal, worker, relay, router, gateway.
 
-    All end with `close`, by the pids that were started.
+    A second one of a kind has a name of its own, such as worker2. All end with `close`, by the pids that were
+    started.
     """
 
     def __init__(self, home: Path, dsn: str | None = None, heartbeat_s: float = 2.0, **env: str) -> None:
@@ -65,6 +66,7 @@ class Machine:
         self.second_port = 0
         self.pids: dict[str, int] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._started_as: dict[str, tuple[str, dict[str, str]]] = {}
 
     @property
     def config(self) -> Settings:
@@ -104,34 +106,53 @@ class Machine:
                 if not left:
                     raise
 
-    def start_worker(self, module: str = "temporal.worker", **env: str) -> None:
-        self._start("worker", module, env)
+    def start_worker(self, module: str = "temporal.worker", name: str = "worker", **env: str) -> None:
+        self._start(name, module, env)
 
-    def start_relay(self, module: str = "activities.events.relay") -> None:
-        self._start("relay", module, {})
+    def start_relay(self, module: str = "activities.events.relay", name: str = "relay") -> None:
+        self._start(name, module, {})
 
-    def start_router(self) -> None:
-        self._start("router", "activities.brokers.router", {})
+    def start_router(self, module: str = "activities.brokers.router", name: str = "router") -> None:
+        self._start(name, module, {})
+
+    def restart(self, name: str) -> None:
+        """Start a process that was killed, as it was started before; of a Gateway nobody waits for it."""
+        if name == "temporal":
+            self.start_temporal()
+        else:
+            self._start(name, *self._started_as[name])
+
+    def all_of(self, kind: str) -> list[str]:
+        """The names of the processes of a kind that were started: the second one's ends in 2."""
+        return [name for name in (kind, f"{kind}2") if name in self._processes]
 
     def start_gateway(self, module: str = "api.gateway", **env: str) -> None:
         self._start("gateway", module, env)
         wait_for(self._listens, "Gateway", START_LIMIT_S)
 
-    def start_second_gateway(self) -> str:
+    def start_second_gateway(self, module: str = "api.gateway") -> str:
         """Another Gateway over the same stores; its address."""
         self.second_port = self.second_port or free_port()
-        self._start("gateway2", "api.gateway", {"QMTL_GATEWAY__PORT": str(self.second_port)})
+        self._start("gateway2", module, {"QMTL_GATEWAY__PORT": str(self.second_port)})
         url = f"http://127.0.0.1:{self.second_port}"
         wait_for(lambda: self._listens("gateway2", url), "second Gateway", START_LIMIT_S)
         return url
 
+    @property
+    def urls(self) -> list[str]:
+        """The addresses of the Gateways."""
+        ports = (self.port, self.second_port) if self.second_port else (self.port,)
+        return [f"http://127.0.0.1:{port}" for port in ports]
+
     def _start(self, name: str, module: str, extra: dict[str, str]) -> None:
+        self._started_as[name] = module, extra
         env = {
             **os.environ,
             **MALLOC,
             "QMTL_HOME": str(self.home),
             "QMTL_TEMPORAL__ADDRESS": self.server.address,
             "QMTL_TEMPORAL__UI_URL": self.server.ui_url,
+            "QMTL_GATEWAY__DATABASE_BACKEND": "sqlite" if self.dsn.startswith("sqlite") else "postgres",
             "QMTL_GATEWAY__DATABASE_DSN": self.dsn,
             "QMTL_GATEWAY__PORT": str(self.port),
             "QMTL_GATEWAY__LEASE_HEARTBEAT_S": str(self._heartbeat_s),

@@ -12,10 +12,13 @@ from blake3 import blake3
 from sqlalchemy import text
 
 from activities.storage.database import Database
-from tests.support.fence_model import fence_violations
+from tests.support.fence_model import Unrouted, fence_violations
 
 STATES = {"sent", "partially_filled", "filled", "cancelled", "rejected", "expired"}
 ENDS = {"completed", "rolled_back", "frozen"}
+
+UNANSWERED = "unanswered"
+"""What stands for a verdict where a Gateway that lived did not answer."""
 
 
 def order_violations(
@@ -23,11 +26,11 @@ def order_violations(
     world: str,
     acknowledged: dict[str, str],
     at_rest: bool = True,
-    unrouted: Sequence[tuple[str, str]] = (),
+    unrouted: Sequence[Unrouted] = (),
 ) -> list[str]:
-    """`acknowledged`: what publishers were told, by order id.
+    """`acknowledged`: what publishers were told, by order id, or `UNANSWERED`.
 
-    `unrouted`: from when to when live orders had to be refused, as no router worked.
+    `unrouted`: when live orders had to be refused, and when they might be, as no router worked.
     `at_rest`: nothing is under way any more, so everything must have ended.
     """
     with database.read() as session:
@@ -101,6 +104,11 @@ def _orders(log: Any, acknowledged: dict[str, str], at_rest: bool) -> list[str]:
                 broken.append(f"{row['seq']}: order {ref} was sent in spite of a halt")
             states[ref] = kind
     for order_id, said in acknowledged.items():
+        if said == UNANSWERED:
+            broken.append(
+                f"order {order_id} was not answered; the log has {reasons.get(order_id, 'nothing')}"
+            )
+            continue
         # Who does not hold the session is told so, and leaves no row: nobody uses up another's order ids.
         without_proof = said == "no_session" and order_id not in reasons
         if reasons.get(order_id) != said and not without_proof:

@@ -1,0 +1,143 @@
+"""An exchange in a process of its own, as unkind as real ones, and the broker that reaches it over HTTP.
+
+`python -m tests.chaos.exchange PORT SEED` serves `tests.support.exchange` on loopback until it is killed.
+Some answers come late. A call that is cut closes its connection without an answer.
+
+The broker is found as an extension: `install` makes a folder that looks like site-packages with its entry
+point. `options`: `port`, and `time_in_flight_s`, which a router must believe.
+"""
+
+import http.client
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from activities.brokers.broker import BrokerSettings, PlacedOrder
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.orders import Order, OrderReport
+from tests.support.exchange import Exchange, ExchangeBroker
+
+# Seconds that an order may be on its way after its call was cut.
+IN_FLIGHT_S = 1.0
+
+# What the broker says of it: a request of a router that was killed may not have been read yet.
+TIME_IN_FLIGHT_S = 2.0
+
+# How often an answer comes late, and by how many seconds at most.
+LATE = 0.2
+LATE_S = 0.3
+
+ANSWER_LIMIT_S = 5.0
+
+
+class Handler(BaseHTTPRequestHandler):
+    """`POST /place`, `/find` and `/cancel` take orders. `/kind` ends the unkindness; `GET /all` tells all."""
+
+    exchange: Exchange
+    broker: ExchangeBroker
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        with self.exchange.lock:
+            orders = {
+                order_id: {
+                    "order": found.order.model_dump(mode="json"),
+                    "state": found.state,
+                    "filled": str(found.filled),
+                    "has_ended": found.ended_at is not None,
+                }
+                for order_id, found in self.exchange.orders.items()
+            }
+            told = [(order_id, at.isoformat()) for order_id, at in self.exchange.told]
+            self._answer({"orders": orders, "told": told, "doubled": self.exchange.doubled})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/kind":
+            self.exchange.unkind = False
+            self._answer([])
+            return
+        orders = [(Order.model_validate(order), datetime.fromisoformat(at)) for order, at in body]
+        try:
+            reports = getattr(self.broker, self.path[1:])(orders, datetime.now(UTC)) or []
+        except QmtlError:  # the call is cut
+            self.close_connection = True
+            return
+        with self.exchange.lock:
+            late = self.exchange.unkind and self.exchange.rng.random() < LATE
+            pause = self.exchange.rng.random() * LATE_S
+        if late:
+            time.sleep(pause)
+        self._answer([report.model_dump(mode="json") for report in reports])
+
+    def _answer(self, body: object) -> None:
+        data = json.dumps(body).encode()
+        try:
+            self.send_response(200)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+        except OSError:
+            pass  # the router was killed
+
+
+class HttpBroker:
+    """A broker over the exchange at a port of this machine."""
+
+    name = "exchange"
+    batch = 20
+
+    def __init__(self, port: int, time_in_flight_s: float) -> None:
+        self._port = port
+        self.time_in_flight_s = time_in_flight_s
+
+    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        return self._call("place", orders)
+
+    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        return self._call("find", orders)
+
+    def cancel(self, orders: Sequence[PlacedOrder], now: datetime) -> None:
+        self._call("cancel", orders)
+
+    def _call(self, what: str, orders: Sequence[PlacedOrder]) -> list[OrderReport]:
+        body = [(order.model_dump(mode="json"), at.isoformat()) for order, at in orders]
+        return [OrderReport.model_validate(report) for report in ask(self._port, f"/{what}", body)]
+
+
+def ask(port: int, path: str, body: object = None) -> Any:
+    """A request to the exchange; OSError where it is cut. (Any: JSON.)"""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_LIMIT_S)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request("GET" if data is None else "POST", path, data)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def open_http_broker(settings: BrokerSettings) -> HttpBroker:
+    return HttpBroker(int(settings.options["port"]), float(settings.options["time_in_flight_s"]))
+
+
+def install(folder: Path) -> Path:
+    """Make a folder for PYTHONPATH in which the broker is an installed package's."""
+    meta = folder / "site" / "exchange-1.0.dist-info"
+    meta.mkdir(parents=True)
+    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: exchange\nVersion: 1.0\n")
+    entry = "[qmtl.brokers]\nexchange = tests.chaos.exchange:open_http_broker\n"
+    (meta / "entry_points.txt").write_text(entry)
+    return meta.parent
+
+
+if __name__ == "__main__":
+    Handler.exchange = Exchange(int(sys.argv[2]), in_flight_s=IN_FLIGHT_S)
+    Handler.broker = ExchangeBroker(Handler.exchange)
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
