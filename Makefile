@@ -26,14 +26,14 @@ bench: setup server
 	@$(RUN) python -m benchmarks $(ONLY)
 
 # stream: kill processes while events flow (100 runs). orders: kill them while orders and applies run (200 applies).
-# twofold: the same with two Gateways, workers, order routers and relays over one PostgreSQL database (400 applies;
-# RUNS or APPLIES says how many).
+# twofold: the same with two Gateways, workers, order routers and relays over one PostgreSQL database (400 applies).
 # leaks: remove each check of the fence in turn, then refuse too much, count on or stand still, and verify that the
 # checker finds it.
 # poison: mix hostile inputs with normal submissions while processes are killed (200 of each).
 # routing: kill the order router while orders flow to an unkind exchange (three runs of 60 s; RUNS: seconds).
+# pairs: kill each process of the embedded stack and each pair, halt the world meanwhile, start them again (15 cases).
 chaos: setup server
-	@for suite in $(or $(ONLY),stream orders twofold leaks poison routing); do $(RUN) python -m tests.chaos $$suite $(or $(RUNS),$(APPLIES)) $(if $(RUNS)$(APPLIES),$(SEED)) || exit 1; done
+	@for suite in $(or $(ONLY),stream orders twofold leaks poison routing pairs); do $(RUN) python -m tests.chaos $$suite $(RUNS) $(if $(RUNS),$(SEED)) || exit 1; done
 
 # Send requests generated from the Gateway's OpenAPI document, about 70 for each of EXAMPLES.
 fuzz: setup server

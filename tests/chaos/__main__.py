@@ -12,6 +12,7 @@ from pathlib import Path
 from activities.fence.rules import CHECKS
 from temporal.shutdown import exit_process
 from tests.chaos.orders import OrderChaos
+from tests.chaos.pairs import pairs
 from tests.chaos.poison import PoisonChaos
 from tests.chaos.routing import Report as RoutingReport
 from tests.chaos.routing import RoutingChaos
@@ -202,6 +203,7 @@ SUITES = {
     "leaks": (leaks, 6),
     "poison": (poison, 200),
     "routing": (routing, 60),
+    "pairs": (pairs, 15),
 }
 
 if __name__ == "__main__":
