@@ -18,6 +18,10 @@ _RETRY_S = 0.5
 # Seconds between two calls after failures at most.
 _RETRY_LIMIT_S = 30.0
 
+# Orders in a row, without one that succeeds, for which a call fails where the broker has a fault: one alone
+# says more about that order than about the broker.
+_FAULTY = 2
+
 _log = structlog.get_logger()
 
 Call = Callable[[Sequence[PlacedOrder], datetime], list[OrderReport] | None]
@@ -28,11 +32,16 @@ class BrokerUnavailableError(Exception):
 
 
 class BrokerCalls:
-    """Calls a broker, which may raise anything: it is an extension."""
+    """Calls a broker, which may raise anything: it is an extension.
+
+    `fault`: why its orders cannot be sent, or their states are not known. Empty where they can, and they are.
+    """
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.fault = ""
+        self._failing: dict[Call, set[str]] = {}
+        """Ids of orders, `_FAULTY` at most, for which a call has failed since it last succeeded."""
         self._pause_s = _RETRY_S
         self._next_at = 0.0
 
@@ -41,12 +50,13 @@ class BrokerCalls:
         """Whether the venue could not be reached a moment ago, and is not asked yet."""
         return time.monotonic() < self._next_at
 
-    def place(self, orders: Sequence[PlacedOrder], until: float) -> list[OrderReport]:
+    def place(self, orders: Sequence[PlacedOrder], until: float) -> tuple[list[OrderReport], set[str]]:
         """Send orders, but none after `until` on the monotonic clock.
 
-        Those without a report may or may not have arrived. Raises BrokerUnavailableError.
+        Returns reports, and the ids for which the broker failed. Orders without a report may or may not have
+        arrived. Raises BrokerUnavailableError.
         """
-        return self._call(self.broker.place, orders, until)[0]
+        return self._call(self.broker.place, orders, until)
 
     def find(self, orders: Sequence[PlacedOrder]) -> tuple[list[OrderReport], set[str]]:
         """Look up orders. Returns reports, and the ids for which the broker failed, which is no answer.
@@ -76,21 +86,31 @@ class BrokerCalls:
         try:
             reports = [OrderReport.model_validate(report) for report in call(orders, datetime.now(UTC)) or ()]
         except Exception as error:
-            self._failed(orders, error)
+            self._log_failure(orders, error)
             if unreachable(error):
+                self._note_fault(error)
                 self._next_at = time.monotonic() + self._pause_s
                 self._pause_s = min(2 * self._pause_s, _RETRY_LIMIT_S)
                 raise BrokerUnavailableError from error
             if len(orders) == 1:
                 failed.add(orders[0][0].order_id)
+                failing = self._failing.setdefault(call, set())
+                if len(failing) < _FAULTY:
+                    failing.add(orders[0][0].order_id)
+                if len(failing) == _FAULTY:
+                    self._note_fault(error)
                 return []
             return [report for one in orders for report in self._batch(call, [one], failed, until)]
         self._pause_s = _RETRY_S
-        self.fault = ""
+        self._failing.pop(call, None)
+        if not any(len(ids) == _FAULTY for ids in self._failing.values()):
+            self.fault = ""
         return reports
 
-    def _failed(self, orders: Sequence[PlacedOrder], error: Exception) -> None:
-        self.fault = f"{self.broker.name}: {type(error).__name__}"
+    def _note_fault(self, error: Exception) -> None:
+        self.fault = f"{type(error).__name__} of the broker {self.broker.name}"
+
+    def _log_failure(self, orders: Sequence[PlacedOrder], error: Exception) -> None:
         _log.error(
             "a broker failed",
             broker=self.broker.name,

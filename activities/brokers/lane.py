@@ -99,11 +99,11 @@ class Lane:
         if not marked:
             return ended
         try:
-            reports = self._calls.place(placed(marked), until)
+            reports, failed = self._calls.place(placed(marked), until)
         finally:
             for order in marked:
                 self._attempted(order)
-        return ended + max(self._record(world_id, reports, {}), 1)
+        return ended + max(self._record(world_id, reports, dict.fromkeys(failed, _FAILED_S)), 1)
 
     def _record(self, world_id: str, reports: Sequence[OrderReport], pauses: dict[str, float]) -> int:
         changes = self._orders.record(world_id, reports, pauses)

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from math import inf
 
 import pytest
 from sqlalchemy import text
 
 from activities.brokers.broker import PlacedOrder
+from activities.brokers.calls import BrokerCalls, placed
+from activities.brokers.lane import Lane
 from activities.brokers.paper import PaperBroker
 from activities.brokers.router import OrderRouter
 from activities.fence.acceptance import OrderAcceptance
@@ -425,6 +428,34 @@ def test_an_order_for_which_the_broker_raises_does_not_stop_the_others(desk: Des
     broker = PickyBroker(orders[1].order_id, ZeroDivisionError("a bug of the broker"))
     router(desk.database, broker).step()
     assert filled(desk) == {order.order_id for order in orders if order is not orders[1]}
+
+
+def test_an_order_on_which_the_broker_raises_is_tried_again_after_a_pause_and_is_no_fault(desk: Desk) -> None:
+    """It was sent again ten times a second, and every live order was refused meanwhile."""
+    (order,) = accepted(desk)
+    broker = PickyBroker(order.order_id, ZeroDivisionError("a bug of the broker"))
+    calls = BrokerCalls(broker)
+    lane = Lane(SqlOpenOrders(desk.database, 300.0), calls)
+    due = SqlOpenOrders(desk.database, 300.0).due(Domain.DRYRUN, 10)
+    lane.handle(desk.world, due[desk.world])
+    assert (broker.calls, calls.fault) == (1, "")
+    again = SqlOpenOrders(desk.database, 300.0).next_due()
+    assert again is not None
+    assert (again - datetime.now(UTC)).total_seconds() > 20
+
+
+def test_a_broker_that_raises_on_order_after_order_has_a_fault_until_one_succeeds(desk: Desk) -> None:
+    calls = BrokerCalls(broker := PickyBroker("", ZeroDivisionError("the secret of the broker")))
+    accepted(desk, 3)
+    orders = placed(SqlOpenOrders(desk.database, 300.0).due(Domain.DRYRUN, 10)[desk.world])
+    for order in orders:
+        broker.bad = order[0].order_id
+        calls.place([order], inf)
+        calls.find([order])  # that it can be looked up says nothing about sending
+    assert calls.fault == "ZeroDivisionError of the broker picky"
+    broker.bad = ""
+    calls.place(orders[:1], inf)
+    assert calls.fault == ""
 
 
 def test_a_broker_that_is_away_is_asked_once_for_a_batch_and_later_again(
