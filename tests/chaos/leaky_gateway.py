@@ -12,7 +12,7 @@ from tests.support.leaks import checks_without
 from tests.support.sabotage import SABOTAGES
 
 if __name__ == "__main__":
-    if sabotage := os.environ["QMTL_TEST_SABOTAGE"]:
+    if sabotage := os.environ.get("QMTL_TEST_SABOTAGE"):
         SABOTAGES[sabotage].put_in()
     else:
         fence.CHECKS = checks_without(Refusal(os.environ["QMTL_TEST_LEAK"]))

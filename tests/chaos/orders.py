@@ -65,15 +65,13 @@ class Killing:
 
 
 class OrderChaos:
-    """`leak`: the check that the Gateway's fence lacks. `sabotage`: the name of another defect."""
+    """`leak`: the check that the Gateway's fence lacks."""
 
     victims: tuple[str, ...] = ("worker", "gateway", "temporal", "runner")
 
-    def __init__(self, home: Path, leak: str = "", sabotage: str = "", dsn: str | None = None) -> None:
-        part = SABOTAGES[sabotage].part if sabotage else "gateway" * bool(leak)
-        self._gateway = "tests.chaos.leaky_gateway" if part == "gateway" else "api.gateway"
-        self._router = "tests.chaos.leaky_router" if part == "router" else "activities.brokers.router"
-        env = {"QMTL_TEST_LEAK": leak, "QMTL_TEST_SABOTAGE": sabotage}
+    def __init__(self, home: Path, leak: str = "", dsn: str | None = None) -> None:
+        self._gateway = "tests.chaos.leaky_gateway" if leak else "api.gateway"
+        env = {"QMTL_TEST_LEAK": leak} if leak else {}
         self.machine = Machine(
             home,
             dsn,
@@ -93,9 +91,21 @@ class OrderChaos:
         machine.start_temporal()
         machine.start_worker()
         machine.start_relay()
-        machine.start_router(self._router)
+        machine.start_router()
         machine.start_gateway(self._gateway)
         return self
+
+    def sabotage(self, name: str) -> None:
+        """Put in a defect of `SABOTAGES` in place of an earlier one."""
+        sabotage, env = SABOTAGES[name], {"QMTL_TEST_SABOTAGE": name}
+        for part in ("gateway", "router"):
+            self.machine.kill(part)
+        if sabotage.part == "gateway":
+            self.machine.start_router()
+            self.machine.start_gateway("tests.chaos.leaky_gateway", **env)
+        else:
+            self.machine.start_router("tests.chaos.leaky_router", **env)
+            self.machine.start_gateway()
 
     def close(self) -> None:
         if self._traders is not None:

@@ -112,8 +112,10 @@ class Machine:
     def start_relay(self, module: str = "activities.events.relay", name: str = "relay") -> None:
         self._start(name, module, {})
 
-    def start_router(self, module: str = "activities.brokers.router", name: str = "router") -> None:
-        self._start(name, module, {})
+    def start_router(
+        self, module: str = "activities.brokers.router", name: str = "router", **env: str
+    ) -> None:
+        self._start(name, module, env)
 
     def restart(self, name: str) -> None:
         """Start a process that was killed, as it was started before; of a Gateway nobody waits for it."""
