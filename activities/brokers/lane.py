@@ -3,6 +3,8 @@
 An order is written as sent before it is sent, so every order that may be at the venue is known. One without
 an answer is looked up. That the venue does not know it is no answer until `time_in_flight_s` has passed since
 the last attempt ended; then it is sent again under the same id, or cancelled.
+
+Only the orders of one call are marked at a time, right before the call: a halt stops all others.
 """
 
 import time
@@ -15,9 +17,13 @@ from activities.brokers.calls import BrokerCalls, placed
 from activities.fence.open_orders import OpenOrder, SqlOpenOrders
 from qmtl_sdk.contracts.orders import OrderReport, OrderState
 
-# Seconds after the marking within which orders are sent. A process that was stopped meanwhile looks them up
-# instead: another router may have taken over and concluded that they never arrived.
-_SENT_WITHIN_S = 5.0
+# Seconds after the marking within which a call begins. A process that was stopped meanwhile looks its orders
+# up instead: another router may have taken over and concluded that they never arrived.
+_SENT_WITHIN_S = 2.0
+
+# Seconds that such a call of another router may take, which does not know at once that it was replaced when
+# its connection to the database breaks.
+_CALL_S = 5.0
 
 # Seconds between two look-ups of an order: a quarter of the time since it was sent, between these.
 _LOOK_AGAIN_S = (0.05, 1.0)
@@ -37,8 +43,7 @@ class Lane:
     def __init__(self, orders: SqlOpenOrders, calls: BrokerCalls) -> None:
         self._orders = orders
         self._calls = calls
-        # By order id: which attempt it was (`sent_at`), and when it had ended, on the monotonic clock. The
-        # attempts of an earlier router ended before this one saw them.
+        # By order id: which attempt it was (`sent_at`), and when it had ended, on the monotonic clock.
         self._attempts: dict[str, tuple[str, float]] = {}
         # When a venue that had acknowledged an order first did not know it any more.
         self._missing: dict[str, float] = {}
@@ -58,12 +63,12 @@ class Lane:
 
     def _readable(self, world_id: str, orders: Sequence[OpenOrder]) -> list[OpenOrder]:
         """Return the orders that can be read; the others are looked at again later."""
-        good, bad = [], {}
+        good, bad = list[OpenOrder](), dict[OpenOrder, float]()
         for order in orders:
             try:
                 placed([order])
             except ValueError as error:
-                bad[order.order_id] = _FAILED_S
+                bad[order] = _FAILED_S
                 _log.error("an order cannot be read", order=order.order_id, error=repr(error))
             else:
                 good.append(order)
@@ -75,7 +80,7 @@ class Lane:
         """Ask the venue for orders that were sent; return the changes, and the orders that never arrived."""
         for order in orders:
             if self._attempts.get(order.order_id, ("", 0.0))[0] != order.sent_at:
-                self._attempted(order)
+                self._attempted(order, max(_SENT_WITHIN_S + _CALL_S - _age_s(order), 0.0))
         stopped = [order for order in orders if order.stop]
         if stopped:
             self._calls.cancel(placed(stopped))
@@ -88,11 +93,16 @@ class Lane:
         reports += map(_forgotten, lost)
         for report in reports:
             self._missing.pop(report.order_id, None)
-        pauses = {order.order_id: _look_again_s(order) for order in orders}
-        return self._record(world_id, reports, pauses | dict.fromkeys(failed, _FAILED_S)), unknown
+        pauses = {order: _FAILED_S if order.order_id in failed else _look_again_s(order) for order in orders}
+        return self._record(world_id, reports, pauses), unknown
 
     def _send(self, world_id: str, orders: Sequence[OpenOrder]) -> int:
-        """Mark orders as sent, send them, and record what the venue says."""
+        """Send orders, those of a call at a time, and record what the venue says."""
+        size = max(self._calls.broker.batch, 1)
+        parts = (orders[start : start + size] for start in range(0, len(orders), size))
+        return sum(self._send_at_once(world_id, part) for part in parts)
+
+    def _send_at_once(self, world_id: str, orders: Sequence[OpenOrder]) -> int:
         until = time.monotonic() + _SENT_WITHIN_S
         marked = self._orders.mark_sent(world_id, orders, _LOOK_AGAIN_S[0])
         ended = len(orders) - len(marked)
@@ -103,18 +113,19 @@ class Lane:
         finally:
             for order in marked:
                 self._attempted(order)
-        return ended + max(self._record(world_id, reports, dict.fromkeys(failed, _FAILED_S)), 1)
+        pauses = {order: _FAILED_S for order in marked if order.order_id in failed}
+        return ended + max(self._record(world_id, reports, pauses), 1)
 
-    def _record(self, world_id: str, reports: Sequence[OrderReport], pauses: dict[str, float]) -> int:
+    def _record(self, world_id: str, reports: Sequence[OrderReport], pauses: dict[OpenOrder, float]) -> int:
         changes = self._orders.record(world_id, reports, pauses)
         for report in reports:
             if report.state not in ("sent", "partially_filled"):
                 self._attempts.pop(report.order_id, None)
         return changes
 
-    def _attempted(self, order: OpenOrder) -> None:
-        """Remember that an attempt to send an order has ended by now."""
-        self._attempts[order.order_id] = (order.sent_at, time.monotonic())
+    def _attempted(self, order: OpenOrder, in_s: float = 0.0) -> None:
+        """Remember that an attempt to send an order has ended by now, or has `in_s` seconds from now."""
+        self._attempts[order.order_id] = (order.sent_at, time.monotonic() + in_s)
         while len(self._attempts) > _ATTEMPTS:
             self._attempts.pop(next(iter(self._attempts)))
 
@@ -139,5 +150,9 @@ def _forgotten(order: OpenOrder) -> OrderReport:
 def _look_again_s(order: OpenOrder) -> float:
     """Return the seconds until an order is looked up again: the longer it has been open, the rarer."""
     shortest, longest = _LOOK_AGAIN_S
-    age = (datetime.now(UTC) - datetime.fromisoformat(order.sent_at)).total_seconds()
-    return min(max(age / 4, shortest), longest)
+    return min(max(_age_s(order) / 4, shortest), longest)
+
+
+def _age_s(order: OpenOrder) -> float:
+    """Return the seconds since an order was last marked as sent."""
+    return (datetime.now(UTC) - datetime.fromisoformat(order.sent_at)).total_seconds()

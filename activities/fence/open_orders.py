@@ -7,9 +7,9 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 from sqlmodel import SQLModel
 
 from activities.fence.log_line import ACCEPTED, VERDICT
@@ -23,6 +23,11 @@ from qmtl_sdk.contracts.orders import ENDED, REFUSALS, Order, OrderReport, Order
 
 # Milliseconds that the router waits for a world's fence before it goes on with other worlds.
 _LOCK_MS = 200
+
+# Worlds of a turn at most: what comes meanwhile waits for no more than these.
+_WORLDS = 50
+
+T = TypeVar("T")
 
 _log = SQLModel.metadata.tables["order_log"]
 _open = SQLModel.metadata.tables[str(OpenOrderRow.__tablename__)]
@@ -72,7 +77,15 @@ _ORDER = (
     .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & VERDICT & (_log.c.kind == ACCEPTED))
     .order_by(_open.c.next_at, _open.c.accepted_at)
 )
-_DELAY = update(_open).where(_open.c.order_id == bindparam("id")).values(next_at=bindparam("until"))
+# A cancel that came since the order was read stays due at once.
+_DELAY = (
+    update(_open)
+    .where(_open.c.order_id == bindparam("id"), _open.c.stop == bindparam("as_read"))
+    .values(next_at=bindparam("until"))
+)
+
+# Orders that are to be sent or cancelled: they come before those that only rest.
+_URGENT = (_open.c.state == ACCEPTED) | (_open.c.stop != "")
 
 
 class SqlOpenOrders:
@@ -86,24 +99,27 @@ class SqlOpenOrders:
     def due(self, domain: Domain, limit: int, without: Collection[str] = ()) -> dict[str, list[OpenOrder]]:
         """List orders of a domain that are due now by world, but for these worlds: at most about `limit`.
 
-        Each world gets its share, so that one with many orders does not hide the others.
+        Each world gets its share, so that one with many orders does not hide the others, and of many worlds
+        those come that have waited longest. Of worlds and orders, three quarters of the places are first for
+        what is to be sent or cancelled, and all others for what only rests: neither hides the other.
         """
-        now = utc_now()
-        due = (_open.c.execution_domain == domain.value) & (_open.c.next_at <= now)
+        due = (_open.c.execution_domain == domain.value) & (_open.c.next_at <= utc_now())
         with self._database.read() as session:
             connection = session.connection()
-            worlds = [
-                world
-                for world in connection.execute(select(_open.c.world_id).where(due).distinct()).scalars()
-                if world not in without
-            ]
+
+            def waiting(which: ColumnElement[bool]) -> list[str]:
+                oldest = select(_open.c.world_id).where(due, which).group_by(_open.c.world_id)
+                rows = connection.execute(oldest.order_by(func.min(_open.c.next_at))).scalars()
+                return [world for world in rows if world not in without]
+
+            def orders(world: str, which: ColumnElement[bool]) -> list[OpenOrder]:
+                mine = _ORDER.where(due, which, _open.c.world_id == world).limit(share)
+                return [OpenOrder._make(row) for row in connection.execute(mine)]
+
+            worlds = _shared(waiting(_URGENT), waiting(~_URGENT), _WORLDS)
             share = max(limit // max(len(worlds), 1), 1)
             return {
-                world: [
-                    OpenOrder._make(row)
-                    for row in connection.execute(_ORDER.where(due, _open.c.world_id == world).limit(share))
-                ]
-                for world in worlds[:limit]
+                world: _shared(orders(world, _URGENT), orders(world, ~_URGENT), share) for world in worlds
             }
 
     def next_due(self) -> datetime | None:
@@ -142,10 +158,12 @@ class SqlOpenOrders:
                 )
             return sent
 
-    def record(self, world_id: str, reports: Sequence[OrderReport], look_again: Mapping[str, float]) -> int:
+    def record(
+        self, world_id: str, reports: Sequence[OrderReport], look_again: Mapping[OpenOrder, float]
+    ) -> int:
         """Store what a venue reports. Returns how many states have changed.
 
-        `look_again` are the seconds until the router looks at an order again, by id. Raises LockHeldError.
+        `look_again` are the seconds until the router looks at an order again. Raises LockHeldError.
         """
         by_id = {report.order_id: report for report in reports}
         with self._database.write("router", bookkeeping=True) as tx:
@@ -177,8 +195,8 @@ class SqlOpenOrders:
             _delay(connection, look_again)
             return len(rows)
 
-    def delay(self, world_id: str, look_again: Mapping[str, float]) -> None:
-        """Look at orders again after so many seconds, by id. Raises LockHeldError."""
+    def delay(self, world_id: str, look_again: Mapping[OpenOrder, float]) -> None:
+        """Look at orders again after so many seconds. Raises LockHeldError."""
         with self._database.write("router", bookkeeping=True) as tx:
             locked_fence(tx, world_id, _LOCK_MS)
             _delay(tx.session.connection(), look_again)
@@ -249,13 +267,23 @@ def _line(
     }
 
 
-def _delay(connection: Connection, look_again: Mapping[str, float]) -> None:
+def _delay(connection: Connection, look_again: Mapping[OpenOrder, float]) -> None:
     now = datetime.now(UTC)
     if look_again:
         connection.execute(
             _DELAY,
             [
-                {"id": order_id, "until": utc_text(now + timedelta(seconds=seconds))}
-                for order_id, seconds in sorted(look_again.items())
+                {
+                    "id": order.order_id,
+                    "as_read": order.stop,
+                    "until": utc_text(now + timedelta(seconds=seconds)),
+                }
+                for order, seconds in sorted(look_again.items())
             ],
         )
+
+
+def _shared(first: list[T], second: list[T], limit: int) -> list[T]:
+    """Return `limit` items: of `first`, but for a quarter of the places that is for `second`; none twice."""
+    kept = first[: limit - min(len(second), limit // 4)]
+    return list(dict.fromkeys([*kept, *second, *first]))[:limit]

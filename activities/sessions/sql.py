@@ -105,13 +105,16 @@ class SqlSessionStore:
             return _info(row)
 
     def end(self, session_id: str, reason: str, actor: str) -> SessionInfo:
-        """End a session. Idempotent: the first reason stays. Raises QmtlError (E_SESSION_UNKNOWN)."""
+        """End a session. Idempotent: the first reason stays, and a lease that has ended is the first.
+
+        Raises QmtlError (E_SESSION_UNKNOWN).
+        """
         with self._database.write(actor) as tx:
             row = self._row(tx, session_id)
             tx.lock(
                 f"fence:{row.world_id}"
             )  # orders of the world wait for the lock, and then see the session ended
-            self._end(tx, row, reason)
+            self._end(tx, row, LEASE_ENDED if row.expires_at < utc_now() else reason)
             return _info(row)
 
     def expire(self) -> int:

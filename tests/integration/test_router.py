@@ -24,6 +24,7 @@ from activities.storage.database import Database
 from activities.storage.elected import run_elected
 from activities.storage.opening import open_database
 from activities.storage.postgres import lock_key
+from activities.storage.tables import FenceRow, OpenOrderRow, OrderLogRow
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import CancelRequest, Fill, Order, OrderReport, OrderState
@@ -307,6 +308,108 @@ def test_a_new_router_looks_for_what_the_last_one_may_have_sent(desk: Desk) -> N
     venue.says(order, "filled", "1")
     router(desk.database, venue).step()
     assert (venue.placed, states(desk)) == ([], ["filled"])
+
+
+def test_a_new_router_concludes_nothing_while_the_last_one_may_still_send(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that loses its role with its connection may be sending: `cancelled` was written too soon."""
+    clock = 1000.0
+    monkeypatch.setattr("activities.brokers.lane.time.monotonic", lambda: clock)
+    accepted(desk)
+    first, venue = SqlOpenOrders(desk.database, 300.0), Venue()
+    first.mark_sent(desk.world, first.due(Domain.DRYRUN, 9)[desk.world], 0.0)
+    SqlOrderLog(desk.database).cancel(desk.world, CancelRequest(all=True), "olga")
+    route = router(desk.database, venue)
+    for waited, state in ((0.0, "sent"), (3.0, "sent"), (10.0, "cancelled")):
+        clock = 1000.0 + waited
+        look_again(desk)
+        route.step()
+        assert states(desk) == [state], waited
+    assert venue.placed == []
+
+
+def test_a_halt_stops_what_the_calls_after_it_would_send(desk: Desk) -> None:
+    """All were marked at once, and those of later calls left for five seconds after the halt."""
+    accepted(desk, 5)
+
+    class Halting(Venue):
+        batch = 2
+
+        def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+            if not self.placed:
+                desk.fence.halt(desk.world, "olga", "stop")
+            return super().place(orders, now)
+
+    venue = Halting()
+    router(desk.database, venue).step()
+    assert len(venue.placed) == 2
+    assert Counter(states(desk)) == {"sent": 2, "cancelled": 3}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cancel_during_a_look_up_is_not_put_off(desk: Desk, fails: bool) -> None:
+    (order,) = accepted(desk)
+
+    class Asked(Venue):
+        def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+            if self.looks_up:
+                SqlOrderLog(desk.database).cancel(desk.world, CancelRequest(all=True), "olga")
+                if fails:
+                    raise ValueError("one bad answer")
+            return super().find(orders, now)
+
+        looks_up = False
+
+    venue = Asked()
+    venue.says(order, "sent")
+    route = router(desk.database, venue)
+    route.step()
+    venue.looks_up = True
+    look_again(desk)
+    route.step()
+    due = SqlOpenOrders(desk.database, 300.0).next_due()
+    assert due is not None
+    assert due <= datetime.now(UTC)
+
+
+def test_what_is_to_be_sent_and_what_waits_longest_comes_before_many_worlds_with_resting_orders(
+    desk: Desk,
+) -> None:
+    """The first 500 worlds by id were handled again and again, and the others never."""
+    orders, long_ago = SqlOpenOrders(desk.database, 300.0), "2024-01-01T00:00:00.000000+00:00"
+    with desk.database.write("test", bookkeeping=True) as tx:
+        for number in range(120):
+            world = f"a{number:03}"
+            order = desk.order("s", 1, world_id=world)
+            line = {"at": long_ago, "world_id": world, "ref": order.order_id, "strategy_id": "s", "epoch": 1}
+            tx.session.add(FenceRow(world_id=world))
+            tx.session.add(OrderLogRow(**line, kind="accepted", body=order.model_dump_json()))
+            tx.session.add(
+                OpenOrderRow(
+                    order_id=order.order_id,
+                    world_id=world,
+                    strategy_id="s",
+                    execution_domain="dryrun",
+                    epoch=1,
+                    accepted_at=long_ago,
+                    next_at=long_ago,
+                    state="sent",
+                    sent_at=long_ago,
+                    known=True,
+                )
+            )
+    accepted(desk)
+    seen = set[str]()
+    for _ in range(3):
+        due = orders.due(Domain.DRYRUN, 500)
+        assert desk.world in due
+        for world, found in due.items():
+            if world != desk.world:
+                assert world not in seen, "it is due again before the others were"
+                seen.add(world)
+                orders.delay(world, dict.fromkeys(found, 60.0))
+    assert len(seen) == 120
 
 
 def test_a_router_that_stood_still_after_marking_does_not_send(
