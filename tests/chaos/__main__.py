@@ -1,5 +1,6 @@
 """`python -m tests.chaos SUITE [RUNS] [SEED]`: a line for each run of a suite, and a summary.
 
+`SUITES` has their names. RUNS are runs, applies, inputs or seconds, as each suite's docstring says.
 Exit code 1 if any promise was broken, or a leak was not found.
 """
 

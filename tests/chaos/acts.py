@@ -4,14 +4,15 @@ import random
 import time
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from activities.applies.requests import SqlApplyRequests
 from activities.fence.store import SqlFenceStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
-from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
+from qmtl_sdk.contracts.worlds import EdgeOverride, WorldUpdate
+from tests.chaos.breaker import BreakerActs
 from tests.chaos.routers import Routers
+from tests.chaos.trader import UNANSWERED_S
 from tests.chaos.world import TTL_S, OrderWorld, attempt
 from tests.support.machine import Machine, wait_for
 
@@ -27,13 +28,12 @@ ACTS = (
 )
 
 
-class Operator:
+class Operator(BreakerActs):
     """Applies one request after another, and now and then interferes. Every choice is of its `rng`."""
 
     def __init__(self, machine: Machine, world: OrderWorld, rng: random.Random) -> None:
         self._machine = machine
-        self._world = world
-        self._client = world.client
+        super().__init__(world)
         self._rng = rng
         self.routers = Routers(machine)
 
@@ -101,54 +101,9 @@ class Operator:
             self._client.decide(self._world.name, uuid.uuid4().hex)
             time.sleep(0.3 + self._rng.random() * 0.3)
 
-    def _break_circuit(self) -> None:
-        self._client.update_world(
-            self._world.name, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=20))
-        )
-        time.sleep(1.0)
-        self._client.update_world(self._world.name, WorldUpdate(circuit_breaker=CircuitBreaker()))
-        self._world.resume()
-
-    def _break_circuit_twice(self) -> None:
-        """Break the circuit twice within a minute: after the resume, orders are counted anew."""
-        self._await_second(0, 30)
-        self._limit_orders(20)
-        for _ in range(2):
-            wait_for(self._is_halted, "halt by the circuit breaker")
-            self._world.resume()
-        self._limit_orders(None)
-        self._world.resume()
-
-    def _count_over_a_minute(self) -> None:
-        """Let orders be counted at the end of a minute; in the next one, they are counted anew.
-
-        The limit is half as much again as was counted, which only the orders of both minutes reach.
-        """
-        self._await_second(44, 48)
-        before = self._accepted()
-        self._limit_orders(10**6)
-        self._await_second(56, 59)
-        self._limit_orders(max((self._accepted() - before) * 3 // 2, 20))
-        self._await_second(0, 20)
-        ended = time.monotonic() + 8.0
-        wait_for(lambda: self._is_halted() or time.monotonic() > ended, "orders of the new minute")
-        self._limit_orders(None)
-        self._world.resume()
-
-    def _limit_orders(self, most: int | None) -> None:
-        breaker = CircuitBreaker(max_orders_per_minute=most)
-        self._client.update_world(self._world.name, WorldUpdate(circuit_breaker=breaker))
-
-    def _is_halted(self) -> bool:
-        return bool(self._client.fence(self._world.name).halted)
-
-    def _accepted(self) -> int:
-        return self._client.fence(self._world.name).orders.get("accepted", 0)
-
-    @staticmethod
-    def _await_second(first: int, last: int) -> None:
-        """Wait until the clock shows one of these seconds of a minute."""
-        wait_for(lambda: first <= datetime.now(UTC).second <= last, f"second {first} of a minute", 65)
+    def _let_requests_wait(self) -> None:
+        """Leave everything alone for as long as a trader waits for an answer."""
+        time.sleep(UNANSWERED_S + 2)
 
     def _lose_the_router(self) -> None:
         self.routers.lose_all(self._world.await_trading)

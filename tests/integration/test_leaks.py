@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+import time_machine
 
 from activities.brokers.router import OrderRouter, brokers
 from activities.fence import halts, state
@@ -176,13 +177,18 @@ class Storm:
         self.unrouted.append(Unrouted(begun, ended, begun, ended))
         self.desk.route()
 
+    def limit_orders(self, most: int | None) -> None:
+        breaker = CircuitBreaker(max_orders_per_minute=most)
+        self.desk.fence.update(self.desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
+
+    def accepted(self) -> int:
+        return sum(said == "accepted" for said in self.told.values())
+
     def _breaker(self) -> None:
-        self.desk.fence.update(
-            self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=1)), "olga"
-        )
+        self.limit_orders(1)
         for _ in range(3):
             self._publish()
-        self.desk.fence.update(self.desk.world, WorldUpdate(circuit_breaker=CircuitBreaker()), "olga")
+        self.limit_orders(None)
         if self.desk.fence_row().halted:
             self.desk.steps.resume(self.desk.world, "olga", "storm")
 
@@ -278,4 +284,23 @@ def test_a_circuit_breaker_that_counts_on_after_a_resume_is_found(own: Database,
     storm._breaker()
     storm._breaker()
     found = storm.violations()
+    assert any(SABOTAGES[name].finding in violation for violation in found) if name else found == []
+
+
+@pytest.mark.usefixtures("unpatched")
+@pytest.mark.parametrize("name", ["", "counts on in a new minute"])
+def test_a_circuit_breaker_that_counts_on_in_a_new_minute_is_found(own: Database, name: str) -> None:
+    if name:
+        SABOTAGES[name].put_in()
+    with time_machine.travel(datetime(2026, 1, 5, 12, 0, 5, tzinfo=UTC)) as clock:
+        storm = Storm(own, 1)
+        storm._to("dryrun")
+        storm.limit_orders(10**6)
+        before = storm.accepted()
+        storm._publish()
+        storm.limit_orders(storm.accepted() - before)
+        clock.shift(timedelta(minutes=1))
+        storm.sessions.clear()  # their leases have ended
+        storm._publish()
+        found = storm.violations()
     assert any(SABOTAGES[name].finding in violation for violation in found) if name else found == []

@@ -106,7 +106,9 @@ SABOTAGES = {
         "was refused for circuit_breaker, and there was",
         "break_circuit_twice",
     ),
-    "answers one strategy never": Sabotage("gateway", answer_one_strategy_never, "was not answered"),
+    "answers one strategy never": Sabotage(
+        "gateway", answer_one_strategy_never, "was not answered", "let_requests_wait"
+    ),
     "routes one strategy never": Sabotage(
         "router", route_one_strategy_never, "was accepted and has not ended"
     ),
