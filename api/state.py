@@ -1,7 +1,10 @@
 """What routes work with; built once when the Gateway starts."""
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
@@ -17,6 +20,11 @@ from api.stream import Hub
 from temporal.applies import ApplyService
 from temporal.promotions import PromotionService
 from temporal.submissions import SubmissionService
+
+T = TypeVar("T")
+
+# Halts that a Gateway carries out at the same time. Each may wait for the fence of its world.
+_HALTS = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,17 @@ class GatewayState:
     health: HealthCheck
     revoked: set[str] = field(default_factory=set)
     """Ids of revoked tokens, as last read from the register."""
+
+    _halting: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_HALTS, "halt"))
+
+    async def halt(self, act: Callable[[], T]) -> T:
+        """Carry out a halt on threads and connections of its own: other requests may use up all others."""
+
+        def reserved() -> T:
+            with self.stores.database.reserved():
+                return act()
+
+        return await asyncio.get_running_loop().run_in_executor(self._halting, reserved)
 
     def ui_link(self, workflow_id: str) -> str:
         """Return the workflow's page in the Temporal UI; empty where no UI is configured."""

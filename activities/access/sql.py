@@ -72,7 +72,7 @@ class SqlTokenStore:
     def states(self, token_ids: Iterable[str]) -> dict[str, TokenState]:
         """Read the state of tokens. Every request does so, so that a revoked token is refused at once."""
         requested = list(token_ids)
-        with self._database.read() as session:
+        with self._database.reserved(), self._database.read() as session:  # every request waits for this
             found = {
                 row.token_id: row.revoked_at
                 for row in session.connection().execute(_REVOKED_AT, {"token_ids": requested})

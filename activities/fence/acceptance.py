@@ -133,7 +133,7 @@ class OrderAcceptance:
         return batch
 
     def _answer(self, requests: Sequence[OrdersRequest], wait: bool) -> None:
-        with self._database.write("fence", bookkeeping=True) as tx:
+        with self._database.reserved(), self._database.write("fence", bookkeeping=True) as tx:
             connection = tx.connection
             asked = [order for request in requests for order in request.orders]
             tokens = {request.caller.token_id for request in requests if request.caller.token_id}

@@ -9,12 +9,14 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
 import psycopg
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, select
 
 from activities.storage.commits import CommitWatcher
@@ -22,6 +24,12 @@ from activities.storage.migrate import migrate
 from activities.storage.tables import StoreIdentityRow
 from activities.storage.transactions import RecordedChange, Transaction, take_write_mark
 from qmtl_sdk.contracts.errors import QmtlError
+
+POOL_WAIT_S = 10.0
+"""Seconds that a caller waits for a connection of a pool where all are in use."""
+
+# Whether the work of this thread or task uses the reserved connections.
+_reserved: ContextVar[bool] = ContextVar("reserved", default=False)
 
 
 class Database(ABC):
@@ -34,8 +42,10 @@ class Database(ABC):
     read_options: Mapping[str, str] = MappingProxyType({})
     """What a connection needs to read everything in one session from one snapshot."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, reserve: Engine) -> None:
+        """Take the engine of most work, and one whose connections only `reserved` blocks use."""
         self._engine = engine
+        self._reserve = reserve
         try:
             with self.migrating():
                 migrate(engine)
@@ -74,12 +84,29 @@ class Database(ABC):
             # After a rollback psycopg would drop its prepared statements, and plan every query anew.
             connection.commit()
 
+    @staticmethod
+    @contextmanager
+    def reserved() -> Iterator[None]:
+        """Use connections that other work cannot use up: for halts, and for what they and orders wait for."""
+        before = _reserved.set(True)
+        try:
+            yield
+        finally:
+            _reserved.reset(before)
+
     @contextmanager
     def _connection(self, purpose: str, **options: str) -> Iterator[Connection]:
+        engine = self._reserve if _reserved.get() else self._engine
         try:
-            connection = self._engine.connect().execution_options(qmtl_purpose=purpose, **options)
+            connection = engine.connect().execution_options(qmtl_purpose=purpose, **options)
             with connection:
                 yield connection
+        except PoolTimeoutError as error:
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                "every connection to the database is in use",
+                "try again; if it stays so, look in the log for what holds them",
+            ) from error
         except (DataError, psycopg.DataError) as error:  # such as a text with a zero byte in PostgreSQL
             raise QmtlError(
                 "E_BODY_INVALID",
@@ -129,6 +156,7 @@ class Database(ABC):
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+        self._reserve.dispose()
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from activities.storage.commits import CommitWatcher
-from activities.storage.database import Database
+from activities.storage.database import POOL_WAIT_S, Database
 from activities.storage.transactions import LockHeldError, Transaction, watch_writes
 
 # Seconds after which a pooled connection is tested before use. Testing costs a round trip, so a connection
@@ -64,13 +64,19 @@ class PostgresDatabase(Database):
     read_options = MappingProxyType({"isolation_level": "REPEATABLE READ"})
 
     def __init__(self, dsn: str) -> None:
-        # LIFO: the connection that was used last has most statements prepared.
-        engine = create_engine(
-            "postgresql+psycopg://" + dsn.split("://", 1)[1], pool_size=_POOL_SIZE, pool_use_lifo=True
-        )
-        _test_idle_connections(engine)
-        watch_writes(engine)
-        super().__init__(engine)
+        def made() -> Engine:
+            # LIFO: the connection that was used last has most statements prepared.
+            engine = create_engine(
+                "postgresql+psycopg://" + dsn.split("://", 1)[1],
+                pool_size=_POOL_SIZE,
+                pool_timeout=POOL_WAIT_S,
+                pool_use_lifo=True,
+            )
+            _test_idle_connections(engine)
+            watch_writes(engine)
+            return engine
+
+        super().__init__(made(), made())
 
     @contextmanager
     def migrating(self) -> Iterator[None]:

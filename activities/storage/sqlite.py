@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import portalocker
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.dialects import sqlite
 
 from activities.storage.commits import CommitWatcher, data_version
-from activities.storage.database import Database
+from activities.storage.database import POOL_WAIT_S, Database
 from activities.storage.pool import Pool
 from activities.storage.transactions import watch_writes
 from activities.storage.turnstile import WriterTurnstile
@@ -32,15 +32,20 @@ class SqliteDatabase(Database):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._turnstiles = Pool(lambda: WriterTurnstile(path))
-        engine = create_engine(
-            f"sqlite:///{path}",
-            connect_args={"timeout": _LOCK_TIMEOUT_S, "check_same_thread": False},
-            pool_size=_POOL_SIZE,
-        )
-        event.listen(engine, "connect", _prepare)
-        event.listen(engine, "begin", _begin)
-        watch_writes(engine)
-        super().__init__(engine)
+
+        def made() -> Engine:
+            engine = create_engine(
+                f"sqlite:///{path}",
+                connect_args={"timeout": _LOCK_TIMEOUT_S, "check_same_thread": False},
+                pool_size=_POOL_SIZE,
+                pool_timeout=POOL_WAIT_S,
+            )
+            event.listen(engine, "connect", _prepare)
+            event.listen(engine, "begin", _begin)
+            watch_writes(engine)
+            return engine
+
+        super().__init__(made(), made())
 
     @contextmanager
     def queue(self) -> Iterator[None]:

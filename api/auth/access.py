@@ -26,10 +26,14 @@ LIVE_HEADER = "X-Allow-Live"
 
 @dataclass(frozen=True)
 class Access:
-    """What a route requires. `role` None: no token. `world`: where the request names the role's world."""
+    """What a route requires. `role` None: no token. `world`: where the request names the role's world.
+
+    `urgent`: it has a rate limit of its own, which no other requests of the caller use up.
+    """
 
     role: Role | None
     world: str = "any"
+    urgent: bool = False
 
 
 _R = Role.READER
@@ -71,8 +75,8 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/worlds/{world_id}/promotions/{strategy_id}"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/promotions/{strategy_id}/end"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/fence"): Access(_R, "path"),
-    ("POST", "/worlds/{world_id}/halt"): Access(_OP, "path"),
-    ("POST", "/halt"): Access(_OP),
+    ("POST", "/worlds/{world_id}/halt"): Access(_OP, "path", urgent=True),
+    ("POST", "/halt"): Access(_OP, urgent=True),
     ("POST", "/worlds/{world_id}/orders/cancel"): Access(_OP, "path"),
     ("POST", "/worlds/{world_id}/resume"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/edges/overrides"): Access(_R, "path"),
@@ -220,7 +224,7 @@ async def authorise(request: Request) -> None:
     except QmtlError:
         limit.take(request.client.host if request.client else "")
         raise
-    limit.take(found.subject)
+    limit.take(f"{found.subject}\0urgent" if entry.urgent else found.subject)
     caller = Caller(**found.model_dump(), live=request.headers.get(LIVE_HEADER, "").lower() == "true")
     request.state.caller = caller
     if entry.world == "path":

@@ -30,7 +30,7 @@ def halt(
 ) -> None:
     """Refuse every order of a world, of all, or of one strategy, from now on, until someone resumes it.
 
-    Where no Gateway answers, the halt is written straight into the store.
+    Where no Gateway answers, or it fails, the halt is written straight into the store.
     """
     if (world is None) is not every:
         raise typer.BadParameter("name a world, or all of them with --all")
@@ -43,12 +43,14 @@ def halt(
                 client.halt_all(reason) if world is None else [client.halt(world, reason, strategy).world_id]
             )
     except QmtlError as error:
-        if error.code != "E_UNAVAILABLE":
+        answered = error.status < 500 and error.code != "E_RATE"
+        if answered or error.code == "E_HALT_INCOMPLETE":
             raise
         from api.cli.halt_in_store import halt_in_store  # loads the database, which other commands need not
 
         worlds = halt_in_store(world, strategy, as_name, reason)
-        note = ["No Gateway answers; the halt was written straight into the store."]
+        why = "No Gateway answers" if error.code == "E_UNAVAILABLE" else f"The Gateway failed ({error.code})"
+        note = [f"{why}; the halt was written straight into the store."]
     body: dict[str, Any] = {"halted": worlds}
     if strategy is not None:
         body["strategy"] = strategy

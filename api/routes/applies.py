@@ -1,6 +1,7 @@
 """Applies, approvals, a world's fence, and its audit trail."""
 
 import asyncio
+import threading
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -18,6 +19,9 @@ from qmtl_sdk.contracts.worlds import EdgeOverride
 from workflows.ids import apply_id
 
 router = APIRouter(prefix="/worlds/{world_id}", tags=["applies"], route_class=GuardedRoute)
+
+# Verifying reads a whole audit trail: one at a time, so that the threads of requests are left to others.
+_VERIFYING = threading.Lock()
 
 
 class Reason(Model):
@@ -119,14 +123,20 @@ def fence(world_id: str, state: State) -> FenceStatus:
 
 
 @router.post("/halt", summary="Halt a world or one of its strategies: refuse every order until a resume")
-def halt(world_id: str, state: State, caller: CurrentCaller, body: HaltBody | None = None) -> FenceStatus:
+async def halt(
+    world_id: str, state: State, caller: CurrentCaller, body: HaltBody | None = None
+) -> FenceStatus:
     """Acts in the store: it needs neither Temporal nor a subscriber."""
     wanted = body or HaltBody()
-    if wanted.strategy is None:
-        state.stores.fence.halt(world_id, caller.subject, wanted.reason)
-    else:
-        state.stores.strategy_halts.halt(world_id, wanted.strategy, caller.subject, wanted.reason)
-    return _fence(state, world_id)
+
+    def act() -> FenceStatus:
+        if wanted.strategy is None:
+            state.stores.fence.halt(world_id, caller.subject, wanted.reason)
+        else:
+            state.stores.strategy_halts.halt(world_id, wanted.strategy, caller.subject, wanted.reason)
+        return _fence(state, world_id)
+
+    return await state.halt(act)
 
 
 @router.post("/resume", summary="Lift a halt, or open a world that a failed apply left frozen")
@@ -161,7 +171,16 @@ def audit(
 ) -> AuditPage:
     """`verify`: check the hash chain from its first entry; E_AUDIT_BROKEN names the first broken one."""
     state.stores.worlds.world(world_id)
-    return state.stores.audit.page(world_id, after, limit, verify)
+    if not verify:
+        return state.stores.audit.page(world_id, after, limit, verify)
+    if not _VERIFYING.acquire(blocking=False):
+        raise QmtlError(
+            "E_RATE", "another audit trail is being verified", "try again in a few seconds", retry_after=5.0
+        )
+    try:
+        return state.stores.audit.page(world_id, after, limit, verify)
+    finally:
+        _VERIFYING.release()
 
 
 def _require_approver(plan: ApplyPlan, caller: CurrentCaller) -> None:

@@ -19,9 +19,13 @@ class Halted(Model):
 
 
 @router.post("/halt", summary="Halt every world in which the caller is an operator")
-def halt_every_world(state: State, caller: CurrentCaller, body: Reason | None = None) -> Halted:
+async def halt_every_world(state: State, caller: CurrentCaller, body: Reason | None = None) -> Halted:
     """Acts in the store, as the halt of one world. A world that cannot be halted stops no other."""
-    fence = state.stores.fence
-    worlds = [world_id for world_id in fence.world_ids() if caller.may(Role.OPERATOR, world_id)]
-    halt_all(state.stores.database, worlds, caller.subject, (body or Reason()).reason)
-    return Halted(worlds=tuple(worlds))
+
+    def act() -> Halted:
+        known = state.stores.fence.world_ids()
+        worlds = [world_id for world_id in known if caller.may(Role.OPERATOR, world_id)]
+        halt_all(state.stores.database, worlds, caller.subject, (body or Reason()).reason)
+        return Halted(worlds=tuple(worlds))
+
+    return await state.halt(act)

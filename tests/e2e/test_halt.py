@@ -1,8 +1,11 @@
 """The kill switch and `qmtl status` of an embedded stack with dead or hanging processes."""
 
 import getpass
+import json
 import os
 import signal
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -101,6 +104,40 @@ def test_a_gateway_that_hangs_does_not_delay_a_halt(operator: Person) -> None:
     finally:
         kill(operator, "gateway", with_signal=signal.SIGCONT)
     assert halted(operator).endswith("it hangs")
+
+
+class Failing(BaseHTTPRequestHandler):
+    """A Gateway that answers every request with a fault of its own."""
+
+    def do_POST(self) -> None:
+        fault = {"type": "x", "title": "x", "status": 500, "code": "E_INTERNAL", "detail": "it failed"}
+        body = json.dumps(fault).encode()
+        self.send_response(500)
+        self.send_header("content-type", "application/problem+json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_gateway_that_fails_does_not_stop_a_halt(operator: Person) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            home = operator.folder / "home"
+            other = Person(
+                operator.folder,
+                QMTL_HOME=str(home),
+                QMTL_GATEWAY__URL=f"http://127.0.0.1:{server.server_port}",
+                QMTL_GATEWAY__DATABASE_DSN=f"sqlite:///{home / 'qmtl.db'}",
+            )
+            done = other.types("world", "halt", "equities", "--reason", "it fails")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert done.returncode == 0, done.stderr
+    assert "The Gateway failed (E_INTERNAL); the halt was written straight into the store." in done.stdout
+    assert halted(operator).endswith("it fails")
 
 
 @pytest.mark.parametrize(
