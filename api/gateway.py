@@ -19,11 +19,11 @@ from fastapi.security import HTTPBearer
 
 from activities.events.bus import BusSettings, open_bus
 from activities.settings import Settings, settings
-from activities.storage.heartbeats import Pulse
+from activities.storage.heartbeats import HeartbeatWriter
 from activities.stores import Stores
 from api import problems
+from api.acceptance import AsyncAcceptance
 from api.acks import GatewayAcks
-from api.answers import Answers
 from api.auth.access import check_table
 from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
@@ -61,7 +61,7 @@ from temporal.promotions import PromotionService
 from temporal.shutdown import exit_process
 from temporal.submissions import SubmissionService
 
-BEAT_EVERY_S = 1.0
+NOTE_EVERY_S = 1.0
 """Seconds between two notes for the heartbeat that the event loop runs."""
 RECOVER_EVERY_S = 15.0
 """Seconds between two searches for submissions and applies that were not started.
@@ -114,15 +114,15 @@ def create_app(config: Settings) -> FastAPI:
         app.state.tokens = state.tokens
         await asyncio.to_thread(_write_local_tokens, state)
         await acks.begin()
-        with Pulse(stores.database, "gateway") as pulse:
-            _start_loops(state, acks, pulse)
+        with HeartbeatWriter(stores.database, "gateway") as heartbeat:
+            _start_loops(state, acks, heartbeat)
             gc.collect()
             gc.freeze()  # objects of the start stay: looking through them again took 0.2 s each time
             try:
                 yield
             finally:
                 bus.close()  # ends the hub's read, for which the process would wait
-                await state.supervisor.stop()
+                await state.loops.stop()
                 state.hub.close()
                 await acks.end()
         stores.close()
@@ -171,7 +171,7 @@ async def _connect(config: Settings, stores: Stores, hub: Hub) -> GatewayState:
     client = await connect(config.temporal)
     store_id = stores.database.store_id
     keys = KeyRing(config.keys_path)
-    supervisor = LoopSupervisor()
+    loops = LoopSupervisor()
     return GatewayState(
         config=config,
         stores=stores,
@@ -184,9 +184,9 @@ async def _connect(config: Settings, stores: Stores, hub: Hub) -> GatewayState:
         tokens=Tokens(keys, stores.tokens, store_id),
         hub=hub,
         sockets=SocketLimit(config.gateway.max_sockets),
-        answers=Answers(stores.orders.submit),
-        supervisor=supervisor,
-        health=HealthCheck(stores, TemporalProbe(client), supervisor),
+        acceptance=AsyncAcceptance(stores.orders.submit),
+        loops=loops,
+        health=HealthCheck(stores, TemporalProbe(client), loops),
     )
 
 
@@ -207,12 +207,12 @@ def _write_local_tokens(state: GatewayState) -> None:
             write_secret(path, token)
 
 
-def _start_loops(state: GatewayState, acks: GatewayAcks, pulse: Pulse) -> None:
+def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWriter) -> None:
     """Start the background loops of a Gateway."""
 
-    async def beat() -> float:
-        pulse.worked()
-        return BEAT_EVERY_S
+    async def note_work() -> float:
+        heartbeat.worked()
+        return NOTE_EVERY_S
 
     async def expire() -> float:
         await asyncio.to_thread(state.stores.sessions.expire)
@@ -228,8 +228,8 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, pulse: Pulse) -> None:
         await state.applies.recover()
         return RECOVER_EVERY_S
 
-    start = state.supervisor.start
-    start("heartbeat", beat, TURN_LIMIT_S)
+    start = state.loops.start
+    start("heartbeat", note_work, TURN_LIMIT_S)
     start("sessions", expire, TURN_LIMIT_S)
     start("revoked tokens", partial(read_revoked, state.tokens, state.revoked), TURN_LIMIT_S)
     start("lease", acks.renew, TURN_LIMIT_S)

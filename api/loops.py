@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from activities.storage.heartbeats import fault_text
+from qmtl_sdk.contracts.durations import retry_pause_s
 
 Turn = Callable[[], Awaitable[float]]
 """One turn of a loop. It returns the seconds until the next one is due."""
@@ -81,7 +82,7 @@ class LoopSupervisor:
                     raise
                 loop.failures += 1
                 loop.fault = fault_text(error)
-                pause = min(_RETRY_S * 2 ** min(loop.failures - 1, 10), _RETRY_LIMIT_S)
+                pause = retry_pause_s(loop.failures, _RETRY_S, _RETRY_LIMIT_S)
                 _log.warning(
                     "a loop failed", loop=name, failures=loop.failures, why=repr(error), retry_s=pause
                 )

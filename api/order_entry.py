@@ -9,7 +9,8 @@ for it.
 4. The fence decides, and the verdicts are the response. It also reads whether the token has been revoked, in
    the transaction of the orders, so that this needs no look of its own.
 
-A request that fails one of these checks goes on to the route, with its body, and gets the route's answer. So
+Step 2 refuses a caller who sends too much, and step 4 gives the fence's errors: both are the calls of the
+route. A request that fails another check goes on to the route, with its body, and gets the route's answer. So
 whatever is wrong with a request is found and said in one place.
 """
 
@@ -33,7 +34,11 @@ _SECRET = SESSION_HEADER.lower().encode()
 
 
 class OrderEntry:
-    """Answers good orders in front of the application, and passes everything else on to it."""
+    """Answers good orders in front of the application.
+
+    It also answers the refusals of the two calls that it shares with the route: the rate limit and the
+    fence's errors. Everything else goes on to the application.
+    """
 
     def __init__(self, app: ASGIApp, state: State, limit: int) -> None:
         """Take the application's state (`limit`, and `gateway` once it runs), and a body's limit in bytes."""

@@ -13,14 +13,14 @@ import psutil
 from activities.settings import Settings
 from api.parts import StackParts, part_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.embedded import ProcessRecord, StackRecord, processes_submissions
+from qmtl_sdk.runtime.embedded import PROCESSES, ProcessRecord, StackRecord, processes_submissions
 from temporal.server import free_port, stop_process
 
 _READY_LIMIT_S = 90.0
 """Seconds in which all parts must be ready; a first start also compiles bytecode."""
-_STOP_ORDER = ("supervisor", "gateway", "router", "relay", "worker", "temporal")
+_STOP_ORDER = PROCESSES[::-1]
 """What `down` stops: first what would start the others again, then faces first."""
-_WAITED_FOR = ("worker", "relay", "router", "gateway")
+_WAITED_FOR = tuple(name for name in PROCESSES if name not in ("temporal", "supervisor"))
 """The parts that `up` waits for after it has started them."""
 
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 
 from activities.settings import Settings
 from activities.stores import Stores
-from api.answers import Answers
+from api.acceptance import AsyncAcceptance
 from api.auth.keys import KeyRing
 from api.auth.limits import SocketLimit
 from api.auth.tokens import Tokens
@@ -40,8 +40,8 @@ class GatewayState:
     tokens: Tokens
     hub: Hub
     sockets: SocketLimit
-    answers: Answers
-    supervisor: LoopSupervisor
+    acceptance: AsyncAcceptance
+    loops: LoopSupervisor
     health: HealthCheck
     revoked: set[str] = field(default_factory=set)
     """Ids of revoked tokens, as last read from the register."""

@@ -1,6 +1,6 @@
 """The supervisor of the embedded stack: starts again, at the same addresses, what has died.
 
-1. Twice a second it looks at the processes of the stack's record.
+1. Every 0.4 s it looks at the processes of the stack's record.
 2. What is dead is started under the lock of the stack, so that neither `qmtl up` nor `qmtl down` acts at the
    same time. Where they hold the lock, it looks again later.
 3. A process is started at once after a death, then after 1, 2, 3 … seconds. One that goes on dying is started
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from activities.settings import settings
 from api.parts import StackParts
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.embedded import ProcessRecord, StackRecord
+from qmtl_sdk.runtime.embedded import PROCESSES, ProcessRecord, StackRecord
 
 _LOOK_S = 0.4
 """Seconds between two looks at the processes."""
@@ -31,7 +31,7 @@ _GIVEN_UP_AFTER = 6
 """Starts in a row without a good one after which the pauses become long."""
 _LONG_PAUSE_S = 60.0
 """Seconds between two starts of a process that was given up."""
-_RESTARTED = ("temporal", "worker", "relay", "router", "gateway")
+_RESTARTED = tuple(name for name in PROCESSES if name != "supervisor")
 """The parts that are started again, in the order in which they start."""
 
 

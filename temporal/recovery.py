@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from qmtl_sdk.contracts.durations import retry_pause_s
+
 Attempt = Callable[[], Awaitable[None]]
 
 # Requests that are tried at a time.
@@ -30,10 +32,10 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class _Failed:
-    """A request whose last attempt failed: when it is tried again, on the monotonic clock."""
+    """A request whose last attempts failed: how many, and when it is tried again, on the monotonic clock."""
 
+    count: int
     at: float
-    pause_s: float
 
 
 class Recovery:
@@ -59,9 +61,9 @@ class Recovery:
                 async with asyncio.timeout(_LIMIT_S):
                     await attempt()
             except Exception as error:  # a row that cannot be read, or a refusal of Temporal
-                last = self._failed.get(key)
-                pause = min(2 * last.pause_s, _RETRY_LIMIT_S) if last else _RETRY_S
-                self._failed[key] = _Failed(time.monotonic() + pause, pause)
+                count = self._failed[key].count + 1 if key in self._failed else 1
+                pause = retry_pause_s(count, _RETRY_S, _RETRY_LIMIT_S)
+                self._failed[key] = _Failed(count, time.monotonic() + pause)
                 _log.warning(f"{self._kind} could not be recovered", key=key, why=repr(error), retry_s=pause)
                 return False
             self._failed.pop(key, None)

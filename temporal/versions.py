@@ -111,7 +111,7 @@ class Versions:
                     raise
             await asyncio.sleep(_RETRY_S)
 
-    async def keep(self) -> None:
+    async def repeat_checks(self) -> None:
         """Repeat `check`, until cancelled."""
         while True:
             await asyncio.sleep(_CHECK_EVERY_S)
@@ -131,16 +131,16 @@ class Versions:
         current = info.routing_config.current_deployment_version.build_id
         if current == self._build and not others:
             return
-        live = await self._live_builds()
+        polled = await self._polled_builds()
         if current != self._build:
-            if current in live and self._was_replaced(info):
+            if current in polled and self._was_replaced(info):
                 return
             await self._set_current(found.conflict_token)
-        for build in others - live:
+        for build in others - polled:
             await self._move_runs(build)
 
     def _open_versions(self, info: WorkerDeploymentInfo) -> set[str]:
-        """The other versions that may have pinned runs."""
+        """List the other versions that may have pinned runs."""
         drained = WorkerDeploymentVersionStatus.WORKER_DEPLOYMENT_VERSION_STATUS_DRAINED
         return {
             item.deployment_version.build_id
@@ -154,8 +154,8 @@ class Versions:
             for item in info.version_summaries
         )
 
-    async def _live_builds(self) -> set[str]:
-        """The versions that a live worker polls for."""
+    async def _polled_builds(self) -> set[str]:
+        """List the versions that a live worker polls for."""
         request = DescribeTaskQueueRequest(
             namespace=self._client.namespace,
             task_queue=TaskQueue(name=WORKFLOW_QUEUE),

@@ -25,7 +25,7 @@ from activities.promotions.sql import SqlPromotions
 from activities.queues.activities import QueueActivities
 from activities.queues.upkeep import QueueRetention
 from activities.settings import Settings, settings
-from activities.storage.heartbeats import Pulse
+from activities.storage.heartbeats import HeartbeatWriter
 from activities.stores import Stores
 from activities.submissions.activities import SubmissionActivities
 from activities.submissions.lease import compute_lease
@@ -106,15 +106,15 @@ async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> Non
         client = await connect(config.temporal, stores.database.store_id)
         await create_schedules(client, stores.database.store_id)
         build = build_id()
-        with Pulse(stores.database, "worker") as pulse:
+        with HeartbeatWriter(stores.database, "worker") as heartbeat:
             async with serving(client, stores, interceptors, build) as workers:
                 versions = Versions(client, build)
                 await versions.begin()
-                upgrades = asyncio.create_task(versions.keep())
+                upgrades = asyncio.create_task(versions.repeat_checks())
                 print("worker: ready", flush=True)
                 while not stop.is_set():
                     if all(worker.is_running for worker in workers):
-                        pulse.worked()
+                        heartbeat.worked()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), _NOTE_S)
                 upgrades.cancel()

@@ -10,7 +10,8 @@ from activities.applies.plan import plan_apply, plan_rollback
 from activities.applies.planning_context import planning_context
 from activities.applies.status import apply_row, running_apply, status_of
 from activities.applies.steps import begin_step
-from activities.fence.state import OPEN, locked_fence
+from activities.fence.rules import OPEN
+from activities.fence.state import locked_fence
 from activities.messages.apply import AbortRequest
 from activities.storage.database import Database
 from activities.storage.readable import readable

@@ -18,7 +18,8 @@ from activities.applies.status import apply_unknown, running_apply
 from activities.decisions.sql import newest_decision
 from activities.fence.activations import halts_of
 from activities.fence.halts import lift_halt
-from activities.fence.state import OPEN, locked_fence, open_fence
+from activities.fence.rules import OPEN
+from activities.fence.state import locked_fence, open_fence
 from activities.messages.apply import ApprovalWait, GateChange, StepDone
 from activities.storage.database import Database
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow

@@ -18,8 +18,8 @@ from activities.fence.activations import (
     change_activation,
     entry_hashes,
 )
+from activities.fence.rules import OPEN
 from activities.fence.state import (
-    OPEN,
     drain_fence,
     freeze_fence,
     log_fence_change,

@@ -55,7 +55,7 @@ def find_strategy(reference: str, world_id: str, decision: DecisionEnvelope | No
     raise QmtlError(
         "E_STRATEGY_UNKNOWN",
         f"{reference[:80]!r} {f'names several strategies of {world_id}' if found else unknown}",
-        "give its whole strategy_id; qmtl world show W lists them",
+        "give its whole strategy_id; qmtl world show W -o json lists them",
     )
 
 

@@ -8,7 +8,8 @@ from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.evidence import candidate_of, newest_evidence
 from activities.decisions.store import DecisionInputs, StoredDecision
 from activities.fence.activations import apply_decision
-from activities.fence.state import OPEN, locked_fence, set_decision
+from activities.fence.rules import OPEN
+from activities.fence.state import locked_fence, set_decision
 from activities.storage.database import Database
 from activities.storage.tables import (
     BindingRow,

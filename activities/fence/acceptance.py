@@ -20,7 +20,6 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from activities.fence.answers import OrderAnswers
 from activities.fence.halts import halt
 from activities.fence.lanes import Lanes
 from activities.fence.log_line import ACCEPTED, REFUSED, LogLine
@@ -28,6 +27,7 @@ from activities.fence.proofs import OrderCaller
 from activities.fence.requests import OrdersRequest, next_batch
 from activities.fence.rows import FenceHeldError, FenceSnapshot, order_rows
 from activities.fence.rules import BreakerCount, FenceState, OrderContext, refusal
+from activities.fence.verdicts import BatchVerdicts
 from activities.storage.database import Database
 from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction, utc_before, utc_now, utc_text
@@ -42,7 +42,10 @@ _GATHER_S = 0.001
 
 
 class OrderAcceptance:
-    """Accepts or refuses orders, one transaction at a time."""
+    """Accepts or refuses orders.
+
+    One transaction at a time, besides those of worlds whose fence is held (`lanes.py`).
+    """
 
     def __init__(self, database: Database, no_router_after_s: float = NO_ROUTER_AFTER_S) -> None:
         """`no_router_after_s`: seconds without a working order router after which live orders are refused."""
@@ -141,13 +144,13 @@ class OrderAcceptance:
             good = [request for request in requests if request.may_be_judged(snapshot)]
             new: dict[str, Order] = {}
             for request in good:
-                for order in request.held(snapshot):
+                for order in request.provable_orders(snapshot):
                     if order.order_id not in snapshot.earlier:
                         new.setdefault(order.order_id, order)
             lines = snapshot.earlier | self._judge(tx, connection, new, snapshot)
-            answers = OrderAnswers(snapshot, new, lines)
+            verdicts = BatchVerdicts(snapshot, new, lines)
             for request in good:
-                request.verdicts = [answers.verdict(order, request.caller) for order in request.orders]
+                request.verdicts = [verdicts.verdict(order, request.caller) for order in request.orders]
 
     def _judge(
         self, tx: Transaction, connection: Connection, orders: dict[str, Order], snapshot: FenceSnapshot

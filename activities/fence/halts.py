@@ -4,9 +4,7 @@ from activities.fence.cancelling import Selection, cancel_open
 from activities.fence.state import FenceEvent, clear_halt, log_fence_change, publish_gate_change
 from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction
-
-# Characters of a halt's reason that are stored.
-_REASON_LENGTH = 300
+from qmtl_sdk.contracts.orders import MAX_REASON
 
 
 def halt_reason(actor: str, reason: str) -> str:
@@ -22,11 +20,11 @@ def halt(tx: Transaction, fence: FenceRow, reason: str, entries: dict[str, str] 
     knows them already.
     """
     before = {"halted": fence.halted, "epoch": fence.epoch}
-    fence.halted = reason[:_REASON_LENGTH]
+    fence.halted = reason[:MAX_REASON]
     fence.epoch += 1
     fence.halt_epoch = fence.epoch
     log_fence_change(tx, fence, "halt", fence.world_id, fence.halted)
-    why = f"the world was halted {fence.halted}"
+    why = f"the world was halted ({fence.halted})"
     stopped = cancel_open(tx, fence, why, fence.on_halt == "cancel", Selection())
     after = {"halted": fence.halted, "epoch": fence.epoch, **stopped.model_dump()}
     publish_gate_change(tx, fence, FenceEvent("halt", "world.halted", before, after, entries=entries))

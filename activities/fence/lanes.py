@@ -68,19 +68,19 @@ class Lanes:
                 self._answer(batch)
             except FenceHeldError:
                 with self._mutex:
-                    lane.extendleft(reversed(self._in_time(batch)))
+                    lane.extendleft(reversed(self._in_time(world, batch)))
                 self._threads.submit(self._serve, world)
                 return
 
     @staticmethod
-    def _in_time(batch: Sequence[OrdersRequest]) -> list[OrdersRequest]:
-        """Fail the requests that have waited too long; return the others."""
+    def _in_time(world: str, batch: Sequence[OrdersRequest]) -> list[OrdersRequest]:
+        """Fail the requests that have waited too long for the fence of a world; return the others."""
         oldest = time.monotonic() - _LIMIT_S
         for request in batch:
             if request.since < oldest:
                 request.error = QmtlError(
                     "E_UNAVAILABLE",
-                    f"world {min(request.worlds)} is held by another operation",
+                    f"the fence of world {world} was held by another transaction for {_LIMIT_S:g} s",
                     "send the orders again under the same ids",
                 )
                 request.set_answer()

@@ -44,7 +44,7 @@ class OrdersRequest:
                 )
         return self.error is None
 
-    def held(self, snapshot: FenceSnapshot) -> list[Order]:
+    def provable_orders(self, snapshot: FenceSnapshot) -> list[Order]:
         """List the orders whose session the caller holds."""
         return [order for order in self.orders if self.caller.may_send(order, snapshot.sessions)]
 

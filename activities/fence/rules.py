@@ -14,6 +14,10 @@ from types import MappingProxyType
 from qmtl_sdk.contracts.domains import Domain, domain_of
 from qmtl_sdk.contracts.orders import Order, Refusal
 
+OPEN = "open"
+FROZEN = "frozen"
+DRAINING = "draining"
+
 
 @dataclass
 class FenceState:
@@ -134,8 +138,8 @@ CHECKS: Mapping[Refusal, Check] = MappingProxyType(
         Refusal.SHADOW: lambda context: context.order.execution_domain is Domain.SHADOW,
         Refusal.HALTED: lambda context: bool(context.fence.halted),
         Refusal.STRATEGY_HALTED: lambda context: context.activation is not None and context.activation.halted,
-        Refusal.FROZEN: lambda context: context.fence.state not in ("open", "draining"),
-        Refusal.DRAINING: lambda context: context.fence.state == "draining",
+        Refusal.FROZEN: lambda context: context.fence.state not in (OPEN, DRAINING),
+        Refusal.DRAINING: lambda context: context.fence.state == DRAINING,
         Refusal.STALE_EPOCH: lambda context: context.order.epoch != context.fence.epoch,
         Refusal.STALE_DECISION: lambda context: context.fence.fresh_until < context.now,
         Refusal.NO_SESSION: _no_session,
@@ -171,8 +175,9 @@ def refusal_before_sending(context: OrderContext) -> Refusal | None:
 
     A freeze closes the edge to live for new orders: accepted ones finish.
     """
-    reasons = _CHECKED_BEFORE_SENDING if context.fence.state == "open" else _CHECKED_BEFORE_SENDING[:-1]
-    return next((reason for reason in reasons if reason in CHECKS and CHECKS[reason](context)), None)
+    exempt = None if context.fence.state == OPEN else Refusal.EDGE_CLOSED
+    reasons = (reason for reason in _CHECKED_BEFORE_SENDING if reason is not exempt)
+    return next((reason for reason in reasons if CHECKS[reason](context)), None)
 
 
 def refusal(context: OrderContext) -> Refusal | None:

@@ -1,8 +1,8 @@
 """The fence row of a world: the state that every order is checked against, and how it changes.
 
-A transaction that changes what the fence reads holds `fence:{world}` from before the change until it commits.
-Orders take the same lock, so an order sees all of a change or none of it. Nothing outside this folder writes
-the fence row.
+Whatever takes permission away in a world holds `fence:{world}` from before the change until it commits.
+Orders take the same lock, so an order sees all of a change or none of it. Tokens and heartbeats are read as
+last committed. Nothing outside this folder writes the fence row.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Literal
 from sqlmodel import Session, SQLModel
 
 from activities.fence.activations import activation_hashes, apply_decision, halts_of, store_activation
+from activities.fence.rules import DRAINING, FROZEN, OPEN
 from activities.storage.tables import FenceRow, WorldRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from activities.worlds.edges import LIVE_EDGE, write_edge
@@ -20,10 +21,6 @@ from qmtl_sdk.contracts.applies import FenceStatus
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import WorldSpec
-
-OPEN = "open"
-FROZEN = "frozen"
-DRAINING = "draining"
 
 _ORDER_LOG = SQLModel.metadata.tables["order_log"]
 

@@ -24,9 +24,7 @@ from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.applies import StrategyHalt
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.errors import QmtlError, nearest
-
-# Characters of a halt's reason that are stored.
-_REASON_LENGTH = 300
+from qmtl_sdk.contracts.orders import MAX_REASON
 
 # Characters of a strategy_id that are enough to name a strategy: shorter ones match too easily.
 _SHORTEST_PREFIX = 8
@@ -54,7 +52,7 @@ class SqlStrategyHalts:
                 row = StrategyHaltRow(
                     world_id=world_id,
                     strategy_id=found.strategy_id,
-                    reason=reason[:_REASON_LENGTH],
+                    reason=reason[:MAX_REASON],
                     since=utc_now(),
                     halted_by=actor,
                 )
@@ -104,7 +102,7 @@ def bound_strategy(session: Session, world_id: str, reference: str) -> BindingRo
     raise QmtlError(
         "E_STRATEGY_UNKNOWN",
         f"{reference[:80]!r} {what}",
-        "give its whole strategy_id; qmtl world show W lists them",
+        "give its whole strategy_id; qmtl world show W -o json lists those that were judged",
     )
 
 

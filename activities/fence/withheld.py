@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from activities.fence.log_line import WITHHELD, LogLine
 from activities.fence.proofs import OrderCaller
 from activities.fence.rows import order_rows
+from activities.fence.state import locked_fence
 from activities.sessions.sql import not_the_holder
 from activities.storage.database import Database
-from activities.storage.tables import FenceRow, SessionRow
+from activities.storage.tables import SessionRow
 from activities.storage.transactions import utc_now
-from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Refusal, WithheldOrder
 
 
@@ -32,12 +32,7 @@ class SqlWithheldOrders:
         """
         world_id, session_id = orders[0].order.world_id, orders[0].order.session_id
         with self._database.write("fence", bookkeeping=True) as tx:
-            tx.lock(f"fence:{world_id}")  # so that the rows are of the epoch that they carry
-            fence = tx.session.get(FenceRow, world_id)
-            if fence is None:
-                raise QmtlError(
-                    "E_WORLD_UNKNOWN", f"there is no world {world_id!r}", "qmtl world list prints them"
-                )
+            fence = locked_fence(tx, world_id)  # so that the rows are of the epoch that they carry
             session = tx.session.get(SessionRow, session_id)
             if session is None or not caller.holds(session_id, session.actor, session.secret_hash):
                 raise not_the_holder(session_id)

@@ -12,13 +12,11 @@ from activities.storage.readable import readable
 from activities.storage.tables import SessionRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo, SessionOpen
 
 # Why a session ended whose runner stopped sending heartbeats.
 LEASE_ENDED = "its lease ended: no heartbeat arrived in time"
-
-# Characters of a reason that are stored.
-_REASON = 300
 
 # Sessions that one request lists.
 _LISTED = 1000
@@ -155,7 +153,7 @@ class SqlSessionStore:
         if row.ended_at is not None:
             return
         row.ended_at = utc_now()
-        row.end_reason = reason[:_REASON]
+        row.end_reason = reason[:MAX_REASON]
         tx.session.add(row)
         data = {
             "world_id": row.world_id,

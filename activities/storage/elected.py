@@ -9,7 +9,8 @@ import structlog
 
 from activities.storage.commits import CommitWatcher
 from activities.storage.database import Database
-from activities.storage.heartbeats import Pulse
+from activities.storage.heartbeats import HeartbeatWriter
+from qmtl_sdk.contracts.durations import retry_pause_s
 from qmtl_sdk.contracts.errors import QmtlError
 
 # Seconds between two tries to be elected.
@@ -51,21 +52,21 @@ def run_elected(
     The process writes heartbeats meanwhile, which say when it last completed a turn or had none to do. While
     `fault` returns a text, its turns succeed and it does not do its work: then they do not count.
     """
-    with Pulse(database, role) as pulse:
+    with HeartbeatWriter(database, role) as heartbeat:
         while not stop.is_set():
             try:
                 with database.elected(role) as confirm:
                     if confirm is None:
-                        pulse.stands_by()
+                        heartbeat.stands_by()
                         stop.wait(_ELECTION_S)
                         continue
-                    pulse.elected()
+                    heartbeat.elected()
                     with database.watch_commits() as commits:
-                        work = _Work(turn, fault, pulse)
+                        work = _Work(turn, fault, heartbeat)
                         _repeat(work, commits, confirm, stop)
             except Exception as error:  # whatever one turn raises, the process goes on
-                pulse.failed(error)
-                pause = min(_RETRY_S * 2 ** min(pulse.failures - 1, 10), _RETRY_LIMIT_S)
+                heartbeat.failed(error)
+                pause = retry_pause_s(heartbeat.failures, _RETRY_S, _RETRY_LIMIT_S)
                 _log.warning(f"the {role} failed", error=repr(error), retry_s=pause)
                 stop.wait(pause)
 
@@ -76,15 +77,15 @@ class _Work:
 
     turn: Callable[[], float]
     fault: Callable[[], str]
-    pulse: Pulse
+    heartbeat: HeartbeatWriter
 
     def note(self) -> None:
         """Note that the loop works, or why not."""
         fault = self.fault()
         if fault:
-            self.pulse.stuck(fault)
+            self.heartbeat.stuck(fault)
         else:
-            self.pulse.worked()
+            self.heartbeat.worked()
 
 
 def _repeat(work: _Work, commits: CommitWatcher, confirm: Callable[[], None], stop: threading.Event) -> None:

@@ -1,7 +1,8 @@
 """Heartbeats: which processes live, from rows that they write themselves.
 
-1. A process writes its row every `HEARTBEAT_S` seconds from a thread of its own (`Pulse`). The row says when
-   its loop last worked, so that a loop that hangs, such as in a call of a broker, does not pass for alive.
+1. A process writes its row every `HEARTBEAT_S` seconds from a thread of its own (`HeartbeatWriter`). The row
+   says when its loop last worked, so that a loop that hangs, such as in a call of a broker, does not pass for
+   alive.
 2. A process that ends normally marks its row as stopped. The row of one that was killed stays, and shows as
    dead, until a process of its name that began after it works, for `_KEEP_S` seconds at most.
 3. Of the processes that elect one of them, the others stand by. They replace nothing, and do no work.
@@ -55,8 +56,8 @@ def fault_text(error: BaseException) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in line[:_FAULT])
 
 
-class Pulse:
-    """Writes the heartbeats of this process while its block runs; `worked` and the others say what of.
+class HeartbeatWriter:
+    """Writes the heartbeats of this process while its block runs; its methods say what they report.
 
     A heartbeat that cannot be written is logged, and the next one is written when it is due.
     """
@@ -82,7 +83,7 @@ class Pulse:
             worked_at="",
         )
 
-    def __enter__(self) -> "Pulse":
+    def __enter__(self) -> "HeartbeatWriter":
         self._thread.start()
         return self
 

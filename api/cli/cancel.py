@@ -7,7 +7,7 @@ import typer
 from api.cli.connection import gateway_as
 from api.cli.options import As, Output, Reason, WorldArgument
 from api.cli.output import Format, guarded, print_result
-from qmtl_sdk.contracts.orders import CancelRequest
+from qmtl_sdk.contracts.orders import CancelRequest, CancelResult
 
 app = typer.Typer()
 
@@ -17,7 +17,12 @@ app = typer.Typer()
 def cancel(
     world: WorldArgument,
     order_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ORDER_ID]…", show_default=False, help="ids of orders")
+        list[str] | None,
+        typer.Argument(
+            metavar="ORDER_ID…",
+            show_default=False,
+            help="ids of orders; qmtl world orders W -o json lists them",
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="every open order of the world")] = False,
     reason: Reason = "",
@@ -30,7 +35,7 @@ def cancel(
     refuses them.
     """
     if bool(order_ids) is every:
-        raise typer.BadParameter("name orders, or all of them with --all")
+        raise typer.BadParameter("name orders or give --all, one of the two")
     with gateway_as(as_name) as client:
         done = client.cancel_orders(
             world, CancelRequest(order_ids=tuple(order_ids or ()), all=every, reason=reason)
@@ -38,5 +43,12 @@ def cancel(
     print_result(
         output,
         done.json_dict(),
-        lambda: f"{done.cancelled} cancelled; venues are asked to cancel {done.requested}",
+        lambda: cancel_text(done, len(set(order_ids or ()))),
     )
+
+
+def cancel_text(done: CancelResult, given: int) -> str:
+    """Describe what became of a request that names `given` orders; 0: it was for all."""
+    text = f"{done.cancelled} cancelled; venues are asked to cancel {done.requested}"
+    others = given - done.cancelled - done.requested
+    return f"{text}; not open, or asked before: {others} of the ids given" if others > 0 else text

@@ -21,10 +21,12 @@ class OverrideOptions:
 
     world: WorldArgument
     src: Annotated[
-        str | None, typer.Argument(help="start of the edge: a NodeID, or a domain like domain:backtest")
+        str | None,
+        typer.Argument(metavar="SRC", help="start of the edge: a NodeID, or a domain like domain:backtest"),
     ] = None
     dst: Annotated[
-        str | None, typer.Argument(help="end of the edge: a NodeID, or a domain like domain:dryrun")
+        str | None,
+        typer.Argument(metavar="DST", help="end of the edge: a NodeID, or a domain like domain:dryrun"),
     ] = None
     active: Annotated[bool, typer.Option("--open/--close", help="only an apply opens an edge to live")] = (
         False

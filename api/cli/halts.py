@@ -33,7 +33,7 @@ def halt(
     Where no Gateway answers, or it fails, the halt is written straight into the store.
     """
     if (world is None) is not every:
-        raise typer.BadParameter("name a world, or all of them with --all")
+        raise typer.BadParameter("name a world or give --all, one of the two")
     if every and strategy is not None:
         raise typer.BadParameter("name the world of the strategy: --all takes no strategy")
     note = []

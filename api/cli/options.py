@@ -21,7 +21,8 @@ Options = TypeVar("Options", bound=DataclassOptions)
 
 WorldArgument = Annotated[str, typer.Argument(metavar="WORLD")]
 StrategyArgument = Annotated[
-    str, typer.Argument(help="the strategy's name, its strategy_id, or the beginning of that")
+    str,
+    typer.Argument(metavar="STRATEGY", help="the strategy's name, its strategy_id, or the beginning of that"),
 ]
 HaltStrategy = Annotated[
     str | None,

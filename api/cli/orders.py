@@ -35,7 +35,7 @@ def orders(
                 item.order.execution_domain.value,
                 str(item.order.epoch),
                 item.state.value.replace("_", " "),
-                _detail(item),
+                order_detail(item),
             ]
             for item in found
         ]
@@ -47,7 +47,7 @@ def orders(
     )
 
 
-def _detail(item: OrderRecord) -> str:
+def order_detail(item: OrderRecord) -> str:
     """Return why an order was withheld or refused, what was filled, or why it ended."""
     if item.withheld:
         return item.withheld
@@ -56,5 +56,6 @@ def _detail(item: OrderRecord) -> str:
     last = item.changes[-1].reason if item.changes else ""
     if item.fill is None:
         return last
-    filled = f"{item.fill.quantity} at {item.fill.price} by {item.fill.venue}"
+    price = f" at {item.fill.price}" if item.fill.price is not None else ""
+    filled = f"{item.fill.quantity}{price} by {item.fill.venue}"
     return f"{filled}; {last}" if last else filled

@@ -41,7 +41,7 @@ def _recorded(name: str, part: ProcessRecord, beat: ProcessStatus | None, beats_
     )
 
 
-def beats_in_store(config: Settings) -> list[ProcessStatus] | None:
+def heartbeats_in_store(config: Settings) -> list[ProcessStatus] | None:
     """Read the heartbeats in the store itself, where no Gateway answers. None where that is not possible."""
     from activities.storage.heartbeats import processes  # loads the database, as below
     from activities.storage.opening import open_database

@@ -8,7 +8,7 @@ from activities.settings import settings
 from api.cli.connection import gateway
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result
-from api.cli.processes import beats_in_store, labelled, processes_text
+from api.cli.processes import heartbeats_in_store, labelled, processes_text
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.processes import ProcessStatus
@@ -49,7 +49,7 @@ def down(output: Output = Format.TEXT) -> None:
 @app.command()
 @guarded
 def status(output: Output = Format.TEXT) -> None:
-    """Show which processes run, and whether submissions can be processed."""
+    """Show which processes run, what is missing, and what that means for orders."""
     config = settings()
     url = embedded.recorded_gateway(config)
     # (Any: JSON.)
@@ -65,7 +65,7 @@ def status(output: Output = Format.TEXT) -> None:
                 raise
             body["fault"] = str(error)
     if beats is None:
-        beats = beats_in_store(config)
+        beats = heartbeats_in_store(config)
     stack = embedded.StackRecord() if config.gateway.url else embedded.StackRecord.read(config.home)
     processes = labelled(stack, beats)
     body["restart_faults"] = stack.faults

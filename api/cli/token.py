@@ -23,7 +23,9 @@ app = typer.Typer(help="Tokens: who may do what, in which world.", no_args_is_he
 @app.command()
 @guarded
 def create(
-    name: Annotated[str, typer.Argument(help="who uses the token; the audit trail records this name")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="who uses the token; the audit trail records this name")
+    ],
     role: Annotated[
         Role, typer.Option("--role", "-r", help="each role may do what the roles before it may")
     ] = Role.READER,
@@ -77,7 +79,7 @@ def list_tokens(output: Output = Format.TEXT) -> None:
 @app.command()
 @guarded
 def revoke(
-    token_id: Annotated[str, typer.Argument(help="the token's id; qmtl token list shows it")],
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="the token's id; qmtl token list shows it")],
     output: Output = Format.TEXT,
 ) -> None:
     """Revoke a token: its requests are refused at once, its streams are closed within seconds."""

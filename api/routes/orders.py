@@ -44,7 +44,7 @@ async def send_orders(state: GatewayState, batch: OrderBatch, sender: OrderCalle
 
     Raises QmtlError: E_TOKEN_REVOKED, E_WORLD_UNKNOWN.
     """
-    verdicts = await state.answers.publish(batch.orders, sender)
+    verdicts = await state.acceptance.publish(batch.orders, sender)
     for order, verdict in zip(batch.orders, verdicts, strict=True):
         ORDERS.labels(order.world_id, verdict.reason.value if verdict.reason else "accepted").inc()
     return OrderVerdicts(verdicts=tuple(verdicts))

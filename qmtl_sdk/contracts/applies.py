@@ -145,16 +145,15 @@ class StrategyHalt(Model):
 class FenceStatus(Model):
     """A world's fence: whether orders can pass, and under which epoch.
 
-    `held_by`: the apply that froze the world. `orders`: how many orders there are, by state.
+    `held_by`: the apply that froze the world. `orders`: how many orders were accepted, withheld, or refused
+    for each reason.
     """
 
     world_id: str
     epoch: int
     state: Literal["open", "frozen", "draining"]
     held_by: str = ""
-    halted: str = Field(
-        "", description="why an operator or the circuit breaker halted the world; empty if it is not halted"
-    )
+    halted: str = Field("", description="why the world is halted; empty if it is not")
     allow_live: bool
     live_edge: bool
     decision_fresh_until: UtcTime | None = None

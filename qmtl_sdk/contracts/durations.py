@@ -80,6 +80,15 @@ def format_duration(length_s: float) -> str:
     return " ".join(parts[:2])
 
 
+def retry_pause_s(failures: int, first_s: float, limit_s: float) -> float:
+    """Return the seconds until the next try after 1, 2, … failures: `first_s`, doubled each time.
+
+    At most `limit_s`.
+    """
+    doublings = min(failures - 1, 64)  # so that no number of failures is too large for a float
+    return min(first_s * 2.0**doublings, limit_s)
+
+
 def _validated(value: "int | str | timedelta") -> int:
     try:
         return seconds(value)

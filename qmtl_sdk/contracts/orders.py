@@ -18,10 +18,10 @@ from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 
 MAX_ORDERS = 1000
-"""The largest number of orders in one request."""
+"""The largest number of orders, or of order ids, in one request."""
 
 MAX_REASON = 300
-"""The largest length of a reason that is stored with an order."""
+"""The largest length of a reason that is stored with an order, a halt or the end of a session."""
 
 
 class Refusal(StrEnum):
@@ -53,8 +53,8 @@ class Refusal(StrEnum):
 
 REFUSALS: dict[Refusal, str] = {
     Refusal.SHADOW: "shadow computes beside a world and never trades",
-    Refusal.HALTED: "an operator has halted the world; qmtl world resume lifts it",
-    Refusal.STRATEGY_HALTED: "an operator has halted the strategy; qmtl world resume W -s STRATEGY lifts it",
+    Refusal.HALTED: ("the world is halted; qmtl world status W says why, qmtl world resume W lifts it"),
+    Refusal.STRATEGY_HALTED: "the strategy is halted; qmtl world resume W -s STRATEGY lifts it",
     Refusal.FROZEN: "an apply has frozen the world",
     Refusal.DRAINING: "an apply is waiting for open orders to end",
     Refusal.STALE_EPOCH: "the order was decided under an earlier activation of the world",
@@ -65,7 +65,7 @@ REFUSALS: dict[Refusal, str] = {
     Refusal.LIVE_NOT_ALLOWED: "the world does not allow live",
     Refusal.EDGE_CLOSED: "the world's edge from backtest to live is closed",
     Refusal.NO_ROUTER: "no order router works, so a live order could not be sent; see qmtl status",
-    Refusal.CIRCUIT_BREAKER: "the world's circuit breaker has tripped; qmtl world resume resets it",
+    Refusal.CIRCUIT_BREAKER: "the world's circuit breaker has tripped; qmtl world resume W resets it",
     Refusal.SYMBOL_LIMIT: "the world's order limits do not name the symbol",
     Refusal.QUANTITY_LIMIT: "the quantity is above the world's order limits",
     Refusal.NOTIONAL_LIMIT: "the order's notional is above the world's order limits, or it has no price",
@@ -244,14 +244,14 @@ class OrderRecord(Model):
 class CancelRequest(Model):
     """Which open orders of a world are cancelled: these, or all."""
 
-    order_ids: tuple[OrderId, ...] = Field((), max_length=1000)
+    order_ids: tuple[OrderId, ...] = Field((), max_length=MAX_ORDERS)
     all: bool = False
     reason: PlainLine = Field("", max_length=MAX_REASON)
 
     @model_validator(mode="after")
     def _names_orders(self) -> "CancelRequest":
         if self.all == bool(self.order_ids):
-            raise ValueError("name orders, or all of them")
+            raise ValueError("name orders or set all, one of the two")
         return self
 
 

@@ -1,7 +1,12 @@
 """`python -m tests.chaos SUITE [RUNS] [SEED]`: a line for each run of a suite, and a summary.
 
-`SUITES` has their names. RUNS are runs, applies, inputs or seconds, as each suite's docstring says.
-Exit code 1 if any promise was broken, or a leak was not found.
+RUNS is a count of what the suite repeats:
+
+- stream: runs. orders, twofold: applies, twenty to a world. leaks: applies for each check of the fence.
+- poison: hostile inputs, and as many normal submissions. routing: seconds of each of the three runs.
+- pairs: cases, each with one process killed or two.
+
+Exit code 1 if any promise was broken, or a leak was not found; 2 if there is no such suite.
 """
 
 import json
@@ -208,6 +213,9 @@ SUITES = {
 if __name__ == "__main__":
     exit_on_sigterm()
     name = sys.argv[1] if len(sys.argv) > 1 else "orders"
+    if name not in SUITES:
+        print(f"there is no suite {name!r}; the suites are {', '.join(SUITES)}", file=sys.stderr)
+        sys.exit(2)
     run, count = SUITES[name]
     exit_process(
         run(int(sys.argv[2]) if len(sys.argv) > 2 else count, int(sys.argv[3]) if len(sys.argv) > 3 else 1)

@@ -1,9 +1,9 @@
 """Kill worker, Gateway, Temporal server and runners while four runners trade without pause and one apply
-follows another; then let the order log and the audit trail speak.
+follows another; then check the order log and the audit trail.
 
 An operator asks for applies and rollbacks, approves, rejects, aborts, halts, resumes, takes live away in the
 midst of it, closes the edge, lets decisions become stale, sets a circuit breaker. Every choice is seeded. At
-the end everything is left alone until it rests, and `order_checker` reads what was written.
+the end it waits until nothing is under way, and `order_checker` checks what was written.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""Kill relay, Gateway, worker and runner while events flow, and see whether everyone has heard of everything,
+"""Kill relay, Gateway, worker and runner while events flow; check that each subscriber received every event,
 once and in order.
 
 A run has a world of its own, a strategy that runs in a process of its own, subscribers that listen from the
 first event on, and a writer that changes policies and asks for decisions. The killer strikes at seeded random
-moments and starts again what it killed. Then everything is left alone until it is quiet, and the store is
-compared with what each subscriber has handled.
+moments and starts again what it killed. At the end it waits until nothing is under way, and compares the
+store with what each subscriber has handled.
 """
 
 import json
@@ -272,9 +272,9 @@ class Chaos:
     # what must hold
 
     def _quiet(self, database: Database, streams: list[StreamClient], world: str, report: Report) -> None:
-        """Until the relay has told everything, the runner runs, and everyone has handled what there is.
+        """Wait until the relay has published all events, the runner runs, and each subscriber handled them.
 
-        What does not come to that is a violation.
+        Whatever does not get there in time is a violation.
         """
         outbox, bus = SqlOutbox(database), SqliteBus(self.machine.config.bus_path)
 

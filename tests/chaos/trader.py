@@ -1,7 +1,7 @@
 """A runner that does nothing but trade, in a process of its own, which may be killed.
 
 Half of what it sends goes through the SDK's gate; the other half is rude: under epochs of before, in another
-domain, for a session that has ended, while the gate is closed. Whatever it is told it writes down. With two
+domain, for a session that has ended, while the gate is closed. It writes down every answer. With two
 Gateways, it goes to the other one when one does not answer, and now and then sends orders to both.
 """
 
@@ -105,7 +105,7 @@ class Trader:
         self._stream = StreamClient(
             [GatewayClient(url, token, away_limit_s=0.0) for url in urls],
             Subscribe(world_id=world, strategy_id=strategy),
-            self._hear,
+            self._acknowledge,
         )
         self._manager = ActivationManager(self._stream, world, strategy)
         self._gate = OrderGate(self._manager)
@@ -115,7 +115,7 @@ class Trader:
             world,
             strategy,
             lambda: self._life.session,
-            self._told,
+            self._record_verdict,
         )
         self._epochs = [1]
 
@@ -209,7 +209,7 @@ class Trader:
             if session.session_id and mine:
                 for verdicts in self._answers(mine, session):
                     for order, verdict in zip(mine, verdicts, strict=True):
-                        self._told(order, verdict)
+                        self._record_verdict(order, verdict)
 
     def _answers(self, orders: list[Order], session: SessionKey) -> Iterator[list[OrderVerdict]]:
         """The answer of a Gateway, or of both to the same orders at the same time."""
@@ -222,7 +222,7 @@ class Trader:
         if failed:
             raise failed[0]
 
-    def _told(self, order: Order, verdict: OrderVerdict) -> None:
+    def _record_verdict(self, order: Order, verdict: OrderVerdict) -> None:
         self._note(order, verdict.reason.value if verdict.reason else "accepted")
 
     def _unanswered(self, order: Order) -> None:
@@ -232,7 +232,7 @@ class Trader:
         self._diary.write(json.dumps([order.order_id, said]) + "\n")
         self._diary.flush()
 
-    def _hear(self, kind: str, event: CloudEvent) -> None:
+    def _acknowledge(self, kind: str, event: CloudEvent) -> None:
         if (
             kind == "activation"
             and event.subject == WHOLE_WORLD

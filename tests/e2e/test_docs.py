@@ -8,6 +8,7 @@ import sys
 import pytest
 import yaml
 
+from activities.fence.rules import CHECKS
 from api.auth.access import ROUTES
 from qmtl_sdk.contracts.metrics import METRICS
 from qmtl_sdk.contracts.policy_text import policy_from
@@ -53,6 +54,12 @@ def test_the_docs_list_every_metric() -> None:
         re.findall(r"^\| `(\w+)` \| (.+?) \|$", (ROOT / "docs" / "policy.md").read_text(), re.MULTILINE)
     )
     assert listed.keys() == set(METRICS.names())
+
+
+def test_the_docs_list_the_checks_of_the_fence_in_their_order() -> None:
+    table = (ROOT / "docs" / "applies.md").read_text().split("Checks, in order:")[1].split("## ")[0]
+    cells = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(cells)) == [reason.value for reason in CHECKS]
 
 
 def test_the_docs_list_every_route_with_its_role() -> None:

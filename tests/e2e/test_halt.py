@@ -143,9 +143,9 @@ def test_a_gateway_that_fails_does_not_stop_a_halt(operator: Person) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "name a world, or all of them with --all"),
+        ((), "name a world or give --all, one of the two"),
         (("--all", "-s", "First"), "--all takes no strategy"),
-        (("equities", "--all"), "name a world, or all of them with --all"),
+        (("equities", "--all"), "name a world or give --all, one of the two"),
         (("equities", "--as", "ana"), "only a Gateway can check ana's token"),
         (("equities",), "there is no database"),
     ],

@@ -14,9 +14,12 @@ import pytest
 from sqlalchemy import Engine, event
 
 from activities.fence.acceptance import OrderAcceptance
+from activities.fence.lanes import Lanes
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
-from activities.fence.state import FROZEN, locked_fence
+from activities.fence.requests import OrdersRequest
+from activities.fence.rules import FROZEN
+from activities.fence.state import locked_fence
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.storage.database import Database
 from activities.storage.transactions import utc_before, utc_now
@@ -399,3 +402,13 @@ def test_a_lost_connection_is_said_and_not_used_again(
         orders.publish([lost], desk.caller)
     assert [orders.publish([lost], desk.caller)[0].accepted for _ in range(2)] == [True, True]
     assert not caplog.records, "the pool took it back and stumbled over it"
+
+
+def test_an_order_that_waited_too_long_says_whose_fence_was_held(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.fence.lanes._LIMIT_S", 0.0)
+    request = OrdersRequest([desk.order(desk.session(), desk.epoch)], desk.caller, 0.0)
+    assert Lanes._in_time(desk.world, [request]) == []
+    with pytest.raises(QmtlError, match=f"the fence of world {desk.world} was held by another transaction"):
+        request.answer.result(0)

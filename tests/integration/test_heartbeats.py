@@ -12,7 +12,7 @@ import pytest
 from activities.storage import heartbeats
 from activities.storage.database import Database
 from activities.storage.elected import run_elected
-from activities.storage.heartbeats import Pulse, live, processes
+from activities.storage.heartbeats import HeartbeatWriter, live, processes
 from qmtl_sdk.contracts.processes import ProcessStatus
 from tests.support import ROOT
 from tests.support.machine import wait_for
@@ -131,8 +131,8 @@ def test_the_fault_of_a_failing_turn_is_shown_until_one_succeeds(
 
 
 def test_a_process_that_ends_normally_is_not_listed(database: Database) -> None:
-    with Pulse(database, "worker") as pulse:
-        pulse.worked()
+    with HeartbeatWriter(database, "worker") as heartbeat:
+        heartbeat.worked()
         wait_for(lambda: found(database, "running"), "worker")
     assert processes(database) == []
 
@@ -150,8 +150,8 @@ def test_a_heartbeat_that_cannot_be_written_is_not_the_last(
         return write(self, actor, bookkeeping=bookkeeping)
 
     monkeypatch.setattr(type(database), "write", failing)
-    with Pulse(database, "worker") as pulse:
-        pulse.worked()
+    with HeartbeatWriter(database, "worker") as heartbeat:
+        heartbeat.worked()
         wait_for(lambda: found(database, "running"), "worker")
     assert failed.is_set()
 
@@ -167,5 +167,5 @@ def test_rows_of_dead_processes_are_deleted_after_a_while(
         process.wait()
     wait_for(lambda: found(database, "dead"), "dead router")
     monkeypatch.setattr(heartbeats, "_KEEP_S", 1.0)
-    with Pulse(database, "worker"):
+    with HeartbeatWriter(database, "worker"):
         wait_for(lambda: [item.name for item in processes(database)] == ["worker"], "deletion")

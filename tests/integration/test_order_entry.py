@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from activities.access.sql import SqlTokenStore
 from activities.fence.acceptance import OrderAcceptance
 from activities.storage.database import Database
-from api.answers import Answers
+from api.acceptance import AsyncAcceptance
 from api.auth.keys import KeyRing
 from api.auth.limits import RateLimit
 from api.auth.tokens import Tokens
@@ -79,7 +79,7 @@ class Gateway:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        state = SimpleNamespace(tokens=self.tokens, answers=Answers(self.acceptance.submit))
+        state = SimpleNamespace(tokens=self.tokens, acceptance=AsyncAcceptance(self.acceptance.submit))
         with_defaults = {
             "authorization": f"Bearer {self.token}",
             "content-type": "application/json",

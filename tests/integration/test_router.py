@@ -164,6 +164,8 @@ def test_a_halt_cancels_what_was_not_sent_although_it_was_lifted_meanwhile(desk:
     accepted(desk, 3)
     desk.fence.halt(desk.world, "olga", "the market is mad")
     assert states(desk) == ["cancelled"] * 3
+    (reason,) = {order.changes[-1].reason for order in SqlOrderLog(desk.database).orders(desk.world)}
+    assert reason == "the world was halted (olga: the market is mad)"
     desk.steps.resume(desk.world, "olga", "")
     venue = Venue()
     router(desk.database, venue).step()

@@ -41,6 +41,11 @@ def test_durations_in_every_form(form: "int | str | timedelta", seconds: int) ->
     assert durations.seconds(form) == seconds
 
 
+@pytest.mark.parametrize(("failures", "pause_s"), [(1, 0.5), (2, 1.0), (3, 2.0), (6, 15.0), (10**6, 15.0)])
+def test_the_pause_before_a_retry_doubles_up_to_its_limit(failures: int, pause_s: float) -> None:
+    assert durations.retry_pause_s(failures, 0.5, 15.0) == pause_s
+
+
 @pytest.mark.parametrize("form", ["", "m", "1x", "-1m", 0, -5, 1.5, True, None, "1m1s", "٣"])
 def test_what_is_no_duration_is_refused(form: object) -> None:
     with pytest.raises(QmtlError, match="E_INTERVAL"):

@@ -15,8 +15,11 @@ from qmtl_sdk.contracts.domains import domain_of
 def fence_text(fence: FenceStatus) -> list[str]:
     """Describe whether a world's orders can pass, and what stops them."""
     refused = ", ".join(
-        f"{count} {reason}" for reason, count in sorted(fence.orders.items()) if reason != "accepted"
+        f"{count} {reason}"
+        for reason, count in sorted(fence.orders.items())
+        if reason not in ("accepted", "withheld")
     )
+    withheld = fence.orders.get("withheld", 0)
     live = "allowed" if fence.allow_live else "not allowed"
     edge = "open" if fence.live_edge else "closed"
     return [
@@ -28,6 +31,7 @@ def fence_text(fence: FenceStatus) -> list[str]:
         f"live       {live}, edge from backtest to live {edge}",
         f"decision   {_decision_age(fence)}",
         f"orders     {fence.orders.get('accepted', 0)} accepted, {fence.open_orders} open"
+        + (f"; {withheld} withheld" if withheld else "")
         + (f"; refused: {refused}" if refused else ""),
     ]
 

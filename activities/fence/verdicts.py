@@ -9,7 +9,7 @@ from qmtl_sdk.contracts.orders import Order, OrderVerdict, Refusal
 
 
 @dataclass(frozen=True)
-class OrderAnswers:
+class BatchVerdicts:
     """What a transaction answers: the line of each id, and the orders of the lines that it wrote itself."""
 
     snapshot: FenceSnapshot

@@ -12,7 +12,7 @@ from qmtl_sdk.contracts.orders import Order, OrderVerdict
 Verdicts = list[OrderVerdict]
 
 
-class Answers:
+class AsyncAcceptance:
     """Sends orders to the fence for requests of one event loop.
 
     The fence answers all requests of a transaction one after another. The first answer wakes the loop, the

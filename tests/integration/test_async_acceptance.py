@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from activities.fence.proofs import OrderCaller
-from api.answers import Answers, Verdicts
+from api.acceptance import AsyncAcceptance, Verdicts
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Order, OrderVerdict
 
@@ -57,8 +57,8 @@ class HeldFence:
 def test_answers_of_one_transaction_wake_the_loop_once() -> None:
     async def run() -> int:
         fence = HeldFence()
-        answers = Answers(fence.submit)
-        waiting = [asyncio.create_task(answers.publish([], ANA)) for _ in range(8)]
+        acceptance = AsyncAcceptance(fence.submit)
+        waiting = [asyncio.create_task(acceptance.publish([], ANA)) for _ in range(8)]
         await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Counting)
@@ -76,7 +76,7 @@ def test_every_answer_arrives_while_the_loop_takes_others() -> None:
 
     async def run() -> None:
         fence, rounds = HeldFence(), 300
-        answers = Answers(fence.submit)
+        acceptance = AsyncAcceptance(fence.submit)
 
         def serve() -> None:
             served = 0
@@ -90,7 +90,7 @@ def test_every_answer_arrives_while_the_loop_takes_others() -> None:
 
         async def publisher() -> None:
             for _ in range(rounds):
-                assert (await answers.publish([], ANA))[0].accepted
+                assert (await acceptance.publish([], ANA))[0].accepted
 
         await asyncio.wait_for(asyncio.gather(*(publisher() for _ in range(8))), 60)
         thread.join()
@@ -101,8 +101,8 @@ def test_every_answer_arrives_while_the_loop_takes_others() -> None:
 def test_an_error_reaches_its_own_request_alone() -> None:
     async def run() -> None:
         fence = HeldFence()
-        answers = Answers(fence.submit)
-        bad, good = (asyncio.create_task(answers.publish([], ANA)) for _ in range(2))
+        acceptance = AsyncAcceptance(fence.submit)
+        bad, good = (asyncio.create_task(acceptance.publish([], ANA)) for _ in range(2))
         await asyncio.sleep(0)
 
         def act() -> None:
@@ -120,8 +120,8 @@ def test_an_error_reaches_its_own_request_alone() -> None:
 def test_a_cancelled_request_withdraws_its_orders_and_leaves_the_others_alone() -> None:
     async def run() -> None:
         fence = HeldFence()
-        answers = Answers(fence.submit)
-        gone, late, stays = (asyncio.create_task(answers.publish([], ANA)) for _ in range(3))
+        acceptance = AsyncAcceptance(fence.submit)
+        gone, late, stays = (asyncio.create_task(acceptance.publish([], ANA)) for _ in range(3))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
@@ -140,7 +140,7 @@ def test_an_answer_after_the_loop_has_ended_disturbs_nobody(caplog: pytest.LogCa
     fence = HeldFence()
 
     async def run() -> None:
-        waiting = asyncio.create_task(Answers(fence.submit).publish([], ANA))
+        waiting = asyncio.create_task(AsyncAcceptance(fence.submit).publish([], ANA))
         await asyncio.sleep(0)
         assert fence.given[0].set_running_or_notify_cancel()
         waiting.cancel()
