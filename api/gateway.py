@@ -29,7 +29,7 @@ from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
 from api.auth.tokens import Tokens
 from api.health import HealthCheck
-from api.loops import LoopSupervisor
+from api.loops import BackgroundLoops
 from api.order_entry import OrderEntry
 from api.request_head import BoundedHead
 from api.routes import (
@@ -171,7 +171,7 @@ async def _connect(config: Settings, stores: Stores, hub: Hub) -> GatewayState:
     client = await connect(config.temporal)
     store_id = stores.database.store_id
     keys = KeyRing(config.keys_path)
-    loops = LoopSupervisor()
+    loops = BackgroundLoops()
     return GatewayState(
         config=config,
         stores=stores,

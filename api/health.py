@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from activities.storage.heartbeats import live, processes
+from activities.storage.heartbeats import count_working, processes
 from activities.stores import Stores
-from api.loops import LoopSupervisor
+from api.loops import BackgroundLoops
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.processes import ProcessStatus
 from temporal.probe import TemporalProbe
@@ -77,7 +77,7 @@ class _Rows(Model):
 class HealthCheck:
     """Measures health, once for all who ask at the same time."""
 
-    def __init__(self, stores: Stores, probe: TemporalProbe, supervisor: LoopSupervisor) -> None:
+    def __init__(self, stores: Stores, probe: TemporalProbe, supervisor: BackgroundLoops) -> None:
         self._stores = stores
         self._probe = probe
         self._supervisor = supervisor
@@ -110,7 +110,7 @@ class HealthCheck:
             status="degraded" if missing or faults else "ok",
             database=rows is not None,
             temporal=temporal,
-            workers=live(rows.processes, "worker") if rows else 0,
+            workers=count_working(rows.processes, "worker") if rows else 0,
             missing=missing,
             # Texts of errors may hold anything; who has no token sees the kind of an error.
             faults={
@@ -158,7 +158,7 @@ def _missing(rows: _Rows | None, temporal: bool) -> dict[str, str]:
 
 def missing_processes(found: Sequence[ProcessStatus]) -> list[str]:
     """Return the names of the processes of which none works."""
-    return [name for name in ("worker", "relay", "router") if not live(found, name)]
+    return [name for name in ("worker", "relay", "router") if not count_working(found, name)]
 
 
 def _kind(text: str) -> str:

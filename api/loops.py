@@ -46,7 +46,7 @@ class Loop:
         return ""
 
 
-class LoopSupervisor:
+class BackgroundLoops:
     """Runs loops until it is stopped."""
 
     def __init__(self) -> None:

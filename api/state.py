@@ -15,7 +15,7 @@ from api.auth.keys import KeyRing
 from api.auth.limits import SocketLimit
 from api.auth.tokens import Tokens
 from api.health import HealthCheck
-from api.loops import LoopSupervisor
+from api.loops import BackgroundLoops
 from api.stream import Hub
 from temporal.applies import ApplyService
 from temporal.promotions import PromotionService
@@ -41,7 +41,7 @@ class GatewayState:
     hub: Hub
     sockets: SocketLimit
     acceptance: AsyncAcceptance
-    loops: LoopSupervisor
+    loops: BackgroundLoops
     health: HealthCheck
     revoked: set[str] = field(default_factory=set)
     """Ids of revoked tokens, as last read from the register."""

@@ -167,7 +167,7 @@ def processes(database: Database) -> list[ProcessStatus]:
         return sorted((_status(row) for row in session.exec(query)), key=lambda found: found.name)
 
 
-def live(found: Sequence[ProcessStatus], name: str) -> int:
+def count_working(found: Sequence[ProcessStatus], name: str) -> int:
     """Count the processes of a name that do its work. One that stands by does not."""
     return sum(item.name == name and item.state == "running" for item in found)
 

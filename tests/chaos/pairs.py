@@ -44,6 +44,7 @@ from qmtl_sdk.runtime.embedded import ProcessRecord
 from tests.chaos.author import Author
 from tests.chaos.traders import Traders
 from tests.chaos.world import OrderWorld, attempt
+from tests.support.command import Person
 from tests.support.command_machine import CommandMachine
 from tests.support.fence_model import Unrouted
 from tests.support.machine import wait_for
@@ -243,6 +244,44 @@ class TradingWorld:
             )
 
 
+class NoRouter:
+    """The time of a case without an order router: `refused_from` is when live orders are refused for it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.refused_from = ""
+        self.times: list[Unrouted] = []
+
+    def begins(self) -> None:
+        """Note that no router lives any more."""
+        with self._database.read() as session:
+            query = text("SELECT max(worked_at) FROM process WHERE name = 'router'")
+            worked_at = datetime.fromisoformat(session.connection().execute(query).scalar_one())
+        self.refused_from = utc_text(worked_at + timedelta(seconds=NO_ROUTER_AFTER_S))
+
+    def is_over(self, until: str) -> None:
+        """Note that one works again. Before `until`, nothing could start one."""
+        if begun := self.refused_from:
+            self.times.append(Unrouted(begun, until, begun, utc_now()))
+
+
+def named_dead(person: Person) -> set[str]:
+    """Those whom `qmtl status` calls dead in its own line."""
+    for line in person.types("status").stdout.splitlines():
+        if line.startswith("dead   "):
+            return set(line.removeprefix("dead").partition(":")[0].strip().split(", "))
+    return set()
+
+
+def is_healthy(person: Person) -> bool:
+    """Whether `qmtl status` says that every process runs and the Gateway's health is ok."""
+    found = person.reads("status")
+    states = {name: part["state"] for name, part in found["processes"].items()}
+    return all(states.get(name) == "running" for name in PROCESSES) and bool(
+        found["running"] and found["health"]["status"] == "ok"
+    )
+
+
 class CaseRun:
     """One case, step by step. A step that fails is a violation; the later ones are played all the same."""
 
@@ -262,8 +301,7 @@ class CaseRun:
         self._world = world
         self._case = case
         self._rng = rng
-        self._no_router_from = ""
-        self._unrouted: list[Unrouted] = []
+        self._no_router = NoRouter(database)
         self._killed: dict[str, ProcessRecord] = {}
         self._killed_at = 0.0
         self._log_before = ""
@@ -307,24 +345,11 @@ class CaseRun:
         self._killed_at = time.monotonic()
         self._machine.kill_all(self._case.dead)
         if "router" in self._case.dead:
-            worked = datetime.fromisoformat(self._router_worked_at())
-            self._no_router_from = utc_text(worked + timedelta(seconds=NO_ROUTER_AFTER_S))
-
-    def _router_worked_at(self) -> str:
-        with self._database.read() as session:
-            query = text("SELECT max(worked_at) FROM process WHERE name = 'router'")
-            return str(session.connection().execute(query).scalar_one())
-
-    def _named_dead(self) -> set[str]:
-        """Those whom `qmtl status` calls dead in its own line."""
-        for line in self._person.types("status").stdout.splitlines():
-            if line.startswith("dead   "):
-                return set(line.removeprefix("dead").partition(":")[0].strip().split(", "))
-        return set()
+            self._no_router.begins()
 
     def _await_name(self) -> None:
         named = wait_for(
-            lambda: found if (found := self._named_dead()) >= set(self._killed) else None,
+            lambda: found if (found := named_dead(self._person)) >= set(self._killed) else None,
             "name of what is dead",
             3 * NAMED_S,
         )
@@ -356,7 +381,9 @@ class CaseRun:
 
     def _await_refusals(self) -> None:
         """Live orders are refused once the router is away for long enough."""
-        wait_for(lambda: utc_now() > self._no_router_from, "time without a router", NO_ROUTER_AFTER_S + 10)
+        wait_for(
+            lambda: utc_now() > self._no_router.refused_from, "time without a router", NO_ROUTER_AFTER_S + 10
+        )
         if "gateway" not in self._case.dead:
             before = self._world.tail.count("no_router", "live")
             wait_for(
@@ -400,27 +427,15 @@ class CaseRun:
         self._machine.up()
         self._case.back_after_s = time.monotonic() - began
         assert self._machine.url == address, "traders and authors know the Gateway's address"
-        self._note_router(at)
+        self._no_router.is_over(at)
         self._require("up had brought everything back", self._case.back_after_s, BACK_S)
         self._check_who_started("")
 
     def _await_supervisor(self) -> None:
-        wait_for(self._is_healthy, "health", BACK_S)
-        self._note_router("")
+        wait_for(lambda: is_healthy(self._person), "health", BACK_S)
+        self._no_router.is_over("")
         self._case.back_after_s = self._since_kill
         self._check_who_started("had died; started it as pid")
-
-    def _note_router(self, until: str) -> None:
-        """Note the time without a router, which is over now; until then nothing could start one."""
-        if begun := self._no_router_from:
-            self._unrouted.append(Unrouted(begun, until, begun, utc_now()))
-
-    def _is_healthy(self) -> bool:
-        found = self._person.reads("status")
-        states = {name: part["state"] for name, part in found["processes"].items()}
-        return all(states.get(name) == "running" for name in PROCESSES) and bool(
-            found["running"] and found["health"]["status"] == "ok"
-        )
 
     def _check_who_started(self, line: str) -> None:
         """Every dead process has a successor, and the supervisor's log names exactly those of its own."""
@@ -464,7 +479,7 @@ class CaseRun:
         case.refused, case.submissions = counts, world.author.decided
         told, contradictions = world.traders.verdicts()
         case.violations += contradictions
-        case.violations += order_violations(self._database, world.name, told, unrouted=self._unrouted)
+        case.violations += order_violations(self._database, world.name, told, unrouted=self._no_router.times)
         case.violations += [*world.author.violations, *world.author.lost(self._database)]
         case.violations += submission_violations(self._database)
         done = self._person.types("world", "audit", world.name, "--verify")

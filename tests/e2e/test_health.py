@@ -15,7 +15,7 @@ from temporalio.client import Client
 
 from activities.applies.acknowledgements import SqlApplyAcks
 from api.health import HealthCheck
-from api.loops import LoopSupervisor
+from api.loops import BackgroundLoops
 from qmtl_sdk.contracts.submission import StrategySubmit
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from temporal import recovery
@@ -102,7 +102,7 @@ def test_health_costs_the_same_whatever_waits_and_loads_no_body(tmp_path: Path) 
         async with served(tmp_path) as stage:
             for symbol in ("AAPL", "JNJ", "KO", "MSFT", "PG"):
                 _logged(stage, symbol)
-            check = HealthCheck(stage.stores, TemporalProbe(stage.client), LoopSupervisor())
+            check = HealthCheck(stage.stores, TemporalProbe(stage.client), BackgroundLoops())
             event.listen(Engine, "before_cursor_execute", note)
             try:
                 found = await asyncio.gather(*(check.measure() for _ in range(50)))

@@ -12,7 +12,7 @@ import pytest
 from activities.storage import heartbeats
 from activities.storage.database import Database
 from activities.storage.elected import run_elected
-from activities.storage.heartbeats import HeartbeatWriter, live, processes
+from activities.storage.heartbeats import HeartbeatWriter, count_working, processes
 from qmtl_sdk.contracts.processes import ProcessStatus
 from tests.support import ROOT
 from tests.support.machine import wait_for
@@ -58,11 +58,11 @@ def test_a_killed_process_is_dead_until_another_of_its_name_works(
 ) -> None:
     monkeypatch.setattr(heartbeats, "SEEN_WITHIN_S", 3.0)
     with started(dsn) as first:
-        wait_for(lambda: live(processes(database), "router") == 1, "router")
+        wait_for(lambda: count_working(processes(database), "router") == 1, "router")
         with started(dsn) as second:
             (waiting,) = wait_for(lambda: found(database, "standing by"), "standby")
             assert waiting.pid == second.pid
-            assert live(processes(database), "router") == 1, "a standby does no work"
+            assert count_working(processes(database), "router") == 1, "a standby does no work"
             second.kill()
             second.wait()
             (dead,) = wait_for(lambda: found(database, "dead"), "dead standby")
@@ -70,7 +70,7 @@ def test_a_killed_process_is_dead_until_another_of_its_name_works(
         first.kill()
         first.wait()
         wait_for(lambda: {first.pid} <= {item.pid for item in found(database, "dead")}, "dead router")
-        assert live(processes(database), "router") == 0
+        assert count_working(processes(database), "router") == 0
     with elected(database, lambda: 0.1):
         wait_for(lambda: [item.state for item in processes(database)] == ["running"], "replacement")
 
@@ -98,13 +98,13 @@ def test_a_process_that_hangs_does_not_pass_for_alive(
         return 0.01
 
     with elected(database, turn):
-        wait_for(lambda: live(processes(database), "router") == 1, "router")
+        wait_for(lambda: count_working(processes(database), "router") == 1, "router")
         hangs.set()
         (hanging,) = wait_for(lambda: found(database, "not answering"), "router that hangs")
         assert hanging.seen_s is not None
         assert hanging.seen_s < 0.5, "its heartbeats go on"
         goes_on.set()
-        wait_for(lambda: live(processes(database), "router") == 1, "router again")
+        wait_for(lambda: count_working(processes(database), "router") == 1, "router again")
 
 
 def test_the_fault_of_a_failing_turn_is_shown_until_one_succeeds(
@@ -121,7 +121,7 @@ def test_the_fault_of_a_failing_turn_is_shown_until_one_succeeds(
         return 0.01
 
     with elected(database, turn):
-        wait_for(lambda: live(processes(database), "router") == 1, "router")
+        wait_for(lambda: count_working(processes(database), "router") == 1, "router")
         fails.set()
         (failing,) = wait_for(lambda: found(database, "not answering"), "router that fails")
         assert failing.fault.startswith("ZeroDivisionError: of a broker")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from api import loops as module
-from api.loops import LoopSupervisor
+from api.loops import BackgroundLoops
 
 LIMIT_S = 20.0
 
@@ -39,7 +39,7 @@ def test_a_loop_outlives_errors_and_shows_them_until_a_turn_succeeds(
         return 0.0
 
     async def run() -> None:
-        supervisor = LoopSupervisor()
+        supervisor = BackgroundLoops()
         supervisor.start("sessions", turn)
         await until(lambda: len(calls) > times)
         assert list(supervisor.faults()) == ["sessions"]
@@ -62,7 +62,7 @@ def test_a_loop_that_fails_delays_no_other() -> None:
         return 0.0
 
     async def run() -> None:
-        supervisor = LoopSupervisor()
+        supervisor = BackgroundLoops()
         supervisor.start("failing", failing)
         supervisor.start("working", working)
         await until(lambda: len(turns) > 20)
@@ -80,7 +80,7 @@ def test_a_turn_that_does_not_end_is_a_fault_where_it_may_not_wait() -> None:
         return 60.0
 
     async def run() -> None:
-        supervisor = LoopSupervisor()
+        supervisor = BackgroundLoops()
         supervisor.start("sessions", turn, limit_s=0.01)
         supervisor.start("stream", turn)
         await until(lambda: list(supervisor.faults()) == ["sessions"])
@@ -98,7 +98,7 @@ def test_stopping_ends_every_loop() -> None:
         return 0.0
 
     async def run() -> None:
-        supervisor = LoopSupervisor()
+        supervisor = BackgroundLoops()
         supervisor.start("sessions", turn)
         await asyncio.sleep(0)
         async with asyncio.timeout(LIMIT_S):
