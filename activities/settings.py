@@ -16,6 +16,9 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.registry import Options
 from qmtl_sdk.runtime import config
 
+MAX_STREAM_S = 86_400
+"""The longest time for which a stream's token is good, whatever is configured."""
+
 
 class GatewaySettings(config.GatewaySettings):
     host: str = Field("127.0.0.1", description="where the Gateway listens")
@@ -49,7 +52,10 @@ class EventsSettings(config.Section):
         10.0, gt=0, description="seconds without progress after which a reader is dropped"
     )
     token_s: float = Field(
-        600.0, gt=0, description="how long a stream's token is good; it is refreshed on the open socket"
+        600.0,
+        gt=0,
+        le=MAX_STREAM_S,
+        description="how long a stream's token is good; it is refreshed on the open socket",
     )
 
 

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from sqlalchemy import bindparam, text
 from sqlmodel import col, select
 
+from activities.settings import MAX_STREAM_S
 from activities.storage.database import Database
 from activities.storage.tables import TokenRow
 from activities.storage.transactions import RecordedChange, utc_now
@@ -18,6 +19,9 @@ from qmtl_sdk.contracts.errors import QmtlError
 _REVOKED_AT = text("SELECT token_id, revoked_at FROM token WHERE token_id IN :token_ids").bindparams(
     bindparam("token_ids", expanding=True)
 )
+# How long a stream may outlive the token that it was requested with, and as long for clocks that differ.
+_MAX_STREAM = timedelta(seconds=2 * MAX_STREAM_S)
+
 TokenState = Literal["good", "revoked", "unknown"]
 """Whether a token with a valid signature may be used."""
 
@@ -102,9 +106,16 @@ class SqlTokenStore:
             return _info(row)
 
     def revoked(self) -> set[str]:
-        """List the ids of all revoked tokens."""
+        """List the ids of the revoked tokens under which a stream may still be open.
+
+        No stream can be requested with an expired token, and none outlives it by more than `MAX_STREAM_S`.
+        """
+        since = (datetime.now(UTC) - _MAX_STREAM).isoformat()
+        query = select(TokenRow.token_id).where(
+            col(TokenRow.revoked_at).is_not(None), TokenRow.expires_at > since
+        )
         with self._database.read() as session:
-            return set(session.exec(select(TokenRow.token_id).where(col(TokenRow.revoked_at).is_not(None))))
+            return set(session.exec(query))
 
 
 def _info(row: TokenRow) -> TokenInfo:

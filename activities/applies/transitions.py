@@ -13,10 +13,10 @@ from activities.applies.status import record_progress
 from activities.decisions.sql import newest_decision
 from activities.fence.activations import (
     activation_etag,
-    activation_hashes,
     activations_of,
-    change_activation,
+    change_activations,
     entry_hashes,
+    stored_activations,
 )
 from activities.fence.rules import OPEN
 from activities.fence.state import (
@@ -210,10 +210,10 @@ def _set_allocations(
     tx: Transaction, world: WorldRow, allocations: dict[str, StrategyAllocation], run_id: str
 ) -> None:
     """Give strategies their allocations: the stage and weight that they trade with."""
-    activations = {item.strategy_id: item for item in activations_of(tx.session, world.world_id)}
-    entries = activation_hashes(tx.session, world.world_id)
+    stored = stored_activations(tx.session, world.world_id)
+    changed: list[ActivationEnvelope] = []
     for strategy_id, after in sorted(allocations.items()):
-        before = activations.get(strategy_id)
+        before = stored.get(strategy_id)
         mode = after.mode if after.active else "validate"
         etag = activation_etag(world.world_id, strategy_id, after.active, after.weight, mode)
         if before is not None and before.etag == etag:
@@ -231,7 +231,8 @@ def _set_allocations(
                 "ts": datetime.now(UTC),
             }
         )
-        change_activation(tx, world, envelope, before, entries)
+        changed.append(envelope)
+    change_activations(tx, world, changed, stored)
 
 
 def _bind_queues(tx: Transaction, world_id: str, change: Change) -> None:

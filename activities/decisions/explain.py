@@ -4,10 +4,8 @@ from activities.decisions.candidate import HysteresisState
 from activities.decisions.judgment import STEPS
 from activities.decisions.steps import Step
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
-from qmtl_sdk.contracts.errors import QmtlError, nearest
-
-# Characters of a strategy_id that are enough to name a strategy: shorter ones match too easily.
-_SHORTEST_PREFIX = 8
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.references import one_strategy
 
 
 def judgment_lines(decision: StrategyDecision) -> list[str]:
@@ -37,26 +35,11 @@ def state_line(state: HysteresisState) -> str:
 def find_strategy(reference: str, world_id: str, decision: DecisionEnvelope | None) -> StrategyDecision:
     """Find a strategy in a world's newest decision.
 
-    `reference` is its strategy_id, its name, or the first 8 or more characters of its strategy_id.
+    `reference` is as in `qmtl_sdk.contracts.references`.
 
     Raises QmtlError: E_DECISION_UNKNOWN; E_STRATEGY_UNKNOWN where none or several match.
     """
-    strategies = require_decision(world_id, decision).strategies
-    found = [
-        item
-        for item in strategies
-        if reference in (item.strategy_id, item.name)
-        or (len(reference) >= _SHORTEST_PREFIX and item.strategy_id.startswith(reference))
-    ]
-    if len(found) == 1:
-        return found[0]
-    names = [item.name for item in strategies if item.name]
-    unknown = f"is no strategy of {world_id}{nearest(reference, names)}"
-    raise QmtlError(
-        "E_STRATEGY_UNKNOWN",
-        f"{reference[:80]!r} {f'names several strategies of {world_id}' if found else unknown}",
-        "give its whole strategy_id; qmtl world show W -o json lists them",
-    )
+    return one_strategy(reference, world_id, require_decision(world_id, decision).strategies)
 
 
 def require_decision(world_id: str, decision: DecisionEnvelope | None) -> DecisionEnvelope:

@@ -113,8 +113,12 @@ class SqlDecisionStore:
                 decision_seq=seq, world_id=world_id, body=inputs.model_dump_json(exclude={"after"})
             )
         )
-        for strategy_id, state in inputs.after.items():
-            tx.upsert(HysteresisRow(world_id=world_id, strategy_id=strategy_id, body=state.model_dump_json()))
+        tx.upsert_all(
+            [
+                HysteresisRow(world_id=world_id, strategy_id=strategy_id, body=state.model_dump_json())
+                for strategy_id, state in inputs.after.items()
+            ]
+        )
 
     def hysteresis_states(self, world_id: str) -> dict[str, HysteresisState]:
         """Read the hysteresis state of each strategy, by strategy_id."""

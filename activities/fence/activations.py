@@ -1,6 +1,6 @@
 """Activations: which strategies of a world may trade, in which stage and with which weight."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlmodel import Session, col, select
 
@@ -10,7 +10,7 @@ from qmtl_sdk.contracts.applies import StrategyHalt
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import rank_of
-from qmtl_sdk.contracts.topic_state import combined_hash, entry_hash
+from qmtl_sdk.contracts.topic_state import RunningHash, combined_hash, entry_hash
 
 
 def stage_after(
@@ -51,8 +51,14 @@ def activation_of(
 
 def activation_hashes(session: Session, world_id: str) -> dict[str, str]:
     """Hash each activation of a world, including that of the whole world. Returns hashes by strategy_id."""
-    rows = session.exec(select(ActivationRow).where(ActivationRow.world_id == world_id))
-    return entry_hashes(ActivationEnvelope.model_validate_json(row.body) for row in rows)
+    return entry_hashes(stored_activations(session, world_id).values())
+
+
+def stored_activations(session: Session, world_id: str) -> dict[str, ActivationEnvelope]:
+    """Read each activation of a world by strategy_id, including that of the whole world."""
+    rows = session.exec(select(ActivationRow.body).where(ActivationRow.world_id == world_id))
+    found = (ActivationEnvelope.model_validate_json(body) for body in rows)
+    return {item.strategy_id: item for item in found}
 
 
 def entry_hashes(activations: Iterable[ActivationEnvelope]) -> dict[str, str]:
@@ -64,18 +70,19 @@ def store_activation(tx: Transaction, envelope: ActivationEnvelope, entries: dic
     """Store an activation and update `entries`. Returns the hash over all activations of the world."""
     entries[envelope.strategy_id] = entry_hash(envelope.json_dict())
     found = combined_hash(entries)
-    body = envelope.model_copy(update={"state_hash": found}).model_dump_json()
-    tx.upsert(
-        ActivationRow(
-            world_id=envelope.world_id,
-            strategy_id=envelope.strategy_id,
-            etag=envelope.etag,
-            active=envelope.active,
-            mode=envelope.effective_mode or "",
-            body=body,
-        )
-    )
+    tx.upsert(_row(envelope.model_copy(update={"state_hash": found})))
     return found
+
+
+def _row(envelope: ActivationEnvelope) -> ActivationRow:
+    return ActivationRow(
+        world_id=envelope.world_id,
+        strategy_id=envelope.strategy_id,
+        etag=envelope.etag,
+        active=envelope.active,
+        mode=envelope.effective_mode or "",
+        body=envelope.model_dump_json(),
+    )
 
 
 def activations_of(
@@ -112,54 +119,67 @@ def halts_of(session: Session, world_id: str) -> list[StrategyHalt]:
 
 def apply_decision(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id: str) -> None:
     """Change the activations that a decision changes without an apply. The caller holds the fence."""
-    there = {item.strategy_id: item for item in activations_of(tx.session, world.world_id)}
-    entries: dict[str, str] | None = None
+    stored = stored_activations(tx.session, world.world_id)
+    changed: list[ActivationEnvelope] = []
     for decision in envelope.strategies:
-        before = there.get(decision.strategy_id)
+        before = stored.get(decision.strategy_id)
         mode, weight = stage_after(decision, envelope, before)
         etag = activation_etag(world.world_id, decision.strategy_id, decision.active, weight, mode)
-        if before is not None and before.etag == etag:
-            continue
-        entries = activation_hashes(tx.session, world.world_id) if entries is None else entries
-        change_activation(
-            tx, world, activation_of(decision, envelope, run_id, etag, mode, weight), before, entries
-        )
+        if before is None or before.etag != etag:
+            changed.append(activation_of(decision, envelope, run_id, etag, mode, weight))
+    change_activations(tx, world, changed, stored)
 
 
-def change_activation(
+def change_activations(
     tx: Transaction,
     world: WorldRow,
-    envelope: ActivationEnvelope,
-    before: ActivationEnvelope | None,
-    entries: dict[str, str],
+    changed: Sequence[ActivationEnvelope],
+    stored: Mapping[str, ActivationEnvelope],
 ) -> None:
-    """Store a strategy's activation under the world's next sequence; audit and publish it.
+    """Store strategies' activations under the world's next sequences; audit and publish each.
 
-    A strategy that is halted stays so.
+    Orders wait meanwhile, so the rows are written together. A strategy that is halted stays so. `stored` are
+    all activations of the world before (`stored_activations`).
     """
+    if not changed:
+        return
+    state = RunningHash(entry_hashes(stored.values()))
+    rows: list[ActivationRow] = []
+    records: list[RecordedChange] = []
+    for new in changed:
+        before = stored.get(new.strategy_id)
+        world.activation_sequence += 1
+        envelope = _succeeding(new, before).model_copy(update={"sequence": world.activation_sequence})
+        found = state.change(envelope.strategy_id, entry_hash(envelope.json_dict()))
+        envelope = envelope.model_copy(update={"state_hash": found})
+        rows.append(_row(envelope))
+        data = envelope.json_dict()
+        records.append(
+            RecordedChange(
+                "activation.changed",
+                world.world_id,
+                envelope.strategy_id,
+                before=before.json_dict() if before else None,
+                after=data,
+                correlation_id=envelope.run_id,
+                event="activation_updated",
+                data=data,
+            )
+        )
+    tx.session.add(world)
+    tx.upsert_all(rows)
+    tx.record_all(records)
+
+
+def _succeeding(envelope: ActivationEnvelope, before: ActivationEnvelope | None) -> ActivationEnvelope:
+    """Return an activation with what it takes over from the one before it."""
     stays = before is not None and (before.active, before.effective_mode) == (
         envelope.active,
         envelope.effective_mode,
     )
     since = before.stage_since if before is not None and stays else envelope.ts
     halted = before is not None and before.halted
-    envelope = sequenced_activation(
-        tx, world, envelope.model_copy(update={"stage_since": since, "halted": halted}), entries
-    )
-    was = before.json_dict() if before else None
-    data = envelope.json_dict()
-    tx.record(
-        RecordedChange(
-            "activation.changed",
-            world.world_id,
-            envelope.strategy_id,
-            before=was,
-            after=data,
-            correlation_id=envelope.run_id,
-            event="activation_updated",
-            data=data,
-        )
-    )
+    return envelope.model_copy(update={"stage_since": since, "halted": halted})
 
 
 def sequenced_activation(

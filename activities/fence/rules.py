@@ -7,6 +7,7 @@ the first that objects gives the reason. The chaos run takes each of them out in
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
+from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from types import MappingProxyType
@@ -185,9 +186,18 @@ def refusal(context: OrderContext) -> Refusal | None:
     return next((reason for reason, objects in CHECKS.items() if objects(context)), None)
 
 
+@lru_cache(maxsize=16)
+def _minute_after(minute: str) -> str:
+    return (datetime.fromisoformat(minute) + timedelta(minutes=1)).isoformat()[:16]
+
+
 @dataclass
 class BreakerCount:
-    """Counts the orders of the minute of `now` for the circuit breaker."""
+    """Counts the orders of the minute of `now` for the circuit breaker.
+
+    The clocks of two Gateways differ, so the stored minute may be the next one already. Then orders count in
+    that minute. A minute that lies further ahead was stored by a wrong clock, and is replaced.
+    """
 
     fence: FenceState
     now: InitVar[str]
@@ -195,10 +205,11 @@ class BreakerCount:
 
     def __post_init__(self, now: str) -> None:
         minute = now[:16]
-        if self.fence.minute != minute:
-            self.fence.minute = minute
-            self.fence.orders = 0
-            self.fence.refused = 0
+        if self.fence.minute == minute or self.fence.minute == _minute_after(minute):
+            return
+        self.fence.minute = minute
+        self.fence.orders = 0
+        self.fence.refused = 0
 
     def count(self, reason: Refusal | None) -> None:
         """Count an order, and set `tripped` to the reason once a limit is exceeded."""

@@ -23,14 +23,9 @@ from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.applies import StrategyHalt
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
-from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import MAX_REASON
-
-# Characters of a strategy_id that are enough to name a strategy: shorter ones match too easily.
-_SHORTEST_PREFIX = 8
-
-# Strategies that an error lists.
-_LISTED = 5
+from qmtl_sdk.contracts.references import one_strategy
 
 
 class SqlStrategyHalts:
@@ -81,29 +76,14 @@ class SqlStrategyHalts:
 
 
 def bound_strategy(session: Session, world_id: str, reference: str) -> BindingRow:
-    """Find the strategy of a world that a name, a strategy_id or its beginning names.
+    """Find the strategy of a world that a reference means (`qmtl_sdk.contracts.references`).
 
     Raises QmtlError (E_STRATEGY_UNKNOWN) where none or several match.
     """
     bound = session.exec(
         select(BindingRow).where(BindingRow.world_id == world_id).order_by(col(BindingRow.seq))
     ).all()
-    exact = [row for row in bound if reference in (row.strategy_id, row.name)]
-    prefixed = [row for row in bound if row.strategy_id.startswith(reference)]
-    found = exact or (prefixed if len(reference) >= _SHORTEST_PREFIX else [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = ", ".join(f"{row.name} {row.strategy_id}".strip() for row in found[:_LISTED])
-        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-        what = f"names {len(found)} strategies of {world_id}: {listed}{more}"
-    else:
-        what = f"is no strategy of {world_id}{nearest(reference, [row.name for row in bound if row.name])}"
-    raise QmtlError(
-        "E_STRATEGY_UNKNOWN",
-        f"{reference[:80]!r} {what}",
-        "give its whole strategy_id; qmtl world show W -o json lists those that were judged",
-    )
+    return one_strategy(reference, world_id, bound)
 
 
 def _record(

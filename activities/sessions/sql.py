@@ -3,8 +3,10 @@
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from activities.sessions.holder import SessionCaller, hash_secret, new_secret
 from activities.storage.database import Database
@@ -20,6 +22,9 @@ LEASE_ENDED = "its lease ended: no heartbeat arrived in time"
 
 # Sessions that one request lists.
 _LISTED = 1000
+
+
+FoundT = TypeVar("FoundT")
 
 
 @dataclass(frozen=True)
@@ -108,26 +113,35 @@ class SqlSessionStore:
         Raises QmtlError (E_SESSION_UNKNOWN).
         """
         with self._database.write(actor) as tx:
+            world_id = tx.session.exec(_world_of(session_id)).first()
+            if world_id is None:
+                raise _unknown(session_id)
+            # Orders of the world wait for the lock, and then see the session ended. It is taken before the
+            # row, which a heartbeat needs while another transaction holds the fence.
+            tx.lock(f"fence:{world_id}")
             row = self._row(tx, session_id)
-            tx.lock(
-                f"fence:{row.world_id}"
-            )  # orders of the world wait for the lock, and then see the session ended
-            self._end(tx, row, LEASE_ENDED if row.expires_at < utc_now() else reason)
+            if row.ended_at is None:
+                tx.record(self._end(tx, row, LEASE_ENDED if row.expires_at < utc_now() else reason))
             return _info(row)
 
     def expire(self) -> int:
-        """End the sessions whose lease has ended. Returns how many those were."""
+        """End the sessions whose lease has ended. Returns how many those were.
+
+        Each world has a transaction of its own. A world whose fence is held is left to the next turn, so no
+        world waits for another one.
+        """
         now = utc_now()
-        over = select(SessionRow).where(col(SessionRow.ended_at).is_(None), SessionRow.expires_at < now)
         with self._database.read() as session:
-            if session.exec(over.limit(1)).first() is None:
-                return 0
+            worlds = sorted(session.exec(_over(select(SessionRow.world_id), now).distinct()))
+        return sum(self._expire_in(world_id, now) for world_id in worlds)
+
+    def _expire_in(self, world_id: str, now: str) -> int:
         with self._database.write("sessions") as tx:
-            rows = tx.session.exec(over.with_for_update()).all()
-            for world_id in sorted({row.world_id for row in rows}):
-                tx.lock(f"fence:{world_id}")
-            for row in rows:
-                self._end(tx, row, LEASE_ENDED)
+            if not tx.try_locks([f"fence:{world_id}"]):
+                return 0
+            over = _over(select(SessionRow), now).where(SessionRow.world_id == world_id)
+            rows = tx.session.exec(over.with_for_update(skip_locked=True)).all()
+            tx.record_all([self._end(tx, row, LEASE_ENDED) for row in rows])
             return len(rows)
 
     def find(self, session_id: str) -> StoredSession:
@@ -149,9 +163,8 @@ class SqlSessionStore:
             return readable(session.exec(query), _info)
 
     @staticmethod
-    def _end(tx: Transaction, row: SessionRow, reason: str) -> None:
-        if row.ended_at is not None:
-            return
+    def _end(tx: Transaction, row: SessionRow, reason: str) -> RecordedChange:
+        """End an open session. The caller records the change."""
         row.ended_at = utc_now()
         row.end_reason = reason[:MAX_REASON]
         tx.session.add(row)
@@ -162,10 +175,8 @@ class SqlSessionStore:
             "state": "ended",
             "reason": row.end_reason,
         }
-        tx.record(
-            RecordedChange(
-                "session.ended", row.world_id, row.session_id, after={"reason": row.end_reason}, data=data
-            )
+        return RecordedChange(
+            "session.ended", row.world_id, row.session_id, after={"reason": row.end_reason}, data=data
         )
 
     @staticmethod
@@ -177,6 +188,15 @@ class SqlSessionStore:
 
     def _expires_at(self) -> str:
         return (datetime.now(UTC) + timedelta(seconds=self.lease_s)).isoformat(timespec="microseconds")
+
+
+def _world_of(session_id: str) -> SelectOfScalar[str]:
+    return select(SessionRow.world_id).where(SessionRow.session_id == session_id)
+
+
+def _over(query: SelectOfScalar[FoundT], now: str) -> SelectOfScalar[FoundT]:
+    """Restrict a query to the sessions that are open though their lease has ended."""
+    return query.where(col(SessionRow.ended_at).is_(None), SessionRow.expires_at < now)
 
 
 def not_the_holder(session_id: str) -> QmtlError:

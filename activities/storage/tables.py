@@ -131,13 +131,21 @@ class TokenRow(SQLModel, table=True):
     """An issued token, without its secret."""
 
     __tablename__ = "token"
+    __table_args__ = (
+        Index(
+            "token_revoked",
+            "expires_at",
+            sqlite_where=text("revoked_at IS NOT NULL"),
+            postgresql_where=text("revoked_at IS NOT NULL"),
+        ),
+    )
     token_id: str = Field(primary_key=True)
     subject: str
     grants: str = Field(sa_column=_text())
     created_by: str
     created_at: str
     expires_at: str
-    revoked_at: str | None = Field(default=None, index=True)
+    revoked_at: str | None = None
 
 
 # queues
@@ -189,12 +197,29 @@ class TagQueryRow(SQLModel, table=True):
 class SessionRow(SQLModel, table=True):
     """A running strategy. It holds a lease on its world until `expires_at`, unless `ended_at` is set.
 
-    Only `actor` may act in it, with the secret of `secret_hash`.
+    Only `actor` may act in it, with the secret of `secret_hash`. Ended sessions are kept, so what is read all
+    the time has indexes without them.
     """
 
     __tablename__ = "session"
+    __table_args__ = (
+        Index(
+            "session_expiring",
+            "expires_at",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        Index(
+            "session_open",
+            "world_id",
+            "opened_at",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        Index("session_of", "world_id", "opened_at"),
+    )
     session_id: str = Field(primary_key=True)
-    world_id: str = Field(index=True)
+    world_id: str
     strategy_id: str
     name: str
     actor: str
@@ -203,7 +228,7 @@ class SessionRow(SQLModel, table=True):
     host: str
     execution_domain: str
     opened_at: str
-    expires_at: str = Field(index=True)
+    expires_at: str
     ended_at: str | None = None
     end_reason: str = ""
     report: str = Field(default="{}", sa_column=_text())

@@ -125,10 +125,17 @@ class Transaction:
 
     def upsert(self, row: SQLModel) -> None:
         """Insert the row, or replace the one with its primary key, in one statement."""
-        table: Table = type(row).__table__  # type: ignore[attr-defined]  # as above
-        self._upsert(table, {column.key: getattr(row, column.key) for column in table.columns})
+        self.upsert_all([row])
 
-    def _upsert(self, table: Table, values: dict[str, Any]) -> None:
+    def upsert_all(self, rows: Sequence[SQLModel]) -> None:
+        """Do the same for rows of one table."""
+        if not rows:
+            return
+        table: Table = type(rows[0]).__table__  # type: ignore[attr-defined]  # as above
+        values = [{column.key: getattr(row, column.key) for column in table.columns} for row in rows]
+        self._upsert(table, values[0] if len(values) == 1 else values)
+
+    def _upsert(self, table: Table, values: dict[str, Any] | list[dict[str, Any]]) -> None:
         self.connection.execute(_upsert_statement(self._insert, table), values)
 
     def lock(self, name: str, within_ms: int = 0) -> None:
@@ -149,63 +156,88 @@ class Transaction:
 
         Raises QmtlError: E_BODY_INVALID where the subject is too long for an event.
         """
+        self.record_all([change])
+
+    def record_all(self, changes: Sequence[RecordedChange]) -> None:
+        """Write the audit rows and the outbox rows of changes, in this order, in few statements.
+
+        Raises QmtlError as `record` does.
+        """
+        if not changes:
+            return
         now = utc_now()
-        data = change.data
-        if data is None:
-            data = {"world_id": change.world_id, "subject": change.subject}
-        data_json = canonical_json(dict(data)).decode()
-        key = change.world_id or change.subject
-        subject = change.about or change.subject
-        if len(subject) > MAX_SUBJECT:  # the limit of the column, which SQLite does not check
-            raise QmtlError(
-                "E_BODY_INVALID",
-                f"an event's subject has {len(subject)} characters; {MAX_SUBJECT} are allowed",
-                "use shorter names",
-            )
-        self._append_audit(
-            {
-                "at": now,
-                "actor": self._actor,
-                "action": change.action,
-                "world_id": change.world_id,
-                "subject": change.subject,
-                "correlation_id": change.correlation_id,
-                "before": canonical_json(change.before).decode(),
-                "after": canonical_json(change.after).decode(),
-                "chain": key,
-            }
-        )
-        event_row = {
-            "event_id": uuid.uuid4().hex,
-            "type": change.event or change.action,
-            "key": key,
-            "world_id": change.world_id,
-            "subject": subject,
-            "at": now,
-            "data": data_json,
-        }
-        self.connection.execute(_OUTBOX.insert(), event_row)
+        events = [_event_row(change, now) for change in changes]
+        self._append_audit([_audit_row(change, now, self._actor) for change in changes])
+        self._insert_all(_OUTBOX, events)
         self.recorded = True
 
-    def _append_audit(self, row: dict[str, Any]) -> None:
-        """Append a row to its chain.
+    def _append_audit(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows to their chains.
 
-        The transaction locks the chain's head until it commits. So audit and outbox numbers of one key are in
-        the order of commits.
+        The transaction locks the head of each chain until it commits. So audit and outbox numbers of one key
+        are in the order of commits.
         """
         # Lock the changed rows before the head, in every transaction: two transactions that locked them in
-        # different orders would deadlock.
+        # different orders would deadlock. For the same reason, heads are locked in the order of their names.
         self.flush()
-        connection = self.connection
-        chain = {"chain": row["chain"]}
-        head = connection.execute(_LOCKED_HEAD, chain).first()
+        heads = {name: self._locked_head(name) for name in sorted({row["chain"] for row in rows})}
+        for row in rows:
+            number, before = heads[row["chain"]]
+            row["number"] = number + 1
+            row["hash"] = link(before, row)
+            heads[row["chain"]] = row["number"], row["hash"]
+        self._insert_all(_AUDIT, rows)
+        for name, (number, found) in heads.items():
+            self._upsert(_AUDIT_HEAD, {"chain": name, "number": number, "hash": found})
+
+    def _locked_head(self, chain: str) -> tuple[int, str]:
+        """Lock the head of a chain. Returns the number and the hash of its newest row."""
+        head = self.connection.execute(_LOCKED_HEAD, {"chain": chain}).first()
         if head is None:  # there is no row to lock yet
-            self.lock(f"audit:{row['chain']}")
-            head = connection.execute(_LOCKED_HEAD, chain).first()
-        row["number"] = head.number + 1 if head else 1
-        row["hash"] = link(head.hash if head else "", row)
-        connection.execute(_AUDIT.insert(), row)
-        self._upsert(_AUDIT_HEAD, {**chain, "number": row["number"], "hash": row["hash"]})
+            self.lock(f"audit:{chain}")
+            head = self.connection.execute(_LOCKED_HEAD, {"chain": chain}).first()
+        return (head.number, head.hash) if head else (0, "")
+
+    def _insert_all(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        self.connection.execute(table.insert(), rows[0] if len(rows) == 1 else rows)
+
+
+def _audit_row(change: RecordedChange, at: str, actor: str) -> dict[str, Any]:
+    """Build the audit row of a change, which gets its number and hash in its chain."""
+    return {
+        "at": at,
+        "actor": actor,
+        "action": change.action,
+        "world_id": change.world_id,
+        "subject": change.subject,
+        "correlation_id": change.correlation_id,
+        "before": canonical_json(change.before).decode(),
+        "after": canonical_json(change.after).decode(),
+        "chain": change.world_id or change.subject,
+    }
+
+
+def _event_row(change: RecordedChange, at: str) -> dict[str, Any]:
+    """Build the outbox row of a change. Raises QmtlError (E_BODY_INVALID)."""
+    data = change.data
+    if data is None:
+        data = {"world_id": change.world_id, "subject": change.subject}
+    subject = change.about or change.subject
+    if len(subject) > MAX_SUBJECT:  # the limit of the column, which SQLite does not check
+        raise QmtlError(
+            "E_BODY_INVALID",
+            f"an event's subject has {len(subject)} characters; {MAX_SUBJECT} are allowed",
+            "use shorter names",
+        )
+    return {
+        "event_id": uuid.uuid4().hex,
+        "type": change.event or change.action,
+        "key": change.world_id or change.subject,
+        "world_id": change.world_id,
+        "subject": subject,
+        "at": at,
+        "data": canonical_json(dict(data)).decode(),
+    }
 
 
 def watch_writes(engine: Engine) -> None:

@@ -5,12 +5,11 @@ from collections.abc import Iterable
 
 from qmtl_sdk.contracts.decisions import StrategyDecision
 from qmtl_sdk.contracts.errors import QmtlError, nearest
+from qmtl_sdk.contracts.references import matching_strategies
 from qmtl_sdk.runtime.client import GatewayClient
 
 SHORT_ID = 24
 """Characters of a strategy_id that are shown: `strategy:` and the first 15 digits of the hash."""
-MIN_PREFIX = 8
-"""Fewest characters of a strategy_id that select a strategy, as in the Gateway."""
 
 
 class StrategyNames:
@@ -40,7 +39,7 @@ def strategy_ids(client: GatewayClient, world: str, given: Iterable[str]) -> dic
     if not wanted:
         return {}
     known = _decided(client, world)
-    found = {text: _matches(text, known) for text in wanted}
+    found = {text: matching_strategies(text, known) for text in wanted}
     faults = [_fault(text, matches, known, world) for text, matches in found.items() if len(matches) != 1]
     if faults:
         raise QmtlError(
@@ -63,13 +62,6 @@ def _labels(known: tuple[StrategyDecision, ...]) -> dict[str, str]:
 def _decided(client: GatewayClient, world: str) -> tuple[StrategyDecision, ...]:
     decisions = client.decisions(world)
     return decisions[0].strategies if decisions else ()
-
-
-def _matches(text: str, known: Iterable[StrategyDecision]) -> list[StrategyDecision]:
-    exact = [item for item in known if text in (item.strategy_id, item.name)]
-    if exact or len(text) < MIN_PREFIX:
-        return exact
-    return [item for item in known if item.strategy_id.startswith(text)]
 
 
 def _fault(text: str, matches: list[StrategyDecision], known: Iterable[StrategyDecision], world: str) -> str:

@@ -16,6 +16,9 @@ from qmtl_sdk.contracts.canonical import canonical_json, content_hash, flatten, 
 PREFIX = "blake3:"
 """The start of every content hash: the name of its algorithm."""
 
+STRATEGY_PREFIX = "strategy:"
+"""The start of every strategy_id."""
+
 
 @dataclass(frozen=True, slots=True)
 class CanonicalNodeSpec:
@@ -89,6 +92,6 @@ def strategy_id(node_ids: Iterable[str], edges: Iterable[tuple[str, str]]) -> st
 
     `strategy:` and the hash of the NodeIDs and edges. Equal DAGs have equal ids.
     """
-    return "strategy:" + hash_of(
+    return STRATEGY_PREFIX + hash_of(
         {"nodes": sorted(node_ids), "edges": sorted([list(edge) for edge in edges])}
     ).removeprefix(PREFIX)

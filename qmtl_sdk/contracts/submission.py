@@ -10,6 +10,7 @@ from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.references import StrategyName
 from qmtl_sdk.contracts.texts import Count, Message, PlainLine, Report
 from qmtl_sdk.contracts.worlds import Execution, Preset, WorldId
 
@@ -31,7 +32,7 @@ class SubmissionMeta(Model):
     `execution_domain` is a hint that never raises the domain; `as_of` pins the data (ISO, UTC).
     """
 
-    name: PlainLine = Field("", max_length=200)
+    name: StrategyName = Field("", max_length=200)
     execution_domain: PlainLine | None = Field(None, max_length=64)
     as_of: PlainLine | None = Field(None, max_length=64)
 

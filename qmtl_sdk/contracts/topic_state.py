@@ -4,12 +4,13 @@ A snapshot holds this state, a client builds it from events, and `state_hash` is
 has the same sequence number as the log has the same state.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import Field
 
-from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.canonical import canonical_json, content_hash, hash_of
 from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.model import Model
 
@@ -79,6 +80,31 @@ def entry_hash(data: Mapping[str, Any]) -> str:
 def combined_hash(entries: Mapping[str, str]) -> str:
     """Return the hash of a state from the hashes of its entries, so that a change hashes one entry."""
     return hash_of(dict(entries))
+
+
+class RunningHash:
+    """The combined hash of entries of which one after the other changes.
+
+    It keeps the canonical bytes of each entry, so a change does not encode the others again.
+    """
+
+    def __init__(self, entries: Mapping[str, str]) -> None:
+        self._subjects = sorted(entries)
+        self._parts = [_part(subject, entries[subject]) for subject in self._subjects]
+
+    def change(self, subject: str, entry: str) -> str:
+        """Set the hash of one subject's entry. Returns the `combined_hash` of all."""
+        at = bisect_left(self._subjects, subject)
+        if at < len(self._subjects) and self._subjects[at] == subject:
+            self._parts[at] = _part(subject, entry)
+        else:
+            self._subjects.insert(at, subject)
+            self._parts.insert(at, _part(subject, entry))
+        return content_hash(b"{" + b",".join(self._parts) + b"}")
+
+
+def _part(subject: str, entry: str) -> bytes:
+    return canonical_json({subject: entry})[1:-1]
 
 
 def state_hash(entries: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from activities.decisions.sql import SqlDecisionStore
-from activities.fence.activations import activation_hashes, activations_of, change_activation
+from activities.fence.activations import change_activations, stored_activations
 from activities.storage.tables import WorldRow
 from qmtl_sdk import CsvSource, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, StrategyDecision
@@ -73,17 +73,11 @@ class Standing:
                 (uuid.uuid4().hex,), DecisionEnvelope(**base, decided_at=at, strategies=(decision,)), "judge"
             )
             with database.write("test") as tx:
-                before = activations_of(tx.session, self.world)[0]
+                stored = stored_activations(tx.session, self.world)
                 after = ActivationEnvelope.model_validate(
-                    {**before.model_dump(), "effective_mode": mode, "etag": mode}
+                    {**stored[self.strategy_id].model_dump(), "effective_mode": mode, "etag": mode}
                 )
-                change_activation(
-                    tx,
-                    tx.session.get_one(WorldRow, self.world),
-                    after,
-                    before,
-                    activation_hashes(tx.session, self.world),
-                )
+                change_activations(tx, tx.session.get_one(WorldRow, self.world), [after], stored)
         finally:
             database.close()
 

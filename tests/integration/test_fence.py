@@ -219,6 +219,39 @@ def test_a_circuit_breaker_counts_the_present_minute_only(
     assert desk.fence_row().halted == ""
 
 
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "accepted"),
+    [
+        ((-0.1, 0.1), [3, 3, 0]),
+        ((0.1, -0.1), [3, 0]),
+        ((-0.1, -0.1), [3, 0]),
+        ((0, 59.9), [3, 0]),
+        ((180, 0), [3, 3]),
+        ((60, 0), [3, 0]),
+    ],
+)
+def test_clocks_that_differ_evade_no_circuit_breaker(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], accepted: list[int]
+) -> None:
+    """Around a minute, two Gateways whose clocks differed by 0.2 s began to count anew with each order.
+
+    A minute that lies further ahead was stored by a wrong clock, and stops nothing.
+    """
+    breaker = CircuitBreaker(max_orders_per_minute=3)
+    desk.fence.update(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
+    orders, session = OrderAcceptance(desk.database), desk.session()
+    found: list[int] = []
+    for second in (*seconds, seconds[0])[: len(accepted)]:
+        at = (NOON + timedelta(seconds=second)).isoformat(timespec="microseconds")
+        monkeypatch.setattr("activities.fence.acceptance.utc_now", lambda at=at: at)
+        verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(3)], desk.caller)
+        found.append(sum(verdict.accepted for verdict in verdicts))
+    assert found == accepted
+
+
 def test_a_breaker_that_trips_on_refused_orders_lets_none_of_the_batch_pass_after_it(desk: Desk) -> None:
     breaker = CircuitBreaker(max_refused_per_minute=2)
     desk.fence.update(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")

@@ -16,6 +16,7 @@ from activities.storage.tables import OutboxRow
 from activities.worlds.policies import SqlPolicyStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Refusal
+from tests.support.admissions import begin_run, run_of
 from tests.support.desk import Desk, policy
 
 
@@ -177,6 +178,22 @@ def test_a_strategy_that_is_not_found_is_one_clear_line(
     with pytest.raises(QmtlError, match="E_WORLD_UNKNOWN"):
         halts.halt("nowhere", reference, "olga", "")
     assert shown(desk) == [False, False]
+
+
+def test_no_name_takes_a_strategy_id_or_its_beginning_from_another_strategy(
+    desk: Desk, halts: SqlStrategyHalts
+) -> None:
+    """Stored names, which came in before such names were refused."""
+    rogue = "strategy:0123456789abcdef"
+    for strategy, name in ((rogue, "momentum"), ("strategy:ff", rogue), ("strategy:fe", rogue[:14])):
+        begin_run(desk.database, run_of(f"run-{strategy}", strategy, desk.world, name))
+    assert halts.halt(desk.world, rogue, "olga", "").strategy_id == rogue
+    with pytest.raises(
+        QmtlError, match=rf"names 2 strategies of w: momentum {rogue}, {rogue[:14]} strategy:fe"
+    ):
+        halts.halt(desk.world, rogue[:14], "olga", "")
+    assert halts.resume(desk.world, rogue[:16], "olga", "").strategy_id == rogue
+    assert halts.halt(desk.world, "momentum", "olga", "").strategy_id == rogue
 
 
 def test_halts_policies_decisions_applies_and_orders_at_once_neither_deadlock_nor_fail(

@@ -155,7 +155,7 @@ class FenceRows:
         self.halted = False
         self.epoch = 1
         self.halted_strategies = set[str]()
-        self._minute = ""
+        self._minute: datetime | None = None
         self._counts = Counter[str]()
 
     def change(self, row: Any) -> Iterator[str]:
@@ -198,8 +198,10 @@ class FenceRows:
 
     def count(self, at: str, accepted: bool, breaker: tuple[int | None, int | None]) -> bool:
         """Count an order while there is a circuit breaker; return whether it had tripped before."""
-        if self._minute != at[:16]:
-            self._minute = at[:16]
+        # An order whose Gateway's clock is behind counts in the minute that has begun by another's.
+        minute = datetime.fromisoformat(at[:16])
+        if self._minute is None or not minute <= self._minute <= minute + timedelta(minutes=1):
+            self._minute = minute
             self._counts.clear()
         most, most_refused = breaker
         if most is None and most_refused is None:

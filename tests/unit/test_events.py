@@ -9,7 +9,14 @@ from pydantic import ValidationError
 
 from qmtl_sdk.contracts.events import DATA, KINDS, CloudEvent, kind_of, topic_of
 from qmtl_sdk.contracts.stream import close_code, schemas
-from qmtl_sdk.contracts.topic_state import GapError, Sequenced, TopicState, state_hash
+from qmtl_sdk.contracts.topic_state import (
+    GapError,
+    RunningHash,
+    Sequenced,
+    TopicState,
+    combined_hash,
+    state_hash,
+)
 from tests.support.events import event
 
 CHANGES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), max_size=30)
@@ -86,6 +93,19 @@ def test_the_hash_does_not_depend_on_order_or_on_itself() -> None:
     )
     assert state_hash(one) == state_hash(two)
     assert state_hash(one) != state_hash({"a": {"x": 1}})
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=5),
+    st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=10),
+)
+def test_a_hash_that_follows_changes_is_that_of_the_whole_state(
+    entries: dict[str, str], changes: list[tuple[str, str]]
+) -> None:
+    running = RunningHash(entries)
+    for subject, entry in changes:
+        entries[subject] = entry
+        assert running.change(subject, entry) == combined_hash(entries)
 
 
 @pytest.mark.parametrize("field", ["id", "source", "type", "subject", "time", "idempotencykey"])

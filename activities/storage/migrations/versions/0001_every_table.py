@@ -512,8 +512,18 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("session_id"),
     )
     with op.batch_alter_table("session", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_session_expires_at"), ["expires_at"], unique=False)
-        batch_op.create_index(batch_op.f("ix_session_world_id"), ["world_id"], unique=False)
+        batch_op.create_index("session_of", ["world_id", "opened_at"], unique=False)
+        for index, columns in (
+            ("session_expiring", ["expires_at"]),
+            ("session_open", ["world_id", "opened_at"]),
+        ):
+            batch_op.create_index(
+                index,
+                columns,
+                unique=False,
+                sqlite_where=sa.text("ended_at IS NULL"),
+                postgresql_where=sa.text("ended_at IS NULL"),
+            )
 
     op.create_table(
         "store_identity",
@@ -552,7 +562,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("token_id"),
     )
     with op.batch_alter_table("token", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_token_revoked_at"), ["revoked_at"], unique=False)
+        batch_op.create_index(
+            "token_revoked",
+            ["expires_at"],
+            unique=False,
+            sqlite_where=sa.text("revoked_at IS NOT NULL"),
+            postgresql_where=sa.text("revoked_at IS NOT NULL"),
+        )
 
     op.create_table(
         "validation",

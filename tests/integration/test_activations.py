@@ -1,0 +1,114 @@
+"""A decision about many strategies changes them together: orders and halts wait while it does."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+from sqlmodel import col, select
+
+from activities.decisions.candidate import HysteresisState
+from activities.decisions.store import DecisionInputs
+from activities.storage.audit import SqlAudit
+from activities.storage.database import Database
+from activities.storage.tables import OutboxRow
+from activities.storage.transactions import RecordedChange
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.topic_state import state_hash
+from tests.support.desk import Desk
+
+FEW, MANY = 2, 12
+
+CHANGED = re.compile(r"\b(activation|audit|audit_head|outbox|hysteresis)\b")
+"""Tables of which a change writes a row for each strategy."""
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """The statements that run inside the block; one of many rows counts once. (Any: the driver's objects.)"""
+    found: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        found.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def switched_off(desk: Desk) -> None:
+    desk.decide(active=False)
+
+
+def promoted(desk: Desk) -> None:
+    run = desk.request("dryrun")
+    desk.steps.freeze(desk.world, run)
+    desk.steps.drain(desk.world, run)
+    desk.steps.switch(desk.world, run)
+
+
+@pytest.mark.parametrize("change", [switched_off, promoted], ids=["decision", "apply"])
+def test_the_statements_do_not_grow_with_the_strategies(
+    database: Database, change: Callable[[Desk], None]
+) -> None:
+    """A thousand strategies held the fence for many seconds: each had statements and a hash of its own."""
+    counts: list[int] = []
+    for world, number in (("few", FEW), ("many", MANY)):
+        desk = Desk(database, world, strategies=number)
+        with statements() as found:
+            change(desk)
+        counts.append(sum(bool(CHANGED.search(statement)) for statement in found))
+    assert counts[0] == counts[1]
+
+
+def test_each_event_has_the_hash_and_the_sequence_after_it(database: Database) -> None:
+    desk = Desk(database, "w", strategies=FEW)
+    desk.apply("dryrun")
+    with database.read() as session:
+        rows = session.exec(
+            select(OutboxRow).where(OutboxRow.type == "activation_updated").order_by(col(OutboxRow.seq))
+        ).all()
+    events: dict[str, Any] = {}
+    for number, row in enumerate(rows, 1):
+        data = json.loads(row.data)
+        events[row.subject] = data
+        assert (data["sequence"], data["state_hash"]) == (number, state_hash(events))
+    assert desk.fence.activation_hash("w") == (len(rows), state_hash(events))
+    SqlAudit(database).verify("w")
+
+
+def test_changes_that_are_recorded_together_stand_in_their_chains_in_order(database: Database) -> None:
+    changes = [RecordedChange("test", world, str(n)) for n, world in enumerate(("b", "a", "b", "a", "c"))]
+    for _ in range(2):
+        with database.write("test") as tx:
+            tx.record_all(changes)
+            tx.record_all([])
+    audit = SqlAudit(database)
+    assert [audit.verify(world) for world in ("a", "b", "c")] == [4, 4, 2]
+    assert [item.subject for item in audit.page("b", 0, 10).entries] == ["0", "2", "0", "2"]
+    with database.read() as session:
+        found = list(session.exec(select(OutboxRow.subject).order_by(col(OutboxRow.seq))))
+    assert found[-10:] == ["0", "1", "2", "3", "4"] * 2
+    long = RecordedChange("test", "a", "x" * 2000)
+    with pytest.raises(QmtlError, match="E_BODY_INVALID"), database.write("test") as tx:
+        tx.record_all([changes[0], long])
+    assert audit.verify("b") == 4
+
+
+def test_hysteresis_states_are_written_together(database: Database) -> None:
+    desk = Desk(database, "w")
+    envelope = desk.decide()
+    counts: list[int] = []
+    for number in (FEW, MANY):
+        state = HysteresisState(active=True, since=envelope.decided_at)
+        inputs = DecisionInputs(after={f"strategy:{n}": state for n in range(number)})
+        with statements() as found:
+            desk.decisions.save_decision((f"request-{number}",), envelope, "judge", inputs=inputs)
+        counts.append(len(found))
+        assert len(desk.decisions.hysteresis_states("w")) == number
+    assert counts[0] == counts[1]

@@ -1,0 +1,81 @@
+"""Sessions on a real database: how they end, while something else holds their world."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from sqlalchemy import text
+
+from activities.fence.acceptance import OrderAcceptance
+from activities.sessions.sql import LEASE_ENDED, SqlSessionStore
+from activities.storage.database import Database
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
+from tests.support.desk import Desk
+
+LIMIT_S = 30.0
+"""Against a test that hangs, not a measurement."""
+
+
+def over(database: Database, world: str, many: int = 1) -> list[str]:
+    """Sessions whose lease has ended."""
+    store = SqlSessionStore(database, -1.0)
+    wanted = SessionOpen(world_id=world, strategy_id=f"strategy:{world}0", runner="r", host="h")
+    return [store.open(wanted, "s", "dryrun", "ana").info.session_id for _ in range(many)]
+
+
+def test_sessions_end_with_their_lease_in_every_world(database: Database) -> None:
+    desk, store = Desk(database, "a"), SqlSessionStore(database, 60.0)
+    stays = desk.session()
+    ended = [*over(database, "a", 3), *over(database, "b", 2)]
+    assert (store.expire(), store.expire()) == (5, 0)
+    assert [item.session_id for item in store.all(None)] == [stays]
+    reasons = {item.session_id: item.end_reason for item in store.all(None, ended=True)}
+    assert reasons == {stays: "", **dict.fromkeys(ended, LEASE_ENDED)}
+    with pytest.raises(QmtlError, match="E_SESSION_LOST"):
+        store.heartbeat(ended[0], SessionHeartbeat())
+    with pytest.raises(QmtlError, match="E_SESSION_UNKNOWN"):
+        store.end("nothing", "stopped", "ana")
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_a_world_that_is_held_delays_the_sessions_and_orders_of_no_other(database: Database) -> None:
+    """One transaction took the fences of all worlds and then waited. SQLite has one writer."""
+    desks = [Desk(database, world) for world in ("a", "b", "c")]
+    desks[0].apply("dryrun")
+    order = desks[0].order(desks[0].session(), desks[0].epoch)
+    for desk in desks:
+        over(database, desk.world)
+    store = SqlSessionStore(database, 60.0)
+    with ThreadPoolExecutor(3) as pool:
+        with database.write("apply", bookkeeping=True) as tx:
+            tx.lock("fence:b")
+            assert pool.submit(store.expire).result(LIMIT_S) == 2
+            published = pool.submit(OrderAcceptance(database).publish, [order], desks[0].caller)
+            assert published.result(LIMIT_S)[0].accepted
+            assert [item.world_id for item in store.all(None)] == ["b", "a"]
+        assert store.expire() == 1
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_a_heartbeat_waits_for_no_fence(database: Database) -> None:
+    """Who ended a session held its row while it waited for the fence."""
+    desk, store, done = Desk(database, "a"), SqlSessionStore(database, 60.0), threading.Event()
+    session = desk.session()
+    with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
+        tx = stack.enter_context(database.write("apply", bookkeeping=True))
+        tx.lock("fence:a")
+        ends = pool.submit(store.end, session, "stopped", "ana")
+        ends.add_done_callback(lambda _: done.set())
+        waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        limit = time.monotonic() + LIMIT_S
+        while not tx.connection.execute(waiting).scalar_one():
+            assert time.monotonic() < limit, "it waits for the fence"
+            time.sleep(0.01)
+        beats = pool.submit(store.heartbeat, session, SessionHeartbeat())
+        assert beats.result(LIMIT_S).ended_at is None
+        assert not done.is_set()
+        stack.close()
+        assert ends.result(LIMIT_S).end_reason == "stopped"
