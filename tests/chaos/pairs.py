@@ -259,6 +259,10 @@ class NoRouter:
             worked_at = datetime.fromisoformat(session.connection().execute(query).scalar_one())
         self.refused_from = utc_text(worked_at + timedelta(seconds=NO_ROUTER_AFTER_S))
 
+    def await_refusals(self) -> None:
+        """Wait until live orders are refused."""
+        wait_for(lambda: utc_now() > self.refused_from, "time without a router", NO_ROUTER_AFTER_S + 10)
+
     def is_over(self, until: str) -> None:
         """Note that one works again. Before `until`, nothing could start one."""
         if begun := self.refused_from:
@@ -280,6 +284,11 @@ def is_healthy(person: Person) -> bool:
     return all(states.get(name) == "running" for name in PROCESSES) and bool(
         found["running"] and found["health"]["status"] == "ok"
     )
+
+
+def halt_modules(dead: Sequence[str]) -> tuple[str, ...]:
+    """What a halt loads before it can act."""
+    return ("api.cli.main", *(("api.cli.halt_in_store",) if "gateway" in dead else ()))
 
 
 class CaseRun:
@@ -381,9 +390,7 @@ class CaseRun:
 
     def _await_refusals(self) -> None:
         """Live orders are refused once the router is away for long enough."""
-        wait_for(
-            lambda: utc_now() > self._no_router.refused_from, "time without a router", NO_ROUTER_AFTER_S + 10
-        )
+        self._no_router.await_refusals()
         if "gateway" not in self._case.dead:
             before = self._world.tail.count("no_router", "live")
             wait_for(
@@ -394,7 +401,7 @@ class CaseRun:
 
     def _halt(self) -> None:
         began = time.monotonic()
-        loaded = self._person.runs(sys.executable, "-c", f"import {', '.join(self._halt_modules)}")
+        loaded = self._person.runs(sys.executable, "-c", f"import {', '.join(halt_modules(self._case.dead))}")
         assert loaded.returncode == 0, loaded.stderr
         self._case.process_start_s = time.monotonic() - began
         with ThreadPoolExecutor(1) as operator:
@@ -412,11 +419,6 @@ class CaseRun:
         load = f"{os.getloadavg()[0]:.0f} processes want to run on {len(os.sched_getaffinity(0))} processors"
         what = f"(its process takes {self._case.process_start_s:.2f} s to start; {load}) the halt took effect"
         self._require(what, self._case.halted_after_s - start_s, HALTED_S)
-
-    @property
-    def _halt_modules(self) -> tuple[str, ...]:
-        """What a halt loads before it can act."""
-        return ("api.cli.main", *(("api.cli.halt_in_store",) if "gateway" in self._case.dead else ()))
 
     def _is_halted(self) -> bool:
         with self._database.read() as session:

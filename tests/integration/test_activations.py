@@ -20,7 +20,8 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.topic_state import state_hash
 from tests.support.desk import Desk
 
-FEW, MANY = 2, 12
+FEW = 2
+MANY = 12
 
 CHANGED = re.compile(r"\b(activation|audit|audit_head|outbox|hysteresis)\b")
 """Tables of which a change writes a row for each strategy."""

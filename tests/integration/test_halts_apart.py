@@ -60,7 +60,8 @@ class Gateway:
         self.app = FastAPI()
         problems.install(self.app)
         self.app.include_router(applies.router)
-        self.app.state.tokens, self.app.state.limit = self.tokens, RateLimit(per_s)
+        self.app.state.tokens = self.tokens
+        self.app.state.limit = RateLimit(per_s)
         stores = SimpleNamespace(
             database=database,
             fence=self.desk.fence,

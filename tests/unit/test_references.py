@@ -9,7 +9,8 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.references import matching_strategies, one_strategy
 from qmtl_sdk.contracts.submission import SubmissionMeta
 
-ONE, TWO = "strategy:0123456789", "strategy:0123999999"
+ONE = "strategy:0123456789"
+TWO = "strategy:0123999999"
 
 
 class Known(NamedTuple):
