@@ -208,7 +208,11 @@ class TradingWorld:
         ):
             self.request(run_id, stage, strategies)
             self.approve(run_id)
-            outcome = world.client.apply_status(self.name, run_id, wait_s=20).outcome
+            outcome = wait_for(
+                lambda run_id=run_id: world.client.apply_status(self.name, run_id, wait_s=20).outcome,  # type: ignore[misc]
+                f"end of {run_id}",
+                REST_S,
+            )
             assert outcome == "completed", f"{run_id} ended as {outcome}"
         for number in TRADING:
             self.traders.start(number, self._seed)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.messages.apply import ApprovalSignal
 from activities.messages.promotion import PromotionInput
@@ -33,9 +34,14 @@ def earlier_code(folder: Path) -> str:
 
 
 async def current(stage: Served) -> str:
-    """The build that is the current version."""
+    """The build that is the current version; empty where the server does not know of any yet."""
     request = DescribeWorkerDeploymentRequest(namespace="default", deployment_name=DEPLOYMENT)
-    found = await stage.client.workflow_service.describe_worker_deployment(request)
+    try:
+        found = await stage.client.workflow_service.describe_worker_deployment(request)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        return ""
     return found.worker_deployment_info.routing_config.current_deployment_version.build_id
 
 
@@ -80,7 +86,7 @@ def test_every_run_is_carried_on_by_code_that_may(tmp_path: Path) -> None:
         async with workers(tmp_path / "home") as (stage, started):
             desk = stage.desk
             first_worker = await started.start(earlier_code(tmp_path / "earlier"))
-            earlier = await current(stage)
+            earlier = await until(lambda: current(stage), "current version", LIMIT_S)
             author = Author(stage)
             first, second = await author.submits(1), await author.submits(2)
             apply = await promotion(stage)
@@ -111,8 +117,9 @@ def test_a_worker_of_replaced_code_that_starts_again_does_not_become_current(tmp
     async def run() -> None:
         async with workers(tmp_path / "home") as (stage, started):
             earlier = earlier_code(tmp_path / "earlier")
-            started.kill(await started.start(earlier))
-            replaced = await current(stage)
+            first = await started.start(earlier)
+            replaced = await until(lambda: current(stage), "current version", LIMIT_S)
+            started.kill(first)
             present = await started.start(str(ROOT))
             await started.start(earlier)
             assert await current(stage) == build_id() != replaced

@@ -143,8 +143,7 @@ class Machine:
     @property
     def urls(self) -> list[str]:
         """The addresses of the Gateways."""
-        ports = (self.port, self.second_port) if self.second_port else (self.port,)
-        return [f"http://127.0.0.1:{port}" for port in ports]
+        return [self.url, *([f"http://127.0.0.1:{self.second_port}"] if self.second_port else [])]
 
     def _start(self, name: str, module: str, extra: dict[str, str]) -> None:
         self._started_as[name] = module, extra
