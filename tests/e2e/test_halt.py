@@ -174,9 +174,7 @@ def test_up_fails_where_a_process_cannot_start_beside_a_running_gateway(operator
 def test_a_stack_file_of_a_newer_version_hides_no_process(operator: Person) -> None:
     """A key that this version does not know made the file unreadable, and `down` stopped nothing."""
     file = operator.folder / "home" / STACK_FILE
-    aside = file.with_name(
-        "aside.json"
-    )  # the supervisor reads the file, and ends where it is empty
+    aside = file.with_name("aside.json")  # the supervisor reads the file, and ends where it is empty
     aside.write_text(file.read_text().replace("{", '{"ledger": {"pid": 1},', 1))
     os.replace(aside, file)
     stopped = ["supervisor", "gateway", "router", "relay", "worker", "temporal"]
