@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from sqlalchemy import bindparam, text
@@ -11,7 +11,7 @@ from sqlmodel import col, select
 from activities.settings import MAX_STREAM_S
 from activities.storage.database import Database
 from activities.storage.tables import TokenRow
-from activities.storage.transactions import RecordedChange, utc_now
+from activities.storage.transactions import RecordedChange, utc_before, utc_now
 from qmtl_sdk.contracts.access import Role, TokenInfo
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
@@ -110,9 +110,8 @@ class SqlTokenStore:
 
         No stream can be requested with an expired token, and none outlives it by more than `MAX_STREAM_S`.
         """
-        since = (datetime.now(UTC) - _MAX_STREAM).isoformat()
         query = select(TokenRow.token_id).where(
-            col(TokenRow.revoked_at).is_not(None), TokenRow.expires_at > since
+            col(TokenRow.revoked_at).is_not(None), TokenRow.expires_at > utc_before(_MAX_STREAM)
         )
         with self._database.read() as session:
             return set(session.exec(query))

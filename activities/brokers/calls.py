@@ -10,6 +10,7 @@ import structlog
 from activities.brokers.broker import Broker, PlacedOrder
 from activities.fence.open_orders import OpenOrder
 from activities.storage.elected import unreachable
+from qmtl_sdk.contracts.durations import retry_pause_s
 from qmtl_sdk.contracts.orders import OrderReport
 
 # Seconds before the first call after a failure; they double with each failure.
@@ -42,7 +43,7 @@ class BrokerCalls:
         self.fault = ""
         self._failing: dict[Call, set[str]] = {}
         """Ids of orders, `_FAULTY` at most, for which a call has failed since it last succeeded."""
-        self._pause_s = _RETRY_S
+        self._failures = 0
         self._next_at = 0.0
 
     @property
@@ -89,8 +90,8 @@ class BrokerCalls:
             self._log_failure(orders, error)
             if unreachable(error):
                 self._note_fault(error)
-                self._next_at = time.monotonic() + self._pause_s
-                self._pause_s = min(2 * self._pause_s, _RETRY_LIMIT_S)
+                self._failures += 1
+                self._next_at = time.monotonic() + retry_pause_s(self._failures, _RETRY_S, _RETRY_LIMIT_S)
                 raise BrokerUnavailableError from error
             if len(orders) == 1:
                 failed.add(orders[0][0].order_id)
@@ -101,7 +102,7 @@ class BrokerCalls:
                     self._note_fault(error)
                 return []
             return [report for one in orders for report in self._batch(call, [one], failed, until)]
-        self._pause_s = _RETRY_S
+        self._failures = 0
         self._failing.pop(call, None)
         if not any(len(ids) == _FAULTY for ids in self._failing.values()):
             self.fault = ""

@@ -30,6 +30,7 @@ from activities.storage.database import Database
 from activities.storage.elected import run_elected
 from activities.storage.transactions import LockHeldError
 from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.durations import retry_pause_s
 
 # Orders of a domain that one step handles.
 BATCH = 500
@@ -81,7 +82,7 @@ class DomainRouter:
         self.calls = BrokerCalls(broker)
         self._lane = Lane(orders, self.calls)
         self._paused: dict[str, float] = {}
-        self._pauses: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
 
     def step(self) -> int:
         """Handle the orders that are due. Returns how many states have changed.
@@ -96,14 +97,14 @@ class DomainRouter:
         for world, orders in self._orders.due(self._domain, BATCH, self._paused).items():
             try:
                 changes += self._lane.handle(world, orders)
-                self._pauses.pop(world, None)
+                self._failures.pop(world, None)
             except BrokerUnavailableError:
                 break
             except LockHeldError:
                 self._paused[world] = time.monotonic() + _HELD_S
             except Exception as error:  # whatever one world's rows hold, the others go on
-                pause = min(2 * self._pauses.get(world, _RETRY_S / 2), _RETRY_LIMIT_S)
-                self._pauses[world] = pause
+                self._failures[world] = self._failures.get(world, 0) + 1
+                pause = retry_pause_s(self._failures[world], _RETRY_S, _RETRY_LIMIT_S)
                 self._paused[world] = time.monotonic() + pause
                 _log.error("orders cannot be routed", world=world, error=repr(error), retry_s=pause)
         return changes

@@ -12,7 +12,7 @@ from activities.sessions.holder import SessionCaller, hash_secret, new_secret
 from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import SessionRow
-from activities.storage.transactions import RecordedChange, Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now, utc_text
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo, SessionOpen
@@ -187,7 +187,7 @@ class SqlSessionStore:
         return row
 
     def _expires_at(self) -> str:
-        return (datetime.now(UTC) + timedelta(seconds=self.lease_s)).isoformat(timespec="microseconds")
+        return utc_text(datetime.now(UTC) + timedelta(seconds=self.lease_s))
 
 
 def _world_of(session_id: str) -> SelectOfScalar[str]:

@@ -22,7 +22,7 @@ from sqlmodel import Session, select
 from activities.storage.commits import CommitWatcher
 from activities.storage.migrate import migrate
 from activities.storage.tables import StoreIdentityRow
-from activities.storage.transactions import RecordedChange, Transaction, take_write_mark
+from activities.storage.transactions import RecordedChange, Transaction, take_write_mark, watch_writes
 from qmtl_sdk.contracts.errors import QmtlError
 
 POOL_WAIT_S = 10.0
@@ -42,13 +42,15 @@ class Database(ABC):
     read_options: Mapping[str, str] = MappingProxyType({})
     """What a connection needs to read everything in one session from one snapshot."""
 
-    def __init__(self, engine: Engine, reserve: Engine) -> None:
-        """Take the engine of most work, and one whose connections only `reserved` blocks use."""
-        self._engine = engine
-        self._reserve = reserve
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        """Make the engine of most work, and one whose connections only `reserved` blocks use."""
+        self._engine = make_engine()
+        self._reserve = make_engine()
+        for engine in (self._engine, self._reserve):
+            watch_writes(engine)
         try:
             with self.migrating():
-                migrate(engine)
+                migrate(self._engine)
             self.store_id = self._identity()
         except BaseException:  # the caller gets no object that it could close
             self.close()

@@ -15,7 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from activities.storage.commits import CommitWatcher
 from activities.storage.database import POOL_WAIT_S, Database
-from activities.storage.transactions import LockHeldError, Transaction, watch_writes
+from activities.storage.transactions import LockHeldError, Transaction
 
 # Seconds after which a pooled connection is tested before use. Testing costs a round trip, so a connection
 # that was used a moment ago is trusted.
@@ -64,7 +64,7 @@ class PostgresDatabase(Database):
     read_options = MappingProxyType({"isolation_level": "REPEATABLE READ"})
 
     def __init__(self, dsn: str) -> None:
-        def made() -> Engine:
+        def make_engine() -> Engine:
             # LIFO: the connection that was used last has most statements prepared.
             engine = create_engine(
                 "postgresql+psycopg://" + dsn.split("://", 1)[1],
@@ -73,10 +73,9 @@ class PostgresDatabase(Database):
                 pool_use_lifo=True,
             )
             _test_idle_connections(engine)
-            watch_writes(engine)
             return engine
 
-        super().__init__(made(), made())
+        super().__init__(make_engine)
 
     @contextmanager
     def migrating(self) -> Iterator[None]:

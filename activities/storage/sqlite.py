@@ -13,7 +13,6 @@ from sqlalchemy.dialects import sqlite
 from activities.storage.commits import CommitWatcher, data_version
 from activities.storage.database import POOL_WAIT_S, Database
 from activities.storage.pool import Pool
-from activities.storage.transactions import watch_writes
 from activities.storage.turnstile import WriterTurnstile
 
 # Seconds that a connection waits for a lock before it fails.
@@ -33,7 +32,7 @@ class SqliteDatabase(Database):
         self._path = path
         self._turnstiles = Pool(lambda: WriterTurnstile(path))
 
-        def made() -> Engine:
+        def make_engine() -> Engine:
             engine = create_engine(
                 f"sqlite:///{path}",
                 connect_args={"timeout": _LOCK_TIMEOUT_S, "check_same_thread": False},
@@ -42,10 +41,9 @@ class SqliteDatabase(Database):
             )
             event.listen(engine, "connect", _prepare)
             event.listen(engine, "begin", _begin)
-            watch_writes(engine)
             return engine
 
-        super().__init__(made(), made())
+        super().__init__(make_engine)
 
     @contextmanager
     def queue(self) -> Iterator[None]:

@@ -80,11 +80,14 @@ class KeyRing:
 
     def find(self, kid: str) -> SigningKey | None:
         """Return the accepted key of an id; None where there is none."""
-        for key in self._current():  # each request asks: no list is made of them
-            if key.kid == kid and key.accepted:
-                return key
-        self._looked_at = float("-inf")  # another process may have made it just now
-        return next((key for key in self.accepted() if key.kid == kid), None)
+        found = self._find(kid)
+        if found is None:  # another process may have made it just now
+            self._looked_at = float("-inf")
+            found = self._find(kid)
+        return found
+
+    def _find(self, kid: str) -> SigningKey | None:
+        return next((key for key in self._current() if key.kid == kid and key.accepted), None)
 
     def rotate(self, overlap: timedelta) -> SigningKey:
         """Sign with a new key from now on; accept the others for `overlap` at most."""

@@ -171,16 +171,15 @@ def audit(
 ) -> AuditPage:
     """`verify`: check the hash chain from its first entry; E_AUDIT_BROKEN names the first broken one."""
     state.stores.worlds.world(world_id)
-    if not verify:
-        return state.stores.audit.page(world_id, after, limit, verify)
-    if not _VERIFYING.acquire(blocking=False):
+    if verify and not _VERIFYING.acquire(blocking=False):
         raise QmtlError(
             "E_RATE", "another audit trail is being verified", "try again in a few seconds", retry_after=5.0
         )
     try:
         return state.stores.audit.page(world_id, after, limit, verify)
     finally:
-        _VERIFYING.release()
+        if verify:
+            _VERIFYING.release()
 
 
 def _require_approver(plan: ApplyPlan, caller: CurrentCaller) -> None:

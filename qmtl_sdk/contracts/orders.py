@@ -53,7 +53,7 @@ class Refusal(StrEnum):
 
 REFUSALS: dict[Refusal, str] = {
     Refusal.SHADOW: "shadow computes beside a world and never trades",
-    Refusal.HALTED: ("the world is halted; qmtl world status W says why, qmtl world resume W lifts it"),
+    Refusal.HALTED: "the world is halted; qmtl world status W says why, qmtl world resume W lifts it",
     Refusal.STRATEGY_HALTED: "the strategy is halted; qmtl world resume W -s STRATEGY lifts it",
     Refusal.FROZEN: "an apply has frozen the world",
     Refusal.DRAINING: "an apply is waiting for open orders to end",

@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 from activities.fence.rules import CHECKS
@@ -119,12 +120,8 @@ def leaks(applies: int, seed: int) -> int:
     """
     missed = sabotages(seed)
     for leak in CHECKS:
-        with tempfile.TemporaryDirectory() as folder:
-            chaos = OrderChaos(Path(folder), leak.value)
-            try:
-                report = chaos.up().run(seed, applies, 0, thorough=True)
-            finally:
-                chaos.close()
+        with tempfile.TemporaryDirectory() as folder, closing(OrderChaos(Path(folder), leak.value)) as chaos:
+            report = chaos.up().run(seed, applies, 0, thorough=True)
         print(
             json.dumps(
                 {
@@ -166,12 +163,8 @@ def sabotages(seed: int) -> list[str]:
 
 def poison(inputs: int, seed: int) -> int:
     """As many hostile inputs as normal submissions, while Gateway, worker, relay and router are killed."""
-    with tempfile.TemporaryDirectory() as folder:
-        chaos = PoisonChaos(Path(folder))
-        try:
-            report = chaos.up().run(seed, inputs, inputs)
-        finally:
-            chaos.close()
+    with tempfile.TemporaryDirectory() as folder, closing(PoisonChaos(Path(folder))) as chaos:
+        report = chaos.up().run(seed, inputs, inputs)
     print(report.line(), flush=True)
     return 1 if report.violations else 0
 
@@ -190,12 +183,11 @@ def routing(seconds: int, seed: int) -> int:
 
 
 def _route(seed: int, seconds: int, believes_404: bool = False) -> RoutingReport:
-    with tempfile.TemporaryDirectory() as folder:
-        chaos = RoutingChaos(Path(folder), seed, believes_404)
-        try:
-            report = chaos.run(seconds)
-        finally:
-            chaos.close()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(RoutingChaos(Path(folder), seed, believes_404)) as chaos,
+    ):
+        report = chaos.run(seconds)
     print(report.line(), flush=True)
     return report
 

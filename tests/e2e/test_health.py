@@ -6,11 +6,9 @@ import signal
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine, event
 from temporalio.client import Client
 
 from activities.applies.acknowledgements import SqlApplyAcks
@@ -25,6 +23,7 @@ from tests.e2e.failing_gateway import CALLS
 from tests.support.desk import Desk
 from tests.support.machine import Machine, wait_for
 from tests.support.served import Served, served, until
+from tests.support.statements import statements
 from tests.support.strategies import Trend
 from workflows.ids import submission_id
 from workflows.options import WORKFLOW_QUEUE
@@ -93,23 +92,16 @@ def test_every_loop_of_a_gateway_comes_back_after_whatever_it_raises(own_machine
 
 def test_health_costs_the_same_whatever_waits_and_loads_no_body(tmp_path: Path) -> None:
     """Without a token, it loaded every waiting submission with its body."""
-    read: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        read.append(statement)
 
     async def run() -> None:
         async with served(tmp_path) as stage:
             for symbol in ("AAPL", "JNJ", "KO", "MSFT", "PG"):
                 _logged(stage, symbol)
             check = HealthCheck(stage.stores, TemporalProbe(stage.client), BackgroundLoops())
-            event.listen(Engine, "before_cursor_execute", note)
-            try:
+            with statements() as read:
                 found = await asyncio.gather(*(check.measure() for _ in range(50)))
-            finally:
-                event.remove(Engine, "before_cursor_execute", note)
             assert {item.health.log_waiting for item in found} == {5}
-            about = [statement for statement in read if "commit_log" in statement]
+            about = [statement for statement, _ in read if "commit_log" in statement]
             assert len(about) == 1, "fifty who ask at once get one answer"
             assert "body" not in about[0]
             assert "LIMIT" in about[0]

@@ -1,5 +1,6 @@
 """The chaos run of pairs of dead processes in its short form; `make chaos ONLY=pairs` has all of them."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,8 @@ def test_all_cases_are_each_process_and_each_pair() -> None:
 
 
 def test_a_world_is_halted_and_loses_nothing_with_gateway_and_router_dead(tmp_path: Path) -> None:
-    chaos = PairChaos(tmp_path)
-    try:
+    with closing(PairChaos(tmp_path)) as chaos:
         case = chaos.up().run(("gateway", "router"), "up", seed=21, start_counts=False)
-    finally:
-        chaos.close()
     assert case.violations == []
     assert case.halted_by == "store"
     assert case.accepted > 40, case.line()

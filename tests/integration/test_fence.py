@@ -11,7 +11,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, event
 
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.lanes import Lanes
@@ -29,6 +28,7 @@ from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import Fill, OrderReport, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
 from tests.support.desk import Desk, new_order_id
+from tests.support.statements import statements
 
 
 @pytest.fixture
@@ -168,21 +168,12 @@ def test_live_orders_are_refused_while_no_router_works_and_dryrun_orders_wait(
 
 def test_closing_the_edge_to_live_writes_it_once_and_renews_its_reason(desk: Desk) -> None:
     desk.apply("live")
-    written = list[str]()
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith(("INSERT INTO edge_override", "UPDATE edge_override")):
-            written.append(statement)
-
     for reason in ("doubts", "more doubts"):
         edge = EdgeOverride(src="domain:backtest", dst="domain:live", active=False, reason=reason)
-        written.clear()
-        event.listen(Engine, "before_cursor_execute", note)
-        try:
+        with statements() as ran:
             desk.fence.override(desk.world, edge, "olga")
-        finally:
-            event.remove(Engine, "before_cursor_execute", note)
-        assert len(written) == 1
+        changes = ("INSERT INTO edge_override", "UPDATE edge_override")
+        assert len([statement for statement, _ in ran if statement.startswith(changes)]) == 1
         found = [(item.active, item.reason) for item in SqlEdgeStore(desk.database).overrides(desk.world)]
         assert found == [(False, reason)]
         assert not desk.fence_row().live_edge

@@ -1,12 +1,10 @@
 """What is read each second reads open sessions and valid tokens, however many ended or expired before."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection
 
 from activities.access.sql import SqlTokenStore
 from activities.sessions.sql import SqlSessionStore, sessions_since
@@ -14,27 +12,15 @@ from activities.storage.database import Database
 from activities.storage.tables import SessionRow, TokenRow
 from activities.storage.transactions import utc_now
 from qmtl_sdk.contracts.sessions import SessionOpen
+from tests.support.statements import Statement, statements
 
 MANY = 3000
 BEFORE = "2025-01-01T00:00:00.000000+00:00"
 
-Statement = tuple[str, Any]
 
-
-@contextmanager
-def statements(about: str) -> Iterator[list[Statement]]:
-    """The queries of a table that run inside the block. (Any: the driver's parameters.)"""
-    found: list[Statement] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if statement.startswith("SELECT") and f"FROM {about}" in statement.replace("\n", ""):
-            found.append((statement, parameters))
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        yield found
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
+def is_query_of(table: str, statement: Statement) -> bool:
+    text = statement[0].replace("\n", "")
+    return text.startswith("SELECT") and f"FROM {table}" in text
 
 
 def plan(connection: Connection, statement: Statement) -> str:
@@ -104,8 +90,9 @@ def test_what_has_ended_is_not_read(grown: Database) -> None:
     """Each Gateway read all of it each second."""
     plans: dict[str, str] = {}
     for name, (read, table, _) in READS.items():
-        with statements(table) as found:
+        with statements() as all_found:
             read(grown)
+        found = [item for item in all_found if is_query_of(table, item)]
         assert len(found) == 1
         with grown.read() as session:
             plans[name] = plan(session.connection(), found[0])
