@@ -9,7 +9,6 @@ import getpass
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from importlib.metadata import version
 
 import structlog
@@ -50,7 +49,7 @@ from api.routes import (
     worlds,
 )
 from api.state import GatewayState
-from api.stream import Hub, read_revoked
+from api.stream import CHECK_EVERY_S, Hub, read_revoked
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from temporal import logs
@@ -71,7 +70,7 @@ While Temporal is unreachable, requests are stored and cannot be started.
 TURN_LIMIT_S = 30.0
 """Seconds after which a turn of a loop that only reads or writes a little counts as one that hangs."""
 EXPIRE_EVERY_S = 1.0
-"""Seconds between two searches for sessions whose lease has ended."""
+"""Seconds at least between two searches for sessions whose lease has ended."""
 ROUTERS = (
     orders.router,  # first: it has most requests, and routes are matched in this order
     strategies.router,
@@ -215,8 +214,14 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
         return NOTE_EVERY_S
 
     async def expire() -> float:
-        await asyncio.to_thread(state.stores.sessions.expire)
-        return EXPIRE_EVERY_S
+        sessions = state.stores.sessions
+        await asyncio.to_thread(sessions.expire)
+        return max(await asyncio.to_thread(sessions.next_expiry_s), EXPIRE_EVERY_S)
+
+    async def read_revoked_tokens() -> float:
+        if state.sockets.open:
+            await read_revoked(state.tokens, state.revoked)
+        return CHECK_EVERY_S
 
     async def recover_submissions() -> float:
         count = await state.submissions.recover()
@@ -231,7 +236,7 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
     start = state.loops.start
     start("heartbeat", note_work, TURN_LIMIT_S)
     start("sessions", expire, TURN_LIMIT_S)
-    start("revoked tokens", partial(read_revoked, state.tokens, state.revoked), TURN_LIMIT_S)
+    start("revoked tokens", read_revoked_tokens, TURN_LIMIT_S)
     start("lease", acks.renew, TURN_LIMIT_S)
     start("acknowledgements", acks.acknowledge)
     start("stream", state.hub.turn)

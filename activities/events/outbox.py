@@ -3,12 +3,20 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import func, update
+from sqlalchemy import bindparam, func, update
 from sqlmodel import col, select
 
 from activities.storage.database import Database
 from activities.storage.tables import DeadLetterRow, OutboxRow
 from activities.storage.transactions import utc_now
+
+# Made once: the relay reads it after every commit, and mostly in vain.
+_WAITING = (
+    select(OutboxRow)
+    .where(col(OutboxRow.published_at).is_(None))
+    .order_by(col(OutboxRow.seq))
+    .limit(bindparam("limit"))
+)
 
 
 class SqlOutbox:
@@ -20,14 +28,7 @@ class SqlOutbox:
     def waiting(self, limit: int) -> list[OutboxRow]:
         """List unpublished rows by number. A row that commits late is found later, not skipped."""
         with self._database.read() as session:
-            return list(
-                session.exec(
-                    select(OutboxRow)
-                    .where(col(OutboxRow.published_at).is_(None))
-                    .order_by(col(OutboxRow.seq))
-                    .limit(limit)
-                )
-            )
+            return list(session.exec(_WAITING, params={"limit": limit}))
 
     def mark_published(self, seqs: Sequence[int], unpublishable: Mapping[int, str] | None = None) -> None:
         """Mark these rows as published.

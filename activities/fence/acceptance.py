@@ -52,7 +52,7 @@ class OrderAcceptance:
         self._database = database
         self._no_router_after = timedelta(seconds=no_router_after_s)
         self._rows = order_rows(database)
-        self._lanes = Lanes(lambda batch: self._answer_batch(batch, wait=True))
+        self._lanes = Lanes(lambda batch: self._answer_batch(batch, wait=True), self._enqueue)
         self._waiting = deque[OrdersRequest]()
         self._mutex = threading.Lock()
         self._serving = False
@@ -72,16 +72,19 @@ class OrderAcceptance:
     def submit(self, orders: Sequence[Order], caller: OrderCaller) -> "Future[list[OrderVerdict]]":
         """Start the same without waiting for its result."""
         request = OrdersRequest(orders, caller, time.monotonic())
-        if self._lanes.take(request):
-            return request.answer
+        if not self._lanes.take(request):
+            self._enqueue([request])
+        return request.answer
+
+    def _enqueue(self, requests: Sequence[OrdersRequest]) -> None:
+        """Let requests wait for the next transaction."""
         with self._mutex:
-            self._waiting.append(request)
+            self._waiting.extend(requests)
             if len(self._waiting) >= self._expected:
                 self._all_arrived.notify()
-            if not self._serving:
+            if self._waiting and not self._serving:
                 self._serving = True
                 self._threads.submit(self._serve)
-        return request.answer
 
     def _serve(self) -> None:
         """Answer until no request waits."""

@@ -1,7 +1,9 @@
 """Lanes: requests of worlds whose fence is held wait for it apart, so that other worlds do not.
 
 A freeze, a judgment or another Gateway may hold a world's fence on PostgreSQL. Each such world gets a lane. A
-lane waits for its lock a moment at a time, so that a few threads serve any number of lanes.
+lane waits for its lock a moment at a time, so that a few threads serve any number of lanes. Once it got the
+lock and has answered, it ends: requests that came meanwhile go back to the one queue, whose transactions wait
+for callers to gather. A lane that went on would answer busy callers one by one, and never run empty.
 """
 
 import threading
@@ -24,11 +26,17 @@ _LIMIT_S = 10.0
 class Lanes:
     """Requests by held world. `answer` answers requests in one transaction, waiting for their fences.
 
-    Each request of a world that has a lane goes there, behind the earlier ones.
+    Each request of a world that has a lane goes there, behind the earlier ones. `give_back` gets those that
+    are left when the lane ends.
     """
 
-    def __init__(self, answer: Callable[[Sequence[OrdersRequest]], None]) -> None:
+    def __init__(
+        self,
+        answer: Callable[[Sequence[OrdersRequest]], None],
+        give_back: Callable[[Sequence[OrdersRequest]], None],
+    ) -> None:
         self._answer = answer
+        self._give_back = give_back
         self._waiting: dict[str, deque[OrdersRequest]] = {}
         self._mutex = threading.Lock()
         self._threads = ThreadPoolExecutor(_THREADS, "fence-lane")
@@ -56,21 +64,20 @@ class Lanes:
                 lane.append(request)
 
     def _serve(self, world: str) -> None:
-        """Answer the requests of a lane; where its fence is still held, let another lane try."""
-        lane = self._waiting[world]
-        while True:
-            with self._mutex:
-                batch = next_batch(lane)
-                if not batch:
-                    del self._waiting[world]
-                    return
-            try:
+        """Answer the requests of a lane and end it; where its fence is still held, let another lane try."""
+        with self._mutex:
+            batch = next_batch(self._waiting[world])
+        try:
+            if batch:
                 self._answer(batch)
-            except FenceHeldError:
-                with self._mutex:
-                    lane.extendleft(reversed(self._in_time(world, batch)))
-                self._threads.submit(self._serve, world)
-                return
+        except FenceHeldError:
+            with self._mutex:
+                self._waiting[world].extendleft(reversed(self._in_time(world, batch)))
+            self._threads.submit(self._serve, world)
+            return
+        with self._mutex:
+            left = self._waiting.pop(world)
+        self._give_back(left)
 
     @staticmethod
     def _in_time(world: str, batch: Sequence[OrdersRequest]) -> list[OrdersRequest]:

@@ -34,6 +34,8 @@ _open = SQLModel.metadata.tables[str(OpenOrderRow.__tablename__)]
 _halt = SQLModel.metadata.tables["strategy_halt"]
 _activation = SQLModel.metadata.tables["activation"]
 
+_NEXT_DUE = select(func.min(_open.c.next_at))
+
 
 class OpenOrder(NamedTuple):
     """An accepted order that has not ended. Times are ISO 8601 texts (UTC)."""
@@ -125,7 +127,7 @@ class SqlOpenOrders:
     def next_due(self) -> datetime | None:
         """Return when the next open order is due; None where there is none."""
         with self._database.read() as session:
-            found = session.connection().execute(select(func.min(_open.c.next_at))).scalar_one()
+            found = session.connection().execute(_NEXT_DUE).scalar_one()
         return datetime.fromisoformat(found) if found else None
 
     def mark_sent(self, world_id: str, orders: Sequence[OpenOrder], look_again_s: float) -> list[OpenOrder]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from activities.sessions.holder import SessionCaller, hash_secret, new_secret
@@ -134,6 +134,15 @@ class SqlSessionStore:
         with self._database.read() as session:
             worlds = sorted(session.exec(_over(select(SessionRow.world_id), now).distinct()))
         return sum(self._expire_in(world_id, now) for world_id in worlds)
+
+    def next_expiry_s(self) -> float:
+        """Return the seconds until a lease may end: of an open session, or of one that opens now."""
+        query = select(func.min(SessionRow.expires_at)).where(col(SessionRow.ended_at).is_(None))
+        with self._database.read() as session:
+            earliest = session.exec(query).one()
+        if not earliest:
+            return self.lease_s
+        return min(self.lease_s, (datetime.fromisoformat(earliest) - datetime.now(UTC)).total_seconds())
 
     def _expire_in(self, world_id: str, now: str) -> int:
         with self._database.write("sessions") as tx:

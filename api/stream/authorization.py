@@ -74,7 +74,6 @@ def _require_same_subscription(held: StreamClaims, claims: StreamClaims) -> None
         raise QmtlError("E_TOKEN_INVALID", "the token is another caller's", _SAME_SUBSCRIPTION)
 
 
-async def read_revoked(tokens: Tokens, revoked: set[str]) -> float:
-    """Bring `revoked` up to date, so that streams under these tokens are closed: a turn of a loop."""
+async def read_revoked(tokens: Tokens, revoked: set[str]) -> None:
+    """Bring `revoked` up to date, so that streams under these tokens are closed."""
     revoked.update(await asyncio.to_thread(tokens.revoked))
-    return CHECK_EVERY_S

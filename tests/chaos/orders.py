@@ -119,10 +119,11 @@ class OrderChaos:
         kills: int | None = None,
         thorough: bool = False,
         acts: Sequence[str] = (),
+        answers: int = 0,
     ) -> Report:
         """`thorough`: everything that an operator does is done at least once, in a world that is live.
 
-        `acts` are done first, in a world in paper trading.
+        `acts` are done first, in a world in paper trading. It trades on until so many orders were answered.
         """
         report, began = Report(seed), time.monotonic()
         world = OrderWorld(self.machine, seed)
@@ -146,6 +147,8 @@ class OrderChaos:
                 operator.try_everything()
             for number in range(applies):
                 report.applies[operator.episode(number)] += 1
+            if answers:
+                wait_for(lambda: len(traders.verdicts()[0]) >= answers, "answers to orders", 120)
         finally:
             stop.set()
             for thread in threads:

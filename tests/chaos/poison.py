@@ -14,6 +14,7 @@ import json
 import random
 import threading
 import time
+import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -137,8 +138,9 @@ class Sender:
                         client.complete(ack.lease.lease_id, EvidenceRef(returns_hash=digest))
                     status = client.status(ack.strategy_id, world, ack.run_id, wait_s=20)
                 except QmtlError as error:
-                    if error.code not in ("E_LEASE_LOST", "E_LEASE_UNKNOWN", "E_UNAVAILABLE"):
+                    if error.code not in _AGAIN:
                         return self.violation(f"normal {number} was refused: {error}")
+                    body = _again(body, error)
                     continue
                 if status.state != "running":
                     break
@@ -204,9 +206,10 @@ class Sender:
                         return "judged" if client.status(ack.strategy_id, HOSTILE, ack.run_id, 20) else ""
                     return self._complete(client, ack, digest, poison)
                 except QmtlError as error:
-                    if error.code not in ("E_LEASE_LOST", "E_LEASE_UNKNOWN", "E_UNAVAILABLE"):
+                    if error.code not in _AGAIN:
                         self.violation(f"{poison.kind} was answered {error}")
                         return error.code
+                    body = _again(body, error)
         self.violation(f"{poison.kind} was not answered")
         return "none"
 
@@ -227,6 +230,17 @@ class Sender:
     def violation(self, text: str) -> None:
         with self._lock:
             self.report.violations.append(text)
+
+
+# Errors after which a runner submits again.
+_AGAIN = ("E_LEASE_LOST", "E_LEASE_UNKNOWN", "E_UNAVAILABLE")
+
+
+def _again(body: StrategySubmit, error: QmtlError) -> StrategySubmit:
+    """The body with which a runner submits again: a key whose lease has ended gives no other one."""
+    if error.code == "E_UNAVAILABLE":
+        return body
+    return body.model_copy(update={"idempotency_key": uuid.uuid4().hex})
 
 
 class PoisonChaos:

@@ -36,6 +36,9 @@ from tests.support.order_checker import order_violations
 ORDERS_AT_ONCE = 8
 SESSION_S = 20.0
 
+# How much longer than asked it may trade until as many orders were placed as asked.
+MORE_S = 120.0
+
 # Seconds after a halt in which an order may reach the exchange that was marked as sent before the halt.
 SENT_BEFORE_S = 3.0
 
@@ -96,15 +99,15 @@ class RoutingChaos:
             self._exchange.wait()
         self._machine.close()
 
-    def run(self, seconds: float) -> Report:
-        """Trade for so many seconds, then rest and check."""
+    def run(self, seconds: float, placed: int = 0) -> Report:
+        """Trade for so many seconds, and until so many orders were placed; then rest and check."""
         report, began = self._report, time.monotonic()
         self._database = self._machine.database()
         try:
             self._desk = Desk(self._database, strategies=2)
             self._desk.apply("dryrun")
             self._start()
-            told = self._storm(seconds)
+            told = self._storm(seconds, placed)
             ask(self._port, "/kind", [])
             log = SqlOrderLog(self._database)
             try:
@@ -139,7 +142,7 @@ class RoutingChaos:
         except OSError:
             return False
 
-    def _storm(self, seconds: float) -> dict[str, str]:
+    def _storm(self, seconds: float, placed: int) -> dict[str, str]:
         """Send orders while halts and kills go on; return what each order was told."""
         threads = [
             threading.Thread(target=self._guarded, args=(act, random.Random(self._report.seed * 10 + number)))
@@ -151,7 +154,9 @@ class RoutingChaos:
         acceptance = OrderAcceptance(self._database)
         until, session, session_until = time.monotonic() + seconds, "", 0.0
         try:
-            while time.monotonic() < until and not self._errors:
+            while not self._errors and (time.monotonic() < until or self._placed() < placed):
+                if time.monotonic() > until + MORE_S:
+                    raise AssertionError(f"{self._placed()} of {placed} orders were placed in time")
                 if time.monotonic() > session_until:
                     session, session_until = self._desk.session(), time.monotonic() + SESSION_S
                 epoch = self._desk.epoch
@@ -166,6 +171,9 @@ class RoutingChaos:
         if self._errors:
             raise self._errors[0]
         return told
+
+    def _placed(self) -> int:
+        return len(ask(self._port, "/all")["told"])
 
     def _guarded(self, act: Any, rng: random.Random) -> None:
         try:

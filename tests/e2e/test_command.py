@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,26 +227,6 @@ def shows_the_loop(demo: dict[str, Any]) -> None:
     assert "Momentum" in page
 
 
-def test_the_demo_from_nothing_and_what_it_leaves_up(newcomer: Person) -> None:
-    shows_the_loop(newcomer.reads("demo"))
-    status = newcomer.reads("status")
-    assert (status["running"], status["health"]["status"]) == (True, "ok")
-    first = newcomer.reads("up")
-    assert newcomer.reads("up") == first
-    os.kill(first["worker"]["pid"], 9)
-    healed = newcomer.reads("up")
-    assert healed["worker"]["pid"] != first["worker"]["pid"]
-    assert healed["gateway"] == first["gateway"]
-    stopped = ["supervisor", "gateway", "router", "relay", "worker", "temporal"]
-    assert newcomer.reads("down")["stopped"] == stopped
-    assert newcomer.reads("down")["stopped"] == []
-    again = newcomer.reads("up")
-    assert again["temporal_ui"] == first["temporal_ui"]
-    assert (
-        len(newcomer.reads("world", "list")) == 3
-    )  # the one that judges, the one that runs, the one that trades
-
-
 def test_runner_starts_the_stack_where_none_is_configured_and_says_so(newcomer: Person) -> None:
     newcomer.types("world", "create", str(ROOT / "examples" / "equities.yml"))
     newcomer.types("down")
@@ -256,45 +236,44 @@ def test_runner_starts_the_stack_where_none_is_configured_and_says_so(newcomer: 
     assert newcomer.reads("status")["running"]
 
 
-def test_the_wheel_in_an_empty_environment_runs_the_demo(tmp_path: Path) -> None:
-    uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
-    env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    env |= {"QMTL_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
+@pytest.fixture
+def installed(tmp_path: Path) -> Iterator[Person]:
+    """A person who installed the wheel into an empty environment, and has nothing up."""
+    uv, python = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv"), tmp_path / "env" / "bin" / "python"
+    found = Person(tmp_path, python.with_name("qmtl"), QMTL_HOME=str(tmp_path / "home"))
 
     def runs(*words: str) -> str:
-        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250)
+        done = found.runs(uv, *words)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
-    runs(uv, "build", "--quiet", "--wheel", "--out-dir", str(tmp_path / "dist"), str(ROOT))
+    runs("build", "--quiet", "--wheel", "--out-dir", str(tmp_path / "dist"), str(ROOT))
     (wheel,) = (tmp_path / "dist").glob("*.whl")
-    runs(uv, "venv", "--quiet", "--python", sys.executable, str(tmp_path / "env"))
-    locked = runs(
-        uv,
-        "export",
-        "--quiet",
-        "--project",
-        str(ROOT),
-        "--locked",
-        "--no-dev",
-        "--no-emit-project",
-        "--no-hashes",
-        "--no-header",
-    )
-    (tmp_path / "locked.txt").write_text(locked)
-    runs(
-        uv,
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        str(tmp_path / "env" / "bin" / "python"),
-        "-r",
-        str(tmp_path / "locked.txt"),
-        str(wheel),
-    )
-    qmtl = str(tmp_path / "env" / "bin" / "qmtl")
-    try:
-        shows_the_loop(json.loads(runs(qmtl, "demo", "-o", "json")))
-    finally:
-        runs(qmtl, "down")
+    runs("venv", "--quiet", "--python", sys.executable, str(tmp_path / "env"))
+    only_qmtl = ["--no-dev", "--no-emit-project", "--no-hashes", "--no-header"]
+    locked = tmp_path / "locked.txt"
+    locked.write_text(runs("export", "--quiet", "--project", str(ROOT), "--locked", *only_qmtl))
+    runs("pip", "install", "--quiet", "--python", str(python), "-r", str(locked), str(wheel))
+    yield found
+    found.types("down")
+
+
+@pytest.mark.timeout(600)
+def test_the_installed_wheel_runs_the_demo_from_nothing_and_what_it_leaves_up(installed: Person) -> None:
+    shows_the_loop(installed.reads("demo"))
+    status = installed.reads("status")
+    assert (status["running"], status["health"]["status"]) == (True, "ok")
+    first = installed.reads("up")
+    assert installed.reads("up") == first
+    os.kill(first["worker"]["pid"], 9)
+    healed = installed.reads("up")
+    assert healed["worker"]["pid"] != first["worker"]["pid"]
+    assert healed["gateway"] == first["gateway"]
+    stopped = ["supervisor", "gateway", "router", "relay", "worker", "temporal"]
+    assert installed.reads("down")["stopped"] == stopped
+    assert installed.reads("down")["stopped"] == []
+    again = installed.reads("up")
+    assert again["temporal_ui"] == first["temporal_ui"]
+    assert (
+        len(installed.reads("world", "list")) == 3
+    )  # the one that judges, the one that runs, the one that trades

@@ -4,7 +4,8 @@ An order passes only where everything allows it, and says why where it does not.
 """
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,6 +29,7 @@ from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import Fill, OrderReport, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
 from tests.support.desk import Desk, new_order_id
+from tests.support.machine import wait_for
 from tests.support.statements import statements
 
 
@@ -436,3 +438,22 @@ def test_an_order_that_waited_too_long_says_whose_fence_was_held(
     assert Lanes._in_time(desk.world, [request]) == []
     with pytest.raises(QmtlError, match=f"the fence of world {desk.world} was held by another transaction"):
         request.answer.result(0)
+
+
+def test_busy_callers_leave_the_lane_of_a_held_fence(desk: Desk) -> None:
+    """There, no transaction waits for callers to gather: it would answer each alone, without an end."""
+    session = desk.session()
+    first, meanwhile, later = (
+        OrdersRequest([desk.order(session, desk.epoch)], desk.caller, time.monotonic()) for _ in range(3)
+    )
+    answered, given_back = list[OrdersRequest](), list[OrdersRequest]()
+
+    def answer(batch: Sequence[OrdersRequest]) -> None:
+        answered.extend(batch)
+        assert lanes.take(meanwhile)
+
+    lanes = Lanes(answer, given_back.extend)
+    lanes.add([first], first.worlds)
+    wait_for(lambda: given_back, "end of the lane")
+    assert (answered, given_back) == ([first], [meanwhile])
+    assert not lanes.take(later)

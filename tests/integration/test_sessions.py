@@ -19,11 +19,14 @@ LIMIT_S = 30.0
 """Against a test that hangs, not a measurement."""
 
 
+def wanted(world: str) -> SessionOpen:
+    return SessionOpen(world_id=world, strategy_id=f"strategy:{world}0", runner="r", host="h")
+
+
 def over(database: Database, world: str, many: int = 1) -> list[str]:
     """Sessions whose lease has ended."""
     store = SqlSessionStore(database, -1.0)
-    wanted = SessionOpen(world_id=world, strategy_id=f"strategy:{world}0", runner="r", host="h")
-    return [store.open(wanted, "s", "dryrun", "ana").info.session_id for _ in range(many)]
+    return [store.open(wanted(world), "s", "dryrun", "ana").info.session_id for _ in range(many)]
 
 
 def test_sessions_end_with_their_lease_in_every_world(database: Database) -> None:
@@ -38,6 +41,20 @@ def test_sessions_end_with_their_lease_in_every_world(database: Database) -> Non
         store.heartbeat(ended[0], SessionHeartbeat())
     with pytest.raises(QmtlError, match="E_SESSION_UNKNOWN"):
         store.end("nothing", "stopped", "ana")
+
+
+def test_the_next_search_is_due_when_the_first_lease_may_end(database: Database) -> None:
+    """A lease that is opened after a search ends no sooner than a whole lease later."""
+    store = SqlSessionStore(database, 60.0)
+    assert store.next_expiry_s() == 60.0
+    SqlSessionStore(database, 600.0).open(wanted("a"), "s", "dryrun", "ana")
+    assert store.next_expiry_s() == 60.0
+    SqlSessionStore(database, 20.0).open(wanted("a"), "s", "dryrun", "ana")
+    assert 0 < store.next_expiry_s() <= 20.0
+    over(database, "b")
+    assert store.next_expiry_s() < 0
+    store.expire()
+    assert 0 < store.next_expiry_s() <= 20.0
 
 
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
