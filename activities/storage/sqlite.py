@@ -18,6 +18,11 @@ from activities.storage.turnstile import WriterTurnstile
 # Seconds that a connection waits for a lock before it fails.
 _LOCK_TIMEOUT_S = 30
 
+# Pages of the write-ahead log (4 KiB each) after which a commit copies them into the database file. Orders
+# change the same pages of indexes again and again until then: with SQLite's 1,000, the slowest hundredth of
+# their transactions took twice as long.
+_CHECKPOINT_PAGES = 4000
+
 # Connections that stay open: one for each thread that a process typically runs.
 _POOL_SIZE = 16
 
@@ -85,6 +90,7 @@ def _prepare(connection: sqlite3.Connection, _: object) -> None:
         "synchronous=FULL",
         "foreign_keys=ON",
         f"busy_timeout={_LOCK_TIMEOUT_S * 1000}",
+        f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
     ):
         connection.execute(f"PRAGMA {pragma}")
 
