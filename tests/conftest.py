@@ -30,9 +30,9 @@ def postgres() -> Iterator[str]:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Half of the time, a test waits for processes that it started: two cores are busy with four tests."""
+    """Half of the time, a test waits for processes that it started: two cores are busy with three tests."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 2 * cores
+    return cores + cores // 2
 
 
 def pytest_unconfigure() -> None:

@@ -153,7 +153,7 @@ class OrderAcceptance:
             lines = snapshot.earlier | self._judge(tx, connection, new, snapshot)
             verdicts = BatchVerdicts(snapshot, new, lines)
             for request in good:
-                request.verdicts = [verdicts.verdict(order, request.caller) for order in request.orders]
+                request.verdicts = list(map(verdicts.verdict, request.orders, request.proven))
 
     def _judge(
         self, tx: Transaction, connection: Connection, orders: dict[str, Order], snapshot: FenceSnapshot

@@ -17,7 +17,7 @@ _BATCH = 500
 class OrdersRequest:
     """The orders of one caller, and the answer: `verdicts`, or the `error` that refuses all of them."""
 
-    __slots__ = ("answer", "caller", "error", "orders", "since", "verdicts", "worlds")
+    __slots__ = ("answer", "caller", "error", "orders", "proven", "since", "verdicts", "worlds")
 
     def __init__(self, orders: Sequence[Order], caller: OrderCaller, since: float) -> None:
         self.orders = orders
@@ -25,6 +25,7 @@ class OrdersRequest:
         self.worlds = frozenset(order.world_id for order in orders)
         self.since = since
         self.answer = Future[list[OrderVerdict]]()
+        self.proven: list[bool] = []
         self.verdicts: list[OrderVerdict] = []
         self.error: BaseException | None = None
 
@@ -45,8 +46,9 @@ class OrdersRequest:
         return self.error is None
 
     def provable_orders(self, snapshot: FenceSnapshot) -> list[Order]:
-        """List the orders whose session the caller holds."""
-        return [order for order in self.orders if self.caller.may_send(order, snapshot.sessions)]
+        """List the orders whose session the caller holds; `proven` says of each whether it is one."""
+        self.proven = [self.caller.may_send(order, snapshot.sessions) for order in self.orders]
+        return [order for order, proven in zip(self.orders, self.proven, strict=True) if proven]
 
     def set_answer(self) -> None:
         """Give the caller the verdicts or the error."""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from activities.fence.log_line import ACCEPTED, LogLine
-from activities.fence.proofs import OrderCaller
 from activities.fence.rows import FenceSnapshot
 from qmtl_sdk.contracts.orders import Order, OrderVerdict, Refusal
 
@@ -16,10 +15,13 @@ class BatchVerdicts:
     written: dict[str, Order]
     lines: dict[str, LogLine]
 
-    def verdict(self, order: Order, caller: OrderCaller) -> OrderVerdict:
-        """Return the verdict of the order's id, or why this order does not get it."""
+    def verdict(self, order: Order, proven: bool) -> OrderVerdict:
+        """Return the verdict of the order's id, or why this order does not get it.
+
+        `proven`: its caller holds its session.
+        """
         epoch = self.snapshot.fences[order.world_id].epoch
-        if not caller.may_send(order, self.snapshot.sessions):
+        if not proven:
             return _refused(order, Refusal.NO_SESSION, epoch)
         line = self.lines[order.order_id]
         if self.written.get(order.order_id) is not order and not _has_content_of(line, order):
