@@ -14,8 +14,10 @@ from temporalio.client import Client
 from activities.applies.acknowledgements import SqlApplyAcks
 from api.health import HealthCheck
 from api.loops import BackgroundLoops
+from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.contracts.submission import StrategySubmit
 from qmtl_sdk.nodes.strategy import BuiltStrategy
+from qmtl_sdk.runtime.stream import StreamClient
 from temporal import recovery
 from temporal.probe import TemporalProbe
 from temporal.submissions import SubmissionService
@@ -71,7 +73,11 @@ def test_every_loop_of_a_gateway_comes_back_after_whatever_it_raises(own_machine
     try:
         desk = Desk(database, "acks")
         run = desk.request("dryrun")
-        with own_machine.client() as client:
+        with (
+            own_machine.client() as client,
+            StreamClient([client], Subscribe(world_id="acks")) as stream,  # else no revoked tokens are read
+        ):
+            assert stream.ready()
             for name in CALLS:
                 (fail / name).touch()
                 if name == "acknowledgements":
