@@ -49,7 +49,7 @@ from api.routes import (
     worlds,
 )
 from api.state import GatewayState
-from api.stream import CHECK_EVERY_S, Hub, read_revoked
+from api.stream import CHECK_EVERY_S, Hub
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from temporal import logs
@@ -218,9 +218,9 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
         await asyncio.to_thread(sessions.expire)
         return max(await asyncio.to_thread(sessions.next_expiry_s), EXPIRE_EVERY_S)
 
-    async def read_revoked_tokens() -> float:
-        if state.sockets.open:
-            await read_revoked(state.tokens, state.revoked)
+    async def read_revoked() -> float:
+        if state.sockets.open:  # only streams look at them
+            state.revoked.update(await asyncio.to_thread(state.tokens.revoked))
         return CHECK_EVERY_S
 
     async def recover_submissions() -> float:
@@ -236,7 +236,7 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
     start = state.loops.start
     start("heartbeat", note_work, TURN_LIMIT_S)
     start("sessions", expire, TURN_LIMIT_S)
-    start("revoked tokens", read_revoked_tokens, TURN_LIMIT_S)
+    start("revoked tokens", read_revoked, TURN_LIMIT_S)
     start("lease", acks.renew, TURN_LIMIT_S)
     start("acknowledgements", acks.acknowledge)
     start("stream", state.hub.turn)

@@ -1,6 +1,5 @@
 """The authorization of one open stream: its token's claims, their end, and revocation."""
 
-import asyncio
 import time
 
 from api.auth.tokens import StreamClaims, Tokens
@@ -17,7 +16,7 @@ class StreamAuthorization:
     __slots__ = ("_claims", "_expires_at", "_revoked", "_tokens")
 
     def __init__(self, tokens: Tokens, revoked: set[str]) -> None:
-        """`revoked`: ids of revoked tokens, which `read_revoked` keeps up to date."""
+        """`revoked`: ids of revoked tokens, which the Gateway keeps up to date while a stream is open."""
         self._tokens = tokens
         self._revoked = revoked
         self._claims: StreamClaims | None = None
@@ -72,8 +71,3 @@ def _require_same_subscription(held: StreamClaims, claims: StreamClaims) -> None
         raise QmtlError("E_TOPIC_FORBIDDEN", "the token lacks topics of the stream", _SAME_SUBSCRIPTION)
     if claims.subject != held.subject:
         raise QmtlError("E_TOKEN_INVALID", "the token is another caller's", _SAME_SUBSCRIPTION)
-
-
-async def read_revoked(tokens: Tokens, revoked: set[str]) -> None:
-    """Bring `revoked` up to date, so that streams under these tokens are closed."""
-    revoked.update(await asyncio.to_thread(tokens.revoked))

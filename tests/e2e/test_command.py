@@ -258,6 +258,7 @@ def installed(tmp_path: Path) -> Iterator[Person]:
     found.types("down")
 
 
+@pytest.mark.timeout(600)
 def test_the_installed_wheel_runs_the_demo_from_nothing_and_what_it_leaves_up(installed: Person) -> None:
     shows_the_loop(installed.reads("demo"))
     status = installed.reads("status")

@@ -43,6 +43,7 @@ def order_of(stage: ApplyScenario, session: SessionKey) -> Order:
     )
 
 
+@pytest.mark.timeout(600)
 def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path) -> None:
     person, world = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home)), stage.world
 

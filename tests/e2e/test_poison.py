@@ -3,9 +3,12 @@
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.poison import VICTIMS, PoisonChaos
 
 
+@pytest.mark.timeout(600)
 def test_hostile_inputs_among_normal_ones_harm_nobody_else(tmp_path: Path) -> None:
     with closing(PoisonChaos(tmp_path)) as chaos:
         report = chaos.up().run(seed=5, normal=20, hostile=101)

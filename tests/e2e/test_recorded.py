@@ -5,6 +5,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from qmtl_sdk import Runner
 from tests.support import ROOT
 from tests.support.command import Person
@@ -19,6 +21,7 @@ GATING = {
 }
 
 
+@pytest.mark.timeout(600)
 def test_what_is_recorded_says_so_and_how_to_take_it_back(own_machine: Machine, tmp_path: Path) -> None:
     machine = own_machine.up()
     with machine.client() as client:
