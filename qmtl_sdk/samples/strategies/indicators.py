@@ -19,12 +19,12 @@ class _Indicator(Strategy):
 
     def setup(self) -> None:
         price = StreamInput(tags=["EURUSD", "price"], interval="1h", period=self.period + 1)
-        label = self.label
+        label, period = self.label, self.period
 
         def strength(view: CacheView) -> pd.DataFrame:
             change = view[price].frame["close"].diff()
-            gain, loss = change.clip(lower=0).sum(), -change.clip(upper=0).sum()
-            return pd.DataFrame({label: [100 * gain / (gain + loss) if gain + loss else 50.0]})
+            gain, moved = (x.rolling(period).sum() for x in (change.clip(lower=0), change.abs()))
+            return pd.DataFrame({label: (100 * gain / moved).where(moved > 0, 50.0)})
 
         self.add_nodes([Node(price, strength, name=label, tags=[TAG])])
 
