@@ -1,7 +1,8 @@
 """What the services do: one folder for each owner of state, its rules apart from its stores.
 
-A process that loads this package looks for cyclic garbage when 50,000 objects are new, not at 700 as usual.
-What it loads stays for as long as it lives: looking through that again and again takes a fifth of its start.
+Importing it makes Python collect garbage less often: after 50,000 new objects instead of 700, and the older
+generations after 20 collections instead of 10. Modules and models stay until the process ends; to go through
+them again and again took a tenth of its start.
 """
 
 import gc

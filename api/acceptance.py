@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from activities.fence.proofs import OrderCaller
+from activities.fence.callers import OrderCaller
 from qmtl_sdk.contracts.orders import Order, OrderVerdict
 
 Verdicts = list[OrderVerdict]

@@ -8,6 +8,7 @@ import gc
 import getpass
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 
@@ -49,7 +50,7 @@ from api.routes import (
     worlds,
 )
 from api.state import GatewayState
-from api.stream import CHECK_EVERY_S, Hub
+from api.stream import Hub
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from temporal import logs
@@ -70,7 +71,12 @@ While Temporal is unreachable, requests are stored and cannot be started.
 TURN_LIMIT_S = 30.0
 """Seconds after which a turn of a loop that only reads or writes a little counts as one that hangs."""
 EXPIRE_EVERY_S = 1.0
-"""Seconds at least between two searches for sessions whose lease has ended."""
+"""Shortest time between two searches for sessions whose lease has ended, in seconds."""
+READ_REVOKED_EVERY_S = 1.0
+"""Seconds between two reads of the revoked tokens while a stream is open."""
+# Threads for what requests and loops read and write, while the event loop goes on.
+_THREADS = 32
+
 ROUTERS = (
     orders.router,  # first: it has most requests, and routes are matched in this order
     strategies.router,
@@ -102,6 +108,8 @@ def create_app(config: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Of the threads of `asyncio.to_thread`, a few may wait for the fence of one world.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "shared"))
         with _noted_fault(app):
             stores = await asyncio.to_thread(Stores.open, config)
             bus = open_bus(
@@ -221,7 +229,7 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
     async def read_revoked() -> float:
         if state.sockets.open:  # only streams look at them
             state.revoked.update(await asyncio.to_thread(state.tokens.revoked))
-        return CHECK_EVERY_S
+        return READ_REVOKED_EVERY_S
 
     async def recover_submissions() -> float:
         count = await state.submissions.recover()

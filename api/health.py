@@ -23,7 +23,7 @@ MEANING = {
     "temporal": _NO_WORKFLOWS,
     "worker": _NO_WORKFLOWS,
     "relay": "orders pass, and freezes and halts take effect; events are late, so runners learn of them late",
-    "router": "live orders are refused, accepted orders wait",
+    "router": "live orders are refused; accepted orders wait, and expire after orders.send_within_s",
 }
 """What it means for orders and everything else that a part is missing."""
 
@@ -77,10 +77,10 @@ class _Rows(Model):
 class HealthCheck:
     """Measures health, once for all who ask at the same time."""
 
-    def __init__(self, stores: Stores, probe: TemporalProbe, supervisor: BackgroundLoops) -> None:
+    def __init__(self, stores: Stores, probe: TemporalProbe, loops: BackgroundLoops) -> None:
         self._stores = stores
         self._probe = probe
-        self._supervisor = supervisor
+        self._loops = loops
         self._lock = asyncio.Lock()
         self._reading: asyncio.Future[_Rows] | None = None
         self._looked = 0.0
@@ -101,7 +101,7 @@ class HealthCheck:
             await self._probe.look()
             self._looked = time.monotonic()
         missing = _missing(rows, temporal)
-        faults = {f"loop {name}": text for name, text in self._supervisor.faults().items()}
+        faults = {f"loop {name}": text for name, text in self._loops.faults().items()}
         for item in rows.processes if rows else ():
             if item.fault:
                 faults[f"{item.name} {item.pid}"] = item.fault

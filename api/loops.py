@@ -1,4 +1,4 @@
-"""The supervisor of a Gateway's background loops: it repeats their turns, and no error ends one for good.
+"""A Gateway's background loops: each repeats its turn, and no error ends one for good.
 
 A loop is a turn that is awaited again and again. A turn that raises is logged and repeated after a pause that
 doubles each time; until one succeeds, the loop has a fault, which `/health` shows.
@@ -28,7 +28,10 @@ _log = structlog.get_logger()
 
 @dataclass
 class Loop:
-    """A loop and how it is. `limit_s` is how long a turn may take; None: it waits for something."""
+    """A loop with its failures. `limit_s`: seconds that a turn may take.
+
+    None: no limit, since it waits for events or has much to do.
+    """
 
     turn: Turn
     limit_s: float | None
@@ -55,7 +58,7 @@ class BackgroundLoops:
         self._stopping = False
 
     def start(self, name: str, turn: Turn, limit_s: float | None = None) -> None:
-        """Start a loop. A turn that takes longer than `limit_s` seconds is a fault; None: it may wait."""
+        """Start a loop. A turn that takes longer than `limit_s` seconds is a fault; None: no limit."""
         loop = self._loops[name] = Loop(turn, limit_s)
         self._tasks.append(asyncio.create_task(self._run(name, loop), name=name))
 

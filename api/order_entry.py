@@ -1,4 +1,4 @@
-"""The short way of `POST /orders`: from the bytes of a request to the fence without FastAPI's layers.
+"""The fast path of `POST /orders`: from the bytes of a request to the fence without FastAPI's layers.
 
 One order a request is what running strategies send most, and FastAPI took several times as long as the fence
 for it.
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from activities.fence.proofs import OrderCaller
+from activities.fence.callers import OrderCaller
 from api.problems import failed, problem
 from api.routes.orders import send_orders
 from api.state import GatewayState

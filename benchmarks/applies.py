@@ -38,7 +38,9 @@ LIMITS = {"ratio": 1.2, "frozen_s": 1.0, "gates_p95_s": 1.0, "halt_ms": 100}
 def run() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(
-            Path(folder), **{"QMTL_GATEWAY__RATE_PER_S": "5000", "QMTL_EVENTS__HEARTBEAT_S": "0.5"}
+            Path(folder),
+            fork=False,
+            **{"QMTL_GATEWAY__RATE_PER_S": "5000", "QMTL_EVENTS__HEARTBEAT_S": "0.5"},
         )
         try:
             machine.up()

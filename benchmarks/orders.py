@@ -211,7 +211,10 @@ def figures(accepted: int, seconds: float, waits: list[float], asked: int) -> di
 
 def over_http(backend: str, home: Path, dsn: str | None) -> Iterator[dict[str, Any]]:
     machine = Machine(
-        home, dsn, **{"QMTL_GATEWAY__RATE_PER_S": "100000", "QMTL_GATEWAY__DATABASE_BACKEND": backend}
+        home,
+        dsn,
+        fork=False,
+        **{"QMTL_GATEWAY__RATE_PER_S": "100000", "QMTL_GATEWAY__DATABASE_BACKEND": backend},
     )
     try:
         machine.start_temporal()

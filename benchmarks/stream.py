@@ -44,6 +44,7 @@ def run() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(
             Path(folder),
+            fork=False,
             **{
                 "QMTL_GATEWAY__MAX_SOCKETS": "5000",
                 "QMTL_GATEWAY__RATE_PER_S": "5000",

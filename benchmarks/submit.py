@@ -77,7 +77,7 @@ def evidence(client: GatewayClient) -> EvidenceRef:
 
 def run() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        machine = Machine(Path(folder), heartbeat_s=300)
+        machine = Machine(Path(folder), heartbeat_s=300, fork=False)
         try:
             machine.up()
             with machine.client() as client:

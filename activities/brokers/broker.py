@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.model import Model
@@ -21,8 +21,15 @@ class BrokerSettings(Model):
     options: Options = {}
 
 
-PlacedOrder = tuple[Order, datetime]
-"""An order with the time of its acceptance."""
+CALL_LIMIT_S = 5.0
+"""Seconds that a call of a broker takes at most; a longer one counts as a fault."""
+
+
+class AcceptedOrder(NamedTuple):
+    """An order with the time of its acceptance (UTC)."""
+
+    order: Order
+    accepted_at: datetime
 
 
 class Broker(Protocol):
@@ -32,25 +39,26 @@ class Broker(Protocol):
     how long after the end of a call an order of it may still arrive at the venue: until then, an order that
     the venue does not know may yet be placed.
 
-    A method raises QmtlError (E_UNAVAILABLE) or OSError where the venue cannot be reached. Each call may take
-    long: another domain's orders do not wait for it.
+    A method raises QmtlError (E_UNAVAILABLE) or OSError where the venue cannot be reached. A call ends within
+    `CALL_LIMIT_S`, whatever the venue does: when the router is replaced during a call, the next router waits
+    for so long before it believes that an order has not arrived.
     """
 
     name: str
     batch: int
     time_in_flight_s: float
 
-    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         """Send orders; return what the venue says of them. One without a report is asked for later.
 
         Idempotent by order id: an order that is sent again is not placed again. After an error that does not
         say that the venue is away, each order is sent on its own.
         """
 
-    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         """Look up orders at the venue by their ids. One that the venue does not know has no report."""
 
-    def cancel(self, orders: Sequence[PlacedOrder], now: datetime) -> None:
+    def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         """Ask the venue to cancel orders. `find` then tells what became of them.
 
         Orders that the venue does not know, or that have ended, are no error.

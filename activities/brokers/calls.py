@@ -7,7 +7,7 @@ from math import inf
 
 import structlog
 
-from activities.brokers.broker import Broker, PlacedOrder
+from activities.brokers.broker import CALL_LIMIT_S, AcceptedOrder, Broker
 from activities.fence.open_orders import OpenOrder
 from activities.storage.elected import unreachable
 from qmtl_sdk.contracts.durations import retry_pause_s
@@ -19,13 +19,18 @@ _RETRY_S = 0.5
 # Seconds between two calls after failures at most.
 _RETRY_LIMIT_S = 30.0
 
+# Seconds after the last failure when a fault counts no longer. Orders that wait are tried again sooner, and a
+# broker that works again may have none left to show it. Then new ones are accepted, and the first that fails
+# is a fault again.
+_FAULT_S = 60.0
+
 # Orders in a row, without one that succeeds, for which a call fails where the broker has a fault: one alone
 # says more about that order than about the broker.
 _FAULTY = 2
 
 _log = structlog.get_logger()
 
-Call = Callable[[Sequence[PlacedOrder], datetime], list[OrderReport] | None]
+Call = Callable[[Sequence[AcceptedOrder], datetime], list[OrderReport] | None]
 
 
 class BrokerUnavailableError(Exception):
@@ -33,25 +38,32 @@ class BrokerUnavailableError(Exception):
 
 
 class BrokerCalls:
-    """Calls a broker, which may raise anything: it is an extension.
-
-    `fault`: why its orders cannot be sent, or their states are not known. Empty where they can, and they are.
-    """
+    """Calls a broker, which may raise anything: it is an extension."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self.fault = ""
+        self._fault = ""
+        self._failed_at = 0.0
+        self._called_at = inf
         self._failing: dict[Call, set[str]] = {}
         """Ids of orders, `_FAULTY` at most, for which a call has failed since it last succeeded."""
         self._failures = 0
         self._next_at = 0.0
 
     @property
+    def fault(self) -> str:
+        """Why orders cannot be sent, or their states are not known; empty where they can, and they are."""
+        now = time.monotonic()
+        if now - self._called_at > CALL_LIMIT_S:
+            return f"the broker {self.broker.name} does not answer"
+        return self._fault if now - self._failed_at < _FAULT_S else ""
+
+    @property
     def is_unavailable(self) -> bool:
         """Whether the venue could not be reached a moment ago, and is not asked yet."""
         return time.monotonic() < self._next_at
 
-    def place(self, orders: Sequence[PlacedOrder], until: float) -> tuple[list[OrderReport], set[str]]:
+    def place(self, orders: Sequence[AcceptedOrder], until: float) -> tuple[list[OrderReport], set[str]]:
         """Send orders, but none after `until` on the monotonic clock.
 
         Returns reports, and the ids for which the broker failed. Orders without a report may or may not have
@@ -59,19 +71,19 @@ class BrokerCalls:
         """
         return self._call(self.broker.place, orders, until)
 
-    def find(self, orders: Sequence[PlacedOrder]) -> tuple[list[OrderReport], set[str]]:
+    def find(self, orders: Sequence[AcceptedOrder]) -> tuple[list[OrderReport], set[str]]:
         """Look up orders. Returns reports, and the ids for which the broker failed, which is no answer.
 
         Raises BrokerUnavailableError.
         """
         return self._call(self.broker.find, orders)
 
-    def cancel(self, orders: Sequence[PlacedOrder]) -> None:
+    def cancel(self, orders: Sequence[AcceptedOrder]) -> None:
         """Ask to cancel orders. Raises BrokerUnavailableError."""
         self._call(self.broker.cancel, orders)
 
     def _call(
-        self, call: Call, orders: Sequence[PlacedOrder], until: float = inf
+        self, call: Call, orders: Sequence[AcceptedOrder], until: float = inf
     ) -> tuple[list[OrderReport], set[str]]:
         size, reports, failed = max(self.broker.batch, 1), list[OrderReport](), set[str]()
         for start in range(0, len(orders), size):
@@ -80,12 +92,17 @@ class BrokerCalls:
         return [report for report in reports if report.order_id in asked], failed
 
     def _batch(
-        self, call: Call, orders: Sequence[PlacedOrder], failed: set[str], until: float
+        self, call: Call, orders: Sequence[AcceptedOrder], failed: set[str], until: float
     ) -> list[OrderReport]:
         if time.monotonic() > until:
             return []
         try:
-            reports = [OrderReport.model_validate(report) for report in call(orders, datetime.now(UTC)) or ()]
+            self._called_at = time.monotonic()
+            try:
+                answer = call(orders, datetime.now(UTC)) or ()
+            finally:
+                self._called_at = inf
+            reports = [OrderReport.model_validate(report) for report in answer]
         except Exception as error:
             self._log_failure(orders, error)
             if unreachable(error):
@@ -105,13 +122,14 @@ class BrokerCalls:
         self._failures = 0
         self._failing.pop(call, None)
         if not any(len(ids) == _FAULTY for ids in self._failing.values()):
-            self.fault = ""
+            self._fault = ""
         return reports
 
     def _note_fault(self, error: Exception) -> None:
-        self.fault = f"{type(error).__name__} of the broker {self.broker.name}"
+        self._fault = f"{type(error).__name__} of the broker {self.broker.name}"
+        self._failed_at = time.monotonic()
 
-    def _log_failure(self, orders: Sequence[PlacedOrder], error: Exception) -> None:
+    def _log_failure(self, orders: Sequence[AcceptedOrder], error: Exception) -> None:
         _log.error(
             "a broker failed",
             broker=self.broker.name,
@@ -121,6 +139,6 @@ class BrokerCalls:
         )
 
 
-def placed(orders: Sequence[OpenOrder]) -> list[PlacedOrder]:
+def accepted_orders(orders: Sequence[OpenOrder]) -> list[AcceptedOrder]:
     """Return orders in the form that brokers take."""
-    return [(order.order(), order.accepted_at) for order in orders]
+    return [AcceptedOrder(order.order(), order.accepted_at) for order in orders]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from activities.brokers.broker import BrokerSettings, PlacedOrder
+from activities.brokers.broker import AcceptedOrder, BrokerSettings
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import Fill, OrderReport
 
@@ -23,21 +23,21 @@ class PaperBroker:
         self._delay = timedelta(seconds=delay_s)
         self._cancelled = set[str]()
 
-    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         """Report orders that were accepted long enough ago as filled, the others as open."""
         return [self._report(order, now) for order in orders]
 
-    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         """Report orders as `place` does."""
         reports = [self._report(order, now) for order in orders]
         self._cancelled -= {report.order_id for report in reports}  # reported, so nobody asks again
         return reports
 
-    def cancel(self, orders: Sequence[PlacedOrder], now: datetime) -> None:
+    def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         """Cancel the orders that are not filled by now."""
         self._cancelled |= {order.order_id for order, at in orders if now - at < self._delay}
 
-    def _report(self, placed: PlacedOrder, now: datetime) -> OrderReport:
+    def _report(self, placed: AcceptedOrder, now: datetime) -> OrderReport:
         order, at = placed
         if order.order_id in self._cancelled:
             return OrderReport(order_id=order.order_id, state="cancelled")

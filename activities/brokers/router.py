@@ -1,7 +1,7 @@
 """The order router: sends accepted orders to the broker of their domain, and records what becomes of them.
 
 `python -m activities.brokers.router` runs it until SIGTERM. One router works for a database at a time; others
-wait until its process ends. For each domain and world, in turn (`lane.py`):
+wait until its process ends. For each domain and world, in turn (`execution.py`):
 
 1. It asks the venue for the orders that were sent and have not ended, and asks it to cancel those that are to
    be cancelled.
@@ -22,7 +22,7 @@ import structlog
 
 from activities.brokers.broker import Broker, BrokerSettings, open_broker
 from activities.brokers.calls import BrokerCalls, BrokerUnavailableError
-from activities.brokers.lane import Lane
+from activities.brokers.execution import ExecutionHandler
 from activities.fence.open_orders import SqlOpenOrders
 from activities.process import run_process
 from activities.settings import OrdersSettings, Settings
@@ -38,14 +38,13 @@ BATCH = 500
 # Seconds that a turn waits for the domains. One that takes longer goes on beside the next turns.
 _TURN_S = 0.5
 
-# Seconds after which a call of the broker of live orders counts as hanging.
-_HANGS_S = 5.0
-
 # Seconds at most between two reads where no order is open. A commit wakes the router within 0.1 s.
 _IDLE_S = 60.0
 
-# Seconds at least between two turns without work.
+# Seconds between two turns while due orders cannot be handled, such as those of a venue that is away or of a
+# world whose fence is held. The pause doubles with each such turn, up to the longest.
 _SHORTEST_S = 0.02
+_LONGEST_S = 0.5
 
 # Seconds before a world is handled again whose fence was held.
 _HELD_S = 0.05
@@ -80,7 +79,7 @@ class DomainRouter:
         self._orders = orders
         self._domain = domain
         self.calls = BrokerCalls(broker)
-        self._lane = Lane(orders, self.calls)
+        self._execution = ExecutionHandler(orders, self.calls)
         self._paused: dict[str, float] = {}
         self._failures: dict[str, int] = {}
 
@@ -96,7 +95,7 @@ class DomainRouter:
         changes = 0
         for world, orders in self._orders.due(self._domain, BATCH, self._paused).items():
             try:
-                changes += self._lane.handle(world, orders)
+                changes += self._execution.handle(world, orders)
                 self._failures.pop(world, None)
             except BrokerUnavailableError:
                 break
@@ -118,6 +117,7 @@ class OrderRouter:
         self._orders = orders
         self._domains = {domain: DomainRouter(orders, domain, broker) for domain, broker in brokers.items()}
         self._steps: dict[Domain, _Step] = {}
+        self._idle_turns = 0
 
     def run(self, stop: threading.Event) -> None:
         """Route orders until `stop` is set. A database that cannot be reached is tried again."""
@@ -129,9 +129,7 @@ class OrderRouter:
 
     def fault(self) -> str:
         """Return why live orders cannot be sent: their broker fails, or does not answer; empty otherwise."""
-        router, step = self._domains.get(Domain.LIVE), self._steps.get(Domain.LIVE)
-        if step is not None and step.lasts_s > _HANGS_S:
-            return "the broker of live orders does not answer"
+        router = self._domains.get(Domain.LIVE)
         return router.calls.fault if router is not None else ""
 
     def _turn(self) -> float:
@@ -150,9 +148,11 @@ class OrderRouter:
             if step.ended(max(deadline - time.monotonic(), 0.0)):
                 del self._steps[domain]
                 changes += step.result()
+        left = self._left_s()
+        self._idle_turns = self._idle_turns + 1 if not changes and left <= 0 else 0
         if changes:
             return 0.0
-        return max(self._left_s(), _SHORTEST_S)
+        return max(left, retry_pause_s(self._idle_turns, _SHORTEST_S, _LONGEST_S))
 
     def _left_s(self) -> float:
         """Return the seconds until an order is due, `_IDLE_S` at most."""
@@ -166,7 +166,6 @@ class _Step:
     def __init__(self, router: DomainRouter) -> None:
         self._router = router
         self._changes = 0
-        self._began = time.monotonic()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="route", daemon=True)
         self._thread.start()
@@ -176,11 +175,6 @@ class _Step:
             self._changes = self._router.step()
         except BaseException as error:  # `result` raises it
             self._error = error
-
-    @property
-    def lasts_s(self) -> float:
-        """Seconds since the step began."""
-        return time.monotonic() - self._began
 
     def ended(self, within_s: float) -> bool:
         """Wait for the end of the step; return whether it has ended."""

@@ -10,7 +10,7 @@ from activities.storage.database import Database
 from activities.storage.tables import DeadLetterRow, OutboxRow
 from activities.storage.transactions import utc_now
 
-# Made once: the relay reads it after every commit, and mostly in vain.
+# Made once: the relay reads it after every commit, and mostly finds nothing.
 _WAITING = (
     select(OutboxRow)
     .where(col(OutboxRow.published_at).is_(None))

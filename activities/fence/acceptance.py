@@ -2,10 +2,10 @@
 
 1. Callers submit orders; one transaction answers everything that arrived while the one before it ran.
 2. The transaction locks each world's fence, and reads the fence row, activations, sessions and the callers'
-   tokens. It refuses an order whose caller does not hold its session, without a row (`proofs.py`). For every
+   tokens. It refuses an order whose caller does not hold its session, without a row (`callers.py`). For every
    other order it checks `rules.refusal` and writes a row, accepted or refused.
 3. An order id is answered once: a repetition gets the same answer. Another order under the id is refused.
-4. Requests of a world whose fence is held wait in its lane (`lanes.py`).
+4. Requests of a world whose fence is held wait in a queue of its own (`lock_waits.py`).
 
 The order log is its own audit trail: rows are only ever added, and changes of the fence lie between the
 orders.
@@ -20,13 +20,13 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
+from activities.fence.callers import OrderCaller
 from activities.fence.halts import halt
-from activities.fence.lanes import Lanes
+from activities.fence.lock_waits import LockWaitQueues
 from activities.fence.log_line import ACCEPTED, REFUSED, LogLine
-from activities.fence.proofs import OrderCaller
 from activities.fence.requests import OrdersRequest, next_batch
-from activities.fence.rows import FenceHeldError, FenceSnapshot, order_rows
 from activities.fence.rules import BreakerCount, FenceState, OrderContext, refusal
+from activities.fence.statements import FenceHeldError, FenceSnapshot, statements_of
 from activities.fence.verdicts import BatchVerdicts
 from activities.storage.database import Database
 from activities.storage.tables import FenceRow
@@ -44,15 +44,15 @@ _GATHER_S = 0.001
 class OrderAcceptance:
     """Accepts or refuses orders.
 
-    One transaction at a time, besides those of worlds whose fence is held (`lanes.py`).
+    One transaction at a time, besides those of worlds whose fence is held (`lock_waits.py`).
     """
 
     def __init__(self, database: Database, no_router_after_s: float = NO_ROUTER_AFTER_S) -> None:
         """`no_router_after_s`: seconds without a working order router after which live orders are refused."""
         self._database = database
         self._no_router_after = timedelta(seconds=no_router_after_s)
-        self._rows = order_rows(database)
-        self._lanes = Lanes(lambda batch: self._answer_batch(batch, wait=True), self._enqueue)
+        self._statements = statements_of(database)
+        self._held = LockWaitQueues(lambda batch: self._answer_batch(batch, wait=True), self._enqueue)
         self._waiting = deque[OrdersRequest]()
         self._mutex = threading.Lock()
         self._serving = False
@@ -64,15 +64,15 @@ class OrderAcceptance:
     def publish(self, orders: Sequence[Order], caller: OrderCaller) -> list[OrderVerdict]:
         """Return a verdict for each order, in the same order.
 
-        Raises QmtlError: E_WORLD_UNKNOWN; E_TOKEN_REVOKED where the caller's token is revoked. Then none is
-        accepted.
+        Raises QmtlError: E_WORLD_UNKNOWN; E_TOKEN_REVOKED where the caller's token is revoked or unknown;
+        E_UNAVAILABLE where other transactions held the fence of a world for 10 s. Then none is accepted.
         """
         return self.submit(orders, caller).result()
 
     def submit(self, orders: Sequence[Order], caller: OrderCaller) -> "Future[list[OrderVerdict]]":
         """Start the same without waiting for its result."""
         request = OrdersRequest(orders, caller, time.monotonic())
-        if not self._lanes.take(request):
+        if not self._held.enqueue_if_held(request):
             self._enqueue([request])
         return request.answer
 
@@ -95,7 +95,7 @@ class OrderAcceptance:
                     break
                 except FenceHeldError as error:
                     held = error.worlds
-                    self._lanes.add([request for request in batch if request.worlds & held], held)
+                    self._held.enqueue([request for request in batch if request.worlds & held], held)
                     batch = [request for request in batch if not request.worlds & held]
 
     def _answer_batch(self, batch: Sequence[OrdersRequest], wait: bool) -> None:
@@ -123,7 +123,7 @@ class OrderAcceptance:
             try:
                 self._answer_batch([request], wait)
             except FenceHeldError as error:
-                self._lanes.add([request], error.worlds)
+                self._held.enqueue([request], error.worlds)
 
     def _next(self) -> list[OrdersRequest]:
         """Collect the next batch, waiting up to 1 ms for callers that were just answered.
@@ -143,19 +143,19 @@ class OrderAcceptance:
             connection = tx.connection
             asked = [order for request in requests for order in request.orders]
             tokens = {request.caller.token_id for request in requests if request.caller.token_id}
-            snapshot = self._rows.read(connection, asked, tokens, wait)
-            good = [request for request in requests if request.may_be_judged(snapshot)]
+            snapshot = self._statements.read(connection, asked, tokens, wait)
+            good = [request for request in requests if request.is_valid(snapshot)]
             new: dict[str, Order] = {}
             for request in good:
-                for order in request.provable_orders(snapshot):
+                for order in request.authorised_orders(snapshot):
                     if order.order_id not in snapshot.earlier:
                         new.setdefault(order.order_id, order)
-            lines = snapshot.earlier | self._judge(tx, connection, new, snapshot)
+            lines = snapshot.earlier | self._decide(tx, connection, new, snapshot)
             verdicts = BatchVerdicts(snapshot, new, lines)
             for request in good:
-                request.verdicts = list(map(verdicts.verdict, request.orders, request.proven))
+                request.verdicts = list(map(verdicts.verdict, request.orders, request.authorised))
 
-    def _judge(
+    def _decide(
         self, tx: Transaction, connection: Connection, orders: dict[str, Order], snapshot: FenceSnapshot
     ) -> dict[str, LogLine]:
         """Decide about new orders, and write each into the log. Returns the lines that answer their ids."""
@@ -192,12 +192,12 @@ class OrderAcceptance:
                 why,
                 order.model_dump_json(),
             )
-        written = self._rows.write(
+        written = self._statements.write(
             connection, [(line, orders[key].execution_domain.value) for key, line in lines.items()]
         )
         if len(written) < len(lines):  # another Gateway wrote the same ids first: its answers stand
             lost = sorted(lines.keys() - written)
-            lines |= self._rows.earlier(connection, lost)
+            lines |= self._statements.earlier(connection, lost)
             for order_id in lost:
                 del orders[order_id]  # so that it is compared with the line that stands
         self._count(tx, snapshot.fences, counts)

@@ -48,7 +48,7 @@ def cancel_open(
         return CancelResult(cancelled=ended, requested=0)
     now = utc_now()
     asked = connection.execute(
-        update(_open).where(these & (_open.c.stop == "")).values(stop=reason, next_at=now)
+        update(_open).where(these & (_open.c.cancel_reason == "")).values(cancel_reason=reason, next_at=now)
     ).rowcount
     return CancelResult(cancelled=ended, requested=asked)
 

@@ -6,6 +6,9 @@ from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction
 from qmtl_sdk.contracts.orders import MAX_REASON
 
+HALT_WAIT_S = 5.0
+"""Seconds that a halt waits for the fence of its world: a fence that hangs must not use up all threads."""
+
 
 def halt_reason(actor: str, reason: str) -> str:
     """Return the text that a halted world shows."""

@@ -34,6 +34,7 @@ _open = SQLModel.metadata.tables[str(OpenOrderRow.__tablename__)]
 _halt = SQLModel.metadata.tables["strategy_halt"]
 _activation = SQLModel.metadata.tables["activation"]
 
+# Made once: the router reads it after every commit, and mostly finds nothing new.
 _NEXT_DUE = select(func.min(_open.c.next_at))
 
 
@@ -47,9 +48,9 @@ class OpenOrder(NamedTuple):
     accepted: str
     state: str
     sent_at: str
-    known: bool
-    filled: str
-    stop: str
+    acknowledged: bool
+    filled_quantity: str
+    cancel_reason: str
     body: str
 
     def order(self) -> Order:
@@ -71,9 +72,9 @@ _ORDER = (
         _open.c.accepted_at,
         _open.c.state,
         _open.c.sent_at,
-        _open.c.known,
-        _open.c.filled,
-        _open.c.stop,
+        _open.c.acknowledged,
+        _open.c.filled_quantity,
+        _open.c.cancel_reason,
         _log.c.body,
     )
     .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & VERDICT & (_log.c.kind == ACCEPTED))
@@ -82,12 +83,12 @@ _ORDER = (
 # A cancel that came since the order was read stays due at once.
 _DELAY = (
     update(_open)
-    .where(_open.c.order_id == bindparam("id"), _open.c.stop == bindparam("as_read"))
+    .where(_open.c.order_id == bindparam("id"), _open.c.cancel_reason == bindparam("as_read"))
     .values(next_at=bindparam("until"))
 )
 
 # Orders that are to be sent or cancelled: they come before those that only rest.
-_URGENT = (_open.c.state == ACCEPTED) | (_open.c.stop != "")
+_URGENT = (_open.c.state == ACCEPTED) | (_open.c.cancel_reason != "")
 
 
 class SqlOpenOrders:
@@ -173,7 +174,7 @@ class SqlOpenOrders:
             connection = tx.session.connection()
             rows = list[dict[str, object]]()
             for order in _read(connection, by_id):
-                filled = order.filled
+                filled = order.filled_quantity
                 report = by_id[order.order_id]
                 fill = str(report.fill.quantity) if report.fill else filled
                 if report.state in ENDED or (report.state != "sent" and fill != filled):
@@ -186,12 +187,12 @@ class SqlOpenOrders:
                             report.fill.model_dump_json() if report.fill else "",
                         )
                     )
-                if report.state not in ENDED and (not order.known or fill != filled):
+                if report.state not in ENDED and (not order.acknowledged or fill != filled):
                     state = OrderState.PARTIALLY_FILLED if fill else OrderState.SENT
                     connection.execute(
                         update(_open)
                         .where(_open.c.order_id == order.order_id)
-                        .values(state=state.value, known=True, filled=fill)
+                        .values(state=state.value, acknowledged=True, filled_quantity=fill)
                     )
             self._write(tx, rows)
             _delay(connection, look_again)
@@ -207,8 +208,8 @@ class SqlOpenOrders:
         self, order: OpenOrder, fence: FenceRow, activation: Activation | None, now: datetime
     ) -> tuple[OrderState, str] | None:
         """Return how an order ends that is not sent; None where it is sent."""
-        if order.stop:
-            return OrderState.CANCELLED, order.stop
+        if order.cancel_reason:
+            return OrderState.CANCELLED, order.cancel_reason
         if order.epoch < fence.halt_epoch:
             return OrderState.CANCELLED, "the world was halted after the order was accepted"
         context = OrderContext(
@@ -277,7 +278,7 @@ def _delay(connection: Connection, look_again: Mapping[OpenOrder, float]) -> Non
             [
                 {
                     "id": order.order_id,
-                    "as_read": order.stop,
+                    "as_read": order.cancel_reason,
                     "until": utc_text(now + timedelta(seconds=seconds)),
                 }
                 for order, seconds in sorted(look_again.items())

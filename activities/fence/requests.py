@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from activities.access.sql import require_good
-from activities.fence.proofs import OrderCaller
-from activities.fence.rows import FenceSnapshot
+from activities.fence.callers import OrderCaller
+from activities.fence.statements import FenceSnapshot
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Order, OrderVerdict
 
@@ -17,7 +17,7 @@ _BATCH = 500
 class OrdersRequest:
     """The orders of one caller, and the answer: `verdicts`, or the `error` that refuses all of them."""
 
-    __slots__ = ("answer", "caller", "error", "orders", "proven", "since", "verdicts", "worlds")
+    __slots__ = ("answer", "authorised", "caller", "error", "orders", "since", "verdicts", "worlds")
 
     def __init__(self, orders: Sequence[Order], caller: OrderCaller, since: float) -> None:
         self.orders = orders
@@ -25,11 +25,11 @@ class OrdersRequest:
         self.worlds = frozenset(order.world_id for order in orders)
         self.since = since
         self.answer = Future[list[OrderVerdict]]()
-        self.proven: list[bool] = []
+        self.authorised: list[bool] = []
         self.verdicts: list[OrderVerdict] = []
         self.error: BaseException | None = None
 
-    def may_be_judged(self, snapshot: FenceSnapshot) -> bool:
+    def is_valid(self, snapshot: FenceSnapshot) -> bool:
         """Check that the token is good and that the world of each order exists; set the error."""
         token_id = self.caller.token_id
         if token_id:
@@ -45,10 +45,10 @@ class OrdersRequest:
                 )
         return self.error is None
 
-    def provable_orders(self, snapshot: FenceSnapshot) -> list[Order]:
-        """List the orders whose session the caller holds; `proven` says of each whether it is one."""
-        self.proven = [self.caller.may_send(order, snapshot.sessions) for order in self.orders]
-        return [order for order, proven in zip(self.orders, self.proven, strict=True) if proven]
+    def authorised_orders(self, snapshot: FenceSnapshot) -> list[Order]:
+        """List the orders whose session the caller holds; `authorised` says of each whether it is one."""
+        self.authorised = [self.caller.may_send(order, snapshot.sessions) for order in self.orders]
+        return [order for order, authorised in zip(self.orders, self.authorised, strict=True) if authorised]
 
     def set_answer(self) -> None:
         """Give the caller the verdicts or the error."""

@@ -46,7 +46,8 @@ class FenceEvent:
 def locked_fence(tx: Transaction, world_id: str, within_ms: int = 0) -> FenceRow:
     """Lock the fence row against orders until the transaction ends.
 
-    Raises QmtlError (E_WORLD_UNKNOWN); LockHeldError where it is still held after `within_ms` (0: no limit).
+    Raises QmtlError (E_WORLD_UNKNOWN); LockHeldError where it is still held after `within_ms`. With 0
+    it waits as `Transaction.lock` does.
     """
     tx.lock(f"fence:{world_id}", within_ms)
     row = tx.session.get(FenceRow, world_id, populate_existing=True)

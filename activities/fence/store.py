@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlmodel import col, select
 
 from activities.fence.activations import activation_hashes, activations_of
-from activities.fence.halts import halt, halt_reason
+from activities.fence.halts import HALT_WAIT_S, halt, halt_reason
 from activities.fence.state import fence_status, locked_fence, new_fence, set_limits
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow
@@ -113,9 +113,11 @@ class SqlFenceStore:
     def halt(self, world_id: str, actor: str, reason: str) -> bool:
         """Close the world's fence at once, whatever else runs, until someone resumes it.
 
-        Returns False where it was halted already. Raises QmtlError (E_WORLD_UNKNOWN).
+        Returns False where it was halted already. Raises QmtlError: E_WORLD_UNKNOWN; E_UNAVAILABLE where
+        another transaction holds the fence for `HALT_WAIT_S`.
         """
         with self._database.write(actor) as tx:
+            tx.limit_lock_waits(HALT_WAIT_S)
             fence = locked_fence(tx, world_id)
             if fence.halted:
                 return False

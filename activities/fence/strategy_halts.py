@@ -16,6 +16,7 @@ from activities.fence.activations import (
     sequenced_activation,
 )
 from activities.fence.cancelling import Selection, cancel_open
+from activities.fence.halts import HALT_WAIT_S
 from activities.fence.state import locked_fence, log_fence_change
 from activities.storage.database import Database
 from activities.storage.tables import BindingRow, FenceRow, StrategyHaltRow
@@ -37,9 +38,11 @@ class SqlStrategyHalts:
     def halt(self, world_id: str, strategy: str, actor: str, reason: str) -> StrategyHalt:
         """Refuse every order of a strategy from now on. Idempotent: the first halt stands; returns it.
 
-        Raises QmtlError: E_WORLD_UNKNOWN; E_STRATEGY_UNKNOWN where none or several strategies match.
+        Raises QmtlError: E_WORLD_UNKNOWN; E_STRATEGY_UNKNOWN where none or several strategies match;
+        E_UNAVAILABLE as `SqlFenceStore.halt`.
         """
         with self._database.write(actor) as tx:
+            tx.limit_lock_waits(HALT_WAIT_S)
             fence = locked_fence(tx, world_id)
             found = bound_strategy(tx.session, world_id, strategy)
             row = tx.session.get(StrategyHaltRow, (world_id, found.strategy_id))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from activities.fence.log_line import ACCEPTED, LogLine
-from activities.fence.rows import FenceSnapshot
+from activities.fence.statements import FenceSnapshot
 from qmtl_sdk.contracts.orders import Order, OrderVerdict, Refusal
 
 
@@ -15,13 +15,13 @@ class BatchVerdicts:
     written: dict[str, Order]
     lines: dict[str, LogLine]
 
-    def verdict(self, order: Order, proven: bool) -> OrderVerdict:
+    def verdict(self, order: Order, authorised: bool) -> OrderVerdict:
         """Return the verdict of the order's id, or why this order does not get it.
 
-        `proven`: its caller holds its session.
+        `authorised`: its caller holds its session.
         """
         epoch = self.snapshot.fences[order.world_id].epoch
-        if not proven:
+        if not authorised:
             return _refused(order, Refusal.NO_SESSION, epoch)
         line = self.lines[order.order_id]
         if self.written.get(order.order_id) is not order and not _has_content_of(line, order):

@@ -6,10 +6,10 @@ was accepted or refused before keeps that answer.
 
 from collections.abc import Sequence
 
+from activities.fence.callers import OrderCaller
 from activities.fence.log_line import WITHHELD, LogLine
-from activities.fence.proofs import OrderCaller
-from activities.fence.rows import order_rows
 from activities.fence.state import locked_fence
+from activities.fence.statements import statements_of
 from activities.sessions.sql import not_the_holder
 from activities.storage.database import Database
 from activities.storage.tables import SessionRow
@@ -22,7 +22,7 @@ class SqlWithheldOrders:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._rows = order_rows(database)
+        self._statements = statements_of(database)
 
     def record(self, orders: Sequence[WithheldOrder], caller: OrderCaller) -> int:
         """Record orders of one session, which may have ended. Returns how many were new.
@@ -53,4 +53,4 @@ class SqlWithheldOrders:
                     item.model_dump_json(),
                 )
             connection = tx.session.connection()
-            return len(self._rows.write(connection, [(line, "") for line in lines.values()]))
+            return len(self._statements.write(connection, [(line, "") for line in lines.values()]))

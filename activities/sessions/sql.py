@@ -128,15 +128,26 @@ class SqlSessionStore:
         """End the sessions whose lease has ended. Returns how many those were.
 
         Each world has a transaction of its own. A world whose fence is held is left to the next turn, so no
-        world waits for another one.
+        world waits for another one. Raises the first error of a world, after all the others.
         """
         now = utc_now()
         with self._database.read() as session:
             worlds = sorted(session.exec(_over(select(SessionRow.world_id), now).distinct()))
-        return sum(self._expire_in(world_id, now) for world_id in worlds)
+        ended, failure = 0, None
+        for world_id in worlds:
+            try:
+                ended += self._expire_in(world_id, now)
+            except Exception as error:  # whatever one world's rows hold, the others go on
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return ended
 
     def next_expiry_s(self) -> float:
-        """Return the seconds until a lease may end: of an open session, or of one that opens now."""
+        """Return the seconds until the first open session's lease may end; negative where one is overdue.
+
+        At most the length of a lease: a session that opens now ends no sooner.
+        """
         query = select(func.min(SessionRow.expires_at)).where(col(SessionRow.ended_at).is_(None))
         with self._database.read() as session:
             earliest = session.exec(query).one()

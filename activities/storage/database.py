@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, select
 
@@ -116,11 +116,11 @@ class Database(ABC):
                 "send text and numbers that a database can hold",
             ) from error
         except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
-            raise QmtlError(
-                "E_UNAVAILABLE",
-                f"the database can't be reached: {_first_line(error)}",
-                "check that it runs and has room, then try again",
-            ) from error
+            raise _unavailable(error) from error
+        except InternalError as error:
+            if isinstance(error.orig, psycopg.errors.IdleInTransactionSessionTimeout):
+                raise _unavailable(error) from error
+            raise
 
     def _identity(self) -> str:
         with self.write("system") as tx:
@@ -159,6 +159,20 @@ class Database(ABC):
         """Close all connections."""
         self._engine.dispose()
         self._reserve.dispose()
+
+
+def _unavailable(error: Exception) -> QmtlError:
+    if isinstance(getattr(error, "orig", error), psycopg.errors.LockNotAvailable):
+        return QmtlError(
+            "E_UNAVAILABLE",
+            "another transaction holds a lock that this one needs",
+            "try again; if it stays so, look for a process that hangs",
+        )
+    return QmtlError(
+        "E_UNAVAILABLE",
+        f"the database can't be reached: {_first_line(error)}",
+        "check that it runs and has room, then try again",
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -21,6 +21,17 @@ from activities.storage.transactions import LockHeldError, Transaction
 # that was used a moment ago is trusted.
 _IDLE_S = 1.0
 
+# Seconds that a statement waits for a lock at most, unless its caller says less. A lock that stays held would
+# take one thread after the other until none is left, also for halts.
+_LOCK_WAIT_S = 10.0
+
+# Seconds after which the server ends a connection whose transaction does nothing: its locks become free.
+_IDLE_TRANSACTION_S = 60.0
+
+# Seconds after which each side takes the other one for dead where it does not answer: a host that lost power
+# would keep its locks and its role for two hours.
+_DEAD_AFTER_S = 20
+
 # Connections that stay open: one for each thread that a process typically runs.
 _POOL_SIZE = 16
 
@@ -37,14 +48,14 @@ class _PostgresTransaction(Transaction):
         if not within_ms:
             connection.execute(_LOCK, {"key": lock_key(name)})
             return
-        connection.execute(_LOCK_TIMEOUT, {"limit": f"{within_ms}ms"})
+        connection.execute(_LOCK_TIMEOUT, {"limit": _milliseconds(within_ms / 1000)})
         try:
             connection.execute(_LOCK, {"key": lock_key(name)})
         except OperationalError as error:
             if isinstance(error.orig, psycopg.errors.LockNotAvailable):
                 raise LockHeldError(name) from error
             raise
-        connection.execute(_LOCK_TIMEOUT, {"limit": "0"})
+        connection.execute(_LOCK_TIMEOUT, {"limit": _milliseconds(_LOCK_WAIT_S)})
 
     def try_locks(self, names: Sequence[str]) -> list[str]:
         keys = {lock_key(name): name for name in names}
@@ -52,8 +63,7 @@ class _PostgresTransaction(Transaction):
         return [keys[key] for key in held.scalars()]
 
     def limit_lock_waits(self, limit_s: float) -> None:
-        milliseconds = max(1, round(limit_s * 1000))  # 0 would mean no limit
-        self.connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+        self.connection.execute(_LOCK_TIMEOUT, {"limit": _milliseconds(limit_s)})
 
 
 class PostgresDatabase(Database):
@@ -71,7 +81,14 @@ class PostgresDatabase(Database):
                 pool_size=_POOL_SIZE,
                 pool_timeout=POOL_WAIT_S,
                 pool_use_lifo=True,
+                connect_args={
+                    "keepalives_idle": _DEAD_AFTER_S // 2,
+                    "keepalives_interval": _DEAD_AFTER_S // 4,
+                    "keepalives_count": 2,
+                    "tcp_user_timeout": _DEAD_AFTER_S * 1000,
+                },
             )
+            event.listen(engine, "connect", _limit_session)
             _test_idle_connections(engine)
             return engine
 
@@ -81,6 +98,7 @@ class PostgresDatabase(Database):
     def migrating(self) -> Iterator[None]:
         """Hold the lock of migrations."""
         with self._connection("migrate") as connection:
+            connection.execute(_LOCK_TIMEOUT, {"limit": "0"})  # another process's migration takes its time
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": lock_key("migrate")})
             connection.commit()
             try:
@@ -127,6 +145,25 @@ class PostgresDatabase(Database):
 def lock_key(name: str) -> int:
     """Return the number of an advisory lock: 64 bits of the hash of its name."""
     return int.from_bytes(blake3(name.encode()).digest(8), "big", signed=True)
+
+
+def _milliseconds(seconds: float) -> str:
+    """Return a wait as PostgreSQL takes it; 0 would mean no limit."""
+    return f"{max(1, round(seconds * 1000))}ms"
+
+
+def _limit_session(driver: "psycopg.Connection[Any]", _: ConnectionPoolEntry) -> None:
+    """Let a new connection wait for nothing without a limit, and the server notice when its host is dead."""
+    settings = {
+        "lock_timeout": _milliseconds(_LOCK_WAIT_S),
+        "idle_in_transaction_session_timeout": _milliseconds(_IDLE_TRANSACTION_S),
+        "tcp_keepalives_idle": str(_DEAD_AFTER_S // 2),
+        "tcp_keepalives_interval": str(_DEAD_AFTER_S // 4),
+        "tcp_keepalives_count": "2",
+    }
+    for name, value in settings.items():
+        driver.execute("SELECT set_config(%s, %s, false)", (name, value))
+    driver.commit()
 
 
 def _test_idle_connections(engine: Engine) -> None:

@@ -575,9 +575,10 @@ class CacheHitRow(SQLModel, table=True):
 class OpenOrderRow(SQLModel, table=True):
     """An accepted order that has not ended. `epoch` is the world's when it was accepted.
 
-    `state` is accepted, sent or partially_filled. `sent_at`: when it was last marked as sent. `known`: its
-    venue has acknowledged it. `stop`: why the venue is asked to cancel it. `next_at`: when the router looks
-    at it again.
+    `state` is accepted, sent or partially_filled. `sent_at`: when it was last marked as sent.
+    `acknowledged`: its venue has acknowledged it. `filled_quantity`: what was filled so far; empty for none.
+    `cancel_reason`: why its venue is asked to cancel it; empty where it is not asked. `next_at`: when the
+    router looks at it again.
     """
 
     __tablename__ = "open_order"
@@ -594,9 +595,9 @@ class OpenOrderRow(SQLModel, table=True):
     next_at: str
     state: str = "accepted"
     sent_at: str = ""
-    known: bool = False
-    filled: str = ""
-    stop: str = ""
+    acknowledged: bool = False
+    filled_quantity: str = ""
+    cancel_reason: str = ""
 
 
 class OrderCountRow(SQLModel, table=True):

@@ -141,7 +141,8 @@ class Transaction:
     def lock(self, name: str, within_ms: int = 0) -> None:
         """Hold the lock `name` until the end of the transaction. SQLite has one writer and needs no lock.
 
-        Raises LockHeldError where another transaction still holds it after `within_ms` (0: no limit).
+        Raises LockHeldError where another transaction still holds it after `within_ms`. With 0 it waits
+        for as long as any statement (10 s), and then raises QmtlError (E_UNAVAILABLE).
         """
 
     def try_locks(self, names: Sequence[str]) -> list[str]:

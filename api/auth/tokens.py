@@ -152,7 +152,7 @@ class Tokens:
         return found
 
     def revoked(self) -> set[str]:
-        """Return the ids of all revoked tokens."""
+        """Return the ids of the revoked tokens under which a stream may still be open."""
         return self._store.revoked()
 
     def jwks(self) -> dict[str, Any]:

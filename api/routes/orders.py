@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from activities.fence.proofs import OrderCaller
+from activities.fence.callers import OrderCaller
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.metrics import ORDERS
 from api.routes.session_secret import SessionSecret

@@ -11,8 +11,8 @@
    (`authorization`).
 """
 
-from api.stream.authorization import CHECK_EVERY_S, StreamAuthorization
+from api.stream.authorization import StreamAuthorization
 from api.stream.hub import Hub, RetentionError
 from api.stream.subscriber import Subscriber
 
-__all__ = ["CHECK_EVERY_S", "Hub", "RetentionError", "StreamAuthorization", "Subscriber"]
+__all__ = ["Hub", "RetentionError", "StreamAuthorization", "Subscriber"]

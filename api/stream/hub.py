@@ -25,6 +25,8 @@ MAX_FRAMES = 5000
 """Frames of a topic that are kept in memory; older ones are read from the bus."""
 MAX_BYTES = 4 * 2**20
 """Bytes of frames of a topic that are kept in memory."""
+MAX_ALL_BYTES = 256 * 2**20
+"""Bytes of frames of all topics that are kept in memory: beyond it, a topic keeps its newest frame only."""
 BATCH = 500
 """Frames that are read at once, so that one far behind does not hold the event loop."""
 
@@ -48,6 +50,7 @@ class Hub:
         self._on_events = on_events
         self._frames: dict[str, deque[tuple[int, str]]] = {}
         self._bytes: Counter[str] = Counter()
+        self._all_bytes = 0
         self._last: dict[str, int] = {}
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._position = bus.end()
@@ -95,18 +98,26 @@ class Hub:
     def _store(self, topic: str, item: Sequenced) -> None:
         """Keep a frame in memory while the topic has subscribers; later subscribers read the bus."""
         if topic not in self._listeners:
-            self._bytes.pop(topic, None)
+            self._all_bytes -= self._bytes.pop(topic, 0)
             self._frames.pop(topic, None)
             self._last.pop(topic, None)
             return
         frames = self._frames.setdefault(topic, deque())
         if frames and item.sequence != frames[-1][0] + 1:
             frames.clear()
-            self._bytes[topic] = 0
+            self._all_bytes -= self._bytes.pop(topic)
         frames.append((item.sequence, frame_text(topic, item)))
-        self._bytes[topic] += len(frames[-1][1])
-        while self._bytes[topic] > MAX_BYTES or len(frames) > MAX_FRAMES:
-            self._bytes[topic] -= len(frames.popleft()[1])
+        size = len(frames[-1][1])
+        while len(frames) > 1 and (
+            self._bytes[topic] + size > MAX_BYTES
+            or self._all_bytes + size > MAX_ALL_BYTES
+            or len(frames) > MAX_FRAMES
+        ):
+            dropped = len(frames.popleft()[1])
+            self._bytes[topic] -= dropped
+            self._all_bytes -= dropped
+        self._bytes[topic] += size
+        self._all_bytes += size
         self._last[topic] = item.sequence
 
     def listen(self, topics: Iterable[str], listener: asyncio.Event) -> None:

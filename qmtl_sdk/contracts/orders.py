@@ -59,7 +59,7 @@ REFUSALS: dict[Refusal, str] = {
     Refusal.DRAINING: "an apply is waiting for open orders to end",
     Refusal.STALE_EPOCH: "the order was decided under an earlier activation of the world",
     Refusal.STALE_DECISION: "the world's newest decision is older than its ttl",
-    Refusal.NO_SESSION: "its session has ended, or is not of the caller, the strategy or the world",
+    Refusal.NO_SESSION: "its session has ended, or is not of this caller, strategy, world or domain",
     Refusal.NOT_ACTIVE: "the strategy is not active in the world",
     Refusal.WRONG_DOMAIN: "the strategy's stage differs from the order's domain",
     Refusal.LIVE_NOT_ALLOWED: "the world does not allow live",

@@ -32,6 +32,7 @@ from qmtl_sdk.contracts.stream import (
 )
 from qmtl_sdk.contracts.topic_state import GapError, TopicState
 from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.routes.transport import refusal
 from qmtl_sdk.runtime.stream_counters import StreamCounters
 from qmtl_sdk.runtime.topic_reader import OnEvent, OnSnapshot, TopicReader
 
@@ -247,8 +248,7 @@ class StreamClient:
                 params: dict[str, Any] = {"after": after, "log": self._reader.log, "wait": TICK_S}
                 response = http.get(subscription.poll_url, params=params)
                 if response.is_error:
-                    body = response.json()
-                    raise QmtlError(body["code"], body["detail"], body.get("remedy", ""))
+                    raise refusal(response)
                 self.counters.polls += 1
                 self._delivered_all = True
                 self._reader.apply_poll(Polled.model_validate_json(response.content))

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from activities.brokers.broker import BrokerSettings, PlacedOrder
+from activities.brokers.broker import AcceptedOrder, BrokerSettings
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Order, OrderReport
 from tests.support.exchange import Exchange, ExchangeBroker
@@ -98,16 +98,16 @@ class HttpBroker:
         self._port = port
         self.time_in_flight_s = time_in_flight_s
 
-    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         return self._call("place", orders)
 
-    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         return self._call("find", orders)
 
-    def cancel(self, orders: Sequence[PlacedOrder], now: datetime) -> None:
+    def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         self._call("cancel", orders)
 
-    def _call(self, what: str, orders: Sequence[PlacedOrder]) -> list[OrderReport]:
+    def _call(self, what: str, orders: Sequence[AcceptedOrder]) -> list[OrderReport]:
         body = [(order.model_dump(mode="json"), at.isoformat()) for order, at in orders]
         return [OrderReport.model_validate(report) for report in ask(self._port, f"/{what}", body)]
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -88,6 +89,7 @@ class RoutingChaos:
         self._machine = Machine(home, None, 2.0, **env)
         self._report = Report(seed, "believes 404" * believes_404)
         self._exchange: subprocess.Popen[bytes] | None = None
+        self._told = 0
         self._stop = threading.Event()
         self._halting = threading.Lock()
         self._errors = list[BaseException]()
@@ -173,7 +175,10 @@ class RoutingChaos:
         return told
 
     def _placed(self) -> int:
-        return len(ask(self._port, "/all")["told"])
+        """How many orders the exchange was told of; as before where it does not answer in time."""
+        with suppress(OSError):
+            self._told = len(ask(self._port, "/all")["told"])
+        return self._told
 
     def _guarded(self, act: Any, rng: random.Random) -> None:
         try:

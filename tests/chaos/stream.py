@@ -10,8 +10,6 @@ store with what each subscriber has handled.
 import json
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -32,6 +30,7 @@ from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.support import ROOT
 from tests.support.events import record_change
+from tests.support.forked import Forked
 from tests.support.machine import Machine, wait_for
 from tests.support.worlds import PAPER, WORLD
 
@@ -149,7 +148,7 @@ class Chaos:
         self.machine = Machine(
             home, **{"QMTL_EVENTS__HEARTBEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "3"}
         )
-        self._runner: subprocess.Popen[bytes] | None = None
+        self._runner: Forked | None = None
         self._env: dict[str, str] = {}
 
     def up(self) -> "Chaos":
@@ -256,13 +255,8 @@ class Chaos:
                 "PYTHONPATH": str(ROOT),
             }
             self._world = world
-        with (self.machine.home / "runner.log").open("ab") as log:
-            self._runner = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.runner", self._world, str(self._state)],
-                env=self._env,
-                stdout=log,
-                stderr=log,
-            )
+        log = self.machine.home / "runner.log"
+        self._runner = Forked("tests.chaos.runner", self._world, str(self._state), env=self._env, log=log)
 
     def _end_runner(self) -> None:
         if self._runner is not None:

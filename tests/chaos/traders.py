@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 from tests.chaos.world import OrderWorld
 from tests.support import ROOT
+from tests.support.forked import Forked
 from tests.support.machine import Machine
 from tests.support.order_checker import UNANSWERED
 
@@ -21,25 +20,24 @@ class Traders:
         self.count = len(world.strategies)
         self._machine = machine
         self._world = world
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._processes: dict[int, Forked] = {}
 
     def start(self, number: int, seed: int) -> None:
         diary = self._machine.home / f"{self._world.name}.{number}.diary"
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         urls = self._machine.urls
         first = number % len(urls)
-        arguments = [
+        self._processes[number] = Forked(
+            "tests.chaos.trader",
             ",".join(urls[first:] + urls[:first]),
             self._world.token,
             self._world.name,
             self._world.strategies[number],
             str(seed * 10 + number),
             str(diary),
-        ]
-        with (self._machine.home / "trader.log").open("ab") as log:
-            self._processes[number] = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.trader", *arguments], env=env, stdout=log, stderr=log
-            )
+            env=env,
+            log=self._machine.home / "trader.log",
+        )
 
     def end(self, number: int) -> None:
         process = self._processes.pop(number)

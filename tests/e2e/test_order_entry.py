@@ -1,7 +1,7 @@
-"""The short way of `POST /orders` answers as the route does, whatever is wrong with a request.
+"""The fast path of `POST /orders` answers as the route does, whatever is wrong with a request.
 
-The same request goes once the short way and once by the route, which takes the same JSON under a content type
-with parameters.
+The same request goes once by the fast path and once by the route, which takes the same JSON under a content
+type with parameters.
 """
 
 import json

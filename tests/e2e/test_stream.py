@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -328,6 +329,64 @@ def test_asking_gives_what_the_socket_gives(client: GatewayClient, database: Dat
         assert by_asking.counters.polls
         assert by_socket.states["policy"].state_hash == by_asking.states["policy"].state_hash
         assert by_asking.counters.max_gap == by_socket.counters.max_gap == 0
+
+
+class _BadProxy(BaseHTTPRequestHandler):
+    """Answers the first poll with a page of its own, as a proxy does while its Gateway restarts."""
+
+    gateway = ""
+    pages: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/events/poll") and not self.pages:
+            self.pages.append(self.path)
+            self._answer(502, b"<html>Bad Gateway</html>")
+            return
+        self._pass_on()
+
+    def do_POST(self) -> None:
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        url = f"{self.gateway}{self.path}"
+        headers = {key: value for key, value in self.headers.items() if key.lower() != "accept-encoding"}
+        found = httpx.request(self.command, url, content=body, headers=headers, trust_env=False, timeout=20)
+        self._answer(found.status_code, found.content)
+
+    def _answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def test_asking_survives_an_answer_that_is_not_of_a_gateway(
+    machine: Machine, database: Database, home: str
+) -> None:
+    """One page of a proxy ended the stream for good, and with it the order gate."""
+    _BadProxy.gateway = machine.url
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), _BadProxy)
+    serving = threading.Thread(target=proxy.serve_forever)
+    serving.start()
+    try:
+        address = f"http://127.0.0.1:{proxy.server_port}"
+        wanted = Subscribe(world_id=home, topics=POLICY_TOPIC)
+        with (
+            GatewayClient(address, machine.token()) as client,
+            StreamClient([client], wanted, sockets=False) as stream,
+        ):
+            record_change(database, "s", 1, home)
+            assert stream.wait(lambda: stream.positions == {"policy": 1}, 20)
+            assert stream.failure is None
+        assert _BadProxy.pages, "no poll went through the proxy"
+    finally:
+        proxy.shutdown()
+        serving.join()
+        proxy.server_close()
 
 
 def test_a_client_that_moves_between_two_gateways_at_every_reconnect_hears_everything_once(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from activities.fence.proofs import OrderCaller
+from activities.fence.callers import OrderCaller
 from api.acceptance import AsyncAcceptance, Verdicts
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Order, OrderVerdict

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from activities.fence.acceptance import OrderAcceptance
-from activities.fence.lanes import Lanes
+from activities.fence.lock_waits import LockWaitQueues
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.requests import OrdersRequest
@@ -347,7 +347,7 @@ def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: p
         desk.order(desk.session(), desk.epoch),
         desk.request("live"),
     )
-    looked, go, look = threading.Event(), threading.Event(), orders._rows.read
+    looked, go, look = threading.Event(), threading.Event(), orders._statements.read
 
     def slow(*args: Any) -> Any:
         seen = look(*args)
@@ -355,7 +355,7 @@ def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: p
         assert go.wait(30)
         return seen
 
-    monkeypatch.setattr(orders._rows, "read", slow)
+    monkeypatch.setattr(orders._statements, "read", slow)
     answer = orders.submit([order], desk.caller)
     assert looked.wait(30)
     with ThreadPoolExecutor(1) as pool:
@@ -433,27 +433,27 @@ def test_a_lost_connection_is_said_and_not_used_again(
 def test_an_order_that_waited_too_long_says_whose_fence_was_held(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("activities.fence.lanes._LIMIT_S", 0.0)
+    monkeypatch.setattr("activities.fence.lock_waits._LIMIT_S", 0.0)
     request = OrdersRequest([desk.order(desk.session(), desk.epoch)], desk.caller, 0.0)
-    assert Lanes._in_time(desk.world, [request]) == []
+    assert LockWaitQueues._in_time(desk.world, [request]) == []
     with pytest.raises(QmtlError, match=f"the fence of world {desk.world} was held by another transaction"):
         request.answer.result(0)
 
 
-def test_busy_callers_leave_the_lane_of_a_held_fence(desk: Desk) -> None:
+def test_busy_callers_leave_the_queue_of_a_held_fence(desk: Desk) -> None:
     """There, no transaction waits for callers to gather: it would answer each alone, without an end."""
     session = desk.session()
     first, meanwhile, later = (
         OrdersRequest([desk.order(session, desk.epoch)], desk.caller, time.monotonic()) for _ in range(3)
     )
-    answered, given_back = list[OrdersRequest](), list[OrdersRequest]()
+    answered, requeued = list[OrdersRequest](), list[OrdersRequest]()
 
     def answer(batch: Sequence[OrdersRequest]) -> None:
         answered.extend(batch)
-        assert lanes.take(meanwhile)
+        assert queues.enqueue_if_held(meanwhile)
 
-    lanes = Lanes(answer, given_back.extend)
-    lanes.add([first], first.worlds)
-    wait_for(lambda: given_back, "end of the lane")
-    assert (answered, given_back) == ([first], [meanwhile])
-    assert not lanes.take(later)
+    queues = LockWaitQueues(answer, requeued.extend)
+    queues.enqueue([first], first.worlds)
+    wait_for(lambda: requeued, "end of the queue")
+    assert (answered, requeued) == ([first], [meanwhile])
+    assert not queues.enqueue_if_held(later)

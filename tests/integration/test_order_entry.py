@@ -1,4 +1,4 @@
-"""Which orders go the short way, and that others reach the route with their body."""
+"""Which orders take the fast path, and that others reach the route with their body."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ LIMIT = 4096
 
 
 class Gateway:
-    """The short way over a real store, in front of a route that only says that it was reached."""
+    """The fast path over a real store, in front of a route that only says that it was reached."""
 
     def __init__(self, database: Database, home: Path) -> None:
         self.desk = Desk(database)
@@ -156,7 +156,7 @@ def test_a_bad_body_reaches_the_route_whole_and_counts_once(gateway: Gateway) ->
             assert await gateway.post(body, parts=2) is None
             assert gateway.routed[number - 1] == body
         level, _ = gateway.rate._buckets["ana"]
-        assert level == pytest.approx(2, abs=0.5), "the route counts it, not the short way"
+        assert level == pytest.approx(2, abs=0.5), "the route counts it, not the fast path"
 
     asyncio.run(run())
 

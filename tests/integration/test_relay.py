@@ -2,8 +2,6 @@
 
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -28,6 +26,7 @@ from qmtl_sdk.contracts.events import CloudEvent
 from qmtl_sdk.contracts.topic_state import Sequenced
 from tests.support import ROOT
 from tests.support.events import record_change
+from tests.support.forked import Forked
 from tests.support.machine import wait_for
 
 
@@ -258,7 +257,7 @@ def test_the_relay_goes_on_after_any_error(
         relay.join()
 
 
-def start_relay(dsn: str, home: Path) -> "subprocess.Popen[bytes]":
+def start_relay(dsn: str, home: Path) -> Forked:
     env = {
         **os.environ,
         "QMTL_HOME": str(home),
@@ -266,13 +265,7 @@ def start_relay(dsn: str, home: Path) -> "subprocess.Popen[bytes]":
         "QMTL_GATEWAY__DATABASE_BACKEND": "postgres" if dsn.startswith("postgres") else "sqlite",
         "PYTHONPATH": str(ROOT),
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "activities.events.relay"],
-        env=env,
-        cwd=home,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    return Forked("activities.events.relay", env=env, log=home / "relay.log", folder=home)
 
 
 def test_a_relay_that_is_killed_again_and_again_tells_everything_once(

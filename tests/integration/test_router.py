@@ -11,9 +11,9 @@ from math import inf
 import pytest
 from sqlalchemy import text
 
-from activities.brokers.broker import PlacedOrder
-from activities.brokers.calls import BrokerCalls, placed
-from activities.brokers.lane import Lane
+from activities.brokers.broker import AcceptedOrder
+from activities.brokers.calls import BrokerCalls, accepted_orders
+from activities.brokers.execution import ExecutionHandler
 from activities.brokers.paper import PaperBroker
 from activities.brokers.router import OrderRouter
 from activities.fence.acceptance import OrderAcceptance
@@ -43,13 +43,13 @@ class PickyBroker(PaperBroker):
         self.error = error
         self.calls = 0
 
-    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         self.calls += 1
         if any(order.order_id == self.bad for order, _ in orders):
             raise self.error
         return super().place(orders, now)
 
-    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         return super().find([placed for placed in orders if placed[0].order_id != self.bad], now)
 
 
@@ -66,16 +66,16 @@ class Venue:
         self.cancelled: list[str] = []
         self.cut = False
 
-    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         self.placed += [order.order_id for order, _ in orders]
         if self.cut:
             raise OSError("the connection was cut")
         return self.find(orders, now)
 
-    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         return [self.reports[order.order_id] for order, _ in orders if order.order_id in self.reports]
 
-    def cancel(self, orders: Sequence[PlacedOrder], now: datetime) -> None:
+    def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         self.cancelled += [order.order_id for order, _ in orders]
 
     def says(self, order: Order, state: str, quantity: str = "") -> None:
@@ -270,7 +270,7 @@ def test_unknown_is_no_answer_until_the_time_in_flight_has_passed(
 ) -> None:
     """A cut connection: the order may arrive at the venue for another 30 s."""
     clock = 1000.0
-    monkeypatch.setattr("activities.brokers.lane.time.monotonic", lambda: clock)
+    monkeypatch.setattr("activities.brokers.execution.time.monotonic", lambda: clock)
     (order,), venue = accepted(desk), Venue(time_in_flight_s=30.0)
     route = router(desk.database, venue)
     venue.cut = True
@@ -317,7 +317,7 @@ def test_a_new_router_concludes_nothing_while_the_last_one_may_still_send(
 ) -> None:
     """One that loses its role with its connection may be sending: `cancelled` was written too soon."""
     clock = 1000.0
-    monkeypatch.setattr("activities.brokers.lane.time.monotonic", lambda: clock)
+    monkeypatch.setattr("activities.brokers.execution.time.monotonic", lambda: clock)
     accepted(desk)
     first, venue = SqlOpenOrders(desk.database, 300.0), Venue()
     first.mark_sent(desk.world, first.due(Domain.DRYRUN, 9)[desk.world], 0.0)
@@ -338,7 +338,7 @@ def test_a_halt_stops_what_the_calls_after_it_would_send(desk: Desk) -> None:
     class Halting(Venue):
         batch = 2
 
-        def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
             if not self.placed:
                 desk.fence.halt(desk.world, "olga", "stop")
             return super().place(orders, now)
@@ -354,7 +354,7 @@ def test_a_cancel_during_a_look_up_is_not_put_off(desk: Desk, fails: bool) -> No
     (order,) = accepted(desk)
 
     class Asked(Venue):
-        def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
             if self.looks_up:
                 SqlOrderLog(desk.database).cancel(desk.world, CancelRequest(all=True), "olga")
                 if fails:
@@ -398,7 +398,7 @@ def test_what_is_to_be_sent_and_what_waits_longest_comes_before_many_worlds_with
                     next_at=long_ago,
                     state="sent",
                     sent_at=long_ago,
-                    known=True,
+                    acknowledged=True,
                 )
             )
     accepted(desk)
@@ -419,7 +419,7 @@ def test_a_router_that_stood_still_after_marking_does_not_send(
 ) -> None:
     """Another router may have taken over meanwhile, and concluded that the order never arrived."""
     clock = 1000.0
-    monkeypatch.setattr("activities.brokers.lane.time.monotonic", lambda: clock)
+    monkeypatch.setattr("activities.brokers.execution.time.monotonic", lambda: clock)
     accepted(desk)
     mark = SqlOpenOrders.mark_sent
 
@@ -494,7 +494,7 @@ def test_a_venue_that_does_not_answer_delays_no_other_domain(desk: Desk) -> None
     go, asked = threading.Event(), threading.Event()
 
     class Silent(Venue):
-        def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+        def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
             asked.set()
             go.wait(60)
             return super().place(orders, now)
@@ -540,9 +540,9 @@ def test_an_order_on_which_the_broker_raises_is_tried_again_after_a_pause_and_is
     (order,) = accepted(desk)
     broker = PickyBroker(order.order_id, ZeroDivisionError("a bug of the broker"))
     calls = BrokerCalls(broker)
-    lane = Lane(SqlOpenOrders(desk.database, 300.0), calls)
+    execution = ExecutionHandler(SqlOpenOrders(desk.database, 300.0), calls)
     due = SqlOpenOrders(desk.database, 300.0).due(Domain.DRYRUN, 10)
-    lane.handle(desk.world, due[desk.world])
+    execution.handle(desk.world, due[desk.world])
     assert (broker.calls, calls.fault) == (1, "")
     again = SqlOpenOrders(desk.database, 300.0).next_due()
     assert again is not None
@@ -552,7 +552,7 @@ def test_an_order_on_which_the_broker_raises_is_tried_again_after_a_pause_and_is
 def test_a_broker_that_raises_on_order_after_order_has_a_fault_until_one_succeeds(desk: Desk) -> None:
     calls = BrokerCalls(broker := PickyBroker("", ZeroDivisionError("the secret of the broker")))
     accepted(desk, 3)
-    orders = placed(SqlOpenOrders(desk.database, 300.0).due(Domain.DRYRUN, 10)[desk.world])
+    orders = accepted_orders(SqlOpenOrders(desk.database, 300.0).due(Domain.DRYRUN, 10)[desk.world])
     for order in orders:
         broker.bad = order[0].order_id
         calls.place([order], inf)
@@ -561,6 +561,102 @@ def test_a_broker_that_raises_on_order_after_order_has_a_fault_until_one_succeed
     broker.bad = ""
     calls.place(orders[:1], inf)
     assert calls.fault == ""
+
+
+@pytest.mark.parametrize("call", ["place", "cancel"])
+def test_a_fault_of_the_broker_ends_when_no_order_is_left_that_could_show_its_end(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Two bad orders had ended, nothing was sent any more, and live orders were refused for ever."""
+    monkeypatch.setattr("activities.brokers.calls._FAULT_S", 0.3)
+
+    class Broken(PaperBroker):
+        def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
+            if call == "place":
+                raise ZeroDivisionError("a bug of the broker")
+            return super().place(orders, now)
+
+        def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
+            return [] if call == "place" else super().find(orders, now)
+
+        def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
+            super().cancel(orders, now)
+            raise ZeroDivisionError("it is closed already")
+
+    accepted(desk, 2)
+    orders = SqlOpenOrders(desk.database, 0.2 if call == "place" else 300.0)
+    broker = Broken("broken", 3600.0)
+    route = OrderRouter(desk.database, orders, {Domain.LIVE: broker, Domain.DRYRUN: broker})
+    dryrun = route._domains[Domain.DRYRUN]
+    route.step()
+    if call == "cancel":
+        desk.fence.halt(desk.world, "olga", "stop")
+        look_again(desk)
+        route.step()
+    assert dryrun.calls.fault == "ZeroDivisionError of the broker broken"
+    wait_for(
+        lambda: [look_again(desk), route.step(), states(desk)][-1] in (["expired"] * 2, ["cancelled"] * 2),
+        "the end of both orders",
+    )
+    wait_for(lambda: not dryrun.calls.fault, "the end of the fault", 5)
+
+
+def test_a_call_that_hangs_is_a_fault_and_many_short_ones_are_none(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.brokers.calls.CALL_LIMIT_S", 0.5)
+    go = threading.Event()
+
+    class Slow(Venue):
+        batch = 1
+
+        def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
+            go.wait(10 if hangs else 0.1)
+            return []
+
+    accepted(desk, 12)
+    calls, hangs = BrokerCalls(Slow()), False
+    orders = accepted_orders(SqlOpenOrders(desk.database, 300.0).due(Domain.DRYRUN, 20)[desk.world])
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(calls.find, orders)
+        faults = {calls.fault}
+        while not looking.done():
+            faults.add(calls.fault)
+        assert faults == {""}
+        hangs = True
+        looking = pool.submit(calls.find, orders[:1])
+        wait_for(lambda: calls.fault == "the broker venue does not answer", "the fault", 5)
+        go.set()
+        looking.result(10)
+        assert calls.fault == ""
+
+
+def test_a_router_whose_venue_is_away_does_not_turn_without_a_pause(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read the database fifty times a second for as long as the venue was away."""
+    accepted(desk)
+    orders, turns, stop = SqlOpenOrders(desk.database, 300.0), Counter[str](), threading.Event()
+    away = PickyBroker("", OSError("the venue is away"))
+    away.bad = SqlOrderLog(desk.database).orders(desk.world)[0].order.order_id
+    route = OrderRouter(desk.database, orders, {Domain.DRYRUN: away})
+    real = orders.next_due
+
+    def counted() -> datetime | None:
+        turns["read"] += 1
+        return real()
+
+    monkeypatch.setattr(orders, "next_due", counted)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(route.run, stop)
+        try:
+            wait_for(lambda: away.calls >= 4, "the fourth call", 30)  # after 0.5, 1 and 2 s
+            assert turns["read"] < 60
+            away.bad = ""
+            wait_for(lambda: filled(desk), "the fill", 30)
+        finally:
+            stop.set()
+            running.result(30)
 
 
 def test_a_broker_that_is_away_is_asked_once_for_a_batch_and_later_again(
@@ -584,7 +680,7 @@ def test_an_order_whose_row_cannot_be_read_does_not_stop_the_others(desk: Desk) 
     columns = "at, world_id, kind, epoch, strategy_id, reason"
     with desk.database.write("test", bookkeeping=True) as tx:
         connection, of = tx.session.connection(), {"ref": orders[0].order_id}
-        rest = "next_at, state, sent_at, known, filled, stop"
+        rest = "next_at, state, sent_at, acknowledged, filled_quantity, cancel_reason"
         bad = {
             "order:old": ("{}", "2020-01-01T00:00:00+00:00"),
             "order:time": (orders[0].model_dump_json(), "yesterday"),

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from activities.fence.acceptance import OrderAcceptance
+from activities.fence.callers import OrderCaller
 from activities.fence.order_log import SqlOrderLog
-from activities.fence.proofs import OrderCaller
 from activities.fence.withheld import SqlWithheldOrders
 from activities.sessions.holder import SessionCaller
 from activities.storage.database import Database
@@ -198,14 +198,14 @@ def test_in_a_race_of_two_gateways_the_later_order_is_compared_with_the_line_tha
     mine, theirs = OrderAcceptance(desk.database), OrderAcceptance(desk.database)
     same, changed = desk.order(session, epoch), desk.order(session, epoch)
     others = [same, changed.model_copy(update={"symbol": "MSFT"})]
-    read = mine._rows.read
+    read = mine._statements.read
 
     def stale_read(*args: Any) -> Any:
         found = read(*args)
         return replace(found, earlier={})
 
     assert all(verdict.accepted for verdict in theirs.publish(others, desk.caller))
-    monkeypatch.setattr(mine._rows, "read", stale_read)
+    monkeypatch.setattr(mine._statements, "read", stale_read)
     verdicts = mine.publish([same, changed], desk.caller)
     assert [verdict.reason for verdict in verdicts] == [None, Refusal.ORDER_REUSED]
     assert SqlOrderLog(desk.database).counts(desk.world) == {"accepted": 2}

@@ -11,6 +11,8 @@ from sqlalchemy import text
 from activities.fence.acceptance import OrderAcceptance
 from activities.sessions.sql import LEASE_ENDED, SqlSessionStore
 from activities.storage.database import Database
+from activities.storage.tables import SessionRow
+from activities.storage.transactions import RecordedChange, Transaction
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from tests.support.desk import Desk
@@ -41,6 +43,26 @@ def test_sessions_end_with_their_lease_in_every_world(database: Database) -> Non
         store.heartbeat(ended[0], SessionHeartbeat())
     with pytest.raises(QmtlError, match="E_SESSION_UNKNOWN"):
         store.end("nothing", "stopped", "ana")
+
+
+def test_a_world_whose_sessions_cannot_be_ended_stops_no_other(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Desk(database, "a")
+    store = SqlSessionStore(database, 60.0)
+    (bad,), (good,) = over(database, "a"), over(database, "b")
+    real = store._end
+
+    def failing(tx: Transaction, row: SessionRow, reason: str) -> RecordedChange:
+        if row.world_id == "a":
+            raise ZeroDivisionError("a row that cannot be read")
+        return real(tx, row, reason)
+
+    monkeypatch.setattr(store, "_end", failing)
+    with pytest.raises(ZeroDivisionError):
+        store.expire()
+    assert {item.session_id for item in store.all(None)} == {bad}
+    assert good in {item.session_id for item in store.all(None, ended=True)}
 
 
 def test_the_next_search_is_due_when_the_first_lease_may_end(database: Database) -> None:

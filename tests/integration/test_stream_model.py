@@ -197,5 +197,29 @@ def test_an_event_that_comes_between_two_looks_is_not_taken_for_one_that_was_tri
         bus.close()
 
 
+def test_the_frames_of_all_topics_together_have_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond it a topic keeps its newest frame, and the others come from the bus."""
+    monkeypatch.setattr("api.stream.hub.MAX_ALL_BYTES", 20_000)
+    bus, topics = SqliteBus(tmp_path / "bus.db"), [f"w{number}.policy" for number in range(4)]
+
+    async def kept() -> tuple[int, list[list[int]]]:
+        hub = Hub(bus)
+        hub.listen(topics, asyncio.Event())
+        for number in range(40):
+            bus.publish([event("a", number, topic.removesuffix(".policy")) for topic in topics])
+            await hub.step()
+        held = sum(len(text) for frames in hub._frames.values() for _, text in frames)
+        return held, [[sequence for sequence, _ in await hub.after(topic, 0)] for topic in topics]
+
+    try:
+        held, heard = asyncio.run(kept())
+    finally:
+        bus.close()
+    assert 10_000 < held < 25_000
+    assert heard == [list(range(1, 41))] * 4
+
+
 TestWire = Wire.TestCase
 TestWire.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

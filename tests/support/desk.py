@@ -12,8 +12,8 @@ from activities.applies.steps import SqlApplySteps
 from activities.brokers.broker import Broker
 from activities.brokers.router import OrderRouter
 from activities.decisions.sql import SqlDecisionStore
+from activities.fence.callers import OrderCaller
 from activities.fence.open_orders import SqlOpenOrders
-from activities.fence.proofs import OrderCaller
 from activities.fence.store import SqlFenceStore
 from activities.messages.submission import EvidenceBody
 from activities.sessions.sql import SqlSessionStore

@@ -15,7 +15,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
-from activities.brokers.broker import PlacedOrder
+from activities.brokers.broker import AcceptedOrder
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Fill, Order, OrderReport
 
@@ -77,7 +77,7 @@ class ExchangeBroker:
         self._exchange = exchange
         self.time_in_flight_s = exchange.in_flight_s
 
-    def place(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         """Place orders. Half of the calls are unkind."""
         exchange = self._exchange
         with exchange.lock:
@@ -91,7 +91,7 @@ class ExchangeBroker:
                 raise QmtlError("E_UNAVAILABLE", "the connection was cut")
             return self._reports(orders, now)
 
-    def find(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         """Look up orders. A look at one that is open may fill a part of it."""
         exchange = self._exchange
         with exchange.lock:
@@ -99,7 +99,7 @@ class ExchangeBroker:
                 raise QmtlError("E_UNAVAILABLE", "the connection was cut")
             return self._reports(orders, now)
 
-    def cancel(self, orders: Sequence[PlacedOrder], now: datetime) -> None:
+    def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         """Cancel open orders; what it does not know is not remembered."""
         with self._exchange.lock:
             for order, _ in orders:
@@ -107,7 +107,7 @@ class ExchangeBroker:
                 if found is not None and found.ended_at is None:
                     found.state, found.ended_at = "cancelled", now
 
-    def _reports(self, orders: Sequence[PlacedOrder], now: datetime) -> list[OrderReport]:
+    def _reports(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         known = [self._exchange.known(order.order_id) for order, _ in orders]
         return [self._report(found, now) for found in known if found is not None]
 

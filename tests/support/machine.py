@@ -17,12 +17,12 @@ import httpx
 from activities.settings import GatewaySettings, Settings, TemporalSettings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
-from api.parts import MALLOC
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import CacheSettings
 from temporal.server import LocalServer, find_or_install, free_port
 from tests.support import ROOT
+from tests.support.forked import Forked, Process, started
 
 T = TypeVar("T")
 
@@ -48,11 +48,15 @@ class Machine:
     """Processes by name: temporal, worker, relay, router, gateway.
 
     A second one of a kind has a name of its own, such as worker2. All end with `close`, by the pids that were
-    started.
+    started. They are forked from a process that has loaded everything, or else (`fork` is False) started as
+    users start them, which is what is measured.
     """
 
-    def __init__(self, home: Path, dsn: str | None = None, heartbeat_s: float = 2.0, **env: str) -> None:
+    def __init__(
+        self, home: Path, dsn: str | None = None, heartbeat_s: float = 2.0, fork: bool = True, **env: str
+    ) -> None:
         self.home = home
+        self._fork = fork
         self._heartbeat_s = heartbeat_s
         self._env = env
         self.dsn = dsn or f"sqlite:///{home / 'qmtl.db'}"
@@ -65,7 +69,7 @@ class Machine:
         self.url = f"http://127.0.0.1:{self.port}"
         self.second_port = 0
         self.pids: dict[str, int] = {}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, Process] = {}
         self._started_as: dict[str, tuple[str, dict[str, str]]] = {}
 
     @property
@@ -149,7 +153,6 @@ class Machine:
         self._started_as[name] = module, extra
         env = {
             **os.environ,
-            **MALLOC,
             "QMTL_HOME": str(self.home),
             "QMTL_TEMPORAL__ADDRESS": self.server.address,
             "QMTL_TEMPORAL__UI_URL": self.server.ui_url,
@@ -161,15 +164,8 @@ class Machine:
             **self._env,
             **extra,
         }
-        with (self.home / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", module],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=env,
-                cwd=self.home,
-            )
+        start = Forked if self._fork else started
+        self._processes[name] = start(module, env=env, log=self.home / f"{name}.log", folder=self.home)
         self.pids[name] = self._processes[name].pid
 
     def _listens(self, name: str = "gateway", url: str = "") -> bool:
@@ -190,7 +186,7 @@ class Machine:
     def ended(self, name: str) -> bool:
         return self._process(name).poll() is not None
 
-    def _process(self, name: str) -> "subprocess.Popen[bytes]":
+    def _process(self, name: str) -> Process:
         found = self.server.process if name == "temporal" else self._processes.get(name)
         assert found is not None, f"{name} was not started"
         return found

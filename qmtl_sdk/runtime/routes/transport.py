@@ -77,7 +77,7 @@ class Transport:
                 with attempt:
                     response = self._http.request(method, path, **options)
                     if response.is_error:
-                        raise _refusal(response)
+                        raise refusal(response)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         return response
@@ -110,7 +110,8 @@ def _pause(state: RetryCallState) -> float:
     return _EXPONENTIAL(state)
 
 
-def _refusal(response: httpx.Response) -> QmtlError:
+def refusal(response: httpx.Response) -> QmtlError:
+    """Return the error that an answer describes. A proxy may answer as well, with anything."""
     try:
         body = response.json()
         code = body["code"] if body["code"] in CODES else "E_INTERNAL"

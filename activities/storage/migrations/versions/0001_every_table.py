@@ -328,9 +328,9 @@ def upgrade() -> None:
         sa.Column("next_at", AutoString(), nullable=False),
         sa.Column("state", AutoString(), nullable=False),
         sa.Column("sent_at", AutoString(), nullable=False),
-        sa.Column("known", sa.Boolean(), nullable=False),
-        sa.Column("filled", AutoString(), nullable=False),
-        sa.Column("stop", AutoString(), nullable=False),
+        sa.Column("acknowledged", sa.Boolean(), nullable=False),
+        sa.Column("filled_quantity", AutoString(), nullable=False),
+        sa.Column("cancel_reason", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("order_id"),
     )
     with op.batch_alter_table("open_order", schema=None) as batch_op:

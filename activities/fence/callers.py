@@ -1,6 +1,6 @@
 """Who sends orders: an order counts only from the actor who opened its session, with the session's secret.
 
-An order without this proof is refused as `no_session` before anything else is looked at. It leaves no row and
+An order without this proof is refused as `no_session` before any rule is checked. It leaves no row and
 counts for no circuit breaker, so that nobody can use up another's order ids or halt another's world.
 """
 

@@ -1,9 +1,10 @@
-"""Lanes: requests of worlds whose fence is held wait for it apart, so that other worlds do not.
+"""Queues of requests that wait for a lock: those of worlds whose fence is held, so that other worlds go on.
 
-A freeze, a judgment or another Gateway may hold a world's fence on PostgreSQL. Each such world gets a lane. A
-lane waits for its lock a moment at a time, so that a few threads serve any number of lanes. Once it got the
-lock and has answered, it ends: requests that came meanwhile go back to the one queue, whose transactions wait
-for callers to gather. A lane that went on would answer busy callers one by one, and never run empty.
+A freeze, a judgment or another Gateway may hold a world's fence on PostgreSQL. Each such world gets a queue.
+A queue waits for its lock a moment at a time, so that a few threads serve any number of queues. Once it got
+the lock and has answered one batch, it ends: the other requests go back to the shared queue, whose
+transactions wait for callers to gather. A queue that went on would answer busy callers one by one, and never
+become empty.
 """
 
 import threading
@@ -13,58 +14,58 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from activities.fence.requests import OrdersRequest, next_batch
-from activities.fence.rows import FenceHeldError
+from activities.fence.statements import FenceHeldError
 from qmtl_sdk.contracts.errors import QmtlError
 
-# Lanes that wait for their lock at the same time.
+# Queues that wait for their lock at the same time.
 _THREADS = 8
 
 # Seconds after which a request of a world that is still held fails; its caller may send it again.
 _LIMIT_S = 10.0
 
 
-class Lanes:
+class LockWaitQueues:
     """Requests by held world. `answer` answers requests in one transaction, waiting for their fences.
 
-    Each request of a world that has a lane goes there, behind the earlier ones. `give_back` gets those that
-    are left when the lane ends.
+    Each request of a world that has a queue goes there, behind the earlier ones. `requeue` gets those that
+    are left when the queue ends.
     """
 
     def __init__(
         self,
         answer: Callable[[Sequence[OrdersRequest]], None],
-        give_back: Callable[[Sequence[OrdersRequest]], None],
+        requeue: Callable[[Sequence[OrdersRequest]], None],
     ) -> None:
         self._answer = answer
-        self._give_back = give_back
+        self._requeue = requeue
         self._waiting: dict[str, deque[OrdersRequest]] = {}
         self._mutex = threading.Lock()
-        self._threads = ThreadPoolExecutor(_THREADS, "fence-lane")
+        self._threads = ThreadPoolExecutor(_THREADS, "fence-wait")
 
-    def take(self, request: OrdersRequest) -> bool:
-        """Queue a request if one of its worlds has a lane; return whether it was queued."""
+    def enqueue_if_held(self, request: OrdersRequest) -> bool:
+        """Queue a request if one of its worlds has a queue; return whether it was queued."""
         if not self._waiting:  # nearly always
             return False
         with self._mutex:
-            lane = next((self._waiting[world] for world in request.worlds if world in self._waiting), None)
-            if lane is None:
+            queue = next((self._waiting[world] for world in request.worlds if world in self._waiting), None)
+            if queue is None:
                 return False
-            lane.append(request)
+            queue.append(request)
             return True
 
-    def add(self, requests: Sequence[OrdersRequest], held: frozenset[str]) -> None:
-        """Queue requests of held worlds, each in the lane of one of its worlds."""
+    def enqueue(self, requests: Sequence[OrdersRequest], held: frozenset[str]) -> None:
+        """Queue requests of held worlds, each in the queue of one of its worlds."""
         with self._mutex:
             for request in requests:
                 world = min(request.worlds & held)
-                lane = self._waiting.get(world)
-                if lane is None:
-                    lane = self._waiting[world] = deque()
+                queue = self._waiting.get(world)
+                if queue is None:
+                    queue = self._waiting[world] = deque()
                     self._threads.submit(self._serve, world)
-                lane.append(request)
+                queue.append(request)
 
     def _serve(self, world: str) -> None:
-        """Answer the requests of a lane and end it; where its fence is still held, let another lane try."""
+        """Answer one batch and end the queue; while the fence is held, free the thread and try later."""
         with self._mutex:
             batch = next_batch(self._waiting[world])
         try:
@@ -77,7 +78,7 @@ class Lanes:
             return
         with self._mutex:
             left = self._waiting.pop(world)
-        self._give_back(left)
+        self._requeue(left)
 
     @staticmethod
     def _in_time(world: str, batch: Sequence[OrdersRequest]) -> list[OrdersRequest]:

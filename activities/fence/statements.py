@@ -28,7 +28,7 @@ from qmtl_sdk.contracts.orders import Order
 
 _FENCE = tuple(FenceState.__dataclass_fields__)
 
-# Milliseconds that a lane waits for the lock of a fence, before another lane gets its thread.
+# Milliseconds that a queue waits for the lock of a fence, before another queue gets its thread.
 _LOCK_TIMEOUT_MS = 200
 
 
@@ -59,7 +59,7 @@ class FenceSnapshot:
     tokens: dict[str, TokenState]
 
 
-class OrderRows(Protocol):
+class FenceStatements(Protocol):
     """The statements of one database."""
 
     def read(
@@ -80,9 +80,9 @@ class OrderRows(Protocol):
         """
 
 
-def order_rows(database: Database) -> OrderRows:
+def statements_of(database: Database) -> FenceStatements:
     """Return the statements of a database."""
-    return _PostgresRows() if isinstance(database, PostgresDatabase) else _SqliteRows()
+    return _PostgresStatements() if isinstance(database, PostgresDatabase) else _SqliteStatements()
 
 
 def _selects(among: str) -> dict[str, str]:
@@ -137,7 +137,7 @@ def _lines(rows: list[tuple[Any, ...]]) -> dict[str, LogLine]:
     return {line.ref: line for line in map(LogLine._make, rows)}
 
 
-class _SqliteRows:
+class _SqliteStatements:
     """SQLite: a statement costs a call, not a round trip, and the only writer needs no locks."""
 
     _SELECTS = _selects("IN (SELECT value FROM json_each(:{}))")
@@ -147,7 +147,7 @@ class _SqliteRows:
     )
     _OPEN = (
         "INSERT INTO open_order (order_id, world_id, strategy_id, execution_domain, epoch, accepted_at, "
-        "next_at, state, sent_at, known, filled, stop) "
+        "next_at, state, sent_at, acknowledged, filled_quantity, cancel_reason) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, 'accepted', '', 0, '', '')"
     )
     _COUNT = (
@@ -196,7 +196,7 @@ class _SqliteRows:
 _RECORD = ", ".join(f"{name} {'integer' if name == 'epoch' else 'text'}" for name in LogLine._fields)
 
 
-class _PostgresRows:
+class _PostgresStatements:
     """PostgreSQL.
 
     First the locks, then one statement, which reads what was committed before they were granted.
@@ -215,7 +215,7 @@ class _PostgresRows:
             ON CONFLICT DO NOTHING RETURNING ref, kind, world_id, strategy_id, at, epoch, reason
         ), opened AS (
             INSERT INTO open_order (order_id, world_id, strategy_id, execution_domain, epoch, accepted_at,
-                                    next_at, state, sent_at, known, filled, stop)
+                                    next_at, state, sent_at, acknowledged, filled_quantity, cancel_reason)
             SELECT ref, line.world_id, line.strategy_id, domain, line.epoch, line.at, line.at,
                    'accepted', '', false, '', ''
             FROM line JOIN given USING (ref) WHERE line.kind = 'accepted'

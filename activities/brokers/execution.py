@@ -1,4 +1,4 @@
-"""The open orders of one world and domain: look up, send, cancel, and record.
+"""Execution of a domain's open orders, one world at a time: look up, send, cancel, and record.
 
 An order is written as sent before it is sent, so every order that may be at the venue is known. One without
 an answer is looked up. That the venue does not know it is no answer until `time_in_flight_s` has passed since
@@ -13,17 +13,14 @@ from datetime import UTC, datetime
 
 import structlog
 
-from activities.brokers.calls import BrokerCalls, placed
+from activities.brokers.broker import CALL_LIMIT_S
+from activities.brokers.calls import BrokerCalls, accepted_orders
 from activities.fence.open_orders import OpenOrder, SqlOpenOrders
-from qmtl_sdk.contracts.orders import OrderReport, OrderState
+from qmtl_sdk.contracts.orders import ENDED, OrderReport, OrderState
 
 # Seconds after the marking within which a call begins. A process that was stopped meanwhile looks its orders
 # up instead: another router may have taken over and concluded that they never arrived.
 _SENT_WITHIN_S = 2.0
-
-# Seconds that such a call of another router may take, which does not know at once that it was replaced when
-# its connection to the database breaks.
-_CALL_S = 5.0
 
 # Seconds between two look-ups of an order: a quarter of the time since it was sent, between these.
 _LOOK_AGAIN_S = (0.05, 1.0)
@@ -37,8 +34,8 @@ _ATTEMPTS = 100_000
 _log = structlog.get_logger()
 
 
-class Lane:
-    """Handles the due orders of a world over one broker."""
+class ExecutionHandler:
+    """Sends a domain's orders to its broker, and follows them to their end."""
 
     def __init__(self, orders: SqlOpenOrders, calls: BrokerCalls) -> None:
         self._orders = orders
@@ -66,7 +63,7 @@ class Lane:
         good, bad = list[OpenOrder](), dict[OpenOrder, float]()
         for order in orders:
             try:
-                placed([order])
+                accepted_orders([order])
             except ValueError as error:
                 bad[order] = _FAILED_S
                 _log.error("an order cannot be read", order=order.order_id, error=repr(error))
@@ -80,16 +77,18 @@ class Lane:
         """Ask the venue for orders that were sent; return the changes, and the orders that never arrived."""
         for order in orders:
             if self._attempts.get(order.order_id, ("", 0.0))[0] != order.sent_at:
-                self._attempted(order, max(_SENT_WITHIN_S + _CALL_S - _age_s(order), 0.0))
-        stopped = [order for order in orders if order.stop]
-        if stopped:
-            self._calls.cancel(placed(stopped))
+                # By another router, which may still be in the call: it does not know at once that it was
+                # replaced when its connection to the database breaks.
+                self._attempted(order, max(_SENT_WITHIN_S + CALL_LIMIT_S - _age_s(order), 0.0))
+        cancelled = [order for order in orders if order.cancel_reason]
+        if cancelled:
+            self._calls.cancel(accepted_orders(cancelled))
         asked_at = time.monotonic()
-        reports, failed = self._calls.find(placed(orders))
+        reports, failed = self._calls.find(accepted_orders(orders))
         answered = {report.order_id for report in reports} | failed
         absent = [order for order in orders if order.order_id not in answered]
-        unknown = [order for order in absent if not order.known and self._has_landed(order, asked_at)]
-        lost = [order for order in absent if order.known and self._is_lost(order, asked_at)]
+        unknown = [order for order in absent if not order.acknowledged and self._has_landed(order, asked_at)]
+        lost = [order for order in absent if order.acknowledged and self._is_lost(order, asked_at)]
         reports += map(_forgotten, lost)
         for report in reports:
             self._missing.pop(report.order_id, None)
@@ -109,7 +108,7 @@ class Lane:
         if not marked:
             return ended
         try:
-            reports, failed = self._calls.place(placed(marked), until)
+            reports, failed = self._calls.place(accepted_orders(marked), until)
         finally:
             for order in marked:
                 self._attempted(order)
@@ -119,7 +118,7 @@ class Lane:
     def _record(self, world_id: str, reports: Sequence[OrderReport], pauses: dict[OpenOrder, float]) -> int:
         changes = self._orders.record(world_id, reports, pauses)
         for report in reports:
-            if report.state not in ("sent", "partially_filled"):
+            if report.state in ENDED:
                 self._attempts.pop(report.order_id, None)
         return changes
 
