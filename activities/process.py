@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from activities import end_loading
 from activities.settings import Settings, settings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
@@ -32,6 +33,7 @@ def run_process(
         database = open_database(config.database_dsn)
         try:
             with open_service(config, database) as service:
+                end_loading()
                 print(f"{name}: ready", flush=True)
                 service.run(stop)
         finally:

@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from activities import end_loading
 from activities.settings import settings
 from api.parts import StackParts
 from qmtl_sdk.contracts.errors import QmtlError
@@ -146,6 +147,7 @@ def _print(line: str) -> None:
 
 def main() -> None:
     """Supervise the stack of this configuration's home; exit with 1 where the configuration is invalid."""
+    end_loading()
     try:
         Supervisor(StackParts(settings())).run()
     except QmtlError as error:

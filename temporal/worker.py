@@ -18,6 +18,7 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.worker import Interceptor, Worker
 
+from activities import end_loading
 from activities.applies.activities import ApplyActivities
 from activities.decisions.activities import DecisionActivities
 from activities.promotions.activities import PromotionActivities
@@ -111,6 +112,7 @@ async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> Non
                 versions = Versions(client, build)
                 await versions.begin()
                 upgrades = asyncio.create_task(versions.repeat_checks())
+                end_loading()
                 print("worker: ready", flush=True)
                 while not stop.is_set():
                     if all(worker.is_running for worker in workers):

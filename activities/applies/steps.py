@@ -31,6 +31,10 @@ from qmtl_sdk.contracts.errors import QmtlError
 StepT = TypeVar("StepT", bound=StepDone)
 Transition = Callable[[Transaction, ApplyRow, FenceRow], StepT]
 
+# Seconds that a step waits for each of its two locks. After 5 s its activity is tried again.
+_LOCK_WAIT_S = 2.0
+
+
 _SAME_RUN = (
     (col(ApplyStepRow.world_id) == ApplyRow.world_id)
     & (col(ApplyStepRow.run_id) == ApplyRow.run_id)
@@ -131,6 +135,7 @@ class SqlApplySteps:
     ) -> StepT:
         """Do a step if it was not done before, and return its result."""
         with self._database.write("apply") as tx:
+            tx.limit_lock_waits(_LOCK_WAIT_S)
             tx.lock(f"world:{world_id}")
             keys = {"world": world_id, "run": run_id, "step": step}
             found = tx.session.execute(_RUN_AND_STEP, keys).first()

@@ -24,8 +24,8 @@ _RETRY_LIMIT_S = 30.0
 # is a fault again.
 _FAULT_S = 60.0
 
-# Orders in a row, without one that succeeds, for which a call fails where the broker has a fault: one alone
-# says more about that order than about the broker.
+# Orders that cannot be sent, without one that can, where the broker has a fault: one alone says more about
+# that order than about the broker. One that cannot be looked up or cancelled says nothing about others.
 _FAULTY = 2
 
 _log = structlog.get_logger()
@@ -45,14 +45,14 @@ class BrokerCalls:
         self._fault = ""
         self._failed_at = 0.0
         self._called_at = inf
-        self._failing: dict[Call, set[str]] = {}
-        """Ids of orders, `_FAULTY` at most, for which a call has failed since it last succeeded."""
+        self._unsent: set[str] = set()
+        """Ids of orders, `_FAULTY` at most, that could not be sent since one could."""
         self._failures = 0
         self._next_at = 0.0
 
     @property
     def fault(self) -> str:
-        """Why orders cannot be sent, or their states are not known; empty where they can, and they are."""
+        """Why orders cannot be sent; empty where they can."""
         now = time.monotonic()
         if now - self._called_at > CALL_LIMIT_S:
             return f"the broker {self.broker.name} does not answer"
@@ -112,18 +112,22 @@ class BrokerCalls:
                 raise BrokerUnavailableError from error
             if len(orders) == 1:
                 failed.add(orders[0][0].order_id)
-                failing = self._failing.setdefault(call, set())
-                if len(failing) < _FAULTY:
-                    failing.add(orders[0][0].order_id)
-                if len(failing) == _FAULTY:
-                    self._note_fault(error)
+                if call == self.broker.place:
+                    self._note_unsent(orders[0][0].order_id, error)
                 return []
             return [report for one in orders for report in self._batch(call, [one], failed, until)]
         self._failures = 0
-        self._failing.pop(call, None)
-        if not any(len(ids) == _FAULTY for ids in self._failing.values()):
+        if call == self.broker.place:
+            self._unsent.clear()
+        if len(self._unsent) < _FAULTY:
             self._fault = ""
         return reports
+
+    def _note_unsent(self, order_id: str, error: Exception) -> None:
+        if len(self._unsent) < _FAULTY:
+            self._unsent.add(order_id)
+        if len(self._unsent) == _FAULTY:
+            self._note_fault(error)
 
     def _note_fault(self, error: Exception) -> None:
         self._fault = f"{type(error).__name__} of the broker {self.broker.name}"

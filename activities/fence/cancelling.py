@@ -7,15 +7,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, delete, insert, literal, select, update
 from sqlmodel import SQLModel
 
+from activities.fence.log_line import LogLine
 from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.orders import MAX_REASON, CancelResult, OrderState
 
 _log = SQLModel.metadata.tables["order_log"]
 _open = SQLModel.metadata.tables["open_order"]
-
-# The columns of a change of an order's state, as `cancel_open` selects them.
-_COLUMNS = ("at", "world_id", "kind", "ref", "epoch", "strategy_id", "reason", "body")
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def cancel_open(
     if which.strategy_id:
         these &= _open.c.strategy_id == which.strategy_id
     unsent = these & (_open.c.state == OrderState.ACCEPTED.value)
-    connection.execute(insert(_log).from_select(_COLUMNS, _cancelled(fence, unsent, reason)))
+    connection.execute(insert(_log).from_select(LogLine._fields, _cancelled(fence, unsent, reason)))
     ended = connection.execute(delete(_open).where(unsent)).rowcount
     if not sent_too:
         return CancelResult(cancelled=ended, requested=0)

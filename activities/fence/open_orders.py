@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 from sqlmodel import SQLModel
 
-from activities.fence.log_line import ACCEPTED, VERDICT
+from activities.fence.log_line import ACCEPTED, VERDICT, LogLine
 from activities.fence.rules import Activation, FenceState, OrderContext, refusal_before_sending
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
@@ -258,16 +258,9 @@ def _line(
     order: OpenOrder, fence: FenceRow, state: OrderState, reason: str, body: str = ""
 ) -> dict[str, object]:
     """Build the log's row of a change."""
-    return {
-        "at": utc_now(),
-        "world_id": order.world_id,
-        "kind": state.value,
-        "ref": order.order_id,
-        "epoch": fence.epoch,
-        "strategy_id": order.strategy_id,
-        "reason": reason,
-        "body": body,
-    }
+    return LogLine(
+        utc_now(), order.world_id, state.value, order.order_id, fence.epoch, order.strategy_id, reason, body
+    )._asdict()
 
 
 def _delay(connection: Connection, look_again: Mapping[OpenOrder, float]) -> None:

@@ -1,7 +1,7 @@
 """The order log in the database: orders with the changes of their states, and counts.
 
 Rows are only ever added: orders by `OrderAcceptance`, those that were not sent by `SqlWithheldOrders`,
-changes by `SqlOpenOrders` and `cancel_open`.
+changes of orders by `SqlOpenOrders` and `cancel_open`, changes of the fence by `log_fence_change`.
 """
 
 from collections import defaultdict

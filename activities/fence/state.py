@@ -13,6 +13,7 @@ from typing import Literal
 from sqlmodel import Session, SQLModel
 
 from activities.fence.activations import activation_hashes, apply_decision, halts_of, store_activation
+from activities.fence.log_line import LogLine
 from activities.fence.rules import DRAINING, FROZEN, OPEN
 from activities.storage.tables import FenceRow, WorldRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
@@ -172,17 +173,8 @@ def log_fence_change(
 
     `strategy_id`: the strategy that it concerns; empty where it concerns the whole world.
     """
-    row = {
-        "at": utc_now(),
-        "world_id": fence.world_id,
-        "kind": kind,
-        "ref": ref,
-        "epoch": fence.epoch,
-        "strategy_id": strategy_id,
-        "reason": reason,
-        "body": "",
-    }
-    tx.session.connection().execute(_ORDER_LOG.insert(), row)
+    line = LogLine(utc_now(), fence.world_id, kind, ref, fence.epoch, strategy_id, reason, "")
+    tx.session.connection().execute(_ORDER_LOG.insert(), line._asdict())
 
 
 def publish_gate_change(tx: Transaction, fence: FenceRow, event: FenceEvent) -> ActivationEnvelope:

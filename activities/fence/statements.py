@@ -23,7 +23,7 @@ from activities.access.sql import TokenState
 from activities.fence.log_line import ACCEPTED, LogLine
 from activities.fence.rules import Activation, FenceState, Session
 from activities.storage.database import Database
-from activities.storage.postgres import PostgresDatabase, lock_key
+from activities.storage.postgres import LOCK_WAIT_S, PostgresDatabase, lock_key, milliseconds
 from qmtl_sdk.contracts.orders import Order
 
 _FENCE = tuple(FenceState.__dataclass_fields__)
@@ -264,7 +264,7 @@ class _PostgresStatements:
                 "BEGIN",
                 f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}",
                 *locks,
-                "SET LOCAL lock_timeout = 0",
+                f"SET LOCAL lock_timeout = '{milliseconds(LOCK_WAIT_S)}'",
             ]
         else:
             tries = ", ".join(f"pg_try_advisory_xact_lock({key})" for key in keys)

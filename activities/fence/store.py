@@ -110,14 +110,14 @@ class SqlFenceStore:
             world_row(session, world_id)
             return fence_status(session, world_id)
 
-    def halt(self, world_id: str, actor: str, reason: str) -> bool:
+    def halt(self, world_id: str, actor: str, reason: str, wait_s: float = HALT_WAIT_S) -> bool:
         """Close the world's fence at once, whatever else runs, until someone resumes it.
 
         Returns False where it was halted already. Raises QmtlError: E_WORLD_UNKNOWN; E_UNAVAILABLE where
-        another transaction holds the fence for `HALT_WAIT_S`.
+        another transaction holds the fence for `wait_s`.
         """
         with self._database.write(actor) as tx:
-            tx.limit_lock_waits(HALT_WAIT_S)
+            tx.limit_lock_waits(wait_s)
             fence = locked_fence(tx, world_id)
             if fence.halted:
                 return False

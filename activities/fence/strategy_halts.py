@@ -35,14 +35,16 @@ class SqlStrategyHalts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def halt(self, world_id: str, strategy: str, actor: str, reason: str) -> StrategyHalt:
+    def halt(
+        self, world_id: str, strategy: str, actor: str, reason: str, wait_s: float = HALT_WAIT_S
+    ) -> StrategyHalt:
         """Refuse every order of a strategy from now on. Idempotent: the first halt stands; returns it.
 
         Raises QmtlError: E_WORLD_UNKNOWN; E_STRATEGY_UNKNOWN where none or several strategies match;
         E_UNAVAILABLE as `SqlFenceStore.halt`.
         """
         with self._database.write(actor) as tx:
-            tx.limit_lock_waits(HALT_WAIT_S)
+            tx.limit_lock_waits(wait_s)
             fence = locked_fence(tx, world_id)
             found = bound_strategy(tx.session, world_id, strategy)
             row = tx.session.get(StrategyHaltRow, (world_id, found.strategy_id))

@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, select
 
 from activities.storage.commits import CommitWatcher
-from activities.storage.migrate import migrate
+from activities.storage.migrate import is_current, migrate
 from activities.storage.tables import StoreIdentityRow
 from activities.storage.transactions import RecordedChange, Transaction, take_write_mark, watch_writes
 from qmtl_sdk.contracts.errors import QmtlError
@@ -49,8 +49,9 @@ class Database(ABC):
         for engine in (self._engine, self._reserve):
             watch_writes(engine)
         try:
-            with self.migrating():
-                migrate(self._engine)
+            if not is_current(self._engine):
+                with self.migrating():
+                    migrate(self._engine)
             self.store_id = self._identity()
         except BaseException:  # the caller gets no object that it could close
             self.close()
@@ -123,6 +124,10 @@ class Database(ABC):
             raise
 
     def _identity(self) -> str:
+        with self.read() as session:
+            known = session.exec(select(StoreIdentityRow)).first()
+        if known is not None:
+            return known.store_id
         with self.write("system") as tx:
             tx.lock("store_identity")
             found = tx.session.exec(select(StoreIdentityRow)).first()

@@ -11,13 +11,14 @@
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import psutil
 import structlog
-from sqlalchemy import and_, delete, or_
+from sqlalchemy import Delete, and_, delete, or_
 from sqlmodel import col, select
 
 from activities.storage.database import Database
@@ -47,6 +48,9 @@ _MOST = 100
 # Characters of a fault.
 _FAULT = 200
 
+# Seconds between two searches for rows that are too old.
+_CLEAN_EVERY_S = 30.0
+
 _log = structlog.get_logger()
 
 
@@ -68,6 +72,8 @@ class HeartbeatWriter:
         self._stop = threading.Event()
         self._due = threading.Event()
         self.failures = 0
+        # What this process replaced when it last looked for rows to delete, and when that was.
+        self._cleaned = ("", 0.0)
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         now = utc_now()
         self._row = ProcessRow(
@@ -139,24 +145,33 @@ class HeartbeatWriter:
         self._write()
 
     def _write(self) -> None:
-        """Write this row, and delete those that it replaces and those that are too old."""
+        """Write this row; now and then delete those that it replaces and those that are too old."""
         with self._lock:
             self._row.seen_at = utc_now()
-            row = ProcessRow.model_validate(self._row.model_dump())
+            row = ProcessRow(**self._row.model_dump())
         replaced = row.since if row.state == RUNNING and row.worked_at else ""
-        gone = delete(ProcessRow).where(
-            col(ProcessRow.process_id) != row.process_id,
-            or_(
-                and_(col(ProcessRow.name) == row.name, col(ProcessRow.seen_at) < replaced),
-                col(ProcessRow.seen_at) < utc_before(timedelta(seconds=_KEEP_S)),
-            ),
-        )
+        before, at = self._cleaned
+        cleans = replaced != before or time.monotonic() - at > _CLEAN_EVERY_S
         try:
             with self._database.write(row.name, bookkeeping=True) as tx:
                 tx.upsert(row)
-                tx.session.connection().execute(gone)
+                if cleans:
+                    tx.connection.execute(_gone(row, replaced))
+            if cleans:
+                self._cleaned = replaced, time.monotonic()
         except Exception as error:  # a database that is away comes back; the thread goes on until then
             _log.warning("a heartbeat cannot be written", process=row.name, why=fault_text(error))
+
+
+def _gone(row: ProcessRow, replaced: str) -> Delete:
+    """Return the statement that deletes what a process replaced, and the rows that are too old."""
+    return delete(ProcessRow).where(
+        col(ProcessRow.process_id) != row.process_id,
+        or_(
+            and_(col(ProcessRow.name) == row.name, col(ProcessRow.seen_at) < replaced),
+            col(ProcessRow.seen_at) < utc_before(timedelta(seconds=_KEEP_S)),
+        ),
+    )
 
 
 def processes(database: Database) -> list[ProcessStatus]:

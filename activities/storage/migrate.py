@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parent / "migrations"
 
 
-def migrate(engine: Engine) -> None:
-    """Migrate the database to this version. The caller makes sure that no other process does so meanwhile.
+def is_current(engine: Engine) -> bool:
+    """Return whether the database is of this version, so that nothing is to be migrated.
 
     Raises QmtlError: E_DATABASE_NEWER where this code does not know the version of the database.
     """
@@ -38,8 +38,15 @@ def migrate(engine: Engine) -> None:
             "or one from before the first release",
             "upgrade QMTL, or use another database",
         )
-    if current == known[-1]:
-        _require_schema(engine)
+    if current != known[-1]:
+        return False
+    _require_schema(engine)
+    return True
+
+
+def migrate(engine: Engine) -> None:
+    """Migrate the database to this version. The caller makes sure that no other process does so meanwhile."""
+    if is_current(engine):  # another process has just done it
         return
     # Imported here because it costs megabytes, and only a start that migrates needs it.
     from alembic import command

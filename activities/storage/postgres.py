@@ -21,12 +21,12 @@ from activities.storage.transactions import LockHeldError, Transaction
 # that was used a moment ago is trusted.
 _IDLE_S = 1.0
 
-# Seconds that a statement waits for a lock at most, unless its caller says less. A lock that stays held would
-# take one thread after the other until none is left, also for halts.
-_LOCK_WAIT_S = 10.0
+LOCK_WAIT_S = 10.0
+"""Seconds that a statement waits for a lock at most, unless its caller says less. A lock that stays held
+would take one thread after the other until none is left, also for halts."""
 
 # Seconds after which the server ends a connection whose transaction does nothing: its locks become free.
-_IDLE_TRANSACTION_S = 60.0
+_IDLE_TRANSACTION_S = 30.0
 
 # Seconds after which each side takes the other one for dead where it does not answer: a host that lost power
 # would keep its locks and its role for two hours.
@@ -48,14 +48,14 @@ class _PostgresTransaction(Transaction):
         if not within_ms:
             connection.execute(_LOCK, {"key": lock_key(name)})
             return
-        connection.execute(_LOCK_TIMEOUT, {"limit": _milliseconds(within_ms / 1000)})
+        connection.execute(_LOCK_TIMEOUT, {"limit": milliseconds(within_ms / 1000)})
         try:
             connection.execute(_LOCK, {"key": lock_key(name)})
         except OperationalError as error:
             if isinstance(error.orig, psycopg.errors.LockNotAvailable):
                 raise LockHeldError(name) from error
             raise
-        connection.execute(_LOCK_TIMEOUT, {"limit": _milliseconds(_LOCK_WAIT_S)})
+        connection.execute(_LOCK_TIMEOUT, {"limit": milliseconds(LOCK_WAIT_S)})
 
     def try_locks(self, names: Sequence[str]) -> list[str]:
         keys = {lock_key(name): name for name in names}
@@ -63,7 +63,7 @@ class _PostgresTransaction(Transaction):
         return [keys[key] for key in held.scalars()]
 
     def limit_lock_waits(self, limit_s: float) -> None:
-        self.connection.execute(_LOCK_TIMEOUT, {"limit": _milliseconds(limit_s)})
+        self.connection.execute(_LOCK_TIMEOUT, {"limit": milliseconds(limit_s)})
 
 
 class PostgresDatabase(Database):
@@ -147,7 +147,7 @@ def lock_key(name: str) -> int:
     return int.from_bytes(blake3(name.encode()).digest(8), "big", signed=True)
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
     """Return a wait as PostgreSQL takes it; 0 would mean no limit."""
     return f"{max(1, round(seconds * 1000))}ms"
 
@@ -155,11 +155,12 @@ def _milliseconds(seconds: float) -> str:
 def _limit_session(driver: "psycopg.Connection[Any]", _: ConnectionPoolEntry) -> None:
     """Let a new connection wait for nothing without a limit, and the server notice when its host is dead."""
     settings = {
-        "lock_timeout": _milliseconds(_LOCK_WAIT_S),
-        "idle_in_transaction_session_timeout": _milliseconds(_IDLE_TRANSACTION_S),
+        "lock_timeout": milliseconds(LOCK_WAIT_S),
+        "idle_in_transaction_session_timeout": milliseconds(_IDLE_TRANSACTION_S),
         "tcp_keepalives_idle": str(_DEAD_AFTER_S // 2),
         "tcp_keepalives_interval": str(_DEAD_AFTER_S // 4),
         "tcp_keepalives_count": "2",
+        "tcp_user_timeout": milliseconds(_DEAD_AFTER_S),
     }
     for name, value in settings.items():
         driver.execute("SELECT set_config(%s, %s, false)", (name, value))

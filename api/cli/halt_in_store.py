@@ -13,6 +13,9 @@ from activities.settings import Settings, settings
 from activities.storage.opening import open_database
 from qmtl_sdk.contracts.errors import QmtlError
 
+# Seconds to wait for the fence of one world: by then the database has ended a transaction that hangs.
+_WAIT_S = 45.0
+
 
 def halt_in_store(world: str | None, strategy: str | None, as_name: str | None, reason: str) -> list[str]:
     """Halt a world, a strategy of it, or all worlds; return their ids.
@@ -34,10 +37,10 @@ def halt_in_store(world: str | None, strategy: str | None, as_name: str | None, 
     try:
         fence = SqlFenceStore(database)
         if world is not None and strategy is not None:
-            SqlStrategyHalts(database).halt(world, strategy, getpass.getuser(), reason)
+            SqlStrategyHalts(database).halt(world, strategy, getpass.getuser(), reason, _WAIT_S)
             return [world]
         if world is not None:
-            fence.halt(world, getpass.getuser(), reason)
+            fence.halt(world, getpass.getuser(), reason, _WAIT_S)
             return [world]
         worlds = fence.world_ids()
         halt_all(database, worlds, getpass.getuser(), reason)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from activities import end_loading
 from api.cli import (
     apply,
     approvals,
@@ -62,6 +63,7 @@ app.add_typer(events, name="events")
 
 def main() -> None:
     """Run the command."""
+    end_loading()
     app()
 
 

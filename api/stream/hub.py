@@ -98,9 +98,7 @@ class Hub:
     def _store(self, topic: str, item: Sequenced) -> None:
         """Keep a frame in memory while the topic has subscribers; later subscribers read the bus."""
         if topic not in self._listeners:
-            self._all_bytes -= self._bytes.pop(topic, 0)
-            self._frames.pop(topic, None)
-            self._last.pop(topic, None)
+            self._forget(topic)
             return
         frames = self._frames.setdefault(topic, deque())
         if frames and item.sequence != frames[-1][0] + 1:
@@ -132,6 +130,13 @@ class Hub:
             listeners.discard(listener)
             if not listeners:
                 del self._listeners[topic]
+                self._forget(topic)
+
+    def _forget(self, topic: str) -> None:
+        """Drop what is kept of a topic to which nobody subscribes."""
+        self._all_bytes -= self._bytes.pop(topic, 0)
+        self._frames.pop(topic, None)
+        self._last.pop(topic, None)
 
     async def after(self, topic: str, sequence: int) -> list[tuple[int, str]]:
         """Return up to BATCH frames after a sequence, without a gap, as pairs of sequence and text.

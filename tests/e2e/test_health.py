@@ -1,7 +1,9 @@
 """`/health` and `qmtl status`: what is missing, what fails, and what that means for orders."""
 
 import asyncio
+import inspect
 import os
+import re
 import signal
 import time
 import uuid
@@ -12,6 +14,7 @@ import pytest
 from temporalio.client import Client
 
 from activities.applies.acknowledgements import SqlApplyAcks
+from api import gateway
 from api.health import HealthCheck
 from api.loops import BackgroundLoops
 from qmtl_sdk.contracts.stream import Subscribe
@@ -94,6 +97,11 @@ def test_every_loop_of_a_gateway_comes_back_after_whatever_it_raises(own_machine
         wait_for(lambda: acks.missing("acks", change, "freeze") == (), "the acknowledgement that failed")
     finally:
         database.close()
+
+
+def test_every_loop_that_a_gateway_starts_is_one_of_those() -> None:
+    started = set(re.findall(r'start\("([^"]+)"', inspect.getsource(gateway._start_loops)))
+    assert started == {*CALLS, "heartbeat"}, "the heartbeat's loop calls nothing that could raise"
 
 
 def test_health_costs_the_same_whatever_waits_and_loads_no_body(tmp_path: Path) -> None:

@@ -167,5 +167,6 @@ def test_rows_of_dead_processes_are_deleted_after_a_while(
         process.wait()
     wait_for(lambda: found(database, "dead"), "dead router")
     monkeypatch.setattr(heartbeats, "_KEEP_S", 1.0)
+    monkeypatch.setattr(heartbeats, "_CLEAN_EVERY_S", 0.1)
     with HeartbeatWriter(database, "worker"):
         wait_for(lambda: [item.name for item in processes(database)] == ["worker"], "deletion")

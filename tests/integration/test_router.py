@@ -15,7 +15,7 @@ from activities.brokers.broker import AcceptedOrder
 from activities.brokers.calls import BrokerCalls, accepted_orders
 from activities.brokers.execution import ExecutionHandler
 from activities.brokers.paper import PaperBroker
-from activities.brokers.router import OrderRouter
+from activities.brokers.router import DomainRouter, OrderRouter
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
@@ -563,42 +563,46 @@ def test_a_broker_that_raises_on_order_after_order_has_a_fault_until_one_succeed
     assert calls.fault == ""
 
 
-@pytest.mark.parametrize("call", ["place", "cancel"])
-def test_a_fault_of_the_broker_ends_when_no_order_is_left_that_could_show_its_end(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str
+def test_a_fault_of_the_broker_ends_although_no_order_is_left_that_could_show_its_end(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two bad orders had ended, nothing was sent any more, and live orders were refused for ever."""
+    """Two bad orders had expired, nothing was sent any more, and live orders were refused for ever."""
     monkeypatch.setattr("activities.brokers.calls._FAULT_S", 0.3)
 
-    class Broken(PaperBroker):
+    class Broken(Venue):
         def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
-            if call == "place":
-                raise ZeroDivisionError("a bug of the broker")
-            return super().place(orders, now)
-
-        def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
-            return [] if call == "place" else super().find(orders, now)
-
-        def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
-            super().cancel(orders, now)
-            raise ZeroDivisionError("it is closed already")
+            raise ZeroDivisionError("a bug of the broker")
 
     accepted(desk, 2)
-    orders = SqlOpenOrders(desk.database, 0.2 if call == "place" else 300.0)
-    broker = Broken("broken", 3600.0)
-    route = OrderRouter(desk.database, orders, {Domain.LIVE: broker, Domain.DRYRUN: broker})
-    dryrun = route._domains[Domain.DRYRUN]
+    route = DomainRouter(SqlOpenOrders(desk.database, 0.2), Domain.DRYRUN, Broken())
     route.step()
-    if call == "cancel":
-        desk.fence.halt(desk.world, "olga", "stop")
+    assert route.calls.fault == "ZeroDivisionError of the broker venue"
+    wait_for(lambda: [look_again(desk), route.step(), states(desk)][-1] == ["expired"] * 2, "their end")
+    wait_for(lambda: not route.calls.fault, "the end of the fault", 5)
+
+
+@pytest.mark.parametrize("call", ["find", "cancel"])
+def test_orders_that_cannot_be_looked_up_or_cancelled_stop_no_others(desk: Desk, call: str) -> None:
+    """Two such orders of one world stopped live trading in all, for as long as they were open."""
+
+    class Broken(PaperBroker):
+        def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
+            if call == "find":
+                raise ZeroDivisionError("a state that it does not know")
+            return super().find(orders, now)
+
+        def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
+            raise ZeroDivisionError("the market is closed")
+
+    accepted(desk, 2)
+    route = DomainRouter(SqlOpenOrders(desk.database, 300.0), Domain.DRYRUN, Broken("broken", 3600.0))
+    route.step()
+    desk.fence.halt(desk.world, "olga", "stop")
+    for _ in range(3):
         look_again(desk)
         route.step()
-    assert dryrun.calls.fault == "ZeroDivisionError of the broker broken"
-    wait_for(
-        lambda: [look_again(desk), route.step(), states(desk)][-1] in (["expired"] * 2, ["cancelled"] * 2),
-        "the end of both orders",
-    )
-    wait_for(lambda: not dryrun.calls.fault, "the end of the fault", 5)
+        assert route.calls.fault == ""
+    assert states(desk) == ["sent"] * 2
 
 
 def test_a_call_that_hangs_is_a_fault_and_many_short_ones_are_none(
