@@ -49,7 +49,9 @@ class Database(ABC):
         for engine in (self._engine, self._reserve):
             watch_writes(engine)
         try:
-            if not is_current(self._engine):
+            with self._connection("read") as connection:
+                current = is_current(connection)
+            if not current:
                 with self.migrating():
                     migrate(self._engine)
             self.store_id = self._identity()

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlmodel import SQLModel
 
 from qmtl_sdk.contracts.errors import QmtlError
@@ -21,15 +21,14 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parent / "migrations"
 
 
-def is_current(engine: Engine) -> bool:
+def is_current(connection: Connection) -> bool:
     """Return whether the database is of this version, so that nothing is to be migrated.
 
     Raises QmtlError: E_DATABASE_NEWER where this code does not know the version of the database.
     """
-    with engine.connect() as connection:
-        current = None
-        if inspect(connection).has_table("alembic_version"):
-            current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    current = None
+    if inspect(connection).has_table("alembic_version"):
+        current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
     known = _revisions()
     if current is not None and current not in known:
         raise QmtlError(
@@ -40,14 +39,15 @@ def is_current(engine: Engine) -> bool:
         )
     if current != known[-1]:
         return False
-    _require_schema(engine)
+    _require_schema(connection)
     return True
 
 
 def migrate(engine: Engine) -> None:
     """Migrate the database to this version. The caller makes sure that no other process does so meanwhile."""
-    if is_current(engine):  # another process has just done it
-        return
+    with engine.connect() as connection:
+        if is_current(connection):  # another process has just done it
+            return
     # Imported here because it costs megabytes, and only a start that migrates needs it.
     from alembic import command
 
@@ -58,17 +58,16 @@ def migrate(engine: Engine) -> None:
         connection.commit()
 
 
-def _require_schema(engine: Engine) -> None:
+def _require_schema(connection: Connection) -> None:
     """Check that the database has every table and column of this code.
 
     Raises QmtlError (E_DATABASE_NEWER).
     """
-    with engine.connect() as connection:
-        found = {
-            (table, column["name"])
-            for (_, table), columns in inspect(connection).get_multi_columns().items()
-            for column in columns
-        }
+    found = {
+        (table, column["name"])
+        for (_, table), columns in inspect(connection).get_multi_columns().items()
+        for column in columns
+    }
     missing = sorted(
         f"{table.name}.{column.name}"
         for table in SQLModel.metadata.tables.values()
