@@ -1,5 +1,5 @@
 """Run the command as `python -m api.cli`, where `qmtl` is not on PATH."""
 
-from api.cli.main import main
+from api.cli import main
 
 main()
