@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from activities.fence.acceptance import OrderAcceptance
+from activities.fence.state import locked_fence
 from activities.sessions.sql import LEASE_ENDED, SqlSessionStore
 from activities.storage.database import Database
 from activities.storage.tables import SessionRow
@@ -16,6 +17,7 @@ from activities.storage.transactions import RecordedChange, Transaction
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from tests.support.desk import Desk
+from tests.support.machine import wait_for
 
 LIMIT_S = 30.0
 """Against a test that hangs, not a measurement."""
@@ -43,6 +45,29 @@ def test_sessions_end_with_their_lease_in_every_world(database: Database) -> Non
         store.heartbeat(ended[0], SessionHeartbeat())
     with pytest.raises(QmtlError, match="E_SESSION_UNKNOWN"):
         store.end("nothing", "stopped", "ana")
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_sessions_of_a_world_whose_fence_is_never_free_are_ended(database: Database) -> None:
+    """Orders followed on orders, and the end of sessions only tried: ten seconds and more it never came."""
+    desk, stop = Desk(database, "a"), threading.Event()
+    over(database, "a")
+
+    def hold() -> None:
+        while not stop.is_set():
+            with database.write("test", bookkeeping=True) as tx:
+                locked_fence(tx, desk.world)
+                time.sleep(0.02)
+
+    with ThreadPoolExecutor(2) as pool:
+        holding = [pool.submit(hold) for _ in range(2)]
+        try:
+            store = SqlSessionStore(database, 60.0)
+            wait_for(lambda: store.expire() == 1, "the end of the session", 10)
+        finally:
+            stop.set()
+        for thread in holding:
+            thread.result(LIMIT_S)
 
 
 def test_a_world_whose_sessions_cannot_be_ended_stops_no_other(
