@@ -6,7 +6,7 @@ until the process ends, and to go through them again and again took a tenth of i
 
 import gc
 
-# Before that, and where a process is not of QMTL.
+# Python's own thresholds.
 _USUAL = gc.get_threshold()
 
 gc.set_threshold(50_000, 20, 20)

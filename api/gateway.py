@@ -73,7 +73,11 @@ TURN_LIMIT_S = 30.0
 EXPIRE_EVERY_S = 1.0
 """Shortest time between two searches for sessions whose lease has ended, in seconds."""
 READ_REVOKED_EVERY_S = 1.0
-"""Seconds between two reads of the revoked tokens while a stream is open."""
+"""Seconds between two reads of the revoked tokens while a stream is open.
+
+docs/access.md promises `within seconds`.
+"""
+
 # Threads for what requests and loops read and write, while the event loop goes on.
 _THREADS = 16
 

@@ -34,7 +34,6 @@ Transition = Callable[[Transaction, ApplyRow, FenceRow], StepT]
 # Seconds that a step waits for each of its two locks. After 5 s its activity is tried again.
 _LOCK_WAIT_S = 2.0
 
-
 _SAME_RUN = (
     (col(ApplyStepRow.world_id) == ApplyRow.world_id)
     & (col(ApplyStepRow.run_id) == ApplyRow.run_id)

@@ -44,7 +44,10 @@ def is_current(connection: Connection) -> bool:
 
 
 def migrate(engine: Engine) -> None:
-    """Migrate the database to this version. The caller makes sure that no other process does so meanwhile."""
+    """Migrate the database to this version. The caller makes sure that no other process does so meanwhile.
+
+    Raises QmtlError as `is_current`.
+    """
     with engine.connect() as connection:
         if is_current(connection):  # another process has just done it
             return

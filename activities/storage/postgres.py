@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 from blake3 import blake3
+from psycopg import sql
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DisconnectionError, OperationalError
@@ -31,6 +32,11 @@ _IDLE_TRANSACTION_S = 30.0
 # Seconds after which each side takes the other one for dead where it does not answer: a host that lost power
 # would keep its locks and its role for two hours.
 _DEAD_AFTER_S = 20
+_KEEPALIVES = {
+    "keepalives_idle": _DEAD_AFTER_S // 2,
+    "keepalives_interval": _DEAD_AFTER_S // 4,
+    "keepalives_count": 2,
+}
 
 # Connections that stay open: one for each thread that a process typically runs.
 _POOL_SIZE = 16
@@ -81,12 +87,7 @@ class PostgresDatabase(Database):
                 pool_size=_POOL_SIZE,
                 pool_timeout=POOL_WAIT_S,
                 pool_use_lifo=True,
-                connect_args={
-                    "keepalives_idle": _DEAD_AFTER_S // 2,
-                    "keepalives_interval": _DEAD_AFTER_S // 4,
-                    "keepalives_count": 2,
-                    "tcp_user_timeout": _DEAD_AFTER_S * 1000,
-                },
+                connect_args={**_KEEPALIVES, "tcp_user_timeout": _DEAD_AFTER_S * 1000},
             )
             event.listen(engine, "connect", _limit_session)
             _test_idle_connections(engine)
@@ -157,13 +158,13 @@ def _limit_session(driver: "psycopg.Connection[Any]", _: ConnectionPoolEntry) ->
     settings = {
         "lock_timeout": milliseconds(LOCK_WAIT_S),
         "idle_in_transaction_session_timeout": milliseconds(_IDLE_TRANSACTION_S),
-        "tcp_keepalives_idle": str(_DEAD_AFTER_S // 2),
-        "tcp_keepalives_interval": str(_DEAD_AFTER_S // 4),
-        "tcp_keepalives_count": "2",
         "tcp_user_timeout": milliseconds(_DEAD_AFTER_S),
+        **{f"tcp_{name}": str(value) for name, value in _KEEPALIVES.items()},
     }
-    for name, value in settings.items():
-        driver.execute("SELECT set_config(%s, %s, false)", (name, value))
+    calls = sql.SQL(", ").join(
+        sql.SQL("set_config({}, {}, false)").format(name, value) for name, value in settings.items()
+    )
+    driver.execute(sql.SQL("SELECT {}").format(calls))
     driver.commit()
 
 

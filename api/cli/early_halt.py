@@ -2,7 +2,7 @@
 
 Only what is certain is sent, and nobody waits for the answer: the command then halts as usual, and says what
 is wrong or that it is done. A halt that arrives twice is one halt. What is not certain here is left to the
-command alone: arguments in another form, `--as`, unusual variables, and any fault of the configuration.
+command alone: arguments in another form, `--as`, unusual variables, and a file that cannot be read.
 """
 
 import json
@@ -93,9 +93,10 @@ def _gateway(variables: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _file(variables: Mapping[str, str]) -> dict[str, Any]:
-    """Read the configuration file. (Any: YAML.)"""
-    path = Path(variables.get("QMTL_CONFIG") or "qmtl.yml")
-    if not path.exists():
+    """Read the configuration file. Raises OSError where the variable names none. (Any: YAML.)"""
+    named = variables.get("QMTL_CONFIG")
+    path = Path(named or "qmtl.yml")
+    if not named and not path.exists():
         return {}
     import yaml
 

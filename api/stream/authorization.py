@@ -5,8 +5,6 @@ import time
 from api.auth.tokens import StreamClaims, Tokens
 from qmtl_sdk.contracts.errors import QmtlError
 
-CHECK_EVERY_S = 1.0
-"""Seconds between two reads of the revoked tokens; docs/access.md promises `within seconds`."""
 _SAME_SUBSCRIPTION = "refresh with a token of the same subscription"
 
 

@@ -85,6 +85,13 @@ def test_variables_in_another_form_are_left_to_the_command(name: str) -> None:
         _gateway({name: "{}", "QMTL_GATEWAY__URL": "http://variable:2", "QMTL_GATEWAY__TOKEN": "t"})
 
 
+def test_a_configuration_file_that_is_not_there_is_left_to_the_command(tmp_path: Path) -> None:
+    """Without its file the address would be that of another stack."""
+    variables = {"QMTL_GATEWAY__URL": "http://variable:2", "QMTL_GATEWAY__TOKEN": "t"}
+    with pytest.raises(FileNotFoundError):
+        _gateway({**variables, "QMTL_CONFIG": str(tmp_path / "missing.yml")})
+
+
 def test_whoever_has_got_the_port_of_a_dead_gateway_gets_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
