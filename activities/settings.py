@@ -5,6 +5,8 @@ import this package. It finds `Settings` through the entry point `services` of t
 which `pyproject.toml` declares, and checks every key with it.
 """
 
+import getpass
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -160,6 +162,14 @@ class Settings(config.Settings):
 def load() -> Settings:
     """Read the configuration. Raises QmtlError: E_CONFIG where a key or value is invalid."""
     return config.read(Settings)
+
+
+def local_user() -> str:
+    """Return the name of the user of this machine, or its number where it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        return f"uid:{os.getuid()}"
 
 
 @lru_cache(maxsize=1)

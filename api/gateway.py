@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import getpass
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from fastapi.security import HTTPBearer
 
 from activities import end_loading
 from activities.events.bus import BusSettings, open_bus
-from activities.settings import Settings, settings
+from activities.settings import Settings, local_user, settings
 from activities.storage.heartbeats import HeartbeatWriter
 from activities.stores import Stores
 from api import problems
@@ -206,7 +205,8 @@ def _write_local_tokens(state: GatewayState) -> None:
     `operator` is for daily work, `owner` for keys and for what operators may not revoke. With the profile
     `dev` there are two more people, so that one person can try what takes two (`--as ana`).
     """
-    people = {"operator": (getpass.getuser(), Role.OPERATOR), "owner": (getpass.getuser(), Role.OWNER)}
+    user = local_user()
+    people = {"operator": (user, Role.OPERATOR), "owner": (user, Role.OWNER)}
     if state.config.profile == "dev":
         people |= {name: (name, Role.OPERATOR) for name in DEMO_PEOPLE}
     for name, (subject, role) in people.items():

@@ -48,8 +48,11 @@ class GatewayState:
 
     _halting: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_HALTS, "halt"))
 
-    async def halt(self, act: Callable[[], T]) -> T:
-        """Carry out a halt on threads and connections of its own: other requests may use up all others."""
+    async def run_halt(self, act: Callable[[], T]) -> T:
+        """Carry out a halt on threads that only halts use, and reserved connections.
+
+        Other requests may use up all others.
+        """
 
         def reserved() -> T:
             with self.stores.database.reserved():

@@ -54,7 +54,9 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
     plan = ApplyPlan.model_validate_json(row.plan)
     if fence.state != OPEN:
         raise QmtlError(
-            "E_WORLD_FROZEN", f"{row.world_id} is {fence.state} by {fence.holder}", "resume it first"
+            "E_WORLD_FROZEN",
+            f"{row.world_id} is {fence.state} by {fence.holder}",
+            "check that run; then qmtl world resume W",
         )
     with tx.session.no_autoflush:  # orders wait for this transaction, so its changes are written together
         world = tx.session.get_one(WorldRow, row.world_id)

@@ -56,7 +56,11 @@ class Broker(Protocol):
         """
 
     def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
-        """Look up orders at the venue by their ids. One that the venue does not know has no report."""
+        """Look up orders at the venue by their ids, those that have ended too.
+
+        One that the venue does not know has no report. An order that the venue acknowledged, and that is left
+        out for longer than `time_in_flight_s`, is recorded as cancelled.
+        """
 
     def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         """Ask the venue to cancel orders. `find` then tells what became of them.

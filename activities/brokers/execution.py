@@ -87,8 +87,14 @@ class ExecutionHandler:
         reports, failed = self._calls.find(accepted_orders(orders))
         answered = {report.order_id for report in reports} | failed
         absent = [order for order in orders if order.order_id not in answered]
-        unknown = [order for order in absent if not order.acknowledged and self._has_landed(order, asked_at)]
-        lost = [order for order in absent if order.acknowledged and self._is_lost(order, asked_at)]
+        unknown = [
+            order
+            for order in absent
+            if not order.acknowledged and self._cannot_arrive_any_more(order, asked_at)
+        ]
+        lost = [
+            order for order in absent if order.acknowledged and self._is_forgotten_by_venue(order, asked_at)
+        ]
         reports += map(_forgotten, lost)
         for report in reports:
             self._missing.pop(report.order_id, None)
@@ -128,12 +134,12 @@ class ExecutionHandler:
         while len(self._attempts) > _ATTEMPTS:
             self._attempts.pop(next(iter(self._attempts)))
 
-    def _has_landed(self, order: OpenOrder, asked_at: float) -> bool:
-        """Whether nothing of an order's last attempt was still in flight when the venue was asked."""
+    def _cannot_arrive_any_more(self, order: OpenOrder, asked_at: float) -> bool:
+        """Return whether nothing of an order's last attempt was still in flight when the venue was asked."""
         return asked_at - self._attempts[order.order_id][1] > self._calls.broker.time_in_flight_s
 
-    def _is_lost(self, order: OpenOrder, asked_at: float) -> bool:
-        """Whether a venue that had acknowledged an order has not known it for as long."""
+    def _is_forgotten_by_venue(self, order: OpenOrder, asked_at: float) -> bool:
+        """Return whether a venue that had acknowledged it has not known it for `time_in_flight_s`."""
         since = self._missing.setdefault(order.order_id, asked_at)
         return asked_at - since > self._calls.broker.time_in_flight_s
 

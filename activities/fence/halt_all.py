@@ -2,8 +2,8 @@
 
 1. One transaction locks every fence that is free now. From then on these worlds accept no order. It halts
    them and commits. If it fails, each half of the worlds is halted in a transaction of its own, and so on.
-2. Worlds whose fence or rows were not free are halted one by one. The wait for one world's locks is limited,
-   and so is the sum of these waits.
+2. Worlds whose fence or rows were not free are halted one by one, again and again while there is time.
+   Another halt of all worlds may hold them, and has halted them when it ends.
 3. What is left is named in the error.
 """
 
@@ -25,18 +25,24 @@ from qmtl_sdk.contracts.errors import QmtlError
 # Worlds of one transaction at most: SQLite limits the number of bound values in a statement.
 _GROUP = 500
 
-# Seconds to wait for a lock of one world, and for those of all worlds together; then the short wait holds. A
-# halt of all worlds takes less than a second then, which is how long the command waits for a Gateway.
+# Seconds to wait for each lock of one world, in one attempt; and once the time for attempts is over.
 _WAIT_S = 0.1
-_ALL_WAITS_S = 0.3
 _SHORT_WAIT_S = 0.002
+
+# Seconds for repeated attempts. A halt of all worlds takes less than a second then, which is how long the
+# command waits for a Gateway.
+_WITHIN_S = 0.3
 
 # Characters of an error that the report of a failed halt quotes.
 _ERROR_LENGTH = 200
 
 
-def halt_all(database: Database, worlds: Sequence[str], actor: str, reason: str) -> None:
+def halt_all(
+    database: Database, worlds: Sequence[str], actor: str, reason: str, within_s: float = _WITHIN_S
+) -> None:
     """Halt worlds. One that is halted already stays as it is, and one that cannot be halted stops no other.
+
+    `within_s`: seconds in which worlds whose locks are held are tried again.
 
     Raises QmtlError: E_HALT_INCOMPLETE, naming the worlds that could not be halted, after all the others.
     """
@@ -44,7 +50,7 @@ def halt_all(database: Database, worlds: Sequence[str], actor: str, reason: str)
     left: list[str] = []
     for start in range(0, len(worlds), _GROUP):
         left += _halt_together(database, worlds[start : start + _GROUP], actor, text)
-    failures = _halt_each(database, left, actor, text)
+    failures = _halt_each(database, left, actor, text, within_s)
     if failures:
         world_id, error = next(iter(failures.items()))
         raise QmtlError(
@@ -102,19 +108,35 @@ def _halt_group(tx: Transaction, worlds: Sequence[str], text: str) -> set[str]:
     return halted
 
 
-def _halt_each(database: Database, worlds: Sequence[str], actor: str, text: str) -> dict[str, str]:
+def _halt_each(
+    database: Database, worlds: Sequence[str], actor: str, text: str, within_s: float
+) -> dict[str, str]:
     """Halt worlds one by one. Returns why, by world, for those that could not be halted."""
-    failures: dict[str, str] = {}
-    waits_s = _ALL_WAITS_S
-    for world_id in worlds:
-        began = time.monotonic()
-        try:
-            with database.write(actor) as tx:
-                tx.limit_lock_waits(max(_SHORT_WAIT_S, min(_WAIT_S, waits_s)))
-                fence = locked_fence(tx, world_id)
-                if not fence.halted:
-                    halt(tx, fence, text)
-        except Exception as error:  # whatever one world's rows hold, the others are halted
-            waits_s -= time.monotonic() - began
-            failures[world_id] = " ".join(str(error).split())[:_ERROR_LENGTH]
+    failures, left = dict[str, str](), list(worlds)
+    until = time.monotonic() + within_s
+    while left:
+        held = list[str]()
+        for world_id in left:
+            wait_s = max(_SHORT_WAIT_S, min(_WAIT_S, until - time.monotonic()))
+            error = _halt_one(database, world_id, actor, text, wait_s)
+            if error is not None:
+                failures[world_id] = " ".join(str(error).split())[:_ERROR_LENGTH]
+                if isinstance(error, QmtlError) and error.code == "E_UNAVAILABLE":
+                    held.append(world_id)
+            else:
+                failures.pop(world_id, None)
+        left = held if time.monotonic() < until else []
     return failures
+
+
+def _halt_one(database: Database, world_id: str, actor: str, text: str, wait_s: float) -> Exception | None:
+    """Halt a world; return the error if it could not be halted."""
+    try:
+        with database.write(actor) as tx:
+            tx.limit_lock_waits(wait_s)
+            fence = locked_fence(tx, world_id)
+            if not fence.halted:
+                halt(tx, fence, text)
+    except Exception as error:  # whatever one world's rows hold, the others are halted
+        return error
+    return None

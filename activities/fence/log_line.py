@@ -11,13 +11,17 @@ REFUSED = "refused"
 WITHHELD = "withheld"
 
 # The conditions of the log's partial indexes, in their exact words.
-VERDICT = text("order_log.kind IN ('accepted', 'refused', 'withheld')")
-UNDERWAY = text("order_log.kind IN ('sent', 'partially_filled')")
-ENDED = text("order_log.kind IN ('filled', 'cancelled', 'rejected', 'expired')")
+IS_VERDICT = text("order_log.kind IN ('accepted', 'refused', 'withheld')")
+IS_UNDERWAY = text("order_log.kind IN ('sent', 'partially_filled')")
+IS_END = text("order_log.kind IN ('filled', 'cancelled', 'rejected', 'expired')")
 
 
 class LogLine(NamedTuple):
-    """A row of the order log: an order with its verdict. `epoch` is the world's at that moment."""
+    """A row of the order log: an order's verdict, a change of its state, or a change of the fence.
+
+    `ref` is the order's id; for a change of the fence the apply's run_id, the world or the strategy. `body`
+    is the order, a fill, or empty. `epoch` is the world's at that moment.
+    """
 
     at: str
     world_id: str

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 from sqlmodel import SQLModel
 
-from activities.fence.log_line import ACCEPTED, VERDICT, LogLine
+from activities.fence.log_line import ACCEPTED, IS_VERDICT, LogLine
 from activities.fence.rules import Activation, FenceState, OrderContext, refusal_before_sending
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
@@ -77,7 +77,7 @@ _ORDER = (
         _open.c.cancel_reason,
         _log.c.body,
     )
-    .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & VERDICT & (_log.c.kind == ACCEPTED))
+    .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & IS_VERDICT & (_log.c.kind == ACCEPTED))
     .order_by(_open.c.next_at, _open.c.accepted_at)
 )
 # A cancel that came since the order was read stays due at once.

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlmodel import SQLModel
 
 from activities.fence.cancelling import Selection, cancel_open
-from activities.fence.log_line import ACCEPTED, ENDED, REFUSED, UNDERWAY, VERDICT, WITHHELD
+from activities.fence.log_line import ACCEPTED, IS_END, IS_UNDERWAY, IS_VERDICT, REFUSED, WITHHELD
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.readable import readable
@@ -68,14 +68,14 @@ class SqlOrderLog:
         A reader that goes on after the last number it got misses no order. `reason` selects those refused for
         it.
         """
-        query = select(_log).where(_log.c.world_id == world_id, _log.c.seq > after, VERDICT)
+        query = select(_log).where(_log.c.world_id == world_id, _log.c.seq > after, IS_VERDICT)
         if reason:
             query = query.where(_log.c.reason == reason)
         with self._database.read() as session:
             connection = session.connection()
             rows = connection.execute(query.order_by(_log.c.seq).limit(limit)).all()
             changes = defaultdict[str, list[Any]](list)
-            for kinds in (UNDERWAY, ENDED):
+            for kinds in (IS_UNDERWAY, IS_END):
                 of_these = select(_log).where(_log.c.ref.in_([row.ref for row in rows]), kinds)
                 for change in connection.execute(of_these.order_by(_log.c.seq)):
                     changes[change.ref].append(change)

@@ -31,8 +31,7 @@ _FENCE = tuple(FenceState.__dataclass_fields__)
 # Milliseconds that a queue waits for the lock of a fence, before another queue gets its thread.
 _LOCK_TIMEOUT_MS = 200
 
-
-# PostgreSQL's SQLSTATE after such a wait.
+# PostgreSQL's SQLSTATE lock_not_available.
 _LOCK_NOT_AVAILABLE = b"55P03"
 
 

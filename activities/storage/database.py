@@ -52,7 +52,7 @@ class Database(ABC):
             with self._connection("read") as connection:
                 current = is_current(connection)
             if not current:
-                with self.migrating():
+                with _translated_errors(), self.migrating():
                     migrate(self._engine)
             self.store_id = self._identity()
         except BaseException:  # the caller gets no object that it could close
@@ -102,28 +102,10 @@ class Database(ABC):
     @contextmanager
     def _connection(self, purpose: str, **options: str) -> Iterator[Connection]:
         engine = self._reserve if _reserved.get() else self._engine
-        try:
+        with _translated_errors():
             connection = engine.connect().execution_options(qmtl_purpose=purpose, **options)
             with connection:
                 yield connection
-        except PoolTimeoutError as error:
-            raise QmtlError(
-                "E_UNAVAILABLE",
-                "every connection to the database is in use",
-                "try again; if it stays so, look in the log for what holds them",
-            ) from error
-        except (DataError, psycopg.DataError) as error:  # such as a text with a zero byte in PostgreSQL
-            raise QmtlError(
-                "E_BODY_INVALID",
-                f"a value can't be stored: {_first_line(error)}",
-                "send text and numbers that a database can hold",
-            ) from error
-        except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
-            raise _unavailable(error) from error
-        except InternalError as error:
-            if isinstance(error.orig, psycopg.errors.IdleInTransactionSessionTimeout):
-                raise _unavailable(error) from error
-            raise
 
     def _identity(self) -> str:
         with self.read() as session:
@@ -166,6 +148,31 @@ class Database(ABC):
         """Close all connections."""
         self._engine.dispose()
         self._reserve.dispose()
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Raise the errors of drivers as QmtlError: E_UNAVAILABLE, and E_BODY_INVALID for a value."""
+    try:
+        yield
+    except PoolTimeoutError as error:
+        raise QmtlError(
+            "E_UNAVAILABLE",
+            "every connection to the database is in use",
+            "try again; if it stays so, look in the log for what holds them",
+        ) from error
+    except (DataError, psycopg.DataError) as error:  # such as a text with a zero byte in PostgreSQL
+        raise QmtlError(
+            "E_BODY_INVALID",
+            f"a value can't be stored: {_first_line(error)}",
+            "send text and numbers that a database can hold",
+        ) from error
+    except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
+        raise _unavailable(error) from error
+    except InternalError as error:
+        if isinstance(error.orig, psycopg.errors.IdleInTransactionSessionTimeout):
+            raise _unavailable(error) from error
+        raise
 
 
 def _unavailable(error: Exception) -> QmtlError:

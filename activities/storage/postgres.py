@@ -23,8 +23,9 @@ from activities.storage.transactions import LockHeldError, Transaction
 _IDLE_S = 1.0
 
 LOCK_WAIT_S = 10.0
-"""Seconds that a statement waits for a lock at most, unless its caller says less. A lock that stays held
-would take one thread after the other until none is left, also for halts."""
+"""Seconds that a statement waits for a lock, unless its transaction sets another limit (`limit_lock_waits`).
+
+A lock that stays held would take one thread after the other until none is left, also for halts."""
 
 # Seconds after which the server ends a connection whose transaction does nothing: its locks become free.
 _IDLE_TRANSACTION_S = 30.0

@@ -14,6 +14,7 @@ from activities.storage.commits import CommitWatcher, data_version
 from activities.storage.database import POOL_WAIT_S, Database
 from activities.storage.pool import Pool
 from activities.storage.turnstile import WriterTurnstile
+from qmtl_sdk.contracts.errors import QmtlError
 
 # Seconds that a connection waits for a lock before it fails.
 _LOCK_TIMEOUT_S = 30
@@ -33,7 +34,14 @@ class SqliteDatabase(Database):
     insert = staticmethod(sqlite.insert)
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"{error.filename} can't be made: {error.strerror}",
+                "use an account that may write there, or another QMTL_HOME",
+            ) from error
         self._path = path
         self._turnstiles = Pool(lambda: WriterTurnstile(path))
 

@@ -10,13 +10,23 @@ from types import TracebackType
 
 import portalocker
 
+from qmtl_sdk.contracts.errors import QmtlError
+
 
 class WriterTurnstile:
     """Held while a transaction writes. Each thread needs its own, because a lock belongs to an open file."""
 
     def __init__(self, path: Path) -> None:
-        self._next = path.with_name(f"{path.name}.next").open("w")
-        self._writer = path.with_name(f"{path.name}.writer").open("w")
+        """Open the files beside the database. Raises QmtlError (E_UNAVAILABLE) where that is forbidden."""
+        try:
+            self._next = path.with_name(f"{path.name}.next").open("w")
+            self._writer = path.with_name(f"{path.name}.writer").open("w")
+        except OSError as error:
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"{error.filename} can't be written: {error.strerror}",
+                "use an account that may write there; a disk may also be full",
+            ) from error
 
     def __enter__(self) -> None:
         portalocker.lock(self._next, portalocker.LockFlags.EXCLUSIVE)

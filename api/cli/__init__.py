@@ -2,12 +2,18 @@
 
 import sys
 
-from api.cli.early_halt import send_early
+from api.cli import early_halt
 
 
 def main() -> None:
     """Run the command. A halt is on its way before the rest is loaded."""
-    send_early(sys.argv[1:])
-    from api.cli.main import main as run
+    early_halt.send(sys.argv[1:])
+    try:
+        from api.cli.commands import main as run
+    except KeyboardInterrupt:
+        sent = (
+            early_halt.is_sent() and "; the halt may have been carried out: qmtl world status WORLD shows it"
+        )
+        sys.exit(f"qmtl: interrupted{sent or ''}")
 
     run()

@@ -1,118 +1,203 @@
-"""`qmtl world halt`, sent to the Gateway before the command has loaded, since orders pass meanwhile.
+"""The request of `qmtl world halt`, sent while the command still loads, since orders pass meanwhile.
 
-Only what is certain is sent, and nobody waits for the answer: the command then halts as usual, and says what
-is wrong or that it is done. A halt that arrives twice is one halt. What is not certain here is left to the
-command alone: arguments in another form, `--as`, unusual variables, and a file that cannot be read.
+The command takes the answer, or what its absence says, as if it had sent the request itself. Only what is
+certain is sent. The rest is left to the command: arguments in another form, `--as`, a configuration file,
+and variables of other settings, which may be mistyped.
 """
 
 import json
 import os
+import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-# Seconds to wait for the Gateway, as the command does.
-_LIMIT_S = 1.0
+LIMIT_S = 1.0
+"""Seconds that a Gateway has to answer a halt before the store is halted without it."""
 
-_VALUES = {"-s": "strategy", "--strategy": "strategy", "--reason": "reason", "-o": "", "--output": ""}
-"""Options with a value, and what it is in the request; empty where it is nothing."""
+# Seconds to wait for an answer at least, once the command has loaded.
+_LEAST_WAIT_S = 0.1
+
+# The form of a world's id, as the contracts have it.
+_WORLD = re.compile(r"[a-z0-9][a-z0-9_\-]{0,63}")
+
+# Characters of a reason, as the contracts have it.
+_MAX_REASON = 300
+
+# Options with a value, and the field of the request's body that it fills; none: it is not sent.
+_FIELDS = {"-s": "strategy", "--strategy": "strategy", "--reason": "reason", "-o": None, "--output": None}
+
+# The only variables of QMTL with which a halt is sent early.
+_VARIABLES = {
+    "QMTL_HOME",
+    "QMTL_GATEWAY__URL",
+    "QMTL_GATEWAY__TOKEN",
+    "QMTL_GATEWAY__DATABASE_BACKEND",
+    "QMTL_GATEWAY__DATABASE_DSN",
+}
 
 
-def send_early(arguments: Sequence[str]) -> threading.Thread | None:
-    """Start to send the halt that the arguments of `qmtl` ask for; None where that is not certain."""
-    request = _request(arguments)
-    if request is None:
-        return None
-    found = threading.Thread(target=_send, args=request, name="early-halt", daemon=True)
-    found.start()
-    return found
+@dataclass(frozen=True)
+class Request:
+    """Path and body of a halt."""
+
+    path: str
+    body: dict[str, str]
 
 
-def _request(arguments: Sequence[str]) -> tuple[str, dict[str, str]] | None:
-    """Return path and body of the request."""
+class NotSentError(Exception):
+    """No halt was sent early, or the Gateway refused it: the command has to ask the Gateway itself."""
+
+
+class EarlyHalt:
+    """A request on its way."""
+
+    def __init__(self, request: Request) -> None:
+        """Start to send it."""
+        self._request = request
+        self._until = time.monotonic() + LIMIT_S
+        self._connecting = False
+        self._status = 0
+        self._answer = b""
+        self._thread = threading.Thread(target=self._send, name="early-halt", daemon=True)
+        self._thread.start()
+
+    def worlds(self) -> list[str] | None:
+        """Wait for the answer; return the worlds that the Gateway has halted, None where it did not answer.
+
+        Raises NotSentError.
+        """
+        self._thread.join(max(_LEAST_WAIT_S, self._until - time.monotonic()))
+        status, answer = self._status, self._answer
+        refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+        if not self._connecting or refused or b"E_HALT_INCOMPLETE" in answer:
+            raise NotSentError
+        try:
+            found = json.loads(answer) if status == HTTPStatus.OK else {}
+            worlds = found["worlds"] if self._request.path == "/halt" else [found["world_id"]]
+            return [str(world) for world in worlds]
+        except (ValueError, TypeError, KeyError):  # not the answer of a Gateway
+            return None
+
+    def _send(self) -> None:
+        try:
+            address, token = gateway(os.environ)
+            import http.client  # with it a request takes a tenth of what the command's imports take
+
+            if address.scheme == "https":
+                import ssl
+
+                import certifi
+
+                trusted = ssl.create_default_context(cafile=certifi.where())  # what the command trusts
+                connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                    address.netloc, timeout=LIMIT_S, context=trusted
+                )
+            else:
+                connection = http.client.HTTPConnection(address.netloc, timeout=LIMIT_S)
+            headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+            body = json.dumps(self._request.body)
+            self._connecting = True
+            try:
+                connection.request("POST", address.path.rstrip("/") + self._request.path, body, headers)
+                response = connection.getresponse()
+                self._answer = response.read()
+                self._status = response.status
+            finally:
+                connection.close()
+        except Exception:  # noqa: S110  the command meets the same, or goes on to the store; it says so
+            pass
+
+
+_sent: list[EarlyHalt] = []
+
+
+def send(arguments: Sequence[str]) -> None:
+    """Start to send the halt that the arguments of `qmtl` ask for, where that is certain."""
+    request = request_of(arguments)
+    if request:
+        with suppress(RuntimeError):  # no thread can be started: the command needs none
+            _sent.append(EarlyHalt(request))
+
+
+def is_sent() -> bool:
+    """Return whether a halt is on its way."""
+    return bool(_sent)
+
+
+def halted_worlds() -> list[str] | None:
+    """Return the worlds that the early halt has halted, None where no Gateway answered it.
+
+    Raises NotSentError.
+    """
+    if not _sent:
+        raise NotSentError
+    return _sent.pop().worlds()
+
+
+def request_of(arguments: Sequence[str]) -> Request | None:
+    """Return the request that arguments ask for; None for other commands, and unless it is certain."""
     if list(arguments[:2]) != ["world", "halt"]:
         return None
-    worlds, every, body, rest = list[str](), False, dict[str, str](), list(arguments[2:])
+    worlds, all_worlds, body, rest = list[str](), False, dict[str, str](), list(arguments[2:])
     while rest:
         word = rest.pop(0)
-        if word in _VALUES and rest:
-            body[_VALUES[word]] = rest.pop(0)
+        if word in _FIELDS and rest:
+            field, value = _FIELDS[word], rest.pop(0)
+            if field:
+                body[field] = value[:_MAX_REASON] if field == "reason" else value
+            elif value not in ("text", "json"):
+                return None
         elif word == "--all":
-            every = True
-        elif word.startswith("-"):
-            return None
+            all_worlds = True
         else:
             worlds.append(word)
-    body.pop("", None)
-    if every and not worlds and "strategy" not in body:
-        return "/halt", body
-    if len(worlds) == 1 and not every:
-        return f"/worlds/{quote(worlds[0], safe='')}/halt", body
+    if all_worlds and not worlds and "strategy" not in body:
+        return Request("/halt", body)
+    if len(worlds) == 1 and not all_worlds and _WORLD.fullmatch(worlds[0]):
+        return Request(f"/worlds/{worlds[0]}/halt", body)
     return None
 
 
-def _send(path: str, body: dict[str, str]) -> None:
-    """Send the halt. Whatever fails here, the command meets as well, and says it."""
-    with suppress(Exception):
-        url, token = _gateway(os.environ)
-        import http.client  # takes a tenth of what the command's imports take
-
-        address = urlsplit(url)
-        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-        connection = kind(address.netloc, timeout=_LIMIT_S)
-        try:
-            headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-            connection.request("POST", address.path.rstrip("/") + path, json.dumps(body), headers)
-            connection.getresponse().read()
-        finally:
-            connection.close()
-
-
-def _gateway(variables: Mapping[str, str]) -> tuple[str, str]:
+def gateway(variables: Mapping[str, str]) -> tuple[SplitResult, str]:
     """Return the Gateway's address and the token, as `qmtl_sdk.runtime.config.Settings` reads them.
 
     Raises an error where another reading is possible.
     """
-    unusual = [name for name in variables if name.upper().startswith("QMTL_") and name != name.upper()]
-    if unusual or "QMTL_GATEWAY" in variables:
-        raise ValueError(unusual)
-    file = _file(variables)
-    given = {**(file.get("gateway") or {})}
-    for key in ("url", "token"):
-        given[key] = variables.get(f"QMTL_GATEWAY__{key.upper()}", given.get(key))
-    home = variables.get("QMTL_HOME", file.get("home"))
+    ours = {name for name in variables if name.upper().startswith("QMTL_")}
+    if not ours <= _VARIABLES or Path("qmtl.yml").exists():
+        raise ValueError("settings that only the command reads")
+    home = variables.get("QMTL_HOME")
     if home is None:
         import platformdirs
 
         home = platformdirs.user_data_dir("qmtl")
-    url = given["url"] or _embedded(Path(home))
-    return url, given["token"] or (Path(home) / "tokens" / "operator").read_text().strip()
-
-
-def _file(variables: Mapping[str, str]) -> dict[str, Any]:
-    """Read the configuration file. Raises OSError where the variable names none. (Any: YAML.)"""
-    named = variables.get("QMTL_CONFIG")
-    path = Path(named or "qmtl.yml")
-    if not named and not path.exists():
-        return {}
-    import yaml
-
-    found: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
-    return found
+    url = variables.get("QMTL_GATEWAY__URL") or _embedded(Path(home))
+    token = variables.get("QMTL_GATEWAY__TOKEN") or (Path(home) / "tokens" / "operator").read_text().strip()
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc:
+        raise ValueError("an address that only the command understands")
+    if address.query or address.fragment:
+        raise ValueError("an address that only the command understands")
+    return address, token
 
 
 def _embedded(home: Path) -> str:
     """Return the address of the embedded stack's Gateway. Raises an error unless its process runs.
 
-    The token goes to nobody else who has got its port.
+    Its port may be another program's since, and the token is for nobody else.
     """
     import psutil
 
-    stack = json.loads((home / "stack.json").read_text())
+    stack: dict[str, Any] = json.loads((home / "stack.json").read_text())
     process = psutil.Process(stack["gateway"]["pid"])
-    if abs(process.create_time() - stack["gateway"]["created"]) >= 1:
+    is_it = abs(process.create_time() - stack["gateway"]["created"]) < 1
+    if not is_it or process.status() == psutil.STATUS_ZOMBIE:
         raise ProcessLookupError
     return str(stack["gateway_url"])

@@ -3,18 +3,20 @@
 Whoever may write the database may halt: the files' owner, or who holds the DSN with its password.
 """
 
-import getpass
-from pathlib import Path
+import os
 
 from activities.fence.halt_all import halt_all
 from activities.fence.store import SqlFenceStore
 from activities.fence.strategy_halts import SqlStrategyHalts
-from activities.settings import Settings, settings
+from activities.settings import Settings, local_user, settings
 from activities.storage.opening import open_database
 from qmtl_sdk.contracts.errors import QmtlError
 
 # Seconds to wait for the fence of one world: by then the database has ended a transaction that hangs.
 _WAIT_S = 45.0
+
+# Seconds in which worlds whose fence is held are tried again, where all are halted.
+_ALL_WITHIN_S = 10.0
 
 
 def halt_in_store(world: str | None, strategy: str | None, as_name: str | None, reason: str) -> list[str]:
@@ -31,19 +33,19 @@ def halt_in_store(world: str | None, strategy: str | None, as_name: str | None, 
             f"no Gateway answers, and only a Gateway can check {as_name}'s token",
             "halt without --as: the audit trail then names the user of this machine",
         )
-    config = settings()
+    config, user = settings(), local_user()
     require_store(config)
     database = open_database(config.database_dsn)
     try:
         fence = SqlFenceStore(database)
         if world is not None and strategy is not None:
-            SqlStrategyHalts(database).halt(world, strategy, getpass.getuser(), reason, _WAIT_S)
+            SqlStrategyHalts(database).halt(world, strategy, user, reason, _WAIT_S)
             return [world]
         if world is not None:
-            fence.halt(world, getpass.getuser(), reason, _WAIT_S)
+            fence.halt(world, user, reason, _WAIT_S)
             return [world]
         worlds = fence.world_ids()
-        halt_all(database, worlds, getpass.getuser(), reason)
+        halt_all(database, worlds, user, reason, _ALL_WITHIN_S)
         return worlds
     finally:
         database.close()
@@ -58,9 +60,10 @@ def require_store(config: Settings) -> None:
             "halt on a machine that has gateway.database_dsn, or stop the strategies",
         )
     file = config.database_dsn.removeprefix("sqlite:///")
-    if file != config.database_dsn and not Path(file).exists():
+    if file != config.database_dsn and not os.access(file, os.R_OK | os.W_OK):
+        problem = "this account may not write" if os.path.lexists(file) else "there is no database"
         raise QmtlError(
             "E_UNAVAILABLE",
-            f"no Gateway answers, and there is no database {file}",
-            "check QMTL_HOME: it names the folder of the stack to halt",
+            f"no Gateway answers, and {problem} {file}",
+            "check QMTL_HOME: it names the folder of the stack to halt; use the account that started it",
         )

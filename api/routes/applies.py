@@ -14,7 +14,9 @@ from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, FenceStatus
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.plans import ApplyPlan
+from qmtl_sdk.contracts.texts import Report
 from qmtl_sdk.contracts.worlds import EdgeOverride
 from workflows.ids import apply_id
 
@@ -27,7 +29,7 @@ _VERIFYING = threading.Lock()
 class Reason(Model):
     """Why someone does what the request asks for; stored in the audit trail."""
 
-    reason: str = Field("", max_length=300)
+    reason: Report = Field("", max_length=MAX_REASON)
 
 
 class HaltBody(Reason):
@@ -136,7 +138,7 @@ async def halt(
             state.stores.strategy_halts.halt(world_id, wanted.strategy, caller.subject, wanted.reason)
         return _fence(state, world_id)
 
-    return await state.halt(act)
+    return await state.run_halt(act)
 
 
 @router.post("/resume", summary="Lift a halt, or open a world that a failed apply left frozen")

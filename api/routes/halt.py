@@ -28,4 +28,4 @@ async def halt_every_world(state: State, caller: CurrentCaller, body: Reason | N
         halt_all(state.stores.database, worlds, caller.subject, (body or Reason()).reason)
         return Halted(worlds=tuple(worlds))
 
-    return await state.halt(act)
+    return await state.run_halt(act)

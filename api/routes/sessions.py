@@ -17,6 +17,7 @@ from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.domains import ComputeContext, DataScope, Domain, resolve_context
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import compute_key
+from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.sessions import (
     SessionAck,
     SessionAcked,
@@ -119,7 +120,7 @@ async def end(
     state: State,
     caller: CurrentCaller,
     secret: SessionSecret = "",
-    reason: Annotated[str, Query(max_length=200)] = "stopped",
+    reason: Annotated[str, Query(max_length=MAX_REASON)] = "stopped",
 ) -> SessionInfo:
     """An operator may end any session, without its secret."""
     found = await asyncio.to_thread(state.stores.sessions.find, session_id)

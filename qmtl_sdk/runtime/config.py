@@ -14,10 +14,11 @@ import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -58,6 +59,18 @@ class GatewaySettings(Section):
         None,
         description="the bearer token of Runner and qmtl; none: the embedded stack's",
     )
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: str | None) -> str | None:
+        address = urlsplit(url or "http://none")
+        try:
+            port_is_number = address.port is None or address.port > 0
+        except ValueError:
+            port_is_number = False
+        if address.scheme not in ("http", "https") or not address.hostname or not port_is_number:
+            raise ValueError(f"{url!r} is no address: write http://HOST:PORT or https://HOST")
+        return url
 
 
 class CacheSettings(Section):

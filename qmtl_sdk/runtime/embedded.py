@@ -60,10 +60,18 @@ class StackRecord(Model):
 
     @classmethod
     def read(cls, home: Path) -> "StackRecord":
+        """Read the record in a stack's folder. Raises QmtlError (E_UNAVAILABLE) where that is forbidden."""
+        file = home / STACK_FILE
         try:
-            return cls.model_validate_json((home / STACK_FILE).read_text())
-        except (FileNotFoundError, ValueError):  # no file, or one cut short by a crash
+            return cls.model_validate_json(file.read_text())
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # no file, or one cut short by a crash
             return cls()
+        except OSError as error:
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"{file} can't be read: {error.strerror}",
+                "use the account that started the stack, or another QMTL_HOME",
+            ) from error
 
     def processes(self) -> dict[str, ProcessRecord]:
         """Return the recorded processes by name; those that were never started are left out."""

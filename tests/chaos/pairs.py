@@ -292,7 +292,7 @@ def is_healthy(person: Person) -> bool:
 
 def halt_modules(dead: Sequence[str]) -> tuple[str, ...]:
     """What a halt loads before it can act."""
-    return ("api.cli.main", *(("api.cli.halt_in_store",) if "gateway" in dead else ()))
+    return ("api.cli.commands", *(("api.cli.halt_in_store",) if "gateway" in dead else ()))
 
 
 class CaseRun:

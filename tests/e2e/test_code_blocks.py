@@ -13,7 +13,7 @@ import pytest
 import typer
 import yaml
 
-from api.cli.main import app
+from api.cli.commands import app
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.worlds import parse_world
 from tests.support import ROOT

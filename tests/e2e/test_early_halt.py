@@ -5,12 +5,18 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, get_args
 
 import psutil
 import pytest
 
-from api.cli.early_halt import _gateway, _request, send_early
+from api.cli import early_halt
+from api.cli.early_halt import EarlyHalt, NotSentError, Request, gateway, request_of
+from qmtl_sdk.contracts.orders import MAX_REASON
+from qmtl_sdk.contracts.worlds import WorldId
 from qmtl_sdk.runtime.config import Settings, read
 from qmtl_sdk.runtime.embedded import recorded_gateway
 from tests.support import ROOT
@@ -22,11 +28,15 @@ from tests.support.machine import Machine, wait_for
 @pytest.mark.parametrize(
     ("words", "sent"),
     [
-        ("world halt w", ("/worlds/w/halt", {})),
-        ("world halt --reason odd w -o json", ("/worlds/w/halt", {"reason": "odd"})),
-        ("world halt w -s First", ("/worlds/w/halt", {"strategy": "First"})),
-        ("world halt a/b", ("/worlds/a%2Fb/halt", {})),
-        ("world halt --all --reason odd", ("/halt", {"reason": "odd"})),
+        ("world halt w", Request("/worlds/w/halt", {})),
+        ("world halt --reason odd w -o json", Request("/worlds/w/halt", {"reason": "odd"})),
+        ("world halt w --reason " + 400 * "o", Request("/worlds/w/halt", {"reason": 300 * "o"})),
+        ("world halt w -s First", Request("/worlds/w/halt", {"strategy": "First"})),
+        ("world halt --all --reason odd", Request("/halt", {"reason": "odd"})),
+        ("world halt a/b", None),
+        ("world halt ..", None),
+        ("world halt W", None),
+        ("world halt w -o xml", None),
         ("world halt", None),
         ("world halt v w", None),
         ("world halt w --all", None),
@@ -35,19 +45,42 @@ from tests.support.machine import Machine, wait_for
         ("world halt w --help", None),
         ("world halt w --reason=odd", None),
         ("world halt w --reason", None),
+        ("world halt -- w", None),
         ("world resume w", None),
         ("world", None),
         ("", None),
     ],
 )
-def test_only_a_halt_that_is_certain_is_sent(words: str, sent: tuple[str, dict[str, str]] | None) -> None:
-    assert _request(words.split()) == sent
+def test_only_a_halt_that_is_certain_is_sent(words: str, sent: Request | None) -> None:
+    assert request_of(words.split()) == sent
 
 
-FILE = "gateway: {url: 'http://file:1', token: of-file}\nhome: of-file\n"
+def test_the_limits_of_what_is_sent_are_those_of_the_contracts() -> None:
+    (field,) = get_args(WorldId)[1:]
+    assert field.metadata[0].pattern == f"^{early_halt._WORLD.pattern}$"
+    assert early_halt._MAX_REASON == MAX_REASON
 
 
-@pytest.mark.parametrize("file", ["", "{}", FILE])
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without a configuration, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.upper().startswith("QMTL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path
+
+
+def record(home: Path, url: str, created: float = 0.0) -> None:
+    """Record this process as the Gateway of a stack; `created`: seconds that its start is off."""
+    me = psutil.Process()
+    home.mkdir(parents=True, exist_ok=True)
+    process = {"pid": me.pid, "created": me.create_time() + created}
+    (home / "stack.json").write_text(json.dumps({"gateway": process, "gateway_url": url}))
+    (home / "tokens").mkdir(exist_ok=True)
+    (home / "tokens" / "operator").write_text("of-home\n")
+
+
 @pytest.mark.parametrize(
     "variables",
     [
@@ -55,59 +88,109 @@ FILE = "gateway: {url: 'http://file:1', token: of-file}\nhome: of-file\n"
         {"QMTL_GATEWAY__URL": "http://variable:2"},
         {"QMTL_GATEWAY__TOKEN": "of-variable"},
         {"QMTL_HOME": "of-variable"},
-        {"QMTL_GATEWAY__URL": "http://variable:2", "QMTL_GATEWAY__TOKEN": "of-variable", "QMTL_HOME": "x"},
+        {"QMTL_HOME": ""},
+        {"QMTL_GATEWAY__URL": "", "QMTL_GATEWAY__TOKEN": ""},
+        {"QMTL_GATEWAY__URL": "https://variable/qmtl/", "QMTL_GATEWAY__TOKEN": "t", "QMTL_HOME": "x"},
     ],
 )
 def test_gateway_and_token_are_those_of_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, variables: dict[str, str]
+    bare: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.upper().startswith("QMTL_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    if file:
-        Path("qmtl.yml").write_text(file)
     config = read(Settings)
-    config.local_token_path().parent.mkdir(parents=True)
-    config.local_token_path().write_text("of-home\n")
-    me = psutil.Process()
-    gateway = {"pid": me.pid, "created": me.create_time()}
-    stack = {"gateway": gateway, "gateway_url": f"http://{config.home.name}:3"}
-    (config.home / "stack.json").write_text(json.dumps(stack))
-    assert _gateway(os.environ) == (recorded_gateway(config), config.token)
+    record(config.home, f"http://{config.home.name or 'here'}:3")
+    address, token = gateway(os.environ)
+    assert (address.geturl(), token) == (recorded_gateway(config), config.token)
 
 
-@pytest.mark.parametrize("name", ["qmtl_gateway__url", "QMTL_GATEWAY"])
-def test_variables_in_another_form_are_left_to_the_command(name: str) -> None:
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"qmtl_gateway__url": "http://variable:2"},
+        {"QMTL_GATEWAY": "{}"},
+        {"QMTL_GATWAY__URL": "http://variable:2"},
+        {"QMTL_CONFIG": "missing.yml"},
+        {"QMTL_GATEWAY__URL": "htps://variable"},
+        {"QMTL_GATEWAY__URL": "//variable"},
+        {"QMTL_GATEWAY__URL": "http://user:password@variable"},
+    ],
+)
+def test_what_may_be_mistaken_is_left_to_the_command(bare: Path, variables: dict[str, str]) -> None:
+    """With its mistake overlooked, the address would be that of another stack."""
+    record(bare / "data" / "qmtl", "http://home:3")
+    assert gateway({"XDG_DATA_HOME": str(bare / "data")})[1] == "of-home"
     with pytest.raises(ValueError):  # noqa: PT011  it says nothing to anybody
-        _gateway({name: "{}", "QMTL_GATEWAY__URL": "http://variable:2", "QMTL_GATEWAY__TOKEN": "t"})
+        gateway(variables)
 
 
-def test_a_configuration_file_that_is_not_there_is_left_to_the_command(tmp_path: Path) -> None:
-    """Without its file the address would be that of another stack."""
-    variables = {"QMTL_GATEWAY__URL": "http://variable:2", "QMTL_GATEWAY__TOKEN": "t"}
-    with pytest.raises(FileNotFoundError):
-        _gateway({**variables, "QMTL_CONFIG": str(tmp_path / "missing.yml")})
+def test_a_configuration_file_is_left_to_the_command(bare: Path) -> None:
+    record(bare / "data" / "qmtl", "http://home:3")
+    Path("qmtl.yml").write_text("gatway: {url: 'http://file:1'}\n")
+    with pytest.raises(ValueError):  # noqa: PT011  it says nothing to anybody
+        gateway({})
 
 
 def test_whoever_has_got_the_port_of_a_dead_gateway_gets_no_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("QMTL_HOME", str(tmp_path))
+    monkeypatch.setenv("QMTL_HOME", str(bare))
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         stranger.settimeout(0.5)
-        url = f"http://127.0.0.1:{stranger.getsockname()[1]}"
-        (tmp_path / "tokens").mkdir()
-        (tmp_path / "tokens" / "operator").write_text("secret")
-        record = {"pid": os.getpid(), "created": psutil.Process().create_time() - 60}
-        (tmp_path / "stack.json").write_text(json.dumps({"gateway": record, "gateway_url": url}))
-        thread = send_early(["world", "halt", "w"])
-        assert thread is not None
-        thread.join(10)
+        record(bare, f"http://127.0.0.1:{stranger.getsockname()[1]}", created=-60)
+        with pytest.raises(NotSentError):
+            EarlyHalt(Request("/worlds/w/halt", {})).worlds()
         with pytest.raises(TimeoutError):
             stranger.accept()
+
+
+def served(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> list[str] | None:
+    """What an early halt takes for the outcome where a Gateway answers so. Raises NotSentError."""
+    requests: list[Any] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    requests.append(connection.recv(65536))
+                    connection.sendall(answer)
+
+        monkeypatch.setenv("QMTL_GATEWAY__URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("QMTL_GATEWAY__TOKEN", "t")
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            return EarlyHalt(Request("/worlds/w/halt", {"reason": "odd"})).worlds()
+        finally:
+            thread.join()
+            assert b"authorization: Bearer t" in requests[0]
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"
+
+
+def test_the_command_takes_the_answer_of_its_early_request(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served(HEAD + b'{"world_id": "w"}', monkeypatch) == ["w"]
+    for other in (b"", HEAD, HEAD + b"<h1>", HEAD + b"[1]", HEAD.replace(b"200", b"500") + b"{}"):
+        assert served(other, monkeypatch) is None
+    for refused in (b"401", b"403", b"422", b"429"):
+        with pytest.raises(NotSentError):
+            served(HEAD.replace(b"200", refused) + b"{}", monkeypatch)
+    with pytest.raises(NotSentError):
+        served(HEAD.replace(b"200", b"503") + b'{"code": "E_HALT_INCOMPLETE"}', monkeypatch)
+
+
+def test_a_halt_goes_on_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    early_halt.send(["world", "halt", "w"])
+    with pytest.raises(NotSentError):
+        early_halt.halted_worlds()
 
 
 def test_the_world_is_halted_while_the_command_still_loads(machine: Machine, tmp_path: Path) -> None:
@@ -133,14 +216,16 @@ def test_the_world_is_halted_while_the_command_still_loads(machine: Machine, tmp
         database.close()
 
 
-def test_a_halt_that_comes_twice_is_one_halt(machine: Machine, tmp_path: Path) -> None:
+def test_a_halt_is_asked_for_once(machine: Machine, tmp_path: Path) -> None:
+    """The second request of a halt of all worlds met the first, and called its worlds not halted."""
     database = machine.database()
     try:
-        desk = Desk(database, "twice")
+        desk = Desk(database, "once")
         person = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
-        assert person.types("world", "halt", "twice", "--reason", "odd").stdout == "halted: twice\n"
-        assert desk.fence_row().halted.endswith(": odd")
-        entries = person.reads("world", "audit", "twice")["entries"]
+        done = person.types("world", "halt", "once", "--reason", "o\x1bdd" + 400 * "d")
+        assert done.stdout == "halted: once\n", done.stderr
+        assert ": o\ufffddd" in desk.fence_row().halted
+        entries = person.reads("world", "audit", "once")["entries"]
         assert [entry["action"] for entry in entries].count("world.halted") == 1
     finally:
         database.close()

@@ -106,38 +106,59 @@ def test_a_gateway_that_hangs_does_not_delay_a_halt(operator: Person) -> None:
     assert halted(operator).endswith("it hangs")
 
 
-class Failing(BaseHTTPRequestHandler):
-    """A Gateway that answers every request with a fault of its own."""
-
-    def do_POST(self) -> None:
-        fault = {"type": "x", "title": "x", "status": 500, "code": "E_INTERNAL", "detail": "it failed"}
-        body = json.dumps(fault).encode()
-        self.send_response(500)
-        self.send_header("content-type", "application/problem+json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+FAULT = {"type": "x", "title": "x", "status": 500, "code": "E_INTERNAL", "detail": "it failed"}
 
 
-def test_a_gateway_that_fails_does_not_stop_a_halt(operator: Person) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            home = operator.folder / "home"
-            other = Person(
-                operator.folder,
-                QMTL_HOME=str(home),
-                QMTL_GATEWAY__URL=f"http://127.0.0.1:{server.server_port}",
-                QMTL_GATEWAY__DATABASE_DSN=f"sqlite:///{home / 'qmtl.db'}",
-            )
-            done = other.types("world", "halt", "equities", "--reason", "it fails")
-        finally:
-            server.shutdown()
-            thread.join()
-    assert done.returncode == 0, done.stderr
-    assert "The Gateway failed (E_INTERNAL); the halt was written straight into the store." in done.stdout
-    assert halted(operator).endswith("it fails")
+def answering(status: int, kind: str, body: bytes) -> type[BaseHTTPRequestHandler]:
+    """Make a server that answers every request with this."""
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    return Answering
+
+
+# Answers that are not those of a working Gateway: their status, type and body.
+ANSWERS = {
+    "a fault": (500, "application/problem+json", json.dumps(FAULT).encode()),
+    "a page to log in": (200, "text/html", b"<h1>Please log in</h1>"),
+    "a redirection": (302, "text/html", b""),
+    "other JSON": (200, "application/json", b"[1]"),
+}
+
+
+def test_an_answer_that_is_not_of_a_working_gateway_does_not_stop_a_halt(operator: Person) -> None:
+    """All but the first ended in a traceback, and nothing was halted."""
+    home = operator.folder / "home"
+    for name, answer in ANSWERS.items():
+        for words in (
+            ("--reason", name),
+            (f"--reason={name}",),
+        ):  # sent before the command has loaded, and after
+            with ThreadingHTTPServer(("127.0.0.1", 0), answering(*answer)) as server:
+                thread = threading.Thread(target=server.serve_forever)
+                thread.start()
+                try:
+                    other = Person(
+                        operator.folder,
+                        QMTL_HOME=str(home),
+                        QMTL_GATEWAY__URL=f"http://127.0.0.1:{server.server_port}",
+                        QMTL_GATEWAY__DATABASE_DSN=f"sqlite:///{home / 'qmtl.db'}",
+                    )
+                    done = other.types("world", "halt", "equities", *words)
+                finally:
+                    server.shutdown()
+                    thread.join()
+            assert done.returncode == 0, done.stderr
+            assert "No Gateway carried out the halt within 1 s; it was written straight" in done.stdout
+            assert halted(operator).endswith(name)
+            assert operator.types("world", "resume", "equities").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """A halt of all worlds: none that cannot be halted stops or delays another, and each of these is named."""
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import Engine, event, text
 
 from activities.fence.acceptance import OrderAcceptance
-from activities.fence.halt_all import halt_all
+from activities.fence.halt_all import _halt_group, halt_all
 from activities.fence.store import SqlFenceStore
 from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
@@ -108,3 +110,28 @@ def test_a_world_that_is_held_delays_no_other(database: Database, held: str) -> 
         assert halted(database) == {name: name != names[0] for name in names}
     halt_all(database, names, "olga", "")
     assert halted(database) == dict.fromkeys(names, True)
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_two_halts_of_all_worlds_at_once_both_succeed(database: Database) -> None:
+    """The second one found every fence held, and called its worlds not halted."""
+    names = WORLDS[:50]
+    for name in names:
+        SqlFenceStore(database).create(WorldSpec(world=name), None, "olga")
+    locked, over = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with database.write("ana") as tx:
+            _halt_group(tx, names, "ana: first")
+            locked.set()
+            over.wait(10)
+
+    with ThreadPoolExecutor(2) as threads:
+        slow = threads.submit(first)
+        assert locked.wait(10)
+        second = threads.submit(halt_all, database, names, "olga", "second", 10.0)
+        time.sleep(0.3)  # it has found every fence held by now
+        over.set()
+        slow.result(10)
+        second.result(10)
+    assert {SqlFenceStore(database).status(name).halted for name in names} == {"ana: first"}

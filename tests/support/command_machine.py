@@ -20,7 +20,7 @@ class CommandMachine(Machine):
         home = folder / "home"
         home.mkdir()
         super().__init__(home, **env)
-        self.person = Person(folder, QMTL_HOME=str(home), **env)
+        self.person = Person(folder, fork=False, QMTL_HOME=str(home), **env)
         self.parts = StackParts(Settings(home=home))
         self._started: list[ProcessRecord] = []
 

@@ -20,12 +20,17 @@ from unittest.mock import patch
 from api.parts import MALLOC
 from tests.support import ROOT
 
+COLUMNS = 200
+"""Signs of a line of the forked command's output."""
+
 _LOADED = (
     "api.gateway",
     "temporal.worker",
     "activities.events.relay",
     "activities.brokers.router",
     "qmtl_sdk.runtime.runner",
+    "api.cli.commands",
+    "api.cli.halt_in_store",
     __name__,
 )
 
@@ -34,10 +39,17 @@ class Forked:
     """A process that runs a module. Like `subprocess.Popen`, as far as tests need it."""
 
     def __init__(
-        self, module: str, *arguments: str, env: Mapping[str, str], log: Path, folder: Path = ROOT
+        self,
+        module: str,
+        *arguments: str,
+        env: Mapping[str, str],
+        log: Path,
+        errors: Path | None = None,
+        folder: Path = ROOT,
     ) -> None:
+        """Start it. Its errors go to the log as well, unless `errors` names another file."""
         process = _server().Process(
-            target=_run, args=(module, arguments, dict(env), log, folder), daemon=True
+            target=_run, args=(module, arguments, dict(env), (log, errors or log), folder), daemon=True
         )
         process.start()
         assert process.pid is not None
@@ -84,20 +96,24 @@ def _server() -> ForkServerContext:
     """Start the process that forks. It ends with this one."""
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(list(_LOADED))
-    with patch.dict(os.environ, MALLOC):  # the heap's settings are read when an interpreter starts
+    # The heap's settings are read when an interpreter starts, and rich's width when the command is loaded.
+    with patch.dict(os.environ, {**MALLOC, "COLUMNS": str(COLUMNS)}):
         forkserver.ensure_running()
     return found
 
 
-def _run(module: str, arguments: Sequence[str], env: Mapping[str, str], log: Path, folder: Path) -> None:
+def _run(
+    module: str, arguments: Sequence[str], env: Mapping[str, str], logs: Sequence[Path], folder: Path
+) -> None:
     """Become the process: its environment, folder, output and arguments."""
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
-    with log.open("ab") as output:
-        for descriptor in (1, 2):
+    for descriptor, log in enumerate(logs, 1):
+        with log.open("ab") as output:
             os.dup2(output.fileno(), descriptor)
-    sys.path[:0] = env.get("PYTHONPATH", "").split(os.pathsep)
+    # As `python -m` has it: the current folder first, which another fork of this server may not have had.
+    sys.path[:0] = [str(folder), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv[1:] = arguments
     sys.modules.pop(module, None)  # it runs as `__main__`, which is another
     runpy.run_module(module, run_name="__main__", alter_sys=True)

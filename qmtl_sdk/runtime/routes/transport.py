@@ -64,7 +64,12 @@ class Transport:
             options["content"] = body.model_dump_json()
             options["headers"] = {**options.get("headers", {}), "content-type": "application/json"}
         response = self._send(method, path, **options)
-        return response.json() if response.content else None
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as error:
+            raise _not_a_gateway(response) from error
 
     def _send(
         self, method: str, path: str, patience_s: float | None = None, **options: Any
@@ -76,7 +81,7 @@ class Transport:
             ):
                 with attempt:
                     response = self._http.request(method, path, **options)
-                    if response.is_error:
+                    if not response.is_success:  # a redirection is no answer of a Gateway
                         raise refusal(response)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
@@ -117,8 +122,12 @@ def refusal(response: httpx.Response) -> QmtlError:
         code = body["code"] if body["code"] in CODES else "E_INTERNAL"
         return QmtlError(code, body["detail"], body.get("remedy", ""), **body.get("details", {}))
     except (ValueError, KeyError, TypeError):
-        return QmtlError(
-            "E_INTERNAL",
-            f"the Gateway answered {response.status_code} without a problem document",
-            "check that gateway.url names a QMTL Gateway",
-        )
+        return _not_a_gateway(response)
+
+
+def _not_a_gateway(response: httpx.Response) -> QmtlError:
+    return QmtlError(
+        "E_INTERNAL",
+        f"{response.url.copy_with(query=None)} answered {response.status_code}, and not as a Gateway does",
+        "check that gateway.url names a QMTL Gateway, and no proxy or other server",
+    )
