@@ -71,12 +71,12 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def record(home: Path, url: str, created: float = 0.0) -> None:
-    """Record this process as the Gateway of a stack; `created`: seconds that its start is off."""
-    me = psutil.Process()
+def record(home: Path, url: str, process: psutil.Process | None = None, off_s: float = 0.0) -> None:
+    """Record a process, this one by default, as the Gateway of a stack, with its start off by `off_s`."""
+    process = process or psutil.Process()
     home.mkdir(parents=True, exist_ok=True)
-    process = {"pid": me.pid, "created": me.create_time() + created}
-    (home / "stack.json").write_text(json.dumps({"gateway": process, "gateway_url": url}))
+    gateway = {"pid": process.pid, "created": process.create_time() + off_s}
+    (home / "stack.json").write_text(json.dumps({"gateway": gateway, "gateway_url": url}))
     (home / "tokens").mkdir(exist_ok=True)
     (home / "tokens" / "operator").write_text("of-home\n")
 
@@ -131,13 +131,20 @@ def test_a_configuration_file_is_left_to_the_command(bare: Path) -> None:
         gateway({})
 
 
+@pytest.mark.parametrize("zombie", [False, True])
 def test_whoever_has_got_the_port_of_a_dead_gateway_gets_no_token(
-    bare: Path, monkeypatch: pytest.MonkeyPatch
+    bare: Path, monkeypatch: pytest.MonkeyPatch, zombie: bool
 ) -> None:
     monkeypatch.setenv("QMTL_HOME", str(bare))
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as stranger,
+        subprocess.Popen([sys.executable, "-c", ""]) as ended,  # a zombie until it is waited for
+    ):
+        process = psutil.Process(ended.pid)
+        wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE, "end of the process")
         stranger.settimeout(0.5)
-        record(bare, f"http://127.0.0.1:{stranger.getsockname()[1]}", created=-60)
+        url = f"http://127.0.0.1:{stranger.getsockname()[1]}"
+        record(bare, url, psutil.Process(ended.pid if zombie else None), off_s=0 if zombie else -60)
         with pytest.raises(NotSentError):
             EarlyHalt(Request("/worlds/w/halt", {})).worlds()
         with pytest.raises(TimeoutError):
