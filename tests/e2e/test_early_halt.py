@@ -160,7 +160,10 @@ def served(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> list[str] | None:
             with suppress(OSError):
                 connection, _ = server.accept()
                 with connection:
-                    requests.append(connection.recv(65536))
+                    request = b""
+                    while not request.endswith(b"}"):  # what is left unread would reset the connection
+                        request += connection.recv(65536)
+                    requests.append(request)
                     connection.sendall(answer)
 
         monkeypatch.setenv("QMTL_GATEWAY__URL", f"http://127.0.0.1:{server.getsockname()[1]}")
