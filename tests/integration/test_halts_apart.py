@@ -70,7 +70,7 @@ class Gateway:
             worlds=SimpleNamespace(world=lambda _: None),
         )
         state = SimpleNamespace(stores=stores, _halting=ThreadPoolExecutor(2))
-        state.halt = MethodType(GatewayState.halt, state)
+        state.run_halt = MethodType(GatewayState.run_halt, state)
         self.app.state.gateway = state
 
     @asynccontextmanager
