@@ -2,7 +2,7 @@
 
 The command takes the answer, or what its absence says, as if it had sent the request itself. Only what is
 certain is sent. The rest is left to the command: arguments in another form, `--as`, a configuration file,
-and variables of other settings, which may be mistyped.
+and variables that may be a mistyped address.
 """
 
 import json
@@ -33,13 +33,21 @@ _MAX_REASON = 300
 # Options with a value, and the field of the request's body that it fills; none: it is not sent.
 _FIELDS = {"-s": "strategy", "--strategy": "strategy", "--reason": "reason", "-o": None, "--output": None}
 
-# The only variables of QMTL with which a halt is sent early.
-_VARIABLES = {
-    "QMTL_HOME",
-    "QMTL_GATEWAY__URL",
-    "QMTL_GATEWAY__TOKEN",
-    "QMTL_GATEWAY__DATABASE_BACKEND",
-    "QMTL_GATEWAY__DATABASE_DSN",
+# Sections of the configuration that do not concern the Gateway's address, and the keys of the one that does.
+_OTHER_SECTIONS = {"CACHE", "EVENTS", "ORDERS", "TEMPORAL"}
+_GATEWAY_KEYS = {
+    "DATABASE_BACKEND",
+    "DATABASE_DSN",
+    "HOST",
+    "LEASE_HEARTBEAT_S",
+    "MAX_ARTIFACT_BYTES",
+    "MAX_BODY_BYTES",
+    "MAX_SOCKETS",
+    "PORT",
+    "RATE_PER_S",
+    "SESSION_LEASE_S",
+    "TOKEN",
+    "URL",
 }
 
 
@@ -170,8 +178,7 @@ def gateway(variables: Mapping[str, str]) -> tuple[SplitResult, str]:
 
     Raises an error where another reading is possible.
     """
-    ours = {name for name in variables if name.upper().startswith("QMTL_")}
-    if not ours <= _VARIABLES or Path("qmtl.yml").exists():
+    if any(map(_may_mislead, variables)) or Path("qmtl.yml").exists():
         raise ValueError("settings that only the command reads")
     home = variables.get("QMTL_HOME")
     if home is None:
@@ -186,6 +193,17 @@ def gateway(variables: Mapping[str, str]) -> tuple[SplitResult, str]:
     if address.query or address.fragment:
         raise ValueError("an address that only the command understands")
     return address, token
+
+
+def _may_mislead(variable: str) -> bool:
+    """Return whether a variable may set the Gateway's address in a way that only the command reads."""
+    name = variable.upper()
+    if not name.startswith("QMTL_"):
+        return False
+    section, separator, key = name.removeprefix("QMTL_").partition("__")
+    if variable != name or not separator:
+        return variable != name or section in ("CONFIG", "GATEWAY")
+    return section not in _OTHER_SECTIONS and not (section == "GATEWAY" and key in _GATEWAY_KEYS)
 
 
 def _embedded(home: Path) -> str:

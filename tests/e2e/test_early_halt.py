@@ -13,11 +13,12 @@ from typing import Any, get_args
 import psutil
 import pytest
 
+from activities.settings import GatewaySettings, Settings
 from api.cli import early_halt
 from api.cli.early_halt import EarlyHalt, NotSentError, Request, gateway, request_of
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.worlds import WorldId
-from qmtl_sdk.runtime.config import Settings, read
+from qmtl_sdk.runtime.config import Section, read
 from qmtl_sdk.runtime.embedded import recorded_gateway
 from tests.support import ROOT
 from tests.support.command import Person
@@ -61,6 +62,14 @@ def test_the_limits_of_what_is_sent_are_those_of_the_contracts() -> None:
     assert early_halt._MAX_REASON == MAX_REASON
 
 
+def test_the_names_of_settings_are_those_of_the_configuration() -> None:
+    """A variable with another name may be a mistyped address."""
+    fields = Settings.model_fields
+    sections = {name for name, field in fields.items() if isinstance(field.annotation, type(Section))}
+    assert {name.lower() for name in early_halt._OTHER_SECTIONS} == sections - {"gateway"}
+    assert {name.lower() for name in early_halt._GATEWAY_KEYS} == set(GatewaySettings.model_fields)
+
+
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder without a configuration, as the current one."""
@@ -89,6 +98,7 @@ def record(home: Path, url: str, process: psutil.Process | None = None, off_s: f
         {"QMTL_GATEWAY__TOKEN": "of-variable"},
         {"QMTL_HOME": "of-variable"},
         {"QMTL_HOME": ""},
+        {"QMTL_HOM": "of another program", "QMTL_GATEWAY__RATE_PER_S": "1", "QMTL_ORDERS__LIVE_BROKER": "x"},
         {"QMTL_GATEWAY__URL": "", "QMTL_GATEWAY__TOKEN": ""},
         {"QMTL_GATEWAY__URL": "https://variable/qmtl/", "QMTL_GATEWAY__TOKEN": "t", "QMTL_HOME": "x"},
     ],
@@ -110,6 +120,7 @@ def test_gateway_and_token_are_those_of_the_command(
         {"qmtl_gateway__url": "http://variable:2"},
         {"QMTL_GATEWAY": "{}"},
         {"QMTL_GATWAY__URL": "http://variable:2"},
+        {"QMTL_GATEWAY__UR": "http://variable:2"},
         {"QMTL_CONFIG": "missing.yml"},
         {"QMTL_GATEWAY__URL": "htps://variable"},
         {"QMTL_GATEWAY__URL": "//variable"},

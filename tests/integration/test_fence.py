@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import Connection
 
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.lock_waits import LockWaitQueues
@@ -20,13 +21,14 @@ from activities.fence.order_log import SqlOrderLog
 from activities.fence.requests import OrdersRequest
 from activities.fence.rules import FROZEN
 from activities.fence.state import locked_fence
+from activities.fence.statements import FenceSnapshot
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.storage.database import Database
 from activities.storage.transactions import utc_before, utc_now
 from activities.worlds.edges import SqlEdgeStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.orders import Fill, OrderReport, Refusal
+from qmtl_sdk.contracts.orders import Fill, Order, OrderReport, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
 from tests.support.desk import Desk, new_order_id
 from tests.support.machine import wait_for
@@ -438,6 +440,33 @@ def test_an_order_that_waited_too_long_says_whose_fence_was_held(
     assert LockWaitQueues._in_time(desk.world, [request]) == []
     with pytest.raises(QmtlError, match=f"the fence of world {desk.world} was held by another transaction"):
         request.answer.result(0)
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)  # SQLite has one writer
+def test_requests_of_a_held_world_go_to_its_queue_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them made a transaction of the other worlds' orders fail, and start again without it."""
+    orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch
+    tried = list[str]()
+    read = orders._statements.read
+
+    def noted(connection: Connection, asked: Sequence[Order], tokens: set[str], wait: bool) -> FenceSnapshot:
+        if not wait:
+            tried.extend(order.order_id for order in asked)
+        return read(connection, asked, tokens, wait)
+
+    monkeypatch.setattr(orders._statements, "read", noted)
+    first, *later = (desk.order(session, epoch) for _ in range(9))
+    with desk.database.write("test", bookkeeping=True) as tx:
+        tx.lock(f"fence:{desk.world}")
+        answers = [orders.submit([first], desk.caller)]
+        wait_for(lambda: orders._held._waiting, "queue of the held world")
+        for order in later:
+            answers.append(orders.submit([order], desk.caller))
+            time.sleep(0.01)  # a transaction for each, were they tried
+        assert tried == [first.order_id]
+    assert all(answer.result(30)[0].accepted for answer in answers)
 
 
 def test_busy_callers_leave_the_queue_of_a_held_fence(desk: Desk) -> None:

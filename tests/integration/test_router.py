@@ -470,6 +470,52 @@ def test_resting_orders_of_one_world_do_not_hide_those_of_another(
     assert new.order_id in venue.placed
 
 
+def add_open(desk: Desk, world: str, resting: int = 0, urgent: int = 0, waits_s: float = 0.0) -> None:
+    """Write open orders into a world: such that rest at a venue, and such that are to be sent."""
+    at = (datetime.now(UTC) - timedelta(seconds=60 + waits_s)).isoformat(timespec="microseconds")
+    with desk.database.write("test", bookkeeping=True) as tx:
+        for state in ["sent"] * resting + ["accepted"] * urgent:
+            order = desk.order("s", 1, world_id=world)
+            line = {"at": at, "world_id": world, "ref": order.order_id, "strategy_id": "s", "epoch": 1}
+            tx.session.add(OrderLogRow(**line, kind="accepted", body=order.model_dump_json()))
+            tx.session.add(
+                OpenOrderRow(
+                    order_id=order.order_id,
+                    world_id=world,
+                    strategy_id="s",
+                    execution_domain="dryrun",
+                    epoch=1,
+                    accepted_at=at,
+                    next_at=at,
+                    state=state,
+                )
+            )
+
+
+def test_worlds_share_a_turn_and_so_do_new_and_resting_orders(desk: Desk) -> None:
+    """A busy world took all places of a turn, and in it what is to be sent hid what rests, or the reverse."""
+    for world in ("a", "b", "c"):
+        add_open(desk, world, resting=30, urgent=30)
+    orders = SqlOpenOrders(desk.database, 300.0)
+    for limit, worlds in ((24, {"a", "b", "c"}), (16, {"a"})):
+        due = orders.due(Domain.DRYRUN, limit, {"a", "b", "c"} - worlds)
+        assert due.keys() == worlds
+        for found in due.values():
+            assert len(found) == limit // len(worlds)
+            assert Counter(order.state for order in found) == {
+                "accepted": 3 * len(found) // 4,
+                "sent": len(found) // 4,
+            }
+
+
+def test_of_many_worlds_those_come_first_that_have_waited_longest(desk: Desk) -> None:
+    """Worlds came by their ids, so that those at the end of the alphabet waited for all others."""
+    for number in range(60):
+        add_open(desk, f"w{number:02}", resting=1, waits_s=number)
+    due = SqlOpenOrders(desk.database, 300.0).due(Domain.DRYRUN, 500)
+    assert set(due) == {f"w{number:02}" for number in range(10, 60)}
+
+
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)  # SQLite has one writer
 def test_a_held_fence_delays_no_other_worlds_orders(desk: Desk) -> None:
     other = Desk(desk.database, "other")

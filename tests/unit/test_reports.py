@@ -1,6 +1,7 @@
 """Returns and metrics, by worked figures."""
 
 import contextlib
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -271,6 +272,33 @@ def test_a_small_file_of_many_returns_is_refused_before_it_is_decoded(form: str)
     assert caught.value.code == "E_RETURNS_INVALID"
     assert peak < 2_000_000
     assert pool.bytes_allocated() - before < 2_000_000
+
+
+def _sharing_one_buffer(data: bytes, rows: int) -> bytes:
+    """Let every column of a file of one batch name the bytes of the first, and cut the others off.
+
+    In the metadata of the batch, a buffer is its offset and its length, each in 8 bytes.
+    """
+    size = rows * 8
+    columns = data.count(struct.pack("<d", 0.5) * rows)
+    for number in range(1, columns):
+        place = data.rindex(struct.pack("<qq", number * size, size))
+        data = data[:place] + struct.pack("<qq", 0, size) + data[place + 16 :]
+    body = columns * size
+    data = data.replace(struct.pack("<q", body), struct.pack("<q", size))
+    values = data.index(struct.pack("<d", 0.5) * rows)
+    return data[: values + size] + data[values + body :]
+
+
+def test_columns_that_share_their_bytes_are_refused() -> None:
+    """The file is small without compression: a thousand columns are the bytes of one."""
+    rows = 1000
+    halves = pa.array(np.full(rows, 0.5))
+    data = _arrow_file({f"position:{number}": halves for number in range(200)})
+    small = _sharing_one_buffer(data, rows)
+    assert len(small) < len(data) / 10
+    with pytest.raises(QmtlError, match=r"bytes and decodes to \d+ or more"):
+        decode(small)
 
 
 DECODE = """
