@@ -15,11 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 LIMIT_S = 1.0
 """Seconds that a Gateway has to answer a halt before the store is halted without it."""
+
+# Seconds in which it is known that nobody listens: the store is then halted before the command has loaded.
+_REFUSED_WITHIN_S = 0.2
 
 # Seconds to wait for an answer at least, once the command has loaded.
 _LEAST_WAIT_S = 0.1
@@ -53,10 +56,18 @@ _GATEWAY_KEYS = {
 
 @dataclass(frozen=True)
 class Request:
-    """Path and body of a halt."""
+    """What to halt: a world, one strategy of it, or all worlds where `world` is None."""
 
-    path: str
-    body: dict[str, str]
+    world: str | None
+    strategy: str | None = None
+    reason: str = ""
+
+
+class Halted(NamedTuple):
+    """The worlds that are halted, by a Gateway or in the store."""
+
+    worlds: list[str]
+    in_store: bool = False
 
 
 class NotSentError(Exception):
@@ -71,16 +82,35 @@ class EarlyHalt:
         self._request = request
         self._until = time.monotonic() + LIMIT_S
         self._connecting = False
+        self._nobody_listens = False
         self._status = 0
         self._answer = b""
+        self._stored: Halted | None = None
         self._thread = threading.Thread(target=self._send, name="early-halt", daemon=True)
         self._thread.start()
 
-    def worlds(self) -> list[str] | None:
-        """Wait for the answer; return the worlds that the Gateway has halted, None where it did not answer.
+    def store_if_nobody_listens(self) -> None:
+        """Halt in the store where it is known at once that no Gateway runs.
+
+        Whatever fails here, the command meets as well, and says it.
+        """
+        self._thread.join(_REFUSED_WITHIN_S)
+        if self._nobody_listens:
+            with suppress(Exception):
+                from api.cli.halt_in_store import halt_in_store  # loads the database, and not the command
+
+                request = self._request
+                self._stored = Halted(
+                    halt_in_store(request.world, request.strategy, None, request.reason), True
+                )
+
+    def result(self) -> Halted | None:
+        """Wait for the answer; return what is halted, None where no Gateway answered.
 
         Raises NotSentError.
         """
+        if self._stored is not None:
+            return self._stored
         self._thread.join(max(_LEAST_WAIT_S, self._until - time.monotonic()))
         status, answer = self._status, self._answer
         refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
@@ -88,8 +118,8 @@ class EarlyHalt:
             raise NotSentError
         try:
             found = json.loads(answer) if status == HTTPStatus.OK else {}
-            worlds = found["worlds"] if self._request.path == "/halt" else [found["world_id"]]
-            return [str(world) for world in worlds]
+            worlds = found["worlds"] if self._request.world is None else [found["world_id"]]
+            return Halted([str(world) for world in worlds])
         except (ValueError, TypeError, KeyError):  # not the answer of a Gateway
             return None
 
@@ -110,15 +140,19 @@ class EarlyHalt:
             else:
                 connection = http.client.HTTPConnection(address.netloc, timeout=LIMIT_S)
             headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-            body = json.dumps(self._request.body)
+            world, strategy, reason = self._request.world, self._request.strategy, self._request.reason
+            path = "/halt" if world is None else f"/worlds/{world}/halt"
+            body = json.dumps({"reason": reason, **({"strategy": strategy} if strategy is not None else {})})
             self._connecting = True
             try:
-                connection.request("POST", address.path.rstrip("/") + self._request.path, body, headers)
+                connection.request("POST", address.path.rstrip("/") + path, body, headers)
                 response = connection.getresponse()
                 self._answer = response.read()
                 self._status = response.status
             finally:
                 connection.close()
+        except (ConnectionRefusedError, ProcessLookupError):
+            self._nobody_listens = True
         except Exception:  # noqa: S110  the command meets the same, or goes on to the store; it says so
             pass
 
@@ -131,7 +165,9 @@ def send(arguments: Sequence[str]) -> None:
     request = request_of(arguments)
     if request:
         with suppress(RuntimeError):  # no thread can be started: the command needs none
-            _sent.append(EarlyHalt(request))
+            halt = EarlyHalt(request)
+            _sent.append(halt)
+            halt.store_if_nobody_listens()
 
 
 def is_sent() -> bool:
@@ -139,37 +175,34 @@ def is_sent() -> bool:
     return bool(_sent)
 
 
-def halted_worlds() -> list[str] | None:
-    """Return the worlds that the early halt has halted, None where no Gateway answered it.
-
-    Raises NotSentError.
-    """
+def result() -> Halted | None:
+    """Return what the early halt has halted, None where no Gateway answered it. Raises NotSentError."""
     if not _sent:
         raise NotSentError
-    return _sent.pop().worlds()
+    return _sent.pop().result()
 
 
 def request_of(arguments: Sequence[str]) -> Request | None:
     """Return the request that arguments ask for; None for other commands, and unless it is certain."""
     if list(arguments[:2]) != ["world", "halt"]:
         return None
-    worlds, all_worlds, body, rest = list[str](), False, dict[str, str](), list(arguments[2:])
+    worlds, all_worlds, given, rest = list[str](), False, dict[str, str](), list(arguments[2:])
     while rest:
         word = rest.pop(0)
         if word in _FIELDS and rest:
             field, value = _FIELDS[word], rest.pop(0)
             if field:
-                body[field] = value[:_MAX_REASON] if field == "reason" else value
+                given[field] = value[:_MAX_REASON] if field == "reason" else value
             elif value not in ("text", "json"):
                 return None
         elif word == "--all":
             all_worlds = True
         else:
             worlds.append(word)
-    if all_worlds and not worlds and "strategy" not in body:
-        return Request("/halt", body)
+    if all_worlds and not worlds and "strategy" not in given:
+        return Request(None, **given)
     if len(worlds) == 1 and not all_worlds and _WORLD.fullmatch(worlds[0]):
-        return Request(f"/worlds/{worlds[0]}/halt", body)
+        return Request(worlds[0], **given)
     return None
 
 
@@ -207,15 +240,18 @@ def _may_mislead(variable: str) -> bool:
 
 
 def _embedded(home: Path) -> str:
-    """Return the address of the embedded stack's Gateway. Raises an error unless its process runs.
+    """Return the address of the embedded stack's Gateway. Raises ProcessLookupError unless its process runs.
 
     Its port may be another program's since, and the token is for nobody else.
     """
     import psutil
 
     stack: dict[str, Any] = json.loads((home / "stack.json").read_text())
-    process = psutil.Process(stack["gateway"]["pid"])
-    is_it = abs(process.create_time() - stack["gateway"]["created"]) < 1
-    if not is_it or process.status() == psutil.STATUS_ZOMBIE:
-        raise ProcessLookupError
-    return str(stack["gateway_url"])
+    try:
+        process = psutil.Process(stack["gateway"]["pid"])
+        is_it = abs(process.create_time() - stack["gateway"]["created"]) < 1
+        if is_it and process.status() != psutil.STATUS_ZOMBIE:
+            return str(stack["gateway_url"])
+    except psutil.NoSuchProcess:
+        pass
+    raise ProcessLookupError

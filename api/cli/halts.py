@@ -1,5 +1,6 @@
 """`qmtl world halt | resume | archive | allow-live`: open and close a world at once."""
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from api.cli import early_halt
 from api.cli.connection import gateway_as
-from api.cli.early_halt import LIMIT_S
+from api.cli.early_halt import LIMIT_S, Halted, NotSentError
 from api.cli.options import As, HaltStrategy, Output, Reason, WorldArgument
 from api.cli.output import Format, guarded, print_result
 from api.cli.text.status import fence_text
@@ -39,12 +40,13 @@ def halt(
     if every and strategy is not None:
         raise typer.BadParameter("name the world of the strategy: --all takes no strategy")
     reason = printable(reason, MAX_REASON)  # no reason is a reason to refuse a halt
-    note = []
-    worlds = _halted_by_gateway(world, strategy, as_name, reason)
-    if worlds is None:
+    found = _halted_by_gateway(world, strategy, as_name, reason)
+    if found is None:
         from api.cli.halt_in_store import halt_in_store  # loads the database, which other commands need not
 
-        worlds = halt_in_store(world, strategy, as_name, reason)
+        found = Halted(halt_in_store(world, strategy, as_name, reason), in_store=True)
+    worlds, note = found.worlds, []
+    if found.in_store:
         note = [
             f"No Gateway carried out the halt within {LIMIT_S:g} s; it was written straight into the store."
         ]
@@ -57,20 +59,18 @@ def halt(
 
 def _halted_by_gateway(
     world: str | None, strategy: str | None, as_name: str | None, reason: str
-) -> list[str] | None:
-    """Return the worlds that a Gateway has halted; None where none could within a second.
+) -> Halted | None:
+    """Return what is halted already or by a Gateway now; None where no Gateway could within a second.
 
     Raises QmtlError: what the Gateway refuses.
     """
-    try:
-        return early_halt.halted_worlds()
-    except early_halt.NotSentError:
-        pass
+    with suppress(NotSentError):
+        return early_halt.result()
     try:
         with gateway_as(as_name, within_s=LIMIT_S) as client:
-            return (
-                client.halt_all(reason) if world is None else [client.halt(world, reason, strategy).world_id]
-            )
+            if world is None:
+                return Halted(client.halt_all(reason))
+            return Halted([client.halt(world, reason, strategy).world_id])
     except QmtlError as error:
         refused = error.status < HTTPStatus.INTERNAL_SERVER_ERROR and error.code != "E_RATE"
         if refused or error.code == "E_HALT_INCOMPLETE":

@@ -15,7 +15,7 @@ import pytest
 
 from activities.settings import GatewaySettings, Settings
 from api.cli import early_halt
-from api.cli.early_halt import EarlyHalt, NotSentError, Request, gateway, request_of
+from api.cli.early_halt import EarlyHalt, Halted, NotSentError, Request, gateway, request_of
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.worlds import WorldId
 from qmtl_sdk.runtime.config import Section, read
@@ -29,11 +29,11 @@ from tests.support.machine import Machine, wait_for
 @pytest.mark.parametrize(
     ("words", "sent"),
     [
-        ("world halt w", Request("/worlds/w/halt", {})),
-        ("world halt --reason odd w -o json", Request("/worlds/w/halt", {"reason": "odd"})),
-        ("world halt w --reason " + 400 * "o", Request("/worlds/w/halt", {"reason": 300 * "o"})),
-        ("world halt w -s First", Request("/worlds/w/halt", {"strategy": "First"})),
-        ("world halt --all --reason odd", Request("/halt", {"reason": "odd"})),
+        ("world halt w", Request("w")),
+        ("world halt --reason odd w -o json", Request("w", reason="odd")),
+        ("world halt w --reason " + 400 * "o", Request("w", reason=300 * "o")),
+        ("world halt w -s First", Request("w", "First")),
+        ("world halt --all --reason odd", Request(None, reason="odd")),
         ("world halt a/b", None),
         ("world halt ..", None),
         ("world halt W", None),
@@ -157,12 +157,12 @@ def test_whoever_has_got_the_port_of_a_dead_gateway_gets_no_token(
         url = f"http://127.0.0.1:{stranger.getsockname()[1]}"
         record(bare, url, psutil.Process(ended.pid if zombie else None), off_s=0 if zombie else -60)
         with pytest.raises(NotSentError):
-            EarlyHalt(Request("/worlds/w/halt", {})).worlds()
+            EarlyHalt(Request("w")).result()
         with pytest.raises(TimeoutError):
             stranger.accept()
 
 
-def served(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> list[str] | None:
+def served(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> Halted | None:
     """What an early halt takes for the outcome where a Gateway answers so. Raises NotSentError."""
     requests: list[Any] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -182,7 +182,7 @@ def served(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> list[str] | None:
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            return EarlyHalt(Request("/worlds/w/halt", {"reason": "odd"})).worlds()
+            return EarlyHalt(Request("w", reason="odd")).result()
         finally:
             thread.join()
             assert b"authorization: Bearer t" in requests[0]
@@ -194,7 +194,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"
 def test_the_command_takes_the_answer_of_its_early_request(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert served(HEAD + b'{"world_id": "w"}', monkeypatch) == ["w"]
+    assert served(HEAD + b'{"world_id": "w"}', monkeypatch) == Halted(["w"])
     for other in (b"", HEAD, HEAD + b"<h1>", HEAD + b"[1]", HEAD.replace(b"200", b"500") + b"{}"):
         assert served(other, monkeypatch) is None
     for refused in (b"401", b"403", b"422", b"429"):
@@ -211,7 +211,7 @@ def test_a_halt_goes_on_where_no_thread_can_be_started(monkeypatch: pytest.Monke
     monkeypatch.setattr(threading.Thread, "start", start)
     early_halt.send(["world", "halt", "w"])
     with pytest.raises(NotSentError):
-        early_halt.halted_worlds()
+        early_halt.result()
 
 
 def test_the_world_is_halted_while_the_command_still_loads(machine: Machine, tmp_path: Path) -> None:
@@ -227,6 +227,34 @@ def test_the_world_is_halted_while_the_command_still_loads(machine: Machine, tmp
             "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
         }
         command = [sys.executable, "-m", "api.cli", "world", "halt", "early", "--reason", "odd"]
+        with subprocess.Popen(command, env=env, cwd=tmp_path) as process:
+            try:
+                wait_for(lambda: desk.fence_row().halted, "the halt")
+            finally:
+                process.kill()
+        assert desk.fence_row().halted.endswith(": odd")
+    finally:
+        database.close()
+
+
+def test_a_halt_is_in_the_store_before_the_command_has_loaded_where_nobody_listens(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """Here it never loads. The port is that of nobody."""
+    database = machine.database()
+    try:
+        desk = Desk(database, "alone")
+        (tmp_path / "typer.py").write_text("import time\ntime.sleep(600)\n")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        env = {
+            **os.environ,
+            "QMTL_GATEWAY__URL": f"http://127.0.0.1:{port}",
+            "QMTL_GATEWAY__DATABASE_DSN": machine.dsn,
+            "QMTL_HOME": str(machine.home),
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        }
+        command = [sys.executable, "-m", "api.cli", "world", "halt", "alone", "--reason", "odd"]
         with subprocess.Popen(command, env=env, cwd=tmp_path) as process:
             try:
                 wait_for(lambda: desk.fence_row().halted, "the halt")
