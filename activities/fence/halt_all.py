@@ -25,9 +25,13 @@ from qmtl_sdk.contracts.errors import QmtlError
 # Worlds of one transaction at most: SQLite limits the number of bound values in a statement.
 _GROUP = 500
 
-# Seconds to wait for each lock of one world, in one attempt; and once the time for attempts is over.
-_WAIT_S = 0.1
+# Seconds to wait for each lock of one world: in the first attempt, and at most in the later ones, which share
+# what time is left.
 _SHORT_WAIT_S = 0.002
+_WAIT_S = 0.1
+
+# Seconds between two rounds of attempts.
+_PAUSE_S = 0.01
 
 # Seconds for repeated attempts. A halt of all worlds takes less than a second then, which is how long the
 # command waits for a Gateway.
@@ -113,11 +117,10 @@ def _halt_each(
 ) -> dict[str, str]:
     """Halt worlds one by one. Returns why, by world, for those that could not be halted."""
     failures, left = dict[str, str](), list(worlds)
-    until = time.monotonic() + within_s
+    until, wait_s = time.monotonic() + within_s, _SHORT_WAIT_S  # short at first: others may be nearly free
     while left:
         held = list[str]()
         for world_id in left:
-            wait_s = max(_SHORT_WAIT_S, min(_WAIT_S, until - time.monotonic()))
             error = _halt_one(database, world_id, actor, text, wait_s)
             if error is not None:
                 failures[world_id] = " ".join(str(error).split())[:_ERROR_LENGTH]
@@ -125,7 +128,11 @@ def _halt_each(
                     held.append(world_id)
             else:
                 failures.pop(world_id, None)
-        left = held if time.monotonic() < until else []
+        left_s = until - time.monotonic()
+        left = held if left_s > 0 else []
+        wait_s = max(_SHORT_WAIT_S, min(_WAIT_S, left_s / max(len(left), 1)))
+        if left:
+            time.sleep(_PAUSE_S)
     return failures
 
 

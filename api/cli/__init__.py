@@ -7,13 +7,12 @@ from api.cli import early_halt
 
 def main() -> None:
     """Run the command. A halt is on its way before the rest is loaded."""
-    early_halt.send(sys.argv[1:])
     try:
+        early_halt.send(sys.argv[1:])
         from api.cli.commands import main as run
-    except KeyboardInterrupt:
-        sent = (
-            early_halt.is_sent() and "; the halt may have been carried out: qmtl world status WORLD shows it"
-        )
-        sys.exit(f"qmtl: interrupted{sent or ''}")
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        hint = "; the world may be halted: qmtl world status WORLD shows it"
+        sys.stderr.write(f"qmtl: interrupted{hint if early_halt.was_sent() else ''}\n")
+        sys.exit(130)

@@ -27,6 +27,9 @@ _REFUSED_WITHIN_S = 0.2
 # Seconds to wait for an answer at least, once the command has loaded.
 _LEAST_WAIT_S = 0.1
 
+# The signs of an address, as the configuration has them.
+_ADDRESS_SIGNS = re.compile(r"[!-~]+")
+
 # The form of a world's id, as the contracts have it.
 _WORLD = re.compile(r"[a-z0-9][a-z0-9_\-]{0,63}")
 
@@ -119,8 +122,10 @@ class EarlyHalt:
         try:
             found = json.loads(answer) if status == HTTPStatus.OK else {}
             worlds = found["worlds"] if self._request.world is None else [found["world_id"]]
-            return Halted([str(world) for world in worlds])
-        except (ValueError, TypeError, KeyError):  # not the answer of a Gateway
+            good = isinstance(worlds, list) and all(isinstance(world, str) for world in worlds)
+            good = good and self._request.world in (None, *worlds)
+            return Halted(worlds) if good else None
+        except Exception:  # not the answer of a Gateway
             return None
 
     def _send(self) -> None:
@@ -170,8 +175,8 @@ def send(arguments: Sequence[str]) -> None:
             halt.store_if_nobody_listens()
 
 
-def is_sent() -> bool:
-    """Return whether a halt is on its way."""
+def was_sent() -> bool:
+    """Return whether a halt was sent early."""
     return bool(_sent)
 
 
@@ -179,7 +184,7 @@ def result() -> Halted | None:
     """Return what the early halt has halted, None where no Gateway answered it. Raises NotSentError."""
     if not _sent:
         raise NotSentError
-    return _sent.pop().result()
+    return _sent[-1].result()
 
 
 def request_of(arguments: Sequence[str]) -> Request | None:
@@ -223,7 +228,7 @@ def gateway(variables: Mapping[str, str]) -> tuple[SplitResult, str]:
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc:
         raise ValueError("an address that only the command understands")
-    if address.query or address.fragment:
+    if address.query or address.fragment or not _ADDRESS_SIGNS.fullmatch(url):
         raise ValueError("an address that only the command understands")
     return address, token
 
@@ -235,7 +240,7 @@ def _may_mislead(variable: str) -> bool:
         return False
     section, separator, key = name.removeprefix("QMTL_").partition("__")
     if variable != name or not separator:
-        return variable != name or section in ("CONFIG", "GATEWAY")
+        return variable != name or section == "CONFIG" or section.startswith("GATEWAY")
     return section not in _OTHER_SECTIONS and not (section == "GATEWAY" and key in _GATEWAY_KEYS)
 
 

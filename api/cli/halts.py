@@ -70,13 +70,13 @@ def _halted_by_gateway(
         with gateway_as(as_name, within_s=LIMIT_S) as client:
             if world is None:
                 return Halted(client.halt_all(reason))
-            return Halted([client.halt(world, reason, strategy).world_id])
+            return Halted([world]) if client.halt(world, reason, strategy).world_id == world else None
     except QmtlError as error:
         refused = error.status < HTTPStatus.INTERNAL_SERVER_ERROR and error.code != "E_RATE"
         if refused or error.code == "E_HALT_INCOMPLETE":
             raise
         return None
-    except (ValueError, TypeError, KeyError):  # what answers there is no Gateway
+    except Exception:  # what answers there is no Gateway
         return None
 
 

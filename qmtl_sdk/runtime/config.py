@@ -38,11 +38,24 @@ FILE = "qmtl.yml"
 # The password in a DSN or URL: between the user's name and the last @ before the host.
 _PASSWORD = re.compile(r"(://[^/?#@:]*:).*@")
 
+# The signs of an address. Others are cut off or encoded, by each library in its own way.
+_ADDRESS_SIGNS = re.compile(r"[!-~]+")
+
 # The start of the name of every variable that sets a key.
 PREFIX = "QMTL_"
 
 # Classes that read the configuration: the SDK's, and the services' where they are installed.
 CLASSES = Registry("qmtl.settings", "settings class", {"sdk": "qmtl_sdk.runtime.config:Settings"})
+
+
+def _is_address(url: str) -> bool:
+    try:
+        address = urlsplit(url)
+        port = address.port  # raises ValueError where it is no port
+    except ValueError:
+        return False
+    good = address.scheme in ("http", "https") and bool(address.hostname) and port != 0
+    return good and bool(_ADDRESS_SIGNS.fullmatch(url))
 
 
 class Section(BaseModel):
@@ -62,14 +75,10 @@ class GatewaySettings(Section):
 
     @field_validator("url")
     @classmethod
-    def _is_address(cls, url: str | None) -> str | None:
-        address = urlsplit(url or "http://none")
-        try:
-            port_is_number = address.port is None or address.port > 0
-        except ValueError:
-            port_is_number = False
-        if address.scheme not in ("http", "https") or not address.hostname or not port_is_number:
-            raise ValueError(f"{url!r} is no address: write http://HOST:PORT or https://HOST")
+    def _require_address(cls, url: str | None) -> str | None:
+        if url and not _is_address(url):
+            shown = _PASSWORD.sub(r"\1***@", url)
+            raise ValueError(f"{shown!r} is no address: write http://HOST:PORT or https://HOST")
         return url
 
 
@@ -158,14 +167,29 @@ def _require_known_variables(kind: type[S]) -> None:
     without `__` are left alone: other programs have theirs under this prefix. Raises QmtlError (E_CONFIG).
     """
     sections = list(kind.model_fields)
-    for variable in sorted(os.environ):
+    for variable in sorted(name for name in os.environ if name.startswith(PREFIX)):
         section, nested, _ = variable.removeprefix(PREFIX).partition("__")
-        if variable.startswith(PREFIX) and nested and section.lower() not in sections:
+        meant = "" if nested else _meant(kind, variable)
+        if meant:
+            raise QmtlError(
+                "E_CONFIG", f"{variable} sets nothing", f"write {meant}, with two underscores, or unset it"
+            )
+        if nested and section.lower() not in sections:
             raise QmtlError(
                 "E_CONFIG",
                 f"{variable}: {section.lower()} is not a known section{nearest(section.lower(), sections)}",
                 "unset the variable or mend its name; qmtl config show lists every key",
             )
+
+
+def _meant(kind: type[S], variable: str) -> str:
+    """Return the variable that this one is with a missing underscore; empty where it is none."""
+    for section, field in kind.model_fields.items():
+        keys = getattr(field.annotation, "model_fields", {})
+        for key in keys:
+            if variable == f"{PREFIX}{section}_{key}".upper():
+                return f"{PREFIX}{section}__{key}".upper()
+    return ""
 
 
 def load() -> Settings:

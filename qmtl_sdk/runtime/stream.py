@@ -247,11 +247,11 @@ class StreamClient:
                 after = [f"{kind}:{sequence}" for kind, sequence in self.positions.items()]
                 params: dict[str, Any] = {"after": after, "log": self._reader.log, "wait": TICK_S}
                 response = http.get(subscription.poll_url, params=params)
-                if response.is_error:
+                if not response.is_success:
                     raise refusal(response)
                 self.counters.polls += 1
-                self._delivered_all = True
                 self._reader.apply_poll(Polled.model_validate_json(response.content))
+                self._delivered_all = True
 
 
 def _refresh_at(subscription: Subscription) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -121,6 +122,9 @@ def test_gateway_and_token_are_those_of_the_command(
         {"QMTL_GATEWAY": "{}"},
         {"QMTL_GATWAY__URL": "http://variable:2"},
         {"QMTL_GATEWAY__UR": "http://variable:2"},
+        {"QMTL_GATEWAY_URL": "http://variable:2"},
+        {"QMTL_GATEWAY__URL": "http://variable:2\n"},
+        {"QMTL_GATEWAY__URL": "http://variable:2/with a space"},
         {"QMTL_CONFIG": "missing.yml"},
         {"QMTL_GATEWAY__URL": "htps://variable"},
         {"QMTL_GATEWAY__URL": "//variable"},
@@ -195,7 +199,9 @@ def test_the_command_takes_the_answer_of_its_early_request(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert served(HEAD + b'{"world_id": "w"}', monkeypatch) == Halted(["w"])
-    for other in (b"", HEAD, HEAD + b"<h1>", HEAD + b"[1]", HEAD.replace(b"200", b"500") + b"{}"):
+    for other in (b"", b"<h1>", b"[1]", b'{"world_id": "v"}', b'{"world_id": null}', b"[" * 100_000):
+        assert served(HEAD + other, monkeypatch) is None
+    for other in (b"", HEAD.replace(b"200", b"500") + b"{}", HEAD.replace(b"200", b"302")):
         assert served(other, monkeypatch) is None
     for refused in (b"401", b"403", b"422", b"429"):
         with pytest.raises(NotSentError):
@@ -261,6 +267,32 @@ def test_a_halt_is_in_the_store_before_the_command_has_loaded_where_nobody_liste
             finally:
                 process.kill()
         assert desk.fence_row().halted.endswith(": odd")
+    finally:
+        database.close()
+
+
+def test_an_interrupted_halt_says_that_it_may_be_done(machine: Machine, tmp_path: Path) -> None:
+    """Here the command waits for ever while it loads."""
+    database = machine.database()
+    try:
+        desk = Desk(database, "cut")
+        (tmp_path / "typer.py").write_text("import time\ntime.sleep(600)\n")
+        env = {
+            **os.environ,
+            "QMTL_GATEWAY__URL": machine.url,
+            "QMTL_HOME": str(machine.home),
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        }
+        command = [sys.executable, "-m", "api.cli", "world", "halt", "cut"]
+        with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                wait_for(lambda: desk.fence_row().halted, "the halt")
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=30)
+            finally:
+                process.kill()
+        assert process.returncode == 130
+        assert said == ("qmtl: interrupted; the world may be halted: qmtl world status WORLD shows it\n")
     finally:
         database.close()
 

@@ -19,6 +19,7 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Refusal
 from qmtl_sdk.contracts.worlds import WorldSpec
 from tests.support.desk import Desk
+from tests.support.machine import wait_for
 
 WORLDS = [f"w{number:03}" for number in range(200)]
 
@@ -110,6 +111,26 @@ def test_a_world_that_is_held_delays_no_other(database: Database, held: str) -> 
         assert halted(database) == {name: name != names[0] for name in names}
     halt_all(database, names, "olga", "")
     assert halted(database) == dict.fromkeys(names, True)
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_many_held_worlds_delay_none_that_is_nearly_free(database: Database) -> None:
+    """Each of them was waited for before the next one was tried."""
+    names = WORLDS[:41]
+    for name in names:
+        SqlFenceStore(database).create(WorldSpec(world=name), None, "olga")
+    with ThreadPoolExecutor(1) as threads, database.write("test", bookkeeping=True) as held:
+        with database.write("test", bookkeeping=True) as busy:
+            for name in names:
+                (busy if name == names[-1] else held).lock(f"fence:{name}")
+            halting = threads.submit(halt_all, database, names, "olga", "", 30.0)
+            time.sleep(0.2)  # it has found every fence held by now
+        began = time.monotonic()
+        wait_for(lambda: SqlFenceStore(database).status(names[-1]).halted, "the halt", 30)
+        assert time.monotonic() - began < 2, "a limit against waiting for the other forty, not a measurement"
+        held.connection.commit()
+        halting.result(30)
+    assert all(halted(database).values())
 
 
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)

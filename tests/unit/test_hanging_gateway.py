@@ -1,6 +1,8 @@
 """A Gateway that accepts connections and never answers holds nothing up for long."""
 
+import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -13,6 +15,7 @@ from qmtl_sdk.runtime import client as clients
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.lease import Heartbeats
 from qmtl_sdk.runtime.routes.running import SessionKey
+from qmtl_sdk.runtime.withheld import RETRIED
 from tests.support.machine import wait_for
 
 
@@ -67,3 +70,60 @@ def test_heartbeats_of_a_lease_go_on_until_the_service_says_that_it_has_ended() 
         with Heartbeats(gateway, lease) as heartbeats:  # type: ignore[arg-type]
             wait_for(lambda heartbeats=heartbeats: not heartbeats._thread.is_alive(), "end of the heartbeats")
         assert gateway.beats == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n<h1>Please log in</h1>",
+        b"HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\n\r\n",
+        b"HTTP/1.1 404 Not Found\r\n\r\nno such page",
+        b"HTTP/1.1 502 Bad Gateway\r\n\r\n<h1>Bad Gateway</h1>",
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\nnot gzip",
+    ],
+)
+def test_an_answer_that_is_not_of_a_gateway_is_none_to_a_running_strategy(answer: bytes) -> None:
+    """It was a refusal, after which orders, acknowledgements and reports are not sent again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                request = b""
+                while not request.endswith(b"}"):  # what is left unread would reset the connection
+                    request += connection.recv(65536)
+                connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        message = QueueMessage(key="k", ts=0, values={})
+        with (
+            GatewayClient(url, None) as author,
+            author.for_running() as gateway,
+            pytest.raises(QmtlError) as caught,
+        ):
+            gateway.queue_append("w.dryrun.t", [message])
+    assert caught.value.code in RETRIED
+
+
+def test_a_command_does_not_repeat_a_request_to_what_is_no_gateway() -> None:
+    """It would say only after half a minute that the address is wrong."""
+    tries = list[int]()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    tries.append(1)
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(b"HTTP/1.1 404 Not Found\r\nconnection: close\r\n\r\nno such page")
+
+        threading.Thread(target=serve, daemon=True).start()
+        with (
+            GatewayClient(f"http://127.0.0.1:{server.getsockname()[1]}", None) as client,
+            pytest.raises(QmtlError, match=r"answered 404, and not as a Gateway does") as caught,
+        ):
+            client.worlds()
+    assert (caught.value.code, len(tries)) == ("E_UNAVAILABLE", 1)

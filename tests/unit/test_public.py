@@ -121,6 +121,40 @@ def test_a_mistake_in_the_file_is_one_line(
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "htps://a",
+        "http://",
+        "http://a:b",
+        "http://a:0",
+        "http://a/ b",
+        "http://a\n",
+        "http://[::",
+    ],
+)
+def test_what_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> None:
+    monkeypatch.setenv("QMTL_GATEWAY__URL", url)
+    with pytest.raises(QmtlError, match=r"gateway\.url: .* is no address"):
+        settings.load()
+
+
+def test_the_password_of_what_is_no_address_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setenv("QMTL_GATEWAY__URL", "htps://user:s3cret@a")
+    with pytest.raises(QmtlError) as caught:
+        settings.load()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://a", "https://[::1]:80/qmtl/", "HTTP://a:8000", "http://user:p@a"])
+def test_an_address_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> None:
+    monkeypatch.setenv("QMTL_GATEWAY__URL", url)
+    assert settings.load().gateway.url == url
+
+
 @pytest.mark.parametrize("load", LOADERS, ids=["services", "sdk"])
 @pytest.mark.parametrize(
     ("variable", "said"),
@@ -129,6 +163,8 @@ def test_a_mistake_in_the_file_is_one_line(
         ("QMTL_GATWAY__PORT", "QMTL_GATWAY__PORT: gatway is not a known section (did you mean 'gateway'?)"),
         ("QMTL_FOO__BAR", "foo is not a known section"),
         ("QMTL_GATEWAY__PORT", "gateway.port"),
+        ("QMTL_GATEWAY_URL", "QMTL_GATEWAY_URL sets nothing"),
+        ("QMTL_GATEWAY__URL", "'many' is no address: write http://HOST:PORT or https://HOST"),
     ],
 )
 def test_a_mistake_in_a_variable_is_one_line(

@@ -88,8 +88,8 @@ class ApplyRoutes(Transport):
 
     def halt_all(self, reason: str = "") -> list[str]:
         """Halt every world in which the token is an operator's; return their ids."""
-        found: list[str] = self._call("POST", "/halt", json={"reason": reason})["worlds"]
-        return found
+        found = self._call("POST", "/halt", json={"reason": reason})["worlds"]
+        return TypeAdapter(list[str]).validate_python(found)
 
     def resume(self, world_id: str, reason: str = "", strategy: str | None = None) -> dict[str, Any]:
         """Lift the halt of a world, or of a strategy; return what was lifted and the state of the fence."""

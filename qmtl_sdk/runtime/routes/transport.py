@@ -10,6 +10,9 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from qmtl_sdk.contracts.errors import CODES, QmtlError
 
+# The detail of an answer that is not a Gateway's.
+_FOREIGN = "not_a_gateway"
+
 # Pauses between attempts, in seconds.
 _EXPONENTIAL = wait_exponential(0.1, max=1.0)
 
@@ -83,11 +86,11 @@ class Transport:
                     response = self._http.request(method, path, **options)
                     if not response.is_success:  # a redirection is no answer of a Gateway
                         raise refusal(response)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # also an answer that cannot be decoded
             raise self._unreachable(error) from error
         return response
 
-    def _unreachable(self, error: httpx.TransportError) -> QmtlError:
+    def _unreachable(self, error: httpx.RequestError) -> QmtlError:
         return QmtlError(
             "E_UNAVAILABLE",
             f"the Gateway at {self.url} can't be reached: {error}",
@@ -101,9 +104,9 @@ def live_header(live: bool) -> dict[str, str]:
 
 
 def _retryable(error: BaseException) -> bool:
-    return isinstance(error, httpx.TransportError) or (
-        isinstance(error, QmtlError) and error.code in ("E_UNAVAILABLE", "E_RATE")
-    )
+    if isinstance(error, QmtlError):
+        return error.code in ("E_UNAVAILABLE", "E_RATE") and not error.details.get(_FOREIGN)
+    return isinstance(error, httpx.TransportError)
 
 
 def _pause(state: RetryCallState) -> float:
@@ -126,8 +129,15 @@ def refusal(response: httpx.Response) -> QmtlError:
 
 
 def _not_a_gateway(response: httpx.Response) -> QmtlError:
+    """Return the error of an answer that is not a Gateway's: what was asked may be done by the next attempt.
+
+    Such as the page of a proxy whose Gateway restarts. Where it says of itself that it is no failure of a
+    server, only who can wait tries again.
+    """
+    place = response.url.copy_with(username=None, password=None, query=None)
     return QmtlError(
-        "E_INTERNAL",
-        f"{response.url.copy_with(query=None)} answered {response.status_code}, and not as a Gateway does",
+        "E_UNAVAILABLE",
+        f"{place} answered {response.status_code}, and not as a Gateway does",
         "check that gateway.url names a QMTL Gateway, and no proxy or other server",
+        **({} if response.is_server_error else {_FOREIGN: True}),
     )
