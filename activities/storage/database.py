@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DataError, InternalError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, select
 
@@ -169,8 +169,9 @@ def _translated_errors() -> Iterator[None]:
         ) from error
     except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
         raise _unavailable(error) from error
-    except InternalError as error:
-        if isinstance(error.orig, psycopg.errors.IdleInTransactionSessionTimeout):
+    except DatabaseError as error:
+        damaged = type(error.orig) is sqlite3.DatabaseError  # SQLite's driver has no class of its own for it
+        if damaged or isinstance(error.orig, psycopg.errors.IdleInTransactionSessionTimeout):
             raise _unavailable(error) from error
         raise
 

@@ -5,12 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import pytest
 from sqlmodel import select
 
 from activities.storage.database import Database
 from activities.storage.log import NewEntry, SqliteLog
+from activities.storage.opening import open_database
 from activities.storage.tables import StoreIdentityRow
 from activities.storage.transactions import RecordedChange
+from qmtl_sdk.contracts.errors import QmtlError
 
 
 def test_a_reader_sees_one_snapshot(database: Database) -> None:
@@ -48,3 +51,22 @@ def test_threads_that_ended_leave_no_open_files(database: Database, tmp_path: Pa
     log.close()
     # The first burst may have had fewer threads at work at the same moment than a later one.
     assert max(later) <= first + 60, (first, later)
+
+
+def test_a_damaged_file_is_one_clear_line(tmp_path: Path) -> None:
+    file = tmp_path / "qmtl.db"
+    file.write_bytes(b"not a database" * 1000)
+    with pytest.raises(QmtlError, match=r"can't be reached: file is not a database") as caught:
+        open_database(f"sqlite:///{file}")
+    assert caught.value.code == "E_UNAVAILABLE"
+
+
+def test_files_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "qmtl.db.next").mkdir()
+    with pytest.raises(QmtlError, match=r"qmtl\.db\.next can't be written: Is a directory") as caught:
+        open_database(f"sqlite:///{tmp_path / 'qmtl.db'}")
+    assert caught.value.code == "E_UNAVAILABLE"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QmtlError, match="can't be made: Not a directory") as caught:
+        open_database(f"sqlite:///{tmp_path / 'file' / 'home' / 'qmtl.db'}")
+    assert caught.value.code == "E_UNAVAILABLE"
