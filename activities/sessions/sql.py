@@ -12,13 +12,26 @@ from activities.sessions.holder import SessionCaller, hash_secret, new_secret
 from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import SessionRow
-from activities.storage.transactions import LockHeldError, RecordedChange, Transaction, utc_now, utc_text
+from activities.storage.transactions import (
+    LockHeldError,
+    RecordedChange,
+    Transaction,
+    utc_before,
+    utc_now,
+    utc_text,
+)
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo, SessionOpen
 
 # Why a session ended whose runner stopped sending heartbeats.
 LEASE_ENDED = "its lease ended: no heartbeat arrived in time"
+
+# The last share of a lease, and the longest time at its end, in which a heartbeat comes too late. Orders see
+# a lease as it was last committed: while such a heartbeat commits, some would be refused for a lease that has
+# ended, and nothing would ever say that it had.
+_BRINK = 0.1
+_BRINK_LIMIT = timedelta(seconds=1)
 
 # Sessions that one request lists.
 _LISTED = 1000
@@ -100,11 +113,13 @@ class SqlSessionStore:
     def heartbeat(self, session_id: str, heartbeat: SessionHeartbeat) -> SessionInfo:
         """Extend the lease, and store the report.
 
-        Raises QmtlError: E_SESSION_UNKNOWN, and E_SESSION_LOST where the session or its lease has ended.
+        Raises QmtlError: E_SESSION_UNKNOWN, and E_SESSION_LOST where the session or its lease has ended, or
+        the lease ends in a moment.
         """
+        brink = min(_BRINK_LIMIT, timedelta(seconds=self.lease_s * _BRINK))
         with self._database.write("session", bookkeeping=True) as tx:
             row = self._row(tx, session_id)
-            if row.ended_at is not None or row.expires_at < utc_now():
+            if row.ended_at is not None or row.expires_at < utc_before(-brink):
                 raise QmtlError(
                     "E_SESSION_LOST",
                     f"the session has ended: {row.end_reason or LEASE_ENDED}",

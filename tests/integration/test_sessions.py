@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
@@ -13,7 +14,7 @@ from activities.fence.state import locked_fence
 from activities.sessions.sql import LEASE_ENDED, SqlSessionStore
 from activities.storage.database import Database
 from activities.storage.tables import SessionRow
-from activities.storage.transactions import RecordedChange, Transaction
+from activities.storage.transactions import RecordedChange, Transaction, utc_before
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from tests.support.desk import Desk
@@ -88,6 +89,22 @@ def test_a_world_whose_sessions_cannot_be_ended_stops_no_other(
         store.expire()
     assert {item.session_id for item in store.all(None)} == {bad}
     assert good in {item.session_id for item in store.all(None, ended=True)}
+
+
+@pytest.mark.parametrize(("left_s", "is_late"), [(-1.0, True), (0.5, True), (5.0, False)])
+def test_a_heartbeat_at_the_end_of_its_lease_is_too_late(
+    database: Database, left_s: float, is_late: bool
+) -> None:
+    """While it committed, an order was refused for a lease that nothing said had ended."""
+    sessions = SqlSessionStore(database, lease_s=15)
+    session_id = sessions.open(wanted("w"), "s", "dryrun", "olga").info.session_id
+    with database.write("test", bookkeeping=True) as tx:
+        tx.session.get_one(SessionRow, session_id).expires_at = utc_before(timedelta(seconds=-left_s))
+    if is_late:
+        with pytest.raises(QmtlError, match="E_SESSION_LOST"):
+            sessions.heartbeat(session_id, SessionHeartbeat())
+    else:
+        assert sessions.heartbeat(session_id, SessionHeartbeat()).expires_at > datetime.now(UTC)
 
 
 def test_the_next_search_is_due_when_the_first_lease_may_end(database: Database) -> None:
