@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import psutil
 import pytest
@@ -19,12 +21,14 @@ from api.cli import early_halt
 from api.cli.early_halt import EarlyHalt, Halted, NotSentError, Request, gateway, request_of
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.worlds import WorldId
+from qmtl_sdk.runtime import config
 from qmtl_sdk.runtime.config import Section, read
 from qmtl_sdk.runtime.embedded import recorded_gateway
 from tests.support import ROOT
 from tests.support.command import Person
 from tests.support.desk import Desk
 from tests.support.machine import Machine, wait_for
+from tests.support.one_answer import answering_once
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,7 @@ def test_the_limits_of_what_is_sent_are_those_of_the_contracts() -> None:
     (field,) = get_args(WorldId)[1:]
     assert field.metadata[0].pattern == f"^{early_halt._WORLD.pattern}$"
     assert early_halt._MAX_REASON == MAX_REASON
+    assert early_halt._ADDRESS_SIGNS == config._ADDRESS_SIGNS
 
 
 def test_the_names_of_settings_are_those_of_the_configuration() -> None:
@@ -168,27 +173,12 @@ def test_whoever_has_got_the_port_of_a_dead_gateway_gets_no_token(
 
 def served(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> Halted | None:
     """What an early halt takes for the outcome where a Gateway answers so. Raises NotSentError."""
-    requests: list[Any] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            with suppress(OSError):
-                connection, _ = server.accept()
-                with connection:
-                    request = b""
-                    while not request.endswith(b"}"):  # what is left unread would reset the connection
-                        request += connection.recv(65536)
-                    requests.append(request)
-                    connection.sendall(answer)
-
-        monkeypatch.setenv("QMTL_GATEWAY__URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+    with answering_once(answer) as (url, requests):
+        monkeypatch.setenv("QMTL_GATEWAY__URL", url)
         monkeypatch.setenv("QMTL_GATEWAY__TOKEN", "t")
-        thread = threading.Thread(target=serve)
-        thread.start()
         try:
             return EarlyHalt(Request("w", reason="odd")).result()
         finally:
-            thread.join()
             assert b"authorization: Bearer t" in requests[0]
 
 
@@ -220,81 +210,64 @@ def test_a_halt_goes_on_where_no_thread_can_be_started(monkeypatch: pytest.Monke
         early_halt.result()
 
 
-def test_the_world_is_halted_while_the_command_still_loads(machine: Machine, tmp_path: Path) -> None:
-    """Here it never loads: what it imports next waits for ever."""
+@contextmanager
+def halting_while_it_loads(machine: Machine, folder: Path, **env: str) -> Iterator["subprocess.Popen[str]"]:
+    """Halt a new world, named as the folder, by a command that never loads: its next import waits for ever.
+
+    Begins once the world is halted.
+    """
     database = machine.database()
     try:
-        desk = Desk(database, "early")
-        (tmp_path / "typer.py").write_text("import time\ntime.sleep(600)\n")
-        env = {
+        desk = Desk(database, folder.name)
+        (folder / "typer.py").write_text("import time\ntime.sleep(600)\n")
+        whole = {
             **os.environ,
             "QMTL_GATEWAY__URL": machine.url,
             "QMTL_HOME": str(machine.home),
-            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+            "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
+            **env,
         }
-        command = [sys.executable, "-m", "api.cli", "world", "halt", "early", "--reason", "odd"]
-        with subprocess.Popen(command, env=env, cwd=tmp_path) as process:
+        command = [sys.executable, "-m", "api.cli", "world", "halt", desk.world, "--reason", "odd"]
+        with subprocess.Popen(command, env=whole, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
             try:
                 wait_for(lambda: desk.fence_row().halted, "the halt")
+                assert desk.fence_row().halted.endswith(": odd")
+                yield process
             finally:
                 process.kill()
-        assert desk.fence_row().halted.endswith(": odd")
     finally:
         database.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder whose name is a world's."""
+    found = tmp_path / f"w{uuid.uuid4().hex[:8]}"
+    found.mkdir()
+    return found
+
+
+def test_the_world_is_halted_while_the_command_still_loads(machine: Machine, folder: Path) -> None:
+    with halting_while_it_loads(machine, folder) as process:
+        assert process.poll() is None
 
 
 def test_a_halt_is_in_the_store_before_the_command_has_loaded_where_nobody_listens(
-    machine: Machine, tmp_path: Path
+    machine: Machine, folder: Path
 ) -> None:
-    """Here it never loads. The port is that of nobody."""
-    database = machine.database()
-    try:
-        desk = Desk(database, "alone")
-        (tmp_path / "typer.py").write_text("import time\ntime.sleep(600)\n")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        env = {
-            **os.environ,
-            "QMTL_GATEWAY__URL": f"http://127.0.0.1:{port}",
-            "QMTL_GATEWAY__DATABASE_DSN": machine.dsn,
-            "QMTL_HOME": str(machine.home),
-            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
-        }
-        command = [sys.executable, "-m", "api.cli", "world", "halt", "alone", "--reason", "odd"]
-        with subprocess.Popen(command, env=env, cwd=tmp_path) as process:
-            try:
-                wait_for(lambda: desk.fence_row().halted, "the halt")
-            finally:
-                process.kill()
-        assert desk.fence_row().halted.endswith(": odd")
-    finally:
-        database.close()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"  # nobody's, once this socket is closed
+    nobody = {"QMTL_GATEWAY__URL": url, "QMTL_GATEWAY__DATABASE_DSN": machine.dsn}
+    with halting_while_it_loads(machine, folder, **nobody) as process:
+        assert process.poll() is None
 
 
-def test_an_interrupted_halt_says_that_it_may_be_done(machine: Machine, tmp_path: Path) -> None:
-    """Here the command waits for ever while it loads."""
-    database = machine.database()
-    try:
-        desk = Desk(database, "cut")
-        (tmp_path / "typer.py").write_text("import time\ntime.sleep(600)\n")
-        env = {
-            **os.environ,
-            "QMTL_GATEWAY__URL": machine.url,
-            "QMTL_HOME": str(machine.home),
-            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
-        }
-        command = [sys.executable, "-m", "api.cli", "world", "halt", "cut"]
-        with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-            try:
-                wait_for(lambda: desk.fence_row().halted, "the halt")
-                process.send_signal(signal.SIGINT)
-                _, said = process.communicate(timeout=30)
-            finally:
-                process.kill()
+def test_an_interrupted_halt_says_that_it_may_be_done(machine: Machine, folder: Path) -> None:
+    with halting_while_it_loads(machine, folder) as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert said == ("qmtl: interrupted; the world may be halted: qmtl world status WORLD shows it\n")
-    finally:
-        database.close()
+        assert said == "qmtl: interrupted; the world may be halted: qmtl world status WORLD shows it\n"
 
 
 def test_a_halt_is_asked_for_once(machine: Machine, tmp_path: Path) -> None:

@@ -123,6 +123,31 @@ def age(desk: Desk, seconds: float) -> None:
         tx.session.connection().execute(text("UPDATE open_order SET accepted_at = :at"), {"at": at})
 
 
+def add_open(desk: Desk, world: str, resting: int = 0, urgent: int = 0, waits_s: float = 0.0) -> None:
+    """Write open orders into a new world: such that rest at a venue, and such that are to be sent."""
+    at = (datetime.now(UTC) - timedelta(seconds=60 + waits_s)).isoformat(timespec="microseconds")
+    with desk.database.write("test", bookkeeping=True) as tx:
+        tx.session.add(FenceRow(world_id=world))
+        for state in ["sent"] * resting + ["accepted"] * urgent:
+            order = desk.order("s", 1, world_id=world)
+            line = {"at": at, "world_id": world, "ref": order.order_id, "strategy_id": "s", "epoch": 1}
+            tx.session.add(OrderLogRow(**line, kind="accepted", body=order.model_dump_json()))
+            tx.session.add(
+                OpenOrderRow(
+                    order_id=order.order_id,
+                    world_id=world,
+                    strategy_id="s",
+                    execution_domain="dryrun",
+                    epoch=1,
+                    accepted_at=at,
+                    next_at=at,
+                    state=state,
+                    sent_at=at if state == "sent" else "",
+                    acknowledged=state == "sent",
+                )
+            )
+
+
 def test_an_order_goes_through_its_states_and_each_has_its_row(desk: Desk) -> None:
     (order,), venue = accepted(desk), Venue()
     route = router(desk.database, venue)
@@ -379,28 +404,9 @@ def test_what_is_to_be_sent_and_what_waits_longest_comes_before_many_worlds_with
     desk: Desk,
 ) -> None:
     """The first 500 worlds by id were handled again and again, and the others never."""
-    orders, long_ago = SqlOpenOrders(desk.database, 300.0), "2024-01-01T00:00:00.000000+00:00"
-    with desk.database.write("test", bookkeeping=True) as tx:
-        for number in range(120):
-            world = f"a{number:03}"
-            order = desk.order("s", 1, world_id=world)
-            line = {"at": long_ago, "world_id": world, "ref": order.order_id, "strategy_id": "s", "epoch": 1}
-            tx.session.add(FenceRow(world_id=world))
-            tx.session.add(OrderLogRow(**line, kind="accepted", body=order.model_dump_json()))
-            tx.session.add(
-                OpenOrderRow(
-                    order_id=order.order_id,
-                    world_id=world,
-                    strategy_id="s",
-                    execution_domain="dryrun",
-                    epoch=1,
-                    accepted_at=long_ago,
-                    next_at=long_ago,
-                    state="sent",
-                    sent_at=long_ago,
-                    acknowledged=True,
-                )
-            )
+    orders = SqlOpenOrders(desk.database, 300.0)
+    for number in range(120):
+        add_open(desk, f"a{number:03}", resting=1)
     accepted(desk)
     seen = set[str]()
     for _ in range(3):
@@ -468,28 +474,6 @@ def test_resting_orders_of_one_world_do_not_hide_those_of_another(
     look_again(desk)
     route.step()
     assert new.order_id in venue.placed
-
-
-def add_open(desk: Desk, world: str, resting: int = 0, urgent: int = 0, waits_s: float = 0.0) -> None:
-    """Write open orders into a world: such that rest at a venue, and such that are to be sent."""
-    at = (datetime.now(UTC) - timedelta(seconds=60 + waits_s)).isoformat(timespec="microseconds")
-    with desk.database.write("test", bookkeeping=True) as tx:
-        for state in ["sent"] * resting + ["accepted"] * urgent:
-            order = desk.order("s", 1, world_id=world)
-            line = {"at": at, "world_id": world, "ref": order.order_id, "strategy_id": "s", "epoch": 1}
-            tx.session.add(OrderLogRow(**line, kind="accepted", body=order.model_dump_json()))
-            tx.session.add(
-                OpenOrderRow(
-                    order_id=order.order_id,
-                    world_id=world,
-                    strategy_id="s",
-                    execution_domain="dryrun",
-                    epoch=1,
-                    accepted_at=at,
-                    next_at=at,
-                    state=state,
-                )
-            )
 
 
 def test_worlds_share_a_turn_and_so_do_new_and_resting_orders(desk: Desk) -> None:

@@ -17,6 +17,7 @@ from qmtl_sdk.runtime.lease import Heartbeats
 from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.withheld import RETRIED
 from tests.support.machine import wait_for
+from tests.support.one_answer import answering_once
 
 
 @pytest.fixture
@@ -84,25 +85,14 @@ def test_heartbeats_of_a_lease_go_on_until_the_service_says_that_it_has_ended() 
 )
 def test_an_answer_that_is_not_of_a_gateway_is_none_to_a_running_strategy(answer: bytes) -> None:
     """It was a refusal, after which orders, acknowledgements and reports are not sent again."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                request = b""
-                while not request.endswith(b"}"):  # what is left unread would reset the connection
-                    request += connection.recv(65536)
-                connection.sendall(answer)
-
-        threading.Thread(target=serve, daemon=True).start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        message = QueueMessage(key="k", ts=0, values={})
-        with (
-            GatewayClient(url, None) as author,
-            author.for_running() as gateway,
-            pytest.raises(QmtlError) as caught,
-        ):
-            gateway.queue_append("w.dryrun.t", [message])
+    message = QueueMessage(key="k", ts=0, values={})
+    with (
+        answering_once(answer) as (url, _),
+        GatewayClient(url, None) as author,
+        author.for_running() as gateway,
+        pytest.raises(QmtlError) as caught,
+    ):
+        gateway.queue_append("w.dryrun.t", [message])
     assert caught.value.code in RETRIED
 
 

@@ -291,7 +291,7 @@ def _sharing_one_buffer(data: bytes, rows: int) -> bytes:
 
 
 def test_columns_that_share_their_bytes_are_refused() -> None:
-    """The file is small without compression: a thousand columns are the bytes of one."""
+    """The file is small without compression: two hundred columns are the bytes of one."""
     rows = 1000
     halves = pa.array(np.full(rows, 0.5))
     data = _arrow_file({f"position:{number}": halves for number in range(200)})
