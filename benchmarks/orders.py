@@ -1,6 +1,7 @@
 """Orders at the fence, from eight publishers at once, on SQLite and on PostgreSQL.
 
-At the store, and over HTTP to a Gateway.
+At the store, beside commits of as many rows without a fence; and over HTTP to a Gateway, beside an empty
+route.
 
 A call carries ten orders, as the SDK's publisher sends together what waits; and, for comparison, one. At the
 store, with one order a call, a freeze comes every tenth of a second in the midst of it, from another process,
@@ -10,19 +11,22 @@ share the two cores with what they measure; over HTTP they are a process of thei
 """
 
 import json
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import jwt
+import psycopg
 from sqlalchemy import create_engine, text
 
 from activities.fence.acceptance import OrderAcceptance
@@ -90,13 +94,12 @@ def store(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
     try:
         desk = trading(database)
         session = desk.session()
+        bare = bare_commits(dsn)
+        yield {"workload": "store", "peer": f"{backend}, a commit for 8 rows", "rows_per_s": bare}
         for count in (10, 1):
-            yield {
-                "workload": "store",
-                "peer": backend,
-                "orders_a_call": count,
-                **measured(OrderAcceptance(database), desk, session, count),
-            }
+            found = measured(OrderAcceptance(database), desk, session, count)
+            share = {"ratio_bare_commits": round(found["accepted_per_s"] / bare, 2)} if count == 1 else {}
+            yield {"workload": "store", "peer": backend, "orders_a_call": count, **found, **share}
         command = [sys.executable, "-m", "benchmarks.orders", "freezes", dsn]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as freezer:
             assert freezer.stdin is not None and freezer.stdout is not None  # noqa: PT018  pipes were asked for
@@ -120,6 +123,29 @@ def store(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
         }
     finally:
         database.close()
+
+
+def bare_commits(dsn: str) -> int:
+    """Rows a second that one connection commits, eight at a time, as one order of each publisher.
+
+    As durable as the store, with the driver alone and nothing but the insertion.
+    """
+    if dsn.startswith("sqlite"):
+        connection: Any = sqlite3.connect(dsn.removeprefix("sqlite:///"), isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        mark = "?"
+    else:
+        connection, mark = psycopg.connect(dsn, autocommit=True), "%s"
+    with closing(connection):
+        connection.execute("CREATE TABLE bare (order_id TEXT PRIMARY KEY, body TEXT)")
+        insert = f"INSERT INTO bare VALUES {', '.join([f'({mark}, {mark})'] * PUBLISHERS)}"
+        body, rows, began = json.dumps(_ORDER), 0, time.perf_counter()
+        while time.perf_counter() - began < SECONDS:
+            connection.execute(insert, [text for _ in range(PUBLISHERS) for text in (uuid.uuid4().hex, body)])
+            rows += PUBLISHERS
+        connection.execute("DROP TABLE bare")
+    return round(rows / SECONDS)
 
 
 def trading(database: Database) -> Desk:

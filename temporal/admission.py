@@ -10,6 +10,7 @@ from activities.messages.submission import Admit, Conclusion, SubmissionInput
 from activities.submissions.context import asks_for_shadow
 from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck
 from temporal.client import ended_is_unavailable
+from workflows.ids import update_id
 from workflows.options import submission_options
 from workflows.submission import SubmissionWorkflow
 
@@ -25,7 +26,7 @@ async def admit(
     ask = Admit.of(submit, actor)
     try:
         return await client.execute_update_with_start_workflow(
-            SubmissionWorkflow.admit, ask, start_workflow_operation=start, id=submit.idempotency_key
+            SubmissionWorkflow.admit, ask, start_workflow_operation=start, id=update_id(ask)
         )
     except WorkflowUpdateRPCTimeoutOrCancelledError:
         with suppress(asyncio.CancelledError, RPCError):

@@ -17,8 +17,10 @@ from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 T = TypeVar("T")
 
-# Statuses that mean that the server can't be reached now.
+# Statuses that mean that the server can't be reached now, or that a workflow cannot take an update now, since
+# its last task failed (FAILED_PRECONDITION).
 _UNAVAILABLE = {
+    RPCStatusCode.FAILED_PRECONDITION,
     RPCStatusCode.UNKNOWN,
     RPCStatusCode.UNAVAILABLE,
     RPCStatusCode.DEADLINE_EXCEEDED,

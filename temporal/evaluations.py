@@ -9,6 +9,7 @@ from activities.messages.evaluation import EvaluationInput, RequestEvaluation
 from activities.messages.stubs import EvaluationActivityStubs
 from temporal.client import ended_is_unavailable
 from workflows.evaluation import CONTINUES_AS_NEW, EvaluationWorkflow
+from workflows.ids import update_id
 from workflows.options import evaluation_options
 
 
@@ -36,7 +37,7 @@ async def evaluate(client: Client, command: RequestEvaluation) -> None:
             EvaluationWorkflow.evaluate,
             command.request,
             start_workflow_operation=start,
-            id=command.request.request_id,
+            id=update_id(command.request),
         )
     except WorkflowUpdateFailedError as error:
         if not isinstance(error.cause, ApplicationError) or error.cause.type != CONTINUES_AS_NEW:

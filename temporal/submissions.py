@@ -45,7 +45,7 @@ from temporal.evaluations import evaluate
 from temporal.plugin import qmtl_error
 from temporal.recorded import recorded
 from temporal.recovery import Recovery
-from workflows.ids import split_lease_id, submission_id_of
+from workflows.ids import split_lease_id, submission_id_of, update_id
 from workflows.submission import SubmissionWorkflow
 
 # Seconds of retries of an update of a run that may have ended.
@@ -87,6 +87,7 @@ class SubmissionService:
         self._decisions = decisions
         self._heartbeat_s = heartbeat_timeout_s
         self._recovery = Recovery("a submission")
+        self._admitting: set[str] = set()
 
     async def submit(self, submit: StrategySubmit, actor: str) -> SubmissionAck:
         """Admit a submission. Idempotent: the same key and body get the same answer.
@@ -102,8 +103,12 @@ class SubmissionService:
                 entry.refused, "this submission was refused before", "submit again with a new idempotency key"
             )
         said = f"the submission is recorded as {submit.idempotency_key}; it starts when Temporal is back"
-        async with recorded(said, _SUBMIT_AGAIN, _ADMIT_LIMIT_S):
-            ack = await self._admit(submit, actor)
+        self._admitting.add(submit.idempotency_key)  # `recover` leaves it alone meanwhile
+        try:
+            async with recorded(said, _SUBMIT_AGAIN, _ADMIT_LIMIT_S):
+                ack = await self._admit(submit, actor)
+        finally:
+            self._admitting.discard(submit.idempotency_key)
         return ack
 
     async def _lease_for(self, submit: StrategySubmit, ack: SubmissionAck, actor: str) -> SubmissionAck:
@@ -115,9 +120,7 @@ class SubmissionService:
 
         async def lease() -> SubmissionAck:
             try:
-                return await handle.execute_update(
-                    SubmissionWorkflow.admit, ask, id=f"{submit.idempotency_key}:{ask.runner}"
-                )
+                return await handle.execute_update(SubmissionWorkflow.admit, ask, id=update_id(ask))
             except RPCError as error:
                 if await asyncio.to_thread(self._runs.outcome, ack.run_id) is not None:
                     raise
@@ -135,7 +138,8 @@ class SubmissionService:
         One that is refused is done: the refusal is in the log, for the caller's retry.
         """
         waiting = await asyncio.to_thread(self._log.waiting, _RECOVER_MOST)
-        return await self._recovery.run({key: partial(self._start, key) for key in waiting})
+        lost = [key for key in waiting if key not in self._admitting]
+        return await self._recovery.run({key: partial(self._start, key) for key in lost})
 
     async def _start(self, key: str) -> None:
         submit = await asyncio.to_thread(self._log.body, key)

@@ -45,6 +45,10 @@ _STICKY_TIMEOUT = timedelta(seconds=1)
 # apply have their own, so that nothing slow delays an acknowledgement or a freeze.
 _THREADS = {WORLD_QUEUE: 8, ORDER_QUEUE: 4, WORKFLOW_QUEUE: 8}
 
+# Workflow tasks that a worker takes at a time. The others wait at the server, where their time limit does not
+# run: it is short (`TASK_TIMEOUT`), and counts the local activities of a task.
+_WORKFLOW_TASKS = 20
+
 # Seconds between two notes for the heartbeat that the event loop and the pollers run.
 _NOTE_S = 1.0
 
@@ -89,6 +93,8 @@ async def serving(
                 task_queue=queue,
                 activities=activities,
                 activity_executor=stack.enter_context(ThreadPoolExecutor(threads)),
+                max_concurrent_workflow_tasks=_WORKFLOW_TASKS,
+                max_concurrent_local_activities=threads,
                 deployment_config=deployment(build) if build else None,
                 interceptors=interceptors,
                 sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,

@@ -5,7 +5,9 @@ world.
 """
 
 from activities.messages.submission import RunContextBody
+from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.model import Model
 
 # Characters of a store's id in the ids of its schedules: enough to keep the stacks on one Temporal server
 # apart.
@@ -53,6 +55,15 @@ def upkeep_id(store_id: str) -> str:
 def renewal_id(store_id: str) -> str:
     """Build the id of a store's renewal, and of its schedule."""
     return f"renewal:{store_id[:_STORE_ID_LENGTH]}"
+
+
+def update_id(request: Model) -> str:
+    """Build the id of an update: the hash of its content.
+
+    Of two updates with one id that differ, the history would hold the content of one and the steps of the
+    other. It would not replay, and its workflow could never go on.
+    """
+    return hash_of(request.json_dict())
 
 
 def lease_activity_id(run_id: str, number: int) -> str:

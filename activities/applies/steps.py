@@ -23,7 +23,7 @@ from activities.fence.state import locked_fence, open_fence
 from activities.messages.apply import ApprovalWait, GateChange, StepDone
 from activities.storage.database import Database
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import Transaction, table_of, utc_now
 from activities.worlds.specs import world_of, world_row
 from qmtl_sdk.contracts.applies import ApplyOutcome
 from qmtl_sdk.contracts.errors import QmtlError
@@ -38,6 +38,17 @@ _SAME_RUN = (
     (col(ApplyStepRow.world_id) == ApplyRow.world_id)
     & (col(ApplyStepRow.run_id) == ApplyRow.run_id)
     & (col(ApplyStepRow.step) == bindparam("step"))
+)
+
+_STEP = table_of(ApplyStepRow)
+_END_STEP = (
+    update(_STEP)
+    .where(
+        _STEP.c.world_id == bindparam("world"),
+        _STEP.c.run_id == bindparam("run"),
+        _STEP.c.ended_at.is_(None),
+    )
+    .values(ended_at=bindparam("now"))
 )
 
 # A run, and the result of one of its steps if that was done.
@@ -151,7 +162,8 @@ class SqlApplySteps:
             if step != "end":
                 row.state = step
             tx.session.add(row)
-            result = do(tx, row, fence)
+            with tx.session.no_autoflush:  # orders wait meanwhile, so its changes are written together
+                result = do(tx, row, fence)
             begin_step(tx, row, step, result)
             return result
 
@@ -159,19 +171,15 @@ class SqlApplySteps:
 def begin_step(tx: Transaction, row: ApplyRow, step: str, result: StepDone | None = None) -> None:
     """End the step before, and store this one with its result."""
     now = utc_now()
-    earlier = (
-        col(ApplyStepRow.world_id) == row.world_id,
-        col(ApplyStepRow.run_id) == row.run_id,
-        col(ApplyStepRow.ended_at).is_(None),
-    )
-    tx.session.connection().execute(update(ApplyStepRow).where(*earlier).values(ended_at=now))
-    tx.session.add(
-        ApplyStepRow(
-            world_id=row.world_id,
-            run_id=row.run_id,
-            step=step,
-            started_at=now,
-            ended_at=now if step == "end" else None,
-            result=(result or StepDone()).model_dump_json(),
-        )
+    tx.connection.execute(_END_STEP, {"world": row.world_id, "run": row.run_id, "now": now})
+    tx.connection.execute(
+        _STEP.insert(),
+        {
+            "world_id": row.world_id,
+            "run_id": row.run_id,
+            "step": step,
+            "started_at": now,
+            "ended_at": now if step == "end" else None,
+            "result": (result or StepDone()).model_dump_json(),
+        },
     )

@@ -4,18 +4,20 @@
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from sqlmodel import Session
+from sqlalchemy import bindparam
+from sqlmodel import Session, col, select
 
 from activities.applies.context import Snapshot, allocation_of
 from activities.applies.status import record_progress
 from activities.decisions.sql import newest_decision
 from activities.fence.activations import (
     activation_etag,
-    activations_of,
     change_activations,
     entry_hashes,
+    of_strategies,
     stored_activations,
 )
 from activities.fence.rules import OPEN
@@ -40,6 +42,17 @@ from qmtl_sdk.contracts.plans import ApplyPlan, Change, StrategyAllocation, plan
 # Characters of an outcome's reason that are stored.
 _REASON_LENGTH = 1000
 
+# The first step with which a run has gone back.
+_BACK = (
+    select(ApplyStepRow.step)
+    .where(
+        ApplyStepRow.world_id == bindparam("world"),
+        ApplyStepRow.run_id == bindparam("run"),
+        col(ApplyStepRow.step).in_(("restore", "unfreeze")),
+    )
+    .order_by(ApplyStepRow.started_at)
+)
+
 
 def await_approval(tx: Transaction, row: ApplyRow, _: FenceRow, until: datetime) -> ApprovalWait:
     """Record that the apply waits for approvals, and until when."""
@@ -58,17 +71,16 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
             f"{row.world_id} is {fence.state} by {fence.holder}",
             "check that run; then qmtl world resume W",
         )
-    with tx.session.no_autoflush:  # orders wait for this transaction, so its changes are written together
-        world = tx.session.get_one(WorldRow, row.world_id)
-        activations = _require_unchanged(tx.session, world, plan, fence.live_edge)
+    world = tx.session.get_one(WorldRow, row.world_id)
+    stored = _require_unchanged(tx.session, world, plan, fence.live_edge)
     row.snapshot = Snapshot(
-        allocations={item.strategy_id: allocation_of(item) for item in activations},
+        allocations={item.strategy_id: allocation_of(item) for item in of_strategies(stored)},
         live_edge=fence.live_edge,
         fingerprint=world.pinned_fingerprint,
     ).model_dump_json()
     row.epoch_before = fence.epoch
     close_edge = plan.live_edge_before and plan.freeze.close_live_edge
-    change = freeze_fence(tx, fence, row.run_id, close_edge, entry_hashes(activations))
+    change = freeze_fence(tx, fence, row.run_id, close_edge, entry_hashes(stored.values()))
     return _gate_change(change)
 
 
@@ -86,7 +98,8 @@ def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
     _require_holder(fence, row.run_id)
     plan = ApplyPlan.model_validate_json(row.plan)
     world = tx.session.get_one(WorldRow, row.world_id)
-    _require_unchanged(tx.session, world, plan, plan.live_edge_before)  # the freeze has closed the edge
+    # The freeze has closed the edge.
+    stored = _require_unchanged(tx.session, world, plan, plan.live_edge_before)
     goes_live = any(
         change.after.active and change.after.mode == "live" and change.goes_up for change in plan.changes
     )
@@ -98,7 +111,8 @@ def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
         )
     for change in plan.changes:  # first: it locks the graph, which an admission locks before the audit chain
         _bind_queues(tx, row.world_id, change)
-    _set_allocations(tx, world, {change.strategy_id: change.after for change in plan.changes}, row.run_id)
+    allocations = {change.strategy_id: change.after for change in plan.changes}
+    _set_allocations(tx, world, stored, allocations, row.run_id)
     edge = "opened" if plan.live_edge_after else "closed"
     set_live_edge(tx, fence, plan.live_edge_after, f"{edge} by {row.run_id}")
     pin_fingerprint(tx, world, plan.fingerprint_after)
@@ -162,14 +176,14 @@ def _gate_change(activation: ActivationEnvelope) -> GateChange:
 
 def _require_unchanged(
     session: Session, world: WorldRow, plan: ApplyPlan, live_edge: bool
-) -> list[ActivationEnvelope]:
-    """Return the world's activations.
+) -> dict[str, ActivationEnvelope]:
+    """Return the world's activations (`stored_activations`).
 
     Raises QmtlError (E_ETAG) where the world changed since the plan was made.
     """
-    activations = activations_of(session, plan.world_id)
+    stored = stored_activations(session, plan.world_id)
     etag = plan_etag(
-        [(item.strategy_id, item.etag) for item in activations],
+        [(item.strategy_id, item.etag) for item in of_strategies(stored)],
         world.pinned_fingerprint,
         live_edge,
         world.policy_version,
@@ -181,7 +195,7 @@ def _require_unchanged(
             "request a new apply",
             etag=etag,
         )
-    return activations
+    return stored
 
 
 def _require_not_restored(session: Session, row: ApplyRow) -> None:
@@ -189,13 +203,13 @@ def _require_not_restored(session: Session, row: ApplyRow) -> None:
 
     Raises QmtlError (E_APPLY_RESTORED).
     """
-    for step in ("restore", "unfreeze"):
-        if session.get(ApplyStepRow, (row.world_id, row.run_id, step)) is not None:
-            raise QmtlError(
-                "E_APPLY_RESTORED",
-                f"{row.run_id} has restored {row.world_id} to the state before it, at its step {step}",
-                "request another apply",
-            )
+    step = session.exec(_BACK, params={"world": row.world_id, "run": row.run_id}).first()
+    if step is not None:
+        raise QmtlError(
+            "E_APPLY_RESTORED",
+            f"{row.run_id} has restored {row.world_id} to the state before it, at its step {step}",
+            "request another apply",
+        )
 
 
 def _require_holder(fence: FenceRow, run_id: str) -> None:
@@ -209,10 +223,16 @@ def _require_holder(fence: FenceRow, run_id: str) -> None:
 
 
 def _set_allocations(
-    tx: Transaction, world: WorldRow, allocations: dict[str, StrategyAllocation], run_id: str
+    tx: Transaction,
+    world: WorldRow,
+    stored: Mapping[str, ActivationEnvelope],
+    allocations: Mapping[str, StrategyAllocation],
+    run_id: str,
 ) -> None:
-    """Give strategies their allocations: the stage and weight that they trade with."""
-    stored = stored_activations(tx.session, world.world_id)
+    """Give strategies their allocations: the stage and weight that they trade with.
+
+    `stored` are all activations of the world before (`stored_activations`).
+    """
     changed: list[ActivationEnvelope] = []
     for strategy_id, after in sorted(allocations.items()):
         before = stored.get(strategy_id)
@@ -257,6 +277,7 @@ def _bind_queues(tx: Transaction, world_id: str, change: Change) -> None:
 def _restore_snapshot(tx: Transaction, row: ApplyRow, fence: FenceRow) -> None:
     snapshot = Snapshot.model_validate_json(row.snapshot)
     world = tx.session.get_one(WorldRow, row.world_id)
-    _set_allocations(tx, world, snapshot.allocations, row.run_id)
+    stored = stored_activations(tx.session, row.world_id)
+    _set_allocations(tx, world, stored, snapshot.allocations, row.run_id)
     set_live_edge(tx, fence, snapshot.live_edge, f"restored by {row.run_id}")
     pin_fingerprint(tx, world, snapshot.fingerprint)

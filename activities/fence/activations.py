@@ -2,15 +2,23 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from activities.storage.tables import ActivationRow, BindingRow, StrategyHaltRow, WorldRow
-from activities.storage.transactions import RecordedChange, Transaction
+from activities.storage.transactions import RecordedChange, Transaction, table_of
 from qmtl_sdk.contracts.applies import StrategyHalt
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import rank_of
 from qmtl_sdk.contracts.topic_state import RunningHash, combined_hash, entry_hash
+
+_ACTIVATION = table_of(ActivationRow)
+_BODIES = (
+    select(_ACTIVATION.c.body)
+    .where(_ACTIVATION.c.world_id == bindparam("world"))
+    .order_by(_ACTIVATION.c.strategy_id)
+)
 
 
 def stage_after(
@@ -55,10 +63,15 @@ def activation_hashes(session: Session, world_id: str) -> dict[str, str]:
 
 
 def stored_activations(session: Session, world_id: str) -> dict[str, ActivationEnvelope]:
-    """Read each activation of a world by strategy_id, including that of the whole world."""
-    rows = session.exec(select(ActivationRow.body).where(ActivationRow.world_id == world_id))
-    found = (ActivationEnvelope.model_validate_json(body) for body in rows)
+    """Read each activation of a world by strategy_id, in that order, including that of the whole world."""
+    bodies = session.connection().execute(_BODIES, {"world": world_id}).scalars()
+    found = (ActivationEnvelope.model_validate_json(body) for body in bodies)
     return {item.strategy_id: item for item in found}
+
+
+def of_strategies(stored: Mapping[str, ActivationEnvelope]) -> list[ActivationEnvelope]:
+    """Return the activations of strategies, without that of the whole world."""
+    return [item for item in stored.values() if item.strategy_id != WHOLE_WORLD]
 
 
 def entry_hashes(activations: Iterable[ActivationEnvelope]) -> dict[str, str]:

@@ -147,8 +147,10 @@ def open_fence(
     fence.state = OPEN
     fence.holder = ""
     fence.epoch += 1
+    # Held here, as the mapper forgets and reads again what nobody holds.
+    world = tx.session.get_one(WorldRow, fence.world_id)
     if decision is not None:
-        apply_decision(tx, tx.session.get_one(WorldRow, fence.world_id), decision, run_id)
+        apply_decision(tx, world, decision, run_id)
     log_fence_change(tx, fence, "unfreeze", run_id, reason)
     if before.get("halted"):
         log_fence_change(tx, fence, "resume", fence.world_id, reason)

@@ -8,7 +8,7 @@ gets a queue. The cost depends on the size of the submission, not of the graph.
 from collections.abc import Mapping
 from datetime import timedelta
 
-from activities.queues.topics import Kind, asset_of, folded, kind_of, topic_name
+from activities.queues.topics import Kind, assets_of, folded, kind_of, topic_name
 from qmtl_sdk.contracts.canonical import hash_parts
 from qmtl_sdk.contracts.dag import Dag, NodeRecord
 from qmtl_sdk.contracts.model import Model
@@ -53,12 +53,13 @@ def plan_diff(
     folded topic → NodeID.
     """
     nodes = {node.node_id: node for node in dag.nodes}
+    assets = assets_of(dag)
     taken = dict(taken)
     topics = dict(queues)
     planned = []
     for node in sorted(dag.nodes, key=lambda item: item.node_id):
         if node.node_id not in topics:
-            topic = topic_name(world_id, domain, asset_of(node, nodes), node, taken)
+            topic = topic_name(world_id, domain, assets[node.node_id], node, taken)
             taken[folded(topic)] = node.node_id
             topics[node.node_id] = topic
             planned.append(PlannedQueue(topic=topic, node_id=node.node_id, kind=kind_of(node)))

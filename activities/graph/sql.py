@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select, update
 from activities.graph.diff import RECOMPUTE_AFTER, DiffPlan, plan_diff, sentinel_id
 from activities.messages.submission import DiffResult, RunContextBody
 from activities.queues.catalogue import publish_new_queues, register_tag_queries
-from activities.queues.topics import asset_of, folded, layout_of, topic_name
+from activities.queues.topics import assets_of, folded, layout_of, topic_name
 from activities.storage.database import Database
 from activities.storage.tables import (
     DiffRow,
@@ -17,7 +17,7 @@ from activities.storage.tables import (
     QueueRow,
     SentinelRow,
 )
-from activities.storage.transactions import RecordedChange, Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, table_of, utc_now
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.errors import QmtlError
 
@@ -47,13 +47,14 @@ class SqlGraphStore:
         done = tx.session.get(DiffRow, run_id)
         if done is not None:
             return DiffResult.model_validate_json(done.body)
+        strategy_id = dag.strategy_id
         tx.lock("graph")
         plan = _plan(tx.session, world_id, domain, dag)
         result = DiffResult(
             new=plan.new,
             reused=plan.reused,
             topics=plan.topics,
-            sentinel_id=sentinel_id(world_id, dag.strategy_id),
+            sentinel_id=sentinel_id(world_id, strategy_id),
         )
         self._insert_nodes(tx, plan, dag)
         self._insert_strategy(tx, result.sentinel_id, world_id, run.name, dag)
@@ -69,15 +70,15 @@ class SqlGraphStore:
         data = {
             "world_id": world_id,
             "sentinel_id": result.sentinel_id,
-            "strategy_id": dag.strategy_id,
+            "strategy_id": strategy_id,
             "weight": 1.0,
-            "version": dag.strategy_id,
+            "version": strategy_id,
         }
         tx.record(
             RecordedChange(
                 "graph.diff",
                 world_id,
-                dag.strategy_id,
+                strategy_id,
                 after=after,
                 correlation_id=run_id,
                 event="sentinel_weight",
@@ -135,32 +136,30 @@ class SqlGraphStore:
 
     @staticmethod
     def _insert_nodes(tx: Transaction, plan: DiffPlan, dag: Dag) -> None:
-        now = utc_now()
+        now, strategy_id = utc_now(), dag.strategy_id
         new = set(plan.new)
         nodes = {node.node_id: node for node in dag.nodes}
-        tx.insert_new(
+        tx.insert_new_values(
+            table_of(GraphNodeRow),
             [
-                GraphNodeRow(
-                    node_id=node.node_id,
-                    node_type=node.node_type,
-                    interval_s=node.interval,
-                    period=node.period,
-                    schema_compat_id=node.schema_compat_id,
-                    schema_hash=node.schema_hash,
-                    code_hash=node.code_hash,
-                    body=node.model_dump_json(),
-                    first_strategy=dag.strategy_id,
-                    created_at=now,
-                )
+                {
+                    "node_id": node.node_id,
+                    "node_type": node.node_type,
+                    "interval_s": node.interval,
+                    "period": node.period,
+                    "schema_compat_id": node.schema_compat_id,
+                    "schema_hash": node.schema_hash,
+                    "code_hash": node.code_hash,
+                    "body": node.model_dump_json(),
+                    "first_strategy": strategy_id,
+                    "created_at": now,
+                }
                 for node in (nodes[node_id] for node_id in plan.new)
-            ]
+            ],
         )
-        tx.insert_new(
-            [
-                GraphEdgeRow(parent=parent, child=child)
-                for parent, child in sorted(set(dag.edges))
-                if child in new
-            ]
+        edges = sorted(edge for edge in set(dag.edges) if edge[1] in new)
+        tx.insert_new_values(
+            table_of(GraphEdgeRow), [{"parent": parent, "child": child} for parent, child in edges]
         )
 
     @staticmethod
@@ -195,31 +194,33 @@ class SqlGraphStore:
 
     @staticmethod
     def _add_queues(tx: Transaction, plan: DiffPlan, world_id: str, domain: str, brokers: int) -> None:
-        rows = []
-        for queue in plan.queues:
-            layout = layout_of(queue.kind, brokers)
-            rows.append(
-                QueueRow(
-                    topic=queue.topic,
-                    node_id=queue.node_id,
-                    world_id=world_id,
-                    execution_domain=domain,
-                    kind=queue.kind,
-                    created_at=utc_now(),
-                    **layout.model_dump(),
-                )
-            )
-        tx.insert_new(rows)
-        topics = [row.topic for row in rows]  # a queue that was dropped before is opened again, empty
+        now = utc_now()
+        inserted = tx.insert_new_values(
+            table_of(QueueRow),
+            [
+                {
+                    "topic": queue.topic,
+                    "node_id": queue.node_id,
+                    "world_id": world_id,
+                    "execution_domain": domain,
+                    "kind": queue.kind,
+                    "created_at": now,
+                    **layout_of(queue.kind, brokers).model_dump(),
+                }
+                for queue in plan.queues
+            ],
+        )
+        # A queue that was dropped before is opened again, empty.
+        topics = [queue.topic for queue in plan.queues if (queue.topic,) not in inserted]
         for start in range(0, len(topics), _CHUNK):
             dropped = (
                 col(QueueRow.topic).in_(topics[start : start + _CHUNK]),
                 col(QueueRow.dropped_at).is_not(None),
             )
-            tx.session.connection().execute(
+            tx.connection.execute(
                 update(QueueRow)
                 .where(*dropped)
-                .values(dropped_at=None, archived_at=None, archive=None, created_at=utc_now())
+                .values(dropped_at=None, archived_at=None, archive=None, created_at=now)
             )
 
 
@@ -259,9 +260,9 @@ def _plan(session: Session, world_id: str, domain: str, dag: Dag) -> DiffPlan:
 
 def _taken(session: Session, world_id: str, domain: str, dag: Dag, queues: dict[str, str]) -> dict[str, str]:
     """Find the nodes that own a topic which would be the first choice for one of these nodes."""
-    nodes = {node.node_id: node for node in dag.nodes}
+    assets = assets_of(dag)
     first = [
-        topic_name(world_id, domain, asset_of(node, nodes), node, {})
+        topic_name(world_id, domain, assets[node.node_id], node, {})
         for node in dag.nodes
         if node.node_id not in queues
     ]

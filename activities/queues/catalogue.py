@@ -88,8 +88,9 @@ def publish_new_queues(
         groups[(tuple(sorted(set(node.tags))), node.interval)].append(topic)
     for (tags, interval), topics in sorted(groups.items()):
         query = QueueQuery(tags, interval, "all", world_id, domain)
-        queues = [queue for queue in _find(tx.session, query) if queue.tags == tags]
-        if not queues:  # a queue without tags is found by no query
+        if tags:
+            queues = [queue for queue in _find(tx.session, query) if queue.tags == tags]
+        else:  # a queue without tags is found by no query
             queues = [_untagged(node, topic) for node, topic in nodes if topic in topics]
         subject = f"{domain}:{interval}:{'+'.join(tags) or strategy_id}"
         _publish(tx, "queue_updated", subject, query, queues, correlation_id)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 
-from qmtl_sdk.contracts.dag import STREAM, NodeRecord, upstream
+from qmtl_sdk.contracts.dag import STREAM, Dag, NodeRecord
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import PREFIX
 from qmtl_sdk.contracts.model import Model
@@ -38,6 +38,10 @@ LAYOUTS = {
     Kind.ORDERS: Layout(partitions=1, retention_days=90, replication=3),
 }
 
+# The assets of nodes that derive from no stream, and from several.
+_NONE = "none"
+_MULTI = "multi"
+
 
 def kind_of(node: NodeRecord) -> Kind:
     """Return the kind of a node's topic."""
@@ -55,16 +59,27 @@ def folded(topic: str) -> str:
     return topic.lower().replace(".", "_")
 
 
-def asset_of(node: NodeRecord, nodes: Mapping[str, NodeRecord]) -> str:
-    """Return the instrument that a node derives from: its stream's `instrument`, or the stream's first tag.
+def assets_of(dag: Dag) -> dict[str, str]:
+    """Return the instrument that each node derives from, by NodeID.
 
-    `multi` for several streams, `none` for none.
+    That is its stream's `instrument`, or the stream's first tag. `multi`: it derives from several streams;
+    `none`: from none.
     """
-    read = upstream([node], lambda found: [nodes[parent] for parent in found.inputs])
-    streams = [found for found in read if found.node_type == STREAM]
-    if len(streams) != 1:
-        return "multi" if streams else "none"
-    word = streams[0].params.get("instrument") or next(iter(streams[0].params.get("tags", ())), "") or "any"
+    by_id = {node.node_id: node for node in dag.nodes}
+    sources: dict[str, str] = {}  # the NodeID of the only stream that a node derives from
+    for node in dag.ordered():
+        found = {sources[parent] for parent in node.inputs} - {_NONE}
+        if node.node_type == STREAM:
+            found.add(node.node_id)
+        sources[node.node_id] = _MULTI if len(found) > 1 else next(iter(found), _NONE)
+    names = {_NONE: _NONE, _MULTI: _MULTI}
+    for source in set(sources.values()) - names.keys():
+        names[source] = _asset_of_stream(by_id[source])
+    return {node_id: names[source] for node_id, source in sources.items()}
+
+
+def _asset_of_stream(stream: NodeRecord) -> str:
+    word = stream.params.get("instrument") or next(iter(stream.params.get("tags", ())), "") or "any"
     return re.sub(r"[^a-z0-9]+", "-", str(word).lower()).strip("-")[:32] or "any"
 
 

@@ -74,7 +74,7 @@ class Database(ABC):
             self.transaction_type(connection, self.insert, actor) as transaction,
         ):
             yield transaction
-            transaction.flush()
+            transaction.finish()
             if take_write_mark(connection) and not transaction.recorded and not bookkeeping:
                 raise RuntimeError("a transaction changed the store without a record of it")
             connection.commit()

@@ -1,7 +1,7 @@
 """A transaction that writes: inserts, upserts, and the audit and outbox rows of each change."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -20,12 +20,16 @@ from qmtl_sdk.contracts.events import MAX_SUBJECT
 # The key under which a connection notes that its transaction changed rows.
 _WROTE = "qmtl_wrote"
 
-# Rows of one INSERT: SQLite limits the number of bound values in a statement.
-_ROWS = 500
 
-_AUDIT: Table = SQLModel.metadata.tables[str(AuditRow.__tablename__)]
-_AUDIT_HEAD: Table = SQLModel.metadata.tables[str(AuditHeadRow.__tablename__)]
-_OUTBOX: Table = SQLModel.metadata.tables[str(OutboxRow.__tablename__)]
+def table_of(row_type: type[SQLModel]) -> Table:
+    """Return the table of a row's class."""
+    table: Table = row_type.__table__  # type: ignore[attr-defined]  # SQLModel adds it
+    return table
+
+
+_AUDIT = table_of(AuditRow)
+_AUDIT_HEAD = table_of(AuditHeadRow)
+_OUTBOX = table_of(OutboxRow)
 _LOCKED_HEAD = (
     sqlalchemy.select(_AUDIT_HEAD.c.number, _AUDIT_HEAD.c.hash)
     .where(_AUDIT_HEAD.c.chain == bindparam("chain"))
@@ -81,9 +85,9 @@ class Transaction:
     def __init__(self, connection: Connection, insert: Any, actor: str) -> None:
         """Take the dialect's INSERT, which supports ON CONFLICT. (Any: the dialects share no type for it.)"""
         self.connection = connection
-        self.recorded = False
         self._insert = insert
         self._actor = actor
+        self._records: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._session: Session | None = None
 
     def __enter__(self) -> Self:
@@ -101,26 +105,42 @@ class Transaction:
             self._session = Session(self.connection)
         return self._session
 
-    def flush(self) -> None:
-        """Write the rows that were changed through the session."""
+    @property
+    def recorded(self) -> bool:
+        """Whether the transaction records a change."""
+        return bool(self._records)
+
+    def finish(self) -> None:
+        """Write what is left before the commit: rows that were changed through the session, and the records.
+
+        Changed rows are locked before the heads of audit chains, and heads in the order of their names, in
+        every transaction: two transactions that locked them in different orders would deadlock.
+        """
         if self._session is not None:
             self._session.flush()
+        if self._records:
+            self._append_audit([audit for audit, _ in self._records])
+            self._insert_all(_OUTBOX, [event for _, event in self._records])
 
     def insert_new(self, rows: Sequence[SQLModel]) -> set[tuple[Any, ...]]:
         """Insert the rows that conflict with no unique key. Returns the primary keys of the inserted rows."""
         if not rows:
             return set()
-        table: Table = type(rows[0]).__table__  # type: ignore[attr-defined]  # SQLModel adds it
-        columns = [column for column in table.columns if column.autoincrement is not True]
-        values = [{column.key: getattr(row, column.key) for column in columns} for row in rows]
-        statement = self._insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
-        connection = self.connection
-        inserted: set[tuple[Any, ...]] = set()
-        for start in range(0, len(values), _ROWS):
-            part = values[start : start + _ROWS]
-            inserted |= {tuple(row) for row in connection.execute(statement.values(part))}
+        table = table_of(type(rows[0]))
+        keys = [column.key for column in table.columns if column.autoincrement is not True]
+        return self.insert_new_values(table, [{key: getattr(row, key) for key in keys} for row in rows])
+
+    def insert_new_values(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
+        """Do the same with values by column: a row's object takes longer to build than to insert.
+
+        Columns that the first row does not name are NULL in all.
+        """
+        if not rows:
+            return set()
+        found = self.connection.execute(_insert_new_statement(self._insert, table), rows)
+        inserted = {tuple(row) for row in found}
         if inserted:
-            connection.info[_WROTE] = True
+            self.connection.info[_WROTE] = True
         return inserted
 
     def upsert(self, row: SQLModel) -> None:
@@ -131,7 +151,7 @@ class Transaction:
         """Do the same for rows of one table."""
         if not rows:
             return
-        table: Table = type(rows[0]).__table__  # type: ignore[attr-defined]  # as above
+        table = table_of(type(rows[0]))
         values = [{column.key: getattr(row, column.key) for column in table.columns} for row in rows]
         self._upsert(table, values[0] if len(values) == 1 else values)
 
@@ -153,24 +173,18 @@ class Transaction:
         """Let statements fail that wait longer than this for a lock. SQLite's only writer waits for none."""
 
     def record(self, change: RecordedChange) -> None:
-        """Write the audit row and the outbox row of a change.
+        """Let the commit write the audit row and the outbox row of a change.
 
         Raises QmtlError: E_BODY_INVALID where the subject is too long for an event.
         """
         self.record_all([change])
 
-    def record_all(self, changes: Sequence[RecordedChange]) -> None:
-        """Write the audit rows and the outbox rows of changes, in this order, in few statements.
-
-        Raises QmtlError as `record` does.
-        """
-        if not changes:
-            return
+    def record_all(self, changes: Iterable[RecordedChange]) -> None:
+        """Do the same for changes, in this order."""
         now = utc_now()
-        events = [_event_row(change, now) for change in changes]
-        self._append_audit([_audit_row(change, now, self._actor) for change in changes])
-        self._insert_all(_OUTBOX, events)
-        self.recorded = True
+        self._records += [
+            (_audit_row(change, now, self._actor), _event_row(change, now)) for change in changes
+        ]
 
     def _append_audit(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows to their chains.
@@ -178,9 +192,6 @@ class Transaction:
         The transaction locks the head of each chain until it commits. So audit and outbox numbers of one key
         are in the order of commits.
         """
-        # Lock the changed rows before the head, in every transaction: two transactions that locked them in
-        # different orders would deadlock. For the same reason, heads are locked in the order of their names.
-        self.flush()
         heads = {name: self._locked_head(name) for name in sorted({row["chain"] for row in rows})}
         for row in rows:
             number, before = heads[row["chain"]]
@@ -266,12 +277,19 @@ def take_write_mark(connection: Connection) -> bool:
     return bool(connection.info.pop(_WROTE, False))
 
 
+# Statements are built once for each table: building and compiling one takes longer than executing it.
+# (Any: the dialects share no type for them.)
+
+
+@cache
+def _insert_new_statement(insert: Any, table: Table) -> Any:
+    """Build the statement of `insert_new`, which SQLAlchemy extends to as many rows as it is given."""
+    return insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
+
+
 @cache
 def _upsert_statement(insert: Any, table: Table) -> Any:
-    """Build the statement of `upsert`, once for each table: building it takes longer than executing it.
-
-    (Any: the dialects share no type for it.)
-    """
+    """Build the statement of `upsert`."""
     statement = insert(table)
     keys = [column.key for column in table.primary_key.columns]
     return statement.on_conflict_do_update(

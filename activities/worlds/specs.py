@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from activities.storage.database import Database
@@ -117,10 +118,9 @@ def set_node_states(
 ) -> None:
     """Set the state of nodes in the world's view of the graph, adding those that are missing."""
     now = utc_now()
-    for node_id in node_ids:
-        row = tx.session.get(WorldNodeRow, (world_id, node_id, execution_domain))
-        if row is None:
-            row = WorldNodeRow(
+    tx.insert_new(
+        [
+            WorldNodeRow(
                 world_id=world_id,
                 node_id=node_id,
                 execution_domain=execution_domain,
@@ -128,9 +128,18 @@ def set_node_states(
                 state=state,
                 updated_at=now,
             )
-        row.state = state
-        row.updated_at = now
-        tx.session.add(row)
+            for node_id in node_ids
+        ]
+    )
+    tx.connection.execute(
+        update(WorldNodeRow)
+        .where(
+            col(WorldNodeRow.world_id) == world_id,
+            col(WorldNodeRow.execution_domain) == execution_domain,
+            col(WorldNodeRow.node_id).in_(node_ids),
+        )
+        .values(state=state, updated_at=now)
+    )
 
 
 def world_row(session: Session, world_id: str) -> WorldRow:

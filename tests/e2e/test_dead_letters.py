@@ -43,7 +43,8 @@ def test_an_operator_sees_retries_and_drops_a_dead_letter(newcomer: Person) -> N
         return int(health["dead_letters"])
 
     def listed() -> list[int]:
-        return [int(item["number"]) for item in newcomer.reads("events", "dead-letters", "list")["dead_letters"]]
+        letters = newcomer.reads("events", "dead-letters", "list")["dead_letters"]
+        return [int(item["number"]) for item in letters]
 
     wait_for(lambda: count() == 1, "the dead letter")
     assert "dead_letters 1.0" in httpx.get(f"{url}/metrics", trust_env=False).text

@@ -1,5 +1,6 @@
 """Nothing acknowledged is lost and nothing is done twice, whatever dies at whatever step."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,12 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from temporalio.worker import Replayer
 
+from activities.submissions.log import SqlCommitLog
 from qmtl_sdk import Runner, SubmitResult
+from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionMeta
+from qmtl_sdk.nodes.strategy import BuiltStrategy
+from temporal.admission import admit
+from temporal.client import connect
+from temporal.plugin import QmtlPlugin
 from tests.support.machine import Machine, wait_for
 from tests.support.strategies import Slow, Trend
 from tests.support.submission_checker import submission_violations
 from tests.support.worlds import POLICY, world
+from workflows.ids import submission_id
 
 STEPS = (
     "before:admit_run",
@@ -207,3 +216,40 @@ def start_runner(machine: Machine, strategy: str) -> "subprocess.Popen[str]":
 def test_the_threads_of_a_test_end() -> None:
     """A heartbeat thread that outlives its lease would speak for a runner that is gone."""
     assert not [thread for thread in threading.enumerate() if thread.name == "qmtl-heartbeats"]
+
+
+def test_a_recovery_beside_its_submission_leaves_it_the_lease(own_machine: Machine) -> None:
+    """With one id, the history might hold the request of one and the steps of the other, and not replay."""
+    own_machine.start_temporal()
+    own_machine.start_gateway()
+    prepared(own_machine)
+    build = BuiltStrategy(Trend())
+    submit = StrategySubmit(
+        world_id="equities",
+        dag=build.dag,
+        node_ids_crc32=build.crc32,
+        idempotency_key="submitted-once",
+        runner="mine",
+        meta=SubmissionMeta(name="trend"),
+    )
+    database = own_machine.database()
+    SqlCommitLog(database).append(submit, "ana")
+
+    async def admitted() -> None:
+        client = await connect(own_machine.settings(own_machine.home).temporal, database.store_id)
+        other = submit.model_copy(update={"runner": ""})
+        recovery = asyncio.create_task(admit(client, database.store_id, 30.0, other, ""))
+        handle = client.get_workflow_handle(submission_id("equities", build.dag.strategy_id))
+        async with asyncio.timeout(30):
+            while not [item async for item in client.list_workflows(f"WorkflowId = '{handle.id}'")]:
+                await asyncio.sleep(0.05)
+        original = asyncio.create_task(admit(client, database.store_id, 30.0, submit, "ana"))
+        await asyncio.to_thread(own_machine.start_worker)
+        assert (await recovery).lease is None
+        assert (await original).lease is not None
+        await Replayer(workflows=[], plugins=[QmtlPlugin()]).replay_workflow(await handle.fetch_history())
+
+    try:
+        asyncio.run(admitted())
+    finally:
+        database.close()

@@ -8,7 +8,9 @@ from sqlalchemy import text
 from activities.messages.apply import DirectApproval
 from activities.storage.database import Database
 from activities.storage.postgres import PostgresDatabase
-from activities.storage.transactions import RecordedChange
+from activities.storage.tables import GraphStrategyRow
+from activities.storage.transactions import RecordedChange, utc_now
+from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
@@ -102,3 +104,17 @@ def test_a_switch_beside_an_admission_of_its_world_locks_in_the_same_order(datab
             tx.record(RecordedChange("graph.diff", desk.world, "admitted"))
         switched.result(30)
     assert [item.effective_mode for item in desk.fence.activations(desk.world)] == ["paper"] * 2
+
+
+def test_strategies_that_share_nodes_are_promoted_and_weighted_together(database: Database) -> None:
+    """The rows of a node that one change adds are those that the next one finds."""
+    desk = Desk(database, strategies=2)
+    dag = BuiltStrategy(Trend()).dag
+    body, now = dag.model_dump_json(), utc_now()
+    rows = [GraphStrategyRow(strategy_id=id_, name="S", dag=body, created_at=now) for id_ in desk.strategies]
+    with database.write("test", bookkeeping=True) as tx:
+        tx.insert_new(rows)
+    for weights in ({}, {desk.strategies[0]: 0.2, desk.strategies[1]: 0.3}):
+        desk.apply("dryrun", weights=weights)
+        found = SqlWorldStore(database).nodes(desk.world, "dryrun")
+        assert {item.node_id: item.state for item in found} == dict.fromkeys(dag.node_ids, "running")
