@@ -1,4 +1,4 @@
-"""A workflow whose update runs one empty local activity: a limit for the acknowledgement of a submission.
+"""A workflow whose update runs one empty local activity: the least that an acknowledgement takes.
 
 `python -m benchmarks.empty_workflow ADDRESS` serves it until SIGTERM, and says when it is ready.
 """

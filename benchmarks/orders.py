@@ -95,7 +95,7 @@ def store(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
         desk = trading(database)
         session = desk.session()
         bare = bare_commits(dsn)
-        yield {"workload": "store", "peer": f"{backend}, a commit for 8 rows", "rows_per_s": bare}
+        yield {"workload": "store", "peer": f"{backend}, a commit for {PUBLISHERS} rows", "rows_per_s": bare}
         for count in (10, 1):
             found = measured(OrderAcceptance(database), desk, session, count)
             share = {"ratio_bare_commits": round(found["accepted_per_s"] / bare, 2)} if count == 1 else {}

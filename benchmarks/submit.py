@@ -132,7 +132,7 @@ def empty_acks(address: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.empty_workflow", address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
-        worker.stdout.readline()  # it is ready
+        assert worker.stdout.readline() == "ready\n"
         try:
             times = asyncio.run(_empty_acks(address))
         finally:

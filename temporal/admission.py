@@ -9,7 +9,7 @@ from temporalio.service import RPCError
 from activities.messages.submission import Admit, Conclusion, SubmissionInput
 from activities.submissions.context import asks_for_shadow
 from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck
-from temporal.client import ended_is_unavailable
+from temporal.client import retriable_update_error
 from workflows.ids import update_id
 from workflows.options import submission_options
 from workflows.submission import SubmissionWorkflow
@@ -33,7 +33,7 @@ async def admit(
             await start.workflow_handle()  # asyncio complains of an error that nobody takes from it
         raise
     except RPCError as error:
-        raise ended_is_unavailable(error) from error
+        raise retriable_update_error(error) from error
 
 
 def _start_operation(

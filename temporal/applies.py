@@ -21,7 +21,7 @@ from activities.messages.apply import AbortRequest, ApplyInput, ApprovalSignal, 
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
-from temporal.client import ended_is_unavailable, retry_while_unavailable
+from temporal.client import retriable_update_error, retry_while_unavailable
 from temporal.plugin import update_refusal
 from temporal.recorded import recorded
 from temporal.recovery import Attempt, Recovery
@@ -174,7 +174,7 @@ class ApplyService:
                 found = await asyncio.to_thread(self._requests.find, world_id, request.run_id)
                 if found.outcome is not None:
                     raise
-                raise ended_is_unavailable(error) from error  # it continues as new
+                raise retriable_update_error(error) from error  # it continues as new
 
         try:
             async with asyncio.timeout(_LIMIT_S):

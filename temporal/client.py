@@ -17,10 +17,8 @@ from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 T = TypeVar("T")
 
-# Statuses that mean that the server can't be reached now, or that a workflow cannot take an update now, since
-# its last task failed (FAILED_PRECONDITION).
+# Statuses that mean that the server can't be reached now.
 _UNAVAILABLE = {
-    RPCStatusCode.FAILED_PRECONDITION,
     RPCStatusCode.UNKNOWN,
     RPCStatusCode.UNAVAILABLE,
     RPCStatusCode.DEADLINE_EXCEEDED,
@@ -39,9 +37,13 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, WorkflowUpdateRPCTimeoutOrCancelledError)
 
 
-def ended_is_unavailable(error: RPCError) -> RPCError:
-    """Return an error that is retried, where a run ended before it received an update: the next takes it."""
-    if error.status != RPCStatusCode.NOT_FOUND:
+def retriable_update_error(error: RPCError) -> RPCError:
+    """Return the error of an update as one that is retried, where another attempt may succeed.
+
+    Either the run ended before it received the update, and the next one takes it (NOT_FOUND); or tasks of
+    the run fail, and it takes none until one succeeds (FAILED_PRECONDITION).
+    """
+    if error.status not in (RPCStatusCode.NOT_FOUND, RPCStatusCode.FAILED_PRECONDITION):
         return error
     return RPCError(error.message, RPCStatusCode.UNAVAILABLE, error.raw_grpc_status)
 
@@ -66,8 +68,8 @@ async def retry_while_unavailable(call: Callable[[], Awaitable[T]], limit_s: flo
         if is_unavailable(error):
             raise QmtlError(
                 "E_UNAVAILABLE",
-                f"the Temporal server can't be reached: {error}",
-                "start it (qmtl up), then try again",
+                f"Temporal can't take the request now: {error}",
+                "qmtl status shows whether it runs and which workflows fail; then try again",
             ) from error
         raise
     raise AssertionError("unreachable")  # the loop returns or raises

@@ -7,7 +7,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.messages.evaluation import EvaluationInput, RequestEvaluation
 from activities.messages.stubs import EvaluationActivityStubs
-from temporal.client import ended_is_unavailable
+from temporal.client import retriable_update_error
 from workflows.evaluation import CONTINUES_AS_NEW, EvaluationWorkflow
 from workflows.ids import update_id
 from workflows.options import evaluation_options
@@ -45,4 +45,4 @@ async def evaluate(client: Client, command: RequestEvaluation) -> None:
         # The next run takes it.
         raise RPCError(error.cause.message, RPCStatusCode.UNAVAILABLE, b"") from error
     except RPCError as error:
-        raise ended_is_unavailable(error) from error
+        raise retriable_update_error(error) from error

@@ -13,7 +13,7 @@ from activities.decisions.explain import find_strategy
 from activities.messages.promotion import EndPromotion, PromotionEnd, PromotionInput
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
-from temporal.client import ended_is_unavailable, retry_while_unavailable
+from temporal.client import retriable_update_error, retry_while_unavailable
 from temporal.plugin import update_refusal
 from workflows.ids import promoted_strategy, promotion_id
 from workflows.options import promotion_options
@@ -129,7 +129,7 @@ class PromotionService:
                 now = await self.find(world_id, strategy_id)
                 if error.status != RPCStatusCode.NOT_FOUND or now.outcome:
                     raise
-                raise ended_is_unavailable(error) from error  # it continues as new
+                raise retriable_update_error(error) from error  # it continues as new
 
         try:
             return await retry_while_unavailable(update, limit_s=_LIMIT_S)

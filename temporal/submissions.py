@@ -6,6 +6,7 @@ and results of runners go to the lease. Every call may be repeated.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
@@ -40,7 +41,7 @@ from qmtl_sdk.contracts.submission import (
     SubmissionOutcome,
 )
 from temporal.admission import admit
-from temporal.client import ended_is_unavailable, is_unavailable, retry_while_unavailable
+from temporal.client import is_unavailable, retriable_update_error, retry_while_unavailable
 from temporal.evaluations import evaluate
 from temporal.plugin import qmtl_error
 from temporal.recorded import recorded
@@ -56,6 +57,9 @@ _LEASE_BEGINS_S = 15.0
 
 # Seconds of retries while Temporal is unavailable, before a submission is left to `recover`.
 _AWAY_LIMIT_S = 30.0
+
+# The same for one that is recovered: it has one of few places, and is tried again later.
+_RECOVER_LIMIT_S = 2.0
 
 # Seconds in which a worker admits a submission; a client waits longer.
 _ADMIT_LIMIT_S = 75.0
@@ -87,7 +91,7 @@ class SubmissionService:
         self._decisions = decisions
         self._heartbeat_s = heartbeat_timeout_s
         self._recovery = Recovery("a submission")
-        self._admitting: set[str] = set()
+        self._admitting = Counter[str]()
 
     async def submit(self, submit: StrategySubmit, actor: str) -> SubmissionAck:
         """Admit a submission. Idempotent: the same key and body get the same answer.
@@ -102,13 +106,14 @@ class SubmissionService:
             raise QmtlError(
                 entry.refused, "this submission was refused before", "submit again with a new idempotency key"
             )
-        said = f"the submission is recorded as {submit.idempotency_key}; it starts when Temporal is back"
-        self._admitting.add(submit.idempotency_key)  # `recover` leaves it alone meanwhile
+        said = f"the submission is recorded as {submit.idempotency_key}; it starts once Temporal takes it"
+        self._admitting[submit.idempotency_key] += 1  # `recover` leaves it alone meanwhile
         try:
             async with recorded(said, _SUBMIT_AGAIN, _ADMIT_LIMIT_S):
-                ack = await self._admit(submit, actor)
+                ack = await self._admit(submit, actor, _AWAY_LIMIT_S)
         finally:
-            self._admitting.discard(submit.idempotency_key)
+            self._admitting[submit.idempotency_key] -= 1
+            self._admitting += Counter()  # without those that are at 0
         return ack
 
     async def _lease_for(self, submit: StrategySubmit, ack: SubmissionAck, actor: str) -> SubmissionAck:
@@ -124,7 +129,7 @@ class SubmissionService:
             except RPCError as error:
                 if await asyncio.to_thread(self._runs.outcome, ack.run_id) is not None:
                     raise
-                raise ended_is_unavailable(error) from error  # it continues as new
+                raise retriable_update_error(error) from error  # it continues as new
 
         try:
             return await retry_while_unavailable(lease, limit_s=_LIMIT_S)
@@ -133,7 +138,9 @@ class SubmissionService:
             return ack
 
     async def recover(self) -> int:
-        """Start submissions that an earlier Gateway logged and no run admitted. Returns how many it started.
+        """Start submissions that the log holds, no run has admitted, and this Gateway is not admitting now.
+
+        Returns how many it started.
 
         One that is refused is done: the refusal is in the log, for the caller's retry.
         """
@@ -144,15 +151,15 @@ class SubmissionService:
     async def _start(self, key: str) -> None:
         submit = await asyncio.to_thread(self._log.body, key)
         try:
-            await self._admit(submit.model_copy(update={"runner": ""}), "")
+            await self._admit(submit.model_copy(update={"runner": ""}), "", _RECOVER_LIMIT_S)
         except QmtlError as error:
             if error.code == "E_UNAVAILABLE":
                 raise
 
-    async def _admit(self, submit: StrategySubmit, actor: str) -> SubmissionAck:
+    async def _admit(self, submit: StrategySubmit, actor: str, limit_s: float) -> SubmissionAck:
         try:
             return await retry_while_unavailable(
-                lambda: admit(self._client, self._store_id, self._heartbeat_s, submit, actor), _AWAY_LIMIT_S
+                lambda: admit(self._client, self._store_id, self._heartbeat_s, submit, actor), limit_s
             )
         except WorkflowUpdateFailedError as error:
             if not isinstance(error.cause, ApplicationError):

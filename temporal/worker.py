@@ -41,8 +41,9 @@ from workflows.options import ORDER_QUEUE, WORKFLOW_QUEUE, WORLD_QUEUE
 # The cached workflows of a killed worker go to another one after this long (Temporal's default is 10 s).
 _STICKY_TIMEOUT = timedelta(seconds=1)
 
-# Threads for the synchronous activities of each task queue. Short calls of the store and the steps of an
-# apply have their own, so that nothing slow delays an acknowledgement or a freeze.
+# Threads for the synchronous activities of each task queue, and the local activities that it runs at a time.
+# Short calls of the store and the steps of an apply have their own, so that nothing slow delays an
+# acknowledgement or a freeze.
 _THREADS = {WORLD_QUEUE: 8, ORDER_QUEUE: 4, WORKFLOW_QUEUE: 8}
 
 # Workflow tasks that a worker takes at a time. The others wait at the server, where their time limit does not

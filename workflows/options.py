@@ -41,8 +41,14 @@ _LEASE_LIMIT = timedelta(days=7)
 # Retry from 100 ms up to every 5 s, without an end: the store and other services come back.
 _RETRY = RetryPolicy(initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(seconds=5))
 
-# A short call of the store, on the path of an acknowledgement: a local activity.
-STORE: Options = {"start_to_close_timeout": timedelta(seconds=30), "retry_policy": _RETRY}
+# A short call of the store, on the path of an acknowledgement: a local activity. Between its first attempts
+# the worker waits within the workflow task. Where it would wait for longer than a second, it ends the task,
+# of which it takes few at a time (temporal.worker).
+STORE: Options = {
+    "start_to_close_timeout": timedelta(seconds=30),
+    "retry_policy": _RETRY,
+    "local_retry_threshold": timedelta(seconds=1),
+}
 
 # A call that reads data or sends a message to another workflow. The worker heartbeats for it
 # (temporal.plugin).

@@ -17,8 +17,8 @@ from activities.fence.activations import (
     activation_etag,
     change_activations,
     entry_hashes,
-    of_strategies,
     stored_activations,
+    strategy_activations,
 )
 from activities.fence.rules import OPEN
 from activities.fence.state import (
@@ -42,8 +42,8 @@ from qmtl_sdk.contracts.plans import ApplyPlan, Change, StrategyAllocation, plan
 # Characters of an outcome's reason that are stored.
 _REASON_LENGTH = 1000
 
-# The first step with which a run has gone back.
-_BACK = (
+# The first step by which a run has restored or unfrozen the world.
+_GOING_BACK = (
     select(ApplyStepRow.step)
     .where(
         ApplyStepRow.world_id == bindparam("world"),
@@ -74,7 +74,7 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
     world = tx.session.get_one(WorldRow, row.world_id)
     stored = _require_unchanged(tx.session, world, plan, fence.live_edge)
     row.snapshot = Snapshot(
-        allocations={item.strategy_id: allocation_of(item) for item in of_strategies(stored)},
+        allocations={item.strategy_id: allocation_of(item) for item in strategy_activations(stored)},
         live_edge=fence.live_edge,
         fingerprint=world.pinned_fingerprint,
     ).model_dump_json()
@@ -109,7 +109,7 @@ def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
             f"world {row.world_id} does not allow live any more",
             "an operator allows it with: qmtl world allow-live W",
         )
-    for change in plan.changes:  # first: it locks the graph, which an admission locks before the audit chain
+    for change in plan.changes:
         _bind_queues(tx, row.world_id, change)
     allocations = {change.strategy_id: change.after for change in plan.changes}
     _set_allocations(tx, world, stored, allocations, row.run_id)
@@ -183,7 +183,7 @@ def _require_unchanged(
     """
     stored = stored_activations(session, plan.world_id)
     etag = plan_etag(
-        [(item.strategy_id, item.etag) for item in of_strategies(stored)],
+        [(item.strategy_id, item.etag) for item in strategy_activations(stored)],
         world.pinned_fingerprint,
         live_edge,
         world.policy_version,
@@ -203,7 +203,7 @@ def _require_not_restored(session: Session, row: ApplyRow) -> None:
 
     Raises QmtlError (E_APPLY_RESTORED).
     """
-    step = session.exec(_BACK, params={"world": row.world_id, "run": row.run_id}).first()
+    step = session.exec(_GOING_BACK, params={"world": row.world_id, "run": row.run_id}).first()
     if step is not None:
         raise QmtlError(
             "E_APPLY_RESTORED",

@@ -50,6 +50,7 @@ class SqlDeadLetters:
         """
         with self._database.write(actor) as tx:
             letter, row = _remove(tx, number, "retried")
+            tx.lock_chain(row.key)  # no later event is recorded between the check and the commit
             if _superseded(tx.session, row):
                 raise QmtlError(
                     "E_DEAD_LETTER_SUPERSEDED",

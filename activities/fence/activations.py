@@ -69,7 +69,7 @@ def stored_activations(session: Session, world_id: str) -> dict[str, ActivationE
     return {item.strategy_id: item for item in found}
 
 
-def of_strategies(stored: Mapping[str, ActivationEnvelope]) -> list[ActivationEnvelope]:
+def strategy_activations(stored: Mapping[str, ActivationEnvelope]) -> list[ActivationEnvelope]:
     """Return the activations of strategies, without that of the whole world."""
     return [item for item in stored.values() if item.strategy_id != WHOLE_WORLD]
 

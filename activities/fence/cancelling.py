@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, delete, insert, literal, select, update
-from sqlmodel import SQLModel
 
 from activities.fence.log_line import LogLine
-from activities.storage.tables import FenceRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.tables import FenceRow, OpenOrderRow, OrderLogRow
+from activities.storage.transactions import Transaction, table_of, utc_now
 from qmtl_sdk.contracts.orders import MAX_REASON, CancelResult, OrderState
 
-_log = SQLModel.metadata.tables["order_log"]
-_open = SQLModel.metadata.tables["open_order"]
+_log = table_of(OrderLogRow)
+_open = table_of(OpenOrderRow)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
-from sqlmodel import SQLModel
 
 from activities.fence.log_line import ACCEPTED, IS_VERDICT, LogLine
 from activities.fence.rules import Activation, FenceState, OrderContext, refusal_before_sending
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
-from activities.storage.tables import FenceRow, OpenOrderRow
-from activities.storage.transactions import Transaction, utc_now, utc_text
+from activities.storage.tables import ActivationRow, FenceRow, OpenOrderRow, OrderLogRow, StrategyHaltRow
+from activities.storage.transactions import Transaction, table_of, utc_now, utc_text
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import ENDED, REFUSALS, Order, OrderReport, OrderState
 
@@ -29,10 +28,10 @@ _WORLDS = 50
 
 T = TypeVar("T")
 
-_log = SQLModel.metadata.tables["order_log"]
-_open = SQLModel.metadata.tables[str(OpenOrderRow.__tablename__)]
-_halt = SQLModel.metadata.tables["strategy_halt"]
-_activation = SQLModel.metadata.tables["activation"]
+_log = table_of(OrderLogRow)
+_open = table_of(OpenOrderRow)
+_halt = table_of(StrategyHaltRow)
+_activation = table_of(ActivationRow)
 
 # Made once: the router reads it after every commit, and mostly finds nothing new.
 _NEXT_DUE = select(func.min(_open.c.next_at))

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlmodel import SQLModel
 
 from activities.fence.cancelling import Selection, cancel_open
 from activities.fence.log_line import ACCEPTED, IS_END, IS_UNDERWAY, IS_VERDICT, REFUSED, WITHHELD
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.readable import readable
-from activities.storage.tables import OrderCountRow
-from activities.storage.transactions import RecordedChange
+from activities.storage.tables import OpenOrderRow, OrderCountRow, OrderLogRow
+from activities.storage.transactions import RecordedChange, table_of
 from qmtl_sdk.contracts.orders import (
     CancelRequest,
     CancelResult,
@@ -28,9 +27,9 @@ from qmtl_sdk.contracts.orders import (
     WithheldOrder,
 )
 
-_log = SQLModel.metadata.tables["order_log"]
-_open = SQLModel.metadata.tables["open_order"]
-_count = SQLModel.metadata.tables[str(OrderCountRow.__tablename__)]
+_log = table_of(OrderLogRow)
+_open = table_of(OpenOrderRow)
+_count = table_of(OrderCountRow)
 
 
 class SqlOrderLog:

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from sqlmodel import Session, SQLModel
+from sqlmodel import Session
 
 from activities.fence.activations import activation_hashes, apply_decision, halts_of, store_activation
 from activities.fence.log_line import LogLine
 from activities.fence.rules import DRAINING, FROZEN, OPEN
-from activities.storage.tables import FenceRow, WorldRow
-from activities.storage.transactions import RecordedChange, Transaction, utc_now
+from activities.storage.tables import FenceRow, OrderLogRow, WorldRow
+from activities.storage.transactions import RecordedChange, Transaction, table_of, utc_now
 from activities.worlds.edges import LIVE_EDGE, write_edge
 from qmtl_sdk.contracts.applies import FenceStatus
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import WorldSpec
 
-_ORDER_LOG = SQLModel.metadata.tables["order_log"]
+_ORDER_LOG = table_of(OrderLogRow)
 
 Phase = Literal["freeze", "unfreeze", "halt", "resume"]
 

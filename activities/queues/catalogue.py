@@ -88,10 +88,9 @@ def publish_new_queues(
         groups[(tuple(sorted(set(node.tags))), node.interval)].append(topic)
     for (tags, interval), topics in sorted(groups.items()):
         query = QueueQuery(tags, interval, "all", world_id, domain)
-        if tags:
-            queues = [queue for queue in _find(tx.session, query) if queue.tags == tags]
-        else:  # a queue without tags is found by no query
-            queues = [_untagged(node, topic) for node, topic in nodes if topic in topics]
+        queues = [queue for queue in _find(tx.session, query) if queue.tags == tags] if tags else []
+        if not queues:  # one without tags is found by no query, and an opened one has those of before as well
+            queues = [_info_of(node, topic) for node, topic in nodes if topic in topics]
         subject = f"{domain}:{interval}:{'+'.join(tags) or strategy_id}"
         _publish(tx, "queue_updated", subject, query, queues, correlation_id)
     for row in _tag_queries(tx.session, world_id, domain):
@@ -164,11 +163,10 @@ def _find(session: Session, query: QueueQuery) -> list[QueueInfo]:
     required = len(tags) if query.match_mode == "all" else 1
     topics = [topic for topic in found if len(hits[topic]) >= required]
     labels: dict[str, list[str]] = defaultdict(list)
-    for row in session.exec(
-        select(QueueTagRow).where(col(QueueTagRow.topic).in_(topics)).order_by(col(QueueTagRow.tag))
-    ):
+    for row in session.exec(select(QueueTagRow).where(col(QueueTagRow.topic).in_(topics))):
         labels[row.topic].append(row.tag)
-    return [_info(*found[topic], tuple(labels[topic])) for topic in topics]
+    # Sorted here, since databases sort texts in different ways.
+    return [_info(*found[topic], tuple(sorted(labels[topic]))) for topic in topics]
 
 
 def _publish(
@@ -205,7 +203,7 @@ def _publish(
     )
 
 
-def _untagged(node: NodeRecord, topic: str) -> QueueInfo:
+def _info_of(node: NodeRecord, topic: str) -> QueueInfo:
     return QueueInfo(
         topic=topic,
         node_id=node.node_id,

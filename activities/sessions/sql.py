@@ -16,7 +16,6 @@ from activities.storage.transactions import (
     LockHeldError,
     RecordedChange,
     Transaction,
-    utc_before,
     utc_now,
     utc_text,
 )
@@ -30,8 +29,8 @@ LEASE_ENDED = "its lease ended: no heartbeat arrived in time"
 # The last share of a lease, and the longest time at its end, in which a heartbeat comes too late. Orders see
 # a lease as it was last committed: while such a heartbeat commits, some would be refused for a lease that has
 # ended, and nothing would ever say that it had.
-_BRINK = 0.1
-_BRINK_LIMIT = timedelta(seconds=1)
+_MARGIN_SHARE = 0.1
+_MARGIN_LIMIT = timedelta(seconds=1)
 
 # Sessions that one request lists.
 _LISTED = 1000
@@ -114,12 +113,12 @@ class SqlSessionStore:
         """Extend the lease, and store the report.
 
         Raises QmtlError: E_SESSION_UNKNOWN, and E_SESSION_LOST where the session or its lease has ended, or
-        the lease ends in a moment.
+        the lease is in its last tenth, one second at most.
         """
-        brink = min(_BRINK_LIMIT, timedelta(seconds=self.lease_s * _BRINK))
+        margin = min(_MARGIN_LIMIT, timedelta(seconds=self.lease_s * _MARGIN_SHARE))
         with self._database.write("session", bookkeeping=True) as tx:
             row = self._row(tx, session_id)
-            if row.ended_at is not None or row.expires_at < utc_before(-brink):
+            if row.ended_at is not None or row.expires_at < utc_text(datetime.now(UTC) + margin):
                 raise QmtlError(
                     "E_SESSION_LOST",
                     f"the session has ended: {row.end_reason or LEASE_ENDED}",

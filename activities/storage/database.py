@@ -75,7 +75,7 @@ class Database(ABC):
         ):
             yield transaction
             transaction.finish()
-            if take_write_mark(connection) and not transaction.recorded and not bookkeeping:
+            if take_write_mark(connection) and not transaction.records and not bookkeeping:
                 raise RuntimeError("a transaction changed the store without a record of it")
             connection.commit()
 
@@ -169,14 +169,21 @@ def _translated_errors() -> Iterator[None]:
         ) from error
     except (OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
         raise _unavailable(error) from error
-    except DatabaseError as error:
-        damaged = type(error.orig) is sqlite3.DatabaseError  # SQLite's driver has no class of its own for it
-        if damaged or isinstance(error.orig, psycopg.errors.IdleInTransactionSessionTimeout):
+    except (DatabaseError, sqlite3.DatabaseError) as error:
+        cause = getattr(error, "orig", error)
+        damaged = type(cause) is sqlite3.DatabaseError  # SQLite's driver has no class of its own for it
+        if damaged or isinstance(cause, psycopg.errors.IdleInTransactionSessionTimeout):
             raise _unavailable(error) from error
         raise
 
 
 def _unavailable(error: Exception) -> QmtlError:
+    if type(getattr(error, "orig", error)) is sqlite3.DatabaseError:
+        return QmtlError(
+            "E_UNAVAILABLE",
+            f"the database file is damaged: {_first_line(error)}",
+            "stop the stack, and restore its home from a backup (docs/operations.md)",
+        )
     if isinstance(getattr(error, "orig", error), psycopg.errors.LockNotAvailable):
         return QmtlError(
             "E_UNAVAILABLE",

@@ -237,11 +237,14 @@ class SqliteLog:
                     connection.execute("ROLLBACK")
                     raise
                 connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
+            # The driver has no class of its own for a damaged file.
+            if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
+                raise
             raise QmtlError(
                 "E_UNAVAILABLE",
                 f"the log {self._path.name} can't be written: {error}",
-                "check that its disk has room, then try again",
+                "check that its disk has room and the file is whole, then try again",
             ) from error
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:

@@ -87,7 +87,8 @@ class Transaction:
         self.connection = connection
         self._insert = insert
         self._actor = actor
-        self._records: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        # The audit and outbox rows of changes that the commit records.
+        self.records: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._session: Session | None = None
 
     def __enter__(self) -> Self:
@@ -105,11 +106,6 @@ class Transaction:
             self._session = Session(self.connection)
         return self._session
 
-    @property
-    def recorded(self) -> bool:
-        """Whether the transaction records a change."""
-        return bool(self._records)
-
     def finish(self) -> None:
         """Write what is left before the commit: rows that were changed through the session, and the records.
 
@@ -118,9 +114,9 @@ class Transaction:
         """
         if self._session is not None:
             self._session.flush()
-        if self._records:
-            self._append_audit([audit for audit, _ in self._records])
-            self._insert_all(_OUTBOX, [event for _, event in self._records])
+        if self.records:
+            self._append_audit([audit for audit, _ in self.records])
+            self._insert_all(_OUTBOX, [event for _, event in self.records])
 
     def insert_new(self, rows: Sequence[SQLModel]) -> set[tuple[Any, ...]]:
         """Insert the rows that conflict with no unique key. Returns the primary keys of the inserted rows."""
@@ -131,9 +127,9 @@ class Transaction:
         return self.insert_new_values(table, [{key: getattr(row, key) for key in keys} for row in rows])
 
     def insert_new_values(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
-        """Do the same with values by column: a row's object takes longer to build than to insert.
+        """Do the same with values by column: building many rows' objects takes longer than inserting them.
 
-        Columns that the first row does not name are NULL in all.
+        All rows name the same columns; another column gets its default in the database, or NULL.
         """
         if not rows:
             return set()
@@ -153,10 +149,11 @@ class Transaction:
             return
         table = table_of(type(rows[0]))
         values = [{column.key: getattr(row, column.key) for column in table.columns} for row in rows]
-        self._upsert(table, values[0] if len(values) == 1 else values)
+        self._upsert(table, values)
 
-    def _upsert(self, table: Table, values: dict[str, Any] | list[dict[str, Any]]) -> None:
-        self.connection.execute(_upsert_statement(self._insert, table), values)
+    def _upsert(self, table: Table, values: list[dict[str, Any]]) -> None:
+        found = values[0] if len(values) == 1 else values
+        self.connection.execute(_upsert_statement(self._insert, table), found)
 
     def lock(self, name: str, within_ms: int = 0) -> None:
         """Hold the lock `name` until the end of the transaction. SQLite has one writer and needs no lock.
@@ -173,16 +170,16 @@ class Transaction:
         """Let statements fail that wait longer than this for a lock. SQLite's only writer waits for none."""
 
     def record(self, change: RecordedChange) -> None:
-        """Let the commit write the audit row and the outbox row of a change.
-
-        Raises QmtlError: E_BODY_INVALID where the subject is too long for an event.
-        """
+        """Keep a change as `record_all` does."""
         self.record_all([change])
 
     def record_all(self, changes: Iterable[RecordedChange]) -> None:
-        """Do the same for changes, in this order."""
+        """Keep changes, in this order, whose audit rows and outbox rows `finish` writes before the commit.
+
+        Raises QmtlError: E_BODY_INVALID where a subject is too long for an event.
+        """
         now = utc_now()
-        self._records += [
+        self.records += [
             (_audit_row(change, now, self._actor), _event_row(change, now)) for change in changes
         ]
 
@@ -192,18 +189,20 @@ class Transaction:
         The transaction locks the head of each chain until it commits. So audit and outbox numbers of one key
         are in the order of commits.
         """
-        heads = {name: self._locked_head(name) for name in sorted({row["chain"] for row in rows})}
+        heads = {name: self.lock_chain(name) for name in sorted({row["chain"] for row in rows})}
         for row in rows:
             number, before = heads[row["chain"]]
             row["number"] = number + 1
             row["hash"] = link(before, row)
             heads[row["chain"]] = row["number"], row["hash"]
         self._insert_all(_AUDIT, rows)
-        for name, (number, found) in heads.items():
-            self._upsert(_AUDIT_HEAD, {"chain": name, "number": number, "hash": found})
+        self._upsert(_AUDIT_HEAD, [{"chain": name, "number": n, "hash": h} for name, (n, h) in heads.items()])
 
-    def _locked_head(self, chain: str) -> tuple[int, str]:
-        """Lock the head of a chain. Returns the number and the hash of its newest row."""
+    def lock_chain(self, chain: str) -> tuple[int, str]:
+        """Lock the head of an audit chain: until the commit, no other change of its key is recorded.
+
+        Returns the number and the hash of its newest row.
+        """
         head = self.connection.execute(_LOCKED_HEAD, {"chain": chain}).first()
         if head is None:  # there is no row to lock yet
             self.lock(f"audit:{chain}")
@@ -255,7 +254,7 @@ def _event_row(change: RecordedChange, at: str) -> dict[str, Any]:
 def watch_writes(engine: Engine) -> None:
     """Note on a connection that a statement changed rows.
 
-    Statements with ON CONFLICT DO NOTHING are left out: `insert_new` knows whether it inserted anything.
+    Statements with ON CONFLICT DO NOTHING are left out: `insert_new_values` knows whether it inserted rows.
     """
 
     def after(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
@@ -277,19 +276,18 @@ def take_write_mark(connection: Connection) -> bool:
     return bool(connection.info.pop(_WROTE, False))
 
 
-# Statements are built once for each table: building and compiling one takes longer than executing it.
-# (Any: the dialects share no type for them.)
-
-
 @cache
 def _insert_new_statement(insert: Any, table: Table) -> Any:
-    """Build the statement of `insert_new`, which SQLAlchemy extends to as many rows as it is given."""
+    """Build the statement of `insert_new_values`, which SQLAlchemy executes for up to 1,000 rows at a time.
+
+    Once for each table: building it takes longer than executing it. (Any: the dialects share no type for it.)
+    """
     return insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
 
 
 @cache
 def _upsert_statement(insert: Any, table: Table) -> Any:
-    """Build the statement of `upsert`."""
+    """Build the statement of `upsert`, also once."""
     statement = insert(table)
     keys = [column.key for column in table.primary_key.columns]
     return statement.on_conflict_do_update(

@@ -20,7 +20,7 @@ class SqlAdmissions:
     def admit(self, command: AdmitRun, run: RunContextBody, submit: StrategySubmit) -> SubmissionAck:
         """Store a run's context and diff, and record the answer. Returns the answer."""
         with self._database.write("submission") as tx:
-            tx.lock("graph")  # before the audit chain's head, as every diff does
+            tx.lock("graph")  # of two attempts at once, the second finds what the first has stored
             run = self._runs.begin_run(tx, run)
             diff = self._graph.diff(tx, run, submit.dag)
             ack = acknowledgement(run, diff, command.workflow_id, command.lease)

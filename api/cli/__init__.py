@@ -13,6 +13,6 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        hint = "; the world may be halted: qmtl world status WORLD shows it"
+        hint = "; the halt may have taken effect: qmtl world status WORLD shows it"
         sys.stderr.write(f"qmtl: interrupted{hint if early_halt.was_sent() else ''}\n")
         sys.exit(130)

@@ -27,8 +27,8 @@ _REFUSED_WITHIN_S = 0.2
 # Seconds to wait for an answer at least, once the command has loaded.
 _LEAST_WAIT_S = 0.1
 
-# The signs of an address, as the configuration has them.
-_ADDRESS_SIGNS = re.compile(r"[!-~]+")
+# The characters of an address, as the configuration has them.
+_ADDRESS_CHARACTERS = re.compile(r"[!-~]+")
 
 # The form of a world's id, as the contracts have it.
 _WORLD = re.compile(r"[a-z0-9][a-z0-9_\-]{0,63}")
@@ -78,7 +78,7 @@ class NotSentError(Exception):
 
 
 class EarlyHalt:
-    """A request on its way."""
+    """A halt that is sent, or stored, before the command has loaded."""
 
     def __init__(self, request: Request) -> None:
         """Start to send it."""
@@ -95,7 +95,7 @@ class EarlyHalt:
     def store_if_nobody_listens(self) -> None:
         """Halt in the store where it is known at once that no Gateway runs.
 
-        Whatever fails here, the command meets as well, and says it.
+        Whatever fails here, the command tries again with more time, and reports.
         """
         self._thread.join(_REFUSED_WITHIN_S)
         if self._nobody_listens:
@@ -104,7 +104,7 @@ class EarlyHalt:
 
                 request = self._request
                 self._stored = Halted(
-                    halt_in_store(request.world, request.strategy, None, request.reason), True
+                    halt_in_store(request.world, request.strategy, None, request.reason, LIMIT_S), True
                 )
 
     def result(self) -> Halted | None:
@@ -166,7 +166,10 @@ _sent: list[EarlyHalt] = []
 
 
 def send(arguments: Sequence[str]) -> None:
-    """Start to send the halt that the arguments of `qmtl` ask for, where that is certain."""
+    """Send the halt that the arguments of `qmtl` ask for, where that is certain.
+
+    Where nobody listens, it is in the store when this returns; otherwise this waits for 0.2 s at most.
+    """
     request = request_of(arguments)
     if request:
         with suppress(RuntimeError):  # no thread can be started: the command needs none
@@ -228,7 +231,7 @@ def gateway(variables: Mapping[str, str]) -> tuple[SplitResult, str]:
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname or "@" in address.netloc:
         raise ValueError("an address that only the command understands")
-    if address.query or address.fragment or not _ADDRESS_SIGNS.fullmatch(url):
+    if address.query or address.fragment or not _ADDRESS_CHARACTERS.fullmatch(url):
         raise ValueError("an address that only the command understands")
     return address, token
 

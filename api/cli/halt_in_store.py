@@ -11,6 +11,8 @@ from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.settings import Settings, local_user, settings
 from activities.storage.opening import open_database
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.orders import MAX_REASON
+from qmtl_sdk.contracts.texts import printable
 
 # Seconds to wait for the fence of one world: by then the database has ended a transaction that hangs.
 _WAIT_S = 45.0
@@ -19,10 +21,13 @@ _WAIT_S = 45.0
 _ALL_WITHIN_S = 10.0
 
 
-def halt_in_store(world: str | None, strategy: str | None, as_name: str | None, reason: str) -> list[str]:
+def halt_in_store(
+    world: str | None, strategy: str | None, as_name: str | None, reason: str, wait_s: float = _WAIT_S
+) -> list[str]:
     """Halt a world, a strategy of it, or all worlds; return their ids.
 
-    The audit trail names the user of this machine.
+    The audit trail names the user of this machine. `wait_s`: seconds to wait for a fence that another
+    transaction holds.
 
     Raises QmtlError: E_UNAVAILABLE where the store can't be reached from here, E_STRATEGY_UNKNOWN,
     E_HALT_INCOMPLETE.
@@ -33,19 +38,20 @@ def halt_in_store(world: str | None, strategy: str | None, as_name: str | None, 
             f"no Gateway answers, and only a Gateway can check {as_name}'s token",
             "halt without --as: the audit trail then names the user of this machine",
         )
+    reason = printable(reason, MAX_REASON)  # before the command has loaded, nothing else has cleaned it
     config, user = settings(), local_user()
     require_store(config)
     database = open_database(config.database_dsn)
     try:
         fence = SqlFenceStore(database)
         if world is not None and strategy is not None:
-            SqlStrategyHalts(database).halt(world, strategy, user, reason, _WAIT_S)
+            SqlStrategyHalts(database).halt(world, strategy, user, reason, wait_s)
             return [world]
         if world is not None:
-            fence.halt(world, user, reason, _WAIT_S)
+            fence.halt(world, user, reason, wait_s)
             return [world]
         worlds = fence.world_ids()
-        halt_all(database, worlds, user, reason, _ALL_WITHIN_S)
+        halt_all(database, worlds, user, reason, min(wait_s, _ALL_WITHIN_S))
         return worlds
     finally:
         database.close()

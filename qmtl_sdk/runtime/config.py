@@ -38,8 +38,8 @@ FILE = "qmtl.yml"
 # The password in a DSN or URL: between the user's name and the last @ before the host.
 _PASSWORD = re.compile(r"(://[^/?#@:]*:).*@")
 
-# The signs of an address. Others are cut off or encoded, by each library in its own way.
-_ADDRESS_SIGNS = re.compile(r"[!-~]+")
+# The characters of an address. Others are cut off or encoded, by each library in its own way.
+_ADDRESS_CHARACTERS = re.compile(r"[!-~]+")
 
 # The start of the name of every variable that sets a key.
 PREFIX = "QMTL_"
@@ -55,7 +55,7 @@ def _is_address(url: str) -> bool:
     except ValueError:
         return False
     good = address.scheme in ("http", "https") and bool(address.hostname) and port != 0
-    return good and bool(_ADDRESS_SIGNS.fullmatch(url))
+    return good and bool(_ADDRESS_CHARACTERS.fullmatch(url))
 
 
 class Section(BaseModel):
@@ -161,15 +161,17 @@ def read(kind: type[S]) -> S:
 
 
 def _require_known_variables(kind: type[S]) -> None:
-    """Check that each variable with a section names one that there is.
+    """Check that each variable names a section that there is, with two underscores.
 
-    Pydantic reads the variables of known sections only, and would ignore the others in silence. Variables
-    without `__` are left alone: other programs have theirs under this prefix. Raises QmtlError (E_CONFIG).
+    Pydantic reads the variables of known sections only, and would ignore the others in silence. Other
+    variables without `__` are left alone: other programs have theirs under this prefix, as Kubernetes sets
+    QMTL_GATEWAY_PORT to an address where a service is called qmtl-gateway. Raises QmtlError (E_CONFIG).
     """
     sections = list(kind.model_fields)
     for variable in sorted(name for name in os.environ if name.startswith(PREFIX)):
         section, nested, _ = variable.removeprefix(PREFIX).partition("__")
-        meant = "" if nested else _meant(kind, variable)
+        linked = variable.endswith("_PORT") and "://" in os.environ[variable]
+        meant = "" if nested or linked else _with_two_underscores(kind, variable)
         if meant:
             raise QmtlError(
                 "E_CONFIG", f"{variable} sets nothing", f"write {meant}, with two underscores, or unset it"
@@ -182,7 +184,7 @@ def _require_known_variables(kind: type[S]) -> None:
             )
 
 
-def _meant(kind: type[S], variable: str) -> str:
+def _with_two_underscores(kind: type[S], variable: str) -> str:
     """Return the variable that this one is with a missing underscore; empty where it is none."""
     for section, field in kind.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {})

@@ -214,6 +214,7 @@ class OrderPublisher:
             )
         except QmtlError as error:
             if error.code in RETRIED:
+                self._batch_size = max(1, len(batch) // 2)  # a proxy may refuse what is large
                 raise
             if len(batch) == 1:
                 self.refused[error.code] += 1

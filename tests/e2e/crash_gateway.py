@@ -8,9 +8,9 @@ from tests.e2e.crash import crash_at
 _admit = SubmissionService._admit
 
 
-async def dying(self: SubmissionService, submit: StrategySubmit, actor: str) -> SubmissionAck:
+async def dying(self: SubmissionService, submit: StrategySubmit, actor: str, limit_s: float) -> SubmissionAck:
     crash_at("before:admit")
-    ack = await _admit(self, submit, actor)
+    ack = await _admit(self, submit, actor, limit_s)
     crash_at("after:admit")
     return ack
 

@@ -65,7 +65,7 @@ def test_the_limits_of_what_is_sent_are_those_of_the_contracts() -> None:
     (field,) = get_args(WorldId)[1:]
     assert field.metadata[0].pattern == f"^{early_halt._WORLD.pattern}$"
     assert early_halt._MAX_REASON == MAX_REASON
-    assert early_halt._ADDRESS_SIGNS == config._ADDRESS_SIGNS
+    assert early_halt._ADDRESS_CHARACTERS == config._ADDRESS_CHARACTERS
 
 
 def test_the_names_of_settings_are_those_of_the_configuration() -> None:
@@ -227,11 +227,11 @@ def halting_while_it_loads(machine: Machine, folder: Path, **env: str) -> Iterat
             "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
             **env,
         }
-        command = [sys.executable, "-m", "api.cli", "world", "halt", desk.world, "--reason", "odd"]
+        command = [sys.executable, "-m", "api.cli", "world", "halt", desk.world, "--reason", "odd\x1b"]
         with subprocess.Popen(command, env=whole, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
             try:
                 wait_for(lambda: desk.fence_row().halted, "the halt")
-                assert desk.fence_row().halted.endswith(": odd")
+                assert desk.fence_row().halted.endswith(": odd\ufffd")
                 yield process
             finally:
                 process.kill()
@@ -267,7 +267,7 @@ def test_an_interrupted_halt_says_that_it_may_be_done(machine: Machine, folder: 
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert said == "qmtl: interrupted; the world may be halted: qmtl world status WORLD shows it\n"
+        assert said == "qmtl: interrupted; the halt may have taken effect: qmtl world status WORLD shows it\n"
 
 
 def test_a_halt_is_asked_for_once(machine: Machine, tmp_path: Path) -> None:

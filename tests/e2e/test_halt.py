@@ -156,7 +156,7 @@ def test_an_answer_that_is_not_of_a_working_gateway_does_not_stop_a_halt(operato
                     server.shutdown()
                     thread.join()
             assert done.returncode == 0, done.stderr
-            assert "No Gateway carried out the halt within 1 s; it was written straight" in done.stdout
+            assert "No Gateway carried out the halt; it was written straight" in done.stdout
             assert halted(operator).endswith(name)
             assert operator.types("world", "resume", "equities").returncode == 0
 

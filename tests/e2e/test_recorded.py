@@ -54,7 +54,7 @@ def test_what_is_recorded_says_so_and_how_to_take_it_back(own_machine: Machine, 
     assert "qmtl world abort equities run-0 takes the apply back" in said
     said = types(5, "the abort of run-0 is recorded", *["world", "abort", "equities", "run-0"])
     assert "127.0.0.1" not in said
-    types(3, "the Temporal server can't be reached", "world", "promote", "equities", first.strategy_id)
+    types(3, "Temporal can't take the request now", "world", "promote", "equities", first.strategy_id)
     said = types(
         5,
         "the submission is recorded as ",

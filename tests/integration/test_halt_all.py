@@ -123,8 +123,10 @@ def test_many_held_worlds_delay_none_that_is_nearly_free(database: Database) -> 
         with database.write("test", bookkeeping=True) as busy:
             for name in names:
                 (busy if name == names[-1] else held).lock(f"fence:{name}")
+            tried = threading.Event()
+            event.listen(database._engine, "handle_error", lambda _: tried.set())
             halting = threads.submit(halt_all, database, names, "olga", "", 30.0)
-            time.sleep(0.2)  # it has found every fence held by now
+            assert tried.wait(30), "no fence was tried"
         began = time.monotonic()
         wait_for(lambda: SqlFenceStore(database).status(names[-1]).halted, "the halt", 30)
         assert time.monotonic() - began < 2, "a limit against waiting for the other forty, not a measurement"

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlmodel import select
 
 from activities.events.bus import SqliteBus
@@ -375,3 +376,21 @@ def test_whatever_error_one_row_raises_is_that_rows_alone(
     relay.step()
     assert [item.event.subject for item in bus.read("w.policy", 0, 10)] == ["good"]
     assert SqlDeadLetters(database).count(1000) == 1
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
+def test_a_retry_beside_a_later_event_is_refused(database: Database, bus: SqliteBus) -> None:
+    """It looked for later events before that one was committed, and would have been published after it."""
+    number = poison(database, "a")
+    record_change(database, "b", 1, world="w")  # the audit chain of the world has a head
+    Relay(database, bus, 1000).step()
+    with ThreadPoolExecutor(1) as pool:
+        with database.write("ana") as tx:
+            tx.lock_chain("w")
+            retried = pool.submit(SqlDeadLetters(database).retry, number, "ana")
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            with database._engine.connect() as other:
+                wait_for(lambda: other.execute(waiting).scalar_one() > 0, "the wait of the retry")
+            tx.record(RecordedChange("policy.added", "w", "a", event="policy_updated"))
+        with pytest.raises(QmtlError, match="E_DEAD_LETTER_SUPERSEDED"):
+            retried.result(30)

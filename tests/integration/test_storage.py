@@ -15,6 +15,9 @@ from activities.storage.tables import StoreIdentityRow
 from activities.storage.transactions import RecordedChange
 from qmtl_sdk.contracts.errors import QmtlError
 
+# Bytes of the first page of a SQLite file, which holds its schema.
+PAGE = 4096
+
 
 def test_a_reader_sees_one_snapshot(database: Database) -> None:
     """The audit trail's head and rows came from two, and `verify` took a new row for a forged one."""
@@ -56,7 +59,7 @@ def test_threads_that_ended_leave_no_open_files(database: Database, tmp_path: Pa
 def test_a_damaged_file_is_one_clear_line(tmp_path: Path) -> None:
     file = tmp_path / "qmtl.db"
     file.write_bytes(b"not a database" * 1000)
-    with pytest.raises(QmtlError, match=r"can't be reached: file is not a database") as caught:
+    with pytest.raises(QmtlError, match=r"is damaged: file is not a database") as caught:
         open_database(f"sqlite:///{file}")
     assert caught.value.code == "E_UNAVAILABLE"
 
@@ -70,3 +73,22 @@ def test_files_that_cannot_be_written_are_one_clear_line(tmp_path: Path) -> None
     with pytest.raises(QmtlError, match="can't be made: Not a directory") as caught:
         open_database(f"sqlite:///{tmp_path / 'file' / 'home' / 'qmtl.db'}")
     assert caught.value.code == "E_UNAVAILABLE"
+
+
+def test_a_damaged_log_is_unavailable_and_no_fault_of_what_it_was_given(tmp_path: Path) -> None:
+    """The relay made dead letters of all events meanwhile."""
+    whole = SqliteLog(tmp_path / "log.db")
+    whole.append([NewEntry("topic", f"e{number}", "subject", "{}") for number in range(1000)])
+    whole.close()
+    log = SqliteLog(tmp_path / "log.db")
+    size = (tmp_path / "log.db").stat().st_size
+    with (tmp_path / "log.db").open("r+b") as file:
+        file.seek(PAGE)
+        file.write(b"\xff" * (size - PAGE))
+    try:
+        with pytest.raises(
+            QmtlError, match=r"the log log\.db can't be written: .*malformed.* \[E_UNAVAILABLE\]"
+        ):
+            log.append([NewEntry("topic", "another", "subject", "{}")])
+    finally:
+        log.close()

@@ -78,7 +78,7 @@ def test_a_submission_that_cannot_be_read_does_not_hold_up_the_others() -> None:
             raise ValueError("no such schema")
         return SimpleNamespace(model_copy=lambda update: key)
 
-    async def admit(submit: Any, actor: str) -> None:
+    async def admit(submit: Any, actor: str, limit_s: float) -> None:
         admitted.append(submit)
 
     log = SimpleNamespace(waiting=lambda most: ["a", "b"], body=body)
@@ -86,3 +86,31 @@ def test_a_submission_that_cannot_be_read_does_not_hold_up_the_others() -> None:
     service._admit = admit  # type: ignore[method-assign,assignment]
     asyncio.run(service.recover())
     assert admitted == ["b"]
+
+
+def test_a_recovery_leaves_alone_what_its_own_gateway_is_admitting() -> None:
+    """Each submission of a burst was admitted twice once it had waited for 15 s."""
+    admitted: list[str] = []
+
+    async def submitted_beside_a_recovery() -> None:
+        answered = asyncio.Event()
+
+        async def admit(submit: Any, actor: str, limit_s: float) -> None:
+            admitted.append(actor)
+            await answered.wait()
+
+        entry = SimpleNamespace(ack=None, refused=None)
+        log = SimpleNamespace(waiting=lambda most: ["a"], append=lambda submit, actor: entry)
+        service = SubmissionService(None, "store", log, None, None, 1.0)  # type: ignore[arg-type]
+        service._admit = admit  # type: ignore[method-assign,assignment]
+        submission: Any = SimpleNamespace(idempotency_key="a")
+        submitted = asyncio.create_task(service.submit(submission, "ana"))
+        async with asyncio.timeout(30):
+            while not admitted:
+                await asyncio.sleep(0)
+        assert await service.recover() == 0
+        answered.set()
+        await submitted
+
+    asyncio.run(submitted_beside_a_recovery())
+    assert admitted == ["ana"]

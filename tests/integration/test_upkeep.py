@@ -1,5 +1,6 @@
 """Queues lose what is old only after its archive was read back and compared."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +30,12 @@ class Tagged(Strategy):
     def setup(self) -> None:
         price = StreamInput(tags=["P"], interval="1h", period=1)
         self.add_nodes([Node(price, lambda view: 1.0, name="rsi", tags=["ta"])])
+
+
+class Relabelled(Strategy):
+    def setup(self) -> None:
+        price = StreamInput(tags=["P"], interval="1h", period=1)
+        self.add_nodes([Node(price, lambda view: 1.0, name="rsi", tags=["other"])])
 
 
 class Query(Strategy):
@@ -167,3 +174,14 @@ def test_a_dropped_queue_comes_back_empty_when_a_strategy_runs_again(house: Hous
     ]
     house.fill(2)
     assert len(house.queues.read(house.topic, 0, 100)[0]) == 2
+
+
+def test_a_dropped_queue_that_comes_back_under_other_tags_is_in_the_event_of_its_tags(house: House) -> None:
+    """The tags of before stay beside those of now, so a query for those of now found nothing."""
+    assert BuiltStrategy(Relabelled).dag.strategy_id == BuiltStrategy(Tagged).dag.strategy_id
+    house.fill(3)
+    house.retention.apply(house.topic, LATER)
+    house.graph.ensure_queues("w", "dryrun", BuiltStrategy(Relabelled).dag, "me")
+    told = [json.loads(body) for body in house.told("queue_updated")]
+    (mine,) = [body["queues"] for body in told if body["tags"] == ["other"]]
+    assert [item["queue"] for item in mine] == [house.topic]

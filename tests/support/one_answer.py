@@ -1,4 +1,4 @@
-"""A server that answers one request with given bytes, whatever was asked."""
+"""A server that answers one request, whose body is JSON, with given bytes."""
 
 import socket
 import threading
@@ -16,9 +16,12 @@ def answering_once(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
         def serve() -> None:
             connection, _ = server.accept()
             with connection:
+                connection.settimeout(30)
                 request = b""
                 while not request.endswith(b"}"):  # what is left unread would reset the connection
-                    request += connection.recv(65536)
+                    part = connection.recv(65536)
+                    assert part, "the client closed before its body ended"
+                    request += part
                 requests.append(request)
                 connection.sendall(answer)
 

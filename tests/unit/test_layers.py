@@ -59,6 +59,8 @@ def writes(source: str) -> list[str]:
                 table = ast.unparse(node.args[0])
                 if table in OWNED_ROWS:
                     found.append(f"{node.lineno}: {node.func.id}s {table}")
+            if node.func.id == "table_of" and node.args and ast.unparse(node.args[0]) in OWNED_ROWS:
+                found.append(f"{node.lineno}: takes the table of {ast.unparse(node.args[0])}")
         targets = node.targets if isinstance(node, ast.Assign) else []
         targets = [node.target] if isinstance(node, ast.AugAssign) else targets
         for target in (part for item in targets for part in ast.walk(item)):
@@ -102,6 +104,7 @@ def test_only_the_fence_writes_what_is_the_fences() -> None:
         "tx.session.execute(delete(OpenOrderRow))",
         "connection.execute(text('UPDATE fence SET epoch = 2'))",
         "LOG = SQLModel.metadata.tables['order_log']",
+        "LOG = table_of(OrderLogRow)",
     ],
 )
 def test_a_write_outside_the_fence_is_found(line: str) -> None:

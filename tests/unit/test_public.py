@@ -232,3 +232,12 @@ def test_a_named_file_must_exist(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("QMTL_CONFIG", str(folder / "none.yml"))
     with pytest.raises(QmtlError, match="does not exist"):
         config.load()
+
+
+@pytest.mark.parametrize("load", LOADERS, ids=["services", "sdk"])
+def test_an_address_that_kubernetes_sets_is_no_mistake(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[[], config.Settings]
+) -> None:
+    """It does so in each container where a service is called qmtl-gateway; no process started there."""
+    monkeypatch.setenv("QMTL_GATEWAY_PORT", "tcp://10.0.0.1:8000")
+    assert load()

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.service import RPCError, RPCStatusCode
 
-from temporal.client import retry_while_unavailable
+from temporal.client import retriable_update_error, retry_while_unavailable
 
 
 def test_a_cancelled_call_is_not_tried_again() -> None:
@@ -30,3 +31,26 @@ def test_a_cancelled_call_is_not_tried_again() -> None:
         assert calls == 1
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("status", [RPCStatusCode.NOT_FOUND, RPCStatusCode.FAILED_PRECONDITION])
+def test_an_update_that_its_run_cannot_take_now_is_sent_again(status: RPCStatusCode) -> None:
+    """The run has ended, or its tasks fail: an overloaded worker made clients fail with E_INTERNAL."""
+    calls = 0
+
+    async def update() -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise retriable_update_error(RPCError("not now", status, b""))
+        return "done"
+
+    assert asyncio.run(retry_while_unavailable(update)) == "done"
+
+
+def test_another_refused_precondition_is_not_waited_for() -> None:
+    async def query() -> None:
+        raise RPCError("its tasks fail", RPCStatusCode.FAILED_PRECONDITION, b"")
+
+    with pytest.raises(RPCError, match="its tasks fail"):
+        asyncio.run(retry_while_unavailable(query))

@@ -39,6 +39,7 @@ class Gateway:
         self.reports: list[tuple[str, WithheldOrder]] = []
         self.requests = 0
         self.away = False
+        self.refuses_together = 1_000_000
         self.refuses: Callable[[Order], bool] = lambda _: False
         self.changed = threading.Condition()
 
@@ -62,7 +63,7 @@ class Gateway:
         with self.changed:
             self.requests += 1
             self.changed.notify_all()
-            if self.away:
+            if self.away or len(orders) >= self.refuses_together:
                 raise QmtlError("E_UNAVAILABLE", "away")
             if any(map(self.refuses, orders)):
                 raise QmtlError("E_BODY_INVALID", "no database holds it")
@@ -220,3 +221,14 @@ def test_a_reason_of_any_text_can_be_reported() -> None:
         trading.gateway.wait(lambda: len(trading.gateway.reports) == 1)
     reason: Any = trading.gateway.reports[0][1].reason
     assert (len(reason), reason[2:]) == (MAX_REASON, "x" * (MAX_REASON - 2))
+
+
+def test_orders_that_a_proxy_refuses_together_are_sent_apart() -> None:
+    """An answer that is no Gateway's is repeated; one that was too long would be refused each time."""
+    trading = Trading()
+    trading.gateway.refuses_together = 3
+    orders = [trading.intent() for _ in range(20)]
+    for intent in orders:
+        assert trading.publisher.enqueue(intent)
+    with trading.running():
+        trading.gateway.wait(lambda: len(trading.gateway.orders) == len(orders))

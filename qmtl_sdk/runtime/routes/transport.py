@@ -10,7 +10,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from qmtl_sdk.contracts.errors import CODES, QmtlError
 
-# The detail of an answer that is not a Gateway's.
+# The detail of an answer that is not a Gateway's, and by its status no failure of a server: a repetition gets
+# the same.
 _FOREIGN = "not_a_gateway"
 
 # Pauses between attempts, in seconds.
@@ -28,7 +29,8 @@ class Transport:
     """One connection pool to one Gateway.
 
     Raises QmtlError: the Gateway's own error under its code; E_UNAVAILABLE where the Gateway can't be reached
-    for `away_limit_s` seconds, or does not answer within `answer_limit_s`. A rate-limited request (E_RATE) is
+    for `away_limit_s` seconds, does not answer within `answer_limit_s`, or something else answers at its
+    address (at once, unless with a 5xx status). A rate-limited request (E_RATE) is
     retried after the pause that the Gateway names.
     """
 
@@ -86,7 +88,13 @@ class Transport:
                     response = self._http.request(method, path, **options)
                     if not response.is_success:  # a redirection is no answer of a Gateway
                         raise refusal(response)
-        except httpx.RequestError as error:  # also an answer that cannot be decoded
+        except httpx.DecodingError as error:
+            raise QmtlError(
+                "E_UNAVAILABLE",
+                f"{self.url} sent an answer that can't be decoded: {error}",
+                "check that gateway.url names a QMTL Gateway, and no proxy or other server",
+            ) from error
+        except httpx.RequestError as error:
             raise self._unreachable(error) from error
         return response
 
@@ -129,10 +137,10 @@ def refusal(response: httpx.Response) -> QmtlError:
 
 
 def _not_a_gateway(response: httpx.Response) -> QmtlError:
-    """Return the error of an answer that is not a Gateway's: what was asked may be done by the next attempt.
+    """Return the error of an answer that is not a Gateway's.
 
-    Such as the page of a proxy whose Gateway restarts. Where it says of itself that it is no failure of a
-    server, only who can wait tries again.
+    One with a 5xx status may be a proxy's whose Gateway restarts, so it is retried here. Any other fails at
+    once, and a running strategy sends its request again later.
     """
     place = response.url.copy_with(username=None, password=None, query=None)
     return QmtlError(
