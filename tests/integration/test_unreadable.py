@@ -97,10 +97,14 @@ def test_a_recovery_leaves_alone_what_its_own_gateway_is_admitting() -> None:
 
         async def admit(submit: Any, actor: str, limit_s: float) -> None:
             admitted.append(actor)
-            await answered.wait()
+            if actor:  # the submission itself
+                await answered.wait()
 
         entry = SimpleNamespace(ack=None, refused=None)
-        log = SimpleNamespace(waiting=lambda most: ["a"], append=lambda submit, actor: entry)
+        body = SimpleNamespace(model_copy=lambda update: "a")
+        log = SimpleNamespace(
+            waiting=lambda most: ["a"], append=lambda submit, actor: entry, body=lambda key: body
+        )
         service = SubmissionService(None, "store", log, None, None, 1.0)  # type: ignore[arg-type]
         service._admit = admit  # type: ignore[method-assign,assignment]
         submission: Any = SimpleNamespace(idempotency_key="a")
