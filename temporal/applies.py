@@ -174,7 +174,7 @@ class ApplyService:
                 found = await asyncio.to_thread(self._requests.find, world_id, request.run_id)
                 if found.outcome is not None:
                     raise
-                raise retriable_update_error(error) from error  # it continues as new
+                raise retriable_update_error(error) from error
 
         try:
             async with asyncio.timeout(_LIMIT_S):

@@ -113,7 +113,8 @@ class SubmissionService:
                 ack = await self._admit(submit, actor, _AWAY_LIMIT_S)
         finally:
             self._admitting[submit.idempotency_key] -= 1
-            self._admitting += Counter()  # without those that are at 0
+            if not self._admitting[submit.idempotency_key]:
+                del self._admitting[submit.idempotency_key]
         return ack
 
     async def _lease_for(self, submit: StrategySubmit, ack: SubmissionAck, actor: str) -> SubmissionAck:
@@ -129,7 +130,7 @@ class SubmissionService:
             except RPCError as error:
                 if await asyncio.to_thread(self._runs.outcome, ack.run_id) is not None:
                     raise
-                raise retriable_update_error(error) from error  # it continues as new
+                raise retriable_update_error(error) from error
 
         try:
             return await retry_while_unavailable(lease, limit_s=_LIMIT_S)

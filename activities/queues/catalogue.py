@@ -89,7 +89,8 @@ def publish_new_queues(
     for (tags, interval), topics in sorted(groups.items()):
         query = QueueQuery(tags, interval, "all", world_id, domain)
         queues = [queue for queue in _find(tx.session, query) if queue.tags == tags] if tags else []
-        if not queues:  # one without tags is found by no query, and an opened one has those of before as well
+        # No query finds a queue without tags, and one that comes back after it was dropped has more tags.
+        if not queues:
             queues = [_info_of(node, topic) for node, topic in nodes if topic in topics]
         subject = f"{domain}:{interval}:{'+'.join(tags) or strategy_id}"
         _publish(tx, "queue_updated", subject, query, queues, correlation_id)
