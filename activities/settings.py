@@ -10,13 +10,18 @@ import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.registry import Options
 from qmtl_sdk.runtime import config
+
+STARTED_IN = "QMTL_STARTED_IN"
+"""The variable with the folder in which the embedded stack was started. Its processes run in another one."""
 
 MAX_STREAM_S = 86_400
 """The longest time for which a stream's token is good, whatever is configured."""
@@ -40,7 +45,10 @@ class GatewaySettings(config.GatewaySettings):
     rate_per_s: float = Field(
         500.0, gt=0, description="requests of one caller a second; twice as many at once"
     )
-    max_sockets: int = Field(50, gt=0, description="open streams of one caller")
+    costly_per_s: float = Field(
+        0.5, gt=0, description="requests of one caller a second that take much processor time: policy replays"
+    )
+    max_sockets: int = Field(50, gt=0, description="open streams, and requests that wait, of one caller")
 
 
 class EventsSettings(config.Section):
@@ -96,6 +104,58 @@ class TemporalSettings(config.Section):
     )
 
 
+def is_private(url: str) -> bool:
+    """Return whether what is read from an address comes from its owner: by https, or from this host."""
+    address = urlsplit(url)
+    return address.scheme == "https" or (
+        address.scheme == "http" and address.hostname in ("127.0.0.1", "::1", "localhost")
+    )
+
+
+class DataSettings(config.Section):
+    roots: tuple[Path, ...] | None = Field(
+        None,
+        description="folders under which the services read the files of worlds; none: with the profile dev, "
+        "the home folder of whoever starts the stack and the folder in which it is started",
+    )
+
+
+class OidcSettings(config.Section):
+    """An OpenID Connect identity provider whose tokens the Gateway accepts."""
+
+    issuer: str = Field("", description="its URL, as in `iss` of its tokens; empty: none")
+    audience: str = Field("", description="what its tokens for QMTL have as `aud`")
+    subject_claim: str = Field("sub", min_length=1, description="the claim with the name of the principal")
+    roles_claim: str = Field(
+        "groups", min_length=1, description="the claim with the person's groups or roles"
+    )
+    roles: dict[str, dict[str, Role]] = Field(
+        {}, description="for each value of that claim, the role by world (`*`: every world)"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "OidcSettings":
+        if self.issuer and not (self.audience and self.roles):
+            raise ValueError("an issuer needs audience and roles as well")
+        if self.issuer and not is_private(self.issuer):
+            raise ValueError(f"{self.issuer!r} is no https address, nor one of this host")
+        return self
+
+
+class AuthSettings(config.Section):
+    """Who may call the Gateway besides the holders of its own tokens."""
+
+    oidc: OidcSettings = OidcSettings()
+
+
+# What is a file of one host, whatever is configured.
+_LOCAL_FILES = (
+    "queues that hosts share (no backend yet)",
+    "artifacts that hosts share (no backend yet)",
+    "signing keys that hosts share (no backend yet)",
+)
+
+
 class Settings(config.Settings):
     """Every key of the configuration."""
 
@@ -104,6 +164,8 @@ class Settings(config.Settings):
         description="servers that were installed for it",
     )
     gateway: GatewaySettings = GatewaySettings()
+    auth: AuthSettings = AuthSettings()
+    data: DataSettings = DataSettings()
     events: EventsSettings = EventsSettings()
     orders: OrdersSettings = OrdersSettings()
     temporal: TemporalSettings = TemporalSettings()
@@ -111,6 +173,14 @@ class Settings(config.Settings):
     @property
     def database_dsn(self) -> str:
         return self.gateway.database_dsn or f"sqlite:///{self.home / 'qmtl.db'}"
+
+    @property
+    def data_roots(self) -> tuple[Path, ...]:
+        """The folders under which the services read the files of worlds."""
+        if self.data.roots is not None:
+            return self.data.roots
+        started_in = Path(os.environ.get(STARTED_IN, os.getcwd()))
+        return (Path.home(), started_in) if self.profile == "dev" else ()
 
     @property
     def artifact_dir(self) -> Path:
@@ -130,13 +200,19 @@ class Settings(config.Settings):
         return self.home / "keys.json"
 
     def missing_for_profile(self) -> list[str]:
-        """List every setting that the profile requires and that is missing."""
+        """List every setting that the profile requires and that is missing.
+
+        Hosts share nothing that is a local file, so those stop the profile prod too: queues, artifacts and
+        signing keys have no other backend yet.
+        """
         if self.profile == "dev":
             return []
         required = {
             "gateway.database_backend: postgres": self.gateway.database_backend == "postgres",
             "gateway.database_dsn": self.gateway.database_dsn,
             "temporal.address": self.temporal.address,
+            "events.bus: one that hosts share": self.events.bus != "sqlite",
+            **dict.fromkeys(_LOCAL_FILES, False),
         }
         return [name for name, present in required.items() if not present]
 
@@ -147,7 +223,8 @@ class Settings(config.Settings):
             raise QmtlError(
                 "E_CONFIG",
                 f"profile prod lacks {', '.join(missing)}",
-                f"set them in {config.FILE} or as {config.PREFIX}… variables",
+                f"set them in {config.FILE} or as {config.PREFIX}… variables; where a part has no backend "
+                "yet, use the profile dev on one host (docs/operations.md)",
                 missing=missing,
             )
         backend, dsn = self.gateway.database_backend, self.gateway.database_dsn or "sqlite:"

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore
 from activities.applies.acknowledgements import SqlApplyAcks
 from activities.applies.activities import ApplyStores
 from activities.applies.approvals import SqlApprovals
 from activities.applies.requests import SqlApplyRequests
+from activities.applies.rule_changes import SqlRuleChanges
 from activities.applies.steps import SqlApplySteps
 from activities.artifacts.folder import FolderArtifacts
 from activities.decisions.activities import DecisionStores
@@ -60,12 +62,14 @@ class Stores:
     withheld: SqlWithheldOrders
     cache_hits: SqlCacheHits
     apply_requests: SqlApplyRequests
+    rule_changes: SqlRuleChanges
     apply_steps: SqlApplySteps
     apply_acks: SqlApplyAcks
     approvals: SqlApprovals
     sessions: SqlSessionStore
     catalogue: SqlQueueCatalogue
     tokens: SqlTokenStore
+    principals: SqlPrincipalStore
     outbox: SqlOutbox
     dead_letters: SqlDeadLetters
     audit: SqlAudit
@@ -93,12 +97,14 @@ class Stores:
             withheld=SqlWithheldOrders(database),
             cache_hits=SqlCacheHits(database),
             apply_requests=SqlApplyRequests(database),
+            rule_changes=SqlRuleChanges(database),
             apply_steps=SqlApplySteps(database),
             apply_acks=SqlApplyAcks(database),
             approvals=SqlApprovals(database),
             sessions=SqlSessionStore(database, config.gateway.session_lease_s),
             catalogue=SqlQueueCatalogue(database),
             tokens=SqlTokenStore(database),
+            principals=SqlPrincipalStore(database),
             outbox=SqlOutbox(database),
             dead_letters=SqlDeadLetters(database),
             audit=SqlAudit(database),

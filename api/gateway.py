@@ -26,7 +26,8 @@ from api.acks import GatewayAcks
 from api.auth.access import check_table
 from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
-from api.auth.tokens import Tokens
+from api.auth.oidc import IdentityProvider
+from api.auth.tokens import SYSTEM, Tokens
 from api.health import HealthCheck
 from api.loops import BackgroundLoops
 from api.order_entry import OrderEntry
@@ -34,12 +35,14 @@ from api.request_head import BoundedHead
 from api.routes import (
     applies,
     cancel,
+    changes,
     dead_letters,
     events,
     halt,
     leases,
     orders,
     policies,
+    principals,
     promotions,
     queues,
     sessions,
@@ -50,8 +53,9 @@ from api.routes import (
 )
 from api.state import GatewayState
 from api.stream import Hub
-from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.access import Role, principal_of
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.data.roots import restrict
 from temporal import logs
 from temporal.applies import ApplyService
 from temporal.client import connect
@@ -89,11 +93,13 @@ ROUTERS = (
     applies.router,
     halt.router,
     cancel.router,
+    changes.router,
     promotions.router,
     sessions.router,
     queues.router,
     events.router,
     dead_letters.router,
+    principals.router,
     tokens.router,
     system.router,
 )
@@ -151,6 +157,7 @@ def create_app(config: Settings) -> FastAPI:
         ],
     )
     app.state.limit = RateLimit(config.gateway.rate_per_s)
+    app.state.costly_limit = RateLimit(config.gateway.costly_per_s)
     problems.install(app)
     app.add_middleware(
         problems.BodyLimit,
@@ -187,10 +194,10 @@ async def _connect(config: Settings, stores: Stores, hub: Hub) -> GatewayState:
         submissions=SubmissionService(
             client, store_id, stores.log, stores.runs, stores.decisions, config.gateway.lease_heartbeat_s
         ),
-        applies=ApplyService(client, store_id, stores.apply_requests, stores.approvals),
+        applies=ApplyService(client, store_id, stores.apply_requests, stores.approvals, stores.apply_steps),
         promotions=PromotionService(client, store_id, stores.apply_requests),
         keys=keys,
-        tokens=Tokens(keys, stores.tokens, store_id),
+        tokens=Tokens(keys, stores.tokens, store_id, IdentityProvider(config.auth.oidc)),
         hub=hub,
         sockets=SocketLimit(config.gateway.max_sockets),
         acceptance=AsyncAcceptance(stores.orders.submit),
@@ -205,13 +212,14 @@ def _write_local_tokens(state: GatewayState) -> None:
     `operator` is for daily work, `owner` for keys and for what operators may not revoke. With the profile
     `dev` there are two more people, so that one person can try what takes two (`--as ana`).
     """
-    user = local_user()
+    user = principal_of(local_user())
     people = {"operator": (user, Role.OPERATOR), "owner": (user, Role.OWNER)}
     if state.config.profile == "dev":
         people |= {name: (name, Role.OPERATOR) for name in DEMO_PEOPLE}
     for name, (subject, role) in people.items():
         path = state.config.local_token_path(name)
         current = path.read_text().strip() if path.exists() else None
+        state.stores.principals.add_if_new(subject, SYSTEM)
         token = state.tokens.issue_local(role, subject, current)
         if token is not None:
             write_secret(path, token)
@@ -262,6 +270,7 @@ def main() -> None:
     try:
         config = settings()
         config.require_profile()
+        restrict(config.data_roots)
         app = create_app(config)
         uvicorn.run(
             OrderEntry(app, app.state, config.gateway.max_body_bytes),

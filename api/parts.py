@@ -14,7 +14,7 @@ from pathlib import Path
 import portalocker
 import psutil
 
-from activities.settings import Settings
+from activities.settings import STARTED_IN, Settings
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import ENV, PREFIX, config_file
 from qmtl_sdk.runtime.embedded import STACK_FILE, ProcessRecord, StackRecord
@@ -93,6 +93,7 @@ class StackParts:
             host, _, port = stack.gateway_url.removeprefix("http://").rpartition(":")
             settings |= {"GATEWAY__HOST": host, "GATEWAY__PORT": port}
         env = {**os.environ, **MALLOC, **{PREFIX + key: value for key, value in settings.items()}}
+        env.setdefault(STARTED_IN, os.getcwd())
         file = config_file()
         if file is not None:
             env[ENV] = str(file.resolve())

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from benchmarks import applies, identity, orders, stream, submit
+from benchmarks import applies, identity, judgment, orders, stream, submit
 from temporal.shutdown import exit_process
 from tests.support.machine import exit_on_sigterm
 
@@ -13,6 +13,7 @@ SUITES = {
     "stream": stream.run,
     "orders": orders.run,
     "applies": applies.run,
+    "judgment": judgment.run,
 }
 
 

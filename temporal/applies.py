@@ -10,14 +10,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
-from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowUpdateFailedError,
+)
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.applies.approvals import SqlApprovals
 from activities.applies.requests import SqlApplyRequests
+from activities.applies.steps import SqlApplySteps
 from activities.messages.apply import AbortRequest, ApplyInput, ApprovalSignal, ApprovalVerdict
+from qmtl_sdk.contracts.access import Caller
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
@@ -38,6 +45,7 @@ _LIMIT_S = 10.0
 
 # Seconds between two polls of the store or of Temporal.
 _POLL_S = 0.02
+_MAX_POLL_S = 0.5
 
 _log = structlog.get_logger()
 
@@ -46,22 +54,31 @@ class ApplyService:
     """Starts apply workflows and sends them approvals and aborts."""
 
     def __init__(
-        self, client: Client, store_id: str, requests: SqlApplyRequests, approvals: SqlApprovals
+        self,
+        client: Client,
+        store_id: str,
+        requests: SqlApplyRequests,
+        approvals: SqlApprovals,
+        steps: SqlApplySteps,
     ) -> None:
         self._client = client
         self._store_id = store_id
         self._requests = requests
         self._approvals = approvals
+        self._steps = steps
         self._recovery = Recovery("an apply")
 
     async def request(
-        self, world_id: str, request: ApplyRequest, actor: str, check: Callable[[ApplyPlan], None]
+        self, world_id: str, request: ApplyRequest, caller: Caller, check: Callable[[ApplyPlan], None]
     ) -> ApplyStatus:
         """Request an apply. If Temporal is unavailable, the request is stored and `recover` starts it later.
 
         Raises QmtlError, as SqlApplyRequests.request, and E_RECORDED.
         """
-        found = await asyncio.to_thread(self._requests.request, world_id, request, actor, check)
+        issuers = await asyncio.to_thread(self._requests.issuers, caller.token_id)
+        found = await asyncio.to_thread(
+            self._requests.request, world_id, request, caller.subject, check, issuers
+        )
         if found.outcome is None:
             said = f"the apply is recorded as {request.run_id}; it starts when Temporal is back"
             async with recorded(said, f"qmtl world abort {world_id} {request.run_id} takes it back"):
@@ -71,10 +88,16 @@ class ApplyService:
     async def start(self, world_id: str, run_id: str) -> None:
         """Start the workflow of an unfinished apply, unless it runs.
 
+        One that somebody terminated is not started again: its end is recorded.
+
         Raises QmtlError: E_UNAVAILABLE where Temporal can't be reached or an earlier apply's workflow does
         not end.
         """
         plan = (await asyncio.to_thread(self._requests.find, world_id, run_id)).plan
+        newest = await self._newest(world_id)
+        if newest and _run_of(newest) == run_id and newest.status is WorkflowExecutionStatus.TERMINATED:
+            await asyncio.to_thread(self._steps.end_terminated, world_id, run_id)
+            return
         deadline = time.monotonic() + _PREDECESSOR_S
         while True:
             try:
@@ -89,7 +112,7 @@ class ApplyService:
                 )
                 return
             except WorkflowAlreadyStartedError:
-                if await self._running(world_id) == run_id:
+                if _run_of(await self._newest(world_id)) == run_id:
                     return
                 if time.monotonic() > deadline:
                     raise QmtlError(
@@ -99,28 +122,29 @@ class ApplyService:
                     ) from None
                 await asyncio.sleep(_POLL_S)
 
-    async def _running(self, world_id: str) -> str:
-        """Return the run_id of the apply whose workflow runs now, by its search attributes."""
+    async def _newest(self, world_id: str) -> WorkflowExecutionDescription | None:
+        """Return what Temporal knows of the world's newest apply; None where it knows of none."""
         try:
-            found = await retry_while_unavailable(
+            return await retry_while_unavailable(
                 lambda: self._client.get_workflow_handle(apply_id(world_id)).describe(), limit_s=_LIMIT_S
             )
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            return ""
-        return found.typed_search_attributes.get(SEARCH_RUN) or ""
+            return None
 
     async def record_approval(
-        self, world_id: str, run_id: str, actor: str, verdict: ApprovalVerdict, body: ApprovalBody
+        self, world_id: str, run_id: str, caller: Caller, verdict: ApprovalVerdict, body: ApprovalBody
     ) -> Approval:
-        """Store an authenticated person's approval or rejection, then signal the workflow.
+        """Store the caller's approval or rejection, then signal the workflow.
 
         If Temporal is unavailable, `recover` signals it later.
 
         Raises QmtlError, as SqlApprovals.record, and E_RECORDED.
         """
-        found = await asyncio.to_thread(self._approvals.record, world_id, run_id, actor, verdict, body)
+        found = await asyncio.to_thread(
+            self._approvals.record, world_id, run_id, caller.subject, verdict, body, caller.token_id
+        )
         what = "approval" if verdict == "approve" else "rejection"
         said = f"the {what} of {run_id} is recorded; it counts when Temporal is back"
         async with recorded(said, f"qmtl world abort {world_id} {run_id} takes the apply back"):
@@ -136,7 +160,10 @@ class ApplyService:
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            _log.warning("the apply has no workflow to signal; it will be started again", run_id=run_id)
+            _log.warning(
+                "the apply has no workflow to signal; recovery starts it again, or records its end",
+                run_id=run_id,
+            )
 
     async def abort(self, world_id: str, run_id: str, actor: str, reason: str) -> ApplyStatus:
         """Abort an apply that has not switched.
@@ -196,12 +223,14 @@ class ApplyService:
 
     async def ended(self, world_id: str, run_id: str, limit_s: float = 30.0) -> ApplyStatus:
         """Wait until an apply has ended, `limit_s` seconds at most, and return its status."""
-        deadline = time.monotonic() + limit_s
+        deadline, pause = time.monotonic() + limit_s, _POLL_S
         while True:
             found = await asyncio.to_thread(self._requests.find, world_id, run_id)
-            if found.outcome is not None or time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            if found.outcome is not None or left <= 0:
                 return found
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, _MAX_POLL_S)  # most wait for people
 
     async def recover(self) -> int:
         """Start applies that do not run, and send unread approvals and aborts. Returns how many succeeded.
@@ -216,6 +245,11 @@ class ApplyService:
         for world_id, run_id, approval in await asyncio.to_thread(self._approvals.unread):
             steps[f"{world_id}/{run_id}"].append(partial(self._signal, world_id, run_id, approval))
         return await self._recovery.run({key: partial(_each, found) for key, found in steps.items()})
+
+
+def _run_of(found: WorkflowExecutionDescription | None) -> str:
+    """Return the run_id of the apply that a workflow carries out, by its search attributes."""
+    return (found.typed_search_attributes.get(SEARCH_RUN) or "") if found else ""
 
 
 async def _each(steps: Sequence[Attempt]) -> None:

@@ -17,7 +17,8 @@ from workflows.search_attributes import SEARCH_ATTRIBUTES
 
 T = TypeVar("T")
 
-# Statuses that mean that the server can't be reached now.
+# Statuses that mean that the server or the run can't answer now. FAILED_PRECONDITION: tasks of the run fail,
+# and it answers nothing until one succeeds, as on a worker that is overloaded.
 _UNAVAILABLE = {
     RPCStatusCode.UNKNOWN,
     RPCStatusCode.UNAVAILABLE,
@@ -25,11 +26,12 @@ _UNAVAILABLE = {
     RPCStatusCode.CANCELLED,
     RPCStatusCode.INTERNAL,
     RPCStatusCode.RESOURCE_EXHAUSTED,
+    RPCStatusCode.FAILED_PRECONDITION,
 }
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether an error means that the server can't be reached now, and not that it refused the call."""
+    """Whether an error means that the server or the run can't answer now, and not that it refused."""
     if isinstance(error, RPCError):
         return error.status in _UNAVAILABLE
     if isinstance(error, RuntimeError):  # what connecting raises
@@ -38,12 +40,11 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def retriable_update_error(error: RPCError) -> RPCError:
-    """Return the error of an update as one that is retried, where another attempt may succeed.
+    """Return the error of an update as one that is retried, where the next run may take the update.
 
-    Either the run ended before it received the update, and the next one takes it (NOT_FOUND); or tasks of
-    the run fail, and it takes none until one succeeds (FAILED_PRECONDITION).
+    NOT_FOUND: the run ended before it received it.
     """
-    if error.status not in (RPCStatusCode.NOT_FOUND, RPCStatusCode.FAILED_PRECONDITION):
+    if error.status != RPCStatusCode.NOT_FOUND:
         return error
     return RPCError(error.message, RPCStatusCode.UNAVAILABLE, error.raw_grpc_status)
 

@@ -11,6 +11,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.applies.requests import SqlApplyRequests
 from activities.decisions.explain import find_strategy
 from activities.messages.promotion import EndPromotion, PromotionEnd, PromotionInput
+from qmtl_sdk.contracts.access import Caller
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from temporal.client import retriable_update_error, retry_while_unavailable
@@ -38,7 +39,7 @@ class PromotionService:
         self._store_id = store_id
         self._applies = applies
 
-    async def request(self, world_id: str, request: PromotionRequest, actor: str) -> PromotionView:
+    async def request(self, world_id: str, request: PromotionRequest, caller: Caller) -> PromotionView:
         """Start a promotion. Idempotent: the same request of the same person returns the one that runs.
 
         Raises QmtlError: E_STRATEGY_UNKNOWN, E_DECISION_UNKNOWN, E_WORLD_ARCHIVED; E_PROMOTION_RUNNING if
@@ -54,14 +55,15 @@ class PromotionService:
             strategy_id=strategy_id,
             name=strategy.name,
             to=request.to,
-            requested_by=actor,
+            requested_by=caller.subject,
+            requested_issuers=await asyncio.to_thread(self._applies.issuers, caller.token_id),
             reason=request.reason,
         )
         try:
             await retry_while_unavailable(lambda: self._start(promotion), limit_s=_LIMIT_S)
         except WorkflowAlreadyStartedError:
             running = await self.find(world_id, strategy_id)
-            if (running.to, running.requested_by) != (request.to, actor):
+            if (running.to, running.requested_by) != (request.to, caller.subject):
                 raise QmtlError(
                     "E_PROMOTION_RUNNING",
                     f"a promotion to {running.to} by {running.requested_by} is under way:"

@@ -31,6 +31,7 @@ from activities.stores import Stores
 from activities.submissions.activities import SubmissionActivities
 from activities.submissions.lease import compute_lease
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.data.roots import restrict
 from temporal.client import connect
 from temporal.evaluations import EvaluationActivities
 from temporal.schedules import create_schedules
@@ -136,6 +137,7 @@ def main(interceptors: Sequence[Interceptor] = ()) -> None:
     try:
         config = settings()
         config.require_profile()
+        restrict(config.data_roots)
         asyncio.run(run(config, interceptors))
         code = 0
     except QmtlError as error:

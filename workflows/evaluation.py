@@ -99,7 +99,6 @@ class EvaluationWorkflow:
             run_id=workflow.info().run_id,
             request_ids=tuple(batch),
             requested_by=first.requested_by,
-            renewal=all(request.renewal for request in batch.values()),
         )
         judgment = await workflow.execute_local_activity_method(
             DecisionActivityStubs.judge,

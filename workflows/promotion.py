@@ -117,12 +117,12 @@ class PromotionWorkflow:
         )
 
     def _apply_command(self, progress: PromotionProgress) -> PromotionApply:
+        asked = self._promotion.model_dump(include={"requested_by", "requested_issuers", "reason"})
         return PromotionApply(
             **self._strategy(),
+            **asked,
             run_id=promotion_apply_id(self._run, self._applies + 1),
             target=progress.target,
-            requested_by=self._promotion.requested_by,
-            reason=self._promotion.reason,
         )
 
     async def _apply(self, command: PromotionApply, request: ApplyRequestResult) -> str:

@@ -1,6 +1,6 @@
 """Renewal, on a Temporal Schedule: list the decisions that will soon be stale → request new judgments.
 
-A renewal counts as no further pass or failure, so hysteresis keeps every strategy as it is.
+A renewal is a judgment like any other: it counts no evidence twice, and puts out what has gone stale.
 """
 
 from temporalio import workflow
@@ -31,7 +31,6 @@ class RenewalWorkflow:
             request = EvaluationRequest(
                 request_id=renewal_request_id(world_id, workflow.info().run_id),
                 reason="its decision would become stale",
-                renewal=True,
             )
             command = RequestEvaluation(store_id=renewal.store_id, world_id=world_id, request=request)
             await workflow.execute_activity_method(

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Literal
 
-from sqlalchemy import bindparam, text
+from sqlalchemy import bindparam, delete, text
 from sqlmodel import col, select
 
+from activities.access.principals import require_enabled
 from activities.settings import MAX_STREAM_S
 from activities.storage.database import Database
 from activities.storage.tables import TokenRow
@@ -21,6 +22,9 @@ _REVOKED_AT = text("SELECT token_id, revoked_at FROM token WHERE token_id IN :to
 )
 # How long a stream may outlive the token that it was requested with, and as long for clocks that differ.
 _MAX_STREAM = timedelta(seconds=2 * MAX_STREAM_S)
+
+# For how long a token is known after its end: an identity provider gives each person many.
+_KNOWN_AFTER_END = timedelta(days=7)
 
 TokenState = Literal["good", "revoked", "unknown"]
 """Whether a token with a valid signature may be used."""
@@ -43,26 +47,39 @@ class SqlTokenStore:
         self._database = database
 
     def add(self, token: TokenInfo) -> None:
-        """Store a new token."""
+        """Store a new token of an enabled principal. Idempotent by its id.
+
+        Raises QmtlError: E_PRINCIPAL_UNKNOWN, E_PRINCIPAL_DISABLED.
+        """
         row = TokenRow(
             token_id=token.token_id,
             subject=token.subject,
             grants=canonical_json({world: role.value for world, role in token.grants.items()}).decode(),
             created_by=token.created_by,
+            issuers=json.dumps(token.issuers),
             created_at=token.created_at.isoformat(),
             expires_at=token.expires_at.isoformat(),
         )
         with self._database.write(token.created_by) as tx:
-            tx.session.add(row)
+            require_enabled(tx, token.subject)
+            if not tx.insert_new([row]):
+                return
+            over = (
+                col(TokenRow.subject) == token.subject,
+                col(TokenRow.expires_at) < utc_before(_KNOWN_AFTER_END),
+            )
+            tx.connection.execute(delete(TokenRow).where(*over))
             tx.record(
                 RecordedChange(
                     "token.created",
                     "",
-                    token.token_id,
+                    token.subject,
                     after={
+                        "token_id": token.token_id,
                         "subject": token.subject,
                         "grants": token.json_dict()["grants"],
                         "expires_at": row.expires_at,
+                        "issuers": list(token.issuers),
                     },
                 )
             )
@@ -123,6 +140,7 @@ def _info(row: TokenRow) -> TokenInfo:
         subject=row.subject,
         grants={world: Role(role) for world, role in json.loads(row.grants).items()},
         created_by=row.created_by,
+        issuers=tuple(json.loads(row.issuers)),
         created_at=datetime.fromisoformat(row.created_at),
         expires_at=datetime.fromisoformat(row.expires_at),
         revoked_at=datetime.fromisoformat(row.revoked_at) if row.revoked_at else None,

@@ -1,10 +1,12 @@
 """Approvals and rejections of applies."""
 
+import json
 import uuid
 
 from sqlalchemy import update
 from sqlmodel import col, select
 
+from activities.applies.own_requests import require_another_person
 from activities.applies.status import apply_row, approval_of, approvals_of
 from activities.messages.apply import STORED_APPROVAL, ApprovalVerdict, DirectApproval
 from activities.storage.database import Database
@@ -26,9 +28,17 @@ class SqlApprovals:
         self._database = database
 
     def record(
-        self, world_id: str, run_id: str, actor: str, verdict: ApprovalVerdict, body: ApprovalBody
+        self,
+        world_id: str,
+        run_id: str,
+        actor: str,
+        verdict: ApprovalVerdict,
+        body: ApprovalBody,
+        token_id: str = "",
     ) -> Approval:
-        """Store the approval or rejection of an authenticated person. Idempotent for the same verdict.
+        """Store the approval or rejection of an authenticated person, given with the token `token_id`.
+
+        Idempotent for the same verdict.
 
         Raises QmtlError: E_APPLY_UNKNOWN, E_APPLY_ENDED, E_ETAG, E_APPROVAL_OWN.
         """
@@ -58,12 +68,9 @@ class SqlApprovals:
                     "read the current plan, then repeat",
                     etag=plan.etag,
                 )
-            if verdict == "approve" and actor == row.requested_by:
-                raise QmtlError(
-                    "E_APPROVAL_OWN",
-                    f"{actor} requested {run_id}, and nobody approves their own request",
-                    "another person approves it (on this machine, to try it: --as ana)",
-                )
+            if verdict == "approve":
+                issuers = json.loads(row.requested_issuers)
+                require_another_person(tx, run_id, row.requested_by, issuers, actor, token_id)
             approval = ApprovalRow(
                 approval_id=f"{STORED_APPROVAL}{uuid.uuid4().hex}",
                 world_id=world_id,
@@ -73,6 +80,7 @@ class SqlApprovals:
                 reason=body.reason,
                 via="gateway",
                 counts=True,
+                plan_hash=plan.content_hash,
                 at=utc_now(),
             )
             return self._store(tx, approval)

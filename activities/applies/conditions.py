@@ -3,14 +3,40 @@
 Plans, promotions and explanations share them.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from activities.applies.context import PlanningContext
+from activities.decisions.entry import condition, evidence_conditions
+from activities.sessions.time_open import TimeOpen
 from qmtl_sdk.contracts.decisions import StrategyDecision
 from qmtl_sdk.contracts.domains import rank_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.plans import StrategyAllocation
 from qmtl_sdk.contracts.promotions import Condition
+
+# Conditions of the way to a stage, which a strategy that returns to it has met.
+_WAY_THERE = ("stage", "campaign")
+
+
+def entry_conditions(
+    strategy_id: str, before: StrategyAllocation, after: StrategyAllocation, context: PlanningContext
+) -> tuple[Condition, ...]:
+    """List the conditions for a strategy to trade more than before; none where it does not.
+
+    It must pass today. For a further stage it must also meet the conditions of that stage.
+    """
+    if not after.goes_beyond(before):
+        return ()
+    decision = context.decision.of(strategy_id) if context.decision else None
+    passes = condition(
+        "passes",
+        decision is not None and decision.passes,
+        "it passes today",
+        f"it does not pass today: {_why(decision) if decision else 'the world has not judged it'}",
+    )
+    if after.rank == before.rank:
+        return (passes,)
+    return (passes, *own_conditions(strategy_id, before, after.mode, context))
 
 
 def own_conditions(
@@ -21,52 +47,45 @@ def own_conditions(
     They are the stage before, the data that it was judged on, required signals, and its campaign.
     """
     gating, evidence = context.policy.gating_policy, context.evidence.get(strategy_id)
-    fingerprint, metrics = (evidence.dataset_fingerprint, evidence.metrics) if evidence else ("", {})
     found = []
     if target == "live":
         found.append(
-            _condition(
+            condition(
                 "stage",
                 before.active and before.mode == "paper",
                 "it runs in dryrun",
                 "it must run in dryrun before it can go live",
             )
         )
-    pinned = gating.dataset_fingerprint or ""
-    judged_on = fingerprint[:24] or "none"
-    other = f"it was judged on data with the fingerprint {judged_on}, the policy pins {pinned[:24] or 'none'}"
-    found.append(
-        _condition(
-            "fingerprint", bool(pinned) and fingerprint == pinned, "it was judged on the pinned data", other
-        )
-    )
-    if gating.required_signals:
-        missing = [name for name in gating.required_signals if metrics.get(name) is None]
-        found.append(
-            _condition(
-                "signals",
-                not missing,
-                f"required: {', '.join(gating.required_signals)}",
-                f"the required signal {', '.join(missing)} is missing",
-            )
-        )
-    stage, window = (
-        ("dryrun", gating.campaign.dryrun) if target == "live" else ("backtest", gating.campaign.backtest)
-    )
-    if window:
-        since = context.stage_since(strategy_id)
-        spent = (context.now - since).total_seconds() if since else 0.0
-        due = since + timedelta(seconds=window) if since else None
-        been = f"it has been active in {stage} for {format_duration(round(spent, 1))}"
-        found.append(
-            Condition(
-                name="campaign",
-                met=spent >= window,
-                detail=been if spent >= window else f"{been} of {format_duration(window)}",
-                due=due if spent < window else None,
-            )
-        )
+    found += evidence_conditions(gating, evidence, gating.dataset_fingerprint or "")
+    campaign = gating.campaign
+    if target == "live" and campaign.dryrun:
+        found.append(_ran(campaign.dryrun, context.ran.get(strategy_id, TimeOpen()), context.now))
+    if target != "live" and campaign.backtest:
+        found.append(_stood(campaign.backtest, context.stage_since(strategy_id), context.now))
     return tuple(found)
+
+
+def _stood(window: float, since: datetime | None, now: datetime) -> Condition:
+    """Return the condition on the time in backtest, which needs no runner."""
+    spent = (now - since).total_seconds() if since else 0.0
+    been = f"it has been active in backtest for {format_duration(round(spent, 1))}"
+    if spent >= window:
+        return Condition(name="campaign", met=True, detail=been)
+    due = since + timedelta(seconds=window) if since else None
+    return Condition(name="campaign", met=False, detail=f"{been} of {format_duration(window)}", due=due)
+
+
+def _ran(window: float, ran: TimeOpen, now: datetime) -> Condition:
+    """Return the condition on the time in dryrun, which counts while a session of the strategy is open."""
+    been = f"it has run in dryrun for {format_duration(round(ran.seconds, 1))}"
+    if ran.seconds >= window:
+        return Condition(name="campaign", met=True, detail=been)
+    if ran.now:
+        due = now + timedelta(seconds=window - ran.seconds)
+        return Condition(name="campaign", met=False, detail=f"{been} of {format_duration(window)}", due=due)
+    lacking = f"{been} of {format_duration(window)}, and no session runs it now"
+    return Condition(name="campaign", met=False, detail=lacking)
 
 
 def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple[Condition, ...]:
@@ -88,16 +107,18 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
         )
     else:
         found.append(
-            _condition(
+            condition(
                 "decision",
-                item.active,
+                item.passes,
                 f"the newest decision has it active{f', rank {item.rank}' if item.rank else ''}",
-                f"the newest decision has it inactive: {_why(item)}",
+                f"it is held and does not pass today: {_why(item)}"
+                if item.active
+                else f"the newest decision has it inactive: {_why(item)}",
             )
         )
     allowed = rank_of(target) <= rank_of(context.policy.highest_mode)
     found.append(
-        _condition(
+        condition(
             "policy",
             allowed,
             f"the policy lets strategies go to {gating.domains.to}",
@@ -105,7 +126,7 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
         )
     )
     found.append(
-        _condition(
+        condition(
             "share_policy",
             gating.share_policy is not None,
             f"domains share {gating.share_policy}",
@@ -114,7 +135,7 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
     )
     if target == "live":
         found.append(
-            _condition(
+            condition(
                 "allow_live",
                 context.world.spec.allow_live,
                 "the world allows live",
@@ -125,21 +146,22 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
 
 
 def unmet_condition(
-    strategy_id: str, before: StrategyAllocation, target: str, context: PlanningContext
+    strategy_id: str,
+    before: StrategyAllocation,
+    after: StrategyAllocation,
+    context: PlanningContext,
+    back: bool = False,
 ) -> str:
-    """Return the first condition of a mode that is not met; empty where all are met."""
-    return next(
-        (
-            condition.detail
-            for condition in own_conditions(strategy_id, before, target, context)
-            if not condition.met
-        ),
-        "",
-    )
+    """Return the first condition of trading more that is not met; empty where all are met.
 
-
-def _condition(name: str, met: bool, held: str, lacking: str) -> Condition:
-    return Condition(name=name, met=met, detail=held if met else lacking)
+    `back`: the strategy returns to a stage in which it was, and has been through the stages before.
+    """
+    for item in entry_conditions(strategy_id, before, after, context):
+        if not item.met and not (back and item.name in _WAY_THERE):
+            return item.detail
+    if back and rank_of(after.mode) > rank_of(context.policy.highest_mode):
+        return f"the policy lets strategies go no further than {context.policy.gating_policy.domains.to}"
+    return ""
 
 
 def _why(item: StrategyDecision) -> str:

@@ -1,25 +1,36 @@
 """The state of a world that planner, promotions and explanations work on."""
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from activities.decisions.candidate import Candidate
+from activities.sessions.time_open import TimeOpen
+from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.plans import StrategyAllocation, plan_etag
+from qmtl_sdk.contracts.plans import Grounds, StrategyAllocation, plan_etag
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import World
 
 
 class Snapshot(Model):
-    """The state that a freeze found, which a rollback or a refused switch restores."""
+    """The state that a freeze found, which a rollback or a refused switch restores.
+
+    `edge_closings`: how often an operator had closed the edge to live by then. One that was closed since
+    stays closed.
+    """
 
     allocations: dict[str, StrategyAllocation] = {}
     live_edge: bool = False
+    edge_closings: int = 0
     fingerprint: str = ""
 
 
 class PlanningContext(Model):
-    """The world as the planner reads it: one consistent view."""
+    """The world as the planner reads it: one consistent view.
+
+    `ran`: for how long each strategy has run in its stage, where the policy asks for it.
+    """
 
     world: World
     policy: Policy
@@ -27,16 +38,25 @@ class PlanningContext(Model):
     activations: tuple[ActivationEnvelope, ...]
     evidence: dict[str, Candidate]
     live_edge: bool
+    edge_closings: int
     now: datetime
+    ran: dict[str, TimeOpen] = {}
 
     @property
-    def etag(self) -> str:
-        return plan_etag(
-            [(item.strategy_id, item.etag) for item in self.activations],
-            self.world.pinned_fingerprint,
-            self.live_edge,
-            self.policy.version,
-        )
+    def world_etag(self) -> str:
+        """The hash of the state of the world that a plan changes: not of what it rests on."""
+        world = {
+            "activations": {item.strategy_id: item.etag for item in self.activations},
+            "fingerprint": self.world.pinned_fingerprint,
+            "live_edge": self.live_edge,
+            "edge_closings": self.edge_closings,
+            "policy": self.policy.version,
+        }
+        return hash_of(world)
+
+    def etag(self, grounds: Mapping[str, Grounds]) -> str:
+        """Return the etag of a plan that is made from this, with the grounds of those that trade more."""
+        return plan_etag(self.world_etag, grounds)
 
     def allocation(self, strategy_id: str) -> StrategyAllocation:
         found = next((item for item in self.activations if item.strategy_id == strategy_id), None)

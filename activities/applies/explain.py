@@ -8,6 +8,7 @@ from activities.decisions.candidate import HysteresisState
 from activities.decisions.explain import find_strategy, judgment_lines, require_decision, state_line
 from qmtl_sdk.contracts.decisions import Explanation, StrategyDecision
 from qmtl_sdk.contracts.domains import MODE_OF
+from qmtl_sdk.contracts.plans import StrategyAllocation
 
 
 def explain(reference: str, context: PlanningContext, states: Mapping[str, HysteresisState]) -> Explanation:
@@ -44,6 +45,7 @@ def _next_stage_line(item: StrategyDecision, context: PlanningContext) -> str:
     """Name the next stage of a strategy, and the first condition that it does not meet."""
     allocation = context.allocation(item.strategy_id)
     stage = "dryrun" if allocation.rank < 1 else "live"
-    unmet = unmet_condition(item.strategy_id, allocation, MODE_OF[stage], context)
+    after = StrategyAllocation(active=True, mode=MODE_OF[stage], weight=item.weight)
+    unmet = unmet_condition(item.strategy_id, allocation, after, context)
     world_id = context.world.spec.world
     return f"  next stage, {stage}: {unmet or f'an apply may take it there: qmtl world apply {world_id}'}"

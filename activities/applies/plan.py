@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from activities.applies.conditions import unmet_condition
 from activities.applies.context import PlanningContext, Snapshot
+from activities.applies.grounds import etag_of, grounds_of, require_fresh_decision
+from activities.applies.weights import FULL, reduced_weights, total_weight
 from qmtl_sdk.contracts.applies import ApplyRequest
-from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
+from qmtl_sdk.contracts.decisions import StrategyDecision
 from qmtl_sdk.contracts.domains import MODE_OF, domain_of, rank_of
-from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.plans import (
     ApplyPlan,
@@ -42,9 +43,8 @@ def plan_apply(request: ApplyRequest, requested_by: str, context: PlanningContex
     """
     context.world.require_active()
     _require_pinned_data(context.policy)
-    _require_etag(request, context)
     target = _target(request, context)
-    decision = _fresh_decision(context)
+    decision = require_fresh_decision(context)
     known = {item.strategy_id for item in decision.strategies}
     for strategy_id in (*request.strategies, *request.weights):
         if strategy_id not in known:
@@ -66,6 +66,7 @@ def plan_apply(request: ApplyRequest, requested_by: str, context: PlanningContex
             changes.append(Change(strategy_id=item.strategy_id, name=item.name, before=before, after=after))
     if not changes:
         raise _nothing_to_change(context, left_out)
+    changes += reduced_weights(changes, decision, context)
     goes_live = any(change.after.active and change.after.mode == "live" for change in changes)
     live_after = context.live_edge or (
         goes_live and context.policy.gating_policy.edges.post_promotion.enable_edges_to == "live"
@@ -80,24 +81,21 @@ def plan_rollback(
 ) -> ApplyPlan:
     """Plan the way back to what the apply `request.rollback_of` found.
 
-    Raises QmtlError: E_WORLD_ARCHIVED, E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED.
+    A strategy goes back up only where it meets the conditions of its stage, but for the stage before and the
+    campaign. Raises QmtlError: E_WORLD_ARCHIVED, E_APPLY_EMPTY, E_LIVE_NOT_ALLOWED, E_DECISION_UNKNOWN.
     """
     context.world.require_active()
-    _require_etag(request, context)
-    wanted = (
-        {item.strategy_id for item in context.decision.strategies if item.active}
-        if context.decision
-        else set()
-    )
     changes, left_out = [], []
     for strategy_id in sorted({*snapshot.allocations, *(item.strategy_id for item in context.activations)}):
         before = context.allocation(strategy_id)
         after = snapshot.allocations.get(strategy_id, StrategyAllocation())
         name = context.evidence[strategy_id].name if strategy_id in context.evidence else ""
-        if after.active and after.rank > before.rank and strategy_id not in wanted:
-            left_out.append(
-                LeftOut(strategy_id=strategy_id, name=name, why="the newest decision has it inactive")
-            )
+        why = ""
+        if after.goes_beyond(before):
+            require_fresh_decision(context)
+            why = unmet_condition(strategy_id, before, after, context, back=True)
+        if why:
+            left_out.append(LeftOut(strategy_id=strategy_id, name=name, why=why))
         elif after != before:
             changes.append(Change(strategy_id=strategy_id, name=name, before=before, after=after))
     opens = snapshot.live_edge and not context.live_edge
@@ -134,9 +132,7 @@ def _after(
         return before, ""  # it is in a further stage already
     weight = request.weights.get(item.strategy_id, item.weight)
     after = StrategyAllocation(active=True, mode=target, weight=weight)
-    if before.mode == target and before.active:
-        return after, ""
-    why = unmet_condition(item.strategy_id, before, target, context)
+    why = unmet_condition(item.strategy_id, before, after, context)
     return (before, why) if why else (after, "")
 
 
@@ -186,14 +182,14 @@ def _live_not_allowed(world: World) -> QmtlError:
     )
 
 
-def _require_etag(request: ApplyRequest, context: PlanningContext) -> None:
+def _require_etag(request: ApplyRequest, etag: str) -> None:
     """Raises QmtlError (E_ETAG) where the world has changed since the caller read the plan."""
-    if request.etag and request.etag != context.etag:
+    if request.etag and request.etag != etag:
         raise QmtlError(
             "E_ETAG",
             "the world has changed since that plan was made",
             "read the new plan (--dry-run), and request it again",
-            etag=context.etag,
+            etag=etag,
         )
 
 
@@ -213,36 +209,18 @@ def _require_pinned_data(policy: Policy) -> None:
         )
 
 
-def _fresh_decision(context: PlanningContext) -> DecisionEnvelope:
-    decision, world = context.decision, context.world.spec.world
-    if decision is None:
-        raise QmtlError(
-            "E_DECISION_UNKNOWN",
-            f"world {world} has not been judged yet",
-            "submit a strategy, or qmtl world decide",
-        )
-    age = (context.now - decision.decided_at).total_seconds()
-    if age > decision.ttl:
-        raise QmtlError(
-            "E_DECISION_UNKNOWN",
-            f"the newest decision of {world} is {format_duration(age)} old, "
-            f"its ttl is {format_duration(decision.ttl)}",
-            "judge it again: qmtl world decide",
-        )
-    return decision
-
-
 def _plan(request: ApplyRequest, requested_by: str, context: PlanningContext, outcome: _Outcome) -> ApplyPlan:
-    """Build the plan with its steps. Raises QmtlError: E_WEIGHT, E_APPLY_EMPTY."""
-    changes = outcome.changes
+    """Build the plan with its steps. Raises QmtlError: E_WEIGHT, E_APPLY_EMPTY, E_ETAG."""
+    grounds = {change.strategy_id: grounds_of(change, context) for change in outcome.changes}
+    changes = [
+        change.model_copy(update={"grounds": grounds[change.strategy_id]}) for change in outcome.changes
+    ]
+    etag = etag_of(changes, context)
+    _require_etag(request, etag)
     live_edge = outcome.live_edge
-    total = sum(change.after.weight for change in changes if change.after.active)
-    total += sum(
-        item.weight
-        for item in context.activations
-        if item.active and item.strategy_id not in {change.strategy_id for change in changes}
-    )
-    if total > 1 + 1e-9 and any(change.goes_up for change in changes):
+    others = [item for item in context.activations if item.active and item.strategy_id not in grounds]
+    total = total_weight(changes, others)
+    if total > FULL and any(change.goes_up for change in changes):
         raise QmtlError(
             "E_WEIGHT",
             f"the weights of the active strategies would add up to {total:.4g}, more than the world",
@@ -294,6 +272,7 @@ def _plan(request: ApplyRequest, requested_by: str, context: PlanningContext, ou
         fingerprint_before=context.world.pinned_fingerprint,
         fingerprint_after=outcome.fingerprint,
         policy_version=context.policy.version,
-        etag=context.etag,
+        etag=etag,
+        world_etag=context.world_etag,
         steps=steps,
     )

@@ -3,6 +3,7 @@
 One consistent view of spec, policy, decision, activations and evidence.
 """
 
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from sqlmodel import Session
@@ -11,15 +12,22 @@ from activities.applies.context import PlanningContext
 from activities.decisions.evidence import newest_evidence
 from activities.decisions.sql import newest_decision
 from activities.fence.activations import activations_of
-from activities.fence.state import fence_status
-from activities.storage.tables import PolicyRow, WorldRow
+from activities.sessions.time_open import TimeOpen, time_open
+from activities.storage.tables import FenceRow, PolicyRow, WorldRow
 from activities.worlds.specs import world_of
+from qmtl_sdk.contracts.decisions import ActivationEnvelope
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 
 
-def planning_context(session: Session, world_id: str) -> PlanningContext:
-    """Read everything that a plan is made from. Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING."""
+def planning_context(
+    session: Session, world_id: str, strategies: Collection[str] | None = None
+) -> PlanningContext:
+    """Read everything that a plan is made from; of evidence only that of `strategies`, if given.
+
+    Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING.
+    """
     row = session.get(WorldRow, world_id)
     if row is None:
         raise QmtlError("E_WORLD_UNKNOWN", f"there is no world {world_id!r}", "qmtl world list prints them")
@@ -28,12 +36,34 @@ def planning_context(session: Session, world_id: str) -> PlanningContext:
         raise QmtlError(
             "E_POLICY_MISSING", f"world {world_id} has no policy", "add one: qmtl world policy add W FILE"
         )
+    fence = session.get_one(FenceRow, world_id)
+    now, world = datetime.now(UTC), world_of(row)
+    evidence = newest_evidence(session, world_id, world.now(now), strategies)
+    rules = Policy.model_validate_json(policy.body)
+    activations = activations_of(session, world_id)
     return PlanningContext(
-        world=world_of(row),
-        policy=Policy.model_validate_json(policy.body),
+        world=world,
+        policy=rules,
         decision=newest_decision(session, world_id),
-        activations=tuple(activations_of(session, world_id)),
-        evidence={candidate.strategy_id: candidate for candidate in newest_evidence(session, world_id)},
-        live_edge=fence_status(session, world_id).live_edge,
-        now=datetime.now(UTC),
+        activations=tuple(activations),
+        evidence={candidate.strategy_id: candidate for candidate in evidence},
+        live_edge=fence.live_edge,
+        edge_closings=fence.edge_closings,
+        now=now,
+        ran=_ran_in_dryrun(session, rules, activations, now),
     )
+
+
+def _ran_in_dryrun(
+    session: Session, policy: Policy, activations: Sequence[ActivationEnvelope], now: datetime
+) -> dict[str, TimeOpen]:
+    """Return for how long the strategies in dryrun have run there, where the policy has such a campaign."""
+    if policy.gating_policy.campaign.dryrun is None:
+        return {}
+    return {
+        item.strategy_id: time_open(
+            session, item.world_id, item.strategy_id, Domain.DRYRUN.value, item.stage_since, now
+        )
+        for item in activations
+        if item.active and item.execution_domain is Domain.DRYRUN and item.stage_since
+    }

@@ -1,11 +1,13 @@
 """Requests for applies: plan them, store them, list them."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from activities.applies.context import PlanningContext, Snapshot
+from activities.applies.own_requests import issuers_of
 from activities.applies.plan import plan_apply, plan_rollback
 from activities.applies.planning_context import planning_context
 from activities.applies.status import apply_row, running_apply, status_of
@@ -39,8 +41,11 @@ class SqlApplyRequests:
         request: ApplyRequest,
         actor: str,
         check: Callable[[ApplyPlan], None] = lambda _: None,
+        issuers: Sequence[str] = (),
     ) -> ApplyStatus:
         """Store a request with its plan. `check` may refuse the plan by raising.
+
+        `issuers` are those of the request's token: none of them approves it.
 
         Idempotent by run_id. Raises QmtlError: as `plan_apply`, E_RUN_ID_REUSED, E_APPLY_RUNNING,
         E_WORLD_FROZEN.
@@ -82,6 +87,7 @@ class SqlApplyRequests:
                 body=request.model_dump_json(),
                 plan=plan.model_dump_json(),
                 requested_by=actor,
+                requested_issuers=json.dumps(list(issuers)),
                 requested_at=utc_now(),
                 state="requested",
                 epoch_before=fence.epoch,
@@ -100,6 +106,11 @@ class SqlApplyRequests:
                 )
             )
             return status_of(tx.session, row)
+
+    def issuers(self, token_id: str) -> tuple[str, ...]:
+        """Return everybody who issued the token of a request, or theirs."""
+        with self._database.read() as session:
+            return tuple(issuers_of(session, token_id))
 
     def planning_context(self, world_id: str) -> PlanningContext:
         """Read the world as the planner does. Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING."""

@@ -92,6 +92,7 @@ def approval_of(row: ApprovalRow) -> Approval:
             "reason": row.reason,
             "via": row.via,
             "counts": row.counts,
+            "plan_hash": row.plan_hash,
             "at": datetime.fromisoformat(row.at),
         }
     )

@@ -103,6 +103,10 @@ class SqlApplySteps:
         end = partial(transitions.conclude, outcome=outcome, reason=reason)
         return self._once(world_id, run_id, "end", StepDone, end)
 
+    def end_terminated(self, world_id: str, run_id: str) -> StepDone:
+        """Record the end of an apply whose workflow was terminated. No later step of it is done."""
+        return self._once(world_id, run_id, "end", StepDone, transitions.end_terminated)
+
     def resume(self, world_id: str, actor: str, reason: str) -> list[str]:
         """Lift a halt, and open a world that an apply left frozen. Returns what was lifted.
 

@@ -11,6 +11,7 @@ from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from activities.applies.context import Snapshot, allocation_of
+from activities.applies.grounds import require_same_world, require_unchanged
 from activities.applies.status import record_progress
 from activities.decisions.sql import newest_decision
 from activities.fence.activations import (
@@ -37,7 +38,7 @@ from qmtl_sdk.contracts.applies import ApplyOutcome
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain, domain_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.plans import ApplyPlan, Change, StrategyAllocation, plan_etag
+from qmtl_sdk.contracts.plans import ApplyPlan, Change, StrategyAllocation
 
 # Characters of an outcome's reason that are stored.
 _REASON_LENGTH = 1000
@@ -65,6 +66,7 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
     """Take a snapshot of the world, and refuse orders under a new epoch."""
     _require_not_aborted(row)
     plan = ApplyPlan.model_validate_json(row.plan)
+    require_unchanged(tx.session, plan)
     if fence.state != OPEN:
         raise QmtlError(
             "E_WORLD_FROZEN",
@@ -72,10 +74,11 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
             "check that run; then qmtl world resume W",
         )
     world = tx.session.get_one(WorldRow, row.world_id)
-    stored = _require_unchanged(tx.session, world, plan, fence.live_edge)
+    stored = stored_activations(tx.session, row.world_id)
     row.snapshot = Snapshot(
         allocations={item.strategy_id: allocation_of(item) for item in strategy_activations(stored)},
         live_edge=fence.live_edge,
+        edge_closings=fence.edge_closings,
         fingerprint=world.pinned_fingerprint,
     ).model_dump_json()
     row.epoch_before = fence.epoch
@@ -98,8 +101,8 @@ def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
     _require_holder(fence, row.run_id)
     plan = ApplyPlan.model_validate_json(row.plan)
     world = tx.session.get_one(WorldRow, row.world_id)
-    # The freeze has closed the edge.
-    stored = _require_unchanged(tx.session, world, plan, plan.live_edge_before)
+    require_same_world(tx.session, plan)
+    stored = stored_activations(tx.session, row.world_id)
     goes_live = any(
         change.after.active and change.after.mode == "live" and change.goes_up for change in plan.changes
     )
@@ -112,7 +115,7 @@ def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
     for change in plan.changes:
         _bind_queues(tx, row.world_id, change)
     allocations = {change.strategy_id: change.after for change in plan.changes}
-    _set_allocations(tx, world, stored, allocations, row.run_id)
+    _set_allocations(tx, world, stored, allocations, plan.fingerprint_after, row.run_id)
     edge = "opened" if plan.live_edge_after else "closed"
     set_live_edge(tx, fence, plan.live_edge_after, f"{edge} by {row.run_id}")
     pin_fingerprint(tx, world, plan.fingerprint_after)
@@ -162,6 +165,22 @@ def conclude(tx: Transaction, row: ApplyRow, fence: FenceRow, outcome: ApplyOutc
     return StepDone()
 
 
+def end_terminated(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
+    """Record the end of an apply whose workflow somebody terminated. A world that it holds stays closed.
+
+    Without a switch, the snapshot of the freeze is restored first.
+    """
+    reason = f"its workflow was terminated in Temporal, at {row.state}"
+    switched = tx.session.get(ApplyStepRow, (row.world_id, row.run_id, "switch")) is not None
+    if fence.holder != row.run_id:
+        return conclude(tx, row, fence, "completed" if switched else "rolled_back", reason)
+    if not switched:
+        _restore_snapshot(tx, row, fence)
+    done = "what it switched stands" if switched else "nothing was switched"
+    stays = f"{reason}: {done}, and the world stays frozen: qmtl world resume {row.world_id}"
+    return conclude(tx, row, fence, "frozen", stays)
+
+
 def _require_not_aborted(row: ApplyRow) -> None:
     """Raises QmtlError (E_APPLY_ABORTED) once an abort is stored, whether or not the workflow knows of it."""
     if row.aborted_by:
@@ -172,30 +191,6 @@ def _require_not_aborted(row: ApplyRow) -> None:
 
 def _gate_change(activation: ActivationEnvelope) -> GateChange:
     return GateChange(epoch=activation.epoch, sequence=activation.sequence, at=activation.ts)
-
-
-def _require_unchanged(
-    session: Session, world: WorldRow, plan: ApplyPlan, live_edge: bool
-) -> dict[str, ActivationEnvelope]:
-    """Return the world's activations (`stored_activations`).
-
-    Raises QmtlError (E_ETAG) where the world changed since the plan was made.
-    """
-    stored = stored_activations(session, plan.world_id)
-    etag = plan_etag(
-        [(item.strategy_id, item.etag) for item in strategy_activations(stored)],
-        world.pinned_fingerprint,
-        live_edge,
-        world.policy_version,
-    )
-    if etag != plan.etag:
-        raise QmtlError(
-            "E_ETAG",
-            f"{plan.world_id} has changed since the plan was made: its activations, policy or edge to live",
-            "request a new apply",
-            etag=etag,
-        )
-    return stored
 
 
 def _require_not_restored(session: Session, row: ApplyRow) -> None:
@@ -227,11 +222,13 @@ def _set_allocations(
     world: WorldRow,
     stored: Mapping[str, ActivationEnvelope],
     allocations: Mapping[str, StrategyAllocation],
+    fingerprint: str,
     run_id: str,
 ) -> None:
     """Give strategies their allocations: the stage and weight that they trade with.
 
-    `stored` are all activations of the world before (`stored_activations`).
+    `stored` are all activations of the world before (`stored_activations`). `fingerprint` is pinned for those
+    that enter a stage.
     """
     changed: list[ActivationEnvelope] = []
     for strategy_id, after in sorted(allocations.items()):
@@ -248,6 +245,7 @@ def _set_allocations(
                 "active": after.active,
                 "weight": after.weight,
                 "effective_mode": mode,
+                "dataset_fingerprint": fingerprint if after.active else "",
                 "etag": etag,
                 "run_id": run_id,
                 "ts": datetime.now(UTC),
@@ -278,6 +276,7 @@ def _restore_snapshot(tx: Transaction, row: ApplyRow, fence: FenceRow) -> None:
     snapshot = Snapshot.model_validate_json(row.snapshot)
     world = tx.session.get_one(WorldRow, row.world_id)
     stored = stored_activations(tx.session, row.world_id)
-    _set_allocations(tx, world, stored, snapshot.allocations, row.run_id)
-    set_live_edge(tx, fence, snapshot.live_edge, f"restored by {row.run_id}")
+    _set_allocations(tx, world, stored, snapshot.allocations, snapshot.fingerprint, row.run_id)
+    closed_since = fence.edge_closings != snapshot.edge_closings
+    set_live_edge(tx, fence, snapshot.live_edge and not closed_since, f"restored by {row.run_id}")
     pin_fingerprint(tx, world, snapshot.fingerprint)

@@ -60,10 +60,10 @@ class DecisionActivities(DecisionActivityStubs):
         assert policy.version is not None  # a stored policy has one
         decided_at = datetime.now(UTC)
         now = world.now(decided_at)
-        candidates = self._correlations.checked(policy, decisions.candidates(command.world_id))
+        candidates = self._correlations.checked(policy, decisions.candidates(command.world_id, now))
         before = decisions.hysteresis_states(command.world_id)
         correlate = self._correlations.among(candidates)
-        result = judge(policy, candidates, now, before, correlate, counts=not command.renewal)
+        result = judge(policy, candidates, now, before, correlate)
         activations = self._stores.fence.activations(command.world_id)
         mode = furthest(policy.judged_mode, result.strategies, activations)
         envelope = DecisionEnvelope(
@@ -75,11 +75,13 @@ class DecisionActivities(DecisionActivityStubs):
             as_of=now,
             decided_at=decided_at,
             ttl=policy.decision_ttl,
+            backtest_campaign=policy.gating_policy.campaign.backtest or 0,
             etag=etag_of(command.world_id, policy.version, mode, result.strategies),
             strategies=result.strategies,
         )
         inputs = DecisionInputs(
             evidence=tuple(candidate.evidence_seq for candidate in candidates),
+            newest_bars={item.strategy_id: item.newest_bar for item in candidates if item.newest_bar},
             before=before,
             after=result.states,
         )

@@ -21,7 +21,8 @@ _EPSILON = 1e-9
 def check_constraints(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist:
     """Leave out each passing candidate that violates a constraint together with those chosen before it."""
     rules = inputs.policy.selection.constraints
-    slot = _slot_weight(inputs.policy.selection, sum(entry.passes for entry in shortlist.entries))
+    measured = sum(entry.passes and not entry.candidate.self_reported for entry in shortlist.entries)
+    slot = _slot_weight(inputs.policy.selection, measured)
     chosen: list[Candidate] = []
     portfolio = _Portfolio(rules.exposure, slot or 0.0)
     entries: list[Entry] = []

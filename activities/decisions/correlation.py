@@ -23,6 +23,9 @@ _LOST = ("E_ARTIFACT_UNKNOWN", "E_ARTIFACT_HASH", "E_ARTIFACT_DAMAGED", "E_RETUR
 # Nanoseconds of a day.
 _DAY_NS = 86_400 * NS
 
+# Sets of artifacts whose correlations are cached: some 9 MB for a thousand.
+_MATRICES = 4
+
 # Strategies whose daily returns are cached.
 _CACHED = 2000
 
@@ -32,12 +35,14 @@ class Correlations:
 
     def __init__(self, artifacts: ArtifactStore) -> None:
         self._daily = lru_cache(maxsize=_CACHED)(lambda digest: daily(artifacts.get(digest)))
+        self._matrix = lru_cache(maxsize=_MATRICES)(self._computed)
 
     def among(self, candidates: Iterable[Candidate]) -> Correlate:
         """Return a function of two of the candidates: the correlation of their daily returns.
 
         It returns None if one of them has no returns or both share too few days. At its first call it
-        computes the correlations of all, which takes a hundredth of computing them one by one.
+        computes the correlations of all, which takes a hundredth of computing them one by one; a judgment of
+        the same artifacts finds them.
         """
         hashes = {item.returns_hash for item in candidates if item.returns_hash and not item.error_code}
         places = {digest: place for place, digest in enumerate(sorted(hashes))}
@@ -48,10 +53,13 @@ class Correlations:
             if one.returns_hash not in places or other.returns_hash not in places:
                 return None
             if matrix is None:
-                matrix = CorrelationMatrix([self._daily(digest) for digest in places], MIN_DAYS, correlation)
+                matrix = self._matrix(tuple(places))
             return matrix(places[one.returns_hash], places[other.returns_hash])
 
         return correlate
+
+    def _computed(self, hashes: tuple[str, ...]) -> CorrelationMatrix:
+        return CorrelationMatrix([self._daily(digest) for digest in hashes], MIN_DAYS, correlation)
 
     def checked(self, policy: Policy, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
         """Return the candidates; where the policy needs returns that are lost or damaged, with that error."""

@@ -1,44 +1,81 @@
 """Evidence records: read the newest evidence of each strategy for a judgment."""
 
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+from sqlalchemy import ScalarSelect
 from sqlalchemy.orm import aliased
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
 from activities.decisions.candidate import Candidate
-from activities.messages.submission import EvidenceBody
-from activities.storage.tables import BindingRow, EvidenceRow
+from activities.storage.tables import BindingRow, EvidenceRow, SessionRow
+from activities.storage.transactions import utc_text
 from activities.submissions.runs import evidence_of
 
 
-def newest_evidence(session: Session, world_id: str) -> tuple[Candidate, ...]:
-    """Read the newest evidence of every strategy of a world that has any, in the order of their bindings."""
+def newest_evidence(
+    session: Session, world_id: str, now: datetime, strategies: Collection[str] | None = None
+) -> tuple[Candidate, ...]:
+    """Read the newest evidence of every strategy of a world that has any, in the order of their bindings.
+
+    `now` is the world's time: a bar that a session reported counts once it has closed. `strategies` limits
+    the answer to these.
+    """
     # One index look-up for each strategy: older evidence is never read.
-    other = aliased(EvidenceRow)
-    of_strategy = select(other.seq).where(
-        other.world_id == BindingRow.world_id,
-        other.strategy_id == BindingRow.strategy_id,
-        col(other.shadow).is_(False),
+    # What an author says of itself hides nothing that the service has measured or rejected.
+    newest = func.coalesce(_newest(self_reported=False), _newest(self_reported=True))
+    # A session may report any time, so bars that have not closed yet are left out.
+    newest_bar = (
+        select(func.max(SessionRow.newest_bar))
+        .where(
+            SessionRow.world_id == BindingRow.world_id,
+            SessionRow.strategy_id == BindingRow.strategy_id,
+            SessionRow.newest_bar <= utc_text(now.astimezone(UTC)),
+        )
+        .correlate(BindingRow)
+        .scalar_subquery()
     )
-    newest = of_strategy.order_by(col(other.seq).desc()).limit(1).correlate(BindingRow).scalar_subquery()
-    query = select(EvidenceRow, BindingRow).where(
+    query = select(EvidenceRow, BindingRow, newest_bar).where(
         BindingRow.world_id == world_id,
         EvidenceRow.world_id == BindingRow.world_id,
         EvidenceRow.strategy_id == BindingRow.strategy_id,
         col(EvidenceRow.seq) == newest,
     )
+    if strategies is not None:
+        query = query.where(col(BindingRow.strategy_id).in_(strategies))
     return tuple(
-        candidate_of(evidence_of(row), binding, row.seq or 0)
-        for row, binding in session.exec(query.order_by(col(BindingRow.seq)))
+        candidate_of(row, binding, datetime.fromisoformat(bar) if bar else None)
+        for row, binding, bar in session.exec(query.order_by(col(BindingRow.seq)))
     )
 
 
-def candidate_of(evidence: EvidenceBody, binding: BindingRow, evidence_seq: int) -> Candidate:
-    """Build a candidate from a strategy's evidence and binding."""
+def _newest(self_reported: bool) -> ScalarSelect[int]:
+    """Select the number of a binding's newest evidence of a kind."""
+    other = aliased(EvidenceRow)
+    of_strategy = select(other.seq).where(
+        other.world_id == BindingRow.world_id,
+        other.strategy_id == BindingRow.strategy_id,
+        col(other.shadow).is_(False),
+        col(other.self_reported).is_(self_reported),
+    )
+    return of_strategy.order_by(col(other.seq).desc()).limit(1).correlate(BindingRow).scalar_subquery()
+
+
+def candidate_of(row: EvidenceRow, binding: BindingRow, newest_bar: datetime | None = None) -> Candidate:
+    """Build a candidate from a strategy's evidence, its binding, and the newest bar of its sessions."""
     assert binding.seq is not None  # a stored row has one
+    assert row.seq is not None
+    evidence = evidence_of(row)
     return Candidate(
-        evidence_seq=evidence_seq,
+        evidence_seq=row.seq,
+        first_seq=row.first_seq or row.seq,
+        content_hash=row.content_hash,
+        newest_bar=newest_bar,
         returns_hash=evidence.returns_hash,
         sectors=evidence.sectors,
         dataset_fingerprint=evidence.dataset_fingerprint,
+        self_reported=evidence.self_reported,
+        interval_s=evidence.interval_s,
         strategy_id=evidence.strategy_id,
         name=binding.name,
         bound=binding.seq,

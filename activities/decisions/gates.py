@@ -78,7 +78,7 @@ def _lag(inputs: JudgmentInputs, candidate: Candidate) -> list[Violation]:
     if limit is None:
         return []
     rule = f"max_lag = {format_duration(limit)}"
-    last = candidate.data_last
+    last = candidate.data_until
     if last is None:
         detail = "the time of the newest bar is not known"
         return [Violation(step="data_currency", kind="insufficient", rule=rule, detail=detail)]

@@ -1,8 +1,10 @@
 """The last step, hysteresis: keep strategies from switching on and off with every judgment.
 
 A strategy enters after `promote_after` passes in a row and leaves after `demote_after` failures in a row,
-neither before `min_dwell` in its present state. One whose evidence was rejected leaves at once. A strategy
-that hysteresis holds keeps its slot. `HysteresisState` is stored with each decision.
+neither before `min_dwell` in its present state. Passes and failures are those of pieces of evidence, not of
+judgments (`HysteresisState.counted`). Hysteresis smooths measurements and never facts: a strategy whose
+evidence was rejected, or whose data is stale or too short, leaves at once. A strategy that hysteresis holds
+keeps its slot. `HysteresisState` is stored with each decision.
 """
 
 from collections.abc import Sequence
@@ -18,13 +20,18 @@ from qmtl_sdk.contracts.policy import Hysteresis
 
 Transition = Literal["promote", "demote", "hold"]
 
+# The steps of a judgment that check facts.
+_FACTS = ("evidence", "data_currency")
+
 
 def apply_hysteresis(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist:
     """Decide which entries are active, and set the hysteresis state of each."""
-    # Strategies that were active come first, because they hold their slots; then by today's rank.
+    # Strategies that were active come first, because they hold their slots; then by today's rank. Those that
+    # are self-reported hold none against others.
     order = sorted(
         shortlist.entries,
         key=lambda entry: (
+            bool(entry.candidate.self_reported),
             not inputs.was_active(entry.candidate),
             entry.rank if entry.passes and entry.rank is not None else len(shortlist.entries),
             entry.candidate.bound,
@@ -41,30 +48,21 @@ def apply_hysteresis(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist:
 
 
 def next_state(
-    rules: Hysteresis,
-    before: HysteresisState | None,
-    passes: bool,
-    rejected: bool,
-    now: datetime,
-    counts: bool = True,
+    rules: Hysteresis, before: HysteresisState | None, entry: Entry, now: datetime
 ) -> tuple[Transition, HysteresisState, str]:
-    """Return a strategy's transition, its next state, and what it waits for if it is held.
-
-    `passes` is the result of today's judgment. `rejected` evidence skips all waiting.
-    """
+    """Return a strategy's transition, its next state, and what it waits for if it is held."""
     was = before or HysteresisState(since=now)
-    increment = int(counts or before is None)
-    passes_in_row = was.passes + increment if passes else 0
-    failures_in_row = 0 if passes else was.failures + increment
-    counted = was.model_copy(update={"passes": passes_in_row, "failures": failures_in_row})
+    passes = entry.passes
+    counted = was.counted(entry.candidate, passes)
     if passes == was.active:
         return "hold", counted, ""
-    count, required = failures_in_row, rules.demote_after
+    count, required = counted.failures, rules.demote_after
     if passes:
-        count, required = passes_in_row, rules.promote_after
+        count, required = counted.passes, rules.promote_after
     min_dwell = rules.min_dwell or 0
     dwelt = (now - was.since).total_seconds()
-    if rejected or (count >= required and dwelt >= min_dwell):
+    by_fact = any(violation.step in _FACTS for violation in entry.violations)
+    if by_fact or (count >= required and dwelt >= min_dwell):
         changed = counted.model_copy(update={"active": passes, "since": now})
         return "promote" if passes else "demote", changed, ""
     waits = []
@@ -95,9 +93,7 @@ def _settle(inputs: JudgmentInputs, entry: Entry, slots_taken: int) -> Entry:
     """Decide whether an entry is active, with `slots_taken` slots taken by the entries before it."""
     selection, candidate = inputs.policy.selection, entry.candidate
     before = inputs.states.get(candidate.strategy_id)
-    transition, state, waits = next_state(
-        selection.hysteresis, before, entry.passes, bool(candidate.error_code), inputs.now, inputs.counts
-    )
+    transition, state, waits = next_state(selection.hysteresis, before, entry, inputs.now)
     topk = selection.topk
     if transition == "promote" and topk is not None and slots_taken >= topk.total:
         state = state.model_copy(update={"active": False, "since": before.since if before else inputs.now})

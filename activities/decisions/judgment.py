@@ -10,6 +10,7 @@ from datetime import datetime
 
 from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.constraints import check_constraints
+from activities.decisions.entry import why_it_stays
 from activities.decisions.gates import check_bands, check_data_currency, check_evidence, check_gates
 from activities.decisions.hysteresis import apply_hysteresis
 from activities.decisions.ranking import score_entries, select_top_k
@@ -51,23 +52,22 @@ def judge(
     now: datetime,
     states: Mapping[str, HysteresisState],
     correlate: Correlate,
-    counts: bool = True,
 ) -> JudgmentResult:
     """Judge all candidates of a world.
 
-    `now` is the world's time, `states` the hysteresis states after the last judgment. A judgment that only
-    renews a decision has `counts` off: it is no further pass or failure.
+    `now` is the world's time, `states` the hysteresis states after the last judgment.
     """
-    inputs = JudgmentInputs(policy, now, states, correlate, counts)
+    inputs = JudgmentInputs(policy, now, states, correlate)
     shortlist = Shortlist(tuple(Entry(candidate) for candidate in candidates))
     for step in STEPS:
         shortlist = step.run(inputs, shortlist)
     active = sorted((entry for entry in shortlist.entries if entry.active), key=_active_order)
-    weight = _weight(shortlist.slot, len(active))
-    rest = [_decision(entry, 0.0) for entry in shortlist.entries if not entry.active]
+    measured = [entry for entry in active if not entry.candidate.self_reported]
+    weight = _weight(shortlist.slot, len(measured))
+    rest = [_decision(policy, entry, 0.0) for entry in shortlist.entries if not entry.active]
     return JudgmentResult(
         strategies=(
-            *(_decision(entry, weight) for entry in active),
+            *(_decision(policy, entry, 0.0 if entry.candidate.self_reported else weight) for entry in active),
             *sorted(rest, key=lambda item: (item.name, item.strategy_id)),
         ),
         states={entry.candidate.strategy_id: entry.state for entry in shortlist.entries if entry.state},
@@ -114,7 +114,7 @@ def _active_order(entry: Entry) -> tuple[float, int, str]:
 
 
 def _weight(slot: float | None, active: int) -> float:
-    """Return the weight of each active strategy.
+    """Return the weight of each active strategy whose returns are measured; the others have none.
 
     Strategies that hysteresis holds may take more slots than were counted; together they never exceed the
     world.
@@ -125,7 +125,7 @@ def _weight(slot: float | None, active: int) -> float:
     return share if slot is None else min(slot, share)
 
 
-def _decision(entry: Entry, weight: float) -> StrategyDecision:
+def _decision(policy: Policy, entry: Entry, weight: float) -> StrategyDecision:
     candidate = entry.candidate
     decision = StrategyDecision(
         strategy_id=candidate.strategy_id,
@@ -133,12 +133,17 @@ def _decision(entry: Entry, weight: float) -> StrategyDecision:
         active=entry.active,
         rank=entry.rank,
         score=entry.score,
+        dataset_fingerprint=candidate.dataset_fingerprint,
         violations=entry.violations,
     )
     if not entry.active:
         return decision
     annual_return = candidate.metrics.get("annual_return")
     contribution = None if annual_return is None else weight * annual_return
+    stays = ""
+    if policy.judged_mode != "validate":
+        failing = "" if entry.passes else "it does not pass today"
+        stays = failing or why_it_stays(policy.gating_policy, candidate)
     return decision.model_copy(
-        update={"weight": weight, "side": candidate.side, "contribution": contribution}
+        update={"weight": weight, "side": candidate.side, "contribution": contribution, "stays": stays}
     )

@@ -13,7 +13,7 @@ from qmtl_sdk.contracts.policy import TopK
 def score_entries(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist:
     """Compute every candidate's score, and order the passing ones by it, best first.
 
-    Ties go to the older binding, then to the lesser strategy_id.
+    Ties go to the older binding, then to the lesser strategy_id. Self-reported candidates come last.
     """
     rule = inputs.policy.selection.score
     expression = parse(rule)
@@ -52,9 +52,11 @@ def select_top_k(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist:
     return replace(shortlist, entries=tuple(entries))
 
 
-def _score_order(entry: Entry) -> tuple[bool, float, int, str]:
+def _score_order(entry: Entry) -> tuple[bool, bool, float, int, str]:
     candidate = entry.candidate
-    return (not entry.passes, -(entry.score or 0.0), candidate.bound, candidate.strategy_id)
+    # What an author says of itself takes nothing from what the service has measured.
+    own = bool(candidate.self_reported)
+    return (not entry.passes, own, -(entry.score or 0.0), candidate.bound, candidate.strategy_id)
 
 
 def _outranked(

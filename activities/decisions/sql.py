@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.evidence import candidate_of, newest_evidence
 from activities.decisions.store import DecisionInputs, StoredDecision
-from activities.fence.activations import apply_decision
+from activities.fence.activations import apply_decision, decided_activations
 from activities.fence.rules import OPEN
 from activities.fence.state import locked_fence, set_decision
 from activities.storage.database import Database
@@ -20,9 +20,9 @@ from activities.storage.tables import (
     HysteresisRow,
 )
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
-from activities.submissions.runs import evidence_of
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
+from qmtl_sdk.contracts.domains import domain_of
 
 
 class SqlDecisionStore:
@@ -50,7 +50,6 @@ class SqlDecisionStore:
             fresh = [request_id for request_id in request_ids if request_id not in done]
             if not fresh:
                 return next(iter(done.values()))
-            fence = locked_fence(tx, envelope.world_id)
             row = DecisionRow(
                 world_id=envelope.world_id,
                 policy_version=envelope.policy_version,
@@ -68,17 +67,22 @@ class SqlDecisionStore:
                     )
                 )
             self._store_inputs(tx, envelope.world_id, row.seq, inputs or DecisionInputs())
+            domain = domain_of(envelope.effective_mode)
             until = envelope.decided_at + timedelta(seconds=envelope.ttl)
+            # Everything that takes long comes before the fence is locked: orders wait for that.
+            wanted = decided_activations(tx.session, envelope, run_id)
+            fence = locked_fence(tx, envelope.world_id)
             set_decision(tx, fence, until.isoformat(timespec="microseconds"))
             # An apply that holds the world applies the newest decision itself, when it unfreezes.
             if fence.state == OPEN:
-                apply_decision(tx, world_row(tx.session, envelope.world_id), envelope, run_id)
+                apply_decision(tx, world_row(tx.session, envelope.world_id), envelope, run_id, wanted)
             active = {item.strategy_id: item.weight for item in envelope.strategies if item.active}
             data = {
                 "world_id": envelope.world_id,
                 "etag": envelope.etag,
                 "policy_version": envelope.policy_version,
                 "effective_mode": envelope.effective_mode,
+                "execution_domain": domain.value if domain else None,
                 "decided_at": envelope.json_dict()["decided_at"],
                 "ttl": envelope.ttl,
                 "reason": envelope.reason,
@@ -117,6 +121,7 @@ class SqlDecisionStore:
             [
                 HysteresisRow(world_id=world_id, strategy_id=strategy_id, body=state.model_dump_json())
                 for strategy_id, state in inputs.after.items()
+                if state != inputs.before.get(strategy_id)
             ]
         )
 
@@ -151,13 +156,9 @@ class SqlDecisionStore:
                     BindingRow.strategy_id == EvidenceRow.strategy_id,
                 )
             ).all()
-            candidates = {
-                row.seq: candidate_of(evidence_of(row), binding, row.seq)
-                for row, binding in rows
-                if row.seq is not None
-            }
+            candidates = {row.seq: candidate_of(row, binding) for row, binding in rows}
             return [
-                (envelope, inputs, tuple(candidates[seq] for seq in inputs.evidence))
+                (envelope, inputs, tuple(_at(candidates[seq], inputs) for seq in inputs.evidence))
                 for envelope, inputs in reversed(found)
             ]
 
@@ -199,10 +200,15 @@ class SqlDecisionStore:
         with self._database.read() as session:
             return newest_decisions(session, world_id, limit)
 
-    def candidates(self, world_id: str) -> tuple[Candidate, ...]:
-        """List the newest evidence of every strategy of a world that has any."""
+    def candidates(self, world_id: str, now: datetime) -> tuple[Candidate, ...]:
+        """List the newest evidence of every strategy of a world that has any. `now` is the world's time."""
         with self._database.read() as session:
-            return newest_evidence(session, world_id)
+            return newest_evidence(session, world_id, now)
+
+
+def _at(candidate: Candidate, inputs: DecisionInputs) -> Candidate:
+    """Return the candidate with the newest bar that the decision knew of."""
+    return candidate.model_copy(update={"newest_bar": inputs.newest_bars.get(candidate.strategy_id)})
 
 
 def newest_decisions(session: Session, world_id: str, limit: int) -> list[DecisionEnvelope]:

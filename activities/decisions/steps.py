@@ -20,15 +20,13 @@ Correlate = Callable[[Candidate, Candidate], float | None]
 class JudgmentInputs:
     """What every step reads.
 
-    `now` is the world's time. `states` are the hysteresis states after the last judgment, by strategy_id. A
-    judgment that only renews a decision has `counts` off: it is no further pass or failure.
+    `now` is the world's time. `states` are the hysteresis states after the last judgment, by strategy_id.
     """
 
     policy: Policy
     now: datetime
     states: Mapping[str, HysteresisState]
     correlate: Correlate
-    counts: bool = True
 
     def was_active(self, candidate: Candidate) -> bool:
         """Return whether the last judgment left the strategy active."""

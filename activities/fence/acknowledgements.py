@@ -2,13 +2,13 @@
 
 from datetime import UTC, datetime, timedelta
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select, update
 
 from activities.messages.apply import GateChange
 from activities.sessions.sql import sessions_since
 from activities.storage.database import Database
 from activities.storage.tables import AckRow, GatewayRow
-from activities.storage.transactions import Transaction, utc_now
+from activities.storage.transactions import Transaction, utc_now, utc_text
 from qmtl_sdk.contracts.applies import Acknowledgement
 
 
@@ -21,8 +21,13 @@ class SqlGatewayLeases:
     def heartbeat(self, gateway_id: str, lease_s: float) -> None:
         """Extend a Gateway's lease to `lease_s` seconds from now."""
         with self._database.write(gateway_id, bookkeeping=True) as tx:
-            until = (datetime.now(UTC) + timedelta(seconds=lease_s)).isoformat(timespec="microseconds")
-            tx.upsert(GatewayRow(gateway_id=gateway_id, expires_at=until))
+            now = datetime.now(UTC)
+            until = utc_text(now + timedelta(seconds=lease_s))
+            if not tx.insert_new(
+                [GatewayRow(gateway_id=gateway_id, started_at=utc_text(now), expires_at=until)]
+            ):
+                lease = update(GatewayRow).where(col(GatewayRow.gateway_id) == gateway_id)
+                tx.connection.execute(lease.values(expires_at=until))
 
     def end(self, gateway_id: str) -> None:
         """End a Gateway's lease. Ending one that has ended changes nothing."""
@@ -48,7 +53,9 @@ def acknowledgements(
     """
     query = select(AckRow).where(AckRow.world_id == world_id, AckRow.sequence == change.sequence)
     acks = {row.holder: row for row in session.exec(query)}
-    gateways = select(GatewayRow.gateway_id).where(GatewayRow.expires_at >= utc_now())
+    gateways = select(GatewayRow.gateway_id).where(
+        GatewayRow.expires_at >= utc_now(), GatewayRow.started_at <= utc_text(change.at)
+    )
     holders = dict.fromkeys(sessions_since(session, world_id, change.at), "session")
     holders |= dict.fromkeys(session.exec(gateways), "gateway")
     holders |= {holder: row.kind for holder, row in acks.items()}

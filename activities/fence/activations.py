@@ -1,11 +1,12 @@
 """Activations: which strategies of a world may trade, in which stage and with which weight."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from activities.storage.tables import ActivationRow, BindingRow, StrategyHaltRow, WorldRow
+from activities.storage.tables import ActivationRow, BindingRow, FenceRow, StrategyHaltRow, WorldRow
 from activities.storage.transactions import RecordedChange, Transaction, table_of
 from qmtl_sdk.contracts.applies import StrategyHalt
 from qmtl_sdk.contracts.canonical import hash_of
@@ -26,18 +27,25 @@ def stage_after(
 ) -> tuple[str, float]:
     """Return the mode and weight that a decision gives a strategy without an apply.
 
-    A decision may switch a strategy off at once, and on up to `judged_mode`. A strategy that an apply
-    promoted further keeps its stage and weight until another apply.
+    A decision may switch a strategy off at once, and on up to `judged_mode`, where nothing stops it there
+    (`StrategyDecision.stays`, the campaign in backtest). A strategy that an apply promoted further keeps its
+    stage and weight until another apply.
     """
     if not decision.active:
         return "validate", 0.0
-    if (
-        before is not None
-        and before.active
-        and rank_of(before.effective_mode) > rank_of(envelope.judged_mode)
-    ):
+    stage = rank_of(before.effective_mode) if before is not None and before.active else -1
+    judged = rank_of(envelope.judged_mode)
+    if before is not None and stage > judged:
         return before.effective_mode or "validate", before.weight
+    if stage < judged and (decision.stays or not _has_spent_its_campaign(envelope, before)):
+        return "validate", decision.weight
     return envelope.judged_mode, decision.weight
+
+
+def _has_spent_its_campaign(envelope: DecisionEnvelope, before: ActivationEnvelope | None) -> bool:
+    since = before.stage_since if before is not None and before.active else None
+    spent_s = (envelope.decided_at - since).total_seconds() if since else 0.0
+    return spent_s >= envelope.backtest_campaign
 
 
 def activation_of(
@@ -51,6 +59,7 @@ def activation_of(
         active=decision.active,
         weight=weight,
         effective_mode=mode,
+        dataset_fingerprint=decision.dataset_fingerprint if decision.active else "",
         etag=etag,
         run_id=run_id,
         ts=envelope.decided_at,
@@ -130,17 +139,49 @@ def halts_of(session: Session, world_id: str) -> list[StrategyHalt]:
     ]
 
 
-def apply_decision(tx: Transaction, world: WorldRow, envelope: DecisionEnvelope, run_id: str) -> None:
-    """Change the activations that a decision changes without an apply. The caller holds the fence."""
-    stored = stored_activations(tx.session, world.world_id)
+@dataclass(frozen=True)
+class DecidedActivations:
+    """The activations that a decision changes without an apply, and those from before (`stored_activations`).
+
+    They are of the world's `sequence`: after a later change they must be found again.
+    """
+
+    changed: Sequence[ActivationEnvelope]
+    stored: Mapping[str, ActivationEnvelope]
+    sequence: int
+
+
+def decided_activations(session: Session, envelope: DecisionEnvelope, run_id: str) -> DecidedActivations:
+    """Find the activations that a decision changes without an apply."""
+    sequence = session.exec(
+        select(WorldRow.activation_sequence).where(WorldRow.world_id == envelope.world_id)
+    ).one()
+    stored = stored_activations(session, envelope.world_id)
     changed: list[ActivationEnvelope] = []
     for decision in envelope.strategies:
         before = stored.get(decision.strategy_id)
         mode, weight = stage_after(decision, envelope, before)
-        etag = activation_etag(world.world_id, decision.strategy_id, decision.active, weight, mode)
+        etag = activation_etag(envelope.world_id, decision.strategy_id, decision.active, weight, mode)
         if before is None or before.etag != etag:
             changed.append(activation_of(decision, envelope, run_id, etag, mode, weight))
-    change_activations(tx, world, changed, stored)
+    return DecidedActivations(changed, stored, sequence)
+
+
+def apply_decision(
+    tx: Transaction,
+    world: WorldRow,
+    envelope: DecisionEnvelope,
+    run_id: str,
+    wanted: DecidedActivations | None = None,
+) -> None:
+    """Change the activations that a decision changes without an apply.
+
+    The caller holds the fence, and has read `world` since. `wanted` was found before: a halt in between has
+    changed an activation.
+    """
+    if wanted is None or wanted.sequence != world.activation_sequence:
+        wanted = decided_activations(tx.session, envelope, run_id)
+    change_activations(tx, world, wanted.changed, wanted.stored)
 
 
 def change_activations(
@@ -156,13 +197,15 @@ def change_activations(
     """
     if not changed:
         return
+    epoch = tx.session.get_one(FenceRow, world.world_id).epoch
     state = RunningHash(entry_hashes(stored.values()))
     rows: list[ActivationRow] = []
     records: list[RecordedChange] = []
     for new in changed:
         before = stored.get(new.strategy_id)
         world.activation_sequence += 1
-        envelope = _succeeding(new, before).model_copy(update={"sequence": world.activation_sequence})
+        update = {"sequence": world.activation_sequence, "epoch": epoch}
+        envelope = _succeeding(new, before).model_copy(update=update)
         found = state.change(envelope.strategy_id, entry_hash(envelope.json_dict()))
         envelope = envelope.model_copy(update={"state_hash": found})
         rows.append(_row(envelope))
@@ -190,9 +233,12 @@ def _succeeding(envelope: ActivationEnvelope, before: ActivationEnvelope | None)
         envelope.active,
         envelope.effective_mode,
     )
-    since = before.stage_since if before is not None and stays else envelope.ts
-    halted = before is not None and before.halted
-    return envelope.model_copy(update={"stage_since": since, "halted": halted})
+    taken_over: dict[str, object] = {"stage_since": envelope.ts, "halted": False}
+    if before is not None:
+        taken_over["halted"] = before.halted
+        if stays:
+            taken_over |= before.model_dump(include={"stage_since", "dataset_fingerprint"})
+    return envelope.model_copy(update=taken_over)
 
 
 def sequenced_activation(

@@ -1,7 +1,8 @@
-"""Cache hits from another context, as runners report them: a defect that is counted and halts the world.
+"""Cache hits from another context, as runners report them: a defect that is counted and halts the strategy.
 
-A hit is told apart by who reports it (a session, or the run of a submission) and its node. Reported again, it
-changes nothing: after a resume the same report does not halt again.
+Only the strategy that reports it: a report is an author's, and no author halts a world. A hit is told apart
+by who reports it (a session, or the run of a submission) and its node. Reported again, it changes nothing:
+after a resume the same report does not halt again.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import func
 from sqlmodel import select
 
-from activities.fence.halts import halt
 from activities.fence.state import locked_fence
+from activities.fence.strategy_halts import halt_strategy
 from activities.storage.database import Database
 from activities.storage.tables import CacheHitRow
 from activities.storage.transactions import RecordedChange, utc_now
@@ -38,7 +39,7 @@ class SqlCacheHits:
         return self._store(hits, actor, "")
 
     def halt(self, hits: CacheHits, actor: str) -> bool:
-        """Store the hits of a running strategy, and halt its world where any was new. Returns whether."""
+        """Store the hits of a running strategy, and halt it where any was new. Returns whether."""
         first, *more = hits.node_ids
         others = f" and {len(more)} more" if more else ""
         return self._store(
@@ -72,8 +73,8 @@ class SqlCacheHits:
             )
             if not new:
                 return False
-            if halted and not fence.halted:
-                halt(tx, fence, halted)
+            if halted:
+                halt_strategy(tx, fence, hits.strategy_id, actor, halted)
             nodes = sorted(node_id for _, node_id in new)
             subject = f"cache_hit:{hits.reporter}"
             after = {"strategy_id": hits.strategy_id, "nodes": nodes}

@@ -9,10 +9,11 @@ from sqlmodel import col, select
 
 from activities.fence.activations import activation_hashes, activations_of
 from activities.fence.halts import HALT_WAIT_S, halt, halt_reason
+from activities.fence.rules import DRAINING, FROZEN
 from activities.fence.state import fence_status, locked_fence, new_fence, set_limits
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow
-from activities.storage.transactions import RecordedChange
+from activities.storage.transactions import RecordedChange, Transaction
 from activities.worlds.edges import LIVE_EDGE, read_edge, write_edge
 from activities.worlds.policies import add_first_policy
 from activities.worlds.specs import changed_spec, insert_world, world_of, world_row
@@ -54,25 +55,7 @@ class SqlFenceStore:
         """
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
-            fence = locked_fence(tx, world_id)
-            row = world_row(tx.session, world_id)
-            before = WorldSpec.model_validate_json(row.spec)
-            after = changed_spec(tx, row, before, change)
-            set_limits(tx, fence, after, active=row.state == "active")
-            if row.state == "archived" and not fence.halted:
-                halt(tx, fence, f"archived by {actor}")
-            given = change.model_dump(mode="json", exclude_none=True)
-            old = before.json_dict()
-            tx.record(
-                RecordedChange(
-                    "world.updated",
-                    world_id,
-                    world_id,
-                    before={name: old.get(name) for name in given},
-                    after=given,
-                )
-            )
-            return world_of(row)
+            return update_world(tx, world_id, change, actor)
 
     def override(self, world_id: str, edge: EdgeOverride, actor: str) -> EdgeOverride:
         """Close or open an edge.
@@ -91,6 +74,7 @@ class SqlFenceStore:
             before = read_edge(tx.session, world_id, (edge.src, edge.dst))
             if (edge.src, edge.dst) == LIVE_EDGE:
                 fence.live_edge = edge.active
+                fence.edge_closings += 1  # opening it was refused above
                 tx.session.add(fence)
             now = write_edge(tx, world_id, (edge.src, edge.dst), edge.active, edge.reason)
             tx.record(
@@ -130,9 +114,23 @@ class SqlFenceStore:
             return list(session.exec(select(FenceRow.world_id).order_by(col(FenceRow.world_id))))
 
     def activations(self, world_id: str, strategy_id: str | None = None) -> list[ActivationEnvelope]:
-        """Read the activations of a world's strategies, or of one strategy."""
+        """Read the activations of a world's strategies, or of one strategy, as the fence has them now.
+
+        Raises QmtlError (E_WORLD_UNKNOWN).
+        """
         with self._database.read() as session:
-            return activations_of(session, world_id, strategy_id)
+            world_row(session, world_id)
+            fence = session.get_one(FenceRow, world_id)
+            update = {
+                "epoch": fence.epoch,
+                "freeze": fence.state in (FROZEN, DRAINING),
+                "drain": fence.state == DRAINING,
+            }
+            halted = {"halted": True} if fence.halted else {}
+            return [
+                item.model_copy(update={**update, **halted})
+                for item in activations_of(session, world_id, strategy_id)
+            ]
 
     def activation_hash(self, world_id: str) -> tuple[int, str]:
         """Read the sequence of the world's newest activation and the hash of all of them.
@@ -154,3 +152,27 @@ class SqlFenceStore:
         )
         with self._database.read() as session:
             return list(session.exec(stale.order_by(col(FenceRow.world_id))))
+
+
+def update_world(tx: Transaction, world_id: str, change: WorldUpdate, actor: str) -> World:
+    """Change the given parts of a world, as `SqlFenceStore.update`. The caller holds the world."""
+    fence = locked_fence(tx, world_id)
+    row = world_row(tx.session, world_id)
+    tx.session.refresh(row)  # a halt may have changed it before the fence was locked
+    before = WorldSpec.model_validate_json(row.spec)
+    after = changed_spec(tx, row, before, change)
+    set_limits(tx, fence, after, active=row.state == "active")
+    if row.state == "archived" and not fence.halted:
+        halt(tx, fence, f"archived by {actor}")
+    given = change.model_dump(mode="json", exclude_none=True)
+    old = before.json_dict()
+    tx.record(
+        RecordedChange(
+            "world.updated",
+            world_id,
+            world_id,
+            before={name: old.get(name) for name in given},
+            after=given,
+        )
+    )
+    return world_of(row)

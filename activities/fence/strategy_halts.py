@@ -47,18 +47,7 @@ class SqlStrategyHalts:
             tx.limit_lock_waits(wait_s)
             fence = locked_fence(tx, world_id)
             found = bound_strategy(tx.session, world_id, strategy)
-            row = tx.session.get(StrategyHaltRow, (world_id, found.strategy_id))
-            if row is None:
-                row = StrategyHaltRow(
-                    world_id=world_id,
-                    strategy_id=found.strategy_id,
-                    reason=reason[:MAX_REASON],
-                    since=utc_now(),
-                    halted_by=actor,
-                )
-                tx.session.add(row)
-                _record(tx, fence, row, "halt", row.reason)
-            return _halt_of(row, found.name)
+            return _halt_of(halt_strategy(tx, fence, found.strategy_id, actor, reason), found.name)
 
     def resume(self, world_id: str, strategy: str, actor: str, reason: str) -> StrategyHalt:
         """Lift the halt of a strategy; return what was lifted. A halt of its world stays.
@@ -78,6 +67,24 @@ class SqlStrategyHalts:
             tx.session.delete(row)
             _record(tx, fence, row, "resume", reason)
             return _halt_of(row, found.name)
+
+
+def halt_strategy(
+    tx: Transaction, fence: FenceRow, strategy_id: str, actor: str, reason: str
+) -> StrategyHaltRow:
+    """Halt a strategy of a world whose fence the caller holds, unless it is halted already."""
+    row = tx.session.get(StrategyHaltRow, (fence.world_id, strategy_id))
+    if row is None:
+        row = StrategyHaltRow(
+            world_id=fence.world_id,
+            strategy_id=strategy_id,
+            reason=reason[:MAX_REASON],
+            since=utc_now(),
+            halted_by=actor,
+        )
+        tx.session.add(row)
+        _record(tx, fence, row, "halt", row.reason)
+    return row
 
 
 def bound_strategy(session: Session, world_id: str, reference: str) -> BindingRow:

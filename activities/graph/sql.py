@@ -1,6 +1,7 @@
 """The global graph in the database."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from sqlmodel import Session, col, select, update
 
@@ -25,6 +26,10 @@ from qmtl_sdk.contracts.errors import QmtlError
 _CHUNK = 500
 
 
+# Strategies whose nodes are remembered.
+_STRATEGIES = 200
+
+
 class SqlGraphStore:
     """Nodes, edges, strategies and queues.
 
@@ -34,6 +39,7 @@ class SqlGraphStore:
     def __init__(self, database: Database, brokers: int = 1) -> None:
         self._database = database
         self._brokers = brokers
+        self.node_ids = lru_cache(maxsize=_STRATEGIES)(self._node_ids)
 
     def plan(self, world_id: str, domain: str, dag: Dag) -> DiffPlan:
         """Plan what `diff` would add, without writing."""
@@ -121,10 +127,12 @@ class SqlGraphStore:
                 world_id,
                 domain,
                 [(nodes[queue.node_id], queue.topic) for queue in plan.queues],
-                dag.strategy_id,
                 correlation_id,
             )
         register_tag_queries(tx, world_id, domain, dag.nodes, correlation_id)
+
+    def _node_ids(self, strategy_id: str) -> frozenset[str]:
+        return frozenset(node.node_id for node in self.dag(strategy_id).nodes)
 
     def dag(self, strategy_id: str) -> Dag:
         """Read a strategy's DAG. Raises QmtlError (E_STRATEGY_UNKNOWN)."""

@@ -23,5 +23,8 @@ class GraphStore(Protocol):
     def ensure_queues(self, world_id: str, domain: str, dag: Dag, actor: str) -> dict[str, str]:
         """Create the missing queues of a stored strategy in a domain. Returns NodeID → topic."""
 
+    def node_ids(self, strategy_id: str) -> frozenset[str]:
+        """Return the nodes of a strategy. Raises QmtlError (E_STRATEGY_UNKNOWN)."""
+
     def dag(self, strategy_id: str) -> Dag:
         """Read a strategy's DAG. Raises QmtlError (E_STRATEGY_UNKNOWN)."""

@@ -17,15 +17,13 @@ class RenewalDone(Model):
 class EvaluationRequest(Model):
     """Request a judgment of the world.
 
-    Idempotent: the same `request_id` gets the same decision. A `renewal` only makes the decision fresh again
-    and counts as no further pass or failure. `reply_to` and `reply_run` name the workflow run to signal when
-    it is done.
+    Idempotent: the same `request_id` gets the same decision. `reply_to` and `reply_run` name the workflow run
+    to signal when it is done.
     """
 
     request_id: str
     reason: str = ""
     requested_by: str = ""
-    renewal: bool = False
     reply_to: str = ""
     reply_run: str = ""
 
@@ -52,7 +50,6 @@ class JudgeCommand(StoreMessage):
     run_id: str
     request_ids: tuple[str, ...]
     requested_by: str = ""
-    renewal: bool = False
 
 
 class Judgment(Model):

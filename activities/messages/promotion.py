@@ -9,11 +9,15 @@ PromotionTarget = Literal["dryrun", "live"]
 
 
 class PromotionInput(StoreMessage, OfStrategy):
-    """Promote one strategy to dryrun or live. `run_id` and `applies` come from an earlier run."""
+    """Promote one strategy to dryrun or live. `run_id` and `applies` come from an earlier run.
+
+    `requested_issuers` are the issuers of the request's token (`TokenInfo`).
+    """
 
     world_id: str
     to: PromotionTarget
     requested_by: str
+    requested_issuers: tuple[str, ...] = ()
     reason: str = ""
     run_id: str = ""
     applies: int = 0
@@ -35,6 +39,7 @@ class PromotionApply(StoreMessage):
     run_id: str
     target: str
     requested_by: str
+    requested_issuers: tuple[str, ...] = ()
     reason: str
 
 

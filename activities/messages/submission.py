@@ -3,6 +3,7 @@
 from urllib.parse import quote
 
 from activities.messages.base import StoreMessage
+from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.submission import (
@@ -10,7 +11,7 @@ from qmtl_sdk.contracts.submission import (
     Heartbeat,
     Lease,
     StrategySubmit,
-    StreamBinding,
+    StreamBindings,
     SubmissionAck,
 )
 from qmtl_sdk.contracts.worlds import Execution, UtcTime
@@ -139,14 +140,18 @@ class RunContextBody(Model):
     strategy_id: str
     name: str
     context: ComputeContext
-    bindings: tuple[StreamBinding, ...]
+    bindings: StreamBindings
     execution: Execution
     data_first: UtcTime | None = None
     data_last: UtcTime | None = None
 
 
 class EvidenceBody(Model):
-    """Evidence of a run: its metrics and the content hash of its returns, or why there are none."""
+    """Evidence of a run: its metrics and the content hash of its returns, or why there are none.
+
+    `self_reported`: why the returns are the author's own statement; empty where the service computed the
+    same.
+    """
 
     run_id: str
     world_id: str
@@ -162,6 +167,24 @@ class EvidenceBody(Model):
     error: str = ""
     shadow: bool = False
     sectors: tuple[str, ...] = ()
+    self_reported: str = ""
+    interval_s: int = 0
+
+    @property
+    def content_hash(self) -> str:
+        """The hash of what was measured: the same for another run with the same figures and data.
+
+        Not of the artifact's bytes, of which there are many with the same returns. Each rejection is its own.
+        """
+        figures = {name: None if value is None else f"{value:.6g}" for name, value in self.metrics.items()}
+        return hash_of(
+            {
+                "metrics": figures,
+                "data": self.dataset_fingerprint,
+                "rejected": self.run_id if self.error_code else "",
+                "self_reported": bool(self.self_reported),
+            }
+        )
 
 
 class NodeValidation(Model):

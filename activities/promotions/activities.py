@@ -42,7 +42,9 @@ class PromotionActivities(PromotionActivityStubs):
             strategies=(command.strategy_id,),
             reason=command.reason,
         )
-        refused = self._promotions.request_apply(command.world_id, request, command.requested_by)
+        refused = self._promotions.request_apply(
+            command.world_id, request, command.requested_by, command.requested_issuers
+        )
         if refused:
             return ApplyRequestResult(refused=refused)
         plan = self._applies.find(command.world_id, command.run_id).plan

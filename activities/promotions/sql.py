@@ -3,6 +3,8 @@
 Conditions of the next stage, the apply that takes a strategy there, the audit trail.
 """
 
+from collections.abc import Sequence
+
 from sqlmodel import select
 
 from activities.applies.conditions import conditions
@@ -43,13 +45,13 @@ class SqlPromotions:
         target = MODE_OF["live"] if in_dryrun else MODE_OF["dryrun"]
         return PromotionProgress(**base, target=target, conditions=conditions(strategy_id, target, context))
 
-    def request_apply(self, world_id: str, request: ApplyRequest, actor: str) -> str:
+    def request_apply(self, world_id: str, request: ApplyRequest, actor: str, issuers: Sequence[str]) -> str:
         """Request the apply of the next stage in the name of `actor`.
 
         Returns why it was refused, if it was.
         """
         try:
-            self._applies.request(world_id, request, actor)
+            self._applies.request(world_id, request, actor, issuers=issuers)
         except QmtlError as error:
             if error.status >= 500:
                 raise

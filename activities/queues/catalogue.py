@@ -71,13 +71,13 @@ def publish_new_queues(
     world_id: str,
     domain: str,
     nodes: Sequence[tuple[NodeRecord, str]],
-    strategy_id: str,
     correlation_id: str,
 ) -> None:
     """Add new queues (node, topic) to the catalogue, and publish the changes.
 
     One `queue_updated` event for each set of tags and interval, and one `tagquery.upsert` event for each
-    stored tag query that now finds more.
+    stored tag query that now finds more. A queue without tags is in no event, since nothing finds it: it is
+    in the queue map of whoever writes it.
     """
     tx.insert_new(
         [QueueTagRow(tag=tag, topic=topic) for node, topic in nodes for tag in sorted(set(node.tags))]
@@ -85,14 +85,18 @@ def publish_new_queues(
     tx.session.flush()
     groups: dict[tuple[tuple[str, ...], int], list[str]] = defaultdict(list)
     for node, topic in nodes:
+        if not node.tags:
+            continue
         groups[(tuple(sorted(set(node.tags))), node.interval)].append(topic)
     for (tags, interval), topics in sorted(groups.items()):
         query = QueueQuery(tags, interval, "all", world_id, domain)
-        queues = [queue for queue in _find(tx.session, query) if queue.tags == tags] if tags else []
-        # No query finds a queue without tags, and one that comes back after it was dropped has more tags.
-        if not queues:
-            queues = [_info_of(node, topic) for node, topic in nodes if topic in topics]
-        subject = f"{domain}:{interval}:{'+'.join(tags) or strategy_id}"
+        queues = [queue for queue in _find(tx.session, query) if queue.tags == tags]
+        # One that came back under other tags still has its old ones.
+        listed = {queue.topic for queue in queues}
+        queues += [
+            _new_queue_info(node, topic) for node, topic in nodes if topic in topics and topic not in listed
+        ]
+        subject = f"{domain}:{interval}:{'+'.join(tags)}"
         _publish(tx, "queue_updated", subject, query, queues, correlation_id)
     for row in _tag_queries(tx.session, world_id, domain):
         if any(QueueQuery.of(row).matches(tags, interval) for tags, interval in groups):
@@ -120,9 +124,14 @@ def register_tag_queries(
 
 
 def publish_dropped_queue(tx: Transaction, queue: QueueRow) -> None:
-    """Publish the new results of the tag queries that found a queue before it was dropped."""
+    """Publish what is left without a dropped queue: of its tags, and of the tag queries that found it."""
     tags = sorted(set(tx.session.exec(select(QueueTagRow.tag).where(QueueTagRow.topic == queue.topic))))
     node = tx.session.get(GraphNodeRow, queue.node_id)
+    if node is not None and tags:
+        query = QueueQuery(tuple(tags), node.interval_s, "all", queue.world_id, queue.execution_domain)
+        left = [item for item in _find(tx.session, query) if item.tags == query.tags]
+        subject = f"{query.domain}:{query.interval}:{'+'.join(tags)}"
+        _publish(tx, "queue_updated", subject, query, left, "")
     for row in _tag_queries(tx.session, queue.world_id, queue.execution_domain):
         if node is not None and QueueQuery.of(row).matches(tags, node.interval_s):
             _publish_result(tx, row, "")
@@ -204,7 +213,8 @@ def _publish(
     )
 
 
-def _info_of(node: NodeRecord, topic: str) -> QueueInfo:
+def _new_queue_info(node: NodeRecord, topic: str) -> QueueInfo:
+    """Describe a new queue for an event, which reads only topic, node and name."""
     return QueueInfo(
         topic=topic,
         node_id=node.node_id,

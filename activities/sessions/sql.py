@@ -19,6 +19,7 @@ from activities.storage.transactions import (
     utc_now,
     utc_text,
 )
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo, SessionOpen
@@ -126,6 +127,8 @@ class SqlSessionStore:
                 )
             row.expires_at = self._expires_at()
             row.report = heartbeat.model_dump_json()
+            if heartbeat.bar_time and row.execution_domain != Domain.SHADOW.value:
+                row.newest_bar = max(row.newest_bar, utc_text(heartbeat.bar_time))
             tx.session.add(row)
             return _info(row)
 

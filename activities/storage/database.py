@@ -22,7 +22,8 @@ from sqlmodel import Session, select
 from activities.storage.commits import CommitWatcher
 from activities.storage.migrate import is_current, migrate
 from activities.storage.tables import StoreIdentityRow
-from activities.storage.transactions import RecordedChange, Transaction, take_write_mark, watch_writes
+from activities.storage.transactions import RecordedChange, Transaction
+from activities.storage.write_marks import take_write_mark, watch_writes
 from qmtl_sdk.contracts.errors import QmtlError
 
 POOL_WAIT_S = 10.0

@@ -156,7 +156,7 @@ class SqliteLog:
         query = (
             "SELECT topic, sequence, body, position FROM entry WHERE position > ? ORDER BY position LIMIT ?"
         )
-        with self._connections.take() as connection:
+        with self._connection() as connection:
             # Before the read: an entry that is appended between the two then ends the wait.
             commits = CommitWatcher(lambda: data_version(connection), self._last_work_at)
             rows = connection.execute(query, (position, limit)).fetchall()
@@ -189,7 +189,7 @@ class SqliteLog:
 
     def newest(self, topic: str) -> tuple[int, list[str]]:
         """Read a topic's last sequence, and the newest body of each subject up to it, sorted by subject."""
-        with self._connections.take() as connection:
+        with self._connection() as connection:
             connection.execute("BEGIN")
             try:
                 row = connection.execute("SELECT last FROM topic WHERE topic = ?", (topic,)).fetchone()
@@ -228,29 +228,35 @@ class SqliteLog:
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
+        with self._connection() as connection, self._turnstiles.take() as turnstile, turnstile:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Read rows. (Any: values of SQLite.)"""
+        with self._connection() as connection:
+            return connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Take a connection. Raises QmtlError (E_UNAVAILABLE) where the file can't be read or written."""
         try:
-            with self._connections.take() as connection, self._turnstiles.take() as turnstile, turnstile:
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                except BaseException:
-                    connection.execute("ROLLBACK")
-                    raise
-                connection.execute("COMMIT")
+            with self._connections.take() as connection:
+                yield connection
         except sqlite3.DatabaseError as error:
             # The driver has no class of its own for a damaged file.
             if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
                 raise
             raise QmtlError(
                 "E_UNAVAILABLE",
-                f"the log {self._path.name} can't be written: {error}",
+                f"the log {self._path.name} can't be read or written: {error}",
                 "check that its disk has room and the file is whole, then try again",
             ) from error
-
-    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """Read rows. (Any: values of SQLite.)"""
-        with self._connections.take() as connection:
-            return connection.execute(query, values).fetchall()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)

@@ -50,7 +50,7 @@ _TRY_LOCKS = text("SELECT key FROM unnest(CAST(:keys AS bigint[])) key WHERE pg_
 
 
 class _PostgresTransaction(Transaction):
-    def lock(self, name: str, within_ms: int = 0) -> None:
+    def _wait_for_lock(self, name: str, within_ms: int = 0) -> None:
         connection = self.connection
         if not within_ms:
             connection.execute(_LOCK, {"key": lock_key(name)})

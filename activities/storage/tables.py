@@ -127,11 +127,23 @@ class ProcessRow(SQLModel, table=True):
 # access
 
 
+class PrincipalRow(SQLModel, table=True):
+    """Someone who may have tokens, unless they are disabled."""
+
+    __tablename__ = "principal"
+    name: str = Field(primary_key=True)
+    created_by: str
+    created_at: str
+    disabled_by: str = ""
+    disabled_at: str | None = None
+
+
 class TokenRow(SQLModel, table=True):
-    """An issued token, without its secret."""
+    """An issued token, without its secret. `issuers` (JSON) are as in `TokenInfo`."""
 
     __tablename__ = "token"
     __table_args__ = (
+        Index("token_of", "subject"),
         Index(
             "token_revoked",
             "expires_at",
@@ -143,6 +155,7 @@ class TokenRow(SQLModel, table=True):
     subject: str
     grants: str = Field(sa_column=_text())
     created_by: str
+    issuers: str = Field(sa_column=_text())
     created_at: str
     expires_at: str
     revoked_at: str | None = None
@@ -197,8 +210,9 @@ class TagQueryRow(SQLModel, table=True):
 class SessionRow(SQLModel, table=True):
     """A running strategy. It holds a lease on its world until `expires_at`, unless `ended_at` is set.
 
-    Only `actor` may act in it, with the secret of `secret_hash`. Ended sessions are kept, so what is read all
-    the time has indexes without them.
+    Only `actor` may act in it, with the secret of `secret_hash`. `newest_bar` is the newest close that it has
+    reported, in the world's time. Ended sessions are kept, so what is read all the time has indexes without
+    them.
     """
 
     __tablename__ = "session"
@@ -217,6 +231,7 @@ class SessionRow(SQLModel, table=True):
             postgresql_where=text("ended_at IS NULL"),
         ),
         Index("session_of", "world_id", "opened_at"),
+        Index("session_newest_bar", "strategy_id", "world_id", "newest_bar"),
     )
     session_id: str = Field(primary_key=True)
     world_id: str
@@ -232,6 +247,7 @@ class SessionRow(SQLModel, table=True):
     ended_at: str | None = None
     end_reason: str = ""
     report: str = Field(default="{}", sa_column=_text())
+    newest_bar: str = ""
 
 
 # graph
@@ -400,16 +416,25 @@ class RunContextRow(SQLModel, table=True):
 
 
 class EvidenceRow(SQLModel, table=True):
-    """The metrics of a run, or why it has none. A shadow run's metrics do not count in judgments."""
+    """The metrics of a run, or why it has none. A shadow run's metrics do not count in judgments.
+
+    `first_seq` is the number of the first evidence with the same content; NULL where this is the first.
+    """
 
     __tablename__ = "evidence"
-    __table_args__ = (Index("evidence_of", "world_id", "strategy_id", "seq"),)
+    __table_args__ = (
+        Index("evidence_of", "world_id", "strategy_id", "shadow", "self_reported", "seq"),
+        Index("evidence_content", "world_id", "strategy_id", "content_hash", "seq"),
+    )
     seq: int | None = Field(default=None, sa_column=_seq())
     run_id: str = Field(unique=True)
     world_id: str
     strategy_id: str
     body: str = Field(sa_column=_text())
     shadow: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    self_reported: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    content_hash: str
+    first_seq: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
     created_at: str
 
 
@@ -449,7 +474,7 @@ class FenceRow(SQLModel, table=True):
     """What decides about a world's orders, in one row that each order reads in its own transaction.
 
     `halt_epoch` is the epoch of the last halt: an order that was accepted before it and not sent is
-    cancelled.
+    cancelled. `edge_closings` counts how often an operator has closed the edge to live.
     """
 
     __tablename__ = "fence"
@@ -460,6 +485,7 @@ class FenceRow(SQLModel, table=True):
     halted: str = ""
     allow_live: bool = False
     live_edge: bool = False
+    edge_closings: int = 0
     fresh_until: str = ""
     halt_epoch: int = 0
     on_halt: str = "cancel"
@@ -509,10 +535,11 @@ class AckRow(SQLModel, table=True):
 
 
 class GatewayRow(SQLModel, table=True):
-    """A Gateway that serves this store until `expires_at`."""
+    """A Gateway that has served this store since `started_at`, and does until `expires_at`."""
 
     __tablename__ = "gateway"
     gateway_id: str = Field(primary_key=True)
+    started_at: str
     expires_at: str
 
 
@@ -678,6 +705,7 @@ class ApplyRow(SQLModel, table=True):
     body: str = Field(sa_column=_text())
     plan: str = Field(sa_column=_text())
     requested_by: str
+    requested_issuers: str = Field(default="[]", sa_column=_text())
     requested_at: str
     state: str
     outcome: str = ""
@@ -705,11 +733,30 @@ class ApplyStepRow(SQLModel, table=True):
     result: str = Field(default="{}", sa_column=_text())
 
 
+class RuleChangeRow(SQLModel, table=True):
+    """A change of a world's rules that other people approve. `rules` is the hash of those that it changes."""
+
+    __tablename__ = "rule_change"
+    __table_args__ = (Index("rule_change_of", "world_id", "requested_at"),)
+    change_id: str = Field(primary_key=True)
+    world_id: str
+    body: str = Field(sa_column=_text())
+    loosens: str = Field(sa_column=_text())
+    rules: str
+    required: int
+    state: str
+    requested_by: str
+    requested_issuers: str = Field(default="[]", sa_column=_text())
+    requested_at: str
+    expires_at: str
+
+
 class ApprovalRow(SQLModel, table=True):
-    """An approval or rejection of an apply or a promotion by one person.
+    """An approval or rejection of an apply or a rule change by one person.
 
     `via` says how it arrived: through the Gateway, which knows the person, or as a signal sent straight to
-    Temporal, which only claims a name. `read_at` is when the workflow read it.
+    Temporal, which only claims a name. `plan_hash` is that of the plan, or of the rule change; a direct
+    signal has none. `read_at` is when the workflow read it.
     """
 
     __tablename__ = "approval"
@@ -722,5 +769,6 @@ class ApprovalRow(SQLModel, table=True):
     reason: str
     via: str
     counts: bool
+    plan_hash: str = ""
     at: str
     read_at: str | None = None

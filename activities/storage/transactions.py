@@ -8,17 +8,16 @@ from functools import cache
 from typing import Any, Self
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, Table, bindparam, event
+from sqlalchemy import Connection, Table, bindparam
 from sqlmodel import Session, SQLModel
 
 from activities.storage.chain import link
+from activities.storage.lock_order import LockOrder
 from activities.storage.tables import AuditHeadRow, AuditRow, OutboxRow
+from activities.storage.write_marks import mark_write
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import MAX_SUBJECT
-
-# The key under which a connection notes that its transaction changed rows.
-_WROTE = "qmtl_wrote"
 
 
 def table_of(row_type: type[SQLModel]) -> Table:
@@ -90,6 +89,7 @@ class Transaction:
         # The audit and outbox rows of changes that the commit records.
         self.records: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._session: Session | None = None
+        self._lock_order = LockOrder()
 
     def __enter__(self) -> Self:
         self.connection.begin()
@@ -109,8 +109,9 @@ class Transaction:
     def finish(self) -> None:
         """Write what is left before the commit: rows that were changed through the session, and the records.
 
-        Changed rows are locked before the heads of audit chains, and heads in the order of their names, in
-        every transaction: two transactions that locked them in different orders would deadlock.
+        Changed rows are locked before the heads of audit chains, and heads in the order of their names: two
+        transactions that locked them in different orders would deadlock. Only a retry of a dead letter locks
+        its chain first; whoever holds the row that it changes then waits for no chain.
         """
         if self._session is not None:
             self._session.flush()
@@ -127,7 +128,7 @@ class Transaction:
         return self.insert_new_values(table, [{key: getattr(row, key) for key in keys} for row in rows])
 
     def insert_new_values(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> set[tuple[Any, ...]]:
-        """Do the same with values by column: building many rows' objects takes longer than inserting them.
+        """Insert rows given as values by column, like `insert_new` but without an object for each row.
 
         All rows name the same columns; another column gets its default in the database, or NULL.
         """
@@ -136,7 +137,7 @@ class Transaction:
         found = self.connection.execute(_insert_new_statement(self._insert, table), rows)
         inserted = {tuple(row) for row in found}
         if inserted:
-            self.connection.info[_WROTE] = True
+            mark_write(self.connection)
         return inserted
 
     def upsert(self, row: SQLModel) -> None:
@@ -159,8 +160,14 @@ class Transaction:
         """Hold the lock `name` until the end of the transaction. SQLite has one writer and needs no lock.
 
         Raises LockHeldError where another transaction still holds it after `within_ms`. With 0 it waits
-        for as long as any statement (10 s), and then raises QmtlError (E_UNAVAILABLE).
+        for as long as any statement (10 s), and then raises QmtlError (E_UNAVAILABLE). RuntimeError where
+        the locks of the transaction are out of order (`LOCK_ORDER`).
         """
+        self._lock_order.take(name)
+        self._wait_for_lock(name, within_ms)
+
+    def _wait_for_lock(self, name: str, within_ms: int = 0) -> None:
+        """Wait for a lock, whatever the order."""
 
     def try_locks(self, names: Sequence[str]) -> list[str]:
         """Hold the locks that are free now until the end of the transaction. Returns their names."""
@@ -170,11 +177,11 @@ class Transaction:
         """Let statements fail that wait longer than this for a lock. SQLite's only writer waits for none."""
 
     def record(self, change: RecordedChange) -> None:
-        """Keep a change as `record_all` does."""
+        """Record a change: `finish` writes its audit row and its outbox row before the commit."""
         self.record_all([change])
 
     def record_all(self, changes: Iterable[RecordedChange]) -> None:
-        """Keep changes, in this order, whose audit rows and outbox rows `finish` writes before the commit.
+        """Record changes in this order.
 
         Raises QmtlError: E_BODY_INVALID where a subject is too long for an event.
         """
@@ -203,9 +210,10 @@ class Transaction:
 
         Returns the number and the hash of its newest row.
         """
+        self._lock_order.take("audit")
         head = self.connection.execute(_LOCKED_HEAD, {"chain": chain}).first()
         if head is None:  # there is no row to lock yet
-            self.lock(f"audit:{chain}")
+            self._wait_for_lock(f"audit:{chain}")
             head = self.connection.execute(_LOCKED_HEAD, {"chain": chain}).first()
         return (head.number, head.hash) if head else (0, "")
 
@@ -249,31 +257,6 @@ def _event_row(change: RecordedChange, at: str) -> dict[str, Any]:
         "at": at,
         "data": canonical_json(dict(data)).decode(),
     }
-
-
-def watch_writes(engine: Engine) -> None:
-    """Note on a connection that a statement changed rows.
-
-    Statements with ON CONFLICT DO NOTHING are left out: `insert_new_values` knows whether it inserted rows.
-    """
-
-    def after(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
-        if (
-            statement.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE")
-            and "ON CONFLICT DO NOTHING" not in statement
-        ):
-            connection.info[_WROTE] = True
-
-    def begin(connection: Connection) -> None:
-        connection.info.pop(_WROTE, None)
-
-    event.listen(engine, "after_cursor_execute", after)
-    event.listen(engine, "begin", begin)
-
-
-def take_write_mark(connection: Connection) -> bool:
-    """Return whether the transaction changed rows, and clear the mark."""
-    return bool(connection.info.pop(_WROTE, False))
 
 
 @cache

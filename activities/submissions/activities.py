@@ -18,7 +18,8 @@ from activities.messages.submission import (
 )
 from activities.submissions.admission import SqlAdmissions
 from activities.submissions.context import ComputeContextService, ContextSources
-from activities.submissions.evidence import data_range, examine, sectors, validations
+from activities.submissions.evidence import data_range, examine, measured_fingerprint, sectors, validations
+from activities.submissions.self_reported import why_self_reported
 from activities.submissions.store import CommitLogStore, RunStore
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.domains import Domain
@@ -73,7 +74,9 @@ class SubmissionActivities(SubmissionActivityStubs):
             strategy_id=run.strategy_id,
             metrics=metrics,
             returns_hash=command.evidence.returns_hash,
-            dataset_fingerprint=run.context.dataset_fingerprint or command.evidence.dataset_fingerprint,
+            dataset_fingerprint=measured_fingerprint(dag, run),
+            self_reported=why_self_reported(returns, dag, run),
+            interval_s=returns.interval,
             as_of=run.context.as_of,
             data_first=first,
             data_last=last,
@@ -112,6 +115,7 @@ class SubmissionActivities(SubmissionActivityStubs):
                 status=_status(command.strategy_id, decision, evidence),
                 metrics=evidence.metrics if evidence else {},
                 returns_hash=evidence.returns_hash if evidence else "",
+                self_reported=evidence.self_reported if evidence else "",
                 decision=decision,
                 activation=next(iter(activations), None),
                 error_code=command.error_code or (evidence.error_code if evidence else ""),

@@ -9,7 +9,7 @@ from activities.messages.submission import NodeValidation, RunContextBody
 from qmtl_sdk.contracts.dag import STREAM, Dag
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import ValidationScope, eval_key
-from qmtl_sdk.data.bars import NS, from_ns, iso, to_ns
+from qmtl_sdk.data.bars import NS, combined, from_ns, iso, to_ns
 from qmtl_sdk.data.calendars import most_periods_per_year
 from qmtl_sdk.reports.artifact import decode
 from qmtl_sdk.reports.metrics import measure
@@ -50,6 +50,16 @@ def data_range(returns: Returns, run: RunContextBody) -> tuple[datetime, datetim
     first = run.data_first or from_ns(int(returns.ts[0]))
     last = run.data_last or from_ns(int(returns.ts[-1]) + returns.interval * NS)
     return first, last
+
+
+def measured_fingerprint(dag: Dag, run: RunContextBody) -> str:
+    """Return the fingerprint of the data that the service has read for a run; empty where it has read none.
+
+    A strategy that only queries queues of others reads no data: that is known as well.
+    """
+    if run.context.dataset_fingerprint or any(node.node_type == STREAM for node in dag.nodes):
+        return run.context.dataset_fingerprint or ""
+    return combined([])
 
 
 def sectors(returns: Returns, run: RunContextBody) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlmodel import col, select
+from sqlmodel import Session, col, func, select
 
 from activities.messages.submission import EvidenceBody, NodeValidation, RunContextBody
 from activities.storage.database import Database
@@ -79,13 +79,17 @@ class SqlRunStore:
                 strategy_id=evidence.strategy_id,
                 body=evidence.model_dump_json(),
                 shadow=evidence.shadow,
+                self_reported=bool(evidence.self_reported),
+                content_hash=evidence.content_hash,
+                first_seq=_first_seq(tx.session, evidence),
                 created_at=utc_now(),
             )
             if not tx.insert_new([row]):
                 return evidence_of(
                     tx.session.exec(select(EvidenceRow).where(EvidenceRow.run_id == evidence.run_id)).one()
                 )
-            for item in validations:
+            # In the order of their keys, as in `set_node_states`: strategies share nodes.
+            for item in sorted(validations, key=lambda item: item.node_id):
                 found = {
                     "world_id": evidence.world_id,
                     "node_id": item.node_id,
@@ -160,6 +164,18 @@ class SqlRunStore:
         with self._database.read() as session:
             row = session.exec(select(OutcomeRow).where(OutcomeRow.run_id == run_id)).first()
             return SubmissionOutcome.model_validate_json(row.body) if row else None
+
+
+def _first_seq(session: Session, evidence: EvidenceBody) -> int | None:
+    """Find the first evidence of the strategy with the same content; None where this is the first."""
+    query = select(func.min(EvidenceRow.seq)).where(
+        EvidenceRow.world_id == evidence.world_id,
+        EvidenceRow.strategy_id == evidence.strategy_id,
+        EvidenceRow.content_hash == evidence.content_hash,
+        col(EvidenceRow.shadow).is_(evidence.shadow),
+        EvidenceRow.run_id != evidence.run_id,
+    )
+    return session.exec(query).one()
 
 
 def evidence_of(row: EvidenceRow) -> EvidenceBody:

@@ -18,40 +18,13 @@ class SqlPolicyStore:
         self._database = database
 
     def add_policy(self, world_id: str, policy: Policy, actor: str) -> Policy:
-        """Add a version, which becomes the default.
+        """Add a version, which becomes the default. It asks nobody: requests go through `SqlRuleChanges`.
 
         Raises QmtlError: E_POLICY_VERSION where the policy names a version that is not the next one.
         """
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
-            world = world_row(tx.session, world_id)
-            versions = select(func.max(PolicyRow.version)).where(PolicyRow.world_id == world_id)
-            newest = tx.session.exec(versions).one() or 0
-            if policy.version is not None and policy.version != newest + 1:
-                raise QmtlError(
-                    "E_POLICY_VERSION",
-                    f"the policy says version {policy.version}, the next one of {world_id} is {newest + 1}",
-                    "leave the version out, or write the next one",
-                    next=newest + 1,
-                )
-            before = world.policy_version
-            row = _policy_row(world_id, policy, newest + 1)
-            tx.session.add(row)
-            world.policy_version = row.version
-            tx.session.add(world)
-            data = {"world_id": world_id, "version": row.version}
-            tx.record(
-                RecordedChange(
-                    "policy.added",
-                    world_id,
-                    f"{world_id}@{row.version}",
-                    before={"version": before},
-                    after={"version": row.version},
-                    event="policy_updated",
-                    data=data,
-                )
-            )
-            return Policy.model_validate_json(row.body)
+            return insert_policy(tx, world_id, policy)
 
     def policy(self, world_id: str, version: int | None = None) -> Policy:
         """Read a version, the default unless given. Raises QmtlError: E_POLICY_MISSING, E_POLICY_UNKNOWN."""
@@ -84,26 +57,64 @@ class SqlPolicyStore:
 
     def set_default(self, world_id: str, version: int, actor: str) -> Policy:
         """Make this version the default. Raises QmtlError (E_POLICY_UNKNOWN)."""
-        found = self.policy(world_id, version)
+        self.policy(world_id, version)
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
-            world = world_row(tx.session, world_id)
-            before = world.policy_version
-            world.policy_version = version
-            tx.session.add(world)
-            data = {"world_id": world_id, "version": version}
-            tx.record(
-                RecordedChange(
-                    "policy.default",
-                    world_id,
-                    f"{world_id}@{version}",
-                    before={"version": before},
-                    after={"version": version},
-                    event="policy_updated",
-                    data=data,
-                )
-            )
-        return found
+            return make_default(tx, world_id, version)
+
+
+def insert_policy(tx: Transaction, world_id: str, policy: Policy) -> Policy:
+    """Add a version, which becomes the default. The caller holds the world. Raises as `add_policy`."""
+    world = world_row(tx.session, world_id)
+    versions = select(func.max(PolicyRow.version)).where(PolicyRow.world_id == world_id)
+    newest = tx.session.exec(versions).one() or 0
+    if policy.version is not None and policy.version != newest + 1:
+        raise QmtlError(
+            "E_POLICY_VERSION",
+            f"the policy says version {policy.version}, the next one of {world_id} is {newest + 1}",
+            "leave the version out, or write the next one",
+            next=newest + 1,
+        )
+    before = world.policy_version
+    row = _policy_row(world_id, policy, newest + 1)
+    tx.session.add(row)
+    world.policy_version = row.version
+    tx.session.add(world)
+    data = {"world_id": world_id, "version": row.version}
+    tx.record(
+        RecordedChange(
+            "policy.added",
+            world_id,
+            f"{world_id}@{row.version}",
+            before={"version": before},
+            after={"version": row.version},
+            event="policy_updated",
+            data=data,
+        )
+    )
+    return Policy.model_validate_json(row.body)
+
+
+def make_default(tx: Transaction, world_id: str, version: int) -> Policy:
+    """Make a version that exists the default. The caller holds the world."""
+    row = tx.session.get_one(PolicyRow, (world_id, version))
+    world = world_row(tx.session, world_id)
+    before = world.policy_version
+    world.policy_version = version
+    tx.session.add(world)
+    data = {"world_id": world_id, "version": version}
+    tx.record(
+        RecordedChange(
+            "policy.default",
+            world_id,
+            f"{world_id}@{version}",
+            before={"version": before},
+            after={"version": version},
+            event="policy_updated",
+            data=data,
+        )
+    )
+    return Policy.model_validate_json(row.body)
 
 
 def add_first_policy(tx: Transaction, world_id: str, policy: Policy) -> None:

@@ -92,14 +92,19 @@ def insert_world(tx: Transaction, spec: WorldSpec, policy: Policy | None) -> tup
     return found, False
 
 
-def changed_spec(tx: Transaction, row: WorldRow, before: WorldSpec, change: WorldUpdate) -> WorldSpec:
-    """Write the given parts of `change` into the world's row. Returns the new spec."""
+def merged_spec(before: WorldSpec, change: WorldUpdate) -> WorldSpec:
+    """Return a spec with the given parts of `change`."""
     values = before.model_dump()
     for name in ("description", "allow_live", "circuit_breaker", "order_limits", "on_halt", "data"):
         value = getattr(change, name)
         if value is not None:
             values[name] = value.model_dump() if isinstance(value, Model) else value
-    after = WorldSpec.model_validate(values)
+    return WorldSpec.model_validate(values)
+
+
+def changed_spec(tx: Transaction, row: WorldRow, before: WorldSpec, change: WorldUpdate) -> WorldSpec:
+    """Write the given parts of `change` into the world's row. Returns the new spec."""
+    after = merged_spec(before, change)
     row.spec = after.model_dump_json()
     row.etag = hash_of(after.json_dict())
     row.state = change.state or row.state
@@ -116,8 +121,17 @@ def pin_fingerprint(tx: Transaction, world: WorldRow, fingerprint: str) -> None:
 def set_node_states(
     tx: Transaction, world_id: str, execution_domain: str, node_ids: tuple[str, ...], state: str
 ) -> None:
-    """Set the state of nodes in the world's view of the graph, adding those that are missing."""
+    """Set the state of nodes in the world's view of the graph, adding those that are missing.
+
+    Their rows are locked in the order of their keys: evidence of strategies that share nodes changes them
+    too.
+    """
     now = utc_now()
+    of_nodes = (
+        col(WorldNodeRow.world_id) == world_id,
+        col(WorldNodeRow.execution_domain) == execution_domain,
+        col(WorldNodeRow.node_id).in_(node_ids),
+    )
     tx.insert_new(
         [
             WorldNodeRow(
@@ -128,18 +142,12 @@ def set_node_states(
                 state=state,
                 updated_at=now,
             )
-            for node_id in node_ids
+            for node_id in sorted(node_ids)
         ]
     )
-    tx.connection.execute(
-        update(WorldNodeRow)
-        .where(
-            col(WorldNodeRow.world_id) == world_id,
-            col(WorldNodeRow.execution_domain) == execution_domain,
-            col(WorldNodeRow.node_id).in_(node_ids),
-        )
-        .values(state=state, updated_at=now)
-    )
+    in_order = select(WorldNodeRow.node_id).where(*of_nodes).order_by(col(WorldNodeRow.node_id))
+    tx.connection.execute(in_order.with_for_update())
+    tx.connection.execute(update(WorldNodeRow).where(*of_nodes).values(state=state, updated_at=now))
 
 
 def world_row(session: Session, world_id: str) -> WorldRow:

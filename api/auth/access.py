@@ -5,7 +5,7 @@ Where a route's path has a `world_id`, the role is required in that world. Where
 behind an id, the role is required in some world, and the route checks the world (`Caller.require_role`).
 """
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,12 +28,14 @@ LIVE_HEADER = "X-Allow-Live"
 class Access:
     """What a route requires. `role` None: no token. `world`: where the request names the role's world.
 
-    `urgent`: it has a rate limit of its own, which no other requests of the caller use up.
+    `urgent`: it has a rate limit of its own, which no other requests of the caller use up. `costly`: it takes
+    much processor time, and has a rate limit far below the others' as well.
     """
 
     role: Role | None
     world: str = "any"
     urgent: bool = False
+    costly: bool = False
 
 
 _R = Role.READER
@@ -58,7 +60,7 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("PATCH", "/worlds/{world_id}"): Access(_OP, "path"),
     ("POST", "/worlds/{world_id}/policies/{version}/set-default"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/policies/{version}/diff"): Access(_R, "path"),
-    ("POST", "/worlds/{world_id}/policies/replay"): Access(_R, "path"),
+    ("POST", "/worlds/{world_id}/policies/replay"): Access(_R, "path", costly=True),
     ("GET", "/worlds/{world_id}/explain/{strategy_id}"): Access(_R, "path"),
     ("GET", "/worlds/{world_id}/bindings"): Access(_R, "path"),
     ("GET", "/worlds/{world_id}/nodes"): Access(_R, "path"),
@@ -70,6 +72,9 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("POST", "/worlds/{world_id}/applies/{run_id}/approve"): Access(_A, "path"),
     ("POST", "/worlds/{world_id}/applies/{run_id}/reject"): Access(_A, "path"),
     ("POST", "/worlds/{world_id}/applies/{run_id}/abort"): Access(_OP, "path"),
+    ("GET", "/worlds/{world_id}/changes"): Access(_R, "path"),
+    ("POST", "/worlds/{world_id}/changes/{change_id}/approve"): Access(_A, "path"),
+    ("POST", "/worlds/{world_id}/changes/{change_id}/reject"): Access(_A, "path"),
     ("POST", "/worlds/{world_id}/promotions"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/promotions"): Access(_R, "path"),
     ("GET", "/worlds/{world_id}/promotions/{strategy_id}"): Access(_R, "path"),
@@ -95,7 +100,7 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("POST", "/sessions/{session_id}/heartbeat"): Access(_A, "session"),
     ("DELETE", "/sessions/{session_id}"): Access(_A, "session"),
     ("GET", "/queues/by_tag"): Access(_R, "query"),
-    ("GET", "/queues/{topic}/messages"): Access(_R, "queue"),
+    ("GET", "/queues/{topic}/messages"): Access(_A, "queue"),
     ("POST", "/queues/{topic}/messages"): Access(_A, "queue"),
     ("POST", "/events/subscribe"): Access(_R, "body"),
     ("GET", "/events/poll"): Access(None, "stream token"),
@@ -104,6 +109,9 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("DELETE", "/events/dead-letters/{number}"): Access(_OP),
     ("GET", "/events/schema"): Access(None),
     ("GET", "/events/jwks"): Access(None),
+    ("POST", "/principals"): Access(_OWN),
+    ("GET", "/principals"): Access(_OP),
+    ("POST", "/principals/{name}/disable"): Access(_OWN),
     ("POST", "/tokens"): Access(_OP),
     ("GET", "/tokens"): Access(_OP),
     ("DELETE", "/tokens/{token_id}"): Access(_OP),
@@ -137,6 +145,20 @@ class Caller(access.Caller):
                 f"this needs the role {role.value} in world {world_id[:64]}; "
                 f"{self.subject} has {mine.value} there",
                 "ask someone with that role, or for a token with it",
+            )
+
+    def require_approver(self, world_id: str, roles: Collection[str]) -> None:
+        """Require one of the roles that a policy lets approve; an owner may approve for an operator.
+
+        Raises QmtlError (E_APPROVAL_ROLE).
+        """
+        mine = self.role_in(world_id)
+        if mine is None or (mine.value not in roles and not (mine is Role.OWNER and "operator" in roles)):
+            raise QmtlError(
+                "E_APPROVAL_ROLE",
+                f"{self.subject} has the role {mine.value if mine else 'none'} in {world_id}; "
+                f"its policy lets {' or '.join(roles)} approve",
+                "ask someone with that role",
             )
 
     def require_live(self, world_id: str) -> None:
@@ -225,6 +247,8 @@ async def authorise(request: Request) -> None:
         limit.take(request.client.host if request.client else "")
         raise
     limit.take(f"{found.subject}\0urgent" if entry.urgent else found.subject)
+    if entry.costly:
+        request.app.state.costly_limit.take(found.subject)
     caller = Caller(**found.model_dump(), live=request.headers.get(LIVE_HEADER, "").lower() == "true")
     request.state.caller = caller
     if entry.world == "path":

@@ -3,6 +3,8 @@
 import threading
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from qmtl_sdk.contracts.errors import QmtlError
 
@@ -58,7 +60,7 @@ class RateLimit:
 
 
 class SocketLimit:
-    """Counts open streams by caller."""
+    """Counts open streams, and requests that wait, by caller."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -69,10 +71,19 @@ class SocketLimit:
         if self._open[caller] >= self._limit:
             raise QmtlError(
                 "E_SOCKETS",
-                f"{caller} has {self._limit} open streams already",
+                f"{caller} has {self._limit} open streams and waiting requests already",
                 "close some; gateway.max_sockets sets the limit",
             )
         self._open[caller] += 1
+
+    @contextmanager
+    def held(self, caller: str) -> Iterator[None]:
+        """Count a request while it waits. Raises QmtlError (E_SOCKETS) as `enter` does."""
+        self.enter(caller)
+        try:
+            yield
+        finally:
+            self.leave(caller)
 
     def leave(self, caller: str) -> None:
         """Count a stream as closed."""

@@ -2,45 +2,53 @@
 
 There are two kinds, which differ in their audience: `gateway` for requests, `controlbus` for one stream. No
 claim is used before the signature has been verified, with EdDSA alone, against the key that `kid` names. A
-request's token must be in the register and not revoked. A stream's token is valid for minutes, and only while
-the token that it was requested with is.
+request's token must be in the register and not revoked. Tokens of an identity provider (`oidc`) are added to
+the register when they are first used. A stream's token is valid for minutes, and only while the token that it
+was requested with is.
 """
 
+import asyncio
 import uuid
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
-from pydantic import ValidationError
 
 from activities.access.sql import SqlTokenStore, require_good
+from api.auth.claims import ALGORITHM, Claims, StreamClaims, caller_of, key_id, stream_claims
 from api.auth.keys import KeyRing, SigningKey
+from api.auth.oidc import LEEWAY_S, IdentityProvider, invalid, token_error
 from api.auth.register import TokenRegister
-from qmtl_sdk.contracts.access import EVERY_WORLD, Caller, NewToken, Role, TokenInfo, TokenRequest
+from qmtl_sdk.contracts.access import (
+    EVERY_WORLD,
+    Caller,
+    NewToken,
+    Role,
+    TokenInfo,
+    TokenRequest,
+    require_principal_name,
+)
+from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.stream import Subscribe
 
 GATEWAY = "gateway"
 """Audience of tokens for requests."""
 CONTROLBUS = "controlbus"
 """Audience of tokens for streams."""
-ALGORITHM = "EdDSA"
-LEEWAY_S = 10.0
-"""Seconds by which the clocks of two hosts may differ."""
+SYSTEM = "system"
+"""Who creates the tokens of the person who started the stack."""
 LOCAL_LIFETIME_S = 365 * 86_400
 """Seconds that the token of the person who started the stack is valid."""
 LOCAL_RENEW_S = 30 * 86_400
 """Seconds before its end at which that token is replaced."""
-_MAX_VERIFIED = 1000
-"""Verified tokens that are remembered."""
+_MAX_VERIFIED = 1000  # tokens that are remembered
+_REMEDY = "requests take a token of qmtl token create, streams one of POST /events/subscribe"
 _REQUIRED = ["exp", "nbf", "iss", "aud", "sub", "jti"]
 _REQUIRED_BY_AUDIENCE = {GATEWAY: ("grants",), CONTROLBUS: ("world_id", "topics", "parent")}
-
-Claims = dict[str, Any]
-"""The claims of a token. (Any: JSON; each is validated where it is used.)"""
 
 
 @dataclass
@@ -54,38 +62,35 @@ class _Verified:
     kid: str
     claims: Claims
     caller: Caller | None = None
-
-
-class StreamClaims(Model):
-    """What a stream's token allows: these topics of this world, to this caller."""
-
-    subject: str
-    parent: str
-    world_id: str
-    strategy_id: str
-    topics: tuple[str, ...]
-    expires_at: float
+    from_provider: bool = False
 
 
 class Tokens:
     """Issues and verifies the tokens of an installation."""
 
-    def __init__(self, keys: KeyRing, store: SqlTokenStore, store_id: str) -> None:
+    def __init__(
+        self, keys: KeyRing, store: SqlTokenStore, store_id: str, provider: IdentityProvider | None = None
+    ) -> None:
         self._keys = keys
+        self._provider = provider
         self._store = store
         self._issuer = f"qmtl:{store_id}"
         self._register = TokenRegister(store)
         self._verified = OrderedDict[tuple[str, str], _Verified]()
         """By token and audience; the one that was used last is at the end."""
 
-    def issue(self, request: TokenRequest, created_by: str) -> NewToken:
-        """Create a token and add it to the register."""
+    def issue(self, request: TokenRequest, created_by: str, issuers: Sequence[str] = ()) -> NewToken:
+        """Create a token of a registered principal. `issuers`: as in `TokenInfo`; `created_by` by default.
+
+        Raises QmtlError: E_PRINCIPAL_UNKNOWN, E_PRINCIPAL_DISABLED.
+        """
         now = datetime.now(UTC)
         info = TokenInfo(
             token_id=uuid.uuid4().hex,
             subject=request.subject,
             grants=request.grants,
             created_by=created_by,
+            issuers=tuple(issuers) or (created_by,),
             created_at=now,
             expires_at=now + timedelta(seconds=request.expires_in_s),
         )
@@ -100,17 +105,33 @@ class Tokens:
         """Return the caller whose token it is.
 
         Raises QmtlError: E_TOKEN_INVALID, E_TOKEN_KEY, E_TOKEN_EXPIRED, E_TOKEN_EARLY, E_TOKEN_AUDIENCE,
-        E_TOKEN_REVOKED.
+        E_TOKEN_REVOKED. Of an identity provider's token also E_ROLE, E_UNAVAILABLE, E_PRINCIPAL_UNKNOWN,
+        E_PRINCIPAL_DISABLED.
         """
-        found = self._verify_once(token, GATEWAY)
+        found = self._accepted(token, GATEWAY)
+        if found is None and self._provider is not None and self._provider.issued(token):
+            found = await self._provided(token, self._provider)
+        found = found or self._verify_once(token, GATEWAY)
         if found.caller is None:
-            claims = found.claims
-            try:
-                found.caller = Caller(subject=claims["sub"], token_id=claims["jti"], grants=claims["grants"])
-            except ValidationError as error:
-                raise _invalid("its claims are malformed") from error
+            found.caller = caller_of(found.claims)
         require_good(await self._register.state(found.caller.token_id))
         return found.caller
+
+    async def _provided(self, token: str, provider: IdentityProvider) -> "_Verified":
+        """Verify a token of the identity provider, and add it to the register, where it can be revoked."""
+        kid, claims = await provider.verify(token)
+        caller = caller_of({**claims, "jti": f"oidc:{content_hash(token.encode())}"})
+        require_principal_name(caller.subject)
+        now = datetime.now(UTC)
+        info = TokenInfo(
+            **caller.model_dump(),
+            created_by=caller.subject,
+            issuers=(str(claims["iss"]),),
+            created_at=now,
+            expires_at=datetime.fromtimestamp(claims["exp"], UTC),
+        )
+        await asyncio.to_thread(self._store.add, info)
+        return self._remember(token, GATEWAY, _Verified(kid, claims, caller, from_provider=True))
 
     def known_caller(self, token: str) -> Caller | None:
         """Return the caller of a token that `caller` accepted before; None where only `caller` can tell.
@@ -136,18 +157,7 @@ class Tokens:
 
     async def stream(self, token: str) -> StreamClaims:
         """Return what a stream's token allows. Raises QmtlError as `caller` does."""
-        claims = self._verify_once(token, CONTROLBUS).claims
-        try:
-            found = StreamClaims(
-                subject=claims["sub"],
-                parent=claims["parent"],
-                world_id=claims["world_id"],
-                strategy_id=claims.get("strategy_id", ""),
-                topics=claims["topics"],
-                expires_at=float(claims["exp"]),
-            )
-        except (ValidationError, ValueError, TypeError) as error:
-            raise _invalid("its claims are malformed") from error
+        found = stream_claims(self._verify_once(token, CONTROLBUS).claims)
         require_good(await self._register.state(found.parent))
         return found
 
@@ -163,7 +173,7 @@ class Tokens:
         """Return a token in every world for the person who started the stack.
 
         None where the `current` one is valid for another month. An expired or revoked token, or one of
-        another store, is replaced.
+        another store, is replaced. None too where an owner has disabled the person.
         """
         try:
             if current is not None:
@@ -174,7 +184,12 @@ class Tokens:
         except QmtlError:
             pass
         request = TokenRequest(subject=subject, grants={EVERY_WORLD: role}, expires_in_s=LOCAL_LIFETIME_S)
-        return self.issue(request, "system").token
+        try:
+            return self.issue(request, SYSTEM).token
+        except QmtlError as error:
+            if error.code != "E_PRINCIPAL_DISABLED":
+                raise
+            return None
 
     def _sign(self, claims: Claims, lifetime_s: float) -> str:
         now = datetime.now(UTC).timestamp()
@@ -189,7 +204,7 @@ class Tokens:
     def _accepted(self, token: str, audience: str) -> "_Verified | None":
         """Return a token that was verified before, and that its key and its time allow now; else None."""
         found = self._verified.get((token, audience))
-        if found is None or self._keys.find(found.kid) is None:
+        if found is None or not self._accepts_key(found):
             return None
         now = datetime.now(UTC).timestamp()
         if not found.claims["nbf"] - LEEWAY_S <= now < found.claims["exp"] + LEEWAY_S:
@@ -202,15 +217,22 @@ class Tokens:
         known = self._accepted(token, audience)
         if known is not None:
             return known
-        kid = _kid(token)
-        key = self._keys.find(kid)
+        key = self._keys.find(kid := key_id(token))
         if key is None:
             raise QmtlError(
                 "E_TOKEN_KEY",
                 "the token was signed with a key that this Gateway does not know or no longer accepts",
                 "ask for a new token: the keys may have been rotated",
             )
-        found = self._verified[token, audience] = _Verified(kid, self._verify(token, key, audience))
+        return self._remember(token, audience, _Verified(kid, self._verify(token, key, audience)))
+
+    def _accepts_key(self, found: "_Verified") -> bool:
+        if found.from_provider:
+            return self._provider is not None and self._provider.accepts(found.kid)
+        return self._keys.find(found.kid) is not None
+
+    def _remember(self, token: str, audience: str, found: "_Verified") -> "_Verified":
+        self._verified[token, audience] = found
         if len(self._verified) > _MAX_VERIFIED:
             self._verified.popitem(last=False)
         return found
@@ -226,42 +248,11 @@ class Tokens:
                 leeway=LEEWAY_S,
                 options={"require": _REQUIRED},
             )
-        except jwt.ExpiredSignatureError as error:
-            raise QmtlError(
-                "E_TOKEN_EXPIRED", "the token has expired", "ask for a new one: qmtl token create"
-            ) from error
-        except jwt.ImmatureSignatureError as error:
-            raise QmtlError(
-                "E_TOKEN_EARLY",
-                "the token is not valid yet",
-                "wait, or check the clock of the host that made it",
-            ) from error
-        except jwt.InvalidAudienceError as error:
-            raise QmtlError(
-                "E_TOKEN_AUDIENCE",
-                f"the token is not for {audience}",
-                "requests take a token of qmtl token create, streams one of POST /events/subscribe",
-            ) from error
         except jwt.InvalidTokenError as error:
-            raise _invalid(str(error)) from error
-        missing = [name for name in _REQUIRED_BY_AUDIENCE[audience] if name not in claims]
-        if missing:
-            raise _invalid(f"it has no {missing[0]}")
+            raise token_error(
+                error, audience, "qmtl token create, or for a stream POST /events/subscribe"
+            ) from error
+        for name in _REQUIRED_BY_AUDIENCE[audience]:
+            if name not in claims:
+                raise invalid(f"it has no {name}")
         return claims
-
-
-def _kid(token: str) -> str:
-    """Return the id of the key that the token names. Raises QmtlError: E_TOKEN_INVALID."""
-    try:
-        header = jwt.get_unverified_header(token)
-    except jwt.InvalidTokenError as error:
-        raise _invalid("it is not a JWT") from error
-    if header.get("alg") != ALGORITHM:
-        raise _invalid(f"it is signed with {str(header.get('alg'))[:16]!r}, which is not {ALGORITHM}")
-    return str(header.get("kid", ""))
-
-
-def _invalid(why: str) -> QmtlError:
-    return QmtlError(
-        "E_TOKEN_INVALID", f"the token is not valid: {why}", "use one that qmtl token create printed"
-    )

@@ -1,14 +1,16 @@
 """`qmtl world applies | approve | reject | abort`: read applies and decide about them."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from api.cli.connection import gateway, gateway_as
-from api.cli.options import As, Live, Output, Reason, RunArgument, WorldArgument
-from api.cli.output import Format, guarded, print_result, table
-from api.cli.text.applies import apply_text, plan_text
+from api.cli.options import As, Live, Output, Reason, RunArgument, WorldArgument, Yes, with_options
+from api.cli.output import Format, ask, guarded, print_result, table
+from api.cli.text.applies import apply_text, change_text, plan_text
 from qmtl_sdk.contracts.applies import ApplyStatus, ApprovalBody, approvers
+from qmtl_sdk.contracts.changes import CHANGE_PREFIX
 from qmtl_sdk.runtime.client import GatewayClient
 
 app = typer.Typer()
@@ -56,22 +58,37 @@ def applies(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ApproveOptions:
+    """Options of `qmtl world approve`."""
+
+    world: WorldArgument
+    run_id: RunArgument
+    reason: Reason = ""
+    live: Live = False
+    yes: Yes = False
+    as_name: As = None
+    output: Output = Format.TEXT
+
+
 @app.command()
 @guarded
-def approve(
-    world: WorldArgument,
-    run_id: RunArgument,
-    reason: Reason = "",
-    live: Live = False,
-    as_name: As = None,
-    output: Output = Format.TEXT,
-) -> None:
-    """Approve an apply. Nobody approves their own request."""
-    with gateway_as(as_name) as client:
+@with_options
+def approve(options: ApproveOptions) -> None:
+    """Show the plan of an apply, ask, and approve it. Nobody approves their own request."""
+    world, run_id = options.world, options.run_id
+    with gateway_as(options.as_name) as client:
+        if run_id.startswith(CHANGE_PREFIX):
+            _approve_change(client, options)
+            return
         plan = client.apply_status(world, run_id).plan
-        client.approve(world, run_id, ApprovalBody(reason=reason, etag=plan.etag), live)
+        if not options.yes:
+            print_result(Format.TEXT, None, lambda: plan_text(plan))
+            ask(f"approve {run_id} of {world}?", options.output)
+        client.approve(world, run_id, ApprovalBody(reason=options.reason, etag=plan.etag), options.live)
         found = _after_approval(client, world, run_id)
-    print_result(output, found.json_dict(), lambda: [*plan_text(plan), "", *apply_text(found)])
+    shown = plan_text(plan) if options.yes else []
+    print_result(options.output, found.json_dict(), lambda: [*shown, "", *apply_text(found)])
 
 
 @app.command()
@@ -85,6 +102,10 @@ def reject(
 ) -> None:
     """Reject an apply: it ends and changes nothing."""
     with gateway_as(as_name) as client:
+        if run_id.startswith(CHANGE_PREFIX):
+            change = client.reject_change(world, run_id, reason)
+            print_result(output, change.json_dict(), lambda: change_text(change))
+            return
         client.reject(world, run_id, ApprovalBody(reason=reason))
         found = client.apply_status(world, run_id, wait_s=WAIT_S)
     print_result(output, found.json_dict(), lambda: apply_text(found))
@@ -103,6 +124,27 @@ def abort(
     with gateway_as(as_name) as client:
         found = client.abort(world, run_id, reason)
     print_result(output, found.json_dict(), lambda: apply_text(found))
+
+
+@app.command()
+@guarded
+def changes(world: WorldArgument, output: Output = Format.TEXT) -> None:
+    """List changes of the world's rules that wait for approvals, or did."""
+    with gateway() as client:
+        found = client.changes(world)
+    lines = [line for change in found for line in change_text(change)]
+    print_result(output, [item.json_dict() for item in found], lambda: lines or "no change has waited")
+
+
+def _approve_change(client: GatewayClient, options: ApproveOptions) -> None:
+    """Show a change of the rules, ask, and approve it."""
+    world, change_id = options.world, options.run_id
+    if not options.yes:
+        waiting = [item for item in client.changes(world) if item.change_id == change_id]
+        print_result(Format.TEXT, None, lambda: [line for item in waiting for line in change_text(item)])
+        ask(f"approve {change_id} of {world}?", options.output)
+    change = client.approve_change(world, change_id, options.reason)
+    print_result(options.output, change.json_dict(), lambda: change_text(change))
 
 
 def _after_approval(client: GatewayClient, world: str, run_id: str) -> ApplyStatus:

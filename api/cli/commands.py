@@ -1,4 +1,4 @@
-"""`qmtl up | down | status | submit | demo | world … | token … | events … | config …`."""
+"""`qmtl up | down | status | submit | demo | world … | principal … | token … | events … | config …`."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from api.cli import (
     halts,
     orders,
     policy,
+    principal,
     promotion,
     sessions,
     stack,
@@ -54,6 +55,7 @@ for group in (stack.app, submit.app):
 for group in WORLD_COMMANDS:
     world.app.add_typer(group)
 app.add_typer(world.app, name="world")
+app.add_typer(principal.app, name="principal")
 app.add_typer(token.app, name="token")
 app.add_typer(config.app, name="config")
 events = typer.Typer(help="Events of worlds.", no_args_is_help=True)

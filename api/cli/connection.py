@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from activities.settings import settings
 from api.stack import EmbeddedStack
+from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
@@ -61,3 +62,27 @@ def _client(url: str, token: str | None, within_s: float | None) -> GatewayClien
     if within_s is None:
         return GatewayClient(url, token)
     return GatewayClient(url, token, away_limit_s=0.0, answer_limit_s=within_s)
+
+
+@contextmanager
+def gateway_as_owner() -> Iterator[GatewayClient]:
+    """Connect with the owner's token where this person can read it, otherwise with the configured one.
+
+    The Gateway writes it next to the operator's token. Raises QmtlError: E_CONFIG where it cannot be read.
+    """
+    config = settings()
+    with gateway() as client:
+        path = config.local_token_path(Role.OWNER.value)
+        if config.gateway.token or not path.exists():
+            yield client
+            return
+        try:
+            token = path.read_text().strip()
+        except OSError as error:
+            raise QmtlError(
+                "E_CONFIG",
+                f"the owner's token can't be read: {error.strerror}",
+                "it belongs to the person who started the stack",
+            ) from error
+        with GatewayClient(client.url, token) as owner:
+            yield owner

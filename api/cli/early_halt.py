@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
@@ -40,8 +41,9 @@ _MAX_REASON = 300
 _FIELDS = {"-s": "strategy", "--strategy": "strategy", "--reason": "reason", "-o": None, "--output": None}
 
 # Sections of the configuration that do not concern the Gateway's address, and the keys of the one that does.
-_OTHER_SECTIONS = {"CACHE", "EVENTS", "ORDERS", "TEMPORAL"}
+_OTHER_SECTIONS = {"AUTH", "CACHE", "DATA", "EVENTS", "ORDERS", "TEMPORAL"}
 _GATEWAY_KEYS = {
+    "COSTLY_PER_S",
     "DATABASE_BACKEND",
     "DATABASE_DSN",
     "HOST",
@@ -168,7 +170,8 @@ _sent: list[EarlyHalt] = []
 def send(arguments: Sequence[str]) -> None:
     """Send the halt that the arguments of `qmtl` ask for, where that is certain.
 
-    Where nobody listens, it is in the store when this returns; otherwise this waits for 0.2 s at most.
+    Where nobody listens, this also tries to halt in the store, and waits for a fence until its limit; if that
+    fails, the command tries again. Otherwise it returns after 0.2 s at most.
     """
     request = request_of(arguments)
     if request:
@@ -219,7 +222,7 @@ def gateway(variables: Mapping[str, str]) -> tuple[SplitResult, str]:
 
     Raises an error where another reading is possible.
     """
-    if any(map(_may_mislead, variables)) or Path("qmtl.yml").exists():
+    if any(starmap(_may_mislead, variables.items())) or Path("qmtl.yml").exists():
         raise ValueError("settings that only the command reads")
     home = variables.get("QMTL_HOME")
     if home is None:
@@ -236,14 +239,20 @@ def gateway(variables: Mapping[str, str]) -> tuple[SplitResult, str]:
     return address, token
 
 
-def _may_mislead(variable: str) -> bool:
-    """Return whether a variable may set the Gateway's address in a way that only the command reads."""
+def _may_mislead(variable: str, value: str) -> bool:
+    """Return whether a variable may set the Gateway's address in a way that only the command reads.
+
+    Those that Kubernetes sets for a service called qmtl-gateway set nothing.
+    """
     name = variable.upper()
     if not name.startswith("QMTL_"):
         return False
     section, separator, key = name.removeprefix("QMTL_").partition("__")
     if variable != name or not separator:
-        return variable != name or section == "CONFIG" or section.startswith("GATEWAY")
+        if variable != name or section in ("CONFIG", "GATEWAY"):
+            return True
+        set_by_kubernetes = section == "GATEWAY_PORT" and "://" in value
+        return section.removeprefix("GATEWAY_") in _GATEWAY_KEYS and not set_by_kubernetes
     return section not in _OTHER_SECTIONS and not (section == "GATEWAY" and key in _GATEWAY_KEYS)
 
 

@@ -10,6 +10,7 @@ from activities.fence.store import SqlFenceStore
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.settings import Settings, local_user, settings
 from activities.storage.opening import open_database
+from qmtl_sdk.contracts.access import principal_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.texts import printable
@@ -39,7 +40,7 @@ def halt_in_store(
             "halt without --as: the audit trail then names the user of this machine",
         )
     reason = printable(reason, MAX_REASON)  # before the command has loaded, nothing else has cleaned it
-    config, user = settings(), local_user()
+    config, user = settings(), principal_of(local_user())
     require_store(config)
     database = open_database(config.database_dsn)
     try:

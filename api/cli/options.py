@@ -33,7 +33,9 @@ HaltStrategy = Annotated[
         help="only this strategy, by name, strategy_id or its beginning",
     ),
 ]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="an apply; qmtl world applies lists them")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN_ID", help="an apply, or for approve and reject a rule change")
+]
 Output = Annotated[Format, typer.Option("-o", "--output", help="text for people, json for programs")]
 As = Annotated[
     str | None,
@@ -45,6 +47,7 @@ As = Annotated[
     ),
 ]
 Reason = Annotated[str, typer.Option("--reason", help="stored in the audit trail")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask; for scripts")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and change nothing")]
 NewRun = Annotated[
     str | None,

@@ -78,6 +78,17 @@ def read_file(file: Path, code: str, what: str) -> str:
         raise QmtlError(code, f"{file} can't be read: {reason}", f"name the {what}'s YAML file") from error
 
 
+def ask(question: str, output: Format) -> None:
+    """Ask a person, and go on after a yes.
+
+    Raises QmtlError: E_NOT_CONFIRMED after any other answer, or where nobody can answer.
+    """
+    if not sys.stdin.isatty() or output is Format.JSON:
+        raise QmtlError("E_NOT_CONFIRMED", f"nobody can answer: {question}", "give --yes in a script")
+    if not typer.confirm(question, err=True):
+        raise QmtlError("E_NOT_CONFIRMED", "nothing was done", "answer y, or give --yes")
+
+
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """Print a QmtlError as one line, with `-o json` as an object too, and exit with its code."""
 

@@ -6,7 +6,7 @@ from api.cli.connection import gateway
 from api.cli.names import StrategyNames
 from api.cli.options import Output, StrategyArgument, WorldArgument
 from api.cli.output import Format, guarded, print_result
-from api.cli.text.status import activation_text, data_text, fence_text, opening_text
+from api.cli.text.status import activation_text, data_text, fence_text, opening_text, runners_text
 
 app = typer.Typer()
 
@@ -26,6 +26,7 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
         policies = client.policies(world)
         names = StrategyNames(client, world)
         table = activation_text(activation, names)
+        runners = runners_text(activation, sessions, names)
     policy = next((item for item in policies if item["version"] == found.policy_version), None)
     apply = newest[0] if newest else None
     body = {
@@ -45,7 +46,7 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
         lambda: [
             *fence_text(fence),
             *opening_text(fence, apply),
-            f"sessions   {len(sessions)} running",
+            *runners,
             data_text(fingerprints, policy, found.pinned_fingerprint),
             f"apply      {apply.run_id}: {apply.waits_for}" if apply else "apply      none yet",
             *table,

@@ -1,21 +1,16 @@
 """`qmtl token create | list | revoke | rotate`: who may do what."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from api.cli.connection import gateway
+from api.cli.connection import gateway, gateway_as_owner
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result, table
 from qmtl_sdk.contracts.access import EVERY_WORLD, Role, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.documents import validated
 from qmtl_sdk.contracts.durations import format_duration, seconds
-from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.runtime.client import GatewayClient
-from qmtl_sdk.runtime.config import settings
 
 app = typer.Typer(help="Tokens: who may do what, in which world.", no_args_is_help=True)
 
@@ -43,7 +38,7 @@ def create(
         "expires_in_s": seconds(expires),
     }
     wanted: TokenRequest = validated(TokenRequest, body, "E_BODY_INVALID", "token")
-    with gateway() as client:
+    with gateway_as_owner() as client:
         created = client.create_token(wanted)
     valid = f"valid until {created.info.expires_at:%Y-%m-%d %H:%M} UTC"
     print_result(
@@ -83,7 +78,7 @@ def revoke(
     output: Output = Format.TEXT,
 ) -> None:
     """Revoke a token: its requests are refused at once, its streams are closed within seconds."""
-    with _as_owner() as client:
+    with gateway_as_owner() as client:
         found = client.revoke_token(token_id)
     print_result(output, found.json_dict(), lambda: f"revoked: {found.subject}, {_grants(found)}")
 
@@ -95,37 +90,13 @@ def rotate(
     output: Output = Format.TEXT,
 ) -> None:
     """Sign tokens with a new key from now on. Takes an owner."""
-    with _as_owner() as client:
+    with gateway_as_owner() as client:
         keys = client.rotate_keys(seconds(overlap))
     text = (
         f"a new key signs from now on; tokens of earlier keys stay valid for {overlap} "
         f"({len(keys['keys'])} keys are accepted)"
     )
     print_result(output, keys, lambda: text)
-
-
-@contextmanager
-def _as_owner() -> Iterator[GatewayClient]:
-    """Connect with the owner's token where this person can read it, otherwise with the configured one.
-
-    The Gateway writes it next to the operator's token. Raises QmtlError: E_CONFIG where it cannot be read.
-    """
-    config = settings()
-    with gateway() as client:
-        path = config.local_token_path(Role.OWNER.value)
-        if config.gateway.token or not path.exists():
-            yield client
-            return
-        try:
-            token = path.read_text().strip()
-        except OSError as error:
-            raise QmtlError(
-                "E_CONFIG",
-                f"the owner's token can't be read: {error.strerror}",
-                "it belongs to the person who started the stack",
-            ) from error
-        with GatewayClient(client.url, token) as owner:
-            yield owner
 
 
 def _grants(item: TokenInfo) -> str:

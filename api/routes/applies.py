@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import nullcontext
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -10,7 +11,6 @@ from pydantic import Field
 from activities.storage.audit import AuditPage
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import GatewayState, State
-from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, FenceStatus
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
@@ -59,7 +59,7 @@ async def request_apply(
         if plan.leads_to_live:
             caller.require_live(world_id)
 
-    return _linked(await state.applies.request(world_id, body, caller.subject, require_live), state)
+    return _linked(await state.applies.request(world_id, body, caller, require_live), state)
 
 
 @router.post("/apply/plan", summary="Plan an apply without requesting it; nothing is written")
@@ -80,9 +80,11 @@ async def show_apply(
     world_id: str,
     run_id: str,
     state: State,
+    caller: CurrentCaller,
     wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait until it has ended")] = 0.0,
 ) -> ApplyStatus:
-    return _linked(await state.applies.ended(world_id, run_id, wait), state)
+    with state.sockets.held(caller.subject) if wait else nullcontext():
+        return _linked(await state.applies.ended(world_id, run_id, wait), state)
 
 
 @router.post("/applies/{run_id}/approve", summary="Approve an apply")
@@ -91,12 +93,10 @@ async def approve(
 ) -> Approval:
     """Nobody approves their own request. What leads to live needs the live header."""
     found = await asyncio.to_thread(state.stores.apply_requests.find, world_id, run_id)
-    _require_approver(found.plan, caller)
+    caller.require_approver(world_id, found.plan.approval.roles)
     if found.plan.leads_to_live:
         caller.require_live(world_id)
-    return await state.applies.record_approval(
-        world_id, run_id, caller.subject, "approve", body or ApprovalBody()
-    )
+    return await state.applies.record_approval(world_id, run_id, caller, "approve", body or ApprovalBody())
 
 
 @router.post("/applies/{run_id}/reject", summary="Reject an apply: it ends and changes nothing")
@@ -104,10 +104,8 @@ async def reject(
     world_id: str, run_id: str, state: State, caller: CurrentCaller, body: ApprovalBody | None = None
 ) -> Approval:
     found = await asyncio.to_thread(state.stores.apply_requests.find, world_id, run_id)
-    _require_approver(found.plan, caller)
-    return await state.applies.record_approval(
-        world_id, run_id, caller.subject, "reject", body or ApprovalBody()
-    )
+    caller.require_approver(world_id, found.plan.approval.roles)
+    return await state.applies.record_approval(world_id, run_id, caller, "reject", body or ApprovalBody())
 
 
 @router.post("/applies/{run_id}/abort", summary="End an apply before it switches anything")
@@ -182,19 +180,6 @@ def audit(
     finally:
         if verify:
             _VERIFYING.release()
-
-
-def _require_approver(plan: ApplyPlan, caller: CurrentCaller) -> None:
-    """Require a role that the policy lets approve. Raises QmtlError: E_APPROVAL_ROLE."""
-    mine = caller.role_in(plan.world_id)
-    roles = plan.approval.roles
-    if mine is None or (mine.value not in roles and not (mine is Role.OWNER and "operator" in roles)):
-        raise QmtlError(
-            "E_APPROVAL_ROLE",
-            f"{caller.subject} has the role {mine.value if mine else 'none'} in {plan.world_id}; "
-            f"its policy lets {' or '.join(roles)} approve",
-            "ask someone with that role",
-        )
 
 
 def _fence(state: GatewayState, world_id: str) -> FenceStatus:

@@ -13,7 +13,7 @@ def require_own_nodes(stores: Stores, strategy_id: str, node_ids: Collection[str
     """
     if not node_ids:
         return
-    others = set(node_ids) - {node.node_id for node in stores.graph.dag(strategy_id).nodes}
+    others = set(node_ids) - stores.graph.node_ids(strategy_id)
     if others:
         raise QmtlError(
             "E_BODY_INVALID",

@@ -32,8 +32,8 @@ def add_policy(
     state: State,
     caller: CurrentCaller,
 ) -> Policy:
-    """An invalid policy is refused, and the default stays."""
-    return state.stores.policies.add_policy(world_id, policy_from(body), caller.subject)
+    """An invalid policy is refused, and the default stays. A looser one may wait for approvals."""
+    return state.stores.rule_changes.add_policy(world_id, policy_from(body), caller.subject, caller.token_id)
 
 
 @router.get("", summary="List all policy versions, oldest first")
@@ -48,7 +48,7 @@ def show_policy(world_id: str, version: Version, state: State) -> Policy:
 
 @router.post("/{version}/set-default", summary="Make a version the default")
 def set_default(world_id: str, version: Version, state: State, caller: CurrentCaller) -> Policy:
-    return state.stores.policies.set_default(world_id, version, caller.subject)
+    return state.stores.rule_changes.set_default(world_id, version, caller.subject, caller.token_id)
 
 
 @router.get("/{version}/diff", summary="Show the differences between two versions")

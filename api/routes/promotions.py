@@ -24,7 +24,7 @@ async def request_promotion(
     """Each stage is an apply, which other people approve. Live needs the live header."""
     if body.to == "live":
         caller.require_live(world_id)
-    return _linked(await state.promotions.request(world_id, body, caller.subject), state)
+    return _linked(await state.promotions.request(world_id, body, caller), state)
 
 
 @router.get("", summary="List the promotions that are under way")

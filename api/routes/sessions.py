@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query
 from activities.fence.cache_hits import CacheHits
 from activities.sessions.holder import SessionCaller
 from activities.submissions.context import SHADOW
-from api.auth.access import Caller, CurrentCaller, GuardedRoute
+from api.auth.access import CurrentCaller, GuardedRoute
 from api.routes.own_nodes import require_own_nodes
-from api.routes.session_secret import SessionSecret
+from api.routes.session_secret import SessionSecret, held_session
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.domains import ComputeContext, DataScope, Domain, resolve_context
@@ -94,7 +94,7 @@ def list_sessions(
 def heartbeat(
     session_id: str, body: SessionHeartbeat, state: State, caller: CurrentCaller, secret: SessionSecret = ""
 ) -> SessionLease:
-    held = _held(session_id, state, caller, secret)
+    held = held_session(session_id, state, caller, secret)
     require_own_nodes(state.stores, held.strategy_id, body.cross_context_hits)
     found = state.stores.sessions.heartbeat(session_id, body)  # refuses a session that has ended
     # A strategy whose cache mixes contexts must not trade.
@@ -108,7 +108,7 @@ def heartbeat(
 def ack(
     session_id: str, body: SessionAck, state: State, caller: CurrentCaller, secret: SessionSecret = ""
 ) -> SessionAcked:
-    found = _held(session_id, state, caller, secret)
+    found = held_session(session_id, state, caller, secret)
     return SessionAcked(
         in_time=state.stores.apply_acks.ack(found.world_id, body.sequence, session_id, "session")
     )
@@ -128,17 +128,6 @@ async def end(
     if not caller.may(Role.OPERATOR, found.info.world_id):
         found.require_holder(SessionCaller(caller.subject, secret))
     return await asyncio.to_thread(state.stores.sessions.end, session_id, reason, caller.subject)
-
-
-def _held(session_id: str, state: GatewayState, caller: Caller, secret: str) -> SessionInfo:
-    """Return a session in which the caller may act.
-
-    Raises QmtlError: E_SESSION_UNKNOWN, E_WORLD_FORBIDDEN, E_ROLE, E_SESSION_HOLDER.
-    """
-    found = state.stores.sessions.find(session_id)
-    caller.require_role(found.info.world_id, Role.AUTHOR)
-    found.require_holder(SessionCaller(caller.subject, secret))
-    return found.info
 
 
 def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import State
-from qmtl_sdk.contracts.access import NewToken, Role, TokenInfo, TokenRequest
+from qmtl_sdk.contracts.access import EVERY_WORLD, NewToken, Role, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.errors import QmtlError
 
 router = APIRouter(prefix="/tokens", tags=["tokens"], route_class=GuardedRoute)
@@ -15,14 +15,23 @@ router = APIRouter(prefix="/tokens", tags=["tokens"], route_class=GuardedRoute)
 
 @router.post("", status_code=201, summary="Create a token; it is shown only once")
 def create(body: TokenRequest, state: State, caller: CurrentCaller) -> NewToken:
-    """Nobody grants more than they have."""
+    """Nobody grants more than they have, and only an owner creates tokens for others."""
+    if body.subject != caller.subject and not caller.may(Role.OWNER, EVERY_WORLD):
+        raise QmtlError(
+            "E_GRANT",
+            f"{caller.subject} can create tokens for themselves only, not for {body.subject}",
+            "an owner creates tokens for others",
+        )
     if not caller.covers(body.grants):
         raise QmtlError(
             "E_GRANT",
             f"{caller.subject} can't grant more than they have",
             "ask for a lower role or fewer worlds, or ask an owner",
         )
-    return state.tokens.issue(body, caller.subject)
+    mine = state.stores.tokens.find(caller.token_id)
+    handed = () if body.subject == caller.subject else (caller.subject,)
+    issuers = dict.fromkeys((*(mine.issuers if mine else ()), *handed))
+    return state.tokens.issue(body, caller.subject, tuple(issuers))
 
 
 @router.get("", summary="List the tokens whose grants the caller could give")

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query
@@ -18,7 +19,7 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.worlds import BindingInfo, World, WorldNodeRef, WorldSpec, WorldUpdate
-from qmtl_sdk.data.presets import inspect_world
+from qmtl_sdk.data.inspection import inspect_world
 
 router = APIRouter(prefix="/worlds", tags=["worlds"], route_class=GuardedRoute)
 _WORLD = {
@@ -79,7 +80,8 @@ def create(
     if spec.allow_live:
         caller.require_live(spec.world)
     policy = policy_from(body.policy) if body.policy is not None else None
-    report = inspect_world(spec)
+    now = datetime.now(UTC)
+    report = inspect_world(spec, spec.clock.now(now, now))
     return WorldCreated(world=state.stores.fence.create(spec, policy, caller.subject), data=report)
 
 
@@ -100,8 +102,10 @@ def update(world_id: str, body: WorldUpdate, state: State, caller: CurrentCaller
     if body.allow_live:
         caller.require_live(world_id)
     if body.data is not None:
-        inspect_world(state.stores.worlds.world(world_id).spec.model_copy(update={"data": body.data}))
-    return state.stores.fence.update(world_id, body, caller.subject)
+        world = state.stores.worlds.world(world_id)
+        inspect_world(world.spec.model_copy(update={"data": body.data}), world.now(datetime.now(UTC)))
+    state.stores.rule_changes.update_world(world_id, body, caller.subject, caller.token_id)
+    return state.stores.worlds.world(world_id)
 
 
 @router.get(
@@ -116,11 +120,11 @@ def bindings(world_id: str, state: State) -> list[BindingInfo]:
 )
 def fingerprints(world_id: str, state: State) -> list[str]:
     """A policy pins one of these as `gating_policy.dataset_fingerprint`."""
-    state.stores.worlds.world(world_id)
+    now = state.stores.worlds.world(world_id).now(datetime.now(UTC))
     return sorted(
         {
             item.dataset_fingerprint
-            for item in state.stores.decisions.candidates(world_id)
+            for item in state.stores.decisions.candidates(world_id, now)
             if item.dataset_fingerprint
         }
     )

@@ -2,7 +2,8 @@
 
 import time
 
-from api.auth.tokens import StreamClaims, Tokens
+from api.auth.claims import StreamClaims
+from api.auth.tokens import Tokens
 from qmtl_sdk.contracts.errors import QmtlError
 
 _SAME_SUBSCRIPTION = "refresh with a token of the same subscription"

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from activities.events.bus import ControlBus
-from api.auth.tokens import StreamClaims
+from api.auth.claims import StreamClaims
 from api.metrics import SENTINEL_SKEW, count_unknown
 from api.stream.topics import frame_text, kind_of_topic, topics_of
 from qmtl_sdk.contracts.errors import QmtlError

@@ -1,6 +1,6 @@
 """Topics of a world (`WORLD.KIND`) and their kinds, and events as frames of text."""
 
-from api.auth.tokens import StreamClaims
+from api.auth.claims import StreamClaims
 from qmtl_sdk.contracts.stream import EventFrame
 from qmtl_sdk.contracts.topic_state import Sequenced
 

@@ -1,13 +1,15 @@
 """Access: four roles, each including the ones before it, granted for one world or for all worlds."""
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.texts import PlainLine
+from qmtl_sdk.contracts.texts import PlainLine, printable
 from qmtl_sdk.contracts.worlds import UtcTime
 
 EVERY_WORLD = "*"
@@ -28,6 +30,13 @@ class Role(StrEnum):
 
 
 _RANK = {role: rank for rank, role in enumerate(Role)}
+
+
+def higher(one: Role, other: Role) -> Role:
+    """Return the higher of two roles."""
+    return one if one.covers(other) else other
+
+
 Grants = Annotated[
     dict[Annotated[PlainLine, Field(min_length=1, max_length=64)], Role], Field(min_length=1, max_length=100)
 ]
@@ -65,26 +74,94 @@ def visible(caller: Caller, worlds: Iterable[str]) -> list[str]:
     return [world for world in worlds if caller.may(Role.READER, world)]
 
 
+RESERVED = frozenset(
+    {
+        "apply",
+        "evaluation",
+        "fence",
+        "gateway",
+        "qmtl",
+        "relay",
+        "router",
+        "session",
+        "sessions",
+        "submission",
+        "supervisor",
+        "system",
+        "temporal",
+        "upkeep",
+        "venue",
+        "worker",
+    }
+)
+"""Names under which QMTL itself acts in the audit trail. No person has one of them, in any case."""
+
+_PRINCIPAL_PATTERN = r"^[A-Za-z0-9._@-]{1,64}$"
+
+PrincipalName = Annotated[str, Field(min_length=1, max_length=64, pattern=_PRINCIPAL_PATTERN)]
+"""The name of a principal in the audit trail."""
+
+
+def require_principal_name(name: str) -> None:
+    """Raise QmtlError (E_PRINCIPAL_UNKNOWN) where no principal can have this name."""
+    if not re.fullmatch(_PRINCIPAL_PATTERN, name) or name.casefold() in RESERVED:
+        raise QmtlError(
+            "E_PRINCIPAL_UNKNOWN",
+            f"{printable(name, 64)} can't be the name of a principal",
+            "set auth.oidc.subject_claim to a claim of letters, digits and . _ @ - that is no reserved name",
+        )
+
+
+def require_free(name: str) -> None:
+    """Raise QmtlError (E_PRINCIPAL_RESERVED) where QMTL itself acts under this name."""
+    if name.casefold() in RESERVED:
+        raise QmtlError(
+            "E_PRINCIPAL_RESERVED", f"{name} is a name under which QMTL itself acts", "choose another name"
+        )
+
+
+def principal_of(user: str) -> str:
+    """Return the principal of a user of this machine, whose name may have any characters."""
+    name = re.sub(r"[^A-Za-z0-9._@-]", "_", user)[:64] or "user"
+    return f"{name[:58]}@local" if name.casefold() in RESERVED else name
+
+
+class PrincipalRequest(Model):
+    """`POST /principals`: who is registered."""
+
+    name: PrincipalName
+
+
+class Principal(Model):
+    """Someone who may have tokens: a person, or their program. A disabled one has no valid token."""
+
+    name: str
+    created_by: str
+    created_at: UtcTime
+    disabled_by: str = ""
+    disabled_at: UtcTime | None = None
+
+
 class TokenRequest(Model):
     """`POST /tokens`. Callers grant at most their own roles. `expires_in_s`: seconds, by default 30 days."""
 
-    subject: str = Field(
-        min_length=1,
-        max_length=64,
-        pattern=r"^[A-Za-z0-9._@-]+$",
-        description="the name in the audit trail",
-    )
+    subject: PrincipalName
     grants: Grants
     expires_in_s: int = Field(30 * 86_400, gt=0, le=366 * 86_400)
 
 
 class TokenInfo(Model):
-    """A token as it is listed, without its secret part."""
+    """A token as it is listed, without its secret part.
+
+    `issuers`: everybody through whose hands it came: who issued the token, who issued theirs, and so on.
+    Their requests are not approved with it.
+    """
 
     token_id: str
     subject: str
     grants: dict[str, Role]
     created_by: str
+    issuers: tuple[str, ...]
     created_at: UtcTime
     expires_at: UtcTime
     revoked_at: UtcTime | None = None

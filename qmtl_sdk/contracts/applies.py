@@ -44,7 +44,8 @@ class Approval(Model):
     """A person's approval or rejection.
 
     `via` direct: it was signalled to Temporal directly, where nobody checked the name. `counts`: whether the
-    policy counts it.
+    policy counts it. `plan_hash`: of the plan that it is about (`ApplyPlan.content_hash`); a direct signal
+    names none.
     """
 
     approval_id: str
@@ -53,6 +54,7 @@ class Approval(Model):
     reason: str = ""
     via: Literal["gateway", "direct"]
     counts: bool
+    plan_hash: str = ""
     at: UtcTime
 
 

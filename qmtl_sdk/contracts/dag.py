@@ -18,7 +18,13 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from qmtl_sdk.contracts.canonical import depth_exceeds
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.identity import PREFIX, CanonicalNodeSpec, node_ids_crc32, strategy_id
+from qmtl_sdk.contracts.identity import (
+    PREFIX,
+    CanonicalNodeSpec,
+    node_ids_crc32,
+    require_no_context,
+    strategy_id,
+)
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.texts import Identifier, PlainLine
 
@@ -113,10 +119,7 @@ class NodeRecord(Model):
 
     @model_validator(mode="after")
     def _params_within_limits(self) -> Self:
-        """Check the depth of the parameters, and those that services read.
-
-        These are a tag query's tags, and the tags and instrument that bind a StreamInput to a stream.
-        """
+        """Check the depth of the parameters, and those that select queues and streams."""
         if depth_exceeds(self.params, MAX_PARAM_DEPTH):
             raise ValueError(f"params are nested deeper than {MAX_PARAM_DEPTH} levels")
         if self.node_type == TAG_QUERY and "query_tags" in self.params:
@@ -273,6 +276,7 @@ class Dag(Model):
                     expected=SCHEMA_COMPAT_ID,
                     received=node.schema_compat_id,
                 )
+            require_no_context(node.params, node.label, node.node_id)
             expected = node.spec().node_id()
             if node.node_id != expected:
                 raise QmtlError(

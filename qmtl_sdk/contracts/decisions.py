@@ -1,10 +1,10 @@
 """Decisions about the strategies of a world, and the activations that follow from them."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, Mode
+from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, Domain, Mode, domain_of
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.worlds import UtcTime
 
@@ -42,7 +42,8 @@ class Violation(Model):
 class StrategyDecision(OfStrategy):
     """The decision about one strategy.
 
-    `weight`: its share of the world (0…1). `contribution`: weight · annual return.
+    `weight`: its share of the world (0…1). `contribution`: weight · annual return. `stays`: why this decision
+    alone does not take it beyond backtest, where the policy asks for no approval.
     """
 
     active: bool
@@ -51,7 +52,14 @@ class StrategyDecision(OfStrategy):
     rank: int | None = None
     score: float | None = None
     contribution: float | None = None
+    dataset_fingerprint: str = Field("", description="of the data that it was judged on")
+    stays: str = ""
     violations: tuple[Violation, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is active and passes today. One that fails today and is active is only held."""
+        return self.active and not self.violations
 
     @property
     def explanation(self) -> str:
@@ -65,7 +73,8 @@ class DecisionEnvelope(Model):
     """One judgment of a world.
 
     `as_of` is the world's time, `decided_at` the wall clock's. `ttl` is in seconds. `etag` is a hash of the
-    content alone.
+    content alone. `backtest_campaign`: seconds in backtest before this judgment alone takes a strategy
+    further.
     """
 
     world_id: str
@@ -76,6 +85,7 @@ class DecisionEnvelope(Model):
     as_of: UtcTime
     decided_at: UtcTime
     ttl: int = DEFAULT_TTL_S
+    backtest_campaign: int = 0
     etag: str
     strategies: tuple[StrategyDecision, ...] = ()
 
@@ -91,7 +101,10 @@ WHOLE_WORLD = "*"
 class ActivationEnvelope(Model):
     """Whether a strategy is active in a world.
 
-    `freeze` overrides `drain`; both make a strategy inactive in effect.
+    `freeze` overrides `drain`; both make a strategy inactive in effect. `execution_domain` is that of the
+    mode. `dataset_fingerprint` is pinned: of the data that the strategy was judged on when it entered its
+    stage. In an event, `epoch` is that of the change, and `freeze` and `drain` are those of the whole world's
+    activation; read from the Gateway, all three are those of the fence now.
     """
 
     world_id: str
@@ -102,6 +115,8 @@ class ActivationEnvelope(Model):
     freeze: bool = False
     drain: bool = False
     effective_mode: str | None
+    execution_domain: Domain | None = None
+    dataset_fingerprint: str = ""
     etag: str
     run_id: str
     ts: UtcTime
@@ -112,6 +127,12 @@ class ActivationEnvelope(Model):
     requires_ack: bool = False
     sequence: int = Field(0, description="counts the world's changes of activation")
     state_hash: str = Field("", description="hash of the world's whole activation after this change")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _domain_of_mode(cls, data: Any) -> Any:
+        """Set the domain of the mode. (Any: pydantic's own types.)"""
+        return {**data, "execution_domain": domain_of(data.get("effective_mode"))}
 
     @property
     def active_in_effect(self) -> bool:

@@ -116,8 +116,10 @@ class CloudEvent(Model):
 
     @property
     def ends_subject(self) -> bool:
-        """Whether the subject no longer exists after this event."""
-        return self.data is None or self.type in _ENDS
+        """Whether the subject no longer exists after this event: tags without a queue are none."""
+        if self.data is None or self.type in _ENDS:
+            return True
+        return self.type == "queue_updated" and self.data.get("queues") in ([], ())
 
 
 def unreadable_event(topic: str, sequence: int) -> CloudEvent:
@@ -166,6 +168,7 @@ class DecisionUpdated(Model):
     etag: str
     policy_version: int
     effective_mode: str
+    execution_domain: Domain | None
     decided_at: UtcTime
     ttl: int
     reason: str

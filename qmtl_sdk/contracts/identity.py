@@ -12,12 +12,45 @@ from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from qmtl_sdk.contracts.canonical import canonical_json, content_hash, flatten, hash_of, hash_parts
+from qmtl_sdk.contracts.errors import QmtlError
 
 PREFIX = "blake3:"
 """The start of every content hash: the name of its algorithm."""
 
 STRATEGY_PREFIX = "strategy:"
 """The start of every strategy_id."""
+
+
+_CONTEXT_PARAMS = frozenset(
+    {
+        "as_of",
+        "dataset_fingerprint",
+        "domain",
+        "env",
+        "environment",
+        "execution_domain",
+        "partition",
+        "timestamp",
+        "world",
+        "world_id",
+    }
+)
+
+
+def require_no_context(params: Mapping[str, Any], label: str, node_id: str = "") -> None:
+    """Raise QmtlError (E_NODE_ID_FIELDS) where a parameter is named after where or when a node computes.
+
+    Those never enter a NodeID: the same computation would have another identity in each world.
+    """
+    for name in sorted(map(str, params)):
+        if name.lower() in _CONTEXT_PARAMS or name.lower().startswith("env_"):
+            raise QmtlError(
+                "E_NODE_ID_FIELDS",
+                f"{label}: the parameter {name[:64]!r} says where or when it computes, which no NodeID holds",
+                "leave it out: the world decides it; what selects data belongs into the StreamInput",
+                node=node_id,
+                field=name[:64],
+            )
 
 
 @dataclass(frozen=True, slots=True)

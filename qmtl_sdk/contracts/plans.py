@@ -4,15 +4,18 @@
 → switch → unfreeze.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.decisions import Violation
 from qmtl_sdk.contracts.domains import Mode, rank_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.model import Model, OfStrategy
+from qmtl_sdk.contracts.promotions import Condition
+from qmtl_sdk.contracts.worlds import UtcTime
 
 
 class StrategyAllocation(Model):
@@ -27,22 +30,58 @@ class StrategyAllocation(Model):
         """How close to live the strategy is: 0 to 2, or -1 if it is not active."""
         return rank_of(self.mode) if self.active else -1
 
+    def goes_beyond(self, before: "StrategyAllocation") -> bool:
+        """Whether a strategy trades more with this: a further stage, or more weight in one that trades."""
+        return self.rank > before.rank or (self.rank == before.rank > 0 and self.weight > before.weight)
+
     def __str__(self) -> str:
         return f"{self.mode} at {self.weight:.4g}" if self.active else "off"
 
 
+class Grounds(Model):
+    """What a plan rests on for one strategy: its newest evidence, and the newest decision about it.
+
+    `evidence_seq` is the number of the evidence (0: none), and `content_hash` the hash of its content.
+    `metrics` are those of the backtest. `newest_bar`: the newest close that a session of the strategy has
+    reported. `active` and `violations` are those of the decision; one that is active and has violations fails
+    today and is only held. `conditions` are those of the stage that the strategy would enter.
+    """
+
+    evidence_seq: int = 0
+    content_hash: str = ""
+    returns_hash: str = ""
+    dataset_fingerprint: str = ""
+    self_reported: str = ""
+    data_first: UtcTime | None = None
+    data_last: UtcTime | None = None
+    newest_bar: UtcTime | None = None
+    metrics: dict[str, float | None] = {}
+    active: bool = False
+    violations: tuple[Violation, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def essence(self) -> dict[str, object]:
+        """What must not change before the plan is carried out: not the figures that change with time."""
+        return {
+            "evidence": self.content_hash,
+            "active": self.active,
+            "violations": [[item.step, item.kind, item.rule] for item in self.violations],
+            "conditions": {item.name: item.met for item in self.conditions},
+        }
+
+
 class Change(OfStrategy):
-    """The allocation of one strategy before and after an apply."""
+    """The allocation of one strategy before and after an apply, and what the plan rests on."""
 
     before: StrategyAllocation
     after: StrategyAllocation
+    grounds: Grounds = Grounds()
 
     @property
     def goes_up(self) -> bool:
         """Whether the strategy trades more afterwards: a further stage, or more weight in one that trades."""
-        return self.after.rank > self.before.rank or (
-            self.after.rank == self.before.rank > 0 and self.after.weight > self.before.weight
-        )
+        return self.after.goes_beyond(self.before)
 
 
 class LeftOut(OfStrategy):
@@ -137,8 +176,9 @@ PlanStep = Annotated[AwaitApprovals | Freeze | Drain | Switch | Unfreeze, Field(
 class ApplyPlan(Model):
     """The plan of an apply.
 
-    `etag` is a hash of the state that the plan was made from; if that state has changed, the plan is not
-    executed. `fingerprint_before`, `fingerprint_after`: of the dataset.
+    `etag` is a hash of what the plan was made from (`plan_etag`); if that has changed at the freeze, the plan
+    is not executed. `world_etag` is the part of it that the switch checks again. `fingerprint_before`,
+    `fingerprint_after`: of the dataset.
     """
 
     world_id: str
@@ -155,7 +195,13 @@ class ApplyPlan(Model):
     fingerprint_after: str
     policy_version: int
     etag: str
+    world_etag: str
     steps: tuple[PlanStep, ...]
+
+    @property
+    def content_hash(self) -> str:
+        """The hash of the whole plan as approvers see it."""
+        return hash_of(self.json_dict())
 
     @property
     def approval(self) -> AwaitApprovals:
@@ -198,21 +244,14 @@ class ApplyPlan(Model):
         return rows
 
 
-def plan_etag(
-    activations: Sequence[tuple[str, str]], fingerprint: str, live_edge: bool, policy_version: int | None
-) -> str:
+def plan_etag(world_etag: str, grounds: Mapping[str, Grounds]) -> str:
     """Return the hash of what a plan is made from.
 
-    That is each strategy's activation etag, the pinned fingerprint, the edge to live, and the policy version.
+    `world_etag` is the hash of the state of the world: each strategy's activation etag, the pinned
+    fingerprint, the edge to live and how often it was closed, the policy version. `grounds` are those of each
+    strategy that trades more afterwards: less is never in doubt.
     """
-    return hash_of(
-        {
-            "activations": dict(activations),
-            "fingerprint": fingerprint,
-            "live_edge": live_edge,
-            "policy": policy_version,
-        }
-    )
+    return hash_of({"world": world_etag, "grounds": {name: item.essence for name, item in grounds.items()}})
 
 
 def _strategies(count: int) -> str:

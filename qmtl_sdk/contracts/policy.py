@@ -186,7 +186,7 @@ class DomainPath(Model):
 
 
 class Approvals(Model):
-    """How many people must approve: `required` for paper trading, `live` for live (at least one).
+    """How many people must approve: `required` for paper trading, `live` for live, `policy` for looser rules.
 
     Each must have one of `roles` in the world. `direct_signals`: whether an approval counts that was
     signalled to Temporal directly, where nobody checked the name.
@@ -194,6 +194,7 @@ class Approvals(Model):
 
     required: int = Field(1, ge=0, le=20)
     live: int = Field(1, ge=1, le=20)
+    policy: int = Field(0, ge=0, le=20)
     roles: tuple[Literal["author", "operator", "owner"], ...] = Field(
         ("operator", "owner"), min_length=1, max_length=3
     )
@@ -228,7 +229,7 @@ class Edges(Model):
 
 
 class Slo(Model):
-    """`cross_context_cache_hit` above 0 halts the world."""
+    """`cross_context_cache_hit` above 0 halts the strategy that reports it."""
 
     cross_context_cache_hit: Literal[0] = 0
 
@@ -242,7 +243,8 @@ class Observability(Model):
 class Campaign(Model):
     """How long a strategy must pass in a stage before the next, on the wall clock.
 
-    `backtest`: before paper trading. `dryrun`: before live.
+    `backtest`: before paper trading. `dryrun`: before live; it counts while a session of the strategy is
+    open.
     """
 
     backtest: Seconds | None = None

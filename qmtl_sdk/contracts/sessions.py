@@ -1,5 +1,6 @@
 """Sessions (running strategies with a lease on a world), and the rows that their nodes write to queues."""
 
+from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import Field
@@ -13,6 +14,9 @@ from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 
 SESSION_HEADER = "X-QMTL-Session"
 """The header that carries a session's secret. A header, so that the secret is in no body that is stored."""
+
+# Nanoseconds of a second.
+_NS = 1_000_000_000
 
 MAX_SECRET = 128
 """The largest length of a session's secret."""
@@ -62,7 +66,7 @@ class SessionHeartbeat(Model):
     """The state of a session.
 
     `positions`: the last sequence number of each topic that it has handled. `lag_s`: how far that is behind.
-    `bar`: the newest close that was computed, world time. `cross_context_hits` halt the world, once a node.
+    `bar`: the newest close that was computed, world time. `cross_context_hits` halt the strategy, once each.
     """
 
     positions: Positions = {}
@@ -74,6 +78,15 @@ class SessionHeartbeat(Model):
     dropped_bars: Count = Field(0, description="bars that were repeated or older than the newest")
     fault: Report = Field("", max_length=500)
     cross_context_hits: CacheHitNodes = ()
+
+    @property
+    def bar_time(self) -> datetime | None:
+        """The time of `bar` in UTC; None where it is none, as a runner may report any text."""
+        try:
+            moment = datetime.fromisoformat(self.bar)
+            return moment.astimezone(UTC) if moment.tzinfo else None
+        except (ValueError, OverflowError):
+            return None
 
 
 class SessionAck(Model):
@@ -150,3 +163,12 @@ class QueueInfo(Model):
 def message_key(node_id: str, interval: int, bucket_ts: int, compute_key: str, input_window_hash: str) -> str:
     """Return the key of a bar of a node's output: which node computed it, where, and from which window."""
     return f"{node_id}:{interval}:{bucket_ts}#ck={compute_key}:{input_window_hash}"
+
+
+def is_key_of(message: QueueMessage, node_id: str, compute_key: str) -> bool:
+    """Return whether a message's key is one of its own bar of a node, in the context of `compute_key`."""
+    interval = message.key.removeprefix(f"{node_id}:").partition(":")[0]
+    if not interval.isdecimal():
+        return False
+    start = message_key(node_id, int(interval), message.ts // _NS, compute_key, "")
+    return message.key.startswith(start) and len(message.key) > len(start)

@@ -1,9 +1,10 @@
 """Submissions: the request, its acknowledgement, the compute lease, evidence, and the outcome."""
 
 import uuid
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from qmtl_sdk.contracts.canonical import canonical_json, read_json
 from qmtl_sdk.contracts.dag import Dag
@@ -77,6 +78,52 @@ class StreamBinding(Model):
     stream: str
 
 
+class BoundStream(Model):
+    """A StreamInput and its stream, with the preset's name."""
+
+    node_id: str
+    preset: str
+    stream: str
+
+
+class PackedBindings(Model):
+    """Bindings as they are sent and stored: each preset once, since it lists all of its streams."""
+
+    presets: tuple[Preset, ...]
+    streams: tuple[BoundStream, ...]
+
+
+def _packed(bindings: "tuple[StreamBinding, ...]") -> PackedBindings:
+    presets = {binding.preset.name: binding.preset for binding in bindings}
+    streams = tuple(
+        BoundStream(node_id=item.node_id, preset=item.preset.name, stream=item.stream) for item in bindings
+    )
+    return PackedBindings(presets=tuple(presets.values()), streams=streams)
+
+
+def _unpacked(value: Any) -> Any:
+    """Return bindings from their packed form, or what it is for validation. (Any: pydantic's own types.)"""
+    if not isinstance(value, Mapping):
+        return value
+    packed = PackedBindings.model_validate(value)
+    presets = {preset.name: preset for preset in packed.presets}
+    missing = {item.preset for item in packed.streams} - set(presets)
+    if missing:
+        raise ValueError(f"no preset is called {min(missing)[:64]}")
+    return tuple(
+        StreamBinding(node_id=item.node_id, preset=presets[item.preset], stream=item.stream)
+        for item in packed.streams
+    )
+
+
+StreamBindings = Annotated[
+    tuple[StreamBinding, ...],
+    BeforeValidator(_unpacked),
+    PlainSerializer(_packed, return_type=PackedBindings),
+]
+"""The bindings of a run, which are sent and stored with each preset once."""
+
+
 class QueueTarget(Model):
     """A node's queue: topic, ComputeKey, and whether the graph had the node before."""
 
@@ -111,7 +158,7 @@ class SubmissionAck(Model):
     nodes_reused: int
     sentinel_id: str
     context: ComputeContext
-    bindings: tuple[StreamBinding, ...]
+    bindings: StreamBindings
     execution: Execution
     lease: Lease | None = None
 
@@ -124,7 +171,7 @@ class DryRun(Model):
     nodes_reused: tuple[str, ...]
     topics: dict[str, str]
     context: ComputeContext
-    bindings: tuple[StreamBinding, ...]
+    bindings: StreamBindings
 
 
 class Heartbeat(Model):
@@ -168,7 +215,11 @@ class LeaseFailure(Model):
 
 
 class SubmissionOutcome(Model):
-    """The outcome of a submission. `metrics` are the service's; a missing metric is None."""
+    """The outcome of a submission. `metrics` are the service's; a missing metric is None.
+
+    `self_reported`: why its returns are the author's own statement, with which it goes no further than
+    backtest.
+    """
 
     world_id: str
     strategy_id: str
@@ -176,6 +227,7 @@ class SubmissionOutcome(Model):
     status: Literal["decided", "failed", "shadow"]
     metrics: dict[str, float | None] = {}
     returns_hash: str = ""
+    self_reported: str = ""
     decision: DecisionEnvelope | None = None
     activation: ActivationEnvelope | None = None
     error_code: str = ""

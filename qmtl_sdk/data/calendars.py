@@ -100,6 +100,21 @@ def missing(bars: Bars, calendar: str, at_most: int = 1000) -> np.ndarray:
     return np.setdiff1d(expected, bars.ts // (DAY * NS) * (DAY * NS))[:at_most]
 
 
+def off_session(bars: Bars, calendar: str) -> np.ndarray:
+    """Return which bars open while the market is closed (bool, by row).
+
+    A market that never closes has none. For an exchange only days count, as far as its calendar reaches.
+    """
+    if calendar == ALWAYS:
+        return np.zeros(len(bars), dtype=bool)
+    if calendar == WEEKDAYS:
+        return ~_weekday(bars.ts)
+    days = bars.ts // (DAY * NS) * (DAY * NS)
+    earliest, latest = _bounds(calendar)
+    reached = (days >= earliest.value) & (days <= latest.value)
+    return reached & ~np.isin(days, _sessions(calendar, int(bars.ts[0]), int(bars.ts[-1])))
+
+
 def _sessions(calendar: str, first: int, last: int) -> np.ndarray:
     """Return the exchange's sessions between two times (int64, ns), as far as its calendar reaches."""
     earliest, latest = _bounds(calendar)

@@ -18,7 +18,8 @@ from qmtl_sdk.contracts.registry import Registry
 from qmtl_sdk.contracts.worlds import Preset
 from qmtl_sdk.data.bars import NS, Bars, checked, fingerprint, iso, to_ns
 from qmtl_sdk.data.calendars import missing
-from qmtl_sdk.data.source import CsvSource, FileSource, ParquetSource, resolved, streams_in
+from qmtl_sdk.data.roots import resolved
+from qmtl_sdk.data.source import CsvSource, FileSource, ParquetSource, streams_in
 
 SOURCES = Registry(
     "qmtl.sources",

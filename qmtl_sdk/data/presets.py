@@ -11,8 +11,7 @@ from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import StreamBinding
 from qmtl_sdk.contracts.worlds import Preset, WorldSpec
-from qmtl_sdk.data.bars import Bars, combined, from_ns, iso
-from qmtl_sdk.data.calendars import missing, require
+from qmtl_sdk.data.bars import Bars, combined, from_ns
 from qmtl_sdk.data.market import market_data, require_no_gap
 
 
@@ -79,30 +78,6 @@ def fingerprint_of(bindings: tuple[StreamBinding, ...]) -> str:
     """Return the fingerprint of the data sets that a run reads."""
     presets = {binding.preset.name: binding.preset for binding in bindings}
     return combined([market_data(preset).fingerprint() for preset in presets.values()])
-
-
-def inspect_world(spec: WorldSpec) -> dict[str, dict[str, object]]:
-    """Read every stream of a world, so that faults in its data are reported when the world is created.
-
-    Returns fingerprint, number of bars, range and gaps of each stream, by preset.
-    """
-    report: dict[str, dict[str, object]] = {}
-    for preset in spec.data.presets:
-        require(preset.calendar)
-        streams = {stream: load(preset, stream) for stream in preset.streams}
-        report[preset.name] = {
-            "dataset_fingerprint": market_data(preset).fingerprint(),
-            "streams": {
-                name: {
-                    "bars": len(bars),
-                    "first": iso(int(bars.ts[0])),
-                    "last": iso(int(bars.ts[-1])),
-                    "missing": len(missing(bars, preset.calendar)),
-                }
-                for name, bars in streams.items()
-            },
-        }
-    return report
 
 
 def newest_close(

@@ -5,8 +5,8 @@ does not matter. A file of several streams has a column `symbol`. Times without 
 are seconds, milliseconds, microseconds or nanoseconds by size.
 """
 
+import stat
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,8 +17,8 @@ from pyarrow import ArrowException
 
 from qmtl_sdk.contracts.durations import seconds
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.worlds import SAMPLE
 from qmtl_sdk.data.bars import Bars, checked
+from qmtl_sdk.data.roots import resolved, restricted, shown, shown_names
 
 TIME_COLUMNS = ("ts", "timestamp", "time", "datetime", "date")
 SYMBOL = "symbol"
@@ -51,15 +51,7 @@ class FileSource:
 
     def read(self) -> Bars:
         """Read all bars. Raises QmtlError: E_DATA_NOT_FOUND, E_DATA_SCHEMA and those of `checked`."""
-        file = resolved(self.path)
-        try:
-            stat = file.stat()
-        except OSError as error:
-            raise QmtlError(
-                "E_DATA_NOT_FOUND", f"there is no file {self.path}", "check the path", path=self.path
-            ) from error
-        state = _FileState(self.kind, str(file), (stat.st_mtime_ns, stat.st_size))
-        return _bars(state, self.interval, self.symbol, Path(self.path).name)
+        return _bars(file_state(self), self.interval, self.symbol, Path(self.path).name)
 
 
 class CsvSource(FileSource):
@@ -70,25 +62,12 @@ class ParquetSource(FileSource):
     kind = "parquet"
 
 
-def resolved(path: str) -> Path:
-    """Return the file of a path. `sample:NAME` is one that QMTL ships."""
-    if path.startswith(SAMPLE):
-        return Path(str(files("qmtl_sdk.samples") / "prices" / path.removeprefix(SAMPLE)))
-    return Path(path)
-
-
 def streams_in(source: FileSource) -> tuple[str, ...]:
     """List the streams of a file by its column `symbol`; empty where it has none.
 
     Raises QmtlError as `read`.
     """
-    file = resolved(source.path)
-    if not file.exists():
-        raise QmtlError(
-            "E_DATA_NOT_FOUND", f"there is no file {source.path}", "check the path", path=source.path
-        )
-    stat = file.stat()
-    frame = _table(_FileState(source.kind, str(file), (stat.st_mtime_ns, stat.st_size)))
+    frame = _table(file_state(source))
     return tuple(map(str, frame[SYMBOL].unique())) if SYMBOL in frame else ()
 
 
@@ -114,9 +93,31 @@ def _bars(state: _FileState, interval: int, symbol: str | None, where: str) -> B
         frame = frame[frame[SYMBOL] == symbol]
         where = f"{where} ({symbol})"
     elif SYMBOL in frame and frame[SYMBOL].nunique() > 1:
-        names = ", ".join(map(str, frame[SYMBOL].unique()[:8]))
+        names = shown_names(frame[SYMBOL].unique()[:8])
         raise QmtlError("E_DATA_SCHEMA", f"{where} holds several streams ({names})", "name one with symbol=")
     return checked(Bars(_times(frame, where), _numbers(frame, where), interval), where)
+
+
+def file_state(source: FileSource) -> _FileState:
+    """Return the present state of a source's file.
+
+    Raises QmtlError: E_DATA_NOT_FOUND where there is none, or it is no regular file; E_DATA_FORBIDDEN.
+    """
+    file = resolved(source.path)
+    try:
+        found = file.stat()
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise QmtlError(
+            "E_DATA_NOT_FOUND", f"there is no file {source.path[:200]!s}", "check the path", path=source.path
+        ) from error
+    if not stat.S_ISREG(found.st_mode):  # reading a device or a pipe may never end
+        raise QmtlError("E_DATA_NOT_FOUND", f"{source.path[:200]} is no regular file", "name a file")
+    return _FileState(source.kind, str(file), (found.st_mtime_ns, found.st_size))
+
+
+def _reason(error: Exception) -> str:
+    found = str(error).splitlines()
+    return f": {found[0]}" if found and not restricted() else ""
 
 
 @lru_cache(maxsize=16)
@@ -132,7 +133,7 @@ def _table(state: _FileState) -> pd.DataFrame:
     except (ArrowException, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
         raise QmtlError(
             "E_DATA_SCHEMA",
-            f"{name} is not {'Parquet' if kind == 'parquet' else 'CSV'}: {str(error).splitlines()[0]}",
+            f"{name} is not {'Parquet' if kind == 'parquet' else 'CSV'}{_reason(error)}",
             "check the file and the preset's source",
         ) from error
     frame = frame.reset_index() if frame.index.name else frame
@@ -156,7 +157,7 @@ def _times(frame: pd.DataFrame, where: str) -> np.ndarray:
     if column is None:
         raise QmtlError(
             "E_DATA_SCHEMA",
-            f"{where} has no time column (its columns: {', '.join(frame.columns)})",
+            f"{where} has no time column (its columns: {shown_names(frame.columns)})",
             f"name one of them {', '.join(TIME_COLUMNS)}",
         )
     values = frame[column]
@@ -174,7 +175,7 @@ def _times(frame: pd.DataFrame, where: str) -> np.ndarray:
         row = int(bad[0])
         raise QmtlError(
             "E_DATA_SCHEMA",
-            f"{where}: {values.iloc[row]!r} in {column} is not a time (row {row + 1})",
+            f"{where}: {shown(values.iloc[row])} in {column} is not a time (row {row + 1})",
             "write times like 2024-01-31T14:00:00Z",
             row=row + 1,
         )
@@ -206,10 +207,10 @@ def _numbers(frame: pd.DataFrame, where: str) -> dict[str, np.ndarray]:
             row = int(broken[0])
             raise QmtlError(
                 "E_DATA_SCHEMA",
-                f"{where}: {values.iloc[row]!r} in {name} is not a number (row {row + 1})",
+                f"{where}: {shown(values.iloc[row])} in {shown_names([name])} is no number (row {row + 1})",
                 "mend the value, or leave it empty",
                 row=row + 1,
-                column=name,
+                column=shown_names([name]),
             )
         columns[name] = numbers.to_numpy(dtype="float64")
     if not columns:

@@ -10,12 +10,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from qmtl_sdk.contracts.canonical import flatten, hash_of
-from qmtl_sdk.contracts.dag import MAX_NAME, NODE, SCHEMA_COMPAT_ID, STREAM, TAG_QUERY, NodeRecord
+from qmtl_sdk.contracts.dag import (
+    MAX_NAME,
+    NODE,
+    SCHEMA_COMPAT_ID,
+    STREAM,
+    TAG_QUERY,
+    NodeRecord,
+)
 from qmtl_sdk.contracts.documents import validated
 from qmtl_sdk.contracts.domains import ComputeContext
 from qmtl_sdk.contracts.durations import bars, seconds
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.identity import CanonicalNodeSpec
+from qmtl_sdk.contracts.identity import CanonicalNodeSpec, require_no_context
 from qmtl_sdk.nodes.code_hash import code_hash
 from qmtl_sdk.nodes.view import CacheView
 
@@ -94,6 +101,7 @@ class Node:
             else max((parent.period for parent in self.inputs), default=1)
         )
         self.params = dict(params or {})
+        require_no_context(self.params, name or "a node")
         self.schema = dict(schema or {})
 
     def _interval(self, interval: Interval | None) -> int:

@@ -71,13 +71,21 @@ class _Meta(Model):
     interval: int = Field(gt=0, le=MAX_INTERVAL_S)
     weights: dict[str, float] = Field(max_length=MAX_NODES)
     price_streams: tuple[Identifier, ...] = Field(max_length=MAX_NODES)
+    instruments: dict[str, Identifier] = Field({}, max_length=MAX_NODES)
+    carried: int = Field(0, ge=0)
 
 
 def encode(returns: Returns) -> bytes:
     """Encode returns as an Arrow file."""
     columns: dict[str, np.ndarray] = {"ts": returns.ts, "returns": returns.values}
     columns |= {_POSITION + name: np.asarray(held, "float64") for name, held in returns.positions.items()}
-    meta = {"interval": returns.interval, "weights": returns.weights, "price_streams": returns.price_streams}
+    meta = {
+        "interval": returns.interval,
+        "weights": returns.weights,
+        "price_streams": returns.price_streams,
+        "instruments": returns.instruments,
+        "carried": returns.carried,
+    }
     table = pa.table(columns).replace_schema_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -105,6 +113,8 @@ def decode(data: bytes) -> Returns:
             positions,
             meta.weights,
             meta.price_streams,
+            meta.instruments,
+            meta.carried,
         )
     except _UNREADABLE as error:
         why = printable(" ".join(str(error).split()), _SHOWN)
@@ -125,6 +135,8 @@ def decode(data: bytes) -> Returns:
         raise _invalid("the first return is not 0")
     if set(returns.weights) != set(positions):
         raise _invalid("weights and positions name different instruments")
+    if returns.instruments and set(returns.instruments) != set(positions):
+        raise _invalid("instruments and positions name different instruments")
     return returns
 
 

@@ -6,11 +6,12 @@ A position that is decided at a close earns from the next bar on. An instrument 
 r[t] = position[t-1] · (close[t] / close[t-1] − 1) − cost · |position[t-1] − position[t-2]|
 
 where cost is fee and slippage of the world's execution model. Instruments are averaged by weight. A missing
-position is flat. The first return is 0, never missing.
+position is flat. A missing close is carried: the return of its bar is 0, and the next known close has the
+whole move. The first return is 0, never missing.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -37,6 +38,8 @@ class Returns:
 
     `ts` are the opening times (int64, ns UTC) of the bars, `values` the return of each, `positions` the
     position of each instrument at their closes. The absolute `weights` of the instruments sum to 1.
+    `instruments` names the price stream (NodeID) of each. `carried` counts returns across a missing close.
+    Returns that a strategy names itself have neither positions nor instruments.
     """
 
     ts: np.ndarray
@@ -45,6 +48,8 @@ class Returns:
     positions: dict[str, np.ndarray]
     weights: dict[str, float]
     price_streams: tuple[str, ...]
+    instruments: dict[str, str] = field(default_factory=dict)
+    carried: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,25 @@ class _Instrument:
     ts: np.ndarray
     returns: np.ndarray
     position: np.ndarray
+    carried: int
+
+
+def position_returns(position: np.ndarray, close: np.ndarray, cost: float) -> np.ndarray:
+    """Return the returns of positions decided at closes: all float64 by bar, `cost` as a fraction."""
+    returns = np.zeros(len(position))
+    held = position[:-1]
+    with np.errstate(all="ignore"):
+        known = _last_known(close)
+        change = known[1:] / known[:-1] - 1
+    returns[1:] = held * np.nan_to_num(change, nan=0.0) - cost * np.abs(np.diff(held, prepend=0.0))
+    return returns
+
+
+def _last_known(close: np.ndarray) -> np.ndarray:
+    """Return the closes with each missing one replaced by the last known before it."""
+    rows = np.maximum.accumulate(np.where(np.isnan(close), 0, np.arange(len(close))))
+    found: np.ndarray = close[rows]
+    return found
 
 
 def returns_of(
@@ -110,15 +134,18 @@ def returns_of(
     values = np.zeros(len(ts))
     positions: dict[str, np.ndarray] = {}
     shares: dict[str, float] = {}
+    prices: dict[str, str] = {}
     for item, weight in zip(instruments, weights, strict=True):
         rows = np.searchsorted(ts, item.ts)
         values[rows] += weight * item.returns
         name = _unique(item.node.label, positions)
         positions[name] = _carried(ts, item.ts, item.position)
         shares[name] = weight
+        prices[name] = item.price.node_id
     values[0] = 0.0
-    streams = tuple(dict.fromkeys(item.price.node_id for item in instruments))
-    return Returns(ts, values, intervals.pop(), positions, shares, streams)
+    carried = sum(item.carried for item in instruments)
+    streams = tuple(dict.fromkeys(prices.values()))
+    return Returns(ts, values, intervals.pop(), positions, shares, streams, prices, carried)
 
 
 def _flat(built: BuiltStrategy, outputs: Mapping[str, NodeOutput], as_of: datetime | None) -> Returns:
@@ -156,12 +183,8 @@ def _instrument(node: Node, outputs: Mapping[str, NodeOutput], cost: float) -> _
             "give the stream more history",
         )
     close = bars.columns[CLOSE][at]
-    returns = np.zeros(len(ts))
-    held = position[:-1]
-    with np.errstate(all="ignore"):
-        change = close[1:] / close[:-1] - 1
-    returns[1:] = held * np.nan_to_num(change, nan=0.0) - cost * np.abs(np.diff(held, prepend=0.0))
-    return _Instrument(node, price, ts, returns, position)
+    carried = int((np.isnan(close[:-1]) & ~np.isnan(close[1:]) & (position[:-1] != 0)).sum())
+    return _Instrument(node, price, ts, position_returns(position, close, cost), position, carried)
 
 
 def _price_of(node: Node, outputs: Mapping[str, NodeOutput]) -> StreamInput:

@@ -175,6 +175,8 @@ def _precheck(
     missing_bars = [
         f"{label} lacks {count} bars that its calendar expects" for label, count in gaps.items() if count
     ]
+    if returns.carried:
+        missing_bars.append(f"{returns.carried} returns are across a missing close, which was carried")
     return {
         "metrics": metrics,
         "parity": {check.node: check.verdict for check in checks},

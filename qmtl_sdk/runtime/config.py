@@ -161,17 +161,17 @@ def read(kind: type[S]) -> S:
 
 
 def _require_known_variables(kind: type[S]) -> None:
-    """Check that each variable names a section that there is, with two underscores.
+    """Refuse variables that would set nothing: of an unknown section, or a known key with one underscore.
 
-    Pydantic reads the variables of known sections only, and would ignore the others in silence. Other
-    variables without `__` are left alone: other programs have theirs under this prefix, as Kubernetes sets
-    QMTL_GATEWAY_PORT to an address where a service is called qmtl-gateway. Raises QmtlError (E_CONFIG).
+    Pydantic ignores both in silence. Any other variable without `__` belongs to another program. So does
+    QMTL_GATEWAY_PORT where it holds an address: Kubernetes sets it for a service called qmtl-gateway. Raises
+    QmtlError (E_CONFIG).
     """
     sections = list(kind.model_fields)
     for variable in sorted(name for name in os.environ if name.startswith(PREFIX)):
         section, nested, _ = variable.removeprefix(PREFIX).partition("__")
-        linked = variable.endswith("_PORT") and "://" in os.environ[variable]
-        meant = "" if nested or linked else _with_two_underscores(kind, variable)
+        set_by_kubernetes = variable.endswith("_PORT") and "://" in os.environ[variable]
+        meant = "" if nested or set_by_kubernetes else _with_two_underscores(kind, variable)
         if meant:
             raise QmtlError(
                 "E_CONFIG", f"{variable} sets nothing", f"write {meant}, with two underscores, or unset it"

@@ -24,6 +24,7 @@ from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import Order, OrderVerdict, order_id
 from qmtl_sdk.runtime.activation import OrderGate
+from qmtl_sdk.runtime.batches import BatchSize
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.contained import contained, set_fault
 from qmtl_sdk.runtime.routes.running import SessionKey
@@ -90,7 +91,7 @@ class OrderPublisher:
         self.refused: Counter[str] = Counter()
         self.blocked: Counter[str] = Counter()
         self.withheld = WithheldOrders(client)
-        self._batch_size = BATCH_SIZE
+        self._batch_size = BatchSize(BATCH_SIZE)
         self._acks: deque[tuple[SessionKey, int]] = deque()
         self._orders: deque[QueuedOrder] = deque()
         self._wake = threading.Event()
@@ -199,7 +200,10 @@ class OrderPublisher:
             self._acks.popleft()
 
     def _send_orders(self) -> None:
-        """Send the oldest orders of one session. Where the Gateway refuses a batch, send each order alone."""
+        """Send the oldest orders of one session.
+
+        Where the Gateway refuses a batch, send each order alone.
+        """
         # An order older than the decision's TTL is no longer valid: the gate would be closed by now.
         oldest = time.monotonic() - self._gate.manager.ttl_s
         while self._orders and self._orders[0].queued_at < oldest:
@@ -214,14 +218,14 @@ class OrderPublisher:
             )
         except QmtlError as error:
             if error.code in RETRIED:
-                self._batch_size = max(1, len(batch) // 2)  # a proxy may refuse what is large
+                self._batch_size.failed(error, len(batch))
                 raise
             if len(batch) == 1:
                 self.refused[error.code] += 1
                 self._drop_order(f"the Gateway refused the request: {error.code}")
-            self._batch_size = 1
+            self._batch_size.items = 1
             return
-        self._batch_size = min(BATCH_SIZE, 2 * self._batch_size)
+        self._batch_size.succeeded()
         for item, verdict in zip(batch, verdicts, strict=True):
             self._orders.popleft()
             if verdict.accepted:
@@ -232,7 +236,7 @@ class OrderPublisher:
 
     def _batch(self) -> list[QueuedOrder]:
         """Return the oldest orders that one request holds: all of one session."""
-        batch = list(itertools.islice(self._orders, self._batch_size))
+        batch = list(itertools.islice(self._orders, self._batch_size.items))
         return list(itertools.takewhile(lambda item: item.session == batch[0].session, batch))
 
     def _drop_order(self, reason: str) -> None:

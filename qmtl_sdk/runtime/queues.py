@@ -3,16 +3,19 @@
 import math
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.compute.series import Row
 from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueMessage, message_key
 from qmtl_sdk.contracts.submission import QueueTarget
 from qmtl_sdk.data.bars import NS
 from qmtl_sdk.nodes.node import Node, StreamInput
+from qmtl_sdk.runtime.batches import BatchSize
 from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.routes.running import SessionKey
 
 HISTORY_ROWS = 500
 """Rows of history that a tagged node's queue gets when the strategy starts."""
@@ -27,10 +30,14 @@ UNSENT_LIMIT = 50_000
 class QueueWriter:
     """Collects rows and sends them in order. All methods run on the strategy's thread."""
 
-    def __init__(self, client: GatewayClient, stop: threading.Event) -> None:
+    def __init__(
+        self, client: GatewayClient, session: Callable[[], SessionKey], stop: threading.Event
+    ) -> None:
         self._client = client
+        self._session = session
         self._stop = stop
         self._unsent: deque[tuple[str, QueueMessage]] = deque()
+        self._batch_size = BatchSize(BATCH_SIZE)
         self.dropped = 0
 
     def add(self, node: Node, target: QueueTarget, row: Row, window: str) -> None:
@@ -60,15 +67,23 @@ class QueueWriter:
         self._unsent.clear()
 
     def send(self) -> None:
-        """Send the rows, oldest first. Rows of a failed request are sent again under the same keys."""
+        """Send the rows, oldest first. Rows of a failed request are sent again under the same keys.
+
+        Raises QmtlError where no Gateway takes them.
+        """
         while self._unsent and not self._stop.is_set():
             batch: dict[str, list[QueueMessage]] = {}
-            count = min(len(self._unsent), BATCH_SIZE)
+            count = min(len(self._unsent), self._batch_size.items)
             for i in range(count):
                 topic, message = self._unsent[i]
                 batch.setdefault(topic, []).append(message)
-            for topic, messages in batch.items():
-                self._client.queue_append(topic, messages)
+            try:
+                for topic, messages in batch.items():
+                    self._client.queue_append(topic, messages, self._session())
+            except QmtlError as error:
+                self._batch_size.failed(error, count)
+                raise
+            self._batch_size.succeeded()
             for _ in range(count):
                 self._unsent.popleft()
 

@@ -33,8 +33,9 @@ class NodeCounts:
 class SubmitResult:
     """The result of a submission.
 
-    `metrics` are the service's. `precheck` holds this process's own findings, which decide nothing. `running`
-    is the running strategy if the world activated it. `seconds` is the submission's duration.
+    `metrics` are the service's. `self_reported` says why its returns are not measured by the service.
+    `precheck` holds this process's own findings, which decide nothing. `running` is the running strategy if
+    the world activated it. `seconds` is the submission's duration.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SubmitResult:
     nodes: NodeCounts
     seconds: float
     returns_hash: str = ""
+    self_reported: str = ""
     error_code: str = ""
     error: str = ""
     running: "RunningStrategy | None" = field(default=None, compare=False, repr=False)
@@ -111,6 +113,7 @@ class SubmitResult:
             "running": self.running is not None and self.running.alive,
             "session_id": self.running.grant.session_id if self.running is not None else None,
             "returns_hash": self.returns_hash,
+            "self_reported": self.self_reported,
             "error_code": self.error_code,
             "error": self.error,
         }
@@ -121,7 +124,8 @@ class SubmitResult:
         if self.ws.decision is None:
             return f"no decision ({self.context.downgrade_reason}); computed only, orders are off"
         if self.active:
-            return f"active, rank {self.rank}, weight {self.weight:.3g}"
+            own = ", self-reported" if self.self_reported else ""
+            return f"active, rank {self.rank}, weight {self.weight:.3g}{own}"
         why = "; ".join(f"{item.rule}: {item.detail}" for item in self.violations) or self.error
         return f"not active: {why}"
 

@@ -23,6 +23,7 @@ from qmtl_sdk.runtime.feed import BarFeed
 from qmtl_sdk.runtime.intents import IntentBuilder
 from qmtl_sdk.runtime.orders import OnVerdict, OrderPublisher
 from qmtl_sdk.runtime.queues import QueueWriter
+from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.tagquery import TagQueryManager
 from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
 
@@ -41,7 +42,7 @@ Recompute = Callable[[SessionGrant], Mapping[str, NodeOutput]]
 class CacheHitReports:
     """Cache hits from another context that no Gateway has acknowledged yet, by NodeID.
 
-    An acknowledged one is forgotten: a later session that reported it again would halt the world again.
+    An acknowledged one is forgotten: a later session that reported it again would halt the strategy again.
     """
 
     def __init__(self, node_ids: Iterable[str] = ()) -> None:
@@ -112,11 +113,11 @@ class Computation:
         return found
 
 
-def tag_queries_of(inputs: RunInputs, engine: LiveEngine, grant: SessionGrant) -> TagQueryManager:
+def tag_queries_of(
+    inputs: RunInputs, engine: LiveEngine, grant: SessionGrant, session: Callable[[], SessionKey]
+) -> TagQueryManager:
     """Build the manager of the engine's tag queries, in the domain of the session."""
-    domain = grant.context.execution_domain.value
-    own = set(inputs.build.by_id)
-    return TagQueryManager(inputs.gateways[0], engine, inputs.world.spec.world, domain, own)
+    return TagQueryManager(inputs.gateways[0], engine, grant, session, set(inputs.build.by_id))
 
 
 class RowProcessor:
@@ -131,6 +132,7 @@ class RowProcessor:
         intents: IntentBuilder,
         orders: OrderPublisher,
         faults: dict[str, str],
+        session: Callable[[], SessionKey],
         stop: threading.Event,
     ) -> None:
         self._nodes = inputs.build.by_id
@@ -138,7 +140,7 @@ class RowProcessor:
         self._intents = intents
         self._orders = orders
         self._faults = faults
-        self.queues = QueueWriter(inputs.gateways[0], stop)
+        self.queues = QueueWriter(inputs.gateways[0], session, stop)
 
     def add_bars(self, bars: Mapping[str, Row], targets: Mapping[str, QueueTarget]) -> None:
         """Add the bars of streams, by NodeID, to their queues, and remember their closes as prices."""

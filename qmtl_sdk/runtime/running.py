@@ -66,8 +66,8 @@ class RunningStrategy:
         intents = IntentBuilder(inputs.build.nodes, inputs.world)
         self._computation = Computation(self.build, self._bindings, inputs.outputs)
         world_id = inputs.world.spec.world
-        request = SessionKeeper.request(world_id, self.strategy_id, inputs.runner, inputs.shadow)
-        self._session = SessionKeeper(self._client, request, self._stop)
+        wanted = SessionKeeper.request(world_id, self.strategy_id, inputs.runner, inputs.shadow)
+        self._session = SessionKeeper(self._client, wanted, self._stop)
         self.stream = StreamClient(
             inputs.gateways,
             Subscribe(world_id=world_id, strategy_id=self.strategy_id),
@@ -77,19 +77,15 @@ class RunningStrategy:
         self.activation = ActivationManager(self.stream, world_id, self.strategy_id)
         domain = self.grant.context.execution_domain
         self.gate = OrderGate(self.activation, inputs.shadow, self._session.wall_time, domain)
+        faults, session = self.gate.faults, self._session.current_key
         self.orders = OrderPublisher(
-            self._client,
-            self.gate,
-            world_id,
-            self.strategy_id,
-            lambda: self._session.key,
-            inputs.on_verdict,
+            self._client, self.gate, world_id, self.strategy_id, session, inputs.on_verdict
         )
-        self.tags = tag_queries_of(self._inputs, self.engine, self.grant)
+        self.tags = tag_queries_of(self._inputs, self.engine, self.grant, session)
         self._queues_fault = ""
-        self._processor = RowProcessor(inputs, intents, self.orders, self.gate.faults, self._stop)
+        self._processor = RowProcessor(inputs, intents, self.orders, faults, session, self._stop)
         self._send_at = 0.0
-        run = contained(self._run, "run", self.gate.faults, "the strategy has stopped computing")
+        run = contained(self._run, "run", faults, "the strategy has stopped computing")
         self._thread = threading.Thread(target=run, name="qmtl-running", daemon=True)
 
     def __repr__(self) -> str:
@@ -206,7 +202,7 @@ class RunningStrategy:
             self._computation = Computation(self.build, self._bindings, recompute(grant))
             self._session.grant = grant
             self.gate.domain = grant.context.execution_domain
-            self.tags = tag_queries_of(self._inputs, self.engine, self.grant)
+            self.tags = tag_queries_of(self._inputs, self.engine, self.grant, self._session.current_key)
             self._processor.queues.clear()
             self._add_history()
             self._client.end_session(old, f"moved to {domain.value}", patience_s=END_PATIENCE_S)

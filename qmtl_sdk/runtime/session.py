@@ -65,6 +65,10 @@ class SessionKeeper:
         """What acts in the current session."""
         return SessionKey.of(self.grant)
 
+    def current_key(self) -> SessionKey:
+        """Return the same, as a function for those who send."""
+        return self.key
+
     def join(self) -> None:
         """Wait for the end of the heartbeats, which the event `stop` requests."""
         if self._thread is not None:

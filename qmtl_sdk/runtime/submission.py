@@ -259,6 +259,7 @@ class Submission:
             ),
             seconds=time.perf_counter() - self._started,
             returns_hash=outcome.returns_hash if outcome else "",
+            self_reported=outcome.self_reported if outcome else "",
             error_code=outcome.error_code if outcome else "",
             error=outcome.error if outcome else "",
         )

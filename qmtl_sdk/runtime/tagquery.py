@@ -5,15 +5,16 @@ A queue that appears later is added while the strategy runs; the query's NodeID 
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from qmtl_sdk.compute.live import LiveEngine
 from qmtl_sdk.compute.series import Row
 from qmtl_sdk.contracts.events import CloudEvent, QueueRef, TagQueryUpsert
-from qmtl_sdk.contracts.sessions import QueueMessage
+from qmtl_sdk.contracts.sessions import QueueMessage, SessionGrant
 from qmtl_sdk.data.bars import NS
 from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.runtime.client import GatewayClient
+from qmtl_sdk.runtime.routes.running import SessionKey
 
 READ_INTERVAL_S = 0.25
 """How often the queues are read, in seconds."""
@@ -29,12 +30,18 @@ class TagQueryManager:
     """
 
     def __init__(
-        self, client: GatewayClient, engine: LiveEngine, world_id: str, execution_domain: str, own: set[str]
+        self,
+        client: GatewayClient,
+        engine: LiveEngine,
+        grant: SessionGrant,
+        session: Callable[[], SessionKey],
+        own: set[str],
     ) -> None:
-        self.world_id = world_id
+        self.world_id = grant.world_id
         self._client = client
         self._engine = engine
-        self._domain = execution_domain
+        self._domain = grant.context.execution_domain.value
+        self._session = session
         self._own = own
         self.queries = engine.tag_queries
         self._resolved = False
@@ -102,7 +109,7 @@ class TagQueryManager:
             for (query_id, node_id), (topic, position) in list(self._positions.items()):
                 if query_id != query.node_id:
                     continue
-                read = self._client.queue_read(topic, position)
+                read = self._client.queue_read(topic, position, session=self._session())
                 self._positions[(query_id, node_id)] = (topic, read.position)
                 for message in read.messages:
                     waiting.setdefault(message.ts + query.interval * NS, (time.monotonic(), {}))[1][
@@ -133,7 +140,9 @@ class TagQueryManager:
             self._positions.pop((query.node_id, node_id), None)
         for node_id in sorted(set(matches) - current):
             item = matches[node_id]
-            read = self._client.queue_read(item.queue, 0, limit=query.period, last=True)
+            read = self._client.queue_read(
+                item.queue, 0, limit=query.period, last=True, session=self._session()
+            )
             rows = {message.ts: _row(message) for message in read.messages}
             self._engine.add_upstream(
                 query, node_id, item.name or item.queue, [rows[ts] for ts in sorted(rows)]

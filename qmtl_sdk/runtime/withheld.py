@@ -10,6 +10,7 @@ from collections import deque
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import MAX_REASON, Order, WithheldOrder
 from qmtl_sdk.contracts.texts import printable
+from qmtl_sdk.runtime.batches import BatchSize
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.routes.running import SessionKey
 
@@ -30,6 +31,7 @@ class WithheldOrders:
         self._client = client
         self._waiting: deque[tuple[SessionKey, WithheldOrder]] = deque()
         self._mutex = threading.Lock()
+        self._batch_size = BatchSize(BATCH_SIZE)
         self.recorded = 0
         self.dropped = 0
 
@@ -52,7 +54,7 @@ class WithheldOrders:
             batch = list[tuple[SessionKey, WithheldOrder]]()
             while (
                 self._waiting
-                and len(batch) < BATCH_SIZE
+                and len(batch) < self._batch_size.items
                 and (not batch or batch[0][0] == self._waiting[0][0])
             ):
                 batch.append(self._waiting.popleft())
@@ -61,6 +63,7 @@ class WithheldOrders:
         try:
             self._client.report_withheld([withheld for _, withheld in batch], batch[0][0])
             self.recorded += len(batch)
+            self._batch_size.succeeded()
         except QmtlError as error:
             if error.code not in RETRIED:
                 self.dropped += len(batch)
@@ -68,6 +71,7 @@ class WithheldOrders:
             with self._mutex:
                 self._waiting.extendleft(reversed(batch))
                 self._keep_to_the_limit()
+            self._batch_size.failed(error, len(batch))
             raise
 
     def _keep_to_the_limit(self) -> None:

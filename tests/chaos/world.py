@@ -8,7 +8,6 @@ from typing import Any
 
 from activities.applies.requests import SqlApplyRequests
 from qmtl_sdk import QmtlError, Runner
-from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.support.machine import Machine, wait_for
@@ -46,8 +45,7 @@ class OrderWorld:
         self.stale = threading.Event()
         self.client = machine.client(away_limit_s=120.0)
         self.token = machine.token()
-        ana = self.client.create_token(TokenRequest(subject="ana", grants={"*": Role.OPERATOR})).token
-        self.ana = GatewayClient(machine.urls[-1], ana, away_limit_s=120.0)
+        self.ana = GatewayClient(machine.urls[-1], machine.token("ana"), away_limit_s=120.0)
         self.client._call(
             "POST",
             "/worlds",

@@ -8,7 +8,6 @@ import pytest
 from activities.messages.apply import ApplyInput
 from activities.storage.audit import SqlAudit
 from qmtl_sdk.contracts.applies import ApprovalBody
-from temporal.applies import ApplyService
 from tests.support.served import Served, served
 from workflows.apply import ApplyWorkflow
 from workflows.options import apply_options
@@ -18,11 +17,6 @@ def approved(stage: Served) -> str:
     run_id = stage.desk.request("dryrun")
     stage.desk.approvals.record(stage.desk.world, run_id, "ana", "approve", ApprovalBody())
     return run_id
-
-
-def service(stage: Served) -> ApplyService:
-    stores = stage.stores
-    return ApplyService(stage.client, stage.store_id, stores.apply_requests, stores.approvals)
 
 
 def left_as_it_was(stage: Served) -> bool:
@@ -68,7 +62,7 @@ def test_an_abort_of_an_apply_whose_run_was_lost_opens_the_world(
             for step in lost_after:
                 getattr(stage.desk.steps, step)(stage.desk.world, run_id)
             ended = await asyncio.wait_for(
-                service(stage).abort(stage.desk.world, run_id, "olga", "enough"), 60
+                stage.applies.abort(stage.desk.world, run_id, "olga", "enough"), 60
             )
             assert ended.outcome == "rolled_back"
             assert "aborted by olga: enough" in ended.reason
@@ -83,7 +77,7 @@ def test_of_two_aborts_the_first_is_carried_out_and_both_are_in_the_audit_trail(
             world = stage.desk.world
             run_id = approved(stage)
             stage.desk.requests.record_abort(world, run_id, "olga", "enough")
-            ended = await service(stage).abort(world, run_id, "paul", "mine")
+            ended = await stage.applies.abort(world, run_id, "paul", "mine")
             assert "aborted by olga: enough" in ended.reason
             entries = SqlAudit(stage.stores.database).page(world, 0, 1000).entries
             asked = [entry.actor for entry in entries if entry.action == "apply.abort_requested"]

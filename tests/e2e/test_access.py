@@ -94,13 +94,8 @@ class Place:
         )
 
     def grant(self, **grants: str) -> str:
-        return self.owner.create_token(
-            TokenRequest(
-                subject="tester",
-                grants={name.replace("every", "*"): Role(role) for name, role in grants.items()},
-                expires_in_s=600,
-            )
-        ).token
+        named = {name.replace("every", "*"): Role(role) for name, role in grants.items()}
+        return self.machine.issue("tester", named).token
 
     def content(self) -> str:
         """What all stores hold, the register of tokens and rights apart."""
@@ -177,6 +172,8 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         session_id="none",
         token_id="none",
         topic=f"{HOME}.backtest.none",
+        name="nobody",
+        change_id="change-none",
         run_id="run-1",
     )
     bodies: dict[tuple[str, str], Any] = {
@@ -198,6 +195,7 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         ("POST", "/queues/{topic}/messages"): {"messages": [{"key": "k", "ts": 0, "values": {}}]},
         ("POST", "/events/subscribe"): {"world_id": HOME},
         ("POST", "/tokens"): {"subject": "x", "grants": {HOME: "reader"}},
+        ("POST", "/principals"): {"name": "x"},
     }
     asked = {
         "/queues/by_tag": {"tags": "a", "interval": "1d", "world_id": HOME},
@@ -233,9 +231,7 @@ def tampered(place: Place) -> str:
 
 
 def revoked(place: Place) -> str:
-    created = place.owner.create_token(
-        TokenRequest(subject="gone", grants={"*": Role.OWNER}, expires_in_s=600)
-    )
+    created = place.machine.issue("gone", {"*": Role.OWNER})
     place.owner.revoke_token(created.info.token_id)
     return created.token
 
@@ -405,7 +401,7 @@ def test_a_session_is_of_the_actor_who_opened_it(place: Place) -> None:
     wanted = SessionOpen(world_id=HOME, strategy_id="strategy:x", runner="r")
     opened = sessions.open(wanted, "n", "dryrun", "tester")
     mine, operator = place.grant(home="author"), place.grant(home="operator")
-    eve = place.owner.create_token(TokenRequest(subject="eve", grants={HOME: Role.AUTHOR})).token
+    eve = place.machine.issue("eve", {HOME: Role.AUTHOR}).token
 
     def call(token: str, method: str, path: str, secret: str = "") -> httpx.Response:
         body = {"heartbeat": {}, "ack": {"sequence": 1}}.get(path)
@@ -475,9 +471,7 @@ def stream_claims(place: Place, **changes: Any) -> dict[str, Any]:
 
 
 def revoked_stream(place: Place) -> str:
-    created = place.owner.create_token(
-        TokenRequest(subject="gone", grants={HOME: Role.READER}, expires_in_s=600)
-    )
+    created = place.machine.issue("gone", {HOME: Role.READER})
     with GatewayClient(place.machine.url, created.token) as client:
         token = client.subscribe(Subscribe(world_id=HOME)).token
     place.owner.revoke_token(created.info.token_id)
@@ -556,9 +550,7 @@ def test_a_position_in_a_topic_that_the_token_is_not_for_closes_the_socket(place
 def test_a_stream_ends_with_its_token_and_with_the_one_that_it_was_got_with(place: Place) -> None:
     soon = place.signed(stream_claims(place, exp=time.time() + 1.5))
     assert closed_after(place, {"type": "hello", "token": soon}) == (1008, "E_TOKEN_EXPIRED")
-    created = place.owner.create_token(
-        TokenRequest(subject="brief", grants={HOME: Role.READER}, expires_in_s=600)
-    )
+    created = place.machine.issue("brief", {HOME: Role.READER})
     with GatewayClient(place.machine.url, created.token) as client:
         subscription = client.subscribe(Subscribe(world_id=HOME))
     with connect(subscription.stream_url, proxy=None) as socket, pytest.raises(ConnectionClosed) as caught:
@@ -624,12 +616,35 @@ def test_secrets_lie_in_files_that_only_their_owner_reads(place: Place) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
+def test_only_an_owner_registers_people_and_issues_tokens_to_others(place: Place) -> None:
+    with GatewayClient(place.machine.url, place.grant(every="operator")) as operator:
+        before = (place.content(), place.owner.principals())
+        for call in (
+            lambda: operator.add_principal("mallory"),
+            lambda: operator.disable_principal("ana"),
+            lambda: operator.create_token(TokenRequest(subject="ana", grants={HOME: Role.READER})),
+            lambda: operator.create_token(TokenRequest(subject="tester", grants={"*": Role.OWNER})),
+        ):
+            with pytest.raises(QmtlError) as caught:
+                call()
+            assert caught.value.code in ("E_ROLE", "E_GRANT", "E_WORLD_FORBIDDEN")
+        assert (place.content(), place.owner.principals()) == before
+        renewed = operator.create_token(TokenRequest(subject="tester", grants={"*": Role.OPERATOR}))
+        assert (renewed.info.created_by, renewed.info.issuers[-1:]) == ("tester", ("registrar",))
+        place.owner.revoke_token(renewed.info.token_id)
+    for name in ("system", "apply", "Venue"):
+        with pytest.raises(QmtlError, match="E_PRINCIPAL_RESERVED"):
+            place.owner.add_principal(name)
+    with pytest.raises(QmtlError, match="E_PRINCIPAL_UNKNOWN"):
+        place.owner.create_token(TokenRequest(subject="nobody", grants={HOME: Role.READER}))
+
+
 def test_no_one_grants_more_than_they_have(place: Place) -> None:
     with GatewayClient(place.machine.url, place.grant(home="operator")) as operator:
-        assert operator.create_token(TokenRequest(subject="a", grants={HOME: Role.OPERATOR})).token
+        assert operator.create_token(TokenRequest(subject="tester", grants={HOME: Role.OPERATOR})).token
         for grants in ({HOME: Role.OWNER}, {OTHER: Role.READER}, {"*": Role.READER}):
             with pytest.raises(QmtlError) as caught:
-                operator.create_token(TokenRequest(subject="a", grants=grants))
+                operator.create_token(TokenRequest(subject="tester", grants=grants))
             assert caught.value.code == "E_GRANT"
         owners = next(
             item
@@ -674,7 +689,7 @@ def test_live_needs_the_header_besides_the_role_and_never_instead_of_it(place: P
 def test_the_audit_trail_names_who_did_it(place: Place) -> None:
     with GatewayClient(
         place.machine.url,
-        place.owner.create_token(TokenRequest(subject="alice", grants={"*": Role.OPERATOR})).token,
+        place.machine.issue("alice", {"*": Role.OPERATOR}).token,
     ) as alice:
         alice.create_world(world("by_alice"), POLICY)
     database = place.machine.database()
@@ -734,7 +749,7 @@ def test_ten_thousand_subscriptions_by_one_caller_meet_the_limit_and_others_do_n
         machine.start_gateway()
         with machine.client() as client:
             client.create_world(world(HOME), POLICY)
-            other = client.create_token(TokenRequest(subject="other", grants={HOME: Role.READER})).token
+            other = machine.issue("other", {HOME: Role.READER}).token
         answers = {200: 0, 429: 0}
         connection = http.client.HTTPConnection("127.0.0.1", machine.port, timeout=30)
 

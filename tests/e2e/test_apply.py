@@ -196,7 +196,7 @@ def test_what_can_t_be_applied_is_refused_before_anything_changes(stage: ApplySc
         ]
 
     before = content()
-    author = person(stage.machine, stage.client, "arthur", Role.AUTHOR)
+    author = person(stage.machine, "arthur", Role.AUTHOR)
     run = stage.ask().run_id
     waiting = stage.at(run, "approval")
     refusals = [

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,8 @@ from activities.messages.promotion import PromotionInput
 from benchmarks.submit import submission
 from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
-from temporal.applies import ApplyService
 from tests.support.author import Author
-from tests.support.desk import policy
+from tests.support.desk import Desk, policy
 from tests.support.served import Served, served, until
 from workflows.apply import ApplyWorkflow
 from workflows.ids import apply_id, evaluation_id, submission_id
@@ -34,103 +34,142 @@ def mode_of(stage: Served) -> str:
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize(
-    ("step", "outcome"),
-    [
-        ("apply_plan", ABORTED),
-        ("read_approvals", ABORTED),
-        ("freeze_world", ABORTED),
-        ("drain_world", ABORTED),
-        ("switch_world", COMPLETED),
-        ("unfreeze_world", COMPLETED),
-        ("conclude_apply", COMPLETED),
-    ],
-)
-def test_cancelled_at_a_step(tmp_path: Path, step: str, outcome: tuple[str, str, str], done: bool) -> None:
+def test_an_apply_that_is_cancelled_at_a_step_is_aborted_unless_it_switches(
+    tmp_path: Path, done: bool
+) -> None:
     async def run() -> None:
         async with served(tmp_path) as stage:
-            world = stage.desk.world
-            run_id = stage.desk.request("dryrun")
-            stage.desk.approvals.record(world, run_id, "ana", "approve", ApprovalBody())
-            command = ApplyInput(store_id=stage.store_id, world_id=world, run_id=run_id)
-            reached = asyncio.Event()
-            cancelled = asyncio.Event()
-
-            async def hold() -> None:
-                reached.set()
-                await cancelled.wait()
-
-            (stage.hooks.after if done else stage.hooks.before)[step] = hold
-            handle = await stage.client.start_workflow(
-                ApplyWorkflow.run, command, **apply_options(world, run_id, "t", 1)
-            )
-            await asyncio.wait_for(reached.wait(), 20)
-            await handle.cancel()
-
-            async def recorded() -> bool:
-                kind = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED
-                history = await handle.fetch_history()
-                position = [event.event_type for event in history.events]
-                if kind not in position:
-                    return False
-                later = position[position.index(kind) :]
-                return EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED in later
-
-            await until(recorded, "cancellation that the workflow has seen")
-            cancelled.set()
-            ended = await asyncio.wait_for(handle.result(), 30)
-            mode = mode_of(stage)
-            assert (ended.outcome, ended.reason, mode) == outcome
-            assert stage.desk.requests.find(world, run_id).outcome == outcome[0]
-            assert stage.desk.fence_row().state == "open"
-            with pytest.raises(QmtlError, match="neither halted nor frozen"):  # nothing is left to resume
-                stage.desk.steps.resume(world, "olga", "check")
+            for step, outcome in CANCELLED.items():
+                await cancelled_at(of_its_own(stage, step), step, outcome, done)
 
     asyncio.run(run())
+
+
+CANCELLED = {
+    "apply_plan": ABORTED,
+    "read_approvals": ABORTED,
+    "freeze_world": ABORTED,
+    "drain_world": ABORTED,
+    "switch_world": COMPLETED,
+    "unfreeze_world": COMPLETED,
+    "conclude_apply": COMPLETED,
+}
+
+
+def of_its_own(stage: Served, world: str) -> Served:
+    """The same stores and server with another world."""
+    stage.hooks.before.clear()
+    stage.hooks.after.clear()
+    return replace(stage, desk=Desk(stage.stores.database, world))
+
+
+async def cancelled_at(stage: Served, step: str, outcome: tuple[str, str, str], done: bool) -> None:
+    world = stage.desk.world
+    run_id = stage.desk.request("dryrun")
+    stage.desk.approvals.record(world, run_id, "ana", "approve", ApprovalBody())
+    command = ApplyInput(store_id=stage.store_id, world_id=world, run_id=run_id)
+    reached = asyncio.Event()
+    cancelled = asyncio.Event()
+
+    async def hold() -> None:
+        reached.set()
+        await cancelled.wait()
+
+    (stage.hooks.after if done else stage.hooks.before)[step] = hold
+    handle = await stage.client.start_workflow(
+        ApplyWorkflow.run, command, **apply_options(world, run_id, "t", 1)
+    )
+    await asyncio.wait_for(reached.wait(), 20)
+    await handle.cancel()
+
+    async def recorded() -> bool:
+        kind = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED
+        history = await handle.fetch_history()
+        position = [event.event_type for event in history.events]
+        if kind not in position:
+            return False
+        later = position[position.index(kind) :]
+        return EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED in later
+
+    await until(recorded, "cancellation that the workflow has seen")
+    cancelled.set()
+    ended = await asyncio.wait_for(handle.result(), 30)
+    mode = mode_of(stage)
+    assert (step, ended.outcome, ended.reason, mode) == (step, *outcome)
+    assert stage.desk.requests.find(world, run_id).outcome == outcome[0]
+    assert stage.desk.fence_row().state == "open"
+    with pytest.raises(QmtlError, match="neither halted nor frozen"):  # nothing is left to resume
+        stage.desk.steps.resume(world, "olga", "check")
+
+
+ROLLED_BACK = ("rolled_back", "validate", "open")
+FROZEN = ("frozen", "validate", "frozen")
+SWITCHED = ("frozen", "paper", "frozen")
+DONE = ("completed", "paper", "open")
+
+
+TERMINATED = {  # before and after the step is done
+    "apply_plan": (ROLLED_BACK, ROLLED_BACK),
+    "read_approvals": (ROLLED_BACK, ROLLED_BACK),
+    "freeze_world": (ROLLED_BACK, FROZEN),
+    "drain_world": (FROZEN, FROZEN),
+    "switch_world": (FROZEN, SWITCHED),
+    "unfreeze_world": (SWITCHED, DONE),
+    "await_acks": (DONE, DONE),
+    "conclude_apply": (DONE, DONE),
+}
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
-def test_an_apply_terminated_at_any_step_is_carried_out_by_the_next_recovery(
-    tmp_path: Path, done: bool
-) -> None:
-    """A Gateway recovers every few seconds: no command is needed."""
+def test_an_apply_that_was_terminated_ends_where_it_stood(tmp_path: Path, done: bool) -> None:
+    """Recovery started it again with its votes, and an approval that came later took it live."""
 
     async def run() -> None:
         async with served(tmp_path) as stage:
-            stores, world = stage.stores, stage.desk.world
-            service = ApplyService(stage.client, stage.store_id, stores.apply_requests, stores.approvals)
-            steps = ("apply_plan", "read_approvals", "freeze_world", "drain_world", "switch_world")
-            targets = ("dryrun", None) * 4
-            for step, to in zip(
-                (*steps, "unfreeze_world", "await_acks", "conclude_apply"), targets, strict=True
-            ):
-                found = None if to else stage.desk.requests.newest(world, 1)[0].run_id
-                run_id = stage.desk.request(to, rollback_of=found) if found else stage.desk.request(to)
-                if stage.desk.requests.find(world, run_id).plan.approval.required:
-                    stage.desk.approvals.record(world, run_id, "ana", "approve", ApprovalBody())
-                await terminate_at(stage, service, run_id, step, done)
-                await service.recover()
-                ended = await service.ended(world, run_id)
-                assert (step, ended.outcome, stage.desk.fence_row().state) == (step, "completed", "open")
+            for step, expected in TERMINATED.items():
+                await terminated_at(of_its_own(stage, step), step, expected[done], done)
 
     asyncio.run(run())
 
 
-async def terminate_at(stage: Served, service: ApplyService, run_id: str, step: str, done: bool) -> None:
-    """Start an apply, and terminate its workflow before or after one of its activities."""
+async def terminated_at(stage: Served, step: str, expected: tuple[str, str, str], done: bool) -> None:
+    desk, world = stage.desk, stage.desk.world
+    run_id = desk.request("dryrun")
+    desk.approvals.record(world, run_id, "ana", "approve", ApprovalBody())
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:
         reached.set()
         await go_on.wait()
 
-    hooks = stage.hooks.after if done else stage.hooks.before
-    hooks[step] = hold
-    await service.start(stage.desk.world, run_id)
+    (stage.hooks.after if done else stage.hooks.before)[step] = hold
+    await stage.applies.start(world, run_id)
     await asyncio.wait_for(reached.wait(), 60)
-    await stage.client.get_workflow_handle(apply_id(stage.desk.world)).terminate("by hand")
-    del hooks[step]
+    await stage.client.get_workflow_handle(apply_id(world)).terminate("by hand")
+
+    def state() -> tuple[str, str | None, str, str]:
+        fence = desk.fence_row().state
+        outcome = desk.requests.find(world, run_id).outcome
+        return step, outcome, mode_of(stage), "frozen" if fence == "draining" else fence
+
+    await stage.applies.recover()
+    assert state() == (step, *expected)
     go_on.set()
+    for late in ("freeze", "drain", "switch", "unfreeze"):  # under way when the workflow ended
+        with contextlib.suppress(QmtlError):
+            getattr(desk.steps, late)(world, run_id)
+    assert state() == (step, *expected)
+    if expected[2] == "frozen":
+        assert "terminated in Temporal" in desk.requests.find(world, run_id).reason
+        desk.steps.resume(world, "olga", "checked")
+    assert state()[2:] == (expected[1], "open")
+    if expected[1] == "validate":
+        again = desk.request("dryrun")
+        desk.approvals.record(world, again, "ana", "approve", ApprovalBody())
+        stage.hooks.before.clear()
+        stage.hooks.after.clear()
+        await stage.applies.recover()
+        assert (await stage.applies.ended(world, again)).outcome == "completed"
 
 
 @pytest.mark.parametrize("end", ["cancel", "terminate"])

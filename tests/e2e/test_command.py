@@ -102,7 +102,8 @@ def test_ones_own_strategy_over_ones_own_file(person: Person) -> None:
             {"qmtl.yml": "profile: prod"},
             ["config", "validate", "--target", "all"],
             1,
-            "profile prod lacks gateway.database_backend: postgres, gateway.database_dsn, temporal.address",
+            "profile prod lacks gateway.database_backend: postgres, gateway.database_dsn, temporal.address, "
+            "events.bus",
         ),
         (
             {"qmtl.yml": "orders: { live_broker: papr }"},

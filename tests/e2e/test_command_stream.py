@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from qmtl_sdk import Runner
-from qmtl_sdk.contracts.access import Role, TokenRequest
+from qmtl_sdk.contracts.access import Role
 from tests.support import ROOT
 from tests.support.command import Person
 from tests.support.machine import Machine, wait_for
@@ -46,6 +46,7 @@ def paper(machine: Machine, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_a_token_is_made_used_listed_and_taken_back(person: Person, machine: Machine) -> None:
+    assert "registered: alice" in person.types("principal", "add", "alice").stdout
     made = person.reads(
         "token", "create", "alice", "--role", "author", "--world", "equities", "--expires", "12h"
     )
@@ -66,6 +67,10 @@ def test_a_token_is_made_used_listed_and_taken_back(person: Person, machine: Mac
     refused = alice.types("world", "list")
     assert (refused.returncode, "has been revoked" in refused.stderr) == (1, True)
     assert "revoked" in person.types("token", "list").stdout
+    assert person.types("principal", "disable", "alice").stdout.startswith("disabled: alice")
+    again = person.types("token", "create", "alice")
+    assert (again.returncode, "alice was disabled by" in again.stderr) == (1, True)
+    assert "disabled by" in person.types("principal", "list").stdout
     assert "a new key signs" in person.types("token", "rotate", "--overlap", "30d").stdout
     assert person.types("world", "list").returncode == 0
 
@@ -74,7 +79,10 @@ def test_a_token_is_made_used_listed_and_taken_back(person: Person, machine: Mac
     ("words", "said"),
     [
         (("token", "create", "bob", "--role", "king"), "king"),
-        (("token", "create", "bob", "--role", "owner"), "can't grant more than they have"),
+        (("token", "create", "bob"), "an owner registers it: qmtl principal add bob"),
+        (("principal", "add", "Relay"), "a name under which QMTL itself acts"),
+        (("principal", "add", "bob bobson"), "name"),
+        (("principal", "disable", "nobody"), "nobody is not registered"),
         (("token", "create", "bob bobson"), "subject"),
         (("token", "create", "bob", "--expires", "soon"), "is not a duration"),
         (("token", "create", "bob", "--expires", "9000d"), "expires_in_s"),
@@ -171,7 +179,7 @@ def test_no_run_only_has_it_judged(person: Person, paper: str) -> None:
 
 def test_watch_prints_what_happens_as_a_person_would_say_it(machine: Machine, paper: str) -> None:
     watching = [
-        command(machine, "world", "watch", paper, "-n", "12"),
+        command(machine, "world", "watch", paper, "-n", "9"),
         command(machine, "world", "watch", paper, "-n", "1", "-t", "policy", "-o", "json"),
     ]
     assert watching[0].stderr is not None
@@ -212,7 +220,7 @@ def test_watch_names_strategies_and_says_why_a_world_is_halted(machine: Machine,
 
 def test_watch_ends_when_its_token_is_revoked(machine: Machine, paper: str) -> None:
     with machine.client() as client:
-        made = client.create_token(TokenRequest(subject="visitor", grants={paper: Role.READER}))
+        made = machine.issue("visitor", {paper: Role.READER})
         watching = command(machine, "world", "watch", paper, QMTL_GATEWAY__TOKEN=made.token)
         assert watching.stderr is not None
         watching.stderr.readline()

@@ -13,7 +13,6 @@ with workflow.unsafe.imports_passed_through():
     from activities.messages.evaluation import EvaluationInput, EvaluationRequest
     from activities.messages.promotion import EndPromotion, PromotionInput
     from qmtl_sdk.contracts.applies import ApprovalBody
-    from temporal.applies import ApplyService
     from temporal.submissions import SubmissionService
     from tests.support.desk import policy
     from tests.support.served import Served, served, until
@@ -256,22 +255,19 @@ def test_an_abort_that_comes_while_an_apply_crosses_runs_ends_it(tmp_path: Path)
             command = ApplyInput(store_id=stage.store_id, world_id=world, run_id=run_id)
             await stage.client.start_workflow(ApplyWorkflow.run, command, **options)
             handle = stage.client.get_workflow_handle_for(ApplyWorkflow.run, apply_id(world))
-            service = ApplyService(
-                stage.client, stage.store_id, stage.stores.apply_requests, stage.stores.approvals
-            )
             signals = [
                 handle.signal(ApplyWorkflow.approve, ApprovalSignal(run_id=run_id, actor="ana"))
                 for _ in range(40)
             ]
             _, answer = await asyncio.gather(
                 asyncio.gather(*signals, return_exceptions=True),  # those after the end are refused
-                service.abort(world, run_id, "olga", "enough"),
+                stage.applies.abort(world, run_id, "olga", "enough"),
                 return_exceptions=True,
             )
             # Where the runs change for too long, the person is told that the abort is recorded.
             assert not isinstance(answer, BaseException) or "E_RECORDED" in str(answer)
             async with asyncio.timeout(60):
-                while not (ended := await service.ended(world, run_id)).outcome:
+                while not (ended := await stage.applies.ended(world, run_id)).outcome:
                     await asyncio.sleep(0.1)
             assert ended.outcome == "rolled_back"
             assert "aborted by olga: enough" in ended.reason

@@ -107,6 +107,7 @@ def record(home: Path, url: str, process: psutil.Process | None = None, off_s: f
         {"QMTL_HOM": "of another program", "QMTL_GATEWAY__RATE_PER_S": "1", "QMTL_ORDERS__LIVE_BROKER": "x"},
         {"QMTL_GATEWAY__URL": "", "QMTL_GATEWAY__TOKEN": ""},
         {"QMTL_GATEWAY__URL": "https://variable/qmtl/", "QMTL_GATEWAY__TOKEN": "t", "QMTL_HOME": "x"},
+        {"QMTL_GATEWAY_PORT": "tcp://10.0.0.1:8000", "QMTL_GATEWAY_SERVICE_HOST": "10.0.0.1"},  # Kubernetes'
     ],
 )
 def test_gateway_and_token_are_those_of_the_command(
@@ -128,6 +129,7 @@ def test_gateway_and_token_are_those_of_the_command(
         {"QMTL_GATWAY__URL": "http://variable:2"},
         {"QMTL_GATEWAY__UR": "http://variable:2"},
         {"QMTL_GATEWAY_URL": "http://variable:2"},
+        {"QMTL_GATEWAY_PORT": "8001"},
         {"QMTL_GATEWAY__URL": "http://variable:2\n"},
         {"QMTL_GATEWAY__URL": "http://variable:2/with a space"},
         {"QMTL_CONFIG": "missing.yml"},

@@ -3,6 +3,7 @@
 import getpass
 import select
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from qmtl_sdk.contracts.access import Role, TokenRequest
+from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import CODES
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.reports.artifact import encode
@@ -206,9 +207,20 @@ def test_a_policy_that_does_not_parse_is_refused_and_the_default_stays(
         (
             {
                 "world": "x1",
-                "data": {"presets": [{**world()["data"]["presets"][0], "path": "/nowhere.parquet"}]},
+                "data": {
+                    "presets": [
+                        {**world()["data"]["presets"][0], "path": f"{tempfile.gettempdir()}/none.csv"}
+                    ]
+                },
             },
             "E_DATA_NOT_FOUND",
+        ),  # type: ignore[index]
+        (
+            {
+                "world": "x1",
+                "data": {"presets": [{**world()["data"]["presets"][0], "path": "/etc/passwd"}]},
+            },
+            "E_DATA_FORBIDDEN",
         ),  # type: ignore[index]
         (
             {"world": "x2", "data": {"presets": [{**world()["data"]["presets"][0], "calendar": "XNYSE"}]}},
@@ -324,9 +336,7 @@ def test_a_lease_is_of_the_actor_to_whom_it_was_granted(machine: Machine, http: 
     }
     ack = http.post("/strategies", json=found).json()
     lease = ack["lease"]["lease_id"]
-    with machine.client() as owner:
-        grants = {"equities": Role.AUTHOR}
-        token = owner.create_token(TokenRequest(subject="eve", grants=grants)).token
+    token = machine.issue("eve", {"equities": Role.AUTHOR}).token
     failure = {"code": "E_COMPUTE_FAILED", "message": "no", "final": True}
     with httpx.Client(
         base_url=machine.url, headers={"authorization": f"Bearer {token}"}, timeout=30, trust_env=False

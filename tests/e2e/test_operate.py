@@ -85,25 +85,25 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
         says("apply", world, "--to", "dryrun", "--reason", "it is good", "-o", "json")
     )
     run = asked["run_id"]
-    assert "another person approves it" in refused("approve", world, run)
+    assert "another person approves it" in refused("approve", "--yes", world, run)
     assert "waits for 1 more approval" in says("applies", world)
-    approved = says("approve", world, run, "--as", "ana", "--reason", "I agree")
+    approved = says("approve", "--yes", world, run, "--as", "ana", "--reason", "I agree")
     assert f"{run}: completed" in approved
     assert "ana approved: I agree" in approved
-    assert "E_APPLY_ENDED" in refused("approve", world, run, "--as", "ben")
-    assert "there is no token carl" in refused("approve", world, run, "--as", "carl")
+    assert "E_APPLY_ENDED" in refused("approve", "--yes", world, run, "--as", "ben")
+    assert "there is no token carl" in refused("approve", "--yes", world, run, "--as", "carl")
 
     assert "E_LIVE_HEADER" in refused("apply", world, "--to", "live")
     live = json.loads(says("apply", world, "--to", "live", "--live", "-o", "json"))["run_id"]
-    assert "waits for 1 more" in says("approve", world, live, "--as", "ana", "--live")
+    assert "waits for 1 more" in says("approve", "--yes", world, live, "--as", "ana", "--live")
     assert "rolled_back: rejected by ben: too early" in says(
         "reject", world, live, "--as", "ben", "--reason", "too early"
     )
     live = json.loads(says("apply", world, "--to", "live", "--live", "-o", "json"))["run_id"]
     assert "aborted by" in says("abort", world, live)
     live = json.loads(says("apply", world, "--to", "live", "--live", "-o", "json"))["run_id"]
-    says("approve", world, live, "--as", "ana", "--live")
-    assert "completed" in says("approve", world, live, "--as", "ben", "--live")
+    says("approve", "--yes", world, live, "--as", "ana", "--live")
+    assert "completed" in says("approve", "--yes", world, live, "--as", "ben", "--live")
     assert "edge from backtest to live open" in says("status", world)
     assert "sum of the weights by stage: live 1 (shares" in says("status", world)
 
@@ -175,7 +175,7 @@ def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> No
             "apply_run"
         ]
         assert "abort that, and the promotion ends with it" in types(1, "promote", world, "Trend", "--end")
-        assert f"{run}: completed" in types(0, "approve", world, run, "--as", "ana")
+        assert f"{run}: completed" in types(0, "approve", "--yes", world, run, "--as", "ana")
         wait_for(
             lambda: stage.client.promotion(world, stage.strategy).outcome == "completed",
             "end of the promotion",
@@ -198,7 +198,7 @@ def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> No
         stage.close()
 
 
-def test_a_cache_hit_from_another_context_halts_the_world_once(machine: Machine) -> None:
+def test_a_cache_hit_from_another_context_halts_its_strategy_once(machine: Machine) -> None:
     stage = ApplyScenario(machine, "hits")
     client, world = stage.client, stage.world
     try:
@@ -214,13 +214,14 @@ def test_a_cache_hit_from_another_context_halts_the_world_once(machine: Machine)
 
         assert refusal(key, "blake3:nobody's") == "E_BODY_INVALID"
         assert refusal(SessionKey(grant.session_id), first) == "E_SESSION_HOLDER"
-        assert client.fence(world).halted == ""
         client.session_heartbeat(key, SessionHeartbeat(cross_context_hits=(first,)))
-        assert "cache hit from another context" in client.fence(world).halted
-        client.resume(world, "looked at it")
+        (halt,) = client.fence(world).strategy_halts
+        assert "cache hit from another context" in halt.reason
+        assert client.fence(world).halted == "", "no author halts a world"
+        client.resume(world, "looked at it", stage.strategy)
         client.session_heartbeat(key, SessionHeartbeat(cross_context_hits=(first,)))
         client.end_session(key, "over")
         assert refusal(key, second) == "E_SESSION_LOST"
-        assert client.fence(world).halted == ""
+        assert client.fence(world).strategy_halts == ()
     finally:
         stage.close()

@@ -13,7 +13,7 @@ import httpx
 import jwt
 import pytest
 
-from qmtl_sdk.contracts.access import Role, TokenRequest
+from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.orders import OrderVerdicts
 from qmtl_sdk.contracts.sessions import SESSION_HEADER
 from qmtl_sdk.runtime.client import GatewayClient
@@ -35,8 +35,7 @@ class Place:
         self.good = self.grant(**{desk.world: "author"})
 
     def grant(self, **grants: str) -> str:
-        request = TokenRequest(subject="ana", grants={name: Role(role) for name, role in grants.items()})
-        token = self.owner.create_token(request).token
+        token = self.machine.issue("ana", {name: Role(role) for name, role in grants.items()}).token
         self.knows(token)
         return token
 

@@ -49,7 +49,7 @@ def test_what_is_recorded_says_so_and_how_to_take_it_back(own_machine: Machine, 
     said = types(
         5,
         "the approval of run-0 is recorded; it counts when Temporal is back",
-        *["world", "approve", "equities", "run-0", "--as", "ana"],
+        *["world", "approve", "--yes", "equities", "run-0", "--as", "ana"],
     )
     assert "qmtl world abort equities run-0 takes the apply back" in said
     said = types(5, "the abort of run-0 is recorded", *["world", "abort", "equities", "run-0"])

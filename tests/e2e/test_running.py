@@ -17,8 +17,10 @@ import pytest
 
 from qmtl_sdk import CacheView, Node, QmtlError, Runner, Strategy, StreamInput, SubmitResult
 from qmtl_sdk.compute.live import OutputRow
-from qmtl_sdk.contracts.access import Role, TokenRequest
+from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.identity import compute_key
+from qmtl_sdk.contracts.sessions import QueueMessage, SessionOpen, message_key
 from qmtl_sdk.data.bars import iso
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import GatewaySettings
@@ -151,13 +153,71 @@ def test_rows_go_to_their_queues_once_whatever_is_sent_twice(
         Trend, world=home, config=machine.config, as_of=begin
     )  # goes over the same bars again
     wait_for(lambda: len(client.queue_read(topic, 0).messages) > len(seen), "more messages")
+    session = SessionKey.of(running(again).grant)
+    assert client.queue_append(topic, client.queue_read(topic, 0).messages[:5], session) == 0
     Runner.shutdown(again)
     messages = client.queue_read(topic, 0).messages
     assert len({message.ts for message in messages}) == len(messages), "a bar was added twice"
     assert [message.ts for message in messages] == sorted(message.ts for message in messages)
-    assert client.queue_append(topic, messages[:5]) == 0
     key = messages[0].key
     assert key.startswith(f"{node.node_id}:86400:{messages[0].ts // 10**9}#ck=blake3:")
+
+
+def test_a_queue_is_of_whoever_runs_its_node_in_its_domain(
+    machine: Machine, client: GatewayClient, home: str
+) -> None:
+    """Any author wrote, and any reader read, any queue of the world, in any domain."""
+    make(client, home)
+    result = Runner.submit(Trend, world=home, config=machine.config, as_of="2017-06-30")
+    other = Runner.submit(Trend("KO", 19), world=home, config=machine.config, as_of="2017-06-30", run=False)
+    mine = running(result)
+    node = next(node for node in mine.build.nodes if node.label.startswith("above"))
+    target, session = mine.grant.queue_map[node.node_id], SessionKey.of(mine.grant)
+    others = machine.issue("eve", {home: Role.AUTHOR}).token
+    ts = 10**9 * 86_400
+    good = message_key(node.node_id, 86_400, ts // 10**9, target.compute_key, "window")
+    backtest = target.topic.replace(f"{home}.dryrun.", f"{home}.backtest.")
+    opened = client.open_session(SessionOpen(world_id=home, strategy_id=other.strategy_id, runner="another"))
+    (foreign, *_) = {item.topic for item in opened.queue_map.values()} - {
+        item.topic for item in mine.grant.queue_map.values()
+    }
+
+    def refused(who: GatewayClient, topic: str, key: str, session: SessionKey) -> str:
+        with pytest.raises(QmtlError) as caught:
+            who.queue_append(topic, [QueueMessage(key=key, ts=ts, values={})], session)
+        return caught.value.code
+
+    try:
+        wait_for(lambda: client.queue_read(target.topic, 0).messages, "messages")
+        before = len(client.queue_read(target.topic, 0).messages)
+        with GatewayClient(machine.url, others) as eve:
+            for key in (SessionKey(""), SessionKey("nothing")):
+                assert refused(eve, target.topic, good, key) == "E_SESSION_UNKNOWN"
+            for key in (session, SessionKey(session.session_id, "guess")):
+                assert refused(eve, target.topic, good, key) == "E_SESSION_HOLDER"
+            with pytest.raises(QmtlError, match="E_SESSION_HOLDER"):
+                eve.queue_read(target.topic, 0, session=session)
+            with pytest.raises(QmtlError, match="E_SESSION_UNKNOWN"):
+                eve.queue_read(target.topic, 0)
+        assert client.queue_read(target.topic, 0, session=session).messages
+        for topic in (backtest, foreign):
+            assert refused(client, topic, good, session) == "E_QUEUE_FORBIDDEN"
+        with pytest.raises(QmtlError, match="E_QUEUE_FORBIDDEN"):
+            client.queue_read(backtest, 0, session=session)
+        live = compute_key(node.node_id, home, "live", "", "")
+        for wrong in (
+            message_key(node.node_id, 86_400, ts // 10**9, live, "window"),
+            message_key(node.node_id, 86_400, ts // 10**9 + 86_400, target.compute_key, "window"),
+            message_key("blake3:another", 86_400, ts // 10**9, target.compute_key, "window"),
+            good.removesuffix("window"),
+            "k",
+        ):
+            assert refused(client, target.topic, wrong, session) == "E_QUEUE_KEY"
+        assert all(message.ts != ts for message in client.queue_read(target.topic, before - 1).messages)
+        assert client.queue_append(target.topic, [QueueMessage(key=good, ts=ts, values={})], session) == 1
+    finally:
+        Runner.shutdown(result)
+    assert refused(client, target.topic, good, session) == "E_SESSION_LOST"
 
 
 def test_a_strategy_that_is_switched_off_closes_its_gate_and_computes_on(
@@ -452,7 +512,7 @@ def test_shadow_is_for_operators_has_its_own_namespace_and_no_orders(
     machine: Machine, client: GatewayClient, home: str
 ) -> None:
     hourly(client, home)
-    author = client.create_token(TokenRequest(subject="author", grants={home: Role.AUTHOR})).token
+    author = machine.issue("author", {home: Role.AUTHOR}).token
     config = machine.config.model_copy(update={"gateway": GatewaySettings(url=machine.url, token=author)})
     with pytest.raises(QmtlError) as caught:
         Runner.submit(Indicator("rsi", 14), world=home, config=config, shadow=True)

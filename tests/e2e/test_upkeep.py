@@ -34,7 +34,7 @@ def test_the_schedule_runs_upkeep_and_a_run_archives_and_drops(machine: Machine)
                 status.outcome.decision.effective_mode.replace("validate", "backtest"),
             )
         ).topic  # type: ignore[union-attr]
-        client.queue_append(topic, [QueueMessage(key="k", ts=1, values={"close": 1.0})])
+        queues.append(topic, (QueueMessage(key="k", ts=1, values={"close": 1.0}),))
 
         async def upkeep() -> tuple[timedelta, UpkeepDone]:
             temporal = await connect(machine.config.temporal)

@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 from sqlmodel import col, select
 
+from activities.decisions import sql as decisions
 from activities.decisions.candidate import HysteresisState
 from activities.decisions.store import DecisionInputs
+from activities.fence.activations import entry_hashes, stored_activations
+from activities.fence.state import locked_fence
+from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from activities.storage.transactions import RecordedChange
 from qmtl_sdk import QmtlError
-from qmtl_sdk.contracts.topic_state import state_hash
+from qmtl_sdk.contracts.topic_state import combined_hash, state_hash
 from tests.support.desk import Desk
 from tests.support.statements import statements
 
@@ -97,3 +101,27 @@ def test_hysteresis_states_are_written_together(database: Database) -> None:
         counts.append(len(found))
         assert len(desk.decisions.hysteresis_states("w")) == number
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)  # SQLite has one writer
+def test_a_halt_between_the_decision_and_the_fence_is_kept(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The activations that a decision changes are found before the fence is locked."""
+    desk = Desk(database, "w", strategies=2)
+    first, _ = desk.strategies
+
+    def halted_first(tx: Any, world_id: str) -> Any:
+        SqlStrategyHalts(database).halt(world_id, first, "olga", "a look")
+        return locked_fence(tx, world_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decisions, "locked_fence", halted_first)
+        desk.decide(weight=0.25)
+    halted, other = desk.fence.activations("w")
+    assert (halted.halted, other.halted) == (True, False)
+    assert (halted.weight, other.weight) == (0.25, 0.25)
+    with database.read() as session:
+        stored = stored_activations(session, "w")
+    assert desk.fence.activation_hash("w")[1] == combined_hash(entry_hashes(stored.values()))
+    assert max(item.sequence for item in stored.values()) == desk.fence.activation_hash("w")[0]

@@ -1,21 +1,24 @@
-"""A cache hit from another context halts the world once, however often it is reported."""
+"""A cache hit from another context halts its strategy once, however often it is reported."""
 
 from activities.fence.cache_hits import CacheHits, SqlCacheHits
+from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.storage.database import Database
 from tests.support.desk import Desk
 
 
-def test_a_hit_halts_the_world_once_and_again_only_for_another_node_or_session(database: Database) -> None:
+def test_a_hit_halts_its_strategy_once_and_again_only_for_another_node_or_session(database: Database) -> None:
     desk, store = Desk(database), SqlCacheHits(database)
+    halts = SqlStrategyHalts(database)
     strategy, first, second = desk.strategies[0], desk.session(), desk.session()
 
     def reported(session: str, *nodes: str) -> bool:
         new = store.halt(CacheHits(session, desk.world, strategy, nodes), "ana")
-        halted = desk.fence_row().halted
+        assert desk.fence_row().halted == "", "no author halts a world"
+        halted = desk.fence.status(desk.world).strategy_halts
         assert bool(halted) is new
-        if halted:
-            assert f"the session {session[:8]} of ana had a cache hit from another context" in halted
-            desk.steps.resume(desk.world, "olga", "looked at it")
+        for halt in halted:
+            assert f"the session {session[:8]} of ana had a cache hit from another context" in halt.reason
+            halts.resume(desk.world, strategy, "olga", "looked at it")
         return new
 
     assert reported(first, "a")
@@ -36,12 +39,12 @@ def test_hits_of_a_submission_are_counted_once_and_halt_nothing(database: Databa
     assert store.counts() == {desk.world: 2}
 
 
-def test_a_hit_in_a_world_that_is_halted_already_is_counted_and_keeps_the_first_reason(
+def test_a_hit_of_a_strategy_that_is_halted_already_is_counted_and_keeps_the_first_reason(
     database: Database,
 ) -> None:
     desk, store = Desk(database), SqlCacheHits(database)
-    desk.fence.halt(desk.world, "olga", "a look")
-    epoch = desk.epoch
-    assert store.halt(CacheHits(desk.session(), desk.world, desk.strategies[0], ("a",)), "ana")
-    assert (desk.fence_row().halted, desk.epoch) == ("olga: a look", epoch)
+    (strategy,) = desk.strategies
+    first = SqlStrategyHalts(database).halt(desk.world, strategy, "olga", "a look")
+    assert store.halt(CacheHits(desk.session(), desk.world, strategy, ("a",)), "ana")
+    assert desk.fence.status(desk.world).strategy_halts == (first,)
     assert store.counts() == {desk.world: 1}

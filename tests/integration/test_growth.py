@@ -51,6 +51,7 @@ def revoked(name: str, expires_at: str) -> TokenRow:
         subject="ana",
         grants="{}",
         created_by="olga",
+        issuers='["olga"]',
         created_at=BEFORE,
         expires_at=expires_at,
         revoked_at=BEFORE,

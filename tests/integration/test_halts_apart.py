@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
@@ -56,6 +57,7 @@ class Gateway:
     def __init__(self, database: Database, home: Path, per_s: float) -> None:
         self.desk = Desk(database)
         self.tokens = Tokens(KeyRing(home / "keys.json"), SqlTokenStore(database), database.store_id)
+        SqlPrincipalStore(database).add("olga", "x")
         self.token = self.tokens.issue(TokenRequest(subject="olga", grants={"*": Role.OPERATOR}), "x").token
         self.app = FastAPI()
         problems.install(self.app)

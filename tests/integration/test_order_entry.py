@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from starlette.datastructures import State
 from starlette.types import Message, Receive, Scope, Send
 
+from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore
 from activities.fence.acceptance import OrderAcceptance
 from activities.storage.database import Database
@@ -42,6 +43,7 @@ class Gateway:
         self.tokens = Tokens(KeyRing(home / "keys.json"), self.store, database.store_id)
         self.rate = RateLimit(1)
         self.acceptance = OrderAcceptance(database)
+        SqlPrincipalStore(database).add("ana", "olga")
         issued = self.tokens.issue(TokenRequest(subject="ana", grants={"w": Role.AUTHOR}), "olga")
         self.token = issued.token
         self.token_id = issued.info.token_id

@@ -1,12 +1,16 @@
 """What a plan asks for before anything leads to live."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 
+from activities.sessions.time_open import time_open
 from activities.storage.database import Database
 from activities.storage.sqlite import SqliteDatabase
+from activities.storage.tables import SessionRow
+from activities.storage.transactions import utc_text
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
 from qmtl_sdk.contracts.worlds import EdgeOverride
@@ -94,3 +98,46 @@ def test_a_rejection_that_is_repeated_after_the_apply_ended_gets_the_first_answe
     rejection = desk.approvals.record(desk.world, run, "ana", "reject", ApprovalBody(reason="doubts"))
     desk.steps.conclude(desk.world, run, "rejected", "by ana")
     assert desk.approvals.record(desk.world, run, "ana", "reject", ApprovalBody()) == rejection
+
+
+def test_only_time_with_a_session_counts_in_a_campaign_of_dryrun(database: Database) -> None:
+    """Five minutes in which nothing ran were "good in dryrun for 5m"."""
+    desk = Desk(database, found=policy(campaign={"dryrun": "1h"}))
+    desk.apply("dryrun")
+    (activation,) = desk.fence.activations(desk.world)
+    assert activation.stage_since is not None
+    began = activation.stage_since
+    with pytest.raises(QmtlError, match="it has run in dryrun for 0s of 1h, and no session runs it now"):
+        desk.request("live")
+    hours: list[tuple[float, float | None, float]] = [
+        (-1, 0.2, 5),  # opened before the stage began
+        (0.1, 0.3, 5),  # overlaps
+        (0.5, None, 0.6),  # its runner died
+        (0.9, None, 5),  # is open
+    ]
+    with database.write("test", bookkeeping=True) as tx:
+        for number, (opened, ended, expires) in enumerate(hours):
+            times = [None if at is None else began + timedelta(hours=at) for at in (opened, ended, expires)]
+            texts = [None if at is None else utc_text(at) for at in times]
+            tx.session.add(
+                SessionRow(
+                    session_id=f"s{number}",
+                    world_id=desk.world,
+                    strategy_id=desk.strategies[0],
+                    name="",
+                    actor="ana",
+                    secret_hash="",
+                    runner="r",
+                    host="",
+                    execution_domain="dryrun",
+                    opened_at=texts[0] or "",
+                    ended_at=texts[1],
+                    expires_at=texts[2] or "",
+                )
+            )
+    with database.read() as session:
+        found = time_open(
+            session, desk.world, desk.strategies[0], "dryrun", began, began + timedelta(hours=1)
+        )
+    assert found.seconds == pytest.approx(3600 * (0.3 + 0.1 + 0.1))
+    assert found.now

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore, TokenState
 from activities.storage.database import Database
 from api.auth.register import TokenRegister
@@ -43,12 +44,14 @@ class Slow(SqlTokenStore):
 def store(database: Database) -> Slow:
     slow, now = Slow(database), datetime.now(UTC)
     for name in ("ana", "ben"):
+        SqlPrincipalStore(database).add(name, "test")
         slow.add(
             TokenInfo(
                 token_id=name,
                 subject=name,
                 grants={EVERY_WORLD: Role.AUTHOR},
                 created_by="test",
+                issuers=("test",),
                 created_at=now,
                 expires_at=now + timedelta(days=1),
             )

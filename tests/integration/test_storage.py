@@ -87,8 +87,11 @@ def test_a_damaged_log_is_unavailable_and_no_fault_of_what_it_was_given(tmp_path
         file.write(b"\xff" * (size - PAGE))
     try:
         with pytest.raises(
-            QmtlError, match=r"the log log\.db can't be written: .*malformed.* \[E_UNAVAILABLE\]"
+            QmtlError, match=r"the log log\.db can't be read or written: .*malformed.* \[E_UNAVAILABLE\]"
         ):
             log.append([NewEntry("topic", "another", "subject", "{}")])
+        for read in (lambda: log.read("topic", 0, 10), lambda: log.newest("topic"), log.topics):
+            with pytest.raises(QmtlError, match="E_UNAVAILABLE"):
+                read()
     finally:
         log.close()

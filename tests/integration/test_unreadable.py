@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import text
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.storage.database import Database
 from qmtl_sdk.contracts.applies import ApprovalBody
@@ -29,6 +30,12 @@ class Temporal:
 
         return SimpleNamespace(signal=signal)
 
+    def get_workflow_handle(self, workflow_id: str) -> Any:
+        async def describe() -> None:
+            raise RPCError("no workflow", RPCStatusCode.NOT_FOUND, b"")
+
+        return SimpleNamespace(describe=describe)
+
 
 def change(database: Database, statement: str) -> None:
     with database.write("test", bookkeeping=True) as tx:
@@ -37,7 +44,7 @@ def change(database: Database, statement: str) -> None:
 
 def recovered(desk: Desk) -> Temporal:
     temporal = Temporal()
-    service = ApplyService(temporal, "store", desk.requests, desk.approvals)  # type: ignore[arg-type]
+    service = ApplyService(temporal, "store", desk.requests, desk.approvals, desk.steps)  # type: ignore[arg-type]
     asyncio.run(service.recover())
     return temporal
 

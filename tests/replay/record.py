@@ -88,6 +88,9 @@ def promotions(machine: Machine) -> None:
         stage.promotion("live")
         first = stage.asked().run_id
         stage.ana.approve(stage.world, first, ApprovalBody())
+        stage.waits("no session runs it now")
+        stage.run()
+        stage.promotion("live")
         stage.ana.approve(stage.world, stage.asked(first).run_id, ApprovalBody(), live=True)
         stage.ended()
         workflow = promotion_id(stage.world, stage.strategy)

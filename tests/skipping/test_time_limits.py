@@ -257,7 +257,7 @@ def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_
             server, tmp_path, policy(apply={"freeze_timeout_ms": 3_600_000, "drain_timeout_ms": 7_200_000})
         ) as stage:
             with stage.stores.database.write("test", bookkeeping=True) as tx:
-                tx.session.add(GatewayRow(gateway_id="gateway:mute", expires_at="9999"))
+                tx.session.add(GatewayRow(gateway_id="gateway:mute", started_at="", expires_at="9999"))
             handle = await stage.apply(stage.desk.request("dryrun"))
             run = await stage.agree()
 
@@ -317,11 +317,13 @@ def test_a_campaign_takes_its_windows(server: Path, tmp_path: Path) -> None:
             await waits("active in backtest for")
             assert stage.desk.requests.newest(stage.desk.world) == [], "29 days are not 30"
             await stage.passes(2 * DAY)
+            stage.desk.sessions.lease_s = 400.0 * 86_400
+            stage.desk.session(strategy)
             await stage.approve()
             assert stage.desk.fence.activations(stage.desk.world)[0].effective_mode == "paper"
-            await waits("active in dryrun for")
+            await waits("run in dryrun for")
             await stage.passes(59 * DAY)
-            await waits("active in dryrun for")
+            await waits("run in dryrun for")
             assert len(stage.desk.requests.newest(stage.desk.world)) == 1, "59 days are not 60"
             await stage.passes(2 * DAY)
             await stage.approve()

@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
@@ -9,17 +10,22 @@ from sqlalchemy import text
 from activities.applies.approvals import SqlApprovals
 from activities.applies.requests import SqlApplyRequests
 from activities.applies.steps import SqlApplySteps
+from activities.artifacts.folder import FolderArtifacts
 from activities.brokers.broker import Broker
 from activities.brokers.router import OrderRouter
+from activities.decisions.activities import DecisionActivities, DecisionStores
 from activities.decisions.sql import SqlDecisionStore
 from activities.fence.callers import OrderCaller
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.store import SqlFenceStore
+from activities.messages.evaluation import JudgeCommand
 from activities.messages.submission import EvidenceBody
 from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
 from activities.storage.tables import OpenOrderRow, ProcessRow
 from activities.submissions.runs import SqlRunStore
+from activities.worlds.policies import SqlPolicyStore
+from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import Domain
@@ -83,9 +89,11 @@ class Desk:
         strategies: int = 1,
         allow_live: bool = True,
         found: Policy | None = None,
+        **spec: Any,
     ) -> None:
         self._of(database, world)
-        self.fence.create(WorldSpec(world=world, allow_live=allow_live), found or policy(), "olga")
+        described = WorldSpec.model_validate({"world": world, "allow_live": allow_live, **spec})
+        self.fence.create(described, found or policy(), "olga")
         self.strategies = [f"strategy:{world}{n}" for n in range(strategies)]
         for strategy in self.strategies:
             self.evidence(strategy)
@@ -111,21 +119,42 @@ class Desk:
         desk.strategies = [item.strategy_id for item in desk.fence.activations(world)]
         return desk
 
-    def evidence(self, strategy: str, sharpe: float = 1.0, returns_hash: str = "") -> None:
+    def evidence(self, strategy: str, sharpe: float = 1.0, returns_hash: str = "", **fields: Any) -> None:
         run = uuid.uuid4().hex
         found = run_of(run, strategy, self.world, strategy[9:])
         pinned = found.context.model_copy(update={"dataset_fingerprint": FINGERPRINT})
         begin_run(self.database, found.model_copy(update={"context": pinned}))
         self.runs.save_evidence(
-            EvidenceBody(
-                run_id=run,
-                world_id=self.world,
-                strategy_id=strategy,
-                metrics={"sharpe": sharpe},
-                returns_hash=returns_hash,
-                dataset_fingerprint=FINGERPRINT,
+            EvidenceBody.model_validate(
+                {
+                    "run_id": run,
+                    "world_id": self.world,
+                    "strategy_id": strategy,
+                    "metrics": {"sharpe": sharpe},
+                    "returns_hash": returns_hash,
+                    "dataset_fingerprint": FINGERPRINT,
+                    **fields,
+                }
             )
         )
+
+    def judge(self, artifacts: Path) -> dict[str, StrategyDecision]:
+        """Judge the world by its evidence. Returns the decisions by strategy."""
+        stores = DecisionStores(
+            SqlWorldStore(self.database),
+            SqlPolicyStore(self.database),
+            self.decisions,
+            self.fence,
+            FolderArtifacts(artifacts),
+        )
+        request = uuid.uuid4().hex
+        command = JudgeCommand(
+            store_id=self.database.store_id, world_id=self.world, run_id="judge", request_ids=(request,)
+        )
+        DecisionActivities(stores).judge(command)
+        decision = self.decisions.answer(request)
+        assert decision is not None
+        return {item.strategy_id: item for item in decision.strategies}
 
     def decide(
         self, active: bool = True, ttl: int = 3600, at: datetime | None = None, weight: float | None = None

@@ -3,12 +3,14 @@
 A Temporal server, a worker and a Gateway, each of which can be killed and started again.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ import httpx
 from activities.settings import GatewaySettings, Settings, TemporalSettings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
+from qmtl_sdk.contracts.access import NewToken, Role, TokenRequest
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.config import CacheSettings
@@ -154,6 +157,7 @@ class Machine:
         env = {
             **os.environ,
             "QMTL_HOME": str(self.home),
+            "QMTL_DATA__ROOTS": json.dumps([tempfile.gettempdir()]),
             "QMTL_TEMPORAL__ADDRESS": self.server.address,
             "QMTL_TEMPORAL__UI_URL": self.server.ui_url,
             "QMTL_GATEWAY__DATABASE_BACKEND": "sqlite" if self.dsn.startswith("sqlite") else "postgres",
@@ -197,6 +201,17 @@ class Machine:
     def token(self, role: str = "operator") -> str:
         """The token that the Gateway left for the person who started it."""
         return self.config.local_token_path(role).read_text()
+
+    def issue(self, subject: str, grants: Mapping[str, Role], expires_in_s: int = 600) -> NewToken:
+        """Register somebody, and issue a token to them, as an owner who asks for nothing else."""
+        with GatewayClient(self.url, self.token("owner")) as owner:
+            owner.add_principal("registrar")
+            request = TokenRequest(subject="registrar", grants={"*": Role.OWNER})
+            registrar = owner.create_token(request).token
+        with GatewayClient(self.url, registrar) as owner:
+            owner.add_principal(subject)
+            wanted = TokenRequest(subject=subject, grants=dict(grants), expires_in_s=expires_in_s)
+            return owner.create_token(wanted)
 
     @property
     def headers(self) -> dict[str, str]:

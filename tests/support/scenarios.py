@@ -3,13 +3,15 @@
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from activities.storage.tables import OpenOrderRow
 from qmtl_sdk import Runner
-from qmtl_sdk.contracts.access import Role, TokenRequest
+from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, ApprovalBody
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
+from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.support.desk import stuck_order
 from tests.support.machine import Machine, wait_for
@@ -24,10 +26,10 @@ GATING: dict[str, Any] = {
 }
 
 
-def person(machine: Machine, client: GatewayClient, name: str, role: Role = Role.OPERATOR) -> GatewayClient:
-    """Someone with a token of their own."""
-    token = client.create_token(TokenRequest(subject=name, grants={"*": role})).token
-    return GatewayClient(machine.url, token)
+def person(machine: Machine, name: str, role: Role = Role.OPERATOR) -> GatewayClient:
+    """Someone with a token of their own; ana and ben have those that the stack left."""
+    left = name in ("ana", "ben") and role is Role.OPERATOR
+    return GatewayClient(machine.url, machine.token(name) if left else machine.issue(name, {"*": role}).token)
 
 
 class ApplyScenario:
@@ -37,8 +39,8 @@ class ApplyScenario:
         self.machine = machine
         self.client = machine.client()
         self.world = name
-        self.ana = person(machine, self.client, "ana")
-        self.ben = person(machine, self.client, "ben")
+        self.ana = person(machine, "ana")
+        self.ben = person(machine, "ben")
         self.client._call(
             "POST",
             "/worlds",
@@ -146,6 +148,11 @@ class PromotionScenario(ApplyScenario):
             lambda: "an apply may take it there" in self.client.explain(self.world, "Trend").lines[-1],
             "the campaign's window",
         )
+
+    def run(self) -> datetime:
+        """Open a session of the strategy, which counts for its campaign. Returns when it was opened."""
+        wanted = SessionOpen(world_id=self.world, strategy_id=self.strategy, runner="r")
+        return self.client.open_session(wanted).now
 
     def submit(self) -> None:
         Runner.submit(Trend, world=self.world, config=self.machine.config, run=False)

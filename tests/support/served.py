@@ -15,6 +15,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, 
 from activities.settings import Settings, TemporalSettings
 from activities.stores import Stores
 from qmtl_sdk.contracts.policy import Policy
+from temporal.applies import ApplyService
 from temporal.client import connect
 from temporal.server import LocalServer, find_or_install, free_port, stop_process
 from temporal.versions import Versions
@@ -76,6 +77,14 @@ class Served:
     @property
     def store_id(self) -> str:
         return self.stores.database.store_id
+
+    @property
+    def applies(self) -> ApplyService:
+        """As a Gateway has it."""
+        stores = self.stores
+        return ApplyService(
+            self.client, self.store_id, stores.apply_requests, stores.approvals, stores.apply_steps
+        )
 
 
 async def until(condition: Callable[[], Awaitable[T]], what: str, limit_s: float = 30.0) -> T:

@@ -217,7 +217,7 @@ def test_a_failing_on_output_closes_the_gate_and_the_other_rows_are_processed() 
 
     faults: dict[str, str] = {}
     inputs = SimpleNamespace(build=SimpleNamespace(by_id={}), on_output=on_output, gateways=[Gateway()])
-    rows = RowProcessor(inputs, None, None, faults, threading.Event())  # type: ignore[arg-type]
+    rows = RowProcessor(inputs, None, None, faults, lambda: SessionKey("s"), threading.Event())  # type: ignore[arg-type]
     node = Node(name="n", interval=60, period=1)
     rows.add_outputs([OutputRow(node, ts, {}, "") for ts in (1, 2)], {}, datetime.now(UTC))
     assert seen == [1, 2]
@@ -370,7 +370,7 @@ def test_a_snapshot_with_a_wrong_hash_is_not_used() -> None:
 
 
 def test_a_cache_hit_is_reported_until_a_gateway_has_acknowledged_it_and_no_more(gateway: Gateway) -> None:
-    """A later session must not report it again: it would halt the world once more."""
+    """A later session must not report it again: it would halt the strategy once more."""
     world = World(spec=WorldSpec(world="w"), created_at=datetime.now(UTC), etag="e")
     hits = CacheHitReports(["a", "b"])
 

@@ -139,6 +139,18 @@ def test_altered_nodes_are_refused_with_what_was_expected() -> None:
     assert verify(dag, 1) == "E_CHECKSUM_MISMATCH"
 
 
+@pytest.mark.parametrize("name", ["world_id", "World", "as_of", "domain", "env_name", "timestamp"])
+def test_a_parameter_that_says_where_or_when_is_refused_by_its_name(name: str) -> None:
+    """`params={"world_id": …}` passed, and the same computation had another NodeID in each world."""
+    with pytest.raises(QmtlError, match=name) as caught:
+        Node(StreamInput(tags=["a"], interval=60), lambda view: 1.0, params={name: "x"})
+    assert (caught.value.code, caught.value.details["field"]) == ("E_NODE_ID_FIELDS", name)
+    good = NodeRecord(node_id="n", node_type="Node", interval=60, period=1, params={name: "x"}, code_hash="c")
+    dag = Dag(nodes=(good.model_copy(update={"node_id": good.spec().node_id()}),))
+    with pytest.raises(QmtlError, match="no NodeID holds"):
+        dag.verify(0)
+
+
 def test_a_mistake_in_setup_is_one_clear_line() -> None:
     class NoSetup(Strategy):
         pass

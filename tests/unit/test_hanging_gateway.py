@@ -35,7 +35,7 @@ def test_a_running_strategy_waits_for_an_answer_as_long_as_its_limit(
     message = QueueMessage(key="k", ts=0, values={})
     with GatewayClient(url, None) as author, author.for_running() as gateway:
         calls = (
-            lambda: gateway.queue_append("w.dryrun.t", [message]),
+            lambda: gateway.queue_append("w.dryrun.t", [message], SessionKey("s")),
             lambda: gateway.queue_read("w.dryrun.t", 0),
             lambda: gateway.queues_by_tag(["a"], 60, "any", "w", "dryrun"),
             lambda: gateway.end_session(SessionKey("s"), "over", patience_s=0.0),
@@ -92,7 +92,7 @@ def test_an_answer_that_is_not_of_a_gateway_is_none_to_a_running_strategy(answer
         author.for_running() as gateway,
         pytest.raises(QmtlError) as caught,
     ):
-        gateway.queue_append("w.dryrun.t", [message])
+        gateway.queue_append("w.dryrun.t", [message], SessionKey("s"))
     assert caught.value.code in RETRIED
 
 

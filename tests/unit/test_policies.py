@@ -516,13 +516,3 @@ def test_a_decision_depends_on_nothing_but_evidence_policy_and_memory(
     newcomers = [item for item in active if not (item.name in before and before[item.name].active)]
     assert len(active) <= 3 or not newcomers, "no strategy enters beyond the slots"
     assert all(item.violations for item in first.strategies if not item.active)
-
-
-@given(evidence, states)
-def test_renewing_a_decision_counts_nobody_in_or_out(
-    candidates: list[Candidate], before: dict[str, HysteresisState]
-) -> None:
-    known = {item.name: before.get(item.name, state(False)) for item in candidates}
-    found = judge(policy_from(FULL), candidates, NOW, known, lambda *_: 0.0, counts=False).states
-    for name, after in found.items():
-        assert max(after.passes, after.failures) <= max(known[name].passes, known[name].failures)

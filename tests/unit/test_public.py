@@ -214,15 +214,27 @@ def test_prod_lists_everything_that_it_lacks_at_once(folder: Path) -> None:
         "gateway.database_backend: postgres",
         "gateway.database_dsn",
         "temporal.address",
+        "events.bus: one that hosts share",
+        "queues that hosts share (no backend yet)",
+        "artifacts that hosts share (no backend yet)",
+        "signing keys that hosts share (no backend yet)",
     ]
+
+
+def test_prod_does_not_start_while_anything_is_a_file_of_one_host(folder: Path) -> None:
+    """A second host followed its own empty bus, and rejected good strategies."""
     (folder / "qmtl.yml").write_text(
         "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'postgresql://x' }\n"
-        "temporal: { address: 'h:1' }\n"
+        "temporal: { address: 'h:1' }\nevents: { bus: kafka }\n"
     )
-    settings.load().require_profile()
+    with pytest.raises(QmtlError, match="profile prod lacks queues that hosts share") as caught:
+        settings.load().require_profile()
+    assert len(caught.value.details["missing"]) == 3
+
+
+def test_a_backend_and_its_dsn_agree(folder: Path) -> None:
     (folder / "qmtl.yml").write_text(
-        "profile: prod\ngateway: { database_backend: postgres, database_dsn: 'sqlite:///x' }\n"
-        "temporal: { address: 'h:1' }\n"
+        "gateway: { database_backend: postgres, database_dsn: 'sqlite:///x' }\ntemporal: { address: 'h:1' }\n"
     )
     with pytest.raises(QmtlError, match="make them agree"):
         settings.load().require_profile()

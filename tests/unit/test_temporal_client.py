@@ -6,6 +6,7 @@ import pytest
 from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError, RPCStatusCode
 
+from qmtl_sdk.contracts.errors import QmtlError
 from temporal.client import retriable_update_error, retry_while_unavailable
 
 
@@ -48,9 +49,21 @@ def test_an_update_that_its_run_cannot_take_now_is_sent_again(status: RPCStatusC
     assert asyncio.run(retry_while_unavailable(update)) == "done"
 
 
-def test_another_refused_precondition_is_not_waited_for() -> None:
-    async def query() -> None:
+def test_a_run_whose_tasks_fail_is_asked_again_until_the_limit() -> None:
+    """Every query, update and completed activity may meet it: none may end in E_INTERNAL."""
+    calls = 0
+
+    async def query() -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RPCError("its tasks fail", RPCStatusCode.FAILED_PRECONDITION, b"")
+        return "done"
+
+    async def never() -> None:
         raise RPCError("its tasks fail", RPCStatusCode.FAILED_PRECONDITION, b"")
 
-    with pytest.raises(RPCError, match="its tasks fail"):
-        asyncio.run(retry_while_unavailable(query))
+    assert asyncio.run(retry_while_unavailable(query)) == "done"
+    with pytest.raises(QmtlError, match="its tasks fail") as error:
+        asyncio.run(retry_while_unavailable(never, limit_s=0.1))
+    assert error.value.code == "E_UNAVAILABLE"

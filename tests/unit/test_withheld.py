@@ -15,6 +15,7 @@ from qmtl_sdk.contracts.orders import MAX_REASON, Order, OrderVerdict, WithheldO
 from qmtl_sdk.runtime.activation import OrderGate
 from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher
 from qmtl_sdk.runtime.routes.running import SessionKey
+from qmtl_sdk.runtime.routes.transport import NOT_A_GATEWAY
 
 LIMIT_S = 10.0
 
@@ -40,6 +41,7 @@ class Gateway:
         self.requests = 0
         self.away = False
         self.refuses_together = 1_000_000
+        self.limited = False
         self.refuses: Callable[[Order], bool] = lambda _: False
         self.changed = threading.Condition()
 
@@ -64,7 +66,9 @@ class Gateway:
             self.requests += 1
             self.changed.notify_all()
             if self.away or len(orders) >= self.refuses_together:
-                raise QmtlError("E_UNAVAILABLE", "away")
+                raise QmtlError("E_UNAVAILABLE", "away", **({} if self.away else {NOT_A_GATEWAY: True}))
+            if self.limited:
+                raise QmtlError("E_RATE", "too many requests")
             if any(map(self.refuses, orders)):
                 raise QmtlError("E_BODY_INVALID", "no database holds it")
 
@@ -232,3 +236,29 @@ def test_orders_that_a_proxy_refuses_together_are_sent_apart() -> None:
         assert trading.publisher.enqueue(intent)
     with trading.running():
         trading.gateway.wait(lambda: len(trading.gateway.orders) == len(orders))
+
+
+def test_withheld_orders_that_a_proxy_refuses_together_are_reported_apart() -> None:
+    trading = Trading()
+    trading.gateway.refuses_together = 3
+    trading.gate.why = "the world is frozen"
+    with trading.running():
+        for _ in range(20):
+            trading.publisher.enqueue(trading.intent())
+        trading.gateway.wait(lambda: len(trading.gateway.reports) == 20)
+
+
+@pytest.mark.parametrize("state", ["limited", "away"])
+def test_a_gateway_that_takes_nothing_now_gets_as_many_orders_in_a_request_later(state: str) -> None:
+    """More requests for the same orders would be refused more often, until each order was sent alone."""
+    trading = Trading()
+    setattr(trading.gateway, state, True)
+    orders = [trading.intent() for _ in range(20)]
+    for intent in orders:
+        assert trading.publisher.enqueue(intent)
+    with trading.running():
+        trading.gateway.wait(lambda: trading.gateway.requests >= 3)
+        refused = trading.gateway.requests
+        setattr(trading.gateway, state, False)
+        trading.gateway.wait(lambda: len(trading.gateway.orders) == len(orders))
+        assert trading.gateway.requests <= refused + 2, "all of them in one request"

@@ -134,7 +134,7 @@ def promote(client: GatewayClient, world: str, to: str, people: tuple[str, ...])
 
 def approve_on_command_line(world: str, run_id: str, person: str) -> None:
     """Approve an apply with `qmtl world approve --as PERSON`. Raises QmtlError (E_STACK)."""
-    options = ["--as", person, "--live", "--reason", f"{person} has reviewed it"]
+    options = ["--yes", "--as", person, "--live", "--reason", f"{person} has reviewed it"]
     command = [sys.executable, "-m", "api.cli", "world", "approve", world, run_id, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=APPROVE_LIMIT_S)
     if done.returncode:

@@ -5,19 +5,51 @@ from typing import Any
 
 from api.cli.output import table
 from qmtl_sdk.contracts.applies import Acknowledgement, ApplyStatus, Approval, StepRecord
+from qmtl_sdk.contracts.changes import ChangeStatus
 from qmtl_sdk.contracts.durations import format_duration
-from qmtl_sdk.contracts.plans import ApplyPlan
+from qmtl_sdk.contracts.plans import ApplyPlan, Change
+
+# Metrics of the backtest that a plan shows; `-o json` has all of them.
+_SHOWN_METRICS = ("sharpe", "max_drawdown", "annual_return", "trades", "sample_days")
 
 VERDICTS = {"approve": "approved", "reject": "rejected"}
 """What a person did, by the verdict that the store holds."""
 
 
 def plan_text(plan: ApplyPlan) -> list[Any]:
-    """Describe a plan: what changes, which strategies are left out, and the steps. (Any: rich tables.)"""
+    """Describe a plan: what changes and why, who is left out, and the steps. (Any: rich tables.)"""
     lines: list[Any] = [plan.title + (f": {plan.reason}" if plan.reason else "")]
     lines.append(table(["what", "before", "after"], [list(row) for row in plan.diff()]))
+    for change in plan.changes:
+        lines += _grounds_text(change)
     lines += [f"left out: {item}" for item in plan.left_out]
-    return [*lines, *(f"{number}. {step.explain()}" for number, step in enumerate(plan.steps, 1))]
+    lines += [f"{number}. {step.explain()}" for number, step in enumerate(plan.steps, 1)]
+    return [*lines, f"plan {plan.content_hash}"]
+
+
+def _grounds_text(change: Change) -> list[str]:
+    """Describe what a change rests on: evidence, metrics, what fails today, what is not met."""
+    grounds = change.grounds
+    if not grounds.evidence_seq:
+        return [f"{change.label}: no evidence"]
+    until = max(filter(None, (grounds.data_last, grounds.newest_bar)), default=None)
+    data = f", data up to {until:%Y-%m-%d %H:%M} UTC" if until else ""
+    known = {name: value for name in _SHOWN_METRICS if (value := grounds.metrics.get(name)) is not None}
+    figures = [f"{name} {value:.4g}" for name, value in known.items()]
+    lines = [f"{change.label}: evidence {grounds.evidence_seq}{data}: {', '.join(figures) or 'no metrics'}"]
+    fails = "fails today and is only held" if grounds.active else "fails"
+    lines += [f"  {fails}: {item.rule}: {item.detail}" for item in grounds.violations]
+    return lines + [f"  not met: {item.detail}" for item in grounds.conditions if not item.met]
+
+
+def change_text(change: ChangeStatus) -> list[str]:
+    """Describe a change of a world's rules, and how it is approved."""
+    lines = [f"{change.change_id}: {change.title}, requested by {change.requested_by}: {change.state}"]
+    lines += [f"  loosens {item}" for item in change.loosens]
+    lines += [_approval_text(item) for item in change.approvals]
+    if change.state == "waiting":
+        lines.append(approve_command(change.world_id, change.change_id))
+    return lines
 
 
 def apply_text(found: ApplyStatus) -> list[str]:

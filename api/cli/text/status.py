@@ -9,7 +9,8 @@ from api.cli.names import StrategyNames
 from api.cli.output import table
 from qmtl_sdk.contracts.applies import ApplyStatus, FenceStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
-from qmtl_sdk.contracts.domains import domain_of
+from qmtl_sdk.contracts.domains import Domain, domain_of
+from qmtl_sdk.contracts.sessions import SessionInfo
 
 
 def fence_text(fence: FenceStatus) -> list[str]:
@@ -85,6 +86,20 @@ def activation_text(activation: Sequence[ActivationEnvelope], names: StrategyNam
     lines: list[Any] = [table(["strategy", "activation", "stage", "weight"], rows)]
     if sums:
         lines.append(f"sum of the weights by stage: {total} (shares of the world; backtest trades nothing)")
+    return lines
+
+
+def runners_text(
+    activation: Sequence[ActivationEnvelope], sessions: Sequence[SessionInfo], names: StrategyNames
+) -> list[str]:
+    """Say how many sessions run, and name each strategy that is active for paper or live without one."""
+    running = {(item.strategy_id, item.execution_domain) for item in sessions}
+    lines = [f"sessions   {len(sessions)} running"]
+    for item in activation:
+        trades = item.active and item.execution_domain in (Domain.DRYRUN, Domain.LIVE)
+        if trades and (item.strategy_id, item.execution_domain) not in running:
+            stage = stage_of(item.effective_mode)
+            lines.append(f"no runner  {names[item.strategy_id]} is active in {stage}, and no session runs it")
     return lines
 
 

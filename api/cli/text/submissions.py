@@ -23,6 +23,8 @@ def result_text(result: "SubmitResult") -> list[Any]:
         f"{counts.computed} computed, {counts.cached} from the cache"
     )
     lines.append(f"domain    {result.context.execution_domain.value}{safe}")
+    if result.self_reported:
+        lines.append(f"note      self-reported, so no further than backtest: {result.self_reported}")
     lines += [f"note      {text}" for text in result.precheck.get("warnings", [])]
     lines.append(f"strategy  {result.strategy_id}")
     if result.ui_url:

@@ -7,6 +7,16 @@ from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.worlds import World
 
+# What the report on a stream counts, as people read it.
+_ODD = {
+    "missing": "missing",
+    "blank": "without a close",
+    "not_positive": "with a close of 0 or less",
+    "off_session": "while the market is closed",
+    "split_like": "with a jump like a split's",
+    "after_clock": "after the world's clock, which it does not see yet",
+}
+
 
 def decision_table(decision: DecisionEnvelope) -> Any:
     """Tabulate what was decided about each strategy, and why. (Any: a rich table.)"""
@@ -40,9 +50,12 @@ def created_text(created: dict[str, Any]) -> list[str]:
     lines = [f"world {world.spec.world} ({world.spec.clock.kind} clock, {policy})"]
     for name, report in created["data"].items():
         for stream, facts in report["streams"].items():
-            missing = f", {facts['missing']} missing" if facts["missing"] else ""
             period = f"{facts['first'][:10]} to {facts['last'][:10]}"
-            lines.append(f"  {name}/{stream}: {facts['bars']} bars, {period}{missing}")
+            odd = "".join(f", {facts[key]} {text}" for key, text in _ODD.items() if facts[key])
+            lines.append(f"  {name}/{stream}: {facts['bars']} bars, {period}{odd}")
+            if facts["split_like"]:
+                at = ", ".join(time[:16] for time in facts["split_like_at"])
+                lines.append(f"    jumps as a split makes them at {at}: is the price adjusted?")
     return lines
 
 

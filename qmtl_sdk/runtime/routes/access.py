@@ -1,17 +1,27 @@
-"""Tokens and the state of the Gateway."""
+"""Principals, tokens and the state of the Gateway."""
 
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter
 
-from qmtl_sdk.contracts.access import NewToken, TokenInfo, TokenRequest
+from qmtl_sdk.contracts.access import NewToken, Principal, PrincipalRequest, TokenInfo, TokenRequest
 from qmtl_sdk.contracts.events import DeadLetter
 from qmtl_sdk.runtime.routes.transport import Transport
 
 
 class AccessRoutes(Transport):
-    """Tokens, dead letters and the state of the Gateway."""
+    """Principals, tokens, dead letters and the state of the Gateway."""
+
+    def add_principal(self, name: str) -> Principal:
+        return Principal.model_validate(self._call("POST", "/principals", PrincipalRequest(name=name)))
+
+    def principals(self) -> list[Principal]:
+        return TypeAdapter(list[Principal]).validate_python(self._call("GET", "/principals"))
+
+    def disable_principal(self, name: str) -> Principal:
+        return Principal.model_validate(self._call("POST", f"/principals/{quote(name, safe='')}/disable"))
 
     def create_token(self, request: TokenRequest) -> NewToken:
         return NewToken.model_validate(self._call("POST", "/tokens", request))

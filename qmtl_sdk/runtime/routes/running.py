@@ -131,17 +131,25 @@ class RunningRoutes(Transport):
             self._call("GET", "/queues/by_tag", params=params)
         )
 
-    def queue_append(self, topic: str, messages: Sequence[QueueMessage]) -> int:
+    def queue_append(self, topic: str, messages: Sequence[QueueMessage], session: SessionKey) -> int:
+        path, body = f"/queues/{topic}/messages", QueueAppend(messages=tuple(messages))
+        params = {"session_id": session.session_id}
         return QueueAppended.model_validate(
-            self._call("POST", f"/queues/{topic}/messages", QueueAppend(messages=tuple(messages)))
+            self._call("POST", path, body, params=params, headers=session.headers)
         ).added
 
-    def queue_read(self, topic: str, after: int, limit: int = 1000, last: bool = False) -> QueueRead:
-        return QueueRead.model_validate(
-            self._call(
-                "GET", f"/queues/{topic}/messages", params={"after": after, "limit": limit, "last": last}
-            )
-        )
+    def queue_read(
+        self,
+        topic: str,
+        after: int,
+        limit: int = 1000,
+        last: bool = False,
+        session: SessionKey = SessionKey(""),
+    ) -> QueueRead:
+        """Read a queue, as a session of its world and domain or as an operator."""
+        params = {"after": after, "limit": limit, "last": last, "session_id": session.session_id}
+        path = f"/queues/{topic}/messages"
+        return QueueRead.model_validate(self._call("GET", path, params=params, headers=session.headers))
 
     def subscribe(self, request: Subscribe, patience_s: float | None = None) -> Subscription:
         return Subscription.model_validate(

@@ -10,9 +10,11 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from qmtl_sdk.contracts.errors import CODES, QmtlError
 
-# The detail of an answer that is not a Gateway's, and by its status no failure of a server: a repetition gets
-# the same.
-_FOREIGN = "not_a_gateway"
+NOT_A_GATEWAY = "not_a_gateway"
+"""The detail of an error for an answer that is not a Gateway's and has no 5xx status.
+
+It is not retried at once, as the same request gets the same answer.
+"""
 
 # Pauses between attempts, in seconds.
 _EXPONENTIAL = wait_exponential(0.1, max=1.0)
@@ -30,7 +32,7 @@ class Transport:
 
     Raises QmtlError: the Gateway's own error under its code; E_UNAVAILABLE where the Gateway can't be reached
     for `away_limit_s` seconds, does not answer within `answer_limit_s`, or something else answers at its
-    address (at once, unless with a 5xx status). A rate-limited request (E_RATE) is
+    address (at once, unless its answer is readable and has a 5xx status). A rate-limited request (E_RATE) is
     retried after the pause that the Gateway names.
     """
 
@@ -113,7 +115,7 @@ def live_header(live: bool) -> dict[str, str]:
 
 def _retryable(error: BaseException) -> bool:
     if isinstance(error, QmtlError):
-        return error.code in ("E_UNAVAILABLE", "E_RATE") and not error.details.get(_FOREIGN)
+        return error.code in ("E_UNAVAILABLE", "E_RATE") and not error.details.get(NOT_A_GATEWAY)
     return isinstance(error, httpx.TransportError)
 
 
@@ -147,5 +149,5 @@ def _not_a_gateway(response: httpx.Response) -> QmtlError:
         "E_UNAVAILABLE",
         f"{place} answered {response.status_code}, and not as a Gateway does",
         "check that gateway.url names a QMTL Gateway, and no proxy or other server",
-        **({} if response.is_server_error else {_FOREIGN: True}),
+        **({} if response.is_server_error else {NOT_A_GATEWAY: True}),
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from qmtl_sdk.contracts.changes import ChangeStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, Explanation
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import Difference
@@ -68,6 +69,20 @@ class WorldRoutes(Transport):
 
     def add_policy(self, world_id: str, policy: dict[str, Any]) -> Policy:
         return Policy.model_validate(self._call("POST", f"/worlds/{world_id}/policies", json=policy))
+
+    def changes(self, world_id: str) -> list[ChangeStatus]:
+        """List changes of a world's rules that waited for approvals, newest first."""
+        return TypeAdapter(list[ChangeStatus]).validate_python(
+            self._call("GET", f"/worlds/{world_id}/changes")
+        )
+
+    def approve_change(self, world_id: str, change_id: str, reason: str = "") -> ChangeStatus:
+        path = f"/worlds/{world_id}/changes/{change_id}/approve"
+        return ChangeStatus.model_validate(self._call("POST", path, json={"reason": reason}))
+
+    def reject_change(self, world_id: str, change_id: str, reason: str = "") -> ChangeStatus:
+        path = f"/worlds/{world_id}/changes/{change_id}/reject"
+        return ChangeStatus.model_validate(self._call("POST", path, json={"reason": reason}))
 
     def set_default_policy(self, world_id: str, version: int) -> Policy:
         return Policy.model_validate(self._call("POST", f"/worlds/{world_id}/policies/{version}/set-default"))

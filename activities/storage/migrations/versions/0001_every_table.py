@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("plan", sa.Text(), nullable=False),
         sa.Column("requested_by", AutoString(), nullable=False),
+        sa.Column("requested_issuers", sa.Text(), nullable=False),
         sa.Column("requested_at", AutoString(), nullable=False),
         sa.Column("state", AutoString(), nullable=False),
         sa.Column("outcome", AutoString(), nullable=False),
@@ -83,6 +84,7 @@ def upgrade() -> None:
         sa.Column("reason", AutoString(), nullable=False),
         sa.Column("via", AutoString(), nullable=False),
         sa.Column("counts", sa.Boolean(), nullable=False),
+        sa.Column("plan_hash", AutoString(), nullable=False),
         sa.Column("at", AutoString(), nullable=False),
         sa.Column("read_at", AutoString(), nullable=True),
         sa.PrimaryKeyConstraint("approval_id"),
@@ -237,12 +239,20 @@ def upgrade() -> None:
         sa.Column("strategy_id", AutoString(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("shadow", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("self_reported", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("content_hash", AutoString(), nullable=False),
+        sa.Column("first_seq", sa.BigInteger(), nullable=True),
         sa.Column("created_at", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("seq"),
         sa.UniqueConstraint("run_id"),
     )
     with op.batch_alter_table("evidence", schema=None) as batch_op:
-        batch_op.create_index("evidence_of", ["world_id", "strategy_id", "seq"], unique=False)
+        batch_op.create_index(
+            "evidence_of", ["world_id", "strategy_id", "shadow", "self_reported", "seq"], unique=False
+        )
+        batch_op.create_index(
+            "evidence_content", ["world_id", "strategy_id", "content_hash", "seq"], unique=False
+        )
 
     op.create_table(
         "fence",
@@ -253,6 +263,7 @@ def upgrade() -> None:
         sa.Column("halted", AutoString(), nullable=False),
         sa.Column("allow_live", sa.Boolean(), nullable=False),
         sa.Column("live_edge", sa.Boolean(), nullable=False),
+        sa.Column("edge_closings", sa.Integer(), nullable=False),
         sa.Column("fresh_until", AutoString(), nullable=False),
         sa.Column("halt_epoch", sa.Integer(), nullable=False),
         sa.Column("on_halt", AutoString(), nullable=False),
@@ -269,6 +280,7 @@ def upgrade() -> None:
     op.create_table(
         "gateway",
         sa.Column("gateway_id", AutoString(), nullable=False),
+        sa.Column("started_at", AutoString(), nullable=False),
         sa.Column("expires_at", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("gateway_id"),
     )
@@ -434,6 +446,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("world_id", "version"),
     )
     op.create_table(
+        "principal",
+        sa.Column("name", AutoString(), nullable=False),
+        sa.Column("created_by", AutoString(), nullable=False),
+        sa.Column("created_at", AutoString(), nullable=False),
+        sa.Column("disabled_by", AutoString(), nullable=False),
+        sa.Column("disabled_at", AutoString(), nullable=True),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
         "process",
         sa.Column("process_id", AutoString(), nullable=False),
         sa.Column("name", AutoString(), nullable=False),
@@ -494,6 +515,24 @@ def upgrade() -> None:
         sa.UniqueConstraint("world_id", "strategy_id"),
     )
     op.create_table(
+        "rule_change",
+        sa.Column("change_id", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("loosens", sa.Text(), nullable=False),
+        sa.Column("rules", AutoString(), nullable=False),
+        sa.Column("required", sa.Integer(), nullable=False),
+        sa.Column("state", AutoString(), nullable=False),
+        sa.Column("requested_by", AutoString(), nullable=False),
+        sa.Column("requested_issuers", sa.Text(), nullable=False),
+        sa.Column("requested_at", AutoString(), nullable=False),
+        sa.Column("expires_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("change_id"),
+    )
+    with op.batch_alter_table("rule_change", schema=None) as batch_op:
+        batch_op.create_index("rule_change_of", ["world_id", "requested_at"], unique=False)
+
+    op.create_table(
         "session",
         sa.Column("session_id", AutoString(), nullable=False),
         sa.Column("world_id", AutoString(), nullable=False),
@@ -509,10 +548,14 @@ def upgrade() -> None:
         sa.Column("ended_at", AutoString(), nullable=True),
         sa.Column("end_reason", AutoString(), nullable=False),
         sa.Column("report", sa.Text(), nullable=False),
+        sa.Column("newest_bar", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("session_id"),
     )
     with op.batch_alter_table("session", schema=None) as batch_op:
         batch_op.create_index("session_of", ["world_id", "opened_at"], unique=False)
+        batch_op.create_index(
+            "session_newest_bar", ["strategy_id", "world_id", "newest_bar"], unique=False
+        )
         for index, columns in (
             ("session_expiring", ["expires_at"]),
             ("session_open", ["world_id", "opened_at"]),
@@ -556,12 +599,14 @@ def upgrade() -> None:
         sa.Column("subject", AutoString(), nullable=False),
         sa.Column("grants", sa.Text(), nullable=False),
         sa.Column("created_by", AutoString(), nullable=False),
+        sa.Column("issuers", sa.Text(), nullable=False),
         sa.Column("created_at", AutoString(), nullable=False),
         sa.Column("expires_at", AutoString(), nullable=False),
         sa.Column("revoked_at", AutoString(), nullable=True),
         sa.PrimaryKeyConstraint("token_id"),
     )
     with op.batch_alter_table("token", schema=None) as batch_op:
+        batch_op.create_index("token_of", ["subject"], unique=False)
         batch_op.create_index(
             "token_revoked",
             ["expires_at"],

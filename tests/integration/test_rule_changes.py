@@ -1,0 +1,129 @@
+"""What loosens a world's rules waits for other people, where the policy in force says so."""
+
+from typing import Any
+
+import pytest
+
+from activities.access.principals import SqlPrincipalStore
+from activities.access.sql import SqlTokenStore
+from activities.applies.rule_changes import SqlRuleChanges
+from activities.storage.database import Database
+from activities.storage.tables import RuleChangeRow
+from activities.worlds.policies import SqlPolicyStore
+from activities.worlds.specs import SqlWorldStore
+from qmtl_sdk.contracts.access import Role, TokenInfo
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.worlds import WorldUpdate
+from tests.support.desk import Desk, policy
+
+STRICT = {"required": 2, "live": 2, "policy": 2}
+
+
+class House:
+    """A world whose policy asks two people about whatever loosens its rules."""
+
+    def __init__(self, database: Database, **approvals: Any) -> None:
+        self.desk = Desk(database, allow_live=False, found=policy(approvals={**STRICT, **approvals}))
+        self.changes = SqlRuleChanges(database)
+        self.policies = SqlPolicyStore(database)
+        self.worlds = SqlWorldStore(database)
+
+    def pending(self, change: Any) -> str:
+        """Request a change that must wait. Returns its id."""
+        with pytest.raises(QmtlError) as error:
+            change()
+        assert error.value.code == "E_CHANGE_PENDING"
+        return str(error.value.details["change_id"])
+
+    def approve(self, change_id: str, actor: str, verdict: Any = "approve", token_id: str = "") -> str:
+        return self.changes.decide("w", change_id, actor, verdict, "seen", token_id).state
+
+    @property
+    def in_force(self) -> Policy:
+        return self.policies.policy("w")
+
+
+@pytest.fixture
+def house(database: Database) -> House:
+    return House(database)
+
+
+LOOSER = policy(approvals={**STRICT, "required": 1})
+STRICTER = policy(approvals={**STRICT, "required": 3})
+
+
+def test_one_operator_sets_no_looser_rules_alone(house: House) -> None:
+    before = house.in_force
+    change = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    assert house.in_force == before
+    (waiting,) = house.changes.all("w")
+    assert waiting.loosens == ("approvals.required from 2 to 1",)
+    with pytest.raises(QmtlError, match="E_APPROVAL_OWN"):
+        house.approve(change, "olga")
+    assert house.approve(change, "ana") == "waiting"
+    assert house.approve(change, "ana") == "waiting", "nobody counts twice"
+    assert house.in_force == before
+    assert house.approve(change, "ben") == "made"
+    assert house.in_force.gating_policy.approvals.required == 1
+    with pytest.raises(QmtlError, match="E_CHANGE_ENDED"):
+        house.approve(change, "carl")
+
+
+def test_stricter_rules_and_other_values_wait_for_nobody(house: House) -> None:
+    assert house.changes.add_policy("w", STRICTER, "olga").version == 2
+    house.changes.update_world("w", WorldUpdate(description="another"), "olga")
+    assert house.worlds.world("w").spec.description == "another"
+    assert house.changes.all("w") == []
+
+
+def test_live_is_allowed_by_other_people(house: House) -> None:
+    change = house.pending(lambda: house.changes.update_world("w", WorldUpdate(allow_live=True), "olga"))
+    assert not house.desk.fence_row().allow_live
+    for person in ("ana", "ben"):
+        house.approve(change, person)
+    assert house.worlds.world("w").spec.allow_live
+    assert house.desk.fence_row().allow_live
+
+
+def test_an_earlier_looser_version_does_not_come_back_by_one_person(house: House) -> None:
+    house.changes.add_policy("w", STRICTER, "olga")
+    change = house.pending(lambda: house.changes.set_default("w", 1, "olga"))
+    assert house.in_force.version == 2
+    house.approve(change, "ana")
+    house.approve(change, "ben")
+    assert house.in_force.version == 1
+    with pytest.raises(QmtlError, match="E_POLICY_UNKNOWN"):
+        house.changes.set_default("w", 99, "olga")
+
+
+def test_a_rejected_an_expired_and_an_outdated_change_are_not_made(database: Database) -> None:
+    house = House(database)
+    expired = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    with database.write("test", bookkeeping=True) as tx:
+        tx.session.get_one(RuleChangeRow, expired).expires_at = "2024-01-01T00:00:00.000000+00:00"
+    rejected = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    outdated = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    assert house.approve(rejected, "ana", "reject") == "rejected"
+    house.changes.add_policy("w", STRICTER, "olga")
+    before = house.in_force
+    for change in (expired, rejected, outdated):
+        with pytest.raises(QmtlError, match=r"is (expired|rejected|outdated)"):
+            house.approve(change, "ben")
+    assert house.in_force == before
+    states = {item.change_id: item.state for item in house.changes.all("w")}
+    assert [states[item] for item in (expired, rejected, outdated)] == ["expired", "rejected", "outdated"]
+    with pytest.raises(QmtlError, match="E_CHANGE_UNKNOWN"):
+        house.changes.decide("w", "change-nothing", "ana", "approve", "")
+
+
+def test_a_token_that_the_requester_issued_approves_nothing(house: House, database: Database) -> None:
+    SqlPrincipalStore(database).add("ana", "olga")
+    times = {"created_at": "2024-01-01T00:00:00Z", "expires_at": "2099-01-01T00:00:00Z"}
+    token = {"token_id": "t", "subject": "ana", "grants": {"*": Role.OPERATOR}}
+    SqlTokenStore(database).add(
+        TokenInfo.model_validate({**token, **times, "created_by": "olga", "issuers": ("olga",)})
+    )
+    change = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    with pytest.raises(QmtlError, match="issued the token of this approval"):
+        house.approve(change, "ana", token_id="t")
