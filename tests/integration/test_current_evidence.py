@@ -222,6 +222,24 @@ def test_an_edge_that_an_operator_closed_during_the_drain_stays_closed(
     assert not desk.fence_row().live_edge
 
 
+def test_a_world_whose_apply_was_terminated_is_resumed_as_it_was(database: Database, tmp_path: Path) -> None:
+    """The freeze closes the edge to live; without the restoration it stayed closed."""
+    desk = Desk(database)
+    (strategy,) = desk.strategies
+    desk.judge(tmp_path)
+    desk.apply("dryrun")
+    desk.apply("live")
+    run = desk.request("live", weights={strategy: 0.5})
+    desk.steps.freeze(desk.world, run)
+    assert not desk.fence_row().live_edge
+    desk.steps.drain(desk.world, run)
+    desk.steps.end_terminated(desk.world, run)
+    desk.steps.resume(desk.world, "olga", "checked")
+    assert desk.fence_row().live_edge
+    (found,) = desk.fence.activations(desk.world)
+    assert (found.effective_mode, found.weight) == ("live", 1.0)
+
+
 def test_strategies_that_are_promoted_one_by_one_share_the_world(database: Database, tmp_path: Path) -> None:
     """The first kept a weight of 1, and each later one ended in E_WEIGHT."""
     desk = Desk(database, strategies=3)
