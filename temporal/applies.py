@@ -95,9 +95,12 @@ class ApplyService:
         """
         plan = (await asyncio.to_thread(self._requests.find, world_id, run_id)).plan
         newest = await self._newest(world_id)
-        if newest and _run_of(newest) == run_id and newest.status is WorkflowExecutionStatus.TERMINATED:
-            await asyncio.to_thread(self._steps.end_terminated, world_id, run_id)
-            return
+        if newest and _run_of(newest) == run_id:
+            if newest.status is WorkflowExecutionStatus.RUNNING:
+                return
+            if newest.status is WorkflowExecutionStatus.TERMINATED:
+                await asyncio.to_thread(self._steps.end_terminated, world_id, run_id)
+                return
         deadline = time.monotonic() + _PREDECESSOR_S
         while True:
             try:

@@ -1,6 +1,5 @@
 """The state of a world that planner, promotions and explanations work on."""
 
-from collections.abc import Mapping
 from datetime import datetime
 
 from activities.decisions.candidate import Candidate
@@ -8,7 +7,7 @@ from activities.sessions.time_open import TimeOpen
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.model import Model
-from qmtl_sdk.contracts.plans import Grounds, StrategyAllocation, plan_etag
+from qmtl_sdk.contracts.plans import StrategyAllocation
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import World
 
@@ -53,10 +52,6 @@ class PlanningContext(Model):
             "policy": self.policy.version,
         }
         return hash_of(world)
-
-    def etag(self, grounds: Mapping[str, Grounds]) -> str:
-        """Return the etag of a plan that is made from this, with the grounds of those that trade more."""
-        return plan_etag(self.world_etag, grounds)
 
     def allocation(self, strategy_id: str) -> StrategyAllocation:
         found = next((item for item in self.activations if item.strategy_id == strategy_id), None)

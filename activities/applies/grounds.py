@@ -1,6 +1,6 @@
 """What a plan rests on, strategy by strategy, and the check that it has not changed since."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlmodel import Session
 
@@ -10,7 +10,7 @@ from activities.applies.planning_context import planning_context
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.plans import ApplyPlan, Change, Grounds
+from qmtl_sdk.contracts.plans import ApplyPlan, Change, Grounds, plan_etag
 
 
 def grounds_of(change: Change, context: PlanningContext) -> Grounds:
@@ -39,11 +39,6 @@ def grounds_of(change: Change, context: PlanningContext) -> Grounds:
     )
 
 
-def etag_of(changes: Iterable[Change], context: PlanningContext) -> str:
-    """Return the etag of a plan with these changes, made from `context`."""
-    return context.etag({item.strategy_id: grounds_of(item, context) for item in changes if item.goes_up})
-
-
 def require_unchanged(session: Session, plan: ApplyPlan) -> None:
     """Check that the plan would still be made. The caller holds the world.
 
@@ -52,9 +47,10 @@ def require_unchanged(session: Session, plan: ApplyPlan) -> None:
     """
     more = [change for change in plan.changes if change.goes_up]
     context = planning_context(session, plan.world_id, [change.strategy_id for change in more])
-    etag = etag_of(more, context)
+    grounds = {change.strategy_id: grounds_of(change, context) for change in more}
+    etag = plan_etag(context.world_etag, grounds)
     if etag != plan.etag:
-        raise _outdated(plan, _changed(more, context), etag)
+        raise _outdated(plan, _changed(more, grounds), etag)
     if more:
         require_fresh_decision(context)
 
@@ -102,10 +98,10 @@ def _outdated(plan: ApplyPlan, what: str, etag: str) -> QmtlError:
     )
 
 
-def _changed(changes: Iterable[Change], context: PlanningContext) -> str:
+def _changed(changes: Iterable[Change], grounds: Mapping[str, Grounds]) -> str:
     """Name what has changed: of the first strategy that does, or of the world."""
     for change in changes:
-        now = grounds_of(change, context).essence
+        now = grounds[change.strategy_id].essence
         differing = [name for name, value in change.grounds.essence.items() if now[name] != value]
         if differing:
             return f"{', '.join(differing)} of {change.label}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from activities.applies.conditions import unmet_condition
 from activities.applies.context import PlanningContext, Snapshot
-from activities.applies.grounds import etag_of, grounds_of, require_fresh_decision
+from activities.applies.grounds import grounds_of, require_fresh_decision
 from activities.applies.weights import FULL, reduced_weights, total_weight
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.decisions import StrategyDecision
@@ -30,6 +30,7 @@ from qmtl_sdk.contracts.plans import (
     StrategyAllocation,
     Switch,
     Unfreeze,
+    plan_etag,
 )
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import World
@@ -211,14 +212,16 @@ def _require_pinned_data(policy: Policy) -> None:
 
 def _plan(request: ApplyRequest, requested_by: str, context: PlanningContext, outcome: _Outcome) -> ApplyPlan:
     """Build the plan with its steps. Raises QmtlError: E_WEIGHT, E_APPLY_EMPTY, E_ETAG."""
-    grounds = {change.strategy_id: grounds_of(change, context) for change in outcome.changes}
     changes = [
-        change.model_copy(update={"grounds": grounds[change.strategy_id]}) for change in outcome.changes
+        change.model_copy(update={"grounds": grounds_of(change, context)}) for change in outcome.changes
     ]
-    etag = etag_of(changes, context)
+    etag = plan_etag(
+        context.world_etag, {change.strategy_id: change.grounds for change in changes if change.goes_up}
+    )
     _require_etag(request, etag)
     live_edge = outcome.live_edge
-    others = [item for item in context.activations if item.active and item.strategy_id not in grounds]
+    changed = {change.strategy_id for change in changes}
+    others = [item for item in context.activations if item.active and item.strategy_id not in changed]
     total = total_weight(changes, others)
     if total > FULL and any(change.goes_up for change in changes):
         raise QmtlError(

@@ -19,7 +19,7 @@ from activities.messages.apply import ApprovalVerdict
 from activities.storage.database import Database
 from activities.storage.tables import ApprovalRow, PolicyRow, RuleChangeRow, WorldRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now, utc_text
-from activities.worlds.policies import insert_policy, make_default
+from activities.worlds.policies import insert_policy, make_default, policy_version
 from activities.worlds.specs import merged_spec, world_row
 from qmtl_sdk.contracts.applies import approvers
 from qmtl_sdk.contracts.canonical import hash_of
@@ -178,14 +178,7 @@ def _loosens(session: Session, world: WorldRow, policy: Policy | None, change: R
         return loosened_world(before, merged_spec(before, change.world))
     after = change.policy
     if change.default_version is not None:
-        row = session.get(PolicyRow, (world.world_id, change.default_version))
-        if row is None:
-            raise QmtlError(
-                "E_POLICY_UNKNOWN",
-                f"world {world.world_id} has no policy version {change.default_version}",
-                "list them with GET /worlds/{id}/policies",
-            )
-        after = Policy.model_validate_json(row.body)
+        after = policy_version(session, world.world_id, change.default_version)
     return loosened_policy(policy, after) if policy is not None and after is not None else []
 
 

@@ -1,7 +1,7 @@
 """Policies of a world in the database: versions, and the default that judges."""
 
 from sqlalchemy import func
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from activities.storage.database import Database
 from activities.storage.tables import PolicyRow
@@ -37,14 +37,7 @@ class SqlPolicyStore:
                     f"world {world_id} has no policy",
                     "add one: POST /worlds/{id}/policies, or qmtl world create with policy: in its file",
                 )
-            row = session.get(PolicyRow, (world_id, wanted))
-            if row is None:
-                raise QmtlError(
-                    "E_POLICY_UNKNOWN",
-                    f"world {world_id} has no policy version {wanted}",
-                    "list them with GET /worlds/{id}/policies",
-                )
-            return Policy.model_validate_json(row.body)
+            return policy_version(session, world_id, wanted)
 
     def policies(self, world_id: str) -> list[Policy]:
         """List all versions, oldest first."""
@@ -61,6 +54,18 @@ class SqlPolicyStore:
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
             return make_default(tx, world_id, version)
+
+
+def policy_version(session: Session, world_id: str, version: int) -> Policy:
+    """Read a version of a world's policy. Raises QmtlError (E_POLICY_UNKNOWN)."""
+    row = session.get(PolicyRow, (world_id, version))
+    if row is None:
+        raise QmtlError(
+            "E_POLICY_UNKNOWN",
+            f"world {world_id} has no policy version {version}",
+            "list them with GET /worlds/{id}/policies",
+        )
+    return Policy.model_validate_json(row.body)
 
 
 def insert_policy(tx: Transaction, world_id: str, policy: Policy) -> Policy:
