@@ -28,12 +28,12 @@ async def admit(
         return await client.execute_update_with_start_workflow(
             SubmissionWorkflow.admit, ask, start_workflow_operation=start, id=update_id(ask)
         )
-    except WorkflowUpdateRPCTimeoutOrCancelledError:
+    except (WorkflowUpdateRPCTimeoutOrCancelledError, RPCError) as error:
         with suppress(asyncio.CancelledError, RPCError):
             await start.workflow_handle()  # asyncio complains of an error that nobody takes from it
+        if isinstance(error, RPCError):
+            raise retriable_update_error(error) from error
         raise
-    except RPCError as error:
-        raise retriable_update_error(error) from error
 
 
 def _start_operation(
