@@ -8,6 +8,7 @@ import asyncio
 from datetime import timedelta
 
 from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import WorkflowExecutionStatus
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
     GetSystemInfoRequest,
@@ -93,7 +94,11 @@ class TemporalProbe:
                     raise
                 self.failing.pop(workflow_id, None)
                 return
-        attempt = found.pending_workflow_task.attempt if found.HasField("pending_workflow_task") else 0
+        # A workflow that was terminated before a worker took its task keeps that task for ever.
+        running = (
+            found.workflow_execution_info.status == WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING
+        )
+        attempt = found.pending_workflow_task.attempt if running else 0  # 0 without a task
         if attempt < FAILING_AFTER:
             self.failing.pop(workflow_id, None)
         elif workflow_id in self.failing or len(self.failing) < _MOST:

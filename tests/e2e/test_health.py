@@ -7,11 +7,16 @@ import re
 import signal
 import time
 import uuid
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import PendingWorkflowTaskState
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
 from temporalio.client import Client
+from temporalio.worker import Worker
 
 from activities.applies.acknowledgements import SqlApplyAcks
 from api import gateway
@@ -151,7 +156,9 @@ def test_a_temporal_that_hangs_delays_health_by_two_seconds_at_most(own_machine:
 async def _stuck(client: Client, submit: StrategySubmit) -> str:
     """Take the workflow id of a submission for a workflow whose task fails each time."""
     workflow_id = submission_id(submit.world_id, submit.dag.strategy_id)
-    await client.start_workflow("NoSuchWorkflow", id=workflow_id, task_queue=WORKFLOW_QUEUE)
+    await client.start_workflow(
+        "NoSuchWorkflow", id=workflow_id, task_queue=WORKFLOW_QUEUE, task_timeout=timedelta(seconds=1)
+    )
     return workflow_id
 
 
@@ -213,5 +220,37 @@ def test_a_submission_whose_workflow_task_keeps_failing_blocks_nobody_and_is_sho
                 return stores.log.waiting(10) == []
 
             await until(recovered, "a later try", 60)
+
+    asyncio.run(run())
+
+
+def test_a_workflow_that_was_terminated_between_two_attempts_fails_no_longer(tmp_path: Path) -> None:
+    """Temporal keeps its task, which no worker has taken: it was shown as failing for ever."""
+
+    async def run() -> None:
+        async with served(tmp_path, worker=False) as stage:
+            submit = _logged(stage, "KO")
+            probe = TemporalProbe(stage.client)
+            async with Worker(stage.client, task_queue=WORKFLOW_QUEUE):
+                workflow_id = await _stuck(stage.client, submit)
+
+                async def failing() -> bool:
+                    await probe.look()
+                    return workflow_id in probe.failing
+
+                await until(failing, "failing workflow")
+
+            async def waits_for_a_worker() -> bool:
+                request = DescribeWorkflowExecutionRequest(
+                    namespace=stage.client.namespace, execution=WorkflowExecution(workflow_id=workflow_id)
+                )
+                found = await stage.client.workflow_service.describe_workflow_execution(request)
+                state = PendingWorkflowTaskState.PENDING_WORKFLOW_TASK_STATE_SCHEDULED
+                return found.pending_workflow_task.state == state
+
+            await until(waits_for_a_worker, "attempt that no worker takes")
+            await stage.client.get_workflow_handle(workflow_id).terminate()
+            await probe.look()
+            assert probe.failing == {}
 
     asyncio.run(run())
