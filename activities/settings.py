@@ -120,6 +120,28 @@ class DataSettings(config.Section):
     )
 
 
+# The least number of days that records of the past are kept in their tables.
+_LEAST_DAYS = 30
+
+
+class RetentionSettings(config.Section):
+    """For how many days rows are kept in their tables. Older ones are archived (docs/operations.md)."""
+
+    orders_days: int = Field(400, ge=_LEAST_DAYS, description="the order log")
+    audit_days: int = Field(400, ge=_LEAST_DAYS, description="the audit trail")
+    submissions_days: int = Field(400, ge=_LEAST_DAYS, description="submissions with evidence and outcome")
+    decisions_days: int = Field(90, ge=_LEAST_DAYS, description="decisions with their inputs")
+    applies_days: int = Field(400, ge=_LEAST_DAYS, description="applies, rule changes and approvals")
+    sessions_days: int = Field(400, ge=_LEAST_DAYS, description="sessions of running strategies")
+    events_days: int = Field(14, ge=1, description="events that were published")
+
+    @model_validator(mode="after")
+    def _evidence_outlives_decisions(self) -> "RetentionSettings":
+        if self.submissions_days < self.decisions_days:
+            raise ValueError("submissions_days is less than decisions_days, and decisions rest on evidence")
+        return self
+
+
 class OidcSettings(config.Section):
     """An OpenID Connect identity provider whose tokens the Gateway accepts."""
 
@@ -168,6 +190,7 @@ class Settings(config.Settings):
     data: DataSettings = DataSettings()
     events: EventsSettings = EventsSettings()
     orders: OrdersSettings = OrdersSettings()
+    retention: RetentionSettings = RetentionSettings()
     temporal: TemporalSettings = TemporalSettings()
 
     @property

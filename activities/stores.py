@@ -25,9 +25,11 @@ from activities.fence.withheld import SqlWithheldOrders
 from activities.graph.sql import SqlGraphStore
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
+from activities.retention.archives import Archives
+from activities.retention.audit import SqlAudit
+from activities.retention.upkeep import RowRetention
 from activities.sessions.sql import SqlSessionStore
 from activities.settings import Settings
-from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from activities.submissions.activities import SubmissionStores
@@ -73,14 +75,17 @@ class Stores:
     outbox: SqlOutbox
     dead_letters: SqlDeadLetters
     audit: SqlAudit
+    retention: RowRetention
 
     @classmethod
     def open(cls, config: Settings) -> "Stores":
         """Open every store. Raises QmtlError (E_UNAVAILABLE) where the database cannot be reached."""
         database = open_database(config.database_dsn)
+        artifacts = FolderArtifacts(config.artifact_dir)
+        archives = Archives(artifacts)
         return cls(
             database=database,
-            artifacts=FolderArtifacts(config.artifact_dir),
+            artifacts=artifacts,
             queues=SqliteQueues(config.queues_path),
             log=SqlCommitLog(database),
             runs=SqlRunStore(database),
@@ -107,7 +112,8 @@ class Stores:
             principals=SqlPrincipalStore(database),
             outbox=SqlOutbox(database),
             dead_letters=SqlDeadLetters(database),
-            audit=SqlAudit(database),
+            audit=SqlAudit(database, archives),
+            retention=RowRetention(database, archives, config.retention),
         )
 
     @property

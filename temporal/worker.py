@@ -25,6 +25,7 @@ from activities.promotions.activities import PromotionActivities
 from activities.promotions.sql import SqlPromotions
 from activities.queues.activities import QueueActivities
 from activities.queues.upkeep import QueueRetention
+from activities.retention.activities import RetentionActivities
 from activities.settings import Settings, settings
 from activities.storage.heartbeats import HeartbeatWriter
 from activities.stores import Stores
@@ -68,6 +69,7 @@ def _activities(stores: Stores) -> list[Activity]:
         ApplyActivities(stores.for_applies),
         PromotionActivities(promotions, stores.apply_requests),
         QueueActivities(QueueRetention(stores.database, stores.queues, stores.artifacts)),
+        RetentionActivities(stores.retention),
     )
     return [compute_lease, *(activity for instance in instances for activity in activities_of(instance))]
 

@@ -42,7 +42,7 @@ from activities.messages.submission import (
     MeasureCommand,
     RejectCommand,
 )
-from activities.messages.upkeep import RetentionResult, UpkeepInput, UpkeepTopic
+from activities.messages.upkeep import RetentionResult, RowsResult, UpkeepInput, UpkeepRows, UpkeepTopic
 from qmtl_sdk.contracts.promotions import PromotionProgress
 from qmtl_sdk.contracts.submission import SubmissionAck
 
@@ -189,3 +189,17 @@ class QueueActivityStubs(ABC):
     @abstractmethod
     def apply_retention(self, command: UpkeepTopic) -> RetentionResult:
         """Archive and drop what is older than a queue's retention."""
+
+
+class RetentionActivityStubs(ABC):
+    """Activities of UpkeepWorkflow for the tables of the database."""
+
+    @activity.defn
+    @abstractmethod
+    def retained_kinds(self, command: UpkeepInput) -> list[str]:
+        """List the kinds of rows that retention applies to."""
+
+    @activity.defn
+    @abstractmethod
+    def archive_rows(self, command: UpkeepRows) -> RowsResult:
+        """Archive and remove the rows of a kind that are older than they are kept."""

@@ -18,12 +18,31 @@ class UpkeepTopic(StoreMessage):
 
 
 class UpkeepDone(Model):
-    """Totals of one upkeep run. The queues in `failed` were left unchanged."""
+    """Totals of one upkeep run. The queues and tables in `failed` were left unchanged.
+
+    `archived`: messages of queues; `rows`: rows of tables.
+    """
 
     due: int
     archived: int
     dropped: int
+    rows: int = 0
     failed: tuple[str, ...] = ()
+
+
+class UpkeepRows(StoreMessage):
+    """Apply retention to the rows of one kind (`RowRetention.kinds`) as of `now` (ISO 8601, UTC)."""
+
+    kind: str
+    now: str
+
+
+class RowsResult(Model):
+    """How many rows of a kind were archived and removed, and whether there was no time for all."""
+
+    kind: str
+    rows: int
+    more: bool
 
 
 class RetentionResult(Model):

@@ -7,6 +7,7 @@ change without such a lock are locked in the order of their keys; the heads of a
 
 LOCK_ORDER = (
     "store_identity",
+    "archive",
     "principal",
     "promotion",
     "dead_letter",

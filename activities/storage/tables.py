@@ -16,6 +16,10 @@ def _seq() -> "Column[int]":
     return Column(_Seq, primary_key=True, autoincrement=True)
 
 
+def _number() -> "Column[int]":
+    return Column(BigInteger, nullable=False)
+
+
 def _text() -> "Column[str]":
     return Column(Text, nullable=False)
 
@@ -60,6 +64,25 @@ class AuditHeadRow(SQLModel, table=True):
     chain: str = Field(primary_key=True)
     number: int
     hash: str
+
+
+class ArchiveRow(SQLModel, table=True):
+    """Rows of the table `source` that were moved to an artifact.
+
+    `scope` is the chain of audit rows, or the world of the order log; empty for other tables. `first` and
+    `last` are the numbers of the rows in their scope, where they have numbers.
+    """
+
+    __tablename__ = "archive"
+    __table_args__ = (Index("archive_of", "source", "scope", "last"),)
+    seq: int | None = Field(default=None, sa_column=_seq())
+    source: str
+    scope: str
+    first: int = Field(sa_column=_number())
+    last: int = Field(sa_column=_number())
+    rows: int
+    artifact: str
+    at: str
 
 
 class OutboxRow(SQLModel, table=True):
@@ -232,6 +255,12 @@ class SessionRow(SQLModel, table=True):
         ),
         Index("session_of", "world_id", "opened_at"),
         Index("session_newest_bar", "strategy_id", "world_id", "newest_bar"),
+        Index(
+            "session_ended",
+            "ended_at",
+            sqlite_where=text("ended_at IS NOT NULL"),
+            postgresql_where=text("ended_at IS NOT NULL"),
+        ),
     )
     session_id: str = Field(primary_key=True)
     world_id: str
@@ -389,6 +418,7 @@ class CommitLogRow(SQLModel, table=True):
             sqlite_where=text("run_id IS NULL AND refused IS NULL"),
             postgresql_where=text("run_id IS NULL AND refused IS NULL"),
         ),
+        Index("commit_log_run", "run_id"),
     )
     seq: int | None = Field(default=None, sa_column=_seq())
     idempotency_key: str = Field(unique=True)
@@ -445,6 +475,7 @@ class ValidationRow(SQLModel, table=True):
     """
 
     __tablename__ = "validation"
+    __table_args__ = (Index("validation_at", "created_at"),)
     eval_key: str = Field(primary_key=True)
     world_id: str = Field(index=True)
     node_id: str
@@ -526,6 +557,7 @@ class AckRow(SQLModel, table=True):
     """An acknowledgement of a freeze or unfreeze. `late`: after the apply stopped waiting."""
 
     __tablename__ = "ack"
+    __table_args__ = (Index("ack_at", "at"),)
     world_id: str = Field(primary_key=True)
     sequence: int = Field(primary_key=True)
     holder: str = Field(primary_key=True)
@@ -585,6 +617,22 @@ class OrderLogRow(SQLModel, table=True):
     strategy_id: str = ""
     reason: str = ""
     body: str = Field(default="", sa_column=_text())
+
+
+class OrderSealRow(SQLModel, table=True):
+    """A segment of a world's order log, by its number: the rows after the segment before it, up to `last`.
+
+    The audit trail holds the same hash, so that rows which are changed later are found.
+    """
+
+    __tablename__ = "order_seal"
+    world_id: str = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    first: int = Field(sa_column=_number())
+    last: int = Field(sa_column=_number())
+    rows: int
+    hash: str
+    at: str
 
 
 class CacheHitRow(SQLModel, table=True):

@@ -168,7 +168,8 @@ class SqlRunStore:
 
 def _first_seq(session: Session, evidence: EvidenceBody) -> int | None:
     """Find the first evidence of the strategy with the same content; None where this is the first."""
-    query = select(func.min(EvidenceRow.seq)).where(
+    # The first one itself may have been archived.
+    query = select(func.min(func.coalesce(EvidenceRow.first_seq, EvidenceRow.seq))).where(
         EvidenceRow.world_id == evidence.world_id,
         EvidenceRow.strategy_id == evidence.strategy_id,
         EvidenceRow.content_hash == evidence.content_hash,

@@ -35,7 +35,10 @@ def audit(
 
     def text() -> list[Any]:
         lines: list[Any] = [table(header, rows) if rows else "there are no more entries"]
-        return [*lines, f"the chain is whole: {found['verified']} entries"] if verify else lines
+        if not verify:
+            return lines
+        orders = f", {found['orders_verified']} sealed rows of the order log"
+        return [*lines, f"the chain is whole: {found['verified']} entries{orders}"]
 
     print_result(output, found, text)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from activities.storage.audit import AuditPage
+from activities.retention.audit import AuditPage
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, FenceStatus

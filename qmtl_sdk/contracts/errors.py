@@ -84,6 +84,7 @@ CODES: dict[str, int] = {
     "E_DEAD_LETTER_UNKNOWN": 404,
     "E_DEAD_LETTER_SUPERSEDED": 409,
     "E_QUEUE_UNKNOWN": 404,
+    "E_ARCHIVE": 409,
     "E_QUEUE_ARCHIVE": 409,
     # worlds and policies
     "E_WORLD_UNKNOWN": 404,

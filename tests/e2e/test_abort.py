@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from activities.messages.apply import ApplyInput
-from activities.storage.audit import SqlAudit
 from qmtl_sdk.contracts.applies import ApprovalBody
 from tests.support.served import Served, served
+from tests.support.trail import audit_trail
 from workflows.apply import ApplyWorkflow
 from workflows.options import apply_options
 
@@ -79,7 +79,7 @@ def test_of_two_aborts_the_first_is_carried_out_and_both_are_in_the_audit_trail(
             stage.desk.requests.record_abort(world, run_id, "olga", "enough")
             ended = await stage.applies.abort(world, run_id, "paul", "mine")
             assert "aborted by olga: enough" in ended.reason
-            entries = SqlAudit(stage.stores.database).page(world, 0, 1000).entries
+            entries = audit_trail(stage.stores.database).page(world, 0, 1000).entries
             asked = [entry.actor for entry in entries if entry.action == "apply.abort_requested"]
             assert asked == ["olga", "paul"]
 

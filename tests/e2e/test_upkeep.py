@@ -53,6 +53,7 @@ def test_the_schedule_runs_upkeep_and_a_run_archives_and_drops(machine: Machine)
         assert done.archived >= 1
         assert done.dropped >= 1
         assert done.failed == ()
+        assert done.rows > 0, "events are kept for 14 days"
         assert queues.read(topic, 0, 10)[0] == []
         assert topic not in [
             item.topic for item in client.queues_by_tag(["PG"], 86_400, "any", "equities", "backtest")

@@ -14,7 +14,6 @@ from activities.decisions.store import DecisionInputs
 from activities.fence.activations import entry_hashes, stored_activations
 from activities.fence.state import locked_fence
 from activities.fence.strategy_halts import SqlStrategyHalts
-from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from activities.storage.transactions import RecordedChange
@@ -22,6 +21,7 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.topic_state import combined_hash, state_hash
 from tests.support.desk import Desk
 from tests.support.statements import statements
+from tests.support.trail import audit_trail
 
 FEW = 2
 MANY = 12
@@ -68,7 +68,7 @@ def test_each_event_has_the_hash_and_the_sequence_after_it(database: Database) -
         events[row.subject] = data
         assert (data["sequence"], data["state_hash"]) == (number, state_hash(events))
     assert desk.fence.activation_hash("w") == (len(rows), state_hash(events))
-    SqlAudit(database).verify("w")
+    audit_trail(database).verify("w")
 
 
 def test_changes_that_are_recorded_together_stand_in_their_chains_in_order(database: Database) -> None:
@@ -77,8 +77,8 @@ def test_changes_that_are_recorded_together_stand_in_their_chains_in_order(datab
         with database.write("test") as tx:
             tx.record_all(changes)
             tx.record_all([])
-    audit = SqlAudit(database)
-    assert [audit.verify(world) for world in ("a", "b", "c")] == [4, 4, 2]
+    audit = audit_trail(database)
+    assert [audit.verify(world)[0] for world in ("a", "b", "c")] == [4, 4, 2]
     assert [item.subject for item in audit.page("b", 0, 10).entries] == ["0", "2", "0", "2"]
     with database.read() as session:
         found = list(session.exec(select(OutboxRow.subject).order_by(col(OutboxRow.seq))))
@@ -86,7 +86,7 @@ def test_changes_that_are_recorded_together_stand_in_their_chains_in_order(datab
     long = RecordedChange("test", "a", "x" * 2000)
     with pytest.raises(QmtlError, match="E_BODY_INVALID"), database.write("test") as tx:
         tx.record_all([changes[0], long])
-    assert audit.verify("b") == 4
+    assert audit.verify("b")[0] == 4
 
 
 def test_hysteresis_states_are_written_together(database: Database) -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from activities.fence.acceptance import OrderAcceptance
-from activities.storage.audit import SqlAudit
 from activities.storage.opening import open_database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from tests.support.desk import Desk
+from tests.support.trail import audit_trail
 
 STEPS = ("freeze", "drain", "switch", "restore", "unfreeze")
 FORWARD = ("freeze", "drain", "switch", "unfreeze")
@@ -184,7 +184,7 @@ class Applies(RuleBasedStateMachine):
         self.sessions = {domain: self.desk.session(domain=domain) for domain in ("dryrun", "live")}
 
     def teardown(self) -> None:
-        SqlAudit(self.database).verify(self.desk.world)
+        audit_trail(self.database).verify(self.desk.world)
         self.database.close()
         self._folder.cleanup()
 

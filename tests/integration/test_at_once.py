@@ -6,11 +6,11 @@ from typing import TypeVar
 
 from activities.applies.requests import SqlApplyRequests
 from activities.applies.steps import SqlApplySteps
-from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest
 from tests.support.desk import Desk
+from tests.support.trail import audit_trail
 
 T = TypeVar("T")
 
@@ -55,4 +55,4 @@ def test_a_step_that_several_workers_do_at_once_is_done_once(database: Database)
         answers = at_once(step)
         assert all(answer == answers[0] for answer in answers)
     assert desk.logged() == ["freeze", "drain", "switch", "unfreeze"]
-    SqlAudit(database).verify(desk.world)
+    audit_trail(database).verify(desk.world)

@@ -12,7 +12,6 @@ from sqlalchemy import Engine, event, text
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.halt_all import _halt_group, halt_all
 from activities.fence.store import SqlFenceStore
-from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow, WorldRow
 from qmtl_sdk import QmtlError
@@ -20,6 +19,7 @@ from qmtl_sdk.contracts.orders import Refusal
 from qmtl_sdk.contracts.worlds import WorldSpec
 from tests.support.desk import Desk
 from tests.support.machine import wait_for
+from tests.support.trail import audit_trail
 
 WORLDS = [f"w{number:03}" for number in range(200)]
 
@@ -56,7 +56,7 @@ def test_two_hundred_worlds_are_halted_in_one_transaction(database: Database) ->
     assert halted(database) == dict.fromkeys(WORLDS, True)
     assert store.status(WORLDS[7]).halted == "ana: before", "the first halt stands"
     for name in WORLDS[::20]:
-        (newest,) = SqlAudit(database).page(name, 1, 10, verify=True).entries
+        (newest,) = audit_trail(database).page(name, 1, 10, verify=True).entries
         assert (newest.action, newest.actor, newest.after) == (
             "world.halted",
             "olga",

@@ -17,7 +17,6 @@ from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
-from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from api import problems
 from api.auth.keys import KeyRing
@@ -28,6 +27,7 @@ from api.state import GatewayState
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.access import Role, TokenRequest
 from tests.support.desk import Desk
+from tests.support.trail import audit_trail
 
 THREADS = 40
 """Requests to plain functions that FastAPI serves at the same time."""
@@ -68,7 +68,7 @@ class Gateway:
             database=database,
             fence=self.desk.fence,
             order_log=SqlOrderLog(database),
-            audit=SqlAudit(database),
+            audit=audit_trail(database),
             worlds=SimpleNamespace(world=lambda _: None),
         )
         state = SimpleNamespace(stores=stores, _halting=ThreadPoolExecutor(2))

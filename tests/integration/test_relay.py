@@ -18,7 +18,6 @@ from activities.events.bus import SqliteBus
 from activities.events.dead_letters import SqlDeadLetters
 from activities.events.outbox import SqlOutbox
 from activities.events.relay import Relay
-from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from activities.storage.transactions import RecordedChange
@@ -29,6 +28,7 @@ from tests.support import ROOT
 from tests.support.events import record_change
 from tests.support.forked import Forked
 from tests.support.machine import wait_for
+from tests.support.trail import audit_trail
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_a_dead_letter_is_dropped_or_refused_a_late_retry(database: Database, bu
     with pytest.raises(QmtlError, match="E_DEAD_LETTER_UNKNOWN"):
         letters.drop(number, "ana")
     assert letters.count(1000) == 0
-    entries = SqlAudit(database).page("w", 0, 100).entries
+    entries = audit_trail(database).page("w", 0, 100).entries
     assert [(entry.action, entry.subject) for entry in entries if entry.actor == "ana"] == [
         ("dead_letter.dropped", str(number))
     ]

@@ -22,7 +22,6 @@ from activities.fence.store import SqlFenceStore
 from activities.graph.sql import SqlGraphStore
 from activities.messages.submission import EvidenceBody, RunContextBody
 from activities.queues.topics import folded
-from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from activities.storage.sqlite import SqliteDatabase
@@ -40,6 +39,7 @@ from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, Submiss
 from qmtl_sdk.contracts.worlds import Execution, WorldSpec
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from tests.support.admissions import begin_run, diff, record_admission, run_of
+from tests.support.trail import audit_trail
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -403,7 +403,7 @@ def test_what_is_recorded_at_once_makes_one_chain(database: Database) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(8)))
-    assert [SqlAudit(database).verify(f"world{number}") for number in range(10)] == [48] * 10
+    assert [audit_trail(database).verify(f"world{number}")[0] for number in range(10)] == [48] * 10
 
 
 def test_the_newest_evidence_of_each_strategy_is_judged(database: Database) -> None:

@@ -10,7 +10,6 @@ from sqlmodel import select
 
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.strategy_halts import SqlStrategyHalts
-from activities.storage.audit import SqlAudit
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from activities.worlds.policies import SqlPolicyStore
@@ -18,6 +17,7 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Refusal
 from tests.support.admissions import begin_run, run_of
 from tests.support.desk import Desk, policy
+from tests.support.trail import audit_trail
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_one_strategy_is_halted_and_the_others_go_on(desk: Desk, halts: SqlStrat
         halts.resume(desk.world, "w0", "olga", "")
     trail = [
         (item.action, item.actor, item.subject, item.after)
-        for item in SqlAudit(desk.database).page(desk.world, 0, 1000, verify=True).entries
+        for item in audit_trail(desk.database).page(desk.world, 0, 1000, verify=True).entries
         if item.action.startswith("strategy.")
     ]
     subject = desk.strategies[0]
@@ -272,4 +272,4 @@ def test_halts_policies_decisions_applies_and_orders_at_once_neither_deadlock_no
     with ThreadPoolExecutor(len(acts)) as pool:
         assert sum(pool.map(repeat, acts)) == len(acts)
     assert shown(desk) == [False, False]
-    assert SqlAudit(desk.database).verify(desk.world) > 50
+    assert audit_trail(desk.database).verify(desk.world)[0] > 50

@@ -9,8 +9,9 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# Tables whose rows the database itself refuses to change or remove.
-_APPEND_ONLY = ("audit", "order_log")
+# Tables whose rows the database itself refuses to change, and to remove unless an archive names them: by
+# their scope and their number in it.
+_APPEND_ONLY = {"audit": ("chain", "number"), "order_log": ("world_id", "seq")}
 
 
 def upgrade() -> None:
@@ -24,6 +25,8 @@ def upgrade() -> None:
         sa.Column("late", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("world_id", "sequence", "holder"),
     )
+    with op.batch_alter_table("ack", schema=None) as batch_op:
+        batch_op.create_index("ack_at", ["at"], unique=False)
     op.create_table(
         "activation",
         sa.Column("world_id", AutoString(), nullable=False),
@@ -91,6 +94,21 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("approval", schema=None) as batch_op:
         batch_op.create_index("approval_of", ["world_id", "subject"], unique=False)
+
+    op.create_table(
+        "archive",
+        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("source", AutoString(), nullable=False),
+        sa.Column("scope", AutoString(), nullable=False),
+        sa.Column("first", sa.BigInteger(), nullable=False),
+        sa.Column("last", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.Integer(), nullable=False),
+        sa.Column("artifact", AutoString(), nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("seq"),
+    )
+    with op.batch_alter_table("archive", schema=None) as batch_op:
+        batch_op.create_index("archive_of", ["source", "scope", "last"], unique=False)
 
     op.create_table(
         "audit",
@@ -164,6 +182,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("idempotency_key"),
     )
     with op.batch_alter_table("commit_log", schema=None) as batch_op:
+        batch_op.create_index("commit_log_run", ["run_id"], unique=False)
         batch_op.create_index(
             "commit_log_waiting",
             ["seq"],
@@ -397,6 +416,17 @@ def upgrade() -> None:
         batch_op.create_index("order_log_world", ["world_id", "seq"], unique=False)
 
     op.create_table(
+        "order_seal",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("first", sa.BigInteger(), nullable=False),
+        sa.Column("last", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.Integer(), nullable=False),
+        sa.Column("hash", AutoString(), nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "number"),
+    )
+    op.create_table(
         "outbox",
         sa.Column(
             "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
@@ -554,6 +584,13 @@ def upgrade() -> None:
     with op.batch_alter_table("session", schema=None) as batch_op:
         batch_op.create_index("session_of", ["world_id", "opened_at"], unique=False)
         batch_op.create_index(
+            "session_ended",
+            ["ended_at"],
+            unique=False,
+            sqlite_where=sa.text("ended_at IS NOT NULL"),
+            postgresql_where=sa.text("ended_at IS NOT NULL"),
+        )
+        batch_op.create_index(
             "session_newest_bar", ["strategy_id", "world_id", "newest_bar"], unique=False
         )
         for index, columns in (
@@ -628,6 +665,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("validation", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_validation_world_id"), ["world_id"], unique=False)
+        batch_op.create_index("validation_at", ["created_at"], unique=False)
 
     op.create_table(
         "world",
@@ -663,17 +701,35 @@ def _append_only_in_postgres() -> None:
         "CREATE FUNCTION qmtl_append_only() RETURNS trigger AS "
         "$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$ LANGUAGE plpgsql"
     )
-    for table in _APPEND_ONLY:
+    for table, (scope, number) in _APPEND_ONLY.items():
         op.execute(
-            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR TRUNCATE ON {table} "
             "FOR EACH STATEMENT EXECUTE FUNCTION qmtl_append_only()"
+        )
+        op.execute(
+            f"CREATE FUNCTION qmtl_{table}_archived() RETURNS trigger AS $$ BEGIN "
+            f"IF {_not_archived(table, scope, number)} "
+            f"THEN RAISE EXCEPTION '{table} is append-only'; END IF; RETURN OLD; END $$ LANGUAGE plpgsql"
+        )
+        op.execute(
+            f"CREATE TRIGGER {table}_archived BEFORE DELETE ON {table} "
+            f"FOR EACH ROW EXECUTE FUNCTION qmtl_{table}_archived()"
         )
 
 
 def _append_only_in_sqlite() -> None:
-    for table in _APPEND_ONLY:
-        for change in ("UPDATE", "DELETE"):
-            op.execute(
-                f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-            )
+    for table, (scope, number) in _APPEND_ONLY.items():
+        refused = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        op.execute(f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refused}")
+        op.execute(
+            f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} "
+            f"WHEN {_not_archived(table, scope, number)} {refused}"
+        )
+
+
+def _not_archived(table: str, scope: str, number: str) -> str:
+    """Write the condition that no archive names the row."""
+    return (
+        f"NOT EXISTS (SELECT 1 FROM archive WHERE source = '{table}' AND scope = OLD.{scope} "
+        f"AND last >= OLD.{number} AND first <= OLD.{number})"
+    )

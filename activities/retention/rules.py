@@ -1,0 +1,280 @@
+"""Which rows retention archives: a rule for each kind of record, with the tables that go with it.
+
+What is in force is kept however old it is. So a decision, or the evidence of a run, may go only when what
+replaced it is itself older than the limit: until then somebody may ask what was in force, and why.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, literal, or_, select
+from sqlalchemy.sql.selectable import FromClause
+
+from activities.fence import segments
+from activities.settings import RetentionSettings
+from activities.storage.tables import (
+    ApplyRow,
+    ApplyStepRow,
+    ApprovalRow,
+    CacheHitRow,
+    CommitLogRow,
+    DeadLetterRow,
+    DecisionInputsRow,
+    DecisionRow,
+    DiffRow,
+    EvaluationRequestRow,
+    EvidenceRow,
+    OutboxRow,
+    OutcomeRow,
+    RuleChangeRow,
+    RunContextRow,
+    SessionRow,
+    ValidationRow,
+    WorldNodeRow,
+)
+from activities.storage.transactions import table_of
+
+_ack = segments.ACKNOWLEDGEMENTS
+_apply, _step = table_of(ApplyRow), table_of(ApplyStepRow)
+_approval, _change = table_of(ApprovalRow), table_of(RuleChangeRow)
+_decision, _inputs = table_of(DecisionRow), table_of(DecisionInputsRow)
+_answered = table_of(EvaluationRequestRow)
+_evidence, _outcome, _context = table_of(EvidenceRow), table_of(OutcomeRow), table_of(RunContextRow)
+_commit, _diff, _hit = table_of(CommitLogRow), table_of(DiffRow), table_of(CacheHitRow)
+_session, _outbox, _dead = table_of(SessionRow), table_of(OutboxRow), table_of(DeadLetterRow)
+_validation, _world_node = table_of(ValidationRow), table_of(WorldNodeRow)
+
+# Selects the records that are due, oldest first: the columns of the key, `at`, and `size` in characters.
+DueQuery = Callable[[str], "Select[tuple[object, ...]]"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of a record, and its columns that hold the record's key."""
+
+    table: Table
+    key: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A kind of record: which ones are due at a cutoff (ISO 8601, UTC), and their tables.
+
+    `days`: for how many days they are kept.
+    """
+
+    name: str
+    days: Callable[[RetentionSettings], int]
+    due: DueQuery
+    parts: tuple[Part, ...]
+
+
+def _size(table: Table) -> ColumnElement[int]:
+    """Sum up the lengths of a row's long texts."""
+    total: ColumnElement[int] = literal(0)
+    for name in ("body", "data", "plan", "report"):
+        if name in table.c:
+            total = total + func.length(table.c[name])
+    return total.label("size")
+
+
+def _before_the_first_young(table: Table, time: str, cutoff: str) -> ColumnElement[bool]:
+    """Select rows before the first one that is younger: `seq` grows with time, so no index is needed.
+
+    The newest row of the table stays, whatever its age: SQLite would give its number again.
+    """
+    other = table.alias()
+    young = select(other.c.seq).where(other.c[time] >= cutoff).order_by(other.c.seq).limit(1)
+    newest = select(func.max(other.c.seq))
+    first = func.coalesce(young.scalar_subquery(), newest.scalar_subquery())
+    return and_(table.c.seq < first, table.c[time] < cutoff)
+
+
+def _replaced(table: FromClause, cutoff: str, *same: str) -> ColumnElement[bool]:
+    """Select rows after which another with the `same` values was stored, before the cutoff."""
+    later = table.alias()
+    alike = (later.c[name] == table.c[name] for name in same)
+    return exists().where(*alike, later.c.seq > table.c.seq, later.c.created_at < cutoff)
+
+
+def _decisions(cutoff: str) -> "Select[tuple[object, ...]]":
+    return (
+        select(_decision.c.seq, _decision.c.created_at.label("at"), _size(_decision))
+        .where(
+            _before_the_first_young(_decision, "created_at", cutoff),
+            _replaced(_decision, cutoff, "world_id"),
+        )
+        .order_by(_decision.c.seq)
+    )
+
+
+def _runs(cutoff: str) -> "Select[tuple[object, ...]]":
+    evidence = _evidence.alias()
+    in_force = exists().where(
+        evidence.c.run_id == _outcome.c.run_id,
+        ~_replaced(evidence, cutoff, "world_id", "strategy_id", "shadow", "self_reported"),
+    )
+    return (
+        select(_outcome.c.run_id, _outcome.c.created_at.label("at"), _size(_outcome))
+        .where(
+            _before_the_first_young(_outcome, "created_at", cutoff),
+            _replaced(_outcome, cutoff, "world_id", "strategy_id"),
+            ~in_force,
+        )
+        .order_by(_outcome.c.seq)
+    )
+
+
+def _refusals(cutoff: str) -> "Select[tuple[object, ...]]":
+    return (
+        select(_commit.c.seq, _commit.c.received_at.label("at"), _size(_commit))
+        .where(
+            _before_the_first_young(_commit, "received_at", cutoff),
+            _commit.c.refused.is_not(None),
+            _commit.c.run_id.is_(None),
+        )
+        .order_by(_commit.c.seq)
+    )
+
+
+def _validations(cutoff: str) -> "Select[tuple[object, ...]]":
+    newest = exists().where(
+        _world_node.c.world_id == _validation.c.world_id,
+        _world_node.c.node_id == _validation.c.node_id,
+        _world_node.c.execution_domain == _validation.c.execution_domain,
+        _world_node.c.eval_key == _validation.c.eval_key,
+    )
+    return (
+        select(_validation.c.eval_key, _validation.c.created_at.label("at"), _size(_validation))
+        .where(_validation.c.created_at < cutoff, ~newest)
+        .order_by(_validation.c.created_at)
+    )
+
+
+def _sessions(cutoff: str) -> "Select[tuple[object, ...]]":
+    later = _session.alias()
+    # The newest bar of a strategy is measured by, whoever ran it, and however long ago.
+    replaced = exists().where(
+        later.c.strategy_id == _session.c.strategy_id,
+        later.c.world_id == _session.c.world_id,
+        later.c.session_id != _session.c.session_id,
+        later.c.newest_bar >= _session.c.newest_bar,
+        or_(later.c.newest_bar > _session.c.newest_bar, later.c.session_id > _session.c.session_id),
+    )
+    return (
+        select(_session.c.session_id, _session.c.ended_at.label("at"), _size(_session))
+        .where(_session.c.ended_at < cutoff, replaced)
+        .order_by(_session.c.ended_at)
+    )
+
+
+def _applies(cutoff: str) -> "Select[tuple[object, ...]]":
+    later = _apply.alias()
+    newest = ~exists().where(later.c.world_id == _apply.c.world_id, later.c.seq > _apply.c.seq)
+    return (
+        select(_apply.c.world_id, _apply.c.run_id, _apply.c.ended_at.label("at"), _size(_apply))
+        .where(_apply.c.ended_at < cutoff, ~newest)
+        .order_by(_apply.c.ended_at)
+    )
+
+
+def _rule_changes(cutoff: str) -> "Select[tuple[object, ...]]":
+    return (
+        select(_change.c.world_id, _change.c.change_id, _change.c.expires_at.label("at"), _size(_change))
+        .where(_change.c.expires_at < cutoff)
+        .order_by(_change.c.expires_at)
+    )
+
+
+def _acks(cutoff: str) -> "Select[tuple[object, ...]]":
+    return (
+        select(
+            _ack.c.world_id,
+            _ack.c.sequence,
+            _ack.c.holder,
+            _ack.c.at,
+            literal(0).label("size"),
+        )
+        .where(_ack.c.at < cutoff)
+        .order_by(_ack.c.at)
+    )
+
+
+def _events(cutoff: str) -> "Select[tuple[object, ...]]":
+    return (
+        select(_outbox.c.seq, _outbox.c.at, _size(_outbox))
+        .where(
+            _before_the_first_young(_outbox, "at", cutoff),
+            _outbox.c.published_at.is_not(None),
+            ~exists().where(_dead.c.seq == _outbox.c.seq),
+        )
+        .order_by(_outbox.c.seq)
+    )
+
+
+_COMMIT = Part(_commit, ("seq",))
+_VALIDATION = Part(_validation, ("eval_key",))
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        Rule(
+            "decisions",
+            lambda kept: kept.decisions_days,
+            _decisions,
+            (
+                Part(_decision, ("seq",)),
+                Part(_inputs, ("decision_seq",)),
+                Part(_answered, ("decision_seq",)),
+            ),
+        ),
+        Rule(
+            "submissions",
+            lambda kept: kept.submissions_days,
+            _runs,
+            (
+                *(Part(table, ("run_id",)) for table in (_outcome, _evidence, _context, _diff, _commit)),
+                Part(_hit, ("reporter",)),
+            ),
+        ),
+        Rule(
+            "refused submissions", lambda kept: kept.submissions_days, _refusals, (Part(_commit, ("seq",)),)
+        ),
+        Rule(
+            "validations",
+            lambda kept: kept.submissions_days,
+            _validations,
+            (Part(_validation, ("eval_key",)),),
+        ),
+        Rule(
+            "sessions",
+            lambda kept: kept.sessions_days,
+            _sessions,
+            (Part(_session, ("session_id",)), Part(_hit, ("reporter",))),
+        ),
+        Rule(
+            "applies",
+            lambda kept: kept.applies_days,
+            _applies,
+            (
+                Part(_apply, ("world_id", "run_id")),
+                Part(_step, ("world_id", "run_id")),
+                Part(_approval, ("world_id", "subject")),
+            ),
+        ),
+        Rule(
+            "rule changes",
+            lambda kept: kept.applies_days,
+            _rule_changes,
+            (Part(_change, ("world_id", "change_id")), Part(_approval, ("world_id", "subject"))),
+        ),
+        Rule(
+            "acknowledgements",
+            lambda kept: kept.applies_days,
+            _acks,
+            (Part(_ack, ("world_id", "sequence", "holder")),),
+        ),
+        Rule("events", lambda kept: kept.events_days, _events, (Part(_outbox, ("seq",)),)),
+    )
+}
+"""The rules of tables without a chain, by name."""
