@@ -99,6 +99,7 @@ class SubmissionWorkflow:
 
     async def _compute_and_measure(self) -> RejectionError | None:
         """Compute and measure. Returns None when the metrics are stored, otherwise why there are none."""
+        evidence: EvidenceRef | None = None
         try:
             while (evidence := await self._compute()) is None:
                 await self._continue_as_new()
@@ -108,7 +109,7 @@ class SubmissionWorkflow:
         except RejectionError as error:
             self._past_computing = True  # no runner gets a lease while the rejection is judged
             if self._admission.ack is not None and not self._lease.cancelled:
-                await self._steps.reject(error)
+                await self._steps.reject(error, examined=evidence is not None)
             return error
 
     async def _compute(self) -> EvidenceRef | None:

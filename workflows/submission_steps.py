@@ -41,13 +41,14 @@ class SubmissionSteps:
                 raise rejection from error
             raise
 
-    async def reject(self, error: RejectionError) -> None:
-        """Store why there are no metrics."""
+    async def reject(self, error: RejectionError, examined: bool) -> None:
+        """Store why there are no metrics. `examined`: the service refuses the returns."""
         command = RejectCommand(
             **self._command.model_dump(),
             strategy_id=self._submission.strategy_id,
             error_code=error.code,
             error=error.message,
+            examined=examined,
         )
         await workflow.execute_local_activity_method(
             SubmissionActivityStubs.reject,

@@ -6,6 +6,7 @@ from activities.decisions.candidate import Candidate
 from activities.sessions.time_open import TimeOpen
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.plans import StrategyAllocation
 from qmtl_sdk.contracts.policy import Policy
@@ -23,6 +24,10 @@ class Snapshot(Model):
     live_edge: bool = False
     edge_closings: int = 0
     fingerprint: str = ""
+
+
+# The domains in which strategies send orders.
+_TRADING = (Domain.DRYRUN, Domain.LIVE)
 
 
 class PlanningContext(Model):
@@ -43,9 +48,14 @@ class PlanningContext(Model):
 
     @property
     def world_etag(self) -> str:
-        """The hash of the state of the world that a plan changes: not of what it rests on."""
+        """The hash of the state of the world that a plan changes: not of what it rests on.
+
+        Of strategies, only those that trade count: the weights of the others change with each that comes, and
+        no author may hold up the applies of a world by submitting.
+        """
+        trading = [item for item in self.activations if item.active and item.execution_domain in _TRADING]
         world = {
-            "activations": {item.strategy_id: item.etag for item in self.activations},
+            "activations": {item.strategy_id: item.etag for item in trading},
             "fingerprint": self.world.pinned_fingerprint,
             "live_edge": self.live_edge,
             "edge_closings": self.edge_closings,

@@ -3,7 +3,7 @@
 One consistent view of spec, policy, decision, activations and evidence.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from datetime import UTC, datetime
 
 from sqlmodel import Session
@@ -24,7 +24,7 @@ from qmtl_sdk.contracts.policy import Policy
 def planning_context(
     session: Session, world_id: str, strategies: Collection[str] | None = None
 ) -> PlanningContext:
-    """Read everything that a plan is made from; of evidence only that of `strategies`, if given.
+    """Read everything that a plan is made from; of evidence and sessions only `strategies`', if given.
 
     Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING.
     """
@@ -50,20 +50,26 @@ def planning_context(
         live_edge=fence.live_edge,
         edge_closings=fence.edge_closings,
         now=now,
-        ran=_ran_in_dryrun(session, rules, activations, now),
+        ran=_ran_in_dryrun(
+            session,
+            rules,
+            [item for item in activations if strategies is None or item.strategy_id in strategies],
+            now,
+        ),
     )
 
 
 def _ran_in_dryrun(
-    session: Session, policy: Policy, activations: Sequence[ActivationEnvelope], now: datetime
+    session: Session, policy: Policy, activations: list[ActivationEnvelope], now: datetime
 ) -> dict[str, TimeOpen]:
     """Return for how long the strategies in dryrun have run there, where the policy has such a campaign."""
     if policy.gating_policy.campaign.dryrun is None:
         return {}
-    return {
-        item.strategy_id: time_open(
-            session, item.world_id, item.strategy_id, Domain.DRYRUN.value, item.stage_since, now
-        )
+    since = {
+        item.strategy_id: item.stage_since
         for item in activations
         if item.active and item.execution_domain is Domain.DRYRUN and item.stage_since
     }
+    if not since:
+        return {}
+    return time_open(session, activations[0].world_id, Domain.DRYRUN.value, since, now)

@@ -10,7 +10,7 @@ from activities.applies.context import PlanningContext, Snapshot
 from activities.applies.own_requests import issuers_of
 from activities.applies.plan import plan_apply, plan_rollback
 from activities.applies.planning_context import planning_context
-from activities.applies.status import apply_row, running_apply, status_of
+from activities.applies.status import apply_row, running_apply, stands, status_of
 from activities.applies.steps import begin_step
 from activities.fence.rules import OPEN
 from activities.fence.state import locked_fence
@@ -128,11 +128,11 @@ class SqlApplyRequests:
                 f"there is no apply {request.rollback_of} in {world_id}",
                 "qmtl world applies W lists them",
             )
-        if earlier.outcome != "completed":
+        if earlier.ended_at is None or not stands(session, earlier):
             raise QmtlError(
                 "E_APPLY_EMPTY",
                 f"{request.rollback_of} has changed nothing: it is {earlier.outcome or earlier.state}",
-                "roll back one that is completed",
+                "roll back one whose switch stands: qmtl world applies W",
             )
         return plan_rollback(request, actor, context, Snapshot.model_validate_json(earlier.snapshot))
 

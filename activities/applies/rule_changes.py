@@ -13,7 +13,7 @@ from sqlmodel import Session, col, select
 
 from activities.applies.loosening import loosened_policy, loosened_world
 from activities.applies.own_requests import issuers_of, require_another_person
-from activities.applies.status import approval_of, approvals_of
+from activities.applies.status import approval_of, approvals_of, is_disabled
 from activities.fence.store import update_world
 from activities.messages.apply import ApprovalVerdict
 from activities.storage.database import Database
@@ -198,7 +198,7 @@ def _end_if_over(tx: Transaction, row: RuleChangeRow) -> None:
         return
     if row.expires_at < utc_now():
         row.state = "expired"
-    elif row.rules != _rules(tx.session, row.world_id):
+    elif row.rules != _rules(tx.session, row.world_id) or is_disabled(tx.session, row.requested_by):
         row.state = "outdated"
     else:
         return

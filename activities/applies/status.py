@@ -6,7 +6,7 @@ from sqlmodel import Session, col, select
 
 from activities.fence.acknowledgements import acknowledgements
 from activities.messages.apply import GateChange
-from activities.storage.tables import ApplyRow, ApplyStepRow, ApprovalRow
+from activities.storage.tables import ApplyRow, ApplyStepRow, ApprovalRow, PrincipalRow
 from activities.storage.transactions import RecordedChange, Transaction
 from qmtl_sdk.contracts.applies import Acknowledgement, ApplyStatus, Approval, StepRecord
 from qmtl_sdk.contracts.errors import QmtlError
@@ -73,13 +73,33 @@ def status_of(session: Session, row: ApplyRow) -> ApplyStatus:
 
 
 def approvals_of(session: Session, world_id: str, subject: str) -> tuple[Approval, ...]:
-    """List the approvals and rejections of an apply, oldest first."""
+    """List the approvals and rejections of an apply, oldest first. Those of disabled people do not count."""
     rows = session.exec(
-        select(ApprovalRow)
+        select(ApprovalRow, PrincipalRow.disabled_at)
+        .join(PrincipalRow, col(PrincipalRow.name) == ApprovalRow.actor, isouter=True)
         .where(ApprovalRow.world_id == world_id, ApprovalRow.subject == subject)
         .order_by(col(ApprovalRow.at))
     )
-    return tuple(approval_of(row) for row in rows)
+    return tuple(
+        approval_of(row).model_copy(update={"counts": row.counts and disabled_at is None})
+        for row, disabled_at in rows
+    )
+
+
+def is_disabled(session: Session, name: str) -> bool:
+    """Return whether a person is a disabled principal."""
+    found = session.get(PrincipalRow, name)
+    return found is not None and found.disabled_at is not None
+
+
+def stands(session: Session, row: ApplyRow) -> bool:
+    """Return whether what an apply switched was not restored by its own run."""
+    steps = select(ApplyStepRow.step).where(
+        ApplyStepRow.world_id == row.world_id,
+        ApplyStepRow.run_id == row.run_id,
+        col(ApplyStepRow.step).in_(("switch", "restore")),
+    )
+    return list(session.exec(steps)) == ["switch"]
 
 
 def approval_of(row: ApprovalRow) -> Approval:

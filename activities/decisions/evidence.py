@@ -3,11 +3,12 @@
 from collections.abc import Collection
 from datetime import UTC, datetime
 
-from sqlalchemy import ScalarSelect
+from sqlalchemy import ColumnElement, ScalarSelect, case
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, func, select
 
 from activities.decisions.candidate import Candidate
+from activities.messages.submission import EvidenceKind
 from activities.storage.tables import BindingRow, EvidenceRow, SessionRow
 from activities.storage.transactions import utc_text
 from activities.submissions.runs import evidence_of
@@ -21,9 +22,8 @@ def newest_evidence(
     `now` is the world's time: a bar that a session reported counts once it has closed. `strategies` limits
     the answer to these.
     """
-    # One index look-up for each strategy: older evidence is never read.
-    # What an author says of itself hides nothing that the service has measured or rejected.
-    newest = func.coalesce(_newest(self_reported=False), _newest(self_reported=True))
+    # One index look-up for each kind of each strategy's evidence: older evidence is never read.
+    newest = _candidate(*(func.coalesce(_newest(kind), 0) for kind in _KINDS))
     # A session may report any time, so bars that have not closed yet are left out.
     newest_bar = (
         select(func.max(SessionRow.newest_bar))
@@ -49,14 +49,32 @@ def newest_evidence(
     )
 
 
-def _newest(self_reported: bool) -> ScalarSelect[int]:
+_KINDS: tuple[EvidenceKind, ...] = ("measured", "rejected", "self_reported", "failed")
+
+
+def _candidate(
+    measured: ColumnElement[int],
+    rejected: ColumnElement[int],
+    self_reported: ColumnElement[int],
+    failed: ColumnElement[int],
+) -> ColumnElement[int]:
+    """Choose among the numbers of the newest evidence of each kind; 0 where there is none.
+
+    What the service refused hides what is older. What an author says of itself hides nothing that the service
+    measured. A run that failed hides nothing at all: what its runner says is nothing that was measured.
+    """
+    best = case((measured > 0, measured), else_=self_reported)
+    known = case((rejected > best, rejected), else_=best)
+    return case((known > 0, known), else_=failed)
+
+
+def _newest(kind: EvidenceKind) -> ScalarSelect[int]:
     """Select the number of a binding's newest evidence of a kind."""
     other = aliased(EvidenceRow)
     of_strategy = select(other.seq).where(
         other.world_id == BindingRow.world_id,
         other.strategy_id == BindingRow.strategy_id,
-        col(other.shadow).is_(False),
-        col(other.self_reported).is_(self_reported),
+        other.kind == kind,
     )
     return of_strategy.order_by(col(other.seq).desc()).limit(1).correlate(BindingRow).scalar_subquery()
 

@@ -1,5 +1,6 @@
 """Inputs and results of SubmissionWorkflow and its activities."""
 
+from typing import Literal
 from urllib.parse import quote
 
 from activities.messages.base import StoreMessage
@@ -102,9 +103,10 @@ class MeasureCommand(RunCommand):
 
 
 class RejectCommand(RunCommand):
-    """Store why a run has no metrics."""
+    """Store why a run has no metrics. `examined`: its returns were uploaded, and the service refuses them."""
 
     strategy_id: str
+    examined: bool
     error_code: str
     error: str
 
@@ -146,11 +148,15 @@ class RunContextBody(Model):
     data_last: UtcTime | None = None
 
 
+EvidenceKind = Literal["measured", "self_reported", "rejected", "failed", "shadow"]
+"""`rejected`: the service refuses the returns. `failed`: there are no returns."""
+
+
 class EvidenceBody(Model):
     """Evidence of a run: its metrics and the content hash of its returns, or why there are none.
 
     `self_reported`: why the returns are the author's own statement; empty where the service computed the
-    same.
+    same. `examined`: the service has read the returns; it has not where a run failed or was abandoned.
     """
 
     run_id: str
@@ -169,6 +175,16 @@ class EvidenceBody(Model):
     sectors: tuple[str, ...] = ()
     self_reported: str = ""
     interval_s: int = 0
+    examined: bool = True
+
+    @property
+    def kind(self) -> EvidenceKind:
+        """What the evidence says, and so which other evidence it hides (`newest_evidence`)."""
+        if self.shadow:
+            return "shadow"
+        if self.error_code:
+            return "rejected" if self.examined else "failed"
+        return "self_reported" if self.self_reported else "measured"
 
     @property
     def content_hash(self) -> str:

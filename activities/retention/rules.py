@@ -112,7 +112,7 @@ def _runs(cutoff: str) -> "Select[tuple[object, ...]]":
     evidence = _evidence.alias()
     in_force = exists().where(
         evidence.c.run_id == _outcome.c.run_id,
-        ~_replaced(evidence, cutoff, "world_id", "strategy_id", "shadow", "self_reported"),
+        ~_replaced(evidence, cutoff, "world_id", "strategy_id", "kind"),
     )
     return (
         select(_outcome.c.run_id, _outcome.c.created_at.label("at"), _size(_outcome))

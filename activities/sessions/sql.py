@@ -128,7 +128,8 @@ class SqlSessionStore:
             row.expires_at = self._expires_at()
             row.report = heartbeat.model_dump_json()
             if heartbeat.bar_time and row.execution_domain != Domain.SHADOW.value:
-                row.newest_bar = max(row.newest_bar, utc_text(heartbeat.bar_time))
+                # Not the largest that it ever reported: one wrong time would hide all that come after it.
+                row.newest_bar = utc_text(heartbeat.bar_time)
             tx.session.add(row)
             return _info(row)
 

@@ -1,5 +1,6 @@
 """For how long sessions of a strategy were open: the time in which it really ran."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,28 +19,32 @@ class TimeOpen:
 
 
 def time_open(
-    session: Session, world_id: str, strategy_id: str, execution_domain: str, since: datetime, now: datetime
-) -> TimeOpen:
-    """Return for how long sessions of the strategy were open from `since` to `now` (UTC).
+    session: Session, world_id: str, execution_domain: str, since: Mapping[str, datetime], now: datetime
+) -> dict[str, TimeOpen]:
+    """Return for how long sessions of strategies were open, each from its time in `since` to `now` (UTC).
 
-    A session whose runner died was open until its lease ended.
+    A session whose runner died was open until its lease ended. One query for all: it is also asked while the
+    fence of the world is held.
     """
     query = (
-        select(SessionRow.opened_at, SessionRow.ended_at, SessionRow.expires_at)
+        select(SessionRow.strategy_id, SessionRow.opened_at, SessionRow.ended_at, SessionRow.expires_at)
         .where(
-            SessionRow.strategy_id == strategy_id,
+            col(SessionRow.strategy_id).in_(list(since)),
             SessionRow.world_id == world_id,
             SessionRow.execution_domain == execution_domain,
-            or_(col(SessionRow.ended_at).is_(None), col(SessionRow.ended_at) > utc_text(since)),
+            or_(
+                col(SessionRow.ended_at).is_(None),
+                col(SessionRow.ended_at) > utc_text(min(since.values())),
+            ),
         )
         .order_by(col(SessionRow.opened_at))
     )
-    total, reached = 0.0, since
-    for opened_at, ended_at, expires_at in session.exec(query):
-        begin = max(reached, datetime.fromisoformat(opened_at))
+    reached, total = dict(since), dict.fromkeys(since, 0.0)
+    for strategy_id, opened_at, ended_at, expires_at in session.exec(query):
+        begin = max(reached[strategy_id], datetime.fromisoformat(opened_at))
         # A lease that ended while nothing ran was noticed later.
         end = min(now, datetime.fromisoformat(min(ended_at or expires_at, expires_at)))
         if end > begin:
-            total += (end - begin).total_seconds()
-            reached = end
-    return TimeOpen(total, reached == now)
+            total[strategy_id] += (end - begin).total_seconds()
+            reached[strategy_id] = end
+    return {name: TimeOpen(total[name], reached[name] == now) for name in since}

@@ -446,14 +446,14 @@ class RunContextRow(SQLModel, table=True):
 
 
 class EvidenceRow(SQLModel, table=True):
-    """The metrics of a run, or why it has none. A shadow run's metrics do not count in judgments.
+    """The metrics of a run, or why it has none. `kind` is that of `EvidenceBody`.
 
     `first_seq` is the number of the first evidence with the same content; NULL where this is the first.
     """
 
     __tablename__ = "evidence"
     __table_args__ = (
-        Index("evidence_of", "world_id", "strategy_id", "shadow", "self_reported", "seq"),
+        Index("evidence_of", "world_id", "strategy_id", "kind", "seq"),
         Index("evidence_content", "world_id", "strategy_id", "content_hash", "seq"),
     )
     seq: int | None = Field(default=None, sa_column=_seq())
@@ -461,8 +461,7 @@ class EvidenceRow(SQLModel, table=True):
     world_id: str
     strategy_id: str
     body: str = Field(sa_column=_text())
-    shadow: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
-    self_reported: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    kind: str
     content_hash: str
     first_seq: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
     created_at: str

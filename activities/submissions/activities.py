@@ -98,6 +98,7 @@ class SubmissionActivities(SubmissionActivityStubs):
             error_code=command.error_code,
             error=command.error,
             shadow=shadow,
+            examined=command.examined,
         )
         self._stores.runs.save_evidence(evidence)
 
@@ -143,6 +144,8 @@ class SubmissionActivities(SubmissionActivityStubs):
 
 
 def _status(strategy_id: str, decision: DecisionEnvelope | None, evidence: EvidenceBody | None) -> str:
+    if evidence is not None and evidence.kind == "failed":
+        return "failed"
     if decision is not None and decision.of(strategy_id) is not None:
         return "decided"
     if evidence is not None and evidence.shadow and not evidence.error_code:

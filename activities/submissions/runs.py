@@ -78,8 +78,7 @@ class SqlRunStore:
                 world_id=evidence.world_id,
                 strategy_id=evidence.strategy_id,
                 body=evidence.model_dump_json(),
-                shadow=evidence.shadow,
-                self_reported=bool(evidence.self_reported),
+                kind=evidence.kind,
                 content_hash=evidence.content_hash,
                 first_seq=_first_seq(tx.session, evidence),
                 created_at=utc_now(),
@@ -173,7 +172,7 @@ def _first_seq(session: Session, evidence: EvidenceBody) -> int | None:
         EvidenceRow.world_id == evidence.world_id,
         EvidenceRow.strategy_id == evidence.strategy_id,
         EvidenceRow.content_hash == evidence.content_hash,
-        col(EvidenceRow.shadow).is_(evidence.shadow),
+        EvidenceRow.kind == evidence.kind,
         EvidenceRow.run_id != evidence.run_id,
     )
     return session.exec(query).one()

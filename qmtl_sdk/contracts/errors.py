@@ -114,6 +114,8 @@ CODES: dict[str, int] = {
     "E_SHARE_POLICY": 422,
     "E_LIVE_NOT_ALLOWED": 403,
     "E_ETAG": 409,
+    "E_APPLY_REJECTED": 409,
+    "E_APPROVAL_MISSING": 409,
     "E_APPROVAL_OWN": 403,
     "E_APPROVAL_ROLE": 403,
     "E_WORLD_FROZEN": 409,

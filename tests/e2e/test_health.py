@@ -89,7 +89,7 @@ def test_every_loop_of_a_gateway_comes_back_after_whatever_it_raises(own_machine
             for name in CALLS:
                 (fail / name).touch()
                 if name == "acknowledgements":
-                    change = desk.steps.freeze("acks", run)
+                    change = desk.freeze(run)
                 seen = wait_for(
                     lambda name=name: own_machine.health()["faults"].get(f"loop {name}"), f"fault of {name}"
                 )

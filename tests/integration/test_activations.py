@@ -36,7 +36,7 @@ def switched_off(desk: Desk) -> None:
 
 def promoted(desk: Desk) -> None:
     run = desk.request("dryrun")
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     desk.steps.drain(desk.world, run)
     desk.steps.switch(desk.world, run)
 

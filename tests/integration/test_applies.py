@@ -21,7 +21,7 @@ def test_a_switch_that_was_refused_is_not_done_after_its_world_was_restored(data
     desk = Desk(database)
     desk.apply("dryrun")
     run = desk.request("live")
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     desk.steps.drain(desk.world, run)
     desk.fence.update(desk.world, WorldUpdate(allow_live=False), "olga")
     with pytest.raises(QmtlError, match="E_LIVE_NOT_ALLOWED"):
@@ -39,7 +39,7 @@ def test_a_switch_that_was_refused_is_not_done_after_its_world_was_restored(data
 def test_an_apply_that_was_rolled_back_does_not_switch(database: Database) -> None:
     desk = Desk(database)
     run = desk.request("dryrun")
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     desk.steps.drain(desk.world, run)
     opened = desk.steps.unfreeze(desk.world, run)
     with pytest.raises(QmtlError, match="E_APPLY_RESTORED"):
@@ -89,7 +89,7 @@ def test_a_recorded_change_locks_no_audit_chain_before_its_commit(database: Data
     desk.evidence(dag.strategy_id)
     desk.decide()
     run = desk.request("dryrun")
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     desk.steps.drain(desk.world, run)
     with ThreadPoolExecutor(1) as pool, database.write("admission") as tx:
         tx.record(RecordedChange("graph.diff", desk.world, "admitted"))

@@ -44,6 +44,7 @@ def test_a_step_that_several_workers_do_at_once_is_done_once(database: Database)
     """A worker that was taken for dead, and the one that repeats its step."""
     desk = Desk(database)
     run = desk.request("dryrun")
+    desk.approve(run)
     steps: list[Callable[[int], object]] = [
         lambda _: SqlApplySteps(database).freeze(desk.world, run),
         lambda _: SqlApplySteps(database).drain(desk.world, run),

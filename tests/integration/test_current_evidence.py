@@ -171,7 +171,7 @@ def test_a_plan_is_not_carried_out_once_what_it_rests_on_has_changed(
     run = desk.request("dryrun")
     desk.judge(tmp_path)  # judged again on the same evidence
     if step == "switch":
-        desk.steps.freeze(desk.world, run)
+        desk.freeze(run)
         desk.steps.drain(desk.world, run)
     change(desk)
     with pytest.raises(QmtlError, match="E_ETAG"):
@@ -184,7 +184,7 @@ def test_new_evidence_during_a_drain_does_not_undo_it(database: Database, tmp_pa
     desk = Desk(database)
     desk.judge(tmp_path)
     run = desk.request("dryrun")
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     desk.steps.drain(desk.world, run)
     new_evidence(desk)
     desk.judge(tmp_path)
@@ -197,7 +197,7 @@ def test_evidence_of_another_strategy_leaves_a_plan_as_it_is(database: Database,
     desk.judge(tmp_path)
     run = desk.request("dryrun", strategies=[desk.strategies[0]])
     desk.evidence(desk.strategies[1], sharpe=0.5, returns_hash="other")
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
 
 
 def test_an_edge_that_an_operator_closed_during_the_drain_stays_closed(
@@ -211,7 +211,7 @@ def test_an_edge_that_an_operator_closed_during_the_drain_stays_closed(
     desk.apply("live")
     assert desk.fence_row().live_edge
     run = desk.request("live", weights={strategy: 0.5})
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     desk.steps.drain(desk.world, run)
     closed_edge(desk)
     with pytest.raises(QmtlError, match="edge to live"):
@@ -230,7 +230,7 @@ def test_a_world_whose_apply_was_terminated_is_resumed_as_it_was(database: Datab
     desk.apply("dryrun")
     desk.apply("live")
     run = desk.request("live", weights={strategy: 0.5})
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     assert not desk.fence_row().live_edge
     desk.steps.drain(desk.world, run)
     desk.steps.end_terminated(desk.world, run)
@@ -334,7 +334,7 @@ def test_activations_and_events_say_what_the_fence_says(database: Database, tmp_
     assert activated["execution_domain"] == "dryrun"
     assert activated["epoch"] == desk.epoch - 1, "under the freeze, before the world was opened"
     run = desk.request("dryrun", weights={desk.strategies[0]: 0.5})
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     (frozen,) = desk.fence.activations(desk.world)
     assert (frozen.freeze, frozen.drain, frozen.epoch) == (True, False, desk.epoch)
     assert not frozen.active_in_effect

@@ -47,7 +47,7 @@ def test_an_order_is_accepted_once_and_answered_the_same_for_ever(desk: Desk) ->
     orders, order = OrderAcceptance(desk.database), desk.order(desk.session(), desk.epoch)
     first = orders.publish([order], desk.caller)[0]
     assert first.accepted
-    desk.steps.freeze(desk.world, desk.request("live"))
+    desk.freeze(desk.request("live"))
     assert orders.publish([order], desk.caller)[0].accepted, (
         "what was accepted before the freeze is not accepted anew, and not denied"
     )
@@ -58,12 +58,12 @@ def test_an_order_is_accepted_once_and_answered_the_same_for_ever(desk: Desk) ->
 
 
 def freeze(desk: Desk) -> None:
-    desk.steps.freeze(desk.world, desk.request("live"))
+    desk.freeze(desk.request("live"))
 
 
 def drain(desk: Desk) -> None:
     run = desk.request("live")
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     desk.steps.drain(desk.world, run)
 
 

@@ -73,7 +73,7 @@ def test_an_apply_waits_for_no_gateway_that_started_after_its_freeze(database: D
     desk, leases = Desk(database), SqlGatewayLeases(database)
     leases.heartbeat("gateway:first", 60)
     run = desk.request("dryrun")
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     leases.heartbeat("gateway:first", 60)
     leases.heartbeat("gateway:later", 60)
     with database.read() as session:

@@ -47,7 +47,7 @@ def test_a_plan_that_the_world_has_outrun_is_not_carried_out(database: Database)
     run = desk.request("dryrun")
     desk.decide(active=False)
     with pytest.raises(QmtlError, match="E_ETAG"):
-        desk.steps.freeze(desk.world, run)
+        desk.freeze(run)
     assert desk.fence_row().state == "open"
 
 
@@ -136,8 +136,8 @@ def test_only_time_with_a_session_counts_in_a_campaign_of_dryrun(database: Datab
                 )
             )
     with database.read() as session:
-        found = time_open(
-            session, desk.world, desk.strategies[0], "dryrun", began, began + timedelta(hours=1)
-        )
+        (strategy,) = desk.strategies
+        until = began + timedelta(hours=1)
+        found = time_open(session, desk.world, "dryrun", {strategy: began}, until)[strategy]
     assert found.seconds == pytest.approx(3600 * (0.3 + 0.1 + 0.1))
     assert found.now

@@ -277,7 +277,7 @@ def test_an_operator_who_closes_the_edge_stops_live_orders_that_were_not_sent(de
 
 def test_a_freeze_lets_accepted_orders_finish(desk: Desk) -> None:
     orders = accepted(desk, 2)
-    desk.steps.freeze(desk.world, desk.request("live"))
+    desk.freeze(desk.request("live"))
     router(desk.database, PaperBroker("paper")).step()
     assert filled(desk) == {order.order_id for order in orders}
 

@@ -132,7 +132,7 @@ def test_nothing_else_lifts_it(
 
 def test_halt_and_resume_work_while_an_apply_holds_the_world(desk: Desk, halts: SqlStrategyHalts) -> None:
     run = desk.request("dryrun", weights=dict.fromkeys(desk.strategies, 0.2))
-    desk.steps.freeze(desk.world, run)
+    desk.freeze(run)
     halts.halt(desk.world, "w0", "olga", "")
     halts.halt(desk.world, "w1", "olga", "")
     desk.steps.drain(desk.world, run)
@@ -232,7 +232,7 @@ def test_halts_policies_decisions_applies_and_orders_at_once_neither_deadlock_no
                 raise
             return
         try:
-            desk.steps.freeze(desk.world, run)
+            desk.freeze(run)
         except QmtlError as error:
             if error.code != "E_ETAG":
                 raise

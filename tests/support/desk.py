@@ -18,6 +18,7 @@ from activities.decisions.sql import SqlDecisionStore
 from activities.fence.callers import OrderCaller
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.store import SqlFenceStore
+from activities.messages.apply import GateChange
 from activities.messages.evaluation import JudgeCommand
 from activities.messages.submission import EvidenceBody
 from activities.sessions.sql import SqlSessionStore
@@ -26,7 +27,7 @@ from activities.storage.tables import OpenOrderRow, ProcessRow
 from activities.submissions.runs import SqlRunStore
 from activities.worlds.policies import SqlPolicyStore
 from activities.worlds.specs import SqlWorldStore
-from qmtl_sdk.contracts.applies import ApplyRequest
+from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import Order, order_id_prefix
@@ -182,12 +183,23 @@ class Desk:
     def apply(self, to: str | None = None, run_id: str | None = None, **fields: Any) -> str:
         """An apply from its request to its end, step by step."""
         run = self.request(to, run_id, **fields)
-        self.steps.freeze(self.world, run)
+        self.freeze(run)
         self.steps.drain(self.world, run)
         self.steps.switch(self.world, run)
         self.steps.unfreeze(self.world, run)
         self.steps.conclude(self.world, run, "completed", "")
         return run
+
+    def approve(self, run: str, people: int | None = None) -> None:
+        """As many approvals of an apply as it needs, or `people`."""
+        plan = self.requests.find(self.world, run).plan
+        for number in range(plan.approval.required if people is None else people):
+            self.approvals.record(self.world, run, f"approver{number}", "approve", ApprovalBody())
+
+    def freeze(self, run: str) -> GateChange:
+        """The first step of an apply, once it was approved."""
+        self.approve(run)
+        return self.steps.freeze(self.world, run)
 
     def request(self, to: str | None = None, run_id: str | None = None, **fields: Any) -> str:
         run = run_id or f"run-{uuid.uuid4().hex[:8]}"
