@@ -1,9 +1,14 @@
 """Stopping a process by its pid, and what a process does at the signal."""
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import pytest
+
+from api.parts import MODULES
 from temporal.server import stop_process
 from tests.support import ROOT
 
@@ -57,3 +62,21 @@ def test_a_signal_that_comes_while_the_process_looks_at_the_event_stops_it() -> 
     """The handler set the event itself, in the thread that held the event's lock."""
     done = subprocess.run([sys.executable, "-c", WAITS], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "stopped\n", done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"supervisor"}))
+def test_no_process_starts_with_the_profile_prod_over_local_files(tmp_path: Path, name: str) -> None:
+    """`prod` started on files of one host; a second host followed its own empty bus."""
+    (tmp_path / "qmtl.yml").write_text("profile: prod\nhome: home\n")
+    done = subprocess.run(
+        [sys.executable, "-m", MODULES[name]],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stderr
+    for setting in ("gateway.database_backend", "events.bus", "queues", "artifacts", "signing keys"):
+        assert setting in done.stderr
+    assert not (tmp_path / "home").exists()
