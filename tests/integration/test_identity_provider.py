@@ -205,6 +205,19 @@ def test_a_key_is_rotated_without_a_restart_and_the_old_one_is_refused(
     assert gateway.tokens.known_caller(old) is None
 
 
+def test_a_withdrawn_key_is_refused_once_its_key_set_is_old(
+    gateway: Gateway, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = provider.token()
+    assert gateway.caller(token).subject == "ana"
+    provider.keys["second"] = ec.generate_private_key(ec.SECP256R1())
+    provider.listed = ["second"]
+    monkeypatch.setattr(oidc, "_FRESH_S", 0.0)
+    monkeypatch.setattr(oidc, "_PAUSE_S", 0.0)
+    assert gateway.tokens.known_caller(token) is None
+    assert gateway.refused(token) == "E_TOKEN_KEY"
+
+
 def test_forged_key_ids_cost_the_provider_one_read(gateway: Gateway, provider: Provider) -> None:
     assert gateway.caller(provider.token()).subject == "ana"
     for number in range(20):
