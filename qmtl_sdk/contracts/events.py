@@ -116,9 +116,11 @@ class CloudEvent(Model):
 
     @property
     def ends_subject(self) -> bool:
-        """Whether the subject no longer exists after this event: tags without a queue are none."""
+        """Whether the subject no longer exists after this event: tags without a queue, a dropped queue."""
         if self.data is None or self.type in _ENDS:
             return True
+        if self.type == "queue_lifecycle":
+            return self.data.get("change") == "drop"
         return self.type == "queue_updated" and self.data.get("queues") in ([], ())
 
 

@@ -4,7 +4,8 @@
 2. The Gateway sends a snapshot of each topic or the missed events, then new events. `TopicReader` applies
    each to the topic's state and passes it on. A gap makes the client reconnect from its position.
 3. The token is refreshed on the open socket. A socket that is silent or breaks is opened again.
-4. Where sockets are blocked, the client polls by HTTP and retries the socket every `SOCKET_RETRY_S`.
+4. Where sockets are blocked, or a frame is too large for one, the client polls by HTTP and retries the socket
+   every `SOCKET_RETRY_S`.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
 from qmtl_sdk.contracts.errors import QmtlError
@@ -52,7 +54,8 @@ MAX_PAUSE_S = 5.0
 """The longest pause before a reconnect, in seconds."""
 
 MAX_FRAME = 16 * 1024 * 1024
-"""The largest frame that is accepted, in bytes."""
+"""The largest frame of a socket that is accepted, in bytes. What is larger is polled, such as the snapshot of
+a topic with many thousands of queues."""
 
 
 class StreamClient:
@@ -177,7 +180,7 @@ class StreamClient:
             self._stop.wait(pause)
 
     def _read(self, gateway: GatewayClient) -> None:
-        """Read from a Gateway until the connection ends: by a socket, or by polls where it is blocked."""
+        """Read from a Gateway until the connection ends: by a socket, or by polls where none can be used."""
         if not self._sockets or time.monotonic() < self._poll_until:
             self._poll(gateway)
             return
@@ -185,6 +188,11 @@ class StreamClient:
             self._listen(gateway)
         except (InvalidHandshake, InvalidURI) as error:
             self.fault = f"no socket: {error}"
+            self._poll_until = time.monotonic() + SOCKET_RETRY_S
+        except ConnectionClosed as error:
+            if error.sent is None or error.sent.code != CloseCode.MESSAGE_TOO_BIG:
+                raise
+            self.fault = f"a frame is larger than {MAX_FRAME} bytes"
             self._poll_until = time.monotonic() + SOCKET_RETRY_S
 
     def _listen(self, gateway: GatewayClient) -> None:

@@ -18,6 +18,7 @@ from activities.storage.database import Database
 from activities.storage.transactions import RecordedChange
 from qmtl_sdk.contracts.stream import Resumed, Subscribe, Subscription
 from qmtl_sdk.contracts.topic_state import TopicState, state_hash
+from qmtl_sdk.runtime import stream as stream_module
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.support.events import event, record_change
@@ -329,6 +330,21 @@ def test_asking_gives_what_the_socket_gives(client: GatewayClient, database: Dat
         assert by_asking.counters.polls
         assert by_socket.states["policy"].state_hash == by_asking.states["policy"].state_hash
         assert by_asking.counters.max_gap == by_socket.counters.max_gap == 0
+
+
+def test_a_snapshot_that_is_too_large_for_a_socket_is_polled(
+    client: GatewayClient, database: Database, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every runner of a world with many queues opened its stream again and again, and never got its start."""
+    monkeypatch.setattr(stream_module, "MAX_FRAME", 8192)
+    for i in range(50):
+        record_change(database, f"s{i}", i, home)
+    wait_for(lambda: _last(client, home) == 50, "fifty events")
+    with StreamClient([client], Subscribe(world_id=home, topics=POLICY_TOPIC)) as reader:
+        assert reader.ready(), reader.fault
+        record_change(database, "s0", 50, home)
+        assert reader.wait(lambda: reader.positions == {"policy": 51}, 20), reader.fault
+        assert len(reader.states["policy"].events) == 50
 
 
 class _BadProxy(BaseHTTPRequestHandler):

@@ -9,6 +9,8 @@ import pytest
 from sqlmodel import select
 
 from activities.artifacts.folder import FolderArtifacts
+from activities.events.bus import SqliteBus
+from activities.events.relay import Relay
 from activities.graph.sql import SqlGraphStore
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
@@ -202,3 +204,22 @@ def test_a_dropped_queue_is_no_longer_in_the_state_of_its_tags(house: House) -> 
     house.retention.apply(house.topic, LATER)
     told = [json.loads(body) for body in house.told("queue_updated")]
     assert [body["queues"] for body in told if body["tags"] == ["ta"]][-1] == []
+
+
+def test_a_dropped_queue_leaves_nothing_in_the_snapshot_of_its_topic(house: House, tmp_path: Path) -> None:
+    """Its last `queue_lifecycle` stayed, and every runner got those of all queues that there ever were."""
+    house.fill(3)
+    bus = SqliteBus(tmp_path / "bus.db")
+    relay = Relay(house.database, bus, 1000)
+    try:
+        relay.step()
+        _, events = bus.snapshot("w.queues")
+        assert house.topic in str(events)
+        assert "dryrun:3600:ta" in [event.subject for event in events]
+        assert house.retention.apply(house.topic, LATER).dropped
+        relay.step()
+        _, events = bus.snapshot("w.queues")
+        assert house.topic not in str(events)
+        assert "dryrun:3600:ta" not in [event.subject for event in events]
+    finally:
+        bus.close()
