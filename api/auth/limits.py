@@ -1,4 +1,4 @@
-"""Limits of a Gateway: requests per second and open streams of a caller, and the length of parameters."""
+"""Limits of a Gateway: requests a second, costly ones at a time and open streams of a caller, parameters."""
 
 import threading
 import time
@@ -57,6 +57,36 @@ class RateLimit:
             if caller in self._buckets:
                 level, since = self._buckets[caller]
                 self._buckets[caller] = (level + 1, since)
+
+
+class OneAtATime:
+    """Lets each caller have one request at a time of a kind that takes much processor time.
+
+    Other threads may ask meanwhile.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._lock = threading.Lock()
+        self._callers = set[str]()
+
+    @contextmanager
+    def held(self, caller: str) -> Iterator[None]:
+        """Hold the caller's place during a request. Raises QmtlError (E_RATE) where another one holds it."""
+        with self._lock:
+            if caller in self._callers:
+                raise QmtlError(
+                    "E_RATE",
+                    f"another {self._kind} of {caller} is under way",
+                    "try again when it has ended",
+                    retry_after=5.0,
+                )
+            self._callers.add(caller)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callers.remove(caller)
 
 
 class SocketLimit:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Path, Query
 from activities.decisions.correlation import Correlations
 from activities.decisions.whatif import PolicyReplayResult, replay
 from api.auth.access import CurrentCaller, GuardedRoute
+from api.auth.limits import OneAtATime
 from api.state import State
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
@@ -15,6 +16,8 @@ from qmtl_sdk.contracts.policy_text import Difference, differences, policy_from
 
 router = APIRouter(prefix="/worlds/{world_id}/policies", tags=["policies"], route_class=GuardedRoute)
 Version = Annotated[int, Path(ge=1, lt=2**31)]
+# A replay over many decisions takes minutes of a processor: a rate alone would let a caller have dozens.
+_REPLAYS = OneAtATime("policy replay")
 _POLICY = {"preset": "moderate", "selection": {"topk": {"total": 3}}}
 
 
@@ -61,13 +64,16 @@ def diff(
 
 
 @router.post("/replay", summary="Replay recorded decisions with a draft policy; nothing is written")
-def replay_policy(world_id: str, body: PolicyReplay, state: State) -> PolicyReplayResult:
+def replay_policy(
+    world_id: str, body: PolicyReplay, state: State, caller: CurrentCaller
+) -> PolicyReplayResult:
     draft = policy_from(body.policy)
     state.stores.worlds.world(world_id)
     correlations = Correlations(state.stores.artifacts)
-    past = [
-        (envelope, inputs, correlations.checked(draft, candidates))
-        for envelope, inputs, candidates in state.stores.decisions.history(world_id, body.since)
-    ]
-    all_candidates = [candidate for _, _, candidates in past for candidate in candidates]
-    return replay(draft, past, correlations.among(all_candidates))
+    with _REPLAYS.held(caller.subject):
+        past = [
+            (envelope, inputs, correlations.checked(draft, candidates))
+            for envelope, inputs, candidates in state.stores.decisions.history(world_id, body.since)
+        ]
+        all_candidates = [candidate for _, _, candidates in past for candidate in candidates]
+        return replay(draft, past, correlations.among(all_candidates))
