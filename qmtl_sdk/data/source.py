@@ -2,9 +2,11 @@
 
 A file has a time column (`ts`, `timestamp`, `time`, `datetime` or `date`) and number columns; header case
 does not matter. A file of several streams has a column `symbol`. Times without a zone are UTC; whole numbers
-are seconds, milliseconds, microseconds or nanoseconds by size.
+are seconds, milliseconds, microseconds or nanoseconds by size. What could be read in two ways is refused, not
+guessed: dates with the day or the month first, numbers with thousands separators.
 """
 
+import re
 import stat
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +24,14 @@ from qmtl_sdk.data.roots import resolved, restricted, shown, shown_names
 
 TIME_COLUMNS = ("ts", "timestamp", "time", "datetime", "date")
 SYMBOL = "symbol"
+
+# Texts that the parser of times would read, each with what makes them unclear.
+_UNCLEAR_TIMES = (
+    (re.compile(r"\s*\d{1,2}[./-]\d{1,2}[./-]\d"), "may have the day or the month first"),
+    (re.compile(r"\s*\d{1,2}:\d"), "has no date"),
+)
+# Texts that a person reads as numbers: 1,234.5 and 1 234,5, with a currency or per cent.
+_LIKE_A_NUMBER = re.compile(r"\s*[-+(]?\s*[$€£¥]?\s*\d[\d\s.,'’]*[%)]?\s*")
 
 
 class Source(Protocol):
@@ -155,15 +165,12 @@ def _parquet(path: str) -> pd.DataFrame:
 def _times(frame: pd.DataFrame, where: str) -> np.ndarray:
     column = next((name for name in TIME_COLUMNS if name in frame), None)
     if column is None:
-        raise QmtlError(
-            "E_DATA_SCHEMA",
-            f"{where} has no time column (its columns: {shown_names(frame.columns)})",
-            f"name one of them {', '.join(TIME_COLUMNS)}",
-        )
+        raise _no_time_column(frame, where)
     values = frame[column]
     if pd.api.types.is_numeric_dtype(values):
         parsed = pd.to_datetime(values, unit=_unit(values), utc=True, errors="coerce")
     else:
+        _require_clear(values, column, where)
         parsed = pd.to_datetime(
             values,
             utc=True,
@@ -181,6 +188,32 @@ def _times(frame: pd.DataFrame, where: str) -> np.ndarray:
         )
     times: np.ndarray = parsed.astype("datetime64[ns, UTC]").astype("int64").to_numpy()
     return times
+
+
+def _no_time_column(frame: pd.DataFrame, where: str) -> QmtlError:
+    mark = next((mark for mark in ";\t|" if len(frame.columns) == 1 and mark in frame.columns[0]), "")
+    if mark:
+        return QmtlError(
+            "E_DATA_SCHEMA", f"{where} separates its columns by {mark!r}", "separate them by commas"
+        )
+    return QmtlError(
+        "E_DATA_SCHEMA",
+        f"{where} has no time column (its columns: {shown_names(frame.columns)})",
+        f"name one of them {', '.join(TIME_COLUMNS)}",
+    )
+
+
+def _require_clear(values: "pd.Series[Any]", column: str, where: str) -> None:
+    """Refuse texts that stand for several times: a day and a month that are mixed up scramble the bars."""
+    for pattern, why in _UNCLEAR_TIMES:
+        for row, value in enumerate(values):
+            if isinstance(value, str) and pattern.match(value):
+                raise QmtlError(
+                    "E_DATA_SCHEMA",
+                    f"{where}: {shown(value)} in {column} {why} (row {row + 1})",
+                    "write times like 2024-01-31T14:00:00Z, in one column",
+                    row=row + 1,
+                )
 
 
 def _unit(values: "pd.Series[Any]") -> Literal["s", "ms", "us", "ns"]:
@@ -201,7 +234,7 @@ def _numbers(frame: pd.DataFrame, where: str) -> dict[str, np.ndarray]:
         values = frame[name]
         numbers = pd.to_numeric(values, errors="coerce")
         broken = np.flatnonzero((numbers.isna() & values.notna()).to_numpy())
-        if len(broken) == len(values) and len(values):
+        if len(broken) == len(values) and len(values) and not _LIKE_A_NUMBER.fullmatch(str(values.iloc[0])):
             continue  # a column of text, such as a comment
         if len(broken):
             row = int(broken[0])

@@ -39,6 +39,17 @@ def csv(tmp_path: Path, text: str, name: str = "x.csv") -> Path:
         ("date,close\n2024-01-01,1\n2024-01-01,1\n", "E_DATA_DUPLICATE", "two bars at 2024-01-01"),
         ("date,close\n2024-01-01,1\n2024-01-01T12:00,1\n", "E_DATA_MISALIGNED", "43200 s apart"),
         ("date,close\n2024-01-01,inf\n", "E_DATA_SCHEMA", "infinite"),
+        (
+            "date,close\n13/01/2024,3\n02/01/2024,1\n",
+            "E_DATA_SCHEMA",
+            "'13/01/2024' in date may have the day",
+        ),
+        ("date,close\n2024-01-01,1\n2.1.2024,1\n", "E_DATA_SCHEMA", "the day or the month first (row 2)"),
+        ("date,time,close\n2024-01-01,10:00,1\n", "E_DATA_SCHEMA", "'10:00' in time has no date (row 1)"),
+        ("date;close\n2024-01-01;1\n", "E_DATA_SCHEMA", "separates its columns by ';'"),
+        ('date,close,volume\n2024-01-01,"1,234.5",1\n', "E_DATA_SCHEMA", "'1,234.5' in close is no number"),
+        ("date,close,volume\n2024-01-01,1 234,1\n", "E_DATA_SCHEMA", "'1 234' in close is no number (row 1)"),
+        ("date,close,volume\n2024-01-01,$12,1\n", "E_DATA_SCHEMA", "'$12' in close is no number (row 1)"),
         ("date,symbol,close\n2024-01-01,A,1\n2024-01-01,B,1\n", "E_DATA_SCHEMA", "several streams (A, B)"),
     ],
 )
