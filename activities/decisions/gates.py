@@ -66,11 +66,15 @@ def check_bands(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist:
 
 
 def figures(rule: str, metrics: Mapping[str, float | None]) -> str:
-    """Format the values of the metrics in a rule: `sharpe is 0.31`."""
+    """Format the values of the metrics in a rule: `sharpe is 0.31`.
+
+    Of returns that are all 0 most metrics are missing, so the reason is given with them.
+    """
     values = [(name, metrics.get(name)) for name in metrics_in(parse(rule))]
+    is_idle = metrics.get("trades") == 0 and any(value is None for _, value in values)
     return ", ".join(
         f"{name} is {'missing' if value is None else format(value, '.4g')}" for name, value in values
-    )
+    ) + (": it took no position at any bar" if is_idle else "")
 
 
 def _lag(inputs: JudgmentInputs, candidate: Candidate) -> list[Violation]:

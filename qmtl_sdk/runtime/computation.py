@@ -20,7 +20,7 @@ from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import Heartbeat, SubmissionAck
 from qmtl_sdk.data.bars import Bars, checked, combined, fingerprint, iso
-from qmtl_sdk.data.calendars import ALWAYS, missing, most_periods_per_year
+from qmtl_sdk.data.calendars import missing, most_periods_per_year
 from qmtl_sdk.data.presets import fingerprint_of, load
 from qmtl_sdk.nodes.node import Node, StreamInput
 from qmtl_sdk.nodes.strategy import BuiltStrategy
@@ -73,18 +73,20 @@ def compute_strategy(
     outputs: dict[str, NodeOutput] = {}
     checks: list[ParityCheck] = []
     own: list[str] = []
-    gaps: dict[str, int] = {}
-    computed = cached = 0
+    notes: list[str] = []
+    unread = computed = cached = 0
     for number, node in enumerate(build.nodes):
         if isinstance(node, StreamInput):
             binding = bindings.get(node.node_id)
-            bars = _bars(node, None if binding is None else load(binding.preset, binding.stream), as_of)
+            read = None if binding is None else load(binding.preset, binding.stream)
+            bars = _bars(node, read, as_of)
             outputs[node.node_id] = NodeOutput(bars)
-            gaps[node.label] = (
-                len(missing(bars, binding.preset.calendar if binding else ALWAYS)) if binding else 0
-            )
-            if binding is None:
+            if binding is None or read is None:
                 own.append(fingerprint({node.node_id: bars}))
+                continue
+            unread += len(read) - len(bars)
+            if count := len(missing(bars, binding.preset.calendar)):
+                notes.append(f"{node.label} lacks {count} bars that its calendar expects")
             continue
         if node.node_type == TAG_QUERY or any(
             not len(outputs[parent.node_id].bars) for parent in node.inputs
@@ -120,7 +122,9 @@ def compute_strategy(
             cache.put(key, node.node_id, outputs[node.node_id])
     returns = returns_of(build, outputs, ack.execution, as_of)
     hits = tuple(dict.fromkeys(cache.counters.cross_context_hits))
-    precheck = _precheck(build, ack, returns, checks, gaps, len(hits))
+    if unread:
+        notes.append(f"{unread} bars of its streams close after {ack.context.as_of}, and were not read")
+    precheck = _precheck(build, ack, returns, checks, notes, len(hits))
     return Computed(returns, outputs, computed, cached, found or combined(own), precheck, hits)
 
 
@@ -162,7 +166,7 @@ def _precheck(
     ack: SubmissionAck,
     returns: Returns,
     checks: list[ParityCheck],
-    gaps: dict[str, int],
+    notes: list[str],
     cross_context_hits: int,
 ) -> dict[str, Any]:
     periods = most_periods_per_year(ack.bindings, returns.price_streams, returns.interval)
@@ -172,15 +176,17 @@ def _precheck(
         for check in checks
         if check.verdict == "needs more than its period"
     ]
-    missing_bars = [
-        f"{label} lacks {count} bars that its calendar expects" for label, count in gaps.items() if count
+    reported += [
+        f"{name} takes no position at any bar: what it computes may need more bars than its period"
+        for name, held in returns.positions.items()
+        if not held.any()
     ]
     if returns.carried:
-        missing_bars.append(f"{returns.carried} returns are across a missing close, which was carried")
+        notes = [*notes, f"{returns.carried} returns are across a missing close, which was carried"]
     return {
         "metrics": metrics,
         "parity": {check.node: check.verdict for check in checks},
-        "warnings": [*build.warnings, *reported, *missing_bars],
+        "warnings": [*build.warnings, *reported, *notes],
         "bars": len(returns.values),
         "from": iso(int(returns.ts[0])),
         "to": iso(int(returns.ts[-1])),

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qmtl_sdk import CsvSource, Node, QmtlError, Runner, Strategy, StreamInput
+from qmtl_sdk import CacheView, CsvSource, Node, QmtlError, Runner, Strategy, StreamInput
 from qmtl_sdk.contracts.domains import Downgrade
 from qmtl_sdk.contracts.submission import SubmissionMeta
 from qmtl_sdk.runtime.config import GatewaySettings
@@ -124,6 +125,29 @@ def test_a_node_with_a_seed_is_computed_anew(machine: Machine) -> None:
     results = [Runner.submit(Seeded, world="equities", config=machine.config) for _ in range(2)]
     assert [(result.nodes.computed, result.nodes.cached) for result in results] == [(1, 0), (1, 0)]
     assert "seed" in results[0].precheck["warnings"][0]
+
+
+def test_a_result_says_what_was_not_read_and_why_a_metric_is_missing(machine: Machine) -> None:
+    """843 of 1,797 days were judged, and too short a period ended in "sharpe is missing", without a word."""
+
+    class Short(Strategy):
+        def setup(self) -> None:
+            price = StreamInput(tags=["KO", "price"], interval="1d", period=20)
+
+            def above(view: CacheView) -> pd.DataFrame:
+                close = view[price].frame["close"]
+                return pd.DataFrame({"position": (close > close.rolling(200).mean()).astype(float)})
+
+            self.add_nodes([Node(price, above, name="trend")])
+
+    result = Runner.submit(Short, world="equities", config=machine.config)
+    notes = "\n".join(result.precheck["warnings"])
+    assert re.search(r"\d+ bars of its streams close after 2017-12-\S+, and were not read", notes), notes
+    assert "trend takes no position at any bar: what it computes may need more bars than its period" in notes
+    decision = result.ws.decision
+    assert decision is not None
+    (mine,) = [item for item in decision.strategies if item.strategy_id == result.strategy_id]
+    assert "sharpe is missing: it took no position at any bar" in mine.violations[0].detail
 
 
 def test_a_live_hint_never_raises_the_domain(machine: Machine) -> None:

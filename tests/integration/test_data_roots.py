@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from api.cli.text.worlds import created_text
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.worlds import Preset, WorldSpec
+from qmtl_sdk.contracts.worlds import Preset, World, WorldSpec
 from qmtl_sdk.data import roots
 from qmtl_sdk.data.bars import Bars
 from qmtl_sdk.data.inspection import inspect_stream, inspect_world, split_like
@@ -116,6 +117,22 @@ def test_what_is_odd_in_a_stream_is_counted() -> None:
         assert found[odd] == 1, odd
     assert found["split_like_at"] == ["2024-01-19T00:00:00Z"]
     assert found["missing"] == 10
+
+
+def test_who_creates_a_world_reads_what_is_odd_in_its_data(root: Path) -> None:
+    """Most of a file lay after the world's clock, closes were missing or 0, and nothing said so."""
+    (root / "x.csv").write_text(
+        "date,close\n2024-01-12,100\n2024-01-13,101\n2024-01-16,\n2024-01-18,0\n2024-01-19,50.4\n2024-02-02,51\n"
+    )
+    found = spec(root / "x.csv", calendar="XNYS")
+    stored = World(spec=found, created_at=NOW, etag="e")
+    text = "\n".join(created_text({"world": stored.json_dict(), "data": inspect_world(found, NOW)}))
+    assert (
+        "p/X: 6 bars, 2024-01-12 to 2024-02-02, 10 missing, 1 without a close, 1 with a close of 0 or less, "
+        "1 while the market is closed, 1 with a jump like a split's, "
+        "1 after the world's clock, which it does not see yet" in text
+    )
+    assert "jumps as a split makes them at 2024-01-19T00:00: is the price adjusted?" in text
 
 
 def test_ordinary_moves_are_no_splits() -> None:

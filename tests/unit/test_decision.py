@@ -51,6 +51,12 @@ def decided(*candidates: Candidate, policy: object = POLICY) -> dict[str, Strate
     [
         (candidate("a", 0.59), "gates", "failed", "sharpe is 0.59"),
         (candidate("a", None), "gates", "insufficient", "sharpe is missing"),
+        (
+            candidate("a", metrics={"sharpe": None, "trades": 0.0}),
+            "gates",
+            "insufficient",
+            "sharpe is missing: it took no position at any bar",
+        ),
         (candidate("a", data_last=NOW - timedelta(days=3, seconds=1)), "data_currency", "stale", "3d"),
         (candidate("a", data_first=NOW - timedelta(days=100)), "data_currency", "short_history", "99d"),
         (candidate("a", data_last=None), "data_currency", "insufficient", "not known"),
