@@ -1,8 +1,8 @@
 """The catalogue of queues, by topic and by tag, and the tag queries whose results change with it."""
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,6 +14,12 @@ from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.dag import TAG_QUERY, NodeRecord
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueInfo
+
+# Values in one statement: databases limit the number of bound values.
+_CHUNK = 500
+
+# Tags, sorted, and an interval (seconds).
+_Group = tuple[tuple[str, ...], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +94,10 @@ def publish_new_queues(
         if not node.tags:
             continue
         groups[(tuple(sorted(set(node.tags))), node.interval)].append(topic)
+    known = _find_exactly(tx.session, world_id, domain, groups)
     for (tags, interval), topics in sorted(groups.items()):
         query = QueueQuery(tags, interval, "all", world_id, domain)
-        queues = [queue for queue in _find(tx.session, query) if queue.tags == tags]
+        queues = known[tags, interval]
         # One that came back under other tags still has its old ones.
         listed = {queue.topic for queue in queues}
         queues += [
@@ -129,7 +136,8 @@ def publish_dropped_queue(tx: Transaction, queue: QueueRow) -> None:
     node = tx.session.get(GraphNodeRow, queue.node_id)
     if node is not None and tags:
         query = QueueQuery(tuple(tags), node.interval_s, "all", queue.world_id, queue.execution_domain)
-        left = [item for item in _find(tx.session, query) if item.tags == query.tags]
+        group = (query.tags, query.interval)
+        left = _find_exactly(tx.session, query.world_id, query.domain, [group])[group]
         subject = f"{query.domain}:{query.interval}:{'+'.join(tags)}"
         _publish(tx, "queue_updated", subject, query, left, "")
     for row in _tag_queries(tx.session, queue.world_id, queue.execution_domain):
@@ -172,11 +180,47 @@ def _find(session: Session, query: QueueQuery) -> list[QueueInfo]:
         hits[queue.topic].add(tag)
     required = len(tags) if query.match_mode == "all" else 1
     topics = [topic for topic in found if len(hits[topic]) >= required]
+    labels = _labels(session, topics)
+    return [_info(*found[topic], labels[topic]) for topic in topics]
+
+
+def _find_exactly(
+    session: Session, world_id: str, domain: str, groups: Collection[_Group]
+) -> dict[_Group, list[QueueInfo]]:
+    """List the queues that have exactly the tags and the interval of each group, oldest first.
+
+    Each group's queues are looked up by its rarest tag: a tag that all groups share finds every queue of the
+    world.
+    """
+    uses = Counter(tag for tags, _ in groups for tag in tags)
+    rarest = sorted({min(tags, key=lambda tag: (uses[tag], tag)) for tags, _ in groups})
+    found: dict[str, tuple[QueueRow, GraphNodeRow]] = {}
+    for start in range(0, len(rarest), _CHUNK):
+        tagged = select(QueueTagRow.topic).where(col(QueueTagRow.tag).in_(rarest[start : start + _CHUNK]))
+        statement = select(QueueRow, GraphNodeRow).where(
+            col(QueueRow.topic).in_(tagged),
+            QueueRow.world_id == world_id,
+            QueueRow.execution_domain == domain,
+            col(QueueRow.dropped_at).is_(None),
+            GraphNodeRow.node_id == QueueRow.node_id,
+        )
+        found |= {queue.topic: (queue, node) for queue, node in session.exec(statement)}
+    labels = _labels(session, list(found))
+    listed: dict[_Group, list[QueueInfo]] = {group: [] for group in groups}
+    for topic, (queue, node) in sorted(found.items(), key=lambda item: (item[1][0].created_at, item[0])):
+        if (labels[topic], node.interval_s) in listed:
+            listed[labels[topic], node.interval_s].append(_info(queue, node, labels[topic]))
+    return listed
+
+
+def _labels(session: Session, topics: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the tags of each queue, sorted here, since databases sort texts in different ways."""
     labels: dict[str, list[str]] = defaultdict(list)
-    for row in session.exec(select(QueueTagRow).where(col(QueueTagRow.topic).in_(topics))):
-        labels[row.topic].append(row.tag)
-    # Sorted here, since databases sort texts in different ways.
-    return [_info(*found[topic], tuple(sorted(labels[topic]))) for topic in topics]
+    for start in range(0, len(topics), _CHUNK):
+        part = topics[start : start + _CHUNK]
+        for row in session.exec(select(QueueTagRow).where(col(QueueTagRow.topic).in_(part))):
+            labels[row.topic].append(row.tag)
+    return {topic: tuple(sorted(tags)) for topic, tags in labels.items()}
 
 
 def _publish(
