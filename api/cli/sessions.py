@@ -7,7 +7,7 @@ import typer
 from api.cli.connection import gateway
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result, table
-from qmtl_sdk.contracts.sessions import SessionInfo
+from api.cli.text.status import session_text
 
 app = typer.Typer()
 
@@ -24,13 +24,15 @@ def sessions(
     """List the strategies that run: who runs them, where, and whether they are healthy."""
     with gateway() as client:
         found = client.sessions(world, ended)
+        running = {item.world_id for item in found if not item.ended_at}
+        fences = {world_id: client.fence(world_id) for world_id in sorted(running)}
     rows = [
         [
             item.label,
             item.world_id,
             item.execution_domain,
             f"{item.actor} at {item.host}",
-            _state(item),
+            session_text(item, fences.get(item.world_id)),
             item.report.bar[:16].replace("T", " "),
             f"{sum(item.report.positions.values())}, {item.report.lag_s:g} s behind",
             item.report.fault,
@@ -43,9 +45,3 @@ def sessions(
         [item.json_dict() for item in found],
         lambda: table(header, rows) if rows else "nothing runs",
     )
-
-
-def _state(item: SessionInfo) -> str:
-    if item.ended_at:
-        return f"ended: {item.end_reason}"
-    return f"gate {item.report.gate}" + (f" ({item.report.reason})" if item.report.reason else "")

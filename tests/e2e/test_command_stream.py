@@ -145,6 +145,27 @@ def test_a_strategy_runs_until_ctrl_c_and_its_session_is_shown(
     assert "stopped by its author" in person.types("world", "sessions", paper, "--ended").stdout
 
 
+def test_a_halt_is_shown_of_a_session_that_has_not_heard_of_it(
+    person: Person, machine: Machine, paper: str
+) -> None:
+    """With the relay dead, sessions said "gate open" after a halt, and the fence refused 21 orders."""
+    with Runner.session(Trend(), world=paper, config=machine.config):
+        wait_for(
+            lambda: any(
+                item["report"]["gate"] == "open" for item in person.reads("world", "sessions", paper)
+            ),
+            "open gate",
+        )
+        machine.kill("relay")
+        try:
+            assert person.types("world", "halt", paper, "--reason", "a test").returncode == 0
+            shown = " ".join(person.types("world", "sessions", paper).stdout.split())
+            assert "halted" in shown, shown
+            assert person.reads("world", "sessions", paper)[0]["report"]["gate"] == "open"
+        finally:
+            machine.start_relay()
+
+
 def test_the_terminal_names_the_new_stage_and_sigterm_ends_the_session(
     person: Person, machine: Machine
 ) -> None:

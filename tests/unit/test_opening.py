@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.cli.text.status import opening_text
-from qmtl_sdk.contracts.applies import ApplyStatus, FenceStatus, StepRecord
+from api.cli.text.status import opening_text, session_text
+from qmtl_sdk.contracts.applies import ApplyStatus, FenceStatus, StepRecord, StrategyHalt
 from qmtl_sdk.contracts.plans import ApplyPlan
+from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -50,6 +51,29 @@ def test_a_closed_world_names_the_command_that_opens_it(
 ) -> None:
     (line,) = opening_text(found, newest)
     assert f"`{command}`" in line
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (fence("open"), "gate open"),
+        (fence("open", "by an operator"), "gate open, but orders are refused: the world is halted"),
+        (fence("frozen"), "gate open, but orders are refused: the world is frozen"),
+        (
+            fence("open").model_copy(
+                update={"strategy_halts": (StrategyHalt.model_construct(strategy_id="strategy:s"),)}
+            ),
+            "gate open, but orders are refused: the strategy is halted",
+        ),
+    ],
+)
+def test_a_session_whose_gate_is_open_is_shown_with_what_refuses_its_orders(
+    found: FenceStatus, said: str
+) -> None:
+    session = SessionInfo.model_construct(
+        strategy_id="strategy:s", ended_at=None, report=SessionHeartbeat(gate="open")
+    )
+    assert session_text(session, found) == said
 
 
 def test_an_open_world_names_none() -> None:

@@ -37,6 +37,27 @@ def fence_text(fence: FenceStatus) -> list[str]:
     ]
 
 
+def session_text(item: SessionInfo, fence: FenceStatus | None) -> str:
+    """Describe whether a session's orders pass: its own gate, and the world's `fence` where it is known.
+
+    A runner hears of a halt or freeze from the relay, and its gate may be open until then.
+    """
+    if item.ended_at:
+        return f"ended: {item.end_reason}"
+    gate = f"gate {item.report.gate}" + (f" ({item.report.reason})" if item.report.reason else "")
+    closed = _closed_text(fence, item.strategy_id) if fence is not None else ""
+    return f"{gate}, but orders are refused: {closed}" if closed and item.report.gate == "open" else gate
+
+
+def _closed_text(fence: FenceStatus, strategy_id: str) -> str:
+    """Return why the fence refuses every order of a strategy; empty where it does not."""
+    if fence.halted:
+        return "the world is halted"
+    if any(item.strategy_id == strategy_id for item in fence.strategy_halts):
+        return "the strategy is halted"
+    return "" if fence.state == "open" else f"the world is {fence.state}"
+
+
 def opening_text(fence: FenceStatus, apply: ApplyStatus | None) -> list[str]:
     """Name the command that lets orders pass again, for a world that is halted or frozen.
 
