@@ -509,7 +509,8 @@ def test_a_held_fence_delays_no_other_worlds_orders(desk: Desk) -> None:
     route = router(desk.database, PaperBroker("paper"))
     with desk.database.write("test", bookkeeping=True) as tx:
         locked_fence(tx, desk.world)
-        route.step()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(route.step).result(5)  # any other transaction waits 10 s for a lock
         assert (states(desk), states(other)) == (["accepted"], ["filled"])
         order = other.order(other.session(), other.epoch)
         gate = OrderAcceptance(desk.database)
