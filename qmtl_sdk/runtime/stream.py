@@ -186,13 +186,10 @@ class StreamClient:
             return
         try:
             self._listen(gateway)
-        except (InvalidHandshake, InvalidURI) as error:
-            self.fault = f"no socket: {error}"
-            self._poll_until = time.monotonic() + SOCKET_RETRY_S
-        except ConnectionClosed as error:
-            if error.sent is None or error.sent.code != CloseCode.MESSAGE_TOO_BIG:
+        except (InvalidHandshake, InvalidURI, ConnectionClosed) as error:
+            if isinstance(error, ConnectionClosed) and not _met_too_large_a_frame(error):
                 raise
-            self.fault = f"a frame is larger than {MAX_FRAME} bytes"
+            self.fault = f"no socket: {error}"
             self._poll_until = time.monotonic() + SOCKET_RETRY_S
 
     def _listen(self, gateway: GatewayClient) -> None:
@@ -260,6 +257,11 @@ class StreamClient:
                 self.counters.polls += 1
                 self._reader.apply_poll(Polled.model_validate_json(response.content))
                 self._delivered_all = True
+
+
+def _met_too_large_a_frame(error: ConnectionClosed) -> bool:
+    """Return whether this client closed a socket because a frame was larger than `MAX_FRAME`."""
+    return error.sent is not None and error.sent.code == CloseCode.MESSAGE_TOO_BIG
 
 
 def _refresh_at(subscription: Subscription) -> float:
