@@ -14,6 +14,7 @@ import structlog
 import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
+from temporalio.client import Client
 
 from activities import end_loading
 from activities.events.bus import BusSettings, open_bus
@@ -125,7 +126,8 @@ def create_app(config: Settings) -> FastAPI:
                 config.events.bus, BusSettings(home=config.home, options=config.events.bus_options)
             )
             acks = GatewayAcks(stores.apply_acks, stores.gateway_leases)
-            state = await _connect(config, stores, Hub(bus, acks.add))
+            client = await connect(config.temporal)
+            state = gateway_state(config, stores, Hub(bus, acks.add), client)
         app.state.gateway = state
         app.state.tokens = state.tokens
         await asyncio.to_thread(_write_local_tokens, state)
@@ -182,9 +184,8 @@ def _noted_fault(app: FastAPI) -> Iterator[None]:
         raise
 
 
-async def _connect(config: Settings, stores: Stores, hub: Hub) -> GatewayState:
-    """Connect to Temporal and build what routes work with."""
-    client = await connect(config.temporal)
+def gateway_state(config: Settings, stores: Stores, hub: Hub, client: Client) -> GatewayState:
+    """Build what routes work with, over a client of Temporal."""
     store_id = stores.database.store_id
     keys = KeyRing(config.keys_path)
     loops = BackgroundLoops()

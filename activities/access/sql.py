@@ -26,6 +26,9 @@ _MAX_STREAM = timedelta(seconds=2 * MAX_STREAM_S)
 # For how long a token is known after its end: an identity provider gives each person many.
 _KNOWN_AFTER_END = timedelta(days=7)
 
+# Tokens that one request lists.
+_LISTED = 1000
+
 TokenState = Literal["good", "revoked", "unknown"]
 """Whether a token with a valid signature may be used."""
 
@@ -104,9 +107,10 @@ class SqlTokenStore:
         return states
 
     def all(self) -> list[TokenInfo]:
-        """List all tokens, oldest first."""
+        """List the newest 1,000 tokens, oldest first."""
+        query = select(TokenRow).order_by(col(TokenRow.created_at).desc()).limit(_LISTED)
         with self._database.read() as session:
-            return [_info(row) for row in session.exec(select(TokenRow).order_by(col(TokenRow.created_at)))]
+            return [_info(row) for row in reversed(session.exec(query).all())]
 
     def revoke(self, token_id: str, actor: str) -> TokenInfo:
         """Revoke a token. Idempotent. Raises QmtlError (E_TOKEN_UNKNOWN)."""

@@ -79,7 +79,8 @@ class SqlApplyRequests:
                 )
             plan = self._plan(tx.session, world_id, request, actor)
             check(plan)
-            seq = (tx.session.exec(select(func.max(ApplyRow.seq))).one() or 0) + 1
+            newest = select(func.max(ApplyRow.seq)).where(ApplyRow.world_id == world_id)
+            seq = (tx.session.exec(newest).one() or 0) + 1
             row = ApplyRow(
                 world_id=world_id,
                 run_id=request.run_id,
@@ -158,7 +159,7 @@ class SqlApplyRequests:
             return [
                 (row.world_id, row.run_id)
                 for row in session.exec(
-                    select(ApplyRow).where(col(ApplyRow.ended_at).is_(None)).order_by(col(ApplyRow.seq))
+                    select(ApplyRow).where(col(ApplyRow.ended_at).is_(None)).order_by(ApplyRow.requested_at)
                 )
             ]
 

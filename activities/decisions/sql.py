@@ -138,6 +138,7 @@ class SqlDecisionStore:
         query = select(DecisionRow, DecisionInputsRow).where(
             DecisionRow.world_id == world_id, col(DecisionInputsRow.decision_seq) == col(DecisionRow.seq)
         )
+        newest_first = (col(DecisionRow.created_at).desc(), col(DecisionRow.seq).desc())
         if since is not None:
             query = query.where(DecisionRow.created_at >= since.isoformat(timespec="microseconds"))
         with self._database.read() as session:
@@ -146,7 +147,7 @@ class SqlDecisionStore:
                     DecisionEnvelope.model_validate_json(row.body),
                     DecisionInputs.model_validate_json(stored.body),
                 )
-                for row, stored in session.exec(query.order_by(col(DecisionRow.seq).desc()).limit(limit))
+                for row, stored in session.exec(query.order_by(*newest_first).limit(limit))
             ]
             seqs = {seq for _, inputs in found for seq in inputs.evidence}
             rows = session.exec(

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection
 
-from sqlalchemy import delete, func
+from sqlalchemy import delete, exists, func
 from sqlmodel import Session, col, select
 
 from activities.storage.database import Database
 from activities.storage.tables import DeadLetterRow, OutboxRow
-from activities.storage.transactions import RecordedChange, Transaction
+from activities.storage.transactions import RecordedChange, Transaction, subject_hash
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.events import DeadLetter, kind_of
 
@@ -90,15 +90,28 @@ def _find(session: Session, number: int) -> tuple[DeadLetter, OutboxRow]:
 
 
 def _superseded(session: Session, row: OutboxRow) -> bool:
-    """Return whether a later event of the same topic and subject was published or waits."""
-    dead = select(DeadLetterRow.seq)
-    later = select(OutboxRow.type).where(
+    """Return whether a later event of the same topic and subject was published or waits.
+
+    A look-up in the index for each type of its events, which are few; of the events there may be millions.
+    """
+    of_subject = (
         OutboxRow.key == row.key,
-        OutboxRow.subject == row.subject,
-        col(OutboxRow.seq) > row.seq,
-        col(OutboxRow.seq).not_in(dead),
+        OutboxRow.subject_hash == subject_hash(row.subject),
     )
-    return kind_of(row.type) in {kind_of(event_type) for event_type in session.exec(later)}
+    is_dead = exists().where(col(DeadLetterRow.seq) == col(OutboxRow.seq))
+    event_type: str | None = ""
+    while True:
+        types = select(func.min(OutboxRow.type)).where(*of_subject, col(OutboxRow.type) > event_type)
+        event_type = session.exec(types).one()
+        if event_type is None:
+            return False
+        if kind_of(event_type) != kind_of(row.type):
+            continue
+        later = select(OutboxRow.seq).where(
+            *of_subject, OutboxRow.type == event_type, col(OutboxRow.seq) > row.seq, ~is_dead
+        )
+        if session.exec(later.limit(1)).first() is not None:
+            return True
 
 
 def _dead_letter(letter: DeadLetterRow, row: OutboxRow) -> DeadLetter:

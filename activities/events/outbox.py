@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import bindparam, func, update
+from sqlalchemy import bindparam, update
 from sqlmodel import col, select
 
 from activities.storage.database import Database
@@ -16,6 +16,9 @@ _WAITING = (
     .where(col(OutboxRow.published_at).is_(None))
     .order_by(col(OutboxRow.seq))
     .limit(bindparam("limit"))
+)
+_OLDEST = (
+    select(OutboxRow.at).where(col(OutboxRow.published_at).is_(None)).order_by(col(OutboxRow.seq)).limit(1)
 )
 
 
@@ -50,9 +53,7 @@ class SqlOutbox:
     def age_s(self) -> float:
         """Return how long the oldest row has waited, in seconds; 0 where none does."""
         with self._database.read() as session:
-            oldest = session.exec(
-                select(func.min(OutboxRow.at)).where(col(OutboxRow.published_at).is_(None))
-            ).one()
+            oldest = session.exec(_OLDEST).first()
         return (
             max(0.0, (datetime.now(UTC) - datetime.fromisoformat(oldest)).total_seconds()) if oldest else 0.0
         )

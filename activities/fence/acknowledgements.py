@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from sqlmodel import Session, col, select, update
 
 from activities.messages.apply import GateChange
-from activities.sessions.sql import sessions_since
+from activities.sessions.listing import sessions_since
 from activities.storage.database import Database
 from activities.storage.tables import AckRow, GatewayRow
 from activities.storage.transactions import Transaction, utc_now, utc_text

@@ -12,6 +12,7 @@ WITHHELD = "withheld"
 
 # The conditions of the log's partial indexes, in their exact words.
 IS_VERDICT = text("order_log.kind IN ('accepted', 'refused', 'withheld')")
+HAS_REASON = text("order_log.kind IN ('refused', 'withheld')")
 IS_UNDERWAY = text("order_log.kind IN ('sent', 'partially_filled')")
 IS_END = text("order_log.kind IN ('filled', 'cancelled', 'rejected', 'expired')")
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, union_all, update
 
 from activities.fence.log_line import ACCEPTED, IS_VERDICT, LogLine
 from activities.fence.rules import Activation, FenceState, OrderContext, refusal_before_sending
@@ -34,7 +34,12 @@ _halt = table_of(StrategyHaltRow)
 _activation = table_of(ActivationRow)
 
 # Made once: the router reads it after every commit, and mostly finds nothing new.
-_NEXT_DUE = select(func.min(_open.c.next_at))
+_NEXT_DUE = union_all(
+    *(
+        select(func.min(_open.c.next_at)).where(_open.c.execution_domain == domain.value)
+        for domain in (Domain.DRYRUN, Domain.LIVE)
+    )
+)
 
 
 class OpenOrder(NamedTuple):
@@ -127,8 +132,8 @@ class SqlOpenOrders:
     def next_due(self) -> datetime | None:
         """Return when the next open order is due; None where there is none."""
         with self._database.read() as session:
-            found = session.connection().execute(_NEXT_DUE).scalar_one()
-        return datetime.fromisoformat(found) if found else None
+            found = [next_at for next_at in session.connection().execute(_NEXT_DUE).scalars() if next_at]
+        return datetime.fromisoformat(min(found)) if found else None
 
     def mark_sent(self, world_id: str, orders: Sequence[OpenOrder], look_again_s: float) -> list[OpenOrder]:
         """Mark orders as sent where the fence still allows it; the others are cancelled or expire.

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from activities.fence.cancelling import Selection, cancel_open
-from activities.fence.log_line import ACCEPTED, IS_END, IS_UNDERWAY, IS_VERDICT, REFUSED, WITHHELD
+from activities.fence.log_line import ACCEPTED, HAS_REASON, IS_END, IS_UNDERWAY, IS_VERDICT, REFUSED, WITHHELD
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.readable import readable
@@ -67,9 +67,8 @@ class SqlOrderLog:
         A reader that goes on after the last number it got misses no order. `reason` selects those refused for
         it.
         """
-        query = select(_log).where(_log.c.world_id == world_id, _log.c.seq > after, IS_VERDICT)
-        if reason:
-            query = query.where(_log.c.reason == reason)
+        query = select(_log).where(_log.c.world_id == world_id, _log.c.seq > after)
+        query = query.where(HAS_REASON, _log.c.reason == reason) if reason else query.where(IS_VERDICT)
         with self._database.read() as session:
             connection = session.connection()
             rows = connection.execute(query.order_by(_log.c.seq).limit(limit)).all()

@@ -5,6 +5,7 @@ A world's row and its fence row change in one transaction, so these operations b
 
 from datetime import datetime
 
+from sqlalchemy import text
 from sqlmodel import col, select
 
 from activities.fence.activations import activation_hashes, activations_of
@@ -23,6 +24,9 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.topic_state import combined_hash
 from qmtl_sdk.contracts.worlds import EdgeOverride, World, WorldSpec, WorldUpdate
+
+# The condition of the index `activation_trading`, in its exact words.
+_TRADES = text("activation.active AND activation.mode IN ('paper', 'live')")
 
 
 class SqlFenceStore:
@@ -143,9 +147,7 @@ class SqlFenceStore:
 
     def trading_until(self, moment: datetime) -> list[str]:
         """List worlds where a strategy trades on a decision that is fresh no longer than `moment`."""
-        trading = select(ActivationRow.world_id).where(
-            col(ActivationRow.active).is_(True), col(ActivationRow.mode).in_(("paper", "live"))
-        )
+        trading = select(ActivationRow.world_id).where(_TRADES)
         until = moment.isoformat(timespec="microseconds")
         stale = select(FenceRow.world_id).where(
             FenceRow.fresh_until < until, col(FenceRow.world_id).in_(trading)

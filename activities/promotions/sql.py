@@ -5,6 +5,7 @@ Conditions of the next stage, the apply that takes a strategy there, the audit t
 
 from collections.abc import Sequence
 
+from sqlalchemy import text
 from sqlmodel import select
 
 from activities.applies.conditions import conditions
@@ -17,6 +18,9 @@ from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.domains import MODE_OF, rank_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionProgress
+
+# The condition of the index `audit_promotion`, in its exact words.
+_OF_PROMOTION = text("substr(audit.action, 1, 10) = 'promotion.'")
 
 
 class SqlPromotions:
@@ -62,6 +66,7 @@ class SqlPromotions:
         """Audit and publish a promotion's new state. Idempotent by run and state."""
         action = f"promotion.{message.state}"
         query = select(AuditRow.number).where(
+            _OF_PROMOTION,
             AuditRow.chain == message.world_id,
             AuditRow.correlation_id == message.run_id,
             AuditRow.action == action,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
 from activities.storage.database import Database
 from activities.storage.tables import GraphNodeRow, QueueRow, QueueTagRow, TagQueryRow
@@ -86,7 +86,11 @@ def publish_new_queues(
     in the queue map of whoever writes it.
     """
     tx.insert_new(
-        [QueueTagRow(tag=tag, topic=topic) for node, topic in nodes for tag in sorted(set(node.tags))]
+        [
+            QueueTagRow(topic=topic, tag=tag, world_id=world_id, execution_domain=domain)
+            for node, topic in nodes
+            for tag in sorted(set(node.tags))
+        ]
     )
     tx.session.flush()
     groups: dict[tuple[tuple[str, ...], int], list[str]] = defaultdict(list)
@@ -161,27 +165,26 @@ def _publish_result(tx: Transaction, row: TagQueryRow, correlation_id: str) -> N
 def _find(session: Session, query: QueueQuery) -> list[QueueInfo]:
     """List the queues that a query selects, oldest first."""
     tags = set(query.tags)
-    statement = (
-        select(QueueRow, GraphNodeRow, QueueTagRow.tag)
+    required = len(tags) if query.match_mode == "all" else 1
+    with_tags = (
+        select(QueueTagRow.topic)
         .where(
+            QueueTagRow.world_id == query.world_id,
+            QueueTagRow.execution_domain == query.domain,
             col(QueueTagRow.tag).in_(tags),
-            QueueRow.topic == QueueTagRow.topic,
-            QueueRow.world_id == query.world_id,
-            QueueRow.execution_domain == query.domain,
-            col(QueueRow.dropped_at).is_(None),
         )
+        .group_by(col(QueueTagRow.topic))
+        .having(func.count() >= required)
+    )
+    statement = (
+        select(QueueRow, GraphNodeRow)
+        .where(col(QueueRow.topic).in_(with_tags), col(QueueRow.dropped_at).is_(None))
         .where(GraphNodeRow.node_id == QueueRow.node_id, GraphNodeRow.interval_s == query.interval)
         .order_by(col(QueueRow.created_at), col(QueueRow.topic))
     )
-    found: dict[str, tuple[QueueRow, GraphNodeRow]] = {}
-    hits: dict[str, set[str]] = defaultdict(set)
-    for queue, node, tag in session.exec(statement):
-        found[queue.topic] = (queue, node)
-        hits[queue.topic].add(tag)
-    required = len(tags) if query.match_mode == "all" else 1
-    topics = [topic for topic in found if len(hits[topic]) >= required]
-    labels = _labels(session, topics)
-    return [_info(*found[topic], labels[topic]) for topic in topics]
+    found = {queue.topic: (queue, node) for queue, node in session.exec(statement)}
+    labels = _labels(session, list(found))
+    return [_info(*found[topic], labels[topic]) for topic in found]
 
 
 def _find_exactly(
@@ -196,7 +199,11 @@ def _find_exactly(
     rarest = sorted({min(tags, key=lambda tag: (uses[tag], tag)) for tags, _ in groups})
     found: dict[str, tuple[QueueRow, GraphNodeRow]] = {}
     for start in range(0, len(rarest), _CHUNK):
-        tagged = select(QueueTagRow.topic).where(col(QueueTagRow.tag).in_(rarest[start : start + _CHUNK]))
+        tagged = select(QueueTagRow.topic).where(
+            QueueTagRow.world_id == world_id,
+            QueueTagRow.execution_domain == domain,
+            col(QueueTagRow.tag).in_(rarest[start : start + _CHUNK]),
+        )
         statement = select(QueueRow, GraphNodeRow).where(
             col(QueueRow.topic).in_(tagged),
             QueueRow.world_id == world_id,

@@ -9,6 +9,7 @@
    dropped. That is published, and so are the new results of the tag queries that found it.
 """
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from sqlmodel import col, select
@@ -24,6 +25,9 @@ from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import QueueMessage
 
+# Queues that are read at a time.
+_QUEUES = 1000
+
 # Messages in one archive.
 CHUNK = 5000
 
@@ -38,11 +42,22 @@ class QueueRetention:
 
     def due(self, now: datetime) -> list[str]:
         """List the queues that have old messages or may be dropped."""
-        with self._database.read() as session:
-            rows = session.exec(
-                select(QueueRow).where(col(QueueRow.dropped_at).is_(None)).order_by(col(QueueRow.topic))
-            ).all()
-        return [row.topic for row in rows if self._last_old(row, now) or self._idle(row, now)]
+        return [row.topic for row in self._kept() if self._last_old(row, now) or self._idle(row, now)]
+
+    def _kept(self) -> Iterator[QueueRow]:
+        """Read the queues that were not dropped, some at a time."""
+        after: str | None = ""
+        while after is not None:
+            query = (
+                select(QueueRow)
+                .where(col(QueueRow.dropped_at).is_(None), col(QueueRow.topic) > after)
+                .order_by(col(QueueRow.topic))
+                .limit(_QUEUES)
+            )
+            with self._database.read() as session:
+                rows = session.exec(query).all()
+            yield from rows
+            after = rows[-1].topic if len(rows) == _QUEUES else None
 
     def apply(self, topic: str, now: datetime) -> RetentionResult:
         """Archive and remove old messages, then drop the queue if it is empty and unused.

@@ -42,12 +42,21 @@ class AuditRow(SQLModel, table=True):
     """
 
     __tablename__ = "audit"
-    __table_args__ = (Index("audit_chain", "chain", "number"),)
+    __table_args__ = (
+        Index("audit_chain", "chain", "number"),
+        Index(
+            "audit_promotion",
+            "chain",
+            "correlation_id",
+            sqlite_where=text("substr(action, 1, 10) = 'promotion.'"),
+            postgresql_where=text("substr(action, 1, 10) = 'promotion.'"),
+        ),
+    )
     seq: int | None = Field(default=None, sa_column=_seq())
     at: str
     actor: str
-    action: str = Field(index=True)
-    world_id: str = Field(index=True)
+    action: str
+    world_id: str
     subject: str
     correlation_id: str
     before: str = Field(sa_column=_text())
@@ -88,7 +97,8 @@ class ArchiveRow(SQLModel, table=True):
 class OutboxRow(SQLModel, table=True):
     """Events to publish, written in the transaction of the change that they report.
 
-    `key` keeps order: the world's id, or the subject where there is no world.
+    `key` keeps order: the world's id, or the subject where there is no world. `subject_hash` stands for the
+    subject, which may be too long for an index.
     """
 
     __tablename__ = "outbox"
@@ -99,6 +109,7 @@ class OutboxRow(SQLModel, table=True):
             sqlite_where=text("published_at IS NULL"),
             postgresql_where=text("published_at IS NULL"),
         ),
+        Index("outbox_of_subject", "key", "subject_hash", "type", "seq"),
     )
     seq: int | None = Field(default=None, sa_column=_seq())
     event_id: str = Field(unique=True)
@@ -106,6 +117,7 @@ class OutboxRow(SQLModel, table=True):
     key: str
     world_id: str = Field(default="", sa_column_kwargs={"server_default": ""})
     subject: str = Field(default="", max_length=MAX_SUBJECT, sa_column_kwargs={"server_default": ""})
+    subject_hash: str = Field(default="", sa_column_kwargs={"server_default": ""})
     at: str
     data: str = Field(sa_column=_text())
     published_at: str | None = None
@@ -166,7 +178,8 @@ class TokenRow(SQLModel, table=True):
 
     __tablename__ = "token"
     __table_args__ = (
-        Index("token_of", "subject"),
+        Index("token_of", "subject", "expires_at"),
+        Index("token_created", "created_at"),
         Index(
             "token_revoked",
             "expires_at",
@@ -191,7 +204,15 @@ class QueueRow(SQLModel, table=True):
     """The topic of a node in a world and domain."""
 
     __tablename__ = "queue"
-    __table_args__ = (UniqueConstraint("node_id", "world_id", "execution_domain"),)
+    __table_args__ = (
+        UniqueConstraint("node_id", "world_id", "execution_domain"),
+        Index(
+            "queue_kept",
+            "topic",
+            sqlite_where=text("dropped_at IS NULL"),
+            postgresql_where=text("dropped_at IS NULL"),
+        ),
+    )
     topic: str = Field(primary_key=True)
     node_id: str = Field(index=True)
     world_id: str
@@ -207,11 +228,14 @@ class QueueRow(SQLModel, table=True):
 
 
 class QueueTagRow(SQLModel, table=True):
-    """A label tag of a queue's node. Tag queries find queues by it."""
+    """A label tag of a queue's node. Tag queries find queues by it, in the queue's world and domain."""
 
     __tablename__ = "queue_tag"
-    tag: str = Field(primary_key=True, max_length=MAX_TAG)
+    __table_args__ = (Index("queue_tag_of", "world_id", "execution_domain", "tag"),)
     topic: str = Field(primary_key=True)
+    tag: str = Field(primary_key=True, max_length=MAX_TAG)
+    world_id: str
+    execution_domain: str
 
 
 class TagQueryRow(SQLModel, table=True):
@@ -253,10 +277,18 @@ class SessionRow(SQLModel, table=True):
             sqlite_where=text("ended_at IS NULL"),
             postgresql_where=text("ended_at IS NULL"),
         ),
+        Index(
+            "session_open_newest",
+            "opened_at",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
         Index("session_of", "world_id", "opened_at"),
+        Index("session_opened", "opened_at"),
+        Index("session_ended", "strategy_id", "world_id", "execution_domain", "ended_at"),
         Index("session_newest_bar", "strategy_id", "world_id", "newest_bar"),
         Index(
-            "session_ended",
+            "session_old",
             "ended_at",
             sqlite_where=text("ended_at IS NOT NULL"),
             postgresql_where=text("ended_at IS NOT NULL"),
@@ -438,6 +470,10 @@ class RunContextRow(SQLModel, table=True):
     """What the services decided about a run: context, bindings, costs, range of the data."""
 
     __tablename__ = "run_context"
+    __table_args__ = (
+        Index("run_context_newest", "strategy_id", "created_at"),
+        Index("run_context_of", "world_id", "strategy_id", "created_at"),
+    )
     run_id: str = Field(primary_key=True)
     world_id: str
     strategy_id: str
@@ -533,6 +569,14 @@ class ActivationRow(SQLModel, table=True):
     """Whether a strategy is active in a world, and in which mode."""
 
     __tablename__ = "activation"
+    __table_args__ = (
+        Index(
+            "activation_trading",
+            "world_id",
+            sqlite_where=text("active AND mode IN ('paper', 'live')"),
+            postgresql_where=text("active AND mode IN ('paper', 'live')"),
+        ),
+    )
     world_id: str = Field(primary_key=True)
     strategy_id: str = Field(primary_key=True)
     etag: str
@@ -606,6 +650,14 @@ class OrderLogRow(SQLModel, table=True):
             postgresql_where=text("kind IN ('sent', 'partially_filled')"),
         ),
         Index("order_log_world", "world_id", "seq"),
+        Index(
+            "order_log_reason",
+            "world_id",
+            "reason",
+            "seq",
+            sqlite_where=text("kind IN ('refused', 'withheld')"),
+            postgresql_where=text("kind IN ('refused', 'withheld')"),
+        ),
     )
     seq: int | None = Field(default=None, sa_column=_seq())
     at: str
@@ -658,6 +710,7 @@ class OpenOrderRow(SQLModel, table=True):
     __tablename__ = "open_order"
     __table_args__ = (
         Index("open_order_due", "execution_domain", "world_id", "next_at"),
+        Index("open_order_next", "execution_domain", "next_at", "world_id"),
         Index("open_order_world", "world_id", "state"),
     )
     order_id: str = Field(primary_key=True)
@@ -691,7 +744,10 @@ class DecisionRow(SQLModel, table=True):
     """A decision of a world."""
 
     __tablename__ = "decision"
-    __table_args__ = (Index("decision_of", "world_id", "seq"),)
+    __table_args__ = (
+        Index("decision_of", "world_id", "seq"),
+        Index("decision_since", "world_id", "created_at", "seq"),
+    )
     seq: int | None = Field(default=None, sa_column=_seq())
     world_id: str
     policy_version: int
@@ -734,7 +790,10 @@ class DecisionInputsRow(SQLModel, table=True):
 
 
 class ApplyRow(SQLModel, table=True):
-    """An apply, from its request to its end. At most one in a world has no `ended_at`."""
+    """An apply, from its request to its end. At most one in a world has no `ended_at`.
+
+    `seq` numbers the applies of a world.
+    """
 
     __tablename__ = "apply"
     __table_args__ = (
@@ -745,6 +804,7 @@ class ApplyRow(SQLModel, table=True):
             sqlite_where=text("ended_at IS NULL"),
             postgresql_where=text("ended_at IS NULL"),
         ),
+        Index("apply_of", "world_id", "seq"),
     )
     world_id: str = Field(primary_key=True)
     run_id: str = Field(primary_key=True)
@@ -807,7 +867,16 @@ class ApprovalRow(SQLModel, table=True):
     """
 
     __tablename__ = "approval"
-    __table_args__ = (Index("approval_of", "world_id", "subject"),)
+    __table_args__ = (
+        Index("approval_of", "world_id", "subject"),
+        Index(
+            "approval_unread",
+            "world_id",
+            "subject",
+            sqlite_where=text("read_at IS NULL"),
+            postgresql_where=text("read_at IS NULL"),
+        ),
+    )
     approval_id: str = Field(primary_key=True)
     world_id: str
     subject: str

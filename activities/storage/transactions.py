@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Self
 
 import sqlalchemy
+from blake3 import blake3
 from sqlalchemy import Connection, Table, bindparam
 from sqlmodel import Session, SQLModel
 
@@ -34,6 +35,11 @@ _LOCKED_HEAD = (
     .where(_AUDIT_HEAD.c.chain == bindparam("chain"))
     .with_for_update()
 )
+
+
+def subject_hash(subject: str) -> str:
+    """Return 128 bits of the hash of an event's subject, by which later events of it are found."""
+    return blake3(subject.encode()).hexdigest(16)
 
 
 def utc_text(moment: datetime) -> str:
@@ -254,6 +260,7 @@ def _event_row(change: RecordedChange, at: str) -> dict[str, Any]:
         "key": change.world_id or change.subject,
         "world_id": change.world_id,
         "subject": subject,
+        "subject_hash": subject_hash(subject),
         "at": at,
         "data": canonical_json(dict(data)).decode(),
     }

@@ -65,7 +65,7 @@ class SqlRunStore:
             query = select(RunContextRow).where(RunContextRow.strategy_id == strategy_id)
             if world_id is not None:
                 query = query.where(RunContextRow.world_id == world_id)
-            row = session.exec(query.order_by(col(RunContextRow.created_at).desc())).first()
+            row = session.exec(query.order_by(col(RunContextRow.created_at).desc()).limit(1)).first()
             return RunContextBody.model_validate_json(row.body) if row else None
 
     def save_evidence(

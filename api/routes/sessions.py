@@ -13,7 +13,7 @@ from api.auth.access import CurrentCaller, GuardedRoute
 from api.routes.own_nodes import require_own_nodes
 from api.routes.session_secret import SessionSecret, held_session
 from api.state import GatewayState, State
-from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.access import EVERY_WORLD, Role
 from qmtl_sdk.contracts.domains import ComputeContext, DataScope, Domain, resolve_context
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import compute_key
@@ -85,9 +85,10 @@ def list_sessions(
     if world_id is not None:
         caller.require_role(world_id, Role.READER)
         state.stores.worlds.world(world_id)
-    return [
-        item for item in state.stores.sessions.all(world_id, ended) if caller.may(Role.READER, item.world_id)
-    ]
+    elif not caller.may(Role.READER, EVERY_WORLD):
+        worlds = [world for world in caller.grants if caller.may(Role.READER, world)]
+        return state.stores.sessions.of_worlds(worlds, ended)
+    return state.stores.sessions.all(world_id, ended)
 
 
 @router.post("/{session_id}/heartbeat", summary="Renew a session's lease and report its state")

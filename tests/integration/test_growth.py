@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import Connection
 
 from activities.access.sql import SqlTokenStore
-from activities.sessions.sql import SqlSessionStore, sessions_since
+from activities.sessions.listing import sessions_since
+from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
 from activities.storage.tables import SessionRow, TokenRow
 from activities.storage.transactions import utc_now

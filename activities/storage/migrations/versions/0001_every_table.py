@@ -37,6 +37,15 @@ def upgrade() -> None:
         sa.Column("body", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("world_id", "strategy_id"),
     )
+    with op.batch_alter_table("activation", schema=None) as batch_op:
+        batch_op.create_index(
+            "activation_trading",
+            ["world_id"],
+            unique=False,
+            sqlite_where=sa.text("active AND mode IN ('paper', 'live')"),
+            postgresql_where=sa.text("active AND mode IN ('paper', 'live')"),
+        )
+
     op.create_table(
         "apply",
         sa.Column("world_id", AutoString(), nullable=False),
@@ -66,6 +75,7 @@ def upgrade() -> None:
             sqlite_where=sa.text("ended_at IS NULL"),
             postgresql_where=sa.text("ended_at IS NULL"),
         )
+        batch_op.create_index("apply_of", ["world_id", "seq"], unique=False)
 
     op.create_table(
         "apply_step",
@@ -94,6 +104,13 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("approval", schema=None) as batch_op:
         batch_op.create_index("approval_of", ["world_id", "subject"], unique=False)
+        batch_op.create_index(
+            "approval_unread",
+            ["world_id", "subject"],
+            unique=False,
+            sqlite_where=sa.text("read_at IS NULL"),
+            postgresql_where=sa.text("read_at IS NULL"),
+        )
 
     op.create_table(
         "archive",
@@ -130,8 +147,13 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("audit", schema=None) as batch_op:
         batch_op.create_index("audit_chain", ["chain", "number"], unique=False)
-        batch_op.create_index(batch_op.f("ix_audit_action"), ["action"], unique=False)
-        batch_op.create_index(batch_op.f("ix_audit_world_id"), ["world_id"], unique=False)
+        batch_op.create_index(
+            "audit_promotion",
+            ["chain", "correlation_id"],
+            unique=False,
+            sqlite_where=sa.text("substr(action, 1, 10) = 'promotion.'"),
+            postgresql_where=sa.text("substr(action, 1, 10) = 'promotion.'"),
+        )
 
     op.create_table(
         "audit_head",
@@ -215,6 +237,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("decision", schema=None) as batch_op:
         batch_op.create_index("decision_of", ["world_id", "seq"], unique=False)
+        batch_op.create_index("decision_since", ["world_id", "created_at", "seq"], unique=False)
 
     op.create_table(
         "decision_inputs",
@@ -363,6 +386,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("open_order", schema=None) as batch_op:
         batch_op.create_index("open_order_due", ["execution_domain", "world_id", "next_at"], unique=False)
+        batch_op.create_index("open_order_next", ["execution_domain", "next_at", "world_id"], unique=False)
         batch_op.create_index("open_order_world", ["world_id", "state"], unique=False)
 
     op.create_table(
@@ -411,6 +435,13 @@ def upgrade() -> None:
             postgresql_where=sa.text("kind IN ('sent', 'partially_filled')"),
         )
         batch_op.create_index("order_log_world", ["world_id", "seq"], unique=False)
+        batch_op.create_index(
+            "order_log_reason",
+            ["world_id", "reason", "seq"],
+            unique=False,
+            sqlite_where=sa.text("kind IN ('refused', 'withheld')"),
+            postgresql_where=sa.text("kind IN ('refused', 'withheld')"),
+        )
 
     op.create_table(
         "order_seal",
@@ -433,6 +464,7 @@ def upgrade() -> None:
         sa.Column("key", AutoString(), nullable=False),
         sa.Column("world_id", AutoString(), server_default="", nullable=False),
         sa.Column("subject", AutoString(length=1100), server_default="", nullable=False),
+        sa.Column("subject_hash", AutoString(), server_default="", nullable=False),
         sa.Column("at", AutoString(), nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
         sa.Column("published_at", AutoString(), nullable=True),
@@ -440,6 +472,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("event_id"),
     )
     with op.batch_alter_table("outbox", schema=None) as batch_op:
+        batch_op.create_index("outbox_of_subject", ["key", "subject_hash", "type", "seq"], unique=False)
         batch_op.create_index(
             "outbox_waiting",
             ["seq"],
@@ -514,13 +547,25 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("queue", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_queue_node_id"), ["node_id"], unique=False)
+        batch_op.create_index(
+            "queue_kept",
+            ["topic"],
+            unique=False,
+            sqlite_where=sa.text("dropped_at IS NULL"),
+            postgresql_where=sa.text("dropped_at IS NULL"),
+        )
 
     op.create_table(
         "queue_tag",
-        sa.Column("tag", AutoString(length=64), nullable=False),
         sa.Column("topic", AutoString(), nullable=False),
-        sa.PrimaryKeyConstraint("tag", "topic"),
+        sa.Column("tag", AutoString(length=64), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("topic", "tag"),
     )
+    with op.batch_alter_table("queue_tag", schema=None) as batch_op:
+        batch_op.create_index("queue_tag_of", ["world_id", "execution_domain", "tag"], unique=False)
+
     op.create_table(
         "run_context",
         sa.Column("run_id", AutoString(), nullable=False),
@@ -530,6 +575,10 @@ def upgrade() -> None:
         sa.Column("created_at", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("run_id"),
     )
+    with op.batch_alter_table("run_context", schema=None) as batch_op:
+        batch_op.create_index("run_context_newest", ["strategy_id", "created_at"], unique=False)
+        batch_op.create_index("run_context_of", ["world_id", "strategy_id", "created_at"], unique=False)
+
     op.create_table(
         "sentinel",
         sa.Column("sentinel_id", AutoString(), nullable=False),
@@ -580,8 +629,12 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("session", schema=None) as batch_op:
         batch_op.create_index("session_of", ["world_id", "opened_at"], unique=False)
+        batch_op.create_index("session_opened", ["opened_at"], unique=False)
         batch_op.create_index(
-            "session_ended",
+            "session_ended", ["strategy_id", "world_id", "execution_domain", "ended_at"], unique=False
+        )
+        batch_op.create_index(
+            "session_old",
             ["ended_at"],
             unique=False,
             sqlite_where=sa.text("ended_at IS NOT NULL"),
@@ -593,6 +646,7 @@ def upgrade() -> None:
         for index, columns in (
             ("session_expiring", ["expires_at"]),
             ("session_open", ["world_id", "opened_at"]),
+            ("session_open_newest", ["opened_at"]),
         ):
             batch_op.create_index(
                 index,
@@ -640,7 +694,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("token_id"),
     )
     with op.batch_alter_table("token", schema=None) as batch_op:
-        batch_op.create_index("token_of", ["subject"], unique=False)
+        batch_op.create_index("token_of", ["subject", "expires_at"], unique=False)
+        batch_op.create_index("token_created", ["created_at"], unique=False)
         batch_op.create_index(
             "token_revoked",
             ["expires_at"],

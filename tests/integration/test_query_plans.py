@@ -1,0 +1,208 @@
+"""Every query of a loop or a page uses an index, in tables of a million rows.
+
+1. A world is made in which a little of everything has happened, and each table that grows is filled.
+2. Loops, activities, requests and pages run over the shipped code, and their statements are recorded.
+3. Each statement is planned and carried out again: none may read a whole table that grows, sort it, or read
+   more rows than a page has.
+
+What is forgotten is found as well: a table of which nobody said whether it grows, a page or a parameter that
+nobody requested, and a function that sends a statement and was not run here.
+
+With `QMTL_PLAN_ROWS=1000000` (`make plans`) the tables have a million rows. Otherwise they have fewer, and
+the planner takes them to have a million.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from activities.storage.database import Database
+from api.auth.access import ROUTES
+from qmtl_sdk.contracts.access import Role
+from tests.support.many_rows import fill, tables_without_a_size, take_for_big
+from tests.support.plan_pages import NO_STATEMENTS, PAGES, SHOWS_LESS
+from tests.support.plan_readers import House
+from tests.support.postgres import postgres_database
+from tests.support.query_plans import (
+    ROOT,
+    Query,
+    Recorder,
+    faults,
+    fence_reads,
+    rows_of,
+    statement_sites,
+    unique,
+)
+
+ROWS = int(os.environ.get("QMTL_PLAN_ROWS", "10000"))
+
+NOT_RUN = {
+    "activities/fence/statements.py": "sent past SQLAlchemy; `fence_reads` takes its statements as they are",
+    "activities/graph/sql.py:SqlGraphStore._mark_recompute": "by primary key",
+    "activities/graph/sql.py:SqlGraphStore._add_queues": "by primary key",
+    "activities/storage/audit.py:SqlAudit.verify": "reads a whole trail in chunks, which is what it is for",
+    "activities/storage/commits.py": "asks for the number of the last commit",
+    "activities/storage/database.py:Database._identity": "the only row of a table",
+    "activities/storage/log.py": "a file of its own, with a primary key for each read",
+    "activities/storage/migrate.py": "the schema",
+    "activities/storage/postgres.py": "locks and settings of a connection",
+    "activities/storage/sqlite.py": "settings of a connection",
+}
+"""Functions, or modules, whose statements are not recorded here, with the reason."""
+
+LOOPS_WITHOUT_STATEMENTS = {"stream": "reads the bus"}
+
+
+@dataclass
+class Recorded:
+    """A filled store, the statements that were sent to it, and the answers of its pages by URL."""
+
+    house: House
+    recorder: Recorder = field(default_factory=Recorder)
+    answers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def database(self) -> Database:
+        return self.house.database
+
+    def record(self) -> None:
+        for name, run in {**self.house.loops(), **self.house.acts()}.items():
+            with self.recorder.reading(name):
+                run()
+        urls = [url for listed in PAGES.values() for url in listed]
+        self.answers = asyncio.run(self.house.pages(self.recorder, urls))
+        lists = ["/sessions", "/sessions?ended=true", "/worlds"]
+        self.answers |= asyncio.run(
+            self.house.pages(self.recorder, lists, dict.fromkeys("wx", Role.OPERATOR))
+        )
+
+    def queries(self) -> list[Query]:
+        return unique(self.recorder.queries) + fence_reads(self.database)
+
+    def faults(self, prepare: Callable[[Connection], None] = lambda _: None) -> list[str]:
+        """What is wrong with each statement, after a change of the schema that is undone."""
+        found = list[str]()
+        with self.database._engine.connect() as connection:
+            prepare(connection)
+            for query in self.queries():
+                found += [f"{query}\n        {fault}" for fault in faults(connection, query)]
+            connection.rollback()
+        return found
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+    home = tmp_path_factory.mktemp("plans")
+    with ExitStack() as stack:
+        dsn = f"sqlite:///{home / 'qmtl.db'}"
+        if request.param == "postgres":
+            server: str = request.getfixturevalue("postgres")
+            dsn = stack.enter_context(postgres_database(server, "plans"))
+        house = House(home, dsn)
+        stack.callback(house.close)
+        house.live()
+        fill(house.database, ROWS)
+        take_for_big(house.database, ROWS)
+        found = Recorded(house)
+        found.record()
+        yield found
+
+
+def test_every_query_of_a_loop_or_a_page_uses_an_index(recorded: Recorded) -> None:
+    found = recorded.faults()
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("index", "site"),
+    [
+        ("session_opened", "SqlSessionStore._listed"),
+        ("commit_log_run", "SqlCommitLog.require_lease_holder"),
+        ("order_log_reason", "SqlOrderLog.orders"),
+        ("outbox_of_subject", "_superseded"),
+    ],
+)
+def test_a_missing_index_is_found(recorded: Recorded, index: str, site: str) -> None:
+    found = recorded.faults(lambda connection: _drop(connection, index))
+    assert found, f"nothing needs {index}"
+    assert any(site in fault for fault in found), found
+
+
+def _drop(connection: Connection, index: str) -> None:
+    connection.exec_driver_sql(f"DROP INDEX {index}")
+
+
+def test_a_page_loads_no_more_than_it_shows(recorded: Recorded) -> None:
+    found = list[str]()
+    with recorded.database.read() as session:
+        for page, (status, shown) in recorded.answers.items():
+            if not isinstance(shown, list) or page in SHOWS_LESS:
+                continue
+            assert status == 200, page
+            for query in unique([item for item in recorded.recorder.queries if item.reader == page]):
+                rows = rows_of(session.connection(), query)
+                if (
+                    rows > 3 * len(shown) + 20
+                ):  # an order has a row of its acceptance, its sending and its end
+                    found.append(f"{rows} rows for {len(shown)} that are shown: {query}")
+    assert not found, "\n".join(found)
+
+
+def test_every_page_shows_something(recorded: Recorded) -> None:
+    """An empty page would read no rows, whatever its statement."""
+    empty = [page for page, (_, shown) in recorded.answers.items() if shown == [] and "diff" not in page]
+    assert empty == []
+    wrong = {page: status for page, (status, _) in recorded.answers.items() if status >= 500}
+    assert wrong == {}
+
+
+def test_no_function_that_sends_a_statement_is_forgotten(recorded: Recorded) -> None:
+    run = {query.site for query in recorded.recorder.queries}
+    sites = [
+        site
+        for module in sorted((ROOT / "activities").rglob("*.py"))
+        if "migrations" not in module.parts
+        for site in statement_sites(module, lambda name: name in ("exec", "execute", "exec_driver_sql"))
+    ]
+    assert len(sites) > 80
+    forgotten = [site for site in sites if site not in run and not any(map(site.startswith, NOT_RUN))]
+    assert forgotten == [], "run it in tests/support/plan_readers.py, or say in NOT_RUN why not"
+
+
+def test_no_table_is_forgotten() -> None:
+    assert tables_without_a_size() == []
+
+
+def test_no_page_and_no_parameter_is_forgotten(recorded: Recorded) -> None:
+    paths = {path for method, path in ROUTES if method == "GET"}
+    assert paths == set(PAGES) | set(NO_STATEMENTS)
+    described = recorded.house.app.openapi()["paths"]
+    missing = [
+        f"{path}?{parameter['name']}"
+        for path, urls in PAGES.items()
+        for parameter in described[path]["get"].get("parameters", ())
+        if parameter["in"] == "query"
+        and not any(re.search(rf"[?&]{parameter['name']}=", url) for url in urls)
+    ]
+    assert missing == []
+
+
+def test_no_loop_is_forgotten(recorded: Recorded) -> None:
+    gateway = (ROOT / "api/gateway.py").read_text()
+    others = "".join(module.read_text() for module in (ROOT / "activities").rglob("*.py"))
+    loops = {*re.findall(r'\bstart\("([\w ]+)", ', gateway), *re.findall(r'run_elected\(\S+ "(\w+)"', others)}
+    assert {"sessions", "lease", "relay", "router"} <= loops
+    assert loops <= {*recorded.house.loops(), *LOOPS_WITHOUT_STATEMENTS}
+
+
+def test_the_paths_of_this_test_exist() -> None:
+    for name in NOT_RUN:
+        assert Path(ROOT / name.partition(":")[0]).exists()
