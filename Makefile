@@ -1,5 +1,5 @@
 # QMTL. Each target sets up what it needs on a machine with Python 3.11, make and a package index:
-#   make demo | test | lint | bench [ONLY=suite] | chaos [ONLY=suite RUNS=… SEED=1] | fuzz [EXAMPLES=250 SEED=1]
+#   make demo | test | lint | plans | bench [ONLY=suite] | chaos [ONLY=suite RUNS=… SEED=1] | fuzz [EXAMPLES=250 SEED=1]
 SHELL := /bin/bash
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -7,7 +7,7 @@ RUN := $(UV) run --no-sync
 # Tests start hundreds of processes. Without cached bytecode, each needs another second to compile its modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench chaos fuzz picture setup server record-histories
+.PHONY: demo test lint plans bench chaos fuzz picture setup server record-histories
 
 demo: setup server
 	@$(RUN) qmtl demo
@@ -21,6 +21,10 @@ lint: setup
 	@$(RUN) mypy
 	@$(RUN) lint-imports
 	@$(RUN) vulture
+
+# Read the plans of all queries in tables that do have a million rows (the tests let planners think so).
+plans: setup
+	@QMTL_PLAN_ROWS=1000000 $(RUN) pytest tests/integration/test_query_plans.py --timeout=3600 $(ARGS)
 
 bench: setup server
 	@$(RUN) python -m benchmarks $(ONLY)

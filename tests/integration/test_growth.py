@@ -77,12 +77,18 @@ def since(database: Database) -> None:
 
 OPEN = ("session_expiring", "session_open")
 """Indexes without the sessions that have ended."""
+NEWEST = ("session_of", "session_opened")
+"""Indexes in the order of a list of sessions; which is the better one depends on the world's share of them."""
 
 READS: dict[str, tuple[Callable[[Database], object], str, tuple[str, ...]]] = {
     "expire": (lambda database: SqlSessionStore(database, 60).expire(), "session", OPEN),
     "of a world": (lambda database: SqlSessionStore(database, 60).all("w1"), "session", OPEN),
     "of all worlds": (lambda database: SqlSessionStore(database, 60).all(None), "session", OPEN),
-    "ended": (lambda database: SqlSessionStore(database, 60).all("w1", True), "session", ("session_of",)),
+    "ended": (
+        lambda database: SqlSessionStore(database, 60).all("w1", True),
+        "session",
+        ("session_of", "session_opened"),
+    ),
     "to acknowledge": (since, "session", OPEN),
     "revoked": (lambda database: SqlTokenStore(database).revoked(), "token", ("token_revoked",)),
 }

@@ -29,7 +29,7 @@ from api.auth.access import ROUTES
 from qmtl_sdk.contracts.access import Role
 from tests.support.many_rows import fill, tables_without_a_size, take_for_big
 from tests.support.plan_pages import NO_STATEMENTS, PAGES, SHOWS_LESS
-from tests.support.plan_readers import House
+from tests.support.plan_readers import Readers
 from tests.support.postgres import postgres_database
 from tests.support.query_plans import (
     ROOT,
@@ -65,7 +65,7 @@ LOOPS_WITHOUT_STATEMENTS = {"stream": "reads the bus"}
 class Recorded:
     """A filled store, the statements that were sent to it, and the answers of its pages by URL."""
 
-    house: House
+    house: Readers
     recorder: Recorder = field(default_factory=Recorder)
     answers: dict[str, Any] = field(default_factory=dict)
 
@@ -106,7 +106,7 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         if request.param == "postgres":
             server: str = request.getfixturevalue("postgres")
             dsn = stack.enter_context(postgres_database(server, "plans"))
-        house = House(home, dsn)
+        house = Readers(home, dsn)
         stack.callback(house.close)
         house.live()
         fill(house.database, ROWS)
