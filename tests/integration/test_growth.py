@@ -78,7 +78,7 @@ def since(database: Database) -> None:
 OPEN = ("session_expiring", "session_open")
 """Indexes without the sessions that have ended."""
 NEWEST = ("session_of", "session_opened")
-"""Indexes in the order of a list of sessions; which is the better one depends on the world's share of them."""
+"""Indexes in the order of a list of sessions; which is better depends on the world's share of them."""
 
 READS: dict[str, tuple[Callable[[Database], object], str, tuple[str, ...]]] = {
     "expire": (lambda database: SqlSessionStore(database, 60).expire(), "session", OPEN),

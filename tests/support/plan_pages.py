@@ -28,7 +28,7 @@ PAGES: dict[str, list[str]] = {
         "/worlds/w/audit?verify=false",
     ],
     "/orders": [
-        "/orders?world_id=w&limit=1000",
+        "/orders?world_id=w&limit=300",
         "/orders?world_id=w&after=300",
         "/orders?world_id=w&reason=halted",
     ],

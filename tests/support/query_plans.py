@@ -21,9 +21,9 @@ from tests.support.many_rows import GROWING
 ROOT = Path(__file__).parents[2]
 _SHIPPED = tuple(str(ROOT / folder) for folder in ("activities", "api", "temporal"))
 
-ROWS_READ = 3500
+ROWS_READ = 2500
 """Rows that one statement may read: those of a page, or of a world with its strategies."""
-STEPS = 40_000
+STEPS = 28_000
 """Steps of SQLite's machine that one statement may take: 12 for each of these rows."""
 
 _STEP = 100
