@@ -22,8 +22,14 @@ def newest_evidence(
     `now` is the world's time: a bar that a session reported counts once it has closed. `strategies` limits
     the answer to these.
     """
-    # One index look-up for each kind of each strategy's evidence: older evidence is never read.
-    newest = _candidate(*(func.coalesce(_newest(kind), 0) for kind in _KINDS))
+    # One index look-up for each kind of each strategy's evidence: older evidence is never read. Materialized,
+    # or SQLite would look each up as often as `_candidate` mentions it.
+    wanted = select(BindingRow.seq, *(func.coalesce(_newest(kind), 0).label(kind) for kind in _KINDS)).where(
+        BindingRow.world_id == world_id
+    )
+    if strategies is not None:
+        wanted = wanted.where(col(BindingRow.strategy_id).in_(strategies))
+    newest = wanted.cte("newest").prefix_with("MATERIALIZED")
     # A session may report any time, so bars that have not closed yet are left out.
     newest_bar = (
         select(func.max(SessionRow.newest_bar))
@@ -36,13 +42,9 @@ def newest_evidence(
         .scalar_subquery()
     )
     query = select(EvidenceRow, BindingRow, newest_bar).where(
-        BindingRow.world_id == world_id,
-        EvidenceRow.world_id == BindingRow.world_id,
-        EvidenceRow.strategy_id == BindingRow.strategy_id,
-        col(EvidenceRow.seq) == newest,
+        BindingRow.seq == newest.c.seq,
+        col(EvidenceRow.seq) == _candidate(*(newest.c[kind] for kind in _KINDS)),
     )
-    if strategies is not None:
-        query = query.where(col(BindingRow.strategy_id).in_(strategies))
     return tuple(
         candidate_of(row, binding, datetime.fromisoformat(bar) if bar else None)
         for row, binding, bar in session.exec(query.order_by(col(BindingRow.seq)))

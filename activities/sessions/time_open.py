@@ -24,8 +24,8 @@ def time_open(
 ) -> dict[str, TimeOpen]:
     """Return for how long sessions of strategies were open, each from its time in `since` to `now` (UTC).
 
-    A session whose runner died was open until its lease ended. Queries for all at once: it is also asked while the
-    fence of the world is held.
+    A session whose runner died was open until its lease ended. All are read at once: it is also asked while
+    the fence of the world is held.
     """
     these = select(
         SessionRow.strategy_id, SessionRow.opened_at, SessionRow.ended_at, SessionRow.expires_at

@@ -46,9 +46,10 @@ ROWS = int(os.environ.get("QMTL_PLAN_ROWS", "10000"))
 
 NOT_RUN = {
     "activities/fence/statements.py": "sent past SQLAlchemy; `fence_reads` takes its statements as they are",
+    "activities/fence/segments.py": "hourly, a segment of the order log at a time",
+    "activities/retention/": "hourly, a chunk of the oldest rows at a time; the whole trail, to verify it",
     "activities/graph/sql.py:SqlGraphStore._mark_recompute": "by primary key",
     "activities/graph/sql.py:SqlGraphStore._add_queues": "by primary key",
-    "activities/storage/audit.py:SqlAudit.verify": "reads a whole trail in chunks, which is what it is for",
     "activities/storage/commits.py": "asks for the number of the last commit",
     "activities/storage/database.py:Database._identity": "the only row of a table",
     "activities/storage/log.py": "a file of its own, with a primary key for each read",

@@ -21,6 +21,8 @@ SMALL = {
     "policy": "a row for each version that an operator uploaded",
     "edge_override": "a row for each edge that an operator closed",
     "strategy_halt": "a row for each strategy that is halted now",
+    "order_seal": "a row for each day in which a world had orders",
+    "archive": "a row for each chain or world, and for 100 rows of other tables, read by its index",
     "order_count": "a row for each world and reason",
     "dead_letter": "a row for each event that an operator has not handled yet",
     "cache_hit": "a row for each defect; each halts its strategy until an operator resumes it",

@@ -111,7 +111,7 @@ class Readers(House):
             self.promotions.progress("w", self.strategy, to)
         now = datetime.now(UTC)
         with self.database.read() as session:  # of a strategy with many sessions
-            time_open(session, "w", "strategy:s5", "dryrun", now - timedelta(days=7), now)
+            time_open(session, "w", "dryrun", {"strategy:s5": now - timedelta(days=7)}, now)
         message = PublishPromotion(
             store_id=self.database.store_id,
             world_id="w",
@@ -146,6 +146,8 @@ class Readers(House):
         steps.unfreeze("w", run)
         steps.conclude("w", run, "completed", "")
         requests.find("w", run)
+        with contextlib.suppress(QmtlError):  # there is nothing to go back to
+            self.desk.request(rollback_of=run)
 
     def _change_rules(self) -> None:
         changes = self.stores.rule_changes

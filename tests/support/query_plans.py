@@ -23,8 +23,8 @@ _SHIPPED = tuple(str(ROOT / folder) for folder in ("activities", "api", "tempora
 
 ROWS_READ = 2500
 """Rows that one statement may read: those of a page, or of a world with its strategies."""
-STEPS = 28_000
-"""Steps of SQLite's machine that one statement may take: 12 for each of these rows."""
+STEPS = 38_000
+"""Steps of SQLite's machine that one statement may take: 15 for each of these rows."""
 
 _STEP = 100
 
