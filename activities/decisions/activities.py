@@ -62,8 +62,7 @@ class DecisionActivities(DecisionActivityStubs):
         now = world.now(decided_at)
         candidates = self._correlations.checked(policy, decisions.candidates(command.world_id, now))
         before = decisions.hysteresis_states(command.world_id)
-        correlate = self._correlations.among(candidates)
-        result = judge(policy, candidates, now, before, correlate)
+        result = judge(policy, candidates, now, before, self._correlations.among(candidates))
         activations = self._stores.fence.activations(command.world_id)
         mode = furthest(policy.judged_mode, result.strategies, activations)
         envelope = DecisionEnvelope(

@@ -6,13 +6,12 @@ chosen). What the limits leave out stays uninvested: giving it to the others wou
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 
 from activities.decisions.candidate import Candidate
-from activities.decisions.steps import Correlate, Entry, JudgmentInputs, Shortlist
+from activities.decisions.steps import ClashFinders, Entry, JudgmentInputs, Shortlist
 from qmtl_sdk.contracts.decisions import Violation, ViolationKind
-from qmtl_sdk.contracts.policy import Constraints, Exposure, Selection
+from qmtl_sdk.contracts.policy import Correlation, Exposure, Selection
 
 # Rounding error of a sum of equal slots; a sum that equals a limit passes.
 _EPSILON = 1e-9
@@ -23,7 +22,7 @@ def check_constraints(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist
     rules = inputs.policy.selection.constraints
     measured = sum(entry.passes and not entry.candidate.self_reported for entry in shortlist.entries)
     slot = _slot_weight(inputs.policy.selection, measured)
-    chosen: list[Candidate] = []
+    diversification = _Diversification(rules.correlation, inputs.clash_finder)
     portfolio = _Portfolio(rules.exposure, slot or 0.0)
     entries: list[Entry] = []
     for entry in shortlist.entries:
@@ -33,11 +32,11 @@ def check_constraints(inputs: JudgmentInputs, shortlist: Shortlist) -> Shortlist
         candidate = entry.candidate
         violations = (
             _leverage(rules.exposure, candidate)
-            or _correlation(rules, candidate, chosen, inputs.correlate)
+            or diversification.violations(candidate)
             or portfolio.violations(candidate)
         )
         if not violations:
-            chosen.append(candidate)
+            diversification.add(candidate)
             portfolio.add(candidate)
         entries.append(entry.violating(*violations))
     return replace(shortlist, entries=tuple(entries), slot=slot)
@@ -67,26 +66,31 @@ def _leverage(rules: Exposure, candidate: Candidate) -> list[Violation]:
     return [_violation("leveraged", rule, f"its largest sum of positions is {leverage:.4g}")]
 
 
-def _correlation(
-    rules: Constraints, candidate: Candidate, chosen: Sequence[Candidate], correlate: Correlate
-) -> list[Violation]:
-    """Return the violation with the first chosen candidate that this one is correlated with."""
-    if rules.correlation is None:
-        return []
-    limit = rules.correlation.max_pairwise
-    rule = f"max_pairwise = {limit:g}"
-    for other in chosen:
-        found = correlate(candidate, other)
-        if found is None:
-            detail = f"it has too few days in common with {other.label}"
-            return [_violation("insufficient", rule, detail)]
-        if abs(found) > limit:
-            detail = (
-                f"its daily returns have a correlation of {found:.3f} with {other.label}, "
-                "which has the higher score"
-            )
-            return [_violation("correlated", rule, detail)]
-    return []
+class _Diversification:
+    """The candidates chosen so far, with none of which another may be correlated."""
+
+    def __init__(self, rules: Correlation | None, clash_finder: ClashFinders) -> None:
+        self._finder = clash_finder(rules.max_pairwise) if rules else None
+        self._rule = f"max_pairwise = {rules.max_pairwise:g}" if rules else ""
+
+    def violations(self, candidate: Candidate) -> list[Violation]:
+        """Return the violation with the first chosen candidate that this one is correlated with."""
+        clash = self._finder.clash(candidate) if self._finder else None
+        if clash is None:
+            return []
+        if clash.correlation is None:
+            detail = f"it has too few days in common with {clash.other.label}"
+            return [_violation("insufficient", self._rule, detail)]
+        detail = (
+            f"its daily returns have a correlation of {clash.correlation:.3f} with {clash.other.label}, "
+            "which has the higher score"
+        )
+        return [_violation("correlated", self._rule, detail)]
+
+    def add(self, candidate: Candidate) -> None:
+        """Add a chosen candidate."""
+        if self._finder:
+            self._finder.add(candidate)
 
 
 class _Portfolio:

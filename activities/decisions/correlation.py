@@ -1,14 +1,14 @@
 """Correlations of strategies' daily returns, computed from the returns that were uploaded as evidence."""
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from activities.artifacts.store import ArtifactStore
 from activities.decisions.candidate import Candidate
 from activities.decisions.correlation_matrix import CorrelationMatrix, Daily
-from activities.decisions.steps import Correlate
+from activities.decisions.steps import Clash, ClashFinders
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.data.bars import NS
@@ -22,6 +22,9 @@ _LOST = ("E_ARTIFACT_UNKNOWN", "E_ARTIFACT_HASH", "E_ARTIFACT_DAMAGED", "E_RETUR
 
 # Nanoseconds of a day.
 _DAY_NS = 86_400 * NS
+
+# The series of a candidate without returns.
+_NO_RETURNS: Daily = (np.array([], "int64"), np.array([]))
 
 # Sets of artifacts whose correlations are cached: some 9 MB for a thousand.
 _MATRICES = 4
@@ -37,29 +40,20 @@ class Correlations:
         self._daily = lru_cache(maxsize=_CACHED)(lambda digest: daily(artifacts.get(digest)))
         self._matrix = lru_cache(maxsize=_MATRICES)(self._computed)
 
-    def among(self, candidates: Iterable[Candidate]) -> Correlate:
-        """Return a function of two of the candidates: the correlation of their daily returns.
+    def among(self, candidates: Iterable[Candidate]) -> ClashFinders:
+        """Compare the daily returns of these candidates.
 
-        It returns None if one of them has no returns or both share too few days. At its first call it
-        computes the correlations of all, which takes a hundredth of computing them one by one; a judgment of
-        the same artifacts finds them.
+        The first comparison computes the correlations of all, which takes a hundredth of computing them one
+        by one; another judgment of the same artifacts finds them. One without returns has no day in common
+        with others.
         """
         hashes = {item.returns_hash for item in candidates if item.returns_hash and not item.error_code}
         places = {digest: place for place, digest in enumerate(sorted(hashes))}
-        matrix: CorrelationMatrix | None = None
-
-        def correlate(one: Candidate, other: Candidate) -> float | None:
-            nonlocal matrix
-            if one.returns_hash not in places or other.returns_hash not in places:
-                return None
-            if matrix is None:
-                matrix = self._matrix(tuple(places))
-            return matrix(places[one.returns_hash], places[other.returns_hash])
-
-        return correlate
+        return lambda limit: MatrixClashes(places, lambda: self._matrix(tuple(places)), limit)
 
     def _computed(self, hashes: tuple[str, ...]) -> CorrelationMatrix:
-        return CorrelationMatrix([self._daily(digest) for digest in hashes], MIN_DAYS, correlation)
+        series = [*(self._daily(digest) for digest in hashes), _NO_RETURNS]
+        return CorrelationMatrix(series, MIN_DAYS, correlation)
 
     def checked(self, policy: Policy, candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
         """Return the candidates; where the policy needs returns that are lost or damaged, with that error."""
@@ -77,6 +71,41 @@ class Correlations:
             lost = {"metrics": {}, "error_code": error.code, "error": f"its returns: {error.message}"}
             return candidate.model_copy(update=lost)
         return candidate
+
+
+class MatrixClashes:
+    """Finds clashes among chosen candidates in a matrix of correlations: `steps.ClashFinder`.
+
+    `places` are the rows of the matrix by content hash; the last row is that of candidates without returns.
+    """
+
+    def __init__(
+        self, places: Mapping[str, int], matrix: Callable[[], CorrelationMatrix], limit: float
+    ) -> None:
+        self._places = places
+        self._find_matrix = matrix
+        self._limit = limit
+        self._chosen: list[Candidate] = []
+        self._rows = np.array([], np.intp)
+
+    def add(self, candidate: Candidate) -> None:
+        """Add a chosen candidate."""
+        self._chosen.append(candidate)
+        self._rows = np.append(self._rows, self._row(candidate))
+
+    def clash(self, candidate: Candidate) -> Clash | None:
+        """Return the clash with the candidate that was chosen first, of those that this one clashes with."""
+        if not self._chosen:
+            return None
+        found = self._matrix.first_clash(self._row(candidate), self._rows, self._limit)
+        return Clash(self._chosen[found[0]], found[1]) if found else None
+
+    @cached_property
+    def _matrix(self) -> CorrelationMatrix:
+        return self._find_matrix()
+
+    def _row(self, candidate: Candidate) -> int:
+        return self._places.get(candidate.returns_hash, len(self._places))
 
 
 def daily(artifact: bytes) -> Daily:

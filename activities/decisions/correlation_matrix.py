@@ -42,7 +42,7 @@ class CorrelationMatrix:
         found = np.round(np.clip(found, -1.0, 1.0), _PLACES)
         constant = np.array([np.ptp(values) == 0 if len(values) else True for _, values in series], bool)
         found[constant, :] = found[:, constant] = 0.0
-        self._unsure = (noise | noise.T) & ~constant[:, None] & ~constant[None, :]
+        self._unsure = (noise | noise.T) & ~constant[:, None] & ~constant[None, :] & (count >= min_days)
         found[count < min_days] = np.nan
         self._found = found
 
@@ -52,6 +52,20 @@ class CorrelationMatrix:
             return self._exact(self._series[one], self._series[other])
         found = float(self._found[one, other])
         return None if np.isnan(found) else found
+
+    def first_clash(self, one: int, others: np.ndarray, limit: float) -> tuple[int, float | None] | None:
+        """Return which of `others` (places) is the first that clashes with `one`, and their correlation.
+
+        Two series clash if their absolute correlation exceeds the limit, or if they share too few days. The
+        answer is that of a call for each of them in turn, and takes one step for all of which the matrix is
+        sure. None if nothing clashes.
+        """
+        found, unsure = self._found[one].take(others), self._unsure[one].take(others)
+        for at in np.flatnonzero(unsure | ~(np.abs(found) <= limit)):  # NaN is not below the limit either
+            correlation = self(one, int(others[at]))
+            if correlation is None or abs(correlation) > limit:
+                return int(at), correlation
+        return None
 
 
 def _sums(series: Sequence[Daily]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from activities.decisions.entry import why_it_stays
 from activities.decisions.gates import check_bands, check_data_currency, check_evidence, check_gates
 from activities.decisions.hysteresis import apply_hysteresis
 from activities.decisions.ranking import score_entries, select_top_k
-from activities.decisions.steps import Correlate, Entry, JudgmentInputs, Shortlist, Step
+from activities.decisions.steps import ClashFinders, Entry, JudgmentInputs, Shortlist, Step
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import rank_of
@@ -51,13 +51,14 @@ def judge(
     candidates: Sequence[Candidate],
     now: datetime,
     states: Mapping[str, HysteresisState],
-    correlate: Correlate,
+    clash_finder: ClashFinders,
 ) -> JudgmentResult:
     """Judge all candidates of a world.
 
-    `now` is the world's time, `states` the hysteresis states after the last judgment.
+    `now` is the world's time, `states` the hysteresis states after the last judgment, `clash_finder` compares
+    the candidates' daily returns.
     """
-    inputs = JudgmentInputs(policy, now, states, correlate)
+    inputs = JudgmentInputs(policy, now, states, clash_finder)
     shortlist = Shortlist(tuple(Entry(candidate) for candidate in candidates))
     for step in STEPS:
         shortlist = step.run(inputs, shortlist)

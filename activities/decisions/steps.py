@@ -7,13 +7,36 @@ that it leaves out, and the steps after it pass over those.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Protocol
 
 from activities.decisions.candidate import Candidate, HysteresisState
 from qmtl_sdk.contracts.decisions import JudgmentStep, Violation
 from qmtl_sdk.contracts.policy import Policy
 
-Correlate = Callable[[Candidate, Candidate], float | None]
-"""The correlation of two strategies' daily returns; None if they have too few days in common."""
+
+@dataclass(frozen=True)
+class Clash:
+    """A chosen candidate whose daily returns are correlated with another's over the limit.
+
+    `correlation` is None where both have too few days in common.
+    """
+
+    other: Candidate
+    correlation: float | None
+
+
+class ClashFinder(Protocol):
+    """The candidates chosen so far, and which of them another candidate clashes with."""
+
+    def add(self, candidate: Candidate) -> None:
+        """Add a chosen candidate."""
+
+    def clash(self, candidate: Candidate) -> Clash | None:
+        """Return the clash with the candidate that was chosen first, of those that this one clashes with."""
+
+
+ClashFinders = Callable[[float], ClashFinder]
+"""Make a finder, without chosen candidates, for a limit of absolute correlation."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +44,13 @@ class JudgmentInputs:
     """What every step reads.
 
     `now` is the world's time. `states` are the hysteresis states after the last judgment, by strategy_id.
+    `clash_finder` compares daily returns.
     """
 
     policy: Policy
     now: datetime
     states: Mapping[str, HysteresisState]
-    correlate: Correlate
+    clash_finder: ClashFinders
 
     def was_active(self, candidate: Candidate) -> bool:
         """Return whether the last judgment left the strategy active."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.judgment import judge
-from activities.decisions.steps import Correlate
+from activities.decisions.steps import ClashFinders
 from activities.decisions.store import DecisionInputs
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.model import Model
@@ -44,7 +44,7 @@ class PolicyReplayResult(Model):
 def replay(
     draft: Policy,
     past: Sequence[tuple[DecisionEnvelope, DecisionInputs, tuple[Candidate, ...]]],
-    correlate: Correlate,
+    clash_finder: ClashFinders,
 ) -> PolicyReplayResult:
     """Judge the candidates of `past` decisions, oldest first, by the draft.
 
@@ -54,7 +54,7 @@ def replay(
     states: dict[str, HysteresisState] = dict(past[0][1].before) if past else {}
     differ = []
     for envelope, _, candidates in past:
-        result = judge(draft, candidates, envelope.as_of, states, correlate)
+        result = judge(draft, candidates, envelope.as_of, states, clash_finder)
         states = {**states, **result.states}
         recorded = {item.strategy_id: item for item in envelope.strategies}
         outcomes = [_changed_outcome(recorded.get(item.strategy_id), item) for item in result.strategies]

@@ -12,6 +12,7 @@ from activities.decisions.explain import judgment_lines
 from activities.decisions.judgment import STEPS, etag_of, judge, summary
 from qmtl_sdk.contracts.decisions import JudgmentStep, StrategyDecision
 from qmtl_sdk.contracts.policy_text import policy_from
+from tests.support.pair_by_pair import UNCORRELATED
 
 NOW = datetime(2024, 1, 10, tzinfo=UTC)
 POLICY = policy_from(
@@ -39,7 +40,7 @@ def verdicts(
     policy: object, candidates: tuple[Candidate, ...], now: datetime = NOW
 ) -> tuple[StrategyDecision, ...]:
     """The first judgment of candidates that are not correlated."""
-    return judge(policy, candidates, now, {}, lambda *_: 0.0).strategies  # type: ignore[arg-type]
+    return judge(policy, candidates, now, {}, UNCORRELATED).strategies  # type: ignore[arg-type]
 
 
 def decided(*candidates: Candidate, policy: object = POLICY) -> dict[str, StrategyDecision]:

@@ -12,6 +12,7 @@ from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.judgment import judge
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import policy_from
+from tests.support.pair_by_pair import UNCORRELATED
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 MAX_LAG = timedelta(days=1)
@@ -140,7 +141,7 @@ HISTORY = st.lists(actions, max_size=25)
 
 def judged(policy: Policy, author: Author, state: HysteresisState | None) -> HysteresisState:
     states = {"a": state} if state is not None else {}
-    found = judge(policy, [author.candidate], author.now, states, lambda *_: 0.0)
+    found = judge(policy, [author.candidate], author.now, states, UNCORRELATED)
     (decision,) = found.strategies
     assert decision.active == found.states["a"].active
     return found.states["a"]

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.judgment import JudgmentResult, judge
+from activities.decisions.steps import ClashFinders
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import policy_from
+from tests.support.pair_by_pair import pair_by_pair
 
 NOW = datetime(2024, 1, 10, tzinfo=UTC)
 OPEN: dict[str, Any] = {"gates": {"and": ["sharpe >= 0"]}, "score": "sharpe"}
@@ -69,8 +71,10 @@ class Case:
     weights: list[float] | None = None
 
 
-def correlated(pairs: Mapping[str, float | None]) -> Any:
-    return lambda one, other: pairs.get(one.name + other.name, pairs.get(other.name + one.name, 0.0))
+def correlated(pairs: Mapping[str, float | None]) -> ClashFinders:
+    return pair_by_pair(
+        lambda one, other: pairs.get(one.name + other.name, pairs.get(other.name + one.name, 0.0))
+    )
 
 
 def sel(**keys: Any) -> dict[str, Any]:
@@ -502,10 +506,10 @@ def test_a_decision_depends_on_nothing_but_evidence_policy_and_memory(
     candidates: list[Candidate], before: dict[str, HysteresisState], rng: Any
 ) -> None:
     policy = policy_from(FULL)
-    correlate = correlated({"ab": 0.9, "cd": None})
-    first = judge(policy, candidates, NOW, before, correlate)
+    clash_finder = correlated({"ab": 0.9, "cd": None})
+    first = judge(policy, candidates, NOW, before, clash_finder)
     rng.shuffle(candidates)
-    assert judge(policy, candidates, NOW, before, correlate) == first
+    assert judge(policy, candidates, NOW, before, clash_finder) == first
     assert (
         {item.strategy_id for item in first.strategies}
         == {item.strategy_id for item in candidates}
