@@ -7,7 +7,7 @@ from sqlmodel import Session, col, select
 from activities.decisions.candidate import Candidate, HysteresisState
 from activities.decisions.evidence import candidate_of, newest_evidence
 from activities.decisions.store import DecisionInputs, StoredDecision
-from activities.fence.activations import apply_decision, decided_activations
+from activities.fence.activations import activation_sequence, apply_decision, decided_activations
 from activities.fence.rules import OPEN
 from activities.fence.state import locked_fence, set_decision
 from activities.storage.database import Database
@@ -19,7 +19,7 @@ from activities.storage.tables import (
     EvidenceRow,
     HysteresisRow,
 )
-from activities.storage.transactions import RecordedChange, Transaction, utc_now
+from activities.storage.transactions import RecordedChange, utc_now, utc_text
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.domains import domain_of
@@ -44,6 +44,12 @@ class SqlDecisionStore:
         Idempotent: a request that was answered keeps its answer. `requested_by` is the person who requested
         the decision, if any.
         """
+        # Orders wait for the fence, and with SQLite for the only writer: what takes long comes before.
+        known = inputs or DecisionInputs()
+        body, inputs_body = envelope.model_dump_json(), known.model_dump_json(exclude={"after"})
+        states = _changed_states(envelope.world_id, known)
+        with self._database.read() as session:
+            wanted = decided_activations(session, envelope, run_id)
         with self._database.write(requested_by or "evaluation") as tx:
             tx.lock(f"world:{envelope.world_id}")
             done = self._answered(tx.session, request_ids)
@@ -54,7 +60,7 @@ class SqlDecisionStore:
                 world_id=envelope.world_id,
                 policy_version=envelope.policy_version,
                 etag=envelope.etag,
-                body=envelope.model_dump_json(),
+                body=body,
                 created_at=utc_now(),
             )
             tx.session.add(row)
@@ -66,64 +72,21 @@ class SqlDecisionStore:
                         request_id=request_id, world_id=envelope.world_id, decision_seq=row.seq
                     )
                 )
-            self._store_inputs(tx, envelope.world_id, row.seq, inputs or DecisionInputs())
-            domain = domain_of(envelope.effective_mode)
-            until = envelope.decided_at + timedelta(seconds=envelope.ttl)
-            # Everything that takes long comes before the fence is locked: orders wait for that.
-            wanted = decided_activations(tx.session, envelope, run_id)
+            tx.session.add(
+                DecisionInputsRow(decision_seq=row.seq, world_id=envelope.world_id, body=inputs_body)
+            )
+            tx.session.flush()
+            tx.upsert_all(states)
+            if wanted.sequence != activation_sequence(tx.session, envelope.world_id):
+                wanted = decided_activations(tx.session, envelope, run_id)
             fence = locked_fence(tx, envelope.world_id)
-            set_decision(tx, fence, until.isoformat(timespec="microseconds"))
+            until = envelope.decided_at + timedelta(seconds=envelope.ttl)
+            set_decision(tx, fence, utc_text(until))
             # An apply that holds the world applies the newest decision itself, when it unfreezes.
             if fence.state == OPEN:
                 apply_decision(tx, world_row(tx.session, envelope.world_id), envelope, run_id, wanted)
-            active = {item.strategy_id: item.weight for item in envelope.strategies if item.active}
-            data = {
-                "world_id": envelope.world_id,
-                "etag": envelope.etag,
-                "policy_version": envelope.policy_version,
-                "effective_mode": envelope.effective_mode,
-                "execution_domain": domain.value if domain else None,
-                "decided_at": envelope.json_dict()["decided_at"],
-                "ttl": envelope.ttl,
-                "reason": envelope.reason,
-                "active": active,
-            }
-            after = {
-                "active": active,
-                "etag": envelope.etag,
-                "requested_by": requested_by,
-                "decided_at": data["decided_at"],
-                "ttl": envelope.ttl,
-            }
-            tx.record(
-                RecordedChange(
-                    "decision.made",
-                    envelope.world_id,
-                    str(row.seq),
-                    after=after,
-                    correlation_id=run_id,
-                    event="decision_updated",
-                    about=envelope.world_id,
-                    data=data,
-                )
-            )
+            tx.record(_decision_made(envelope, row.seq, run_id, requested_by))
             return StoredDecision(seq=row.seq, envelope=envelope)
-
-    @staticmethod
-    def _store_inputs(tx: Transaction, world_id: str, seq: int, inputs: DecisionInputs) -> None:
-        """Store the inputs of a decision, and the hysteresis states after it."""
-        tx.session.add(
-            DecisionInputsRow(
-                decision_seq=seq, world_id=world_id, body=inputs.model_dump_json(exclude={"after"})
-            )
-        )
-        tx.upsert_all(
-            [
-                HysteresisRow(world_id=world_id, strategy_id=strategy_id, body=state.model_dump_json())
-                for strategy_id, state in inputs.after.items()
-                if state != inputs.before.get(strategy_id)
-            ]
-        )
 
     def hysteresis_states(self, world_id: str) -> dict[str, HysteresisState]:
         """Read the hysteresis state of each strategy, by strategy_id."""
@@ -205,6 +168,43 @@ class SqlDecisionStore:
         """List the newest evidence of every strategy of a world that has any. `now` is the world's time."""
         with self._database.read() as session:
             return newest_evidence(session, world_id, now)
+
+
+def _changed_states(world_id: str, inputs: DecisionInputs) -> list[HysteresisRow]:
+    """List the hysteresis states that a decision changes."""
+    return [
+        HysteresisRow(world_id=world_id, strategy_id=strategy_id, body=state.model_dump_json())
+        for strategy_id, state in inputs.after.items()
+        if state != inputs.before.get(strategy_id)
+    ]
+
+
+def _decision_made(envelope: DecisionEnvelope, seq: int, run_id: str, requested_by: str) -> RecordedChange:
+    """Describe a decision, without what it says of strategies that are not active."""
+    domain = domain_of(envelope.effective_mode)
+    what = {
+        "active": {item.strategy_id: item.weight for item in envelope.strategies if item.active},
+        "etag": envelope.etag,
+        "ttl": envelope.ttl,
+        **envelope.model_dump(mode="json", include={"decided_at"}),
+    }
+    return RecordedChange(
+        "decision.made",
+        envelope.world_id,
+        str(seq),
+        after={**what, "requested_by": requested_by},
+        correlation_id=run_id,
+        event="decision_updated",
+        about=envelope.world_id,
+        data={
+            **what,
+            "world_id": envelope.world_id,
+            "policy_version": envelope.policy_version,
+            "effective_mode": envelope.effective_mode,
+            "execution_domain": domain.value if domain else None,
+            "reason": envelope.reason,
+        },
+    )
 
 
 def _at(candidate: Candidate, inputs: DecisionInputs) -> Candidate:

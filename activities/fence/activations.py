@@ -7,7 +7,7 @@ from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from activities.storage.tables import ActivationRow, BindingRow, FenceRow, StrategyHaltRow, WorldRow
-from activities.storage.transactions import RecordedChange, Transaction, table_of
+from activities.storage.transactions import ChangeRows, RecordedChange, Transaction, change_rows, table_of
 from qmtl_sdk.contracts.applies import StrategyHalt
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope, DecisionEnvelope, StrategyDecision
@@ -140,22 +140,32 @@ def halts_of(session: Session, world_id: str) -> list[StrategyHalt]:
 
 
 @dataclass(frozen=True)
-class DecidedActivations:
-    """The activations that a decision changes without an apply, and those from before (`stored_activations`).
+class PreparedActivations:
+    """Changes of activations, ready to be stored: `rows`, and the audit and outbox row of each.
 
-    They are of the world's `sequence`: after a later change they must be found again.
+    They follow the world's `sequence` in its `epoch`: after another change they must be prepared again.
     """
 
-    changed: Sequence[ActivationEnvelope]
-    stored: Mapping[str, ActivationEnvelope]
     sequence: int
+    epoch: int
+    rows: Sequence[ActivationRow]
+    records: Sequence[ChangeRows]
+
+    def follow(self, world: WorldRow, fence: FenceRow) -> bool:
+        """Return whether nothing has changed since."""
+        return (self.sequence, self.epoch) == (world.activation_sequence, fence.epoch)
 
 
-def decided_activations(session: Session, envelope: DecisionEnvelope, run_id: str) -> DecidedActivations:
-    """Find the activations that a decision changes without an apply."""
-    sequence = session.exec(
-        select(WorldRow.activation_sequence).where(WorldRow.world_id == envelope.world_id)
-    ).one()
+def activation_sequence(session: Session, world_id: str) -> int:
+    """Read the number of a world's newest change of an activation. The world exists."""
+    return session.exec(select(WorldRow.activation_sequence).where(WorldRow.world_id == world_id)).one()
+
+
+def decided_activations(session: Session, envelope: DecisionEnvelope, run_id: str) -> PreparedActivations:
+    """Prepare the activations that a decision changes without an apply."""
+    # What changes while this is read has a later sequence.
+    sequence = activation_sequence(session, envelope.world_id)
+    epoch = session.exec(select(FenceRow.epoch).where(FenceRow.world_id == envelope.world_id)).one()
     stored = stored_activations(session, envelope.world_id)
     changed: list[ActivationEnvelope] = []
     for decision in envelope.strategies:
@@ -164,7 +174,7 @@ def decided_activations(session: Session, envelope: DecisionEnvelope, run_id: st
         etag = activation_etag(envelope.world_id, decision.strategy_id, decision.active, weight, mode)
         if before is None or before.etag != etag:
             changed.append(activation_of(decision, envelope, run_id, etag, mode, weight))
-    return DecidedActivations(changed, stored, sequence)
+    return _prepared(sequence, epoch, changed, stored)
 
 
 def apply_decision(
@@ -172,16 +182,16 @@ def apply_decision(
     world: WorldRow,
     envelope: DecisionEnvelope,
     run_id: str,
-    wanted: DecidedActivations | None = None,
+    wanted: PreparedActivations | None = None,
 ) -> None:
     """Change the activations that a decision changes without an apply.
 
-    The caller holds the fence, and has read `world` since. `wanted` was found before: a halt in between has
-    changed an activation.
+    The caller holds the fence, and has read `world` since. `wanted` was prepared before: a halt in between
+    has changed an activation.
     """
-    if wanted is None or wanted.sequence != world.activation_sequence:
+    if wanted is None or not wanted.follow(world, tx.session.get_one(FenceRow, world.world_id)):
         wanted = decided_activations(tx.session, envelope, run_id)
-    change_activations(tx, world, wanted.changed, wanted.stored)
+    _store(tx, world, wanted)
 
 
 def change_activations(
@@ -192,39 +202,52 @@ def change_activations(
 ) -> None:
     """Store strategies' activations under the world's next sequences; audit and publish each.
 
-    Orders wait meanwhile, so the rows are written together. A strategy that is halted stays so. `stored` are
-    all activations of the world before (`stored_activations`).
+    A strategy that is halted stays so. `stored` are all activations of the world before
+    (`stored_activations`).
     """
-    if not changed:
-        return
     epoch = tx.session.get_one(FenceRow, world.world_id).epoch
-    state = RunningHash(entry_hashes(stored.values()))
+    _store(tx, world, _prepared(world.activation_sequence, epoch, changed, stored))
+
+
+def _prepared(
+    sequence: int,
+    epoch: int,
+    changed: Sequence[ActivationEnvelope],
+    stored: Mapping[str, ActivationEnvelope],
+) -> PreparedActivations:
+    """Give activations the sequences after this one, and build their rows."""
+    state = RunningHash(entry_hashes(stored.values())) if changed else RunningHash({})
     rows: list[ActivationRow] = []
-    records: list[RecordedChange] = []
-    for new in changed:
+    records: list[ChangeRows] = []
+    for number, new in enumerate(changed, sequence + 1):
         before = stored.get(new.strategy_id)
-        world.activation_sequence += 1
-        update = {"sequence": world.activation_sequence, "epoch": epoch}
-        envelope = _succeeding(new, before).model_copy(update=update)
+        envelope = _succeeding(new, before).model_copy(update={"sequence": number, "epoch": epoch})
         found = state.change(envelope.strategy_id, entry_hash(envelope.json_dict()))
         envelope = envelope.model_copy(update={"state_hash": found})
         rows.append(_row(envelope))
         data = envelope.json_dict()
-        records.append(
-            RecordedChange(
-                "activation.changed",
-                world.world_id,
-                envelope.strategy_id,
-                before=before.json_dict() if before else None,
-                after=data,
-                correlation_id=envelope.run_id,
-                event="activation_updated",
-                data=data,
-            )
+        change = RecordedChange(
+            "activation.changed",
+            envelope.world_id,
+            envelope.strategy_id,
+            before=before.json_dict() if before else None,
+            after=data,
+            correlation_id=envelope.run_id,
+            event="activation_updated",
+            data=data,
         )
+        records.append(change_rows(change))
+    return PreparedActivations(sequence, epoch, rows, records)
+
+
+def _store(tx: Transaction, world: WorldRow, prepared: PreparedActivations) -> None:
+    """Store activations. Orders wait meanwhile, so the rows are written together."""
+    if not prepared.rows:
+        return
+    world.activation_sequence += len(prepared.rows)
     tx.session.add(world)
-    tx.upsert_all(rows)
-    tx.record_all(records)
+    tx.upsert_all(prepared.rows)
+    tx.record_rows(prepared.records)
 
 
 def _succeeding(envelope: ActivationEnvelope, before: ActivationEnvelope | None) -> ActivationEnvelope:

@@ -81,6 +81,10 @@ class RecordedChange:
     data: Mapping[str, Any] | None = None
 
 
+ChangeRows = tuple[dict[str, Any], dict[str, Any]]
+"""The audit row and the outbox row of a change, without its time and its actor."""
+
+
 class Transaction:
     """Writes over a connection: `insert_new`, `upsert` and `record`, and for everything else `session`.
 
@@ -191,9 +195,13 @@ class Transaction:
 
         Raises QmtlError: E_BODY_INVALID where a subject is too long for an event.
         """
+        self.record_rows([change_rows(change) for change in changes])
+
+    def record_rows(self, rows: Iterable[ChangeRows]) -> None:
+        """Do the same for changes whose rows were built before the transaction began."""
         now = utc_now()
         self.records += [
-            (_audit_row(change, now, self._actor), _event_row(change, now)) for change in changes
+            ({**audit, "at": now, "actor": self._actor}, {**event, "at": now}) for audit, event in rows
         ]
 
     def _append_audit(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -227,11 +235,14 @@ class Transaction:
         self.connection.execute(table.insert(), rows[0] if len(rows) == 1 else rows)
 
 
-def _audit_row(change: RecordedChange, at: str, actor: str) -> dict[str, Any]:
+def change_rows(change: RecordedChange) -> ChangeRows:
+    """Build the rows of a change. Raises QmtlError (E_BODY_INVALID)."""
+    return _audit_row(change), _event_row(change)
+
+
+def _audit_row(change: RecordedChange) -> dict[str, Any]:
     """Build the audit row of a change, which gets its number and hash in its chain."""
     return {
-        "at": at,
-        "actor": actor,
         "action": change.action,
         "world_id": change.world_id,
         "subject": change.subject,
@@ -242,7 +253,7 @@ def _audit_row(change: RecordedChange, at: str, actor: str) -> dict[str, Any]:
     }
 
 
-def _event_row(change: RecordedChange, at: str) -> dict[str, Any]:
+def _event_row(change: RecordedChange) -> dict[str, Any]:
     """Build the outbox row of a change. Raises QmtlError (E_BODY_INVALID)."""
     data = change.data
     if data is None:
@@ -261,7 +272,6 @@ def _event_row(change: RecordedChange, at: str) -> dict[str, Any]:
         "world_id": change.world_id,
         "subject": subject,
         "subject_hash": subject_hash(subject),
-        "at": at,
         "data": canonical_json(dict(data)).decode(),
     }
 

@@ -6,19 +6,28 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from activities.decisions import sql as decisions
 from activities.decisions.candidate import HysteresisState
 from activities.decisions.store import DecisionInputs
-from activities.fence.activations import entry_hashes, stored_activations
+from activities.fence import activations
+from activities.fence.acceptance import OrderAcceptance
+from activities.fence.activations import (
+    PreparedActivations,
+    decided_activations,
+    entry_hashes,
+    stored_activations,
+)
 from activities.fence.state import locked_fence
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from activities.storage.transactions import RecordedChange
 from qmtl_sdk import QmtlError
-from qmtl_sdk.contracts.topic_state import combined_hash, state_hash
+from qmtl_sdk.contracts.decisions import DecisionEnvelope
+from qmtl_sdk.contracts.orders import OrderVerdict
+from qmtl_sdk.contracts.topic_state import combined_hash, entry_hash, state_hash
 from tests.support.desk import Desk
 from tests.support.statements import statements
 from tests.support.trail import audit_trail
@@ -125,3 +134,91 @@ def test_a_halt_between_the_decision_and_the_fence_is_kept(
         stored = stored_activations(session, "w")
     assert desk.fence.activation_hash("w")[1] == combined_hash(entry_hashes(stored.values()))
     assert max(item.sequence for item in stored.values()) == desk.fence.activation_hash("w")[0]
+
+
+def test_orders_pass_while_a_decision_is_prepared(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decision about a thousand strategies held the fence, and SQLite's only writer, for this."""
+    desks = [Desk(database, "w", strategies=2), Desk(database, "other")]
+    sessions = []
+    for desk in desks:
+        desk.apply("dryrun")
+        sessions.append((desk, desk.session(), desk.epoch))
+    acceptance = OrderAcceptance(database)
+    verdicts: list[OrderVerdict] = []
+
+    def with_orders(data: dict[str, Any]) -> str:
+        for desk, session, epoch in sessions:
+            verdicts.extend(acceptance.submit([desk.order(session, epoch)], desk.caller).result(5))
+        return entry_hash(data)
+
+    monkeypatch.setattr(activations, "entry_hash", with_orders)
+    desks[0].decide(active=False)
+    assert {(item.active, item.effective_mode) for item in desks[0].fence.activations("w")} == {
+        (False, "validate")
+    }
+    assert len(verdicts) >= 2 * len(desks[0].strategies)
+    assert all(verdict.accepted for verdict in verdicts)
+
+
+@pytest.mark.parametrize("halted", [True, False])
+def test_a_change_while_a_decision_is_prepared_is_kept(
+    database: Database, monkeypatch: pytest.MonkeyPatch, halted: bool
+) -> None:
+    """An apply ends meanwhile, and a strategy is halted."""
+    desk = Desk(database, "w", strategies=2)
+    run = desk.request("dryrun")
+    desk.steps.freeze("w", run)
+    desk.steps.drain("w", run)
+    seen: list[PreparedActivations] = []
+
+    def then_changed(session: Session, envelope: DecisionEnvelope, run_id: str) -> PreparedActivations:
+        prepared = decided_activations(session, envelope, run_id)
+        if not seen:
+            if halted:
+                SqlStrategyHalts(database).halt("w", desk.strategies[0], "olga", "a look")
+            desk.steps.switch("w", run)
+            desk.steps.unfreeze("w", run)
+        seen.append(prepared)
+        return prepared
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decisions, "decided_activations", then_changed)
+        desk.decide(weight=0.25)
+    first, second = desk.fence.activations("w")
+    assert (first.halted, second.halted) == (halted, False)
+    assert {(item.effective_mode, item.weight) for item in (first, second)} == {("paper", 0.5)}
+    with database.read() as session:
+        stored = stored_activations(session, "w")
+        rows = session.exec(select(OutboxRow).where(OutboxRow.type == "activation_updated"))
+        numbers = [json.loads(row.data)["sequence"] for row in rows]
+    assert sorted(numbers) == list(range(1, len(numbers) + 1)), "each change has a sequence of its own"
+    assert desk.fence.activation_hash("w") == (
+        len(numbers),
+        combined_hash(entry_hashes(stored.values())),
+    )
+
+
+@pytest.mark.parametrize("dsn", ["postgres"], indirect=True)  # SQLite has one writer
+def test_what_changed_while_a_decision_was_prepared_is_found_before_the_fence_is_locked(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(database, "w", strategies=2)
+    desk.apply("dryrun")
+    order = desk.order(desk.session(), desk.epoch)
+    acceptance = OrderAcceptance(database)
+    verdicts: list[OrderVerdict] = []
+
+    def halted_then_ordered(session: Session, envelope: DecisionEnvelope, run_id: str) -> PreparedActivations:
+        if desk.fence.activations("w")[1].halted:
+            verdicts.extend(acceptance.submit([order], desk.caller).result(5))
+            return decided_activations(session, envelope, run_id)
+        prepared = decided_activations(session, envelope, run_id)
+        SqlStrategyHalts(database).halt("w", desk.strategies[1], "olga", "a look")
+        return prepared
+
+    for module in (decisions, activations):
+        monkeypatch.setattr(module, "decided_activations", halted_then_ordered)
+    desk.decide(weight=0.25)
+    assert [verdict.accepted for verdict in verdicts] == [True]
