@@ -1,168 +1,173 @@
 """Judgments and admissions at scale, on SQLite and PostgreSQL.
 
-A world of a thousand strategies is judged, with a limit on correlations; meanwhile orders of another world go
-on. How long its fence is held is the time for which an order of the judged world would wait. Then a chain of
-1,500 nodes is admitted, and the size of an acknowledgement with 500 streams is measured.
+A world of a thousand strategies is judged, with a limit on correlations. Then another process judges it, as a
+worker does (`benchmarks.judging`), while orders of another world go on, as in a Gateway. An order of the
+judged world would wait for as long as a judgment holds that world's fence. Last, a chain of 1,500 nodes is
+admitted, and the size of an acknowledgement with 500 streams is measured.
 """
 
+import os
 import statistics
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from activities.artifacts.folder import FolderArtifacts
-from activities.decisions.activities import DecisionActivities, DecisionStores
 from activities.fence.acceptance import OrderAcceptance
-from activities.messages.evaluation import JudgeCommand
 from activities.storage.database import Database
 from activities.storage.opening import open_database
-from activities.worlds.policies import SqlPolicyStore
-from activities.worlds.specs import SqlWorldStore
+from benchmarks.judging import STRATEGIES, WORLD, JudgedWorld, JudgingProcess, judging_process
 from benchmarks.orders import postgres
 from qmtl_sdk.contracts.canonical import content_hash
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
-from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.submission import QueueTarget, StreamBinding, SubmissionAck
 from qmtl_sdk.contracts.worlds import Execution, Preset
 from qmtl_sdk.nodes.node import Node, StreamInput
 from qmtl_sdk.nodes.strategy import BuiltStrategy, Strategy
-from qmtl_sdk.reports.artifact import encode
-from qmtl_sdk.reports.returns import Returns
 from tests.support.admissions import diff
-from tests.support.desk import GATED, Desk
+from tests.support.desk import Desk
 
-STRATEGIES = 1_000
-DAYS = 500
 JUDGMENTS = 5
-ORDERS = 400
+ROUNDS = 8
+ORDERS = 250
+JUDGED_S = 10.0
+CHANGED = 50
 CHAIN = 1_500
 STREAMS = 500
-DAY = 86_400
-RULES = {
-    **GATED,
-    "selection": {
-        "gates": {"and": ["sharpe >= 0"]},
-        "score": "sharpe",
-        "topk": {"total": 50},
-        "constraints": {"correlation": {"max_pairwise": 0.8}},
-    },
-}
 LIMITS = {"judged_s": 1.0, "fence_ms": 20.0, "orders_p99": 1.1, "ack_bytes": 200_000, "chain_s": 0.5}
 
 
 def run() -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, postgres(Path(folder) / "pg") as server:
         for backend, dsn in (("sqlite", f"sqlite:///{folder}/store.db"), ("postgres", server("judgment"))):
+            artifacts = Path(folder) / f"artifacts-{backend}"
             with closing(open_database(dsn)) as database:
-                judge = judging(database, Path(folder) / f"artifacts-{backend}")
-                yield judged(backend, judge)
-                yield beside_orders(backend, database, judge)
+                world = JudgedWorld(database, artifacts)
+                world.fill()
+                yield from judged(backend, world)
+                with judging_process(dsn, artifacts) as judging:
+                    yield beside_orders(backend, database, judging)
+                    yield fence(backend, judging, world)
                 yield chain(backend, database)
     yield streams()
 
 
-def judging(database: Database, artifacts: Path) -> Callable[[], float]:
-    """Fill a world with strategies, and return what judges it once. It returns the seconds of a judgment."""
-    store, rng = FolderArtifacts(artifacts), np.random.default_rng(1)
-    desk = Desk(database, "judged", found=policy_from(RULES))
-    market = rng.normal(0, 0.01, DAYS)
-    for number in range(STRATEGIES):
-        artifact = returns(market * rng.uniform(-1, 1) + rng.normal(0, 0.01, DAYS))
-        digest = content_hash(artifact)
-        store.put(digest, artifact)
-        desk.evidence(f"strategy:judged{number}", float(rng.normal(1, 0.3)), digest)
-    judge = DecisionActivities(
-        DecisionStores(SqlWorldStore(database), SqlPolicyStore(database), desk.decisions, desk.fence, store)
-    ).judge
+def judged(backend: str, world: JudgedWorld) -> Iterator[dict[str, Any]]:
+    """Judgments of a worker: its first, one after a submission, and one of what it has judged before.
 
-    def once() -> float:
-        command = JudgeCommand(
-            store_id=database.store_id, world_id="judged", run_id="bench", request_ids=(uuid.uuid4().hex,)
-        )
-        began = time.perf_counter()
-        judge(command)
-        return time.perf_counter() - began
+    `cpu_p50_s` is what the judgment takes of a core, also where others use the machine.
+    """
+    judge = world.judge()
+    judge()  # the first of all changes every activation
 
-    once()
-    return once
+    def just_started() -> None:
+        nonlocal judge
+        judge = world.judge()
 
-
-def returns(values: np.ndarray) -> bytes:
-    """An artifact of daily returns."""
-    values[0] = 0.0
-    return encode(Returns(np.arange(DAYS, dtype="int64") * DAY * 10**9, values, DAY, {}, {}, ()))
-
-
-def judged(backend: str, judge: Callable[[], float]) -> dict[str, Any]:
-    took = sorted(judge() for _ in range(JUDGMENTS))
-    return {
-        "workload": f"judge {STRATEGIES} strategies",
-        "peer": backend,
-        "p50_s": round(statistics.median(took), 3),
-        "max_s": round(took[-1], 3),
-        "limit_s": LIMITS["judged_s"],
-        "ratio_limit": round(statistics.median(took) / LIMITS["judged_s"], 3),
+    before = {
+        "by a worker that has just started": just_started,
+        "after a submission": lambda: world.submit(1, 1.0),
+        "again": lambda: None,
     }
+    took: dict[str, list[tuple[float, float]]] = {which: [] for which in before}
+    for _ in range(JUDGMENTS):
+        for which, prepare in before.items():
+            prepare()
+            cpu = time.process_time()
+            seconds = judge()
+            took[which].append((seconds, time.process_time() - cpu))
+    for which, found in took.items():
+        median, cpu = (statistics.median(each) for each in zip(*found, strict=True))
+        yield {
+            "workload": f"judge {STRATEGIES} strategies {which}",
+            "peer": backend,
+            "p50_s": round(median, 3),
+            "max_s": round(max(found)[0], 3),
+            "cpu_p50_s": round(cpu, 3),
+            "limit_s": LIMITS["judged_s"],
+            "ratio_limit": round(median / LIMITS["judged_s"], 3),
+            "load": round(os.getloadavg()[0], 1),
+        }
 
 
-def beside_orders(backend: str, database: Database, judge: Callable[[], float]) -> dict[str, Any]:
-    """Orders of another world alone, and beside judgments; and the wait for the judged world's fence."""
+def beside_orders(backend: str, database: Database, judging: JudgingProcess) -> dict[str, Any]:
+    """Orders of another world alone, and while another process judges.
+
+    The rounds take turns, so that others who use the machine slow each kind alike. Where the machine has few
+    cores, a process that is only as busy as judgments slows orders too: `ratio_busy` compares with that.
+    """
     desk = Desk(database, "trading")
     desk.judge(Path())
     desk.apply("dryrun")
-    session, acceptance = desk.session(), OrderAcceptance(database)
+    acceptance, alone, busy, beside = OrderAcceptance(database), list[float](), list[float](), list[float]()
 
-    def p99() -> float:
-        took = []
+    def publish(took: list[float]) -> None:
+        session, epoch = desk.session(), desk.epoch
         for _ in range(ORDERS):
+            order = desk.order(session, epoch)
             began = time.perf_counter()
-            (verdict,) = acceptance.publish([desk.order(session, desk.epoch)], desk.caller)
-            took.append(time.perf_counter() - began)
+            (verdict,) = acceptance.publish([order], desk.caller)
+            took.append(1000 * (time.perf_counter() - began))
             assert verdict.accepted, verdict
-        return 1000 * statistics.quantiles(took, n=100)[98]
 
-    alone = p99()
-    stop, waits = threading.Event(), list[float]()
-
-    def judge_on() -> None:
-        while not stop.is_set():
-            judge()
-
-    def probe() -> None:
-        while not stop.is_set():
-            began = time.perf_counter()
-            with database.write("bench", bookkeeping=True) as tx:
-                tx.lock("fence:judged")
-            waits.append(time.perf_counter() - began)
-            time.sleep(0.002)
-
-    threads = [threading.Thread(target=judge_on), threading.Thread(target=probe)]
-    for thread in threads:
-        thread.start()
-    try:
-        beside = p99()
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+    publish([])
+    judgments = 0
+    for _ in range(ROUNDS):
+        publish(alone)
+        with judging.working("compute"):
+            publish(busy)
+        with judging.working("judge") as found:
+            publish(beside)
+        judgments += len(found)
     return {
-        "workload": "orders of another world beside judgments",
+        "workload": "orders of another world beside judgments of another process",
         "peer": backend,
-        "alone_p99_ms": round(alone, 2),
-        "beside_p99_ms": round(beside, 2),
-        "ratio": round(beside / alone, 3),
+        "orders": len(beside),
+        "judgments": judgments,
+        "alone_p50_ms": round(statistics.median(alone), 2),
+        "beside_p50_ms": round(statistics.median(beside), 2),
+        "alone_p99_ms": round(p99(alone), 2),
+        "busy_p99_ms": round(p99(busy), 2),
+        "beside_p99_ms": round(p99(beside), 2),
+        "ratio": round(p99(beside) / p99(alone), 3),
+        "ratio_busy": round(p99(beside) / p99(busy), 3),
         "limit_ratio": LIMITS["orders_p99"],
-        "fence_p50_ms": round(1000 * statistics.median(waits), 2),
-        "fence_max_ms": round(1000 * max(waits), 2),
-        "limit_fence_ms": LIMITS["fence_ms"],
+        "load": round(os.getloadavg()[0], 1),
     }
+
+
+def fence(backend: str, judging: JudgingProcess, world: JudgedWorld) -> dict[str, Any]:
+    """How long judgments hold the fence of their world, which its orders wait for.
+
+    Some judgments change nothing. Before others, many strategies have got better and take the places of those
+    that were active.
+    """
+    with judging.working("judge") as unchanged:
+        time.sleep(JUDGED_S)
+    changed = list[float]()
+    for number in range(JUDGMENTS):
+        world.submit(CHANGED, 10.0 + number)
+        with judging.working("judge") as found:
+            pass
+        changed.append(found[0])
+    return {
+        "workload": "hold the fence of the judged world",
+        "peer": backend,
+        "judgments": len(unchanged),
+        "p50_ms": round(1000 * statistics.median(unchanged), 2),
+        "p95_ms": round(1000 * sorted(unchanged)[int(0.95 * len(unchanged))], 2),
+        f"p50_with_{CHANGED}_changed_ms": round(1000 * statistics.median(changed), 2),
+        "limit_ms": LIMITS["fence_ms"],
+        "ratio_limit": round(1000 * statistics.median(unchanged) / LIMITS["fence_ms"], 3),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def p99(took: list[float]) -> float:
+    return statistics.quantiles(took, n=100)[98]
 
 
 class Chain(Strategy):
@@ -190,7 +195,7 @@ def chain(backend: str, database: Database) -> dict[str, Any]:
     for number in range(3):
         dag = BuiltStrategy(Chain(CHAIN - 1 - number)).dag
         began = time.perf_counter()
-        diff(database, uuid.uuid4().hex, "judged", "Chain", dag)
+        diff(database, uuid.uuid4().hex, WORLD, "Chain", dag)
         took.append(time.perf_counter() - began)
     return {
         "workload": f"admit a chain of {CHAIN} nodes",
