@@ -13,7 +13,6 @@ from importlib.metadata import version
 import structlog
 import uvicorn
 from fastapi import Depends, FastAPI
-from fastapi.security import HTTPBearer
 from temporalio.client import Client
 
 from activities import end_loading
@@ -21,10 +20,10 @@ from activities.events.bus import BusSettings, open_bus
 from activities.settings import Settings, local_user, settings
 from activities.storage.heartbeats import HeartbeatWriter
 from activities.stores import Stores
-from api import problems
+from api import api_page, problems
 from api.acceptance import AsyncAcceptance
 from api.acks import GatewayAcks
-from api.auth.access import check_table
+from api.auth.access import BEARER, check_table
 from api.auth.keys import KeyRing, write_secret
 from api.auth.limits import RateLimit, SocketLimit
 from api.auth.oidc import IdentityProvider
@@ -148,15 +147,9 @@ def create_app(config: Settings) -> FastAPI:
         title="QMTL Gateway",
         version=version("qmtl"),
         lifespan=lifespan,
-        dependencies=[
-            Depends(
-                HTTPBearer(
-                    auto_error=False,
-                    scheme_name="token",
-                    description="a token that `qmtl token create` printed",
-                )
-            )
-        ],
+        docs_url=None,  # FastAPI's pages load their scripts from a public network
+        redoc_url=None,
+        dependencies=[Depends(BEARER)],
     )
     app.state.limit = RateLimit(config.gateway.rate_per_s)
     app.state.costly_limit = RateLimit(config.gateway.costly_per_s)
@@ -170,6 +163,7 @@ def create_app(config: Settings) -> FastAPI:
     check_table(ROUTERS)
     for router in ROUTERS:
         app.include_router(router)
+    api_page.install(app)
     app.router.routes.append(events.stream_route)
     return app
 

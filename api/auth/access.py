@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 
 from api.auth.limits import MAX_PARAMETERS, MAX_PATH, MAX_QUERY, RateLimit
 from api.auth.tokens import Tokens
@@ -22,6 +23,11 @@ from qmtl_sdk.contracts.texts import printable
 
 LIVE_HEADER = "X-Allow-Live"
 """Header that a request which leads to live trading must set to `true`."""
+
+BEARER = HTTPBearer(
+    auto_error=False, scheme_name="token", description="a token that `qmtl token create` printed"
+)
+"""How requests carry a token, for the OpenAPI document; `authorise` reads and checks it."""
 
 
 @dataclass(frozen=True)
