@@ -43,13 +43,15 @@ class SqlRuleChanges:
 
         Raises QmtlError as `insert_policy` and `_request`.
         """
-        self._request(world_id, RuleChange(policy=policy), actor, token_id)
-        return self._in_force(world_id)
+        added = self._request(world_id, RuleChange(policy=policy), actor, token_id)
+        assert added is not None  # a change of the policy makes one
+        return added
 
     def set_default(self, world_id: str, version: int, actor: str, token_id: str = "") -> Policy:
         """Make a policy version the default. Raises QmtlError: E_POLICY_UNKNOWN, and as `_request`."""
-        self._request(world_id, RuleChange(default_version=version), actor, token_id)
-        return self._in_force(world_id)
+        found = self._request(world_id, RuleChange(default_version=version), actor, token_id)
+        assert found is not None  # a change of the policy makes one
+        return found
 
     def update_world(self, world_id: str, change: WorldUpdate, actor: str, token_id: str = "") -> None:
         """Change a world's spec. Raises QmtlError: E_WORLD_UNKNOWN, and as `_request`."""
@@ -111,8 +113,10 @@ class SqlRuleChanges:
             )
         return status
 
-    def _request(self, world_id: str, change: RuleChange, actor: str, token_id: str) -> None:
+    def _request(self, world_id: str, change: RuleChange, actor: str, token_id: str) -> Policy | None:
         """Make the change, or store it; `token_id` is the token of the request.
+
+        Returns the policy that the change made the default, if it did.
 
         Raises QmtlError: E_CHANGE_PENDING, once it is stored, with its id and how to approve it.
         """
@@ -122,8 +126,7 @@ class SqlRuleChanges:
             loosens = _loosens(tx.session, world, policy, change)
             required = policy.gating_policy.approvals.policy if policy else 0
             if not loosens or not required or policy is None:
-                _make(tx, world_id, change, actor)
-                return
+                return _make(tx, world_id, change, actor)
             now = datetime.now(UTC)
             row = RuleChangeRow(
                 change_id=f"{CHANGE_PREFIX}{uuid.uuid4().hex[:16]}",
@@ -151,12 +154,6 @@ class SqlRuleChanges:
             loosens=loosens,
         )
 
-    def _in_force(self, world_id: str) -> Policy:
-        with self._database.read() as session:
-            _, policy = _present(session, world_id)
-        assert policy is not None  # it was set just now
-        return policy
-
 
 def _present(session: Session, world_id: str) -> tuple[WorldRow, Policy | None]:
     """Read a world and the policy that is in force. Raises QmtlError (E_WORLD_UNKNOWN)."""
@@ -182,14 +179,18 @@ def _loosens(session: Session, world: WorldRow, policy: Policy | None, change: R
     return loosened_policy(policy, after) if policy is not None and after is not None else []
 
 
-def _make(tx: Transaction, world_id: str, change: RuleChange, actor: str) -> None:
-    """Make a change. The audit trail names who approved it last; `change.requested` names `actor`."""
+def _make(tx: Transaction, world_id: str, change: RuleChange, actor: str) -> Policy | None:
+    """Make a change; return the policy that it makes the default, if it does.
+
+    The audit trail names who approved it last; `change.requested` names `actor`.
+    """
     if change.policy is not None:
-        insert_policy(tx, world_id, change.policy)
-    elif change.default_version is not None:
-        make_default(tx, world_id, change.default_version)
-    elif change.world is not None:
+        return insert_policy(tx, world_id, change.policy)
+    if change.default_version is not None:
+        return make_default(tx, world_id, change.default_version)
+    if change.world is not None:
         update_world(tx, world_id, change.world, actor)
+    return None
 
 
 def _end_if_over(tx: Transaction, row: RuleChangeRow) -> None:

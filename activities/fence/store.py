@@ -52,15 +52,6 @@ class SqlFenceStore:
             tx.record(RecordedChange("world.created", spec.world, spec.world, after=after))
             return world_of(row)
 
-    def update(self, world_id: str, change: WorldUpdate, actor: str) -> World:
-        """Change the given parts of a world. The next order is checked against the new limits.
-
-        Archiving a world halts it. Raises QmtlError (E_WORLD_UNKNOWN).
-        """
-        with self._database.write(actor) as tx:
-            tx.lock(f"world:{world_id}")
-            return update_world(tx, world_id, change, actor)
-
     def override(self, world_id: str, edge: EdgeOverride, actor: str) -> EdgeOverride:
         """Close or open an edge.
 
@@ -157,7 +148,10 @@ class SqlFenceStore:
 
 
 def update_world(tx: Transaction, world_id: str, change: WorldUpdate, actor: str) -> World:
-    """Change the given parts of a world, as `SqlFenceStore.update`. The caller holds the world."""
+    """Change the given parts of a world, which the caller holds. The next order meets the new limits.
+
+    Archiving a world halts it. Raises QmtlError (E_WORLD_UNKNOWN).
+    """
     fence = locked_fence(tx, world_id)
     row = world_row(tx.session, world_id)
     tx.session.refresh(row)  # a halt may have changed it before the fence was locked

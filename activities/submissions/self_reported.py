@@ -9,9 +9,9 @@ import numpy as np
 from activities.messages.submission import RunContextBody
 from qmtl_sdk.contracts.dag import STREAM, Dag
 from qmtl_sdk.contracts.submission import StreamBinding
-from qmtl_sdk.data.bars import NS, Bars, from_ns, iso
+from qmtl_sdk.data.bars import CLOSE, NS, Bars, from_ns, iso
 from qmtl_sdk.data.presets import load
-from qmtl_sdk.reports.returns import BPS, CLOSE, Returns, position_returns
+from qmtl_sdk.reports.returns import BPS, Returns, position_returns
 
 # By how much a return may differ from the service's: sums in another order are rounded in another way.
 _TOLERANCE = 1e-9

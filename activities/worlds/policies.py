@@ -12,19 +12,10 @@ from qmtl_sdk.contracts.policy import Policy
 
 
 class SqlPolicyStore:
-    """Versions of a world's policy. Versions are never changed."""
+    """Reads the versions of a world's policy, which are never changed. `SqlRuleChanges` adds them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def add_policy(self, world_id: str, policy: Policy, actor: str) -> Policy:
-        """Add a version, which becomes the default. It asks nobody: requests go through `SqlRuleChanges`.
-
-        Raises QmtlError: E_POLICY_VERSION where the policy names a version that is not the next one.
-        """
-        with self._database.write(actor) as tx:
-            tx.lock(f"world:{world_id}")
-            return insert_policy(tx, world_id, policy)
 
     def policy(self, world_id: str, version: int | None = None) -> Policy:
         """Read a version, the default unless given. Raises QmtlError: E_POLICY_MISSING, E_POLICY_UNKNOWN."""
@@ -48,13 +39,6 @@ class SqlPolicyStore:
             )
             return [Policy.model_validate_json(row.body) for row in rows]
 
-    def set_default(self, world_id: str, version: int, actor: str) -> Policy:
-        """Make this version the default. Raises QmtlError (E_POLICY_UNKNOWN)."""
-        self.policy(world_id, version)
-        with self._database.write(actor) as tx:
-            tx.lock(f"world:{world_id}")
-            return make_default(tx, world_id, version)
-
 
 def policy_version(session: Session, world_id: str, version: int) -> Policy:
     """Read a version of a world's policy. Raises QmtlError (E_POLICY_UNKNOWN)."""
@@ -69,7 +53,10 @@ def policy_version(session: Session, world_id: str, version: int) -> Policy:
 
 
 def insert_policy(tx: Transaction, world_id: str, policy: Policy) -> Policy:
-    """Add a version, which becomes the default. The caller holds the world. Raises as `add_policy`."""
+    """Add a version, which becomes the default. The caller holds the world.
+
+    Raises QmtlError: E_POLICY_VERSION where the policy names a version that is not the next one.
+    """
     world = world_row(tx.session, world_id)
     versions = select(func.max(PolicyRow.version)).where(PolicyRow.world_id == world_id)
     newest = tx.session.exec(versions).one() or 0

@@ -14,6 +14,9 @@ from qmtl_sdk.contracts.errors import QmtlError
 
 NS = 1_000_000_000
 
+CLOSE = "close"
+"""The column of closing prices: what returns, orders and checks of data read."""
+
 
 @dataclass(frozen=True)
 class Bars:

@@ -9,12 +9,10 @@ from datetime import datetime
 import numpy as np
 
 from qmtl_sdk.contracts.worlds import Preset, WorldSpec
-from qmtl_sdk.data.bars import NS, Bars, iso, to_ns
+from qmtl_sdk.data.bars import CLOSE, NS, Bars, iso, to_ns
 from qmtl_sdk.data.calendars import missing, off_session, require
 from qmtl_sdk.data.market import market_data
 from qmtl_sdk.data.presets import load
-
-CLOSE = "close"
 
 # Ratios of shares in a split, and by how much a price may move besides, as a fraction.
 _SPLITS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 8.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 100.0)

@@ -20,13 +20,12 @@ from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.dag import TAG_QUERY, upstream
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import Execution
-from qmtl_sdk.data.bars import NS, iso, to_ns
+from qmtl_sdk.data.bars import CLOSE, NS, iso, to_ns
 from qmtl_sdk.nodes.node import Node, StreamInput
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 
 POSITION = "position"
 SIGNAL = "signal"
-CLOSE = "close"
 
 # One basis point, as a fraction.
 BPS = 1e-4

@@ -14,7 +14,7 @@ from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.sessions import SessionGrant, SessionHeartbeat
 from qmtl_sdk.contracts.submission import MAX_CACHE_HITS, QueueTarget, StreamBinding
 from qmtl_sdk.contracts.worlds import World
-from qmtl_sdk.data.bars import NS, iso, to_ns
+from qmtl_sdk.data.bars import CLOSE, NS, iso, to_ns
 from qmtl_sdk.nodes.node import StreamInput
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.client import GatewayClient
@@ -33,7 +33,6 @@ SILENT_INTERVALS = 5
 BEFORE_ALL_BARS = -(2**63)
 """The engine's and the feed's time before the first bar."""
 
-CLOSE = "close"
 OnOutput = Callable[[OutputRow], None]
 Recompute = Callable[[SessionGrant], Mapping[str, NodeOutput]]
 """Computes a strategy's outputs in the domain of a session."""

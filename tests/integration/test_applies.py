@@ -23,11 +23,11 @@ def test_a_switch_that_was_refused_is_not_done_after_its_world_was_restored(data
     run = desk.request("live")
     desk.freeze(run)
     desk.steps.drain(desk.world, run)
-    desk.fence.update(desk.world, WorldUpdate(allow_live=False), "olga")
+    desk.rules.update_world(desk.world, WorldUpdate(allow_live=False), "olga")
     with pytest.raises(QmtlError, match="E_LIVE_NOT_ALLOWED"):
         desk.steps.switch(desk.world, run)
     desk.steps.restore(desk.world, run)
-    desk.fence.update(desk.world, WorldUpdate(allow_live=True), "olga")
+    desk.rules.update_world(desk.world, WorldUpdate(allow_live=True), "olga")
     with pytest.raises(QmtlError, match="E_APPLY_RESTORED"):
         desk.steps.switch(desk.world, run)
     desk.steps.conclude(desk.world, run, "frozen", "the switch was refused")

@@ -11,7 +11,6 @@ from sqlmodel import col, select
 from activities.promotions.sql import SqlPromotions
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
-from activities.worlds.policies import SqlPolicyStore
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
@@ -145,7 +144,7 @@ def new_evidence(desk: Desk) -> None:
 
 
 def new_policy(desk: Desk) -> None:
-    SqlPolicyStore(desk.database).add_policy(desk.world, policy(approvals={"required": 2}), "olga")
+    desk.rules.add_policy(desk.world, policy(approvals={"required": 2}), "olga")
 
 
 def closed_edge(desk: Desk) -> None:
@@ -303,7 +302,7 @@ def test_a_decision_alone_does_not_take_a_held_strategy_to_dryrun(database: Data
     desk.judge(tmp_path)
     desk.evidence(strategy, sharpe=-1.0, returns_hash="bad")
     rules = smooth(demote_after=3, gating_policy={**GATED["gating_policy"], "approvals": {"required": 0}})
-    SqlPolicyStore(database).add_policy(desk.world, rules, "olga")
+    desk.rules.add_policy(desk.world, rules, "olga")
     assert desk.judge(tmp_path)[strategy].active
     assert [item.effective_mode for item in desk.fence.activations(desk.world)] == ["validate"]
 

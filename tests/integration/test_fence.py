@@ -186,7 +186,7 @@ def test_closing_the_edge_to_live_writes_it_once_and_renews_its_reason(desk: Des
 def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Database) -> None:
     desk = Desk(database)
     desk.apply("dryrun")
-    desk.fence.update(
+    desk.rules.update_world(
         desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=3)), "olga"
     )
     orders, session = OrderAcceptance(database), desk.session()
@@ -204,7 +204,7 @@ def test_a_circuit_breaker_counts_the_present_minute_only(
 ) -> None:
     """A single order was refused, and its world halted, because of the minute before."""
     breaker = CircuitBreaker(max_orders_per_minute=3)
-    desk.fence.update(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
+    desk.rules.update_world(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
     orders, session, now = OrderAcceptance(desk.database), desk.session(), datetime.now(UTC)
     for minutes in (2, 1, 0):
         at = (now - timedelta(minutes=minutes)).isoformat(timespec="microseconds")
@@ -236,7 +236,7 @@ def test_clocks_that_differ_evade_no_circuit_breaker(
     A minute that lies further ahead was stored by a wrong clock, and stops nothing.
     """
     breaker = CircuitBreaker(max_orders_per_minute=3)
-    desk.fence.update(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
+    desk.rules.update_world(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
     orders, session = OrderAcceptance(desk.database), desk.session()
     found: list[int] = []
     for second in (*seconds, seconds[0])[: len(accepted)]:
@@ -249,7 +249,7 @@ def test_clocks_that_differ_evade_no_circuit_breaker(
 
 def test_a_breaker_that_trips_on_refused_orders_lets_none_of_the_batch_pass_after_it(desk: Desk) -> None:
     breaker = CircuitBreaker(max_refused_per_minute=2)
-    desk.fence.update(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
+    desk.rules.update_world(desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
     session, epoch = desk.session(), desk.epoch
     batch = [
         *(
@@ -266,7 +266,7 @@ def test_a_breaker_that_trips_on_refused_orders_lets_none_of_the_batch_pass_afte
 def test_several_gateways_count_together_for_the_circuit_breaker(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.fence.update(
+    desk.rules.update_world(
         desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=40)), "olga"
     )
     session, epoch, moment = desk.session(), desk.epoch, utc_now()

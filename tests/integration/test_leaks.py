@@ -158,9 +158,9 @@ class Storm:
         self.desk.decide()
 
     def _no_live(self) -> None:
-        self.desk.fence.update(self.desk.world, WorldUpdate(allow_live=False), "olga")
+        self.desk.rules.update_world(self.desk.world, WorldUpdate(allow_live=False), "olga")
         self._publish()
-        self.desk.fence.update(self.desk.world, WorldUpdate(allow_live=True), "olga")
+        self.desk.rules.update_world(self.desk.world, WorldUpdate(allow_live=True), "olga")
 
     def _edge(self) -> None:
         self.desk.fence.override(
@@ -179,7 +179,7 @@ class Storm:
 
     def limit_orders(self, most: int | None) -> None:
         breaker = CircuitBreaker(max_orders_per_minute=most)
-        self.desk.fence.update(self.desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
+        self.desk.rules.update_world(self.desk.world, WorldUpdate(circuit_breaker=breaker), "olga")
 
     def accepted(self) -> int:
         return sum(said == "accepted" for said in self.told.values())
@@ -199,7 +199,7 @@ class Storm:
             OrderLimits(max_notional=Decimal("99.99")),
             OrderLimits(),
         ):
-            self.desk.fence.update(self.desk.world, WorldUpdate(order_limits=limits), "olga")
+            self.desk.rules.update_world(self.desk.world, WorldUpdate(order_limits=limits), "olga")
             self._publish()
 
     def _dryrun(self) -> None:

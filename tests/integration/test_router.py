@@ -211,7 +211,7 @@ def test_an_order_of_an_epoch_before_the_last_halt_is_never_sent(desk: Desk) -> 
 
 @pytest.mark.parametrize("on_halt", ["cancel", "leave"])
 def test_a_halt_asks_venues_to_cancel_unless_the_world_leaves_open_orders(desk: Desk, on_halt: str) -> None:
-    desk.fence.update(desk.world, WorldUpdate.model_validate({"on_halt": on_halt}), "olga")
+    desk.rules.update_world(desk.world, WorldUpdate.model_validate({"on_halt": on_halt}), "olga")
     (order,), venue = accepted(desk), Venue()
     route = router(desk.database, venue)
     venue.says(order, "sent")
@@ -219,7 +219,7 @@ def test_a_halt_asks_venues_to_cancel_unless_the_world_leaves_open_orders(desk: 
     desk.fence.halt(desk.world, "olga", "")
     # What the world says later about halts does not change this one.
     other = "leave" if on_halt == "cancel" else "cancel"
-    desk.fence.update(desk.world, WorldUpdate.model_validate({"on_halt": other}), "olga")
+    desk.rules.update_world(desk.world, WorldUpdate.model_validate({"on_halt": other}), "olga")
     look_again(desk)
     route.step()
     assert venue.cancelled == ([order.order_id] if on_halt == "cancel" else [])
@@ -754,13 +754,13 @@ def test_an_order_whose_row_cannot_be_read_does_not_stop_the_others(desk: Desk) 
 )
 def test_the_limits_of_a_world_hold_for_each_order(desk: Desk, limits: OrderLimits, reason: str) -> None:
     session = desk.session()
-    desk.fence.update(desk.world, WorldUpdate(order_limits=limits), "olga")
+    desk.rules.update_world(desk.world, WorldUpdate(order_limits=limits), "olga")
     gate = OrderAcceptance(desk.database)
     (verdict,) = gate.publish([desk.order(session, desk.epoch)], desk.caller)
     assert verdict.reason == reason
     unpriced = desk.order(session, desk.epoch, reference_price=None)
     assert gate.publish([unpriced], desk.caller)[0].accepted is False
-    desk.fence.update(desk.world, WorldUpdate(order_limits=OrderLimits()), "olga")
+    desk.rules.update_world(desk.world, WorldUpdate(order_limits=OrderLimits()), "olga")
     assert gate.publish([desk.order(session, desk.epoch)], desk.caller)[0].accepted
 
 

@@ -88,7 +88,7 @@ def test_only_its_holder_orders_in_a_session_and_others_leave_no_trace(desk: Des
 
 
 def test_orders_of_others_do_not_trip_a_circuit_breaker(desk: Desk) -> None:
-    desk.fence.update(
+    desk.rules.update_world(
         desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_refused_per_minute=2)), "olga"
     )
     orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch

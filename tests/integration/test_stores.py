@@ -17,6 +17,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import event, func, text
 from sqlmodel import SQLModel, select
 
+from activities.applies.rule_changes import SqlRuleChanges
 from activities.decisions.sql import SqlDecisionStore
 from activities.fence.store import SqlFenceStore
 from activities.graph.sql import SqlGraphStore
@@ -132,6 +133,7 @@ class WorldStores:
     fence: SqlFenceStore
     worlds: SqlWorldStore
     policies: SqlPolicyStore
+    rules: SqlRuleChanges
     runs: SqlRunStore
     decisions: SqlDecisionStore
 
@@ -141,6 +143,7 @@ def stores_over(database: Database) -> WorldStores:
         SqlFenceStore(database),
         SqlWorldStore(database),
         SqlPolicyStore(database),
+        SqlRuleChanges(database),
         SqlRunStore(database),
         SqlDecisionStore(database),
     )
@@ -370,11 +373,11 @@ def test_worlds_are_found_as_they_were_made(database: Database) -> None:
 
 def test_policies_have_versions_and_the_newest_is_the_default(database: Database) -> None:
     store = world(database)
-    assert store.policies.add_policy("w", policy_from({"preset": "moderate"}), "me").version == 2
+    assert store.rules.add_policy("w", policy_from({"preset": "moderate"}), "me").version == 2
     assert store.policies.policy("w").preset == "moderate"
     assert store.policies.policy("w", 1).preset == "sandbox"
     with pytest.raises(QmtlError, match="the next one of w is 3"):
-        store.policies.add_policy("w", policy_from({"preset": "moderate", "version": 2}), "me")
+        store.rules.add_policy("w", policy_from({"preset": "moderate", "version": 2}), "me")
     with pytest.raises(QmtlError, match="E_POLICY_UNKNOWN"):
         store.policies.policy("w", 9)
     assert [item.version for item in store.policies.policies("w")] == [1, 2]
@@ -385,7 +388,7 @@ def test_policies_added_at_once_get_versions_of_their_own(database: Database) ->
     with ThreadPoolExecutor(6) as pool:
         versions = list(
             pool.map(
-                lambda _: store.policies.add_policy("w", policy_from({"preset": "sandbox"}), "me").version,
+                lambda _: store.rules.add_policy("w", policy_from({"preset": "sandbox"}), "me").version,
                 range(6),
             )
         )

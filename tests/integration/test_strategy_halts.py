@@ -12,7 +12,6 @@ from activities.fence.acceptance import OrderAcceptance
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
-from activities.worlds.policies import SqlPolicyStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import Refusal
 from tests.support.admissions import begin_run, run_of
@@ -88,7 +87,7 @@ def test_the_halt_is_published_to_the_gate_at_once(desk: Desk, halts: SqlStrateg
 
 
 def new_policy(desk: Desk) -> None:
-    SqlPolicyStore(desk.database).add_policy(desk.world, policy(), "olga")
+    desk.rules.add_policy(desk.world, policy(), "olga")
     desk.decide()
 
 
@@ -201,7 +200,7 @@ def test_halts_policies_decisions_applies_and_orders_at_once_neither_deadlock_no
 ) -> None:
     """PostgreSQL ends one of two transactions that wait for each other with an error."""
     stop = threading.Event()
-    policies, orders = SqlPolicyStore(desk.database), OrderAcceptance(desk.database)
+    orders = OrderAcceptance(desk.database)
     sessions = [desk.session(name) for name in desk.strategies]
 
     def halt_and_resume(name: str) -> Callable[[], object]:
@@ -250,12 +249,12 @@ def test_halts_policies_decisions_applies_and_orders_at_once_neither_deadlock_no
     acts: list[Callable[[], object]] = [
         halt_and_resume("w0"),
         halt_and_resume("w1"),
-        lambda: policies.add_policy(desk.world, policy(), "olga"),
+        lambda: desk.rules.add_policy(desk.world, policy(), "olga"),
         desk.decide,
         halt_world,
         move,
         publish,
-        lambda: policies.set_default(desk.world, 1, "olga"),
+        lambda: desk.rules.set_default(desk.world, 1, "olga"),
     ]
 
     def repeat(act: Callable[[], object]) -> int:

@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from activities.applies.approvals import SqlApprovals
 from activities.applies.requests import SqlApplyRequests
+from activities.applies.rule_changes import SqlRuleChanges
 from activities.applies.steps import SqlApplySteps
 from activities.artifacts.folder import FolderArtifacts
 from activities.brokers.broker import Broker
@@ -104,6 +105,7 @@ class Desk:
     def _of(self, database: Database, world: str) -> None:
         self.database, self.world = database, world
         self.fence = SqlFenceStore(database)
+        self.rules = SqlRuleChanges(database)
         self.decisions = SqlDecisionStore(database)
         self.runs = SqlRunStore(database)
         self.requests = SqlApplyRequests(database)
