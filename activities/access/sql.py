@@ -1,12 +1,12 @@
 """Issued tokens in the database."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 
-from sqlalchemy import bindparam, delete, text
-from sqlmodel import col, select
+from sqlalchemy import bindparam, delete, literal, text, tuple_
+from sqlmodel import Session, col, select
 
 from activities.access.principals import require_enabled
 from activities.settings import MAX_STREAM_S
@@ -26,8 +26,8 @@ _MAX_STREAM = timedelta(seconds=2 * MAX_STREAM_S)
 # For how long a token is known after its end: an identity provider gives each person many.
 _KNOWN_AFTER_END = timedelta(days=7)
 
-# Tokens that one request lists.
-_LISTED = 1000
+# Rows that a list reads at once, until its page is full.
+_READ_AT_ONCE = 200
 
 TokenState = Literal["good", "revoked", "unknown"]
 """Whether a token with a valid signature may be used."""
@@ -106,20 +106,25 @@ class SqlTokenStore:
             states[token_id] = "revoked" if revoked_at else "good"
         return states
 
-    def all(self) -> list[TokenInfo]:
-        """List the newest 1,000 tokens, oldest first."""
-        query = select(TokenRow).order_by(col(TokenRow.created_at).desc()).limit(_LISTED)
+    def page(
+        self, listed: Callable[[TokenInfo], bool], limit: int, after: str | None = None
+    ) -> list[TokenInfo]:
+        """List up to `limit` of the tokens that `listed` accepts, newest first.
+
+        `after`: the token with which the page before ended. Raises QmtlError (E_TOKEN_UNKNOWN) for another.
+        """
         with self._database.read() as session:
-            return [_info(row) for row in reversed(session.exec(query).all())]
+            before = _row(session, after) if after is not None else None
+            found: list[TokenInfo] = []
+            while len(found) < limit and (rows := _older(session, before)):
+                found += filter(listed, map(_info, rows))
+                before = rows[-1]
+            return found[:limit]
 
     def revoke(self, token_id: str, actor: str) -> TokenInfo:
         """Revoke a token. Idempotent. Raises QmtlError (E_TOKEN_UNKNOWN)."""
         with self._database.write(actor) as tx:
-            row = tx.session.get(TokenRow, token_id, with_for_update=True)
-            if row is None:
-                raise QmtlError(
-                    "E_TOKEN_UNKNOWN", f"there is no token {token_id[:64]!r}", "qmtl token list shows them"
-                )
+            row = _row(tx.session, token_id, for_update=True)
             if row.revoked_at is None:
                 row.revoked_at = utc_now()
                 tx.session.add(row)
@@ -136,6 +141,25 @@ class SqlTokenStore:
         )
         with self._database.read() as session:
             return set(session.exec(query))
+
+
+def _row(session: Session, token_id: str, for_update: bool = False) -> TokenRow:
+    """Read a token's row. Raises QmtlError (E_TOKEN_UNKNOWN)."""
+    row = session.get(TokenRow, token_id, with_for_update=for_update)
+    if row is None:
+        raise QmtlError(
+            "E_TOKEN_UNKNOWN", f"there is no token {token_id[:64]!r}", "qmtl token list shows them"
+        )
+    return row
+
+
+def _older(session: Session, before: TokenRow | None) -> Sequence[TokenRow]:
+    """Read the next tokens that are older than this one, newest first; None: the newest of all."""
+    place = tuple_(col(TokenRow.created_at), col(TokenRow.token_id))
+    query = select(TokenRow).order_by(col(TokenRow.created_at).desc(), col(TokenRow.token_id).desc())
+    if before is not None:
+        query = query.where(place < tuple_(literal(before.created_at), literal(before.token_id)))
+    return session.exec(query.limit(_READ_AT_ONCE)).all()
 
 
 def _info(row: TokenRow) -> TokenInfo:

@@ -179,7 +179,7 @@ class TokenRow(SQLModel, table=True):
     __tablename__ = "token"
     __table_args__ = (
         Index("token_of", "subject", "expires_at"),
-        Index("token_created", "created_at"),
+        Index("token_listed", "created_at", "token_id"),
         Index(
             "token_revoked",
             "expires_at",

@@ -1,7 +1,7 @@
 """`qmtl token create | list | revoke | rotate`: who may do what."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,20 +55,30 @@ def create(
 
 @app.command("list")
 @guarded
-def list_tokens(output: Output = Format.TEXT) -> None:
-    """List the tokens whose grants you could give, newest last."""
+def list_tokens(
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="only those after this one, with which the page before ended"),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many to list")] = 100,
+    output: Output = Format.TEXT,
+) -> None:
+    """List the tokens whose grants you could give, newest first."""
     with gateway() as client:
-        found = client.tokens()
+        found = client.tokens(after, limit)
     now = datetime.now(UTC)
     rows = [
         [item.token_id, item.subject, _grants(item), item.created_by, _state(item, now)] for item in found
     ]
     header = ["id", "name", "roles", "created by", "state"]
-    print_result(
-        output,
-        [item.json_dict() for item in found],
-        lambda: table(header, rows) if rows else "there are no tokens",
-    )
+
+    def text() -> list[Any]:
+        if not rows:
+            return ["there are no more tokens" if after else "there are no tokens"]
+        more = [f"older ones: qmtl token list --after {found[-1].token_id}"] if len(rows) == limit else []
+        return [table(header, rows), *more]
+
+    print_result(output, [item.json_dict() for item in found], text)
 
 
 @app.command()

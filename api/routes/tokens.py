@@ -34,9 +34,16 @@ def create(body: TokenRequest, state: State, caller: CurrentCaller) -> NewToken:
     return state.tokens.issue(body, caller.subject, tuple(issuers))
 
 
-@router.get("", summary="List the tokens whose grants the caller could give")
-def list_tokens(state: State, caller: CurrentCaller) -> list[TokenInfo]:
-    return [token for token in state.stores.tokens.all() if caller.covers(token.grants)]
+@router.get("", summary="List the tokens whose grants the caller could give, newest first")
+def list_tokens(
+    state: State,
+    caller: CurrentCaller,
+    after: Annotated[
+        str | None, Query(description="the id of the token with which the page before ended")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> list[TokenInfo]:
+    return state.stores.tokens.page(lambda token: caller.covers(token.grants), limit, after)
 
 
 @router.delete(

@@ -657,7 +657,9 @@ def test_no_one_grants_more_than_they_have(place: Place) -> None:
         with pytest.raises(QmtlError) as caught:
             operator.revoke_token("nobody")
         assert caught.value.code == "E_TOKEN_UNKNOWN"
-        assert all(set(item.grants) <= {HOME} for item in operator.tokens())
+        mine = operator.tokens()
+        assert all(set(item.grants) <= {HOME} for item in mine)
+        assert [operator.tokens(limit=1), operator.tokens(mine[0].token_id)] == [mine[:1], mine[1:]]
 
 
 def test_live_needs_the_header_besides_the_role_and_never_instead_of_it(place: Place) -> None:

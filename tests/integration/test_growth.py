@@ -91,6 +91,7 @@ READS: dict[str, tuple[Callable[[Database], object], str, tuple[str, ...]]] = {
     ),
     "to acknowledge": (since, "session", OPEN),
     "revoked": (lambda database: SqlTokenStore(database).revoked(), "token", ("token_revoked",)),
+    "list": (lambda database: SqlTokenStore(database).page(lambda _: True, 10), "token", ("token_listed",)),
 }
 
 

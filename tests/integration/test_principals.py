@@ -85,7 +85,7 @@ def test_a_token_that_ended_a_week_ago_is_forgotten_at_the_next(people: People) 
         )
         people.store.add(ended)
     new = people.issue("bob", "olga").info
-    assert {item.token_id for item in people.store.all()} == {"recent", new.token_id}
+    assert {item.token_id for item in people.store.page(lambda _: True, 10)} == {"recent", new.token_id}
 
 
 def test_nobody_acts_under_a_name_of_the_system(people: People) -> None:

@@ -26,8 +26,10 @@ class AccessRoutes(Transport):
     def create_token(self, request: TokenRequest) -> NewToken:
         return NewToken.model_validate(self._call("POST", "/tokens", request))
 
-    def tokens(self) -> list[TokenInfo]:
-        return TypeAdapter(list[TokenInfo]).validate_python(self._call("GET", "/tokens"))
+    def tokens(self, after: str | None = None, limit: int = 100) -> list[TokenInfo]:
+        """List a page of tokens, newest first; `after` is the last token of the page before."""
+        wanted = {"limit": limit, **({"after": after} if after else {})}
+        return TypeAdapter(list[TokenInfo]).validate_python(self._call("GET", "/tokens", params=wanted))
 
     def revoke_token(self, token_id: str) -> TokenInfo:
         return TokenInfo.model_validate(self._call("DELETE", f"/tokens/{token_id}"))

@@ -695,7 +695,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("token", schema=None) as batch_op:
         batch_op.create_index("token_of", ["subject", "expires_at"], unique=False)
-        batch_op.create_index("token_created", ["created_at"], unique=False)
+        batch_op.create_index("token_listed", ["created_at", "token_id"], unique=False)
         batch_op.create_index(
             "token_revoked",
             ["expires_at"],
