@@ -58,6 +58,7 @@ def run_context(
             world.spec.world,
             as_of=as_of.isoformat() if as_of else None,
             dataset_fingerprint=fingerprint_of(bindings) if bindings else None,
+            clock=submit.dag.clock,
         ),
         SHADOW if shadow else mode_in_effect(decision, activation),
         decided_at=wall if shadow else decided_at,
@@ -136,7 +137,7 @@ class ComputeContextService:
         now = datetime.now(UTC)
         shadow = asks_for_shadow(submit)
         return resolve_context(
-            DataScope(submit.world_id, as_of=submit.meta.as_of),
+            DataScope(submit.world_id, as_of=submit.meta.as_of, clock=submit.dag.clock),
             SHADOW if shadow else None,
             decided_at=now if shadow else None,
             now=now,

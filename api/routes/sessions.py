@@ -146,6 +146,7 @@ def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
             wanted.world_id,
             as_of=world.now(now).isoformat(),
             dataset_fingerprint=run.context.dataset_fingerprint if run else None,
+            clock=run.context.clock if run else None,
         ),
         SHADOW if wanted.shadow else mode,
         # An activation is valid until it changes. The session's gate and the fence check the decision's age.
@@ -165,9 +166,10 @@ def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
             if activation is None
             else f"has it {'active' if activation.active else 'not active'} in mode {mode}"
         )
+        closed = f", which is closed by {context.downgrade_reason.value}" if context.downgrade_reason else ""
         raise QmtlError(
             "E_SESSION_INACTIVE",
-            f"the strategy is not active in dryrun or live: world {wanted.world_id} {why}",
+            f"the strategy is not active in dryrun or live: world {wanted.world_id} {why}{closed}",
             f"submit it; qmtl world explain {wanted.world_id} STRATEGY shows what stops it",
         )
     return context

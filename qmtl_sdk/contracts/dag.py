@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 from pydantic import Field, TypeAdapter, model_validator
 
 from qmtl_sdk.contracts.canonical import depth_exceeds
+from qmtl_sdk.contracts.domains import DeclaredClock
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import (
     PREFIX,
@@ -115,7 +116,7 @@ class NodeRecord(Model):
     code_hash: PlainLine = Field("", max_length=128)
     name: PlainLine = Field("", max_length=MAX_NAME)
     tags: Tags = ()
-    clock: Literal["virtual", "wall"] | None = None
+    clock: DeclaredClock | None = None
 
     @model_validator(mode="after")
     def _params_within_limits(self) -> Self:
@@ -170,6 +171,11 @@ class Dag(Model):
     @property
     def edges(self) -> list[tuple[str, str]]:
         return [(parent, node.node_id) for node in self.nodes for parent in node.inputs]
+
+    @property
+    def clock(self) -> DeclaredClock | None:
+        """The clock that nodes declare: the same one, as `lint` has checked; None where none does."""
+        return next((node.clock for node in self.nodes if node.clock), None)
 
     def ordered(self) -> list[NodeRecord]:
         """Return the nodes, inputs first. Raises QmtlError: E_DAG_CYCLE, with the nodes on the cycle."""

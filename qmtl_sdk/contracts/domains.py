@@ -15,6 +15,9 @@ from qmtl_sdk.contracts.model import Model
 DEFAULT_TTL_S = 300
 """Seconds for which a decision counts as fresh, where the policy does not say."""
 
+DeclaredClock = Literal["virtual", "wall"]
+"""The clock that a strategy's nodes declare: `virtual` for history up to `as_of`, `wall` for live alone."""
+
 Mode = Literal["validate", "paper", "live"]
 """The modes that a world gives its strategies.
 
@@ -50,6 +53,7 @@ class Downgrade(StrEnum):
     LIVE_NOT_ALLOWED = "live_not_allowed"
     MISSING_FINGERPRINT = "missing_fingerprint"
     UNKNOWN_MODE = "unknown_mode"
+    CLOCK_CONFLICT = "clock_conflict"
 
 
 _DOMAIN_OF = {
@@ -60,6 +64,13 @@ _DOMAIN_OF = {
     "dryrun": Domain.DRYRUN,
     **dict.fromkeys(("live", "prod", "production"), Domain.LIVE),
     "shadow": Domain.SHADOW,
+}
+
+# The clock of each domain that a declared one is compared with; shadow mirrors live and sends no orders.
+_CLOCK_OF: dict[Domain, DeclaredClock] = {
+    Domain.BACKTEST: "virtual",
+    Domain.DRYRUN: "virtual",
+    Domain.LIVE: "wall",
 }
 
 
@@ -75,7 +86,8 @@ class ComputeContext(Model):
     """Where a run computes, as the services decided it.
 
     `as_of`: an ISO time in UTC; no bar that closes after it is read. `downgraded`, `safe_mode`: the context
-    is safer than what was requested, and orders are off; `downgrade_reason` says why.
+    is safer than what was requested, and orders are off; `downgrade_reason` says why. `clock`: the one that
+    the strategy's nodes declare.
     """
 
     world_id: str
@@ -83,6 +95,7 @@ class ComputeContext(Model):
     as_of: str | None = None
     partition: str = ""
     dataset_fingerprint: str | None = None
+    clock: DeclaredClock | None = None
     downgraded: bool = False
     safe_mode: bool = False
     downgrade_reason: Downgrade | None = None
@@ -95,12 +108,13 @@ class ComputeContext(Model):
 
 @dataclass(frozen=True, slots=True)
 class DataScope:
-    """The world and the data of a run, as they are copied into its context."""
+    """The world, the data and the declared clock of a run, as they are copied into its context."""
 
     world_id: str
     as_of: str | None = None
     partition: str = ""
     dataset_fingerprint: str | None = None
+    clock: DeclaredClock | None = None
 
 
 def resolve_context(
@@ -125,6 +139,7 @@ def resolve_context(
             as_of=scope.as_of,
             partition=scope.partition,
             dataset_fingerprint=scope.dataset_fingerprint,
+            clock=scope.clock,
             downgraded=down,
             safe_mode=down,
             downgrade_reason=reason,
@@ -145,4 +160,6 @@ def resolve_context(
         return context(Domain.BACKTEST, Downgrade.MISSING_FINGERPRINT)
     if domain in (Domain.BACKTEST, Domain.DRYRUN) and not scope.as_of:
         return context(Domain.BACKTEST, Downgrade.MISSING_AS_OF)
+    if scope.clock is not None and scope.clock != _CLOCK_OF[domain]:
+        return context(Domain.BACKTEST, Downgrade.CLOCK_CONFLICT)
     return context(domain)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qmtl_sdk.contracts.canonical import flatten, hash_of
 from qmtl_sdk.contracts.dag import (
@@ -19,7 +19,7 @@ from qmtl_sdk.contracts.dag import (
     NodeRecord,
 )
 from qmtl_sdk.contracts.documents import validated
-from qmtl_sdk.contracts.domains import ComputeContext
+from qmtl_sdk.contracts.domains import ComputeContext, DeclaredClock
 from qmtl_sdk.contracts.durations import bars, seconds
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import CanonicalNodeSpec, require_no_context
@@ -79,7 +79,7 @@ class Node:
         params: Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         schema: Mapping[str, str] | None = None,
-        clock: Literal["virtual", "wall"] | None = None,
+        clock: DeclaredClock | None = None,
     ) -> None:
         self.inputs: tuple[Node, ...] = tuple([input] if isinstance(input, Node) else input or ())
         for parent in self.inputs:
@@ -209,7 +209,7 @@ class StreamInput(Node):
         instrument: str | None = None,
         fields: Sequence[str] = (),
         name: str = "",
-        clock: Literal["virtual", "wall"] | None = None,
+        clock: DeclaredClock | None = None,
     ) -> None:
         self.source = source
         selector: dict[str, Any] = {"tags": sorted(set(tags))}

@@ -18,15 +18,16 @@ from qmtl_sdk.contracts.submission import (
 
 def decided_context(ack: SubmissionAck, outcome: SubmissionOutcome | None, now: datetime) -> ComputeContext:
     """Return the context after the decision; a missing, stale or unclear one means backtest in safe mode."""
+    known = ack.context
     decision, activation = (outcome.decision, outcome.activation) if outcome else (None, None)
     mode = activation.effective_mode if activation is not None else None
     return resolve_context(
-        DataScope(ack.world_id, ack.context.as_of, ack.context.partition, ack.context.dataset_fingerprint),
+        DataScope(ack.world_id, known.as_of, known.partition, known.dataset_fingerprint, known.clock),
         mode,
         decided_at=decision.decided_at if decision else None,
         now=now,
         ttl_s=decision.ttl if decision else DEFAULT_TTL_S,
-        # The service allowed live, or would have if the dataset fingerprint were not missing.
-        allow_live=ack.context.execution_domain is Domain.LIVE
-        or ack.context.downgrade_reason is Downgrade.MISSING_FINGERPRINT,
+        # The service allowed live, or would have but for what it checks after that.
+        allow_live=known.execution_domain is Domain.LIVE
+        or known.downgrade_reason in (Downgrade.MISSING_FINGERPRINT, Downgrade.CLOCK_CONFLICT),
     )

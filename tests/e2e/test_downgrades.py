@@ -15,7 +15,7 @@ from activities.fence.activations import change_activations, stored_activations
 from activities.storage.tables import WorldRow
 from qmtl_sdk import CsvSource, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, StrategyDecision
-from qmtl_sdk.contracts.domains import ComputeContext, Domain, Downgrade
+from qmtl_sdk.contracts.domains import ComputeContext, DeclaredClock, Domain, Downgrade
 from qmtl_sdk.contracts.orders import Order
 from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionMeta, SubmissionOutcome
@@ -37,6 +37,17 @@ class Own(Strategy):
         self.add_nodes(
             [StreamInput(interval="1d", period=5, source=CsvSource(Path("prices.csv"), interval="1d"))]
         )
+
+
+class OnClock(Strategy):
+    """Declares the clock that it is meant for."""
+
+    def __init__(self, clock: DeclaredClock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def setup(self) -> None:
+        self.add_nodes([StreamInput(interval="1d", period=5, tags=["AAPL", "price"], clock=self.clock)])
 
 
 class Standing:
@@ -82,16 +93,20 @@ class Standing:
             database.close()
 
     def gateway(self) -> ComputeContext:
-        hint = SubmissionMeta(execution_domain="live")
-        return self.client.dry_run(
-            StrategySubmit(
-                world_id=self.world,
-                dag=self.build.dag,
-                node_ids_crc32=self.build.crc32,
-                idempotency_key=uuid.uuid4().hex,
-                meta=hint,
-            )
-        ).context
+        return self.client.dry_run(self.submission()).context
+
+    def submission(self) -> StrategySubmit:
+        return StrategySubmit(
+            world_id=self.world,
+            dag=self.build.dag,
+            node_ids_crc32=self.build.crc32,
+            idempotency_key=uuid.uuid4().hex,
+            meta=SubmissionMeta(execution_domain="live"),
+        )
+
+    def submitted(self) -> None:
+        """Submitted, and computed by nobody."""
+        self.client.submit(self.submission())
 
     def sdk(self, context: ComputeContext) -> ComputeContext:
         """What the SDK makes of the Gateway's context and of the decision and activation that it was answered
@@ -178,6 +193,12 @@ def unknown_mode(machine: Machine) -> Standing:
     return found
 
 
+def another_clock(machine: Machine) -> Standing:
+    found = Standing(machine, OnClock("virtual"))
+    found.stands("live")
+    return found
+
+
 WAYS = {
     Downgrade.DECISION_UNAVAILABLE: unjudged,
     Downgrade.STALE_DECISION: stale,
@@ -185,6 +206,7 @@ WAYS = {
     Downgrade.MISSING_FINGERPRINT: no_fingerprint,
     Downgrade.MISSING_AS_OF: no_as_of,
     Downgrade.UNKNOWN_MODE: unknown_mode,
+    Downgrade.CLOCK_CONFLICT: another_clock,
 }
 
 
@@ -231,3 +253,32 @@ def test_a_fresh_live_decision_is_what_it_takes(machine: Machine) -> None:
         told = standing.gateway()
         assert (told.execution_domain, told.downgrade_reason, told.safe_mode) == (Domain.LIVE, None, False)
         assert standing.sdk(told).execution_domain is Domain.LIVE
+
+
+@pytest.mark.parametrize(("mode", "clock"), [("validate", "wall"), ("paper", "wall"), ("live", "virtual")])
+def test_a_session_is_refused_where_the_strategy_declares_another_clock_than_its_domain_has(
+    machine: Machine, mode: str, clock: DeclaredClock
+) -> None:
+    standing = Standing(machine, OnClock(clock))
+    with standing.client:
+        standing.submitted()
+        standing.stands(mode)
+        context = standing.gateway()
+        assert (context.downgrade_reason, context.safe_mode) == (Downgrade.CLOCK_CONFLICT, True)
+        wanted = SessionOpen(world_id=standing.world, strategy_id=standing.strategy_id, runner="r")
+        with pytest.raises(QmtlError, match=r"clock_conflict.*E_SESSION_INACTIVE"):
+            standing.client.open_session(wanted)
+
+
+@pytest.mark.parametrize(("mode", "clock"), [("paper", "virtual"), ("live", "wall")])
+def test_a_strategy_that_declares_the_clock_of_its_domain_runs(
+    machine: Machine, mode: str, clock: DeclaredClock
+) -> None:
+    standing = Standing(machine, OnClock(clock))
+    with standing.client:
+        standing.submitted()
+        standing.stands(mode)
+        context = standing.gateway()
+        assert (context.downgrade_reason, context.safe_mode) == (None, False)
+        wanted = SessionOpen(world_id=standing.world, strategy_id=standing.strategy_id, runner="r")
+        assert standing.client.open_session(wanted).context.clock == clock

@@ -114,6 +114,13 @@ def context(mode: str | None, age_s: float = 0, **options: object) -> ComputeCon
         (context(None), Domain.BACKTEST, Downgrade.DECISION_UNAVAILABLE),
         (context("moon"), Domain.BACKTEST, Downgrade.UNKNOWN_MODE),
         (context("shadow", as_of=None), Domain.SHADOW, None),
+        (context("validate", clock="wall"), Domain.BACKTEST, Downgrade.CLOCK_CONFLICT),
+        (context("paper", clock="wall"), Domain.BACKTEST, Downgrade.CLOCK_CONFLICT),
+        (context("live", clock="virtual"), Domain.BACKTEST, Downgrade.CLOCK_CONFLICT),
+        (context("validate", clock="virtual"), Domain.BACKTEST, None),
+        (context("paper", clock="virtual"), Domain.DRYRUN, None),
+        (context("live", clock="wall"), Domain.LIVE, None),
+        (context("live", clock="virtual", allow_live=False), Domain.BACKTEST, Downgrade.LIVE_NOT_ALLOWED),
     ],
 )
 def test_what_is_missing_stale_or_unknown_closes(
