@@ -53,32 +53,39 @@ class SqlFenceStore:
             return world_of(row)
 
     def override(self, world_id: str, edge: EdgeOverride, actor: str) -> EdgeOverride:
-        """Close or open an edge.
+        """Close or open the edge to live.
 
-        Raises QmtlError: E_WORLD_UNKNOWN; E_EDGE_LIVE for opening an edge to live, which only an apply does.
+        Raises QmtlError: E_WORLD_UNKNOWN; E_EDGE_LIVE for opening it, which only an apply does;
+        E_EDGE_NO_EFFECT for any other edge.
         """
+        if (edge.src, edge.dst) != LIVE_EDGE:
+            raise QmtlError(
+                "E_EDGE_NO_EFFECT",
+                f"nothing passes from {edge.src[:64]} to {edge.dst[:64]}, open or closed",
+                f"live orders need the edge from {LIVE_EDGE[0]} to {LIVE_EDGE[1]}; "
+                "qmtl world halt W stops every order",
+            )
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
             fence = locked_fence(tx, world_id)
-            if edge.active and edge.dst == LIVE_EDGE[1]:
+            if edge.active:
                 raise QmtlError(
                     "E_EDGE_LIVE",
                     "only an apply opens an edge to live",
                     "request one: qmtl world apply W --to live",
                 )
-            before = read_edge(tx.session, world_id, (edge.src, edge.dst))
-            if (edge.src, edge.dst) == LIVE_EDGE:
-                fence.live_edge = edge.active
-                fence.edge_closings += 1  # opening it was refused above
-                tx.session.add(fence)
-            now = write_edge(tx, world_id, (edge.src, edge.dst), edge.active, edge.reason)
+            before = read_edge(tx.session, world_id, LIVE_EDGE)
+            fence.live_edge = False
+            fence.edge_closings += 1
+            tx.session.add(fence)
+            now = write_edge(tx, world_id, LIVE_EDGE, False, edge.reason)
             tx.record(
                 RecordedChange(
                     "edge.overridden",
                     world_id,
-                    f"{edge.src} → {edge.dst}"[:250],
+                    " → ".join(LIVE_EDGE),
                     before=before,
-                    after={"active": edge.active, "reason": edge.reason},
+                    after={"active": False, "reason": edge.reason},
                 )
             )
             return edge.model_copy(update={"updated_at": datetime.fromisoformat(now)})

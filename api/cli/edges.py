@@ -1,4 +1,4 @@
-"""`qmtl world override`: edges of a world's graph that are closed or opened by hand."""
+"""`qmtl world override`: the edge to live, which is closed by hand."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,15 +22,13 @@ class OverrideOptions:
     world: WorldArgument
     src: Annotated[
         str | None,
-        typer.Argument(metavar="SRC", help="start of the edge: a NodeID, or a domain like domain:backtest"),
+        typer.Argument(metavar="SRC", help="start of the edge: domain:backtest"),
     ] = None
     dst: Annotated[
         str | None,
-        typer.Argument(metavar="DST", help="end of the edge: a NodeID, or a domain like domain:dryrun"),
+        typer.Argument(metavar="DST", help="end of the edge: domain:live"),
     ] = None
-    active: Annotated[bool, typer.Option("--open/--close", help="only an apply opens an edge to live")] = (
-        False
-    )
+    active: Annotated[bool, typer.Option("--open/--close", help="only an apply opens it")] = False
     reason: Reason = ""
     as_name: As = None
     output: Output = Format.TEXT
@@ -40,7 +38,7 @@ class OverrideOptions:
 @guarded
 @with_options
 def override(options: OverrideOptions) -> None:
-    """List the edges that are closed or opened by hand; with SRC and DST, close or open one."""
+    """Show whether the edge to live is open; with SRC and DST, close it."""
     world = options.world
     with gateway_as(options.as_name) as client:
         if options.src is not None and options.dst is not None:

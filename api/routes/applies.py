@@ -156,7 +156,7 @@ def overrides(world_id: str, state: State) -> list[EdgeOverride]:
     return state.stores.edges.overrides(world_id)
 
 
-@router.post("/edges/overrides", summary="Close or open an edge; only an apply opens the edge to live")
+@router.post("/edges/overrides", summary="Close the edge from backtest to live; only an apply opens it")
 def override(world_id: str, body: EdgeOverride, state: State, caller: CurrentCaller) -> EdgeOverride:
     return state.stores.fence.override(world_id, body, caller.subject)
 

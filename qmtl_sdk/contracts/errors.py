@@ -123,6 +123,7 @@ CODES: dict[str, int] = {
     "E_HALT_INCOMPLETE": 500,
     "E_WORLD_ARCHIVED": 409,
     "E_EDGE_LIVE": 403,
+    "E_EDGE_NO_EFFECT": 422,
     "E_WEIGHT": 422,
     "E_AUDIT_BROKEN": 409,
     # extensions

@@ -280,9 +280,10 @@ class WorldUpdate(Model):
 
 
 class EdgeOverride(Model):
-    """An edge of the world's graph that is opened or closed.
+    """An edge between domains that is opened or closed.
 
-    An edge is between nodes, or between domains (`domain:backtest` → `domain:live`).
+    There is one, `domain:backtest` → `domain:live`, which every live order needs. Between other domains
+    nothing passes in any case.
     """
 
     src: PlainLine = Field(min_length=1, max_length=128)

@@ -47,6 +47,7 @@ from tests.support.worlds import POLICY, world
 
 HOME = "home"
 OTHER = "other"
+EDGE = {"src": "domain:backtest", "dst": "domain:live", "active": False}
 ORDER = {
     "order_id": new_order_id("home", "strategy:x"),
     "world_id": HOME,
@@ -187,7 +188,11 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         ("POST", "/worlds/{world_id}/policies/replay"): {"policy": {"preset": "sandbox"}},
         ("POST", "/worlds/{world_id}/apply"): {"run_id": "run-1"},
         ("POST", "/worlds/{world_id}/apply/plan"): {"run_id": "run-1"},
-        ("POST", "/worlds/{world_id}/edges/overrides"): {"src": "a", "dst": "b", "active": False},
+        ("POST", "/worlds/{world_id}/edges/overrides"): {
+            "src": "domain:backtest",
+            "dst": "domain:live",
+            "active": False,
+        },
         ("POST", "/orders"): {"orders": [ORDER]},
         ("POST", "/orders/withheld"): {"orders": [{"order": ORDER, "reason": "frozen"}]},
         ("POST", "/sessions/{session_id}/ack"): {"sequence": 1},

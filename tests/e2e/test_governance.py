@@ -215,6 +215,15 @@ CASES = (
         "",
         "E_EDGE_LIVE",
     ),
+    Case(
+        "an operator closes an edge that nothing passes",
+        "ana",
+        "POST",
+        f"{W}/edges/overrides",
+        {"src": "domain:backtest", "dst": "domain:dryrun", "active": False},
+        f"world override {WORLD} domain:backtest domain:dryrun --close",
+        "E_EDGE_NO_EFFECT",
+    ),
     # people and tokens
     Case(
         "an operator registers somebody",

@@ -113,9 +113,10 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     assert "there is nothing to resume" in refused("resume", world)
     assert "completed" in says("rollback", world, "--to", live)
     assert stage.mode() == (True, "paper")
-    assert "closed" in says(
-        "override", world, "domain:backtest", "domain:dryrun", "--close", "--reason", "a try"
+    assert "a try" in says(
+        "override", world, "domain:backtest", "domain:live", "--close", "--reason", "a try"
     )
+    assert "E_EDGE_NO_EFFECT" in refused("override", world, "domain:backtest", "domain:dryrun", "--close")
     assert "E_EDGE_LIVE" in refused("override", world, "domain:backtest", "domain:live", "--open")
     audit = says("audit", world, "--verify")
     assert "the chain is whole" in audit

@@ -183,6 +183,25 @@ def test_closing_the_edge_to_live_writes_it_once_and_renews_its_reason(desk: Des
         assert not desk.fence_row().live_edge
 
 
+@pytest.mark.parametrize(
+    ("src", "dst"),
+    [
+        ("domain:backtest", "domain:dryrun"),
+        ("domain:live", "domain:backtest"),
+        ("domain:dryrun", "domain:live"),
+        ("blake3:a", "blake3:b"),
+    ],
+)
+@pytest.mark.parametrize("active", [True, False])
+def test_an_edge_without_effect_is_refused(desk: Desk, src: str, dst: str, active: bool) -> None:
+    """It was answered with 200, and whoever closed it was not safer than before."""
+    store = SqlEdgeStore(desk.database)
+    before, live = store.overrides(desk.world), desk.fence_row().edge_closings
+    with pytest.raises(QmtlError, match="E_EDGE_NO_EFFECT"):
+        desk.fence.override(desk.world, EdgeOverride(src=src, dst=dst, active=active), "olga")
+    assert (store.overrides(desk.world), desk.fence_row().edge_closings) == (before, live)
+
+
 def test_a_circuit_breaker_halts_the_world_until_someone_resumes_it(database: Database) -> None:
     desk = Desk(database)
     desk.apply("dryrun")
