@@ -13,6 +13,7 @@ from typing import Protocol
 from pydantic import TypeAdapter
 
 from activities.messages.submission import RunContextBody
+from qmtl_sdk.contracts.clocks import declared_clock
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.domains import (
@@ -58,7 +59,7 @@ def run_context(
             world.spec.world,
             as_of=as_of.isoformat() if as_of else None,
             dataset_fingerprint=fingerprint_of(bindings) if bindings else None,
-            clock=submit.dag.clock,
+            clock=declared_clock(submit.dag.nodes),
         ),
         SHADOW if shadow else mode_in_effect(decision, activation),
         decided_at=wall if shadow else decided_at,
@@ -137,7 +138,7 @@ class ComputeContextService:
         now = datetime.now(UTC)
         shadow = asks_for_shadow(submit)
         return resolve_context(
-            DataScope(submit.world_id, as_of=submit.meta.as_of, clock=submit.dag.clock),
+            DataScope(submit.world_id, as_of=submit.meta.as_of, clock=declared_clock(submit.dag.nodes)),
             SHADOW if shadow else None,
             decided_at=now if shadow else None,
             now=now,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from activities.settings import settings
+from activities.settings import Settings, settings
 from api.stack import EmbeddedStack
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
@@ -30,7 +30,7 @@ def gateway(start: bool = False, within_s: float | None = None) -> Iterator[Gate
             "no Gateway runs",
             "start the embedded stack with `qmtl up`, or set gateway.url",
         )
-    with _client(url, config.token, within_s) as client:
+    with _client(url, config, within_s) as client:
         yield client
 
 
@@ -54,14 +54,16 @@ def gateway_as(name: str | None, within_s: float | None = None) -> Iterator[Gate
                 f"there is no token {name} in {path.parent}",
                 f"tokens there: {', '.join(names) or 'none'}",
             ) from error
-        with _client(client.url, token, within_s) as other:
+        own = settings()
+        named = own.model_copy(update={"gateway": own.gateway.model_copy(update={"token": token})})
+        with _client(client.url, named, within_s) as other:
             yield other
 
 
-def _client(url: str, token: str | None, within_s: float | None) -> GatewayClient:
+def _client(url: str, config: Settings, within_s: float | None) -> GatewayClient:
     if within_s is None:
-        return GatewayClient(url, token)
-    return GatewayClient(url, token, away_limit_s=0.0, answer_limit_s=within_s)
+        return GatewayClient.configured(url, config)
+    return GatewayClient(url, config.token, away_limit_s=0.0, answer_limit_s=within_s)
 
 
 @contextmanager

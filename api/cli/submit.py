@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli.options import Output, with_options
-from api.cli.output import NOT_ACTIVE, Format, errors, guarded, print_result
+from api.cli.output import NOT_ACTIVE, UNREACHABLE, Format, errors, guarded, print_result
 from api.cli.strategy_file import load_strategy
 from api.cli.text.submissions import result_text
 
@@ -51,7 +51,7 @@ class SubmitOptions:
 def submit(options: SubmitOptions) -> None:
     """Submit a strategy, compute it here, and print the decision; run it where it was activated.
 
-    Exit code 4: it was judged and is not active.
+    Exit code 4: it was judged and is not active. Exit code 3: no Gateway answers, so it was computed only.
     """
     from qmtl_sdk.runtime.runner import Runner  # loads pandas: a second that other commands need not wait
 
@@ -68,6 +68,8 @@ def submit(options: SubmitOptions) -> None:
         _run_until_interrupted(result)
     finally:
         Runner.shutdown(result)
+    if result.error_code == "E_UNAVAILABLE":
+        raise typer.Exit(UNREACHABLE)
     if not result.active and not options.shadow:
         raise typer.Exit(NOT_ACTIVE)
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 from pydantic import Field, TypeAdapter, model_validator
 
 from qmtl_sdk.contracts.canonical import depth_exceeds
+from qmtl_sdk.contracts.clocks import declared_clock
 from qmtl_sdk.contracts.domains import DeclaredClock
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import (
@@ -172,11 +173,6 @@ class Dag(Model):
     def edges(self) -> list[tuple[str, str]]:
         return [(parent, node.node_id) for node in self.nodes for parent in node.inputs]
 
-    @property
-    def clock(self) -> DeclaredClock | None:
-        """The clock that nodes declare: the same one, as `lint` has checked; None where none does."""
-        return next((node.clock for node in self.nodes if node.clock), None)
-
     def ordered(self) -> list[NodeRecord]:
         """Return the nodes, inputs first. Raises QmtlError: E_DAG_CYCLE, with the nodes on the cycle."""
         by_id = {node.node_id: node for node in self.nodes}
@@ -236,12 +232,7 @@ class Dag(Model):
                         input=parent,
                     )
         self.ordered()
-        clocks = {node.clock: node.label for node in self.nodes if node.clock}
-        if len(clocks) > 1:
-            named = " and ".join(f"{label} ({clock})" for clock, label in sorted(clocks.items()))
-            raise QmtlError(
-                "E_DAG_MIXED_CLOCKS", f"the DAG mixes clocks: {named}", "declare one clock, or none"
-            )
+        declared_clock(self.nodes)
         for node_id in [*self.weights, *([self.returns] if self.returns else [])]:
             if node_id not in seen:
                 raise QmtlError(

@@ -94,7 +94,8 @@ def compute_strategy(
             # The service pins no history for a tag query: it and its readers start when the strategy runs.
             outputs[node.node_id] = NodeOutput(Bars(np.empty(0, dtype="int64"), {}, node.interval))
             continue
-        key = ack.queue_map[node.node_id].compute_key
+        target = ack.queue_map.get(node.node_id)  # none where no service has named its ComputeKey
+        key = target.compute_key if target is not None and not node.seeded and not own else None
 
         def progress(node: Node, bar: int, bars: int, number: int = number) -> None:
             report(
@@ -103,7 +104,7 @@ def compute_strategy(
                 )
             )
 
-        known = None if node.seeded or own else cache.get(key, node.node_id)
+        known = None if key is None else cache.get(key, node.node_id)
         if known is not None:
             cached += 1
             outputs[node.node_id] = known
@@ -114,11 +115,11 @@ def compute_strategy(
             outputs,
             parity=parity,
             progress=progress,
-            checkpoint=None if node.seeded or own else cache.checkpoint(key, node.node_id, node.interval),
+            checkpoint=None if key is None else cache.checkpoint(key, node.node_id, node.interval),
         )
         computed += 1
         checks.append(check)
-        if not node.seeded and not own:  # the service pins no fingerprint for an own source
+        if key is not None:  # the service pins no fingerprint for an own source
             cache.put(key, node.node_id, outputs[node.node_id])
     returns = returns_of(build, outputs, ack.execution, as_of)
     hits = tuple(dict.fromkeys(cache.counters.cross_context_hits))

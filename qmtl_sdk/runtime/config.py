@@ -86,6 +86,12 @@ class CacheSettings(Section):
     dir: Path | None = Field(None, description="computed outputs; none: a folder in home")
 
 
+class LimitsInTests(Section):
+    test_mode: bool = Field(
+        False, description="short time limits for Runner and qmtl, so that a test fails instead of hanging"
+    )
+
+
 class Settings(BaseSettings):
     """The keys of Runner and the clients. `settings()` builds it and reports a fault as one QmtlError."""
 
@@ -100,6 +106,7 @@ class Settings(BaseSettings):
     )
     gateway: GatewaySettings = GatewaySettings()
     cache: CacheSettings = CacheSettings()
+    test: LimitsInTests = LimitsInTests()
 
     @classmethod
     def settings_customise_sources(

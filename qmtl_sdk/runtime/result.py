@@ -1,13 +1,17 @@
 """The result of a submission, for code, the console and a notebook."""
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, StrategyDecision, Violation
-from qmtl_sdk.contracts.domains import ComputeContext
+from qmtl_sdk.contracts.domains import ComputeContext, Domain
+from qmtl_sdk.contracts.submission import StrategyStatus, SubmissionAck, SubmissionOutcome
+from qmtl_sdk.runtime.decided import decided_context
 
 if TYPE_CHECKING:
+    from qmtl_sdk.runtime.computation import Computed
     from qmtl_sdk.runtime.running import RunningStrategy
 
 
@@ -122,7 +126,8 @@ class SubmitResult:
     def verdict(self) -> str:
         """The decision about this strategy in one line."""
         if self.ws.decision is None:
-            return f"no decision ({self.context.downgrade_reason}); computed only, orders are off"
+            why = f": {self.error}" if self.error else ""
+            return f"no decision ({self.context.downgrade_reason}); computed only, orders are off{why}"
         if self.active:
             own = ", self-reported" if self.self_reported else ""
             return f"active, rank {self.rank}, weight {self.weight:.3g}{own}"
@@ -159,3 +164,39 @@ class SubmitResult:
             else ""
         )
         return f"<h4>{escape(self.name)} in {escape(self.world)}</h4><table>{body}</table>{link}"
+
+
+def result_of(
+    name: str,
+    ack: SubmissionAck,
+    computed: "Computed | None",
+    status: StrategyStatus | None,
+    seconds: float,
+) -> SubmitResult:
+    """Build the result of a submission from what the Gateway said and what was computed here."""
+    outcome: SubmissionOutcome | None = status.outcome if status else None
+    return SubmitResult(
+        name=name,
+        world=ack.world_id,
+        strategy_id=ack.strategy_id,
+        workflow_id=ack.workflow_id,
+        run_id=ack.run_id,
+        ui_url=status.ui_url if status else "",
+        ws=WorldView(outcome.decision if outcome else None, outcome.activation if outcome else None),
+        context=ack.context
+        if ack.context.execution_domain is Domain.SHADOW
+        else decided_context(ack, outcome, datetime.now(UTC)),
+        metrics=outcome.metrics if outcome else {},
+        precheck=computed.precheck if computed else {},
+        nodes=NodeCounts(
+            ack.nodes_new,
+            ack.nodes_reused,
+            computed.computed if computed else 0,
+            computed.cached if computed else 0,
+        ),
+        seconds=seconds,
+        returns_hash=outcome.returns_hash if outcome else "",
+        self_reported=outcome.self_reported if outcome else "",
+        error_code=outcome.error_code if outcome else "",
+        error=outcome.error if outcome else "",
+    )

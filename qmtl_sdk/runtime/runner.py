@@ -65,8 +65,9 @@ class Runner:
         strategy. `shadow` runs it on live inputs without orders; only an operator may request it. `on_output`
         receives every output row while the strategy runs, `on_verdict` every order with the fence's verdict.
 
-        Raises QmtlError if the strategy can't be built, sent or computed; never for a missing or stale
-        decision.
+        Raises QmtlError if the strategy can't be built or computed, or is refused; never for a missing or
+        stale decision. Where no Gateway answers for half a minute, it is only computed, in safe mode, and the
+        result's `error_code` is E_UNAVAILABLE.
         """
         submission = _submission(strategy, world, options)
         cls._open.add(submission)

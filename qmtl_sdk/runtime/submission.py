@@ -6,7 +6,7 @@
    computes it already, a compute lease.
 4. Compute under the lease, upload the returns by content hash, complete the lease.
 5. Wait for the decision. If it is unavailable or stale, the result says so: computed only, safe mode, orders
-   off.
+   off. So does the result of a submission that no Gateway answers (`unanswered.py`).
 6. If the world activated the strategy for paper or live, or shadow was requested, start it on its own
    threads.
 
@@ -18,13 +18,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 from qmtl_sdk.compute.output import NodeOutput
-from qmtl_sdk.contracts.domains import (
-    Domain,
-)
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionGrant
 from qmtl_sdk.contracts.submission import (
@@ -33,26 +30,28 @@ from qmtl_sdk.contracts.submission import (
     StrategySubmit,
     SubmissionAck,
     SubmissionMeta,
-    SubmissionOutcome,
 )
 from qmtl_sdk.nodes.strategy import BuiltStrategy, Strategy
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.computation import Computed, Report, compute_strategy, newest_own_close
 from qmtl_sdk.runtime.config import Settings
-from qmtl_sdk.runtime.decided import decided_context
 from qmtl_sdk.runtime.identity import RunnerName
 from qmtl_sdk.runtime.leased import StoppedError, compute_under_lease, submit_returns
 from qmtl_sdk.runtime.orders import OnVerdict
 from qmtl_sdk.runtime.progress import ProgressDisplay
-from qmtl_sdk.runtime.result import NodeCounts, SubmitResult, WorldView
+from qmtl_sdk.runtime.result import SubmitResult, result_of
 from qmtl_sdk.runtime.rows import CacheHitReports, OnOutput, RunInputs
 from qmtl_sdk.runtime.running import RunningStrategy
+from qmtl_sdk.runtime.unanswered import acknowledge_here, is_unreachable, remember, unbound
 
 Author = Strategy | type[Strategy]
 
 POLL_S = 5.0
 """How long one request for the status waits for a change, in seconds."""
+
+TEST_DECISION_S = 30.0
+"""The longest wait for a decision with `test.test_mode`, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Submission:
                 "No Gateway is configured: starting the embedded stack. It stays up until `qmtl down`."
             )
             url = embedded.start(self._config)
-        self._client = GatewayClient(url, self._config.token)
+        self._client = GatewayClient.configured(url, self._config)
         return self._client
 
     def _run(self, client: GatewayClient, name: RunnerName) -> SubmitResult:
@@ -115,14 +114,21 @@ class Submission:
         as_of = self._as_of or (own.isoformat() if own else None)
         computed: Computed | None = None
         while True:
-            ack = client.submit(self._request(name.value, as_of))
+            try:
+                ack = client.submit(self._request(name.value, as_of))
+            except QmtlError as error:
+                return self._compute_only(error, as_of)
+            remember(self._config.cache_dir, ack)
             if ack.lease is not None:
                 computed = compute_under_lease(
                     client, ack, self._build.name, self._display, self.stop, self._compute_with(ack)
                 )
                 self._display.show_step("submitting the returns")
-                if not submit_returns(client, ack, computed):
-                    continue  # the lease had ended: request a new one; the outputs are cached
+                try:
+                    if not submit_returns(client, ack, computed):
+                        continue  # the lease had ended: request a new one; the outputs are cached
+                except QmtlError as error:
+                    return self._compute_only(error, as_of, computed)
             else:
                 self._display.show_step(
                     "another runner computes it, or it is already computed; waiting for the decision"
@@ -133,6 +139,21 @@ class Submission:
                 continue  # the runner that computed it has stopped
             result = self._result(ack, computed, status)
             return replace(result, running=self._start_running(client, ack, computed, result, name.value))
+
+    def _compute_only(
+        self, error: QmtlError, as_of: str | None, computed: Computed | None = None
+    ) -> SubmitResult:
+        """Return what is computed here, in safe mode, or raise the error that a Gateway has answered with."""
+        if not is_unreachable(error):
+            raise error
+        self._display.print_line(f"No Gateway answers, so nothing is decided and orders are off: {error}")
+        ack = acknowledge_here(self._build, self._world, as_of, self._config.cache_dir)
+        unknown = unbound(self._build, ack)
+        if computed is None and not unknown:
+            computed = self._compute_with(ack)(self._display.show_progress)
+        why = f"; nothing is computed: only the Gateway knows the data of {unknown[0]}" if unknown else ""
+        result = self._result(ack, computed, None)
+        return replace(result, error_code=error.code, error=error.message + (why if computed is None else ""))
 
     def _start_running(
         self,
@@ -221,7 +242,10 @@ class Submission:
 
     def _wait_for_decision(self, client: GatewayClient, ack: SubmissionAck) -> StrategyStatus | None:
         """Wait for a status that has an outcome or needs a runner; return None on a timeout or an error."""
-        deadline = time.monotonic() + self._options.decision_timeout_s
+        limit = self._options.decision_timeout_s
+        if self._config.test.test_mode:
+            limit = min(limit, TEST_DECISION_S)
+        deadline = time.monotonic() + limit
         try:
             while (left := deadline - time.monotonic()) > 0:
                 status = client.status(self.strategy_id, self._world, ack.run_id, min(POLL_S, left))
@@ -237,29 +261,4 @@ class Submission:
     def _result(
         self, ack: SubmissionAck, computed: Computed | None, status: StrategyStatus | None
     ) -> SubmitResult:
-        outcome: SubmissionOutcome | None = status.outcome if status else None
-        return SubmitResult(
-            name=self._build.name,
-            world=self._world,
-            strategy_id=self.strategy_id,
-            workflow_id=ack.workflow_id,
-            run_id=ack.run_id,
-            ui_url=status.ui_url if status else "",
-            ws=WorldView(outcome.decision if outcome else None, outcome.activation if outcome else None),
-            context=ack.context
-            if ack.context.execution_domain is Domain.SHADOW
-            else decided_context(ack, outcome, datetime.now(UTC)),
-            metrics=outcome.metrics if outcome else {},
-            precheck=computed.precheck if computed else {},
-            nodes=NodeCounts(
-                ack.nodes_new,
-                ack.nodes_reused,
-                computed.computed if computed else 0,
-                computed.cached if computed else 0,
-            ),
-            seconds=time.perf_counter() - self._started,
-            returns_hash=outcome.returns_hash if outcome else "",
-            self_reported=outcome.self_reported if outcome else "",
-            error_code=outcome.error_code if outcome else "",
-            error=outcome.error if outcome else "",
-        )
+        return result_of(self._build.name, ack, computed, status, time.perf_counter() - self._started)

@@ -18,7 +18,8 @@ def main(world: str, file: Path) -> None:
     while True:
         try:
             result = Runner.submit(Trend, world=world)
-            break
+            if result.error_code != "E_UNAVAILABLE":
+                break
         except QmtlError as error:
             print(error, flush=True)
             time.sleep(0.3)

@@ -200,7 +200,7 @@ def test_without_the_services_the_sdk_reads_its_own_keys(
     assert (found.profile, found.gateway.url, found.token) == ("prod", "http://g", "secret")
     assert found.cache_dir == Path("kept")
     keys = [key for key, _, _ in config.explain(found)]
-    assert keys == ["profile", "home", "gateway.url", "gateway.token", "cache.dir"]
+    assert keys == ["profile", "home", "gateway.url", "gateway.token", "cache.dir", "test.test_mode"]
     (folder / "qmtl.yml").write_text("gateway: { ulr: 'http://g' }\n")
     with pytest.raises(QmtlError, match=r"did you mean 'gateway\.url'"):
         config.load()

@@ -9,15 +9,18 @@ if TYPE_CHECKING:
 
 
 def result_text(result: "SubmitResult") -> list[Any]:
-    """Describe a result: the decision, the service's metrics, and node counts. (Any: rich tables.)"""
-    metrics = [
-        [name, "missing" if value is None else f"{value:.4g}"] for name, value in result.metrics.items()
-    ]
+    """Describe a result: the decision, the metrics, and node counts. (Any: rich tables.)
+
+    The metrics are the service's, and without a decision those that this process computed.
+    """
+    measured = result.metrics if result.ws.decision else result.precheck.get("metrics", {})
+    metrics = [[name, "missing" if value is None else f"{value:.4g}"] for name, value in measured.items()]
+    source = "value" if result.ws.decision else "as computed here"
     counts = result.nodes
     safe = f" (safe mode: {result.context.downgrade_reason})" if result.safe_mode else ""
     lines: list[Any] = [f"{result.name} in {result.world}: {result.verdict}"]
     if metrics:
-        lines.append(table(["metric", "value"], metrics))
+        lines.append(table(["metric", source], metrics))
     lines.append(
         f"nodes     {counts.new} new, {counts.reused} reused; "
         f"{counts.computed} computed, {counts.cached} from the cache"
