@@ -135,7 +135,11 @@ class Conclusion(Model):
 
 
 class RunContextBody(Model):
-    """The services' decisions about one run: execution domain, data, costs. Times are UTC."""
+    """The services' decisions about one run: execution domain, data, costs. Times are UTC.
+
+    `contract_id` and `resource_policy` are the hashes of what the world judges by and of its limits, as they
+    were when the run began.
+    """
 
     run_id: str
     world_id: str
@@ -146,6 +150,8 @@ class RunContextBody(Model):
     execution: Execution
     data_first: UtcTime | None = None
     data_last: UtcTime | None = None
+    contract_id: str = ""
+    resource_policy: str = ""
 
 
 EvidenceKind = Literal["measured", "self_reported", "rejected", "failed", "shadow"]
@@ -157,6 +163,7 @@ class EvidenceBody(Model):
 
     `self_reported`: why the returns are the author's own statement; empty where the service computed the
     same. `examined`: the service has read the returns; it has not where a run failed or was abandoned.
+    `validation_id`: the hash of everything that the measurement depends on.
     """
 
     run_id: str
@@ -176,6 +183,7 @@ class EvidenceBody(Model):
     self_reported: str = ""
     interval_s: int = 0
     examined: bool = True
+    validation_id: str = ""
 
     @property
     def kind(self) -> EvidenceKind:

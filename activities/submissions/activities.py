@@ -18,9 +18,11 @@ from activities.messages.submission import (
 )
 from activities.submissions.admission import SqlAdmissions
 from activities.submissions.context import ComputeContextService, ContextSources
-from activities.submissions.evidence import data_range, examine, measured_fingerprint, sectors, validations
+from activities.submissions.evidence import data_range, examine, measured_fingerprint, sectors
 from activities.submissions.self_reported import why_self_reported
 from activities.submissions.store import CommitLogStore, RunStore
+from activities.submissions.validations import validation_id, validations
+from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
@@ -63,12 +65,24 @@ class SubmissionActivities(SubmissionActivityStubs):
 
     @activity.defn(no_thread_cancel_exception=True)
     def measure(self, command: MeasureCommand) -> dict[str, float | None]:
-        """Compute and store the metrics of the uploaded returns."""
+        """Compute and store the metrics of the uploaded returns, or find them under the same EvalKeys."""
         run = self._run(command.run_id)
         dag = self._stores.log.body(command.log_key).dag
+        checked = validations(dag, run, measured_fingerprint(dag, run))
+        measured_as = validation_id(checked, dag, run, command.evidence.returns_hash)
+        found = self._stores.runs.validated(checked, measured_as)
+        if found is None:
+            evidence = self._measured(command, run, dag, measured_as)
+        else:
+            evidence = found.model_copy(update={"run_id": run.run_id, "precheck": command.evidence.precheck})
+        return self._stores.runs.save_evidence(evidence, checked).metrics
+
+    def _measured(
+        self, command: MeasureCommand, run: RunContextBody, dag: Dag, measured_as: str
+    ) -> EvidenceBody:
         metrics, returns = examine(self._stores.artifacts.get(command.evidence.returns_hash), dag, run)
         first, last = data_range(returns, run)
-        evidence = EvidenceBody(
+        return EvidenceBody(
             run_id=run.run_id,
             world_id=run.world_id,
             strategy_id=run.strategy_id,
@@ -83,9 +97,8 @@ class SubmissionActivities(SubmissionActivityStubs):
             precheck=command.evidence.precheck,
             shadow=run.context.execution_domain is Domain.SHADOW,
             sectors=sectors(returns, run),
+            validation_id=measured_as,
         )
-        checked = validations(dag, run, evidence.dataset_fingerprint)
-        return self._stores.runs.save_evidence(evidence, checked).metrics
 
     @activity.defn(no_thread_cancel_exception=True)
     def reject(self, command: RejectCommand) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 from pydantic import TypeAdapter
 
 from activities.messages.submission import RunContextBody
+from activities.submissions.validations import contract_id, resource_policy
 from qmtl_sdk.contracts.clocks import declared_clock
 from qmtl_sdk.contracts.dag import TAG_QUERY
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
@@ -153,10 +154,16 @@ class ComputeContextService:
         assert sources is not None  # only called where there are worlds
         world = sources.worlds.world(submit.world_id)
         world.require_active()
-        sources.policies.policy(submit.world_id)  # a world without a policy accepts no submissions
+        policy = sources.policies.policy(submit.world_id)  # a world without a policy accepts no submissions
         activations = sources.activations.activations(submit.world_id, submit.dag.strategy_id)
         decision = sources.decisions.decision(submit.world_id)
-        return run_context(run_id, world, submit, decision, next(iter(activations), None), datetime.now(UTC))
+        run = run_context(run_id, world, submit, decision, next(iter(activations), None), datetime.now(UTC))
+        return run.model_copy(
+            update={
+                "contract_id": contract_id(world.spec, policy),
+                "resource_policy": resource_policy(world.spec),
+            }
+        )
 
 
 def mode_in_effect(decision: DecisionEnvelope | None, activation: ActivationEnvelope | None) -> str | None:

@@ -5,10 +5,9 @@ The returns must fit the run: an interval and price streams of its DAG, and no b
 
 from datetime import datetime
 
-from activities.messages.submission import NodeValidation, RunContextBody
+from activities.messages.submission import RunContextBody
 from qmtl_sdk.contracts.dag import STREAM, Dag
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.identity import ValidationScope, eval_key
 from qmtl_sdk.data.bars import NS, combined, from_ns, iso, to_ns
 from qmtl_sdk.data.calendars import most_periods_per_year
 from qmtl_sdk.reports.artifact import decode
@@ -70,31 +69,6 @@ def sectors(returns: Returns, run: RunContextBody) -> tuple[str, ...]:
         if binding.node_id in returns.price_streams
     ]
     return tuple(found) if all(found) else ()
-
-
-def validations(dag: Dag, run: RunContextBody, dataset_fingerprint: str) -> tuple[NodeValidation, ...]:
-    """Build the validation of each node in this world and domain.
-
-    In its EvalKey the contract is the node's schema, and the code version the hash of its code.
-    """
-    domain = run.context.execution_domain.value
-    return tuple(
-        NodeValidation(
-            node_id=node.node_id,
-            execution_domain=domain,
-            eval_key=eval_key(
-                ValidationScope(
-                    node.node_id,
-                    run.world_id,
-                    domain,
-                    node.schema_compat_id,
-                    dataset_fingerprint,
-                    node.code_hash,
-                )
-            ),
-        )
-        for node in dag.nodes
-    )
 
 
 def _unfit(what: str) -> QmtlError:

@@ -1,5 +1,6 @@
 """Runs of submissions in the database: context, evidence and outcome."""
 
+import json
 from collections.abc import Sequence
 
 from sqlmodel import Session, col, func, select
@@ -97,15 +98,13 @@ class SqlRunStore:
                 }
                 state = "invalid" if evidence.error_code else "valid"
                 tx.upsert(WorldNodeRow(**found, state=state, updated_at=utc_now()))
-                tx.insert_new(
-                    [
-                        ValidationRow(
-                            **found,
-                            result=state,
-                            body=evidence.model_dump_json(include={"run_id", "error_code"}),
-                            created_at=utc_now(),
-                        )
-                    ]
+                tx.upsert(
+                    ValidationRow(
+                        **found,
+                        result=state,
+                        body=evidence.model_dump_json(include={"run_id", "error_code"}),
+                        created_at=utc_now(),
+                    )
                 )
             after = {
                 "metrics": evidence.metrics,
@@ -122,6 +121,23 @@ class SqlRunStore:
                 )
             )
             return evidence
+
+    def validated(self, checked: Sequence[NodeValidation], validation_id: str) -> EvidenceBody | None:
+        """Find evidence of the same returns under the same EvalKeys; None where there is none."""
+        keys = [item.eval_key for item in checked]
+        query = select(ValidationRow.body).where(
+            col(ValidationRow.eval_key).in_(keys), ValidationRow.result == "valid"
+        )
+        with self._database.read() as session:
+            runs = [str(json.loads(body)["run_id"]) for body in session.exec(query)]
+        if not keys or len(runs) < len(keys):
+            return None
+        # Strategies share nodes, so the newest run of each may be another strategy's.
+        for run_id in dict.fromkeys(runs):
+            found = self.evidence(run_id)
+            if found is not None and found.validation_id == validation_id:
+                return found
+        return None
 
     def evidence(self, run_id: str) -> EvidenceBody | None:
         """Read the evidence of a run."""

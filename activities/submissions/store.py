@@ -73,6 +73,9 @@ class RunStore(Protocol):
     ) -> EvidenceBody:
         """Store the evidence of a run, and the validations of the strategy's nodes that follow from it."""
 
+    def validated(self, checked: Sequence[NodeValidation], validation_id: str) -> EvidenceBody | None:
+        """Find evidence of the same returns under the same EvalKeys; None where there is none."""
+
     def evidence(self, run_id: str) -> EvidenceBody | None:
         """Read the evidence of a run."""
 

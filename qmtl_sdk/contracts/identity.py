@@ -3,7 +3,7 @@
 NodeID, ComputeKey, EvalKey, strategy_id, and the CRC of a submission. SDK and services share this code.
 
 A NodeID identifies what is computed, not where, when, by whom or under which name. A ComputeKey adds where
-(world, domain, as_of, partition); an EvalKey adds the contract. Only services derive the last two.
+(world, domain, as_of, partition); an EvalKey adds contract and resource policy. Only services derive these.
 """
 
 import zlib
