@@ -30,6 +30,17 @@ SESSIONS = Gauge("sessions", "running strategies", ["world_id", "execution_domai
 SESSION_LAG = Gauge(
     "session_lag_seconds", "lag of the slowest session of a world behind the stream", ["world_id"]
 )
+NODE_CACHE = Gauge(
+    "nodecache_resident_bytes", "bytes of the rows that nodes of running strategies retain", ["world_id"]
+)
+SENTINEL_GAPS = Gauge(
+    "sentinel_gap_count", "strategies of worlds without the version sentinel in front; must stay 0"
+)
+TO_ACTIVATION = Gauge(
+    "submit_to_activation_seconds",
+    "seconds from a submission to its decision, of the newest 100 whose strategy is active",
+    ["quantile"],
+)
 SENTINEL_SKEW = Gauge(
     "sentinel_skew_seconds", "seconds until the newest change of a sentinel's weight reached this Gateway"
 )

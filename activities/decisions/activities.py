@@ -55,18 +55,34 @@ class DecisionActivities(DecisionActivityStubs):
         answered = decisions.answered(command.request_ids)
         if len(answered) == len(command.request_ids):
             return _summary(max(answered.values(), key=lambda stored: stored.seq))
-        world = self._stores.worlds.world(command.world_id)
-        policy = self._stores.policies.policy(command.world_id)
+        envelope, inputs = self._judged(command.world_id)
+        return _summary(
+            decisions.save_decision(
+                command.request_ids, envelope, command.run_id, command.requested_by, inputs
+            )
+        )
+
+    def evaluated(self, world_id: str) -> DecisionEnvelope:
+        """Return what a judgment would decide now; nothing is written.
+
+        Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING.
+        """
+        return self._judged(world_id)[0]
+
+    def _judged(self, world_id: str) -> tuple[DecisionEnvelope, DecisionInputs]:
+        decisions = self._stores.decisions
+        world = self._stores.worlds.world(world_id)
+        policy = self._stores.policies.policy(world_id)
         assert policy.version is not None  # a stored policy has one
         decided_at = datetime.now(UTC)
         now = world.now(decided_at)
-        candidates = self._correlations.checked(policy, decisions.candidates(command.world_id, now))
-        before = decisions.hysteresis_states(command.world_id)
+        candidates = self._correlations.checked(policy, decisions.candidates(world_id, now))
+        before = decisions.hysteresis_states(world_id)
         result = judge(policy, candidates, now, before, self._correlations.among(candidates))
-        activations = self._stores.fence.activations(command.world_id)
+        activations = self._stores.fence.activations(world_id)
         mode = furthest(policy.judged_mode, result.strategies, activations)
         envelope = DecisionEnvelope(
-            world_id=command.world_id,
+            world_id=world_id,
             policy_version=policy.version,
             effective_mode=mode,
             judged_mode=policy.judged_mode,
@@ -75,7 +91,7 @@ class DecisionActivities(DecisionActivityStubs):
             decided_at=decided_at,
             ttl=policy.decision_ttl,
             backtest_campaign=policy.gating_policy.campaign.backtest or 0,
-            etag=etag_of(command.world_id, policy.version, mode, result.strategies),
+            etag=etag_of(world_id, policy.version, mode, result.strategies),
             strategies=result.strategies,
         )
         inputs = DecisionInputs(
@@ -84,11 +100,7 @@ class DecisionActivities(DecisionActivityStubs):
             before=before,
             after=result.states,
         )
-        return _summary(
-            decisions.save_decision(
-                command.request_ids, envelope, command.run_id, command.requested_by, inputs
-            )
-        )
+        return envelope, inputs
 
     @activity.defn(no_thread_cancel_exception=True)
     def worlds_to_renew(self, command: RenewalInput) -> RenewalDone:

@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from sqlmodel import Session, col, select, update
+from sqlalchemy import exists
+from sqlmodel import Session, col, func, select, update
 
 from activities.graph.diff import RECOMPUTE_AFTER, DiffPlan, plan_diff, sentinel_id
 from activities.messages.submission import DiffResult, RunContextBody
@@ -11,6 +12,7 @@ from activities.queues.catalogue import publish_new_queues, register_tag_queries
 from activities.queues.topics import assets_of, folded, layout_of, topic_name
 from activities.storage.database import Database
 from activities.storage.tables import (
+    BindingRow,
     DiffRow,
     GraphEdgeRow,
     GraphNodeRow,
@@ -28,6 +30,17 @@ _CHUNK = 500
 
 # Strategies whose nodes are remembered.
 _STRATEGIES = 200
+
+
+def sentinel_gaps(database: Database) -> int:
+    """Count the strategies of worlds without a version sentinel in front."""
+    same = (
+        col(SentinelRow.world_id) == BindingRow.world_id,
+        col(SentinelRow.strategy_id) == BindingRow.strategy_id,
+    )
+    query = select(func.count()).select_from(BindingRow).where(~exists().where(*same))
+    with database.read() as session:
+        return session.exec(query).one()
 
 
 class SqlGraphStore:

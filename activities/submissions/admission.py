@@ -4,7 +4,7 @@ from activities.graph.store import GraphStore
 from activities.messages.submission import AdmitRun, DiffResult, RunContextBody
 from activities.storage.database import Database
 from activities.submissions.store import CommitLogStore, RunStore
-from qmtl_sdk.contracts.identity import compute_key
+from qmtl_sdk.contracts.identity import compute_key, node_ids_crc32
 from qmtl_sdk.contracts.submission import Lease, QueueTarget, StrategySubmit, SubmissionAck
 
 
@@ -49,6 +49,7 @@ def acknowledgement(
         nodes_new=len(diff.new),
         nodes_reused=len(diff.reused),
         sentinel_id=diff.sentinel_id,
+        node_ids_crc32=node_ids_crc32(diff.topics),
         context=context,
         bindings=run.bindings,
         execution=run.execution,

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 
+from sqlalchemy import and_
 from sqlmodel import Session, col, func, select
 
 from activities.messages.submission import EvidenceBody, NodeValidation, RunContextBody
 from activities.storage.database import Database
 from activities.storage.tables import (
+    ActivationRow,
     BindingRow,
     EvidenceRow,
     OutcomeRow,
@@ -173,6 +176,25 @@ class SqlRunStore:
                 )
             )
             return outcome
+
+    def seconds_to_activation(self, newest: int) -> list[float]:
+        """Read how long the newest submissions of active strategies took until they were decided."""
+        same = (
+            col(ActivationRow.world_id) == OutcomeRow.world_id,
+            col(ActivationRow.strategy_id) == OutcomeRow.strategy_id,
+        )
+        query = (
+            select(RunContextRow.created_at, OutcomeRow.created_at)
+            .join(OutcomeRow, col(OutcomeRow.run_id) == RunContextRow.run_id)
+            .join(ActivationRow, and_(*same))
+            .where(col(ActivationRow.active).is_(True))
+            .order_by(col(OutcomeRow.seq).desc())
+            .limit(newest)
+        )
+        with self._database.read() as session:
+            found = session.exec(query).all()
+        times = [(datetime.fromisoformat(begun), datetime.fromisoformat(ended)) for begun, ended in found]
+        return [(ended - begun).total_seconds() for begun, ended in times]
 
     def outcome(self, run_id: str) -> SubmissionOutcome | None:
         """Read how a run ended; None while it runs."""

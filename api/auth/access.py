@@ -64,6 +64,8 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/worlds/{world_id}/policies"): Access(_R, "path"),
     ("GET", "/worlds/{world_id}/policies/{version}"): Access(_R, "path"),
     ("PATCH", "/worlds/{world_id}"): Access(_OP, "path"),
+    ("DELETE", "/worlds/{world_id}"): Access(_OP, "path"),
+    ("POST", "/worlds/{world_id}/evaluate"): Access(_R, "path", costly=True),
     ("POST", "/worlds/{world_id}/policies/{version}/set-default"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/policies/{version}/diff"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/policies/replay"): Access(_R, "path", costly=True),

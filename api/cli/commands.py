@@ -1,5 +1,6 @@
 """`qmtl up | down | status | submit | demo | world … | principal … | token … | events … | config …`."""
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,7 @@ from api.cli import (
 )
 from api.cli.options import Output
 from api.cli.output import Format, console, guarded, print_result
+from qmtl_sdk.runtime.config import ENV
 
 WORLD_COMMANDS = (
     sessions.app,
@@ -70,8 +72,23 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def root(show_version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+def root(
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="the configuration file, instead of QMTL_CONFIG"),
+    ] = None,
+    gateway_url: Annotated[
+        str | None,
+        typer.Option("--gateway-url", metavar="URL", help="the Gateway's address, instead of gateway.url"),
+    ] = None,
+    show_version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
     """From strategy code to controlled capital."""
+    # As variables, they reach the configuration of every part, and the processes that a command starts.
+    if config_file is not None:
+        os.environ[ENV] = str(config_file.absolute())
+    if gateway_url is not None:
+        os.environ["QMTL_GATEWAY__URL"] = gateway_url
     if show_version:
         console.print(f"qmtl {version('qmtl')}")
         raise typer.Exit

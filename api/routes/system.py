@@ -6,15 +6,19 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Response
 
+from activities.graph.sql import sentinel_gaps
 from api.auth.access import GuardedRoute
 from api.health import Health
 from api.metrics import (
     CROSS_CONTEXT_HITS,
     DEAD_LETTERS,
+    NODE_CACHE,
     OUTBOX_AGE,
+    SENTINEL_GAPS,
     SESSION_LAG,
     SESSIONS,
     SOCKETS,
+    TO_ACTIVATION,
     exposition,
 )
 from api.state import State
@@ -23,6 +27,10 @@ from qmtl_sdk.contracts.processes import ProcessStatus
 
 # Dead letters that the metric counts at most.
 _MOST_LETTERS = 100_000
+
+# Submissions over which their time to the activation is measured.
+_MEASURED = 100
+_QUANTILES = (0.5, 0.95)
 
 router = APIRouter(tags=["system"], route_class=GuardedRoute)
 
@@ -81,16 +89,21 @@ def metrics(state: State) -> Response:
     DEAD_LETTERS.set(state.stores.dead_letters.count(_MOST_LETTERS))
     OUTBOX_AGE.set(state.stores.outbox.age_s())
     SOCKETS.set(state.sockets.open)
-    for gauge in (SESSIONS, SESSION_LAG, CROSS_CONTEXT_HITS):
+    SENTINEL_GAPS.set(sentinel_gaps(state.stores.database))
+    for gauge in (SESSIONS, SESSION_LAG, CROSS_CONTEXT_HITS, NODE_CACHE, TO_ACTIVATION):
         gauge.clear()
     lags: defaultdict[str, float] = defaultdict(float)
     hits = state.stores.cache_hits.counts()
     for item in state.stores.sessions.all(None):
         SESSIONS.labels(item.world_id, item.execution_domain).inc()
         lags[item.world_id] = max(lags[item.world_id], item.report.lag_s)
+        NODE_CACHE.labels(item.world_id).inc(item.report.resident_bytes)
         hits.setdefault(item.world_id, 0)  # a world in which a strategy runs shows its 0
     for world_id, count in hits.items():
         CROSS_CONTEXT_HITS.labels(world_id).set(count)
     for world_id, lag in lags.items():
         SESSION_LAG.labels(world_id).set(lag)
+    took = sorted(state.stores.runs.seconds_to_activation(_MEASURED))
+    for quantile in _QUANTILES if took else ():
+        TO_ACTIVATION.labels(str(quantile)).set(took[int(quantile * (len(took) - 1))])
     return Response(exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Query
 from pydantic import Field
 
 from activities.applies.explain import explain as explain_strategy
+from activities.decisions.activities import DecisionActivities
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.access import Role, visible
@@ -108,6 +109,15 @@ def update(world_id: str, body: WorldUpdate, state: State, caller: CurrentCaller
     return state.stores.worlds.world(world_id)
 
 
+@router.delete("/{world_id}", summary="Archive a world: halt it and accept nothing more; its records stay")
+def archive(world_id: str, state: State, caller: CurrentCaller) -> World:
+    """Idempotent. Nothing is deleted; `PATCH` with `state: active` takes it back, and its halt stays."""
+    if state.stores.worlds.world(world_id).state == "active":
+        change = WorldUpdate(state="archived")
+        state.stores.rule_changes.update_world(world_id, change, caller.subject, caller.token_id)
+    return state.stores.worlds.world(world_id)
+
+
 @router.get(
     "/{world_id}/bindings", summary="List the strategies that were submitted to a world, oldest first"
 )
@@ -155,6 +165,11 @@ async def decide(
     return await state.submissions.decide(
         world_id, f"decide:{world_id}:{request.idempotency_key}", request.reason, caller.subject
     )
+
+
+@router.post("/{world_id}/evaluate", summary="Show what a judgment would decide now; nothing is written")
+def evaluate(world_id: str, state: State) -> DecisionEnvelope:
+    return DecisionActivities(state.stores.for_decisions).evaluated(world_id)
 
 
 @router.get("/{world_id}/decisions", summary="List decisions, newest first")

@@ -78,6 +78,12 @@ class LiveEngine:
     def tag_queries(self) -> list[Node]:
         return [node for node in self._nodes if node.node_id in self._upstreams]
 
+    @property
+    def resident_bytes(self) -> int:
+        """The size of the rows that its nodes retain, in bytes."""
+        upstreams = [series for found in self._upstreams.values() for series in list(found.values())]
+        return sum(series.resident_bytes for series in (*self._series.values(), *upstreams))
+
     def upstreams(self, query: Node) -> list[str]:
         """Return the NodeIDs that a tag query reads now."""
         return sorted(self._upstreams[query.node_id])

@@ -45,6 +45,11 @@ class Series:
         """The time at which the newest row closed, in ns; `NEVER` for a series without rows."""
         return int(self._ts[self._rows - 1]) + self.interval * NS if self._rows else NEVER
 
+    @property
+    def resident_bytes(self) -> int:
+        """The size of its buffers."""
+        return self._ts.nbytes * (1 + len(self._columns))  # all columns have 8 bytes a row, as times have
+
     def seed(self, output: NodeOutput) -> None:
         """Continue from a batch's output."""
         count = min(len(output.bars), self._size // 2)

@@ -66,7 +66,8 @@ class SessionHeartbeat(Model):
     """The state of a session.
 
     `positions`: the last sequence number of each topic that it has handled. `lag_s`: how far that is behind.
-    `bar`: the newest close that was computed, world time. `cross_context_hits` halt the strategy, once each.
+    `bar`: the newest close that was computed, world time. `resident_bytes`: of the rows that nodes retain.
+    `cross_context_hits` halt the strategy, once each.
     """
 
     positions: Positions = {}
@@ -75,6 +76,7 @@ class SessionHeartbeat(Model):
     reason: Report = Field("", max_length=300)
     bar: Report = Field("", max_length=64)
     bars: Count = 0
+    resident_bytes: Count = 0
     dropped_bars: Count = Field(0, description="bars that were repeated or older than the newest")
     fault: Report = Field("", max_length=500)
     cross_context_hits: CacheHitNodes = ()

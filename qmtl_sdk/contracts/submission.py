@@ -146,7 +146,8 @@ class Lease(Model):
 class SubmissionAck(Model):
     """What a runner needs to compute.
 
-    `queue_map` is by NodeID. `lease` is missing if another runner holds it.
+    `queue_map` is by NodeID. `node_ids_crc32` is of the NodeIDs that the services have, which the runner
+    compares with its own. `lease` is missing if another runner holds it.
     """
 
     world_id: str
@@ -157,6 +158,7 @@ class SubmissionAck(Model):
     nodes_new: int
     nodes_reused: int
     sentinel_id: str
+    node_ids_crc32: int = 0
     context: ComputeContext
     bindings: StreamBindings
     execution: Execution

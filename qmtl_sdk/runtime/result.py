@@ -37,6 +37,7 @@ class NodeCounts:
 class SubmitResult:
     """The result of a submission.
 
+    `status` is how the run ended: `decided`, `failed` or `shadow`; `undecided` where no outcome has arrived.
     `metrics` are the service's. `self_reported` says why its returns are not measured by the service.
     `precheck` holds this process's own findings, which decide nothing. `running` is the running strategy if
     the world activated it. `seconds` is the submission's duration.
@@ -54,6 +55,7 @@ class SubmitResult:
     precheck: dict[str, Any]
     nodes: NodeCounts
     seconds: float
+    status: str = "undecided"
     returns_hash: str = ""
     self_reported: str = ""
     error_code: str = ""
@@ -76,6 +78,11 @@ class SubmitResult:
     @property
     def weight(self) -> float:
         return self.mine.weight if self.mine else 0.0
+
+    @property
+    def contribution(self) -> float | None:
+        """Weight · annual return; None without a decision or an annual return."""
+        return self.mine.contribution if self.mine else None
 
     @property
     def violations(self) -> tuple[Violation, ...]:
@@ -103,9 +110,11 @@ class SubmitResult:
             "execution_domain": self.context.execution_domain.value,
             "safe_mode": self.safe_mode,
             "downgrade_reason": self.context.downgrade_reason,
+            "status": self.status,
             "active": self.active,
             "rank": self.rank,
             "weight": self.weight,
+            "contribution": self.contribution,
             "metrics": self.metrics,
             "nodes_new": self.nodes.new,
             "nodes_reused": self.nodes.reused,
@@ -195,6 +204,7 @@ def result_of(
             computed.cached if computed else 0,
         ),
         seconds=seconds,
+        status=outcome.status if outcome else "undecided",
         returns_hash=outcome.returns_hash if outcome else "",
         self_reported=outcome.self_reported if outcome else "",
         error_code=outcome.error_code if outcome else "",

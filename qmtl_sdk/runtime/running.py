@@ -157,6 +157,7 @@ class RunningStrategy:
             reason=printable(reason, 300),
             bar=iso(self.engine.now) if self.engine.now > BEFORE_ALL_BARS else "",
             bars=self.bars,
+            resident_bytes=self.engine.resident_bytes,
             dropped_bars=self.feed.late + self.engine.late,
             fault=printable(fault, 500),
             cross_context_hits=self._inputs.hits.oldest(),

@@ -1,5 +1,6 @@
 """Submissions, their leases and their artifacts."""
 
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.submission import (
     DryRun,
     EvidenceRef,
@@ -16,7 +17,18 @@ class SubmissionRoutes(Transport):
     """Submissions, their leases and their artifacts."""
 
     def submit(self, submission: StrategySubmit) -> SubmissionAck:
-        return SubmissionAck.model_validate(self._call("POST", "/strategies", submission))
+        """Submit. Raises QmtlError (E_CHECKSUM_MISMATCH) where the answer is about other nodes."""
+        ack = SubmissionAck.model_validate(self._call("POST", "/strategies", submission))
+        if ack.node_ids_crc32 != submission.node_ids_crc32:
+            raise QmtlError(
+                "E_CHECKSUM_MISMATCH",
+                f"the Gateway answers about NodeIDs with the CRC {ack.node_ids_crc32}; "
+                f"this strategy's is {submission.node_ids_crc32}",
+                "submit again; if it persists, SDK and Gateway are of different versions",
+                expected=submission.node_ids_crc32,
+                received=ack.node_ids_crc32,
+            )
+        return ack
 
     def dry_run(self, submission: StrategySubmit) -> DryRun:
         return DryRun.model_validate(self._call("POST", "/strategies/dry-run", submission))
