@@ -10,9 +10,10 @@ from qmtl_sdk.contracts.canonical import canonical_json, read_json
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.domains import ComputeContext
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.references import StrategyName
-from qmtl_sdk.contracts.texts import Count, Message, PlainLine, Report
+from qmtl_sdk.contracts.texts import Count, Message, PlainLine, Report, printable
 from qmtl_sdk.contracts.worlds import Execution, Preset, WorldId
 
 MAX_PRECHECK = 16_384
@@ -25,6 +26,24 @@ CacheHitNodes = Annotated[
     tuple[Annotated[PlainLine, Field(min_length=1, max_length=128)], ...], Field(max_length=MAX_CACHE_HITS)
 ]
 """NodeIDs for which the cache had an output of another context. It was not used."""
+
+
+def one_world(worlds: Any) -> Any:
+    """Return the world of a submission, given alone or in a list. (Any: whatever a caller has sent.)
+
+    Raises QmtlError: E_WORLDS_SEVERAL where a list names several worlds or none.
+    """
+    if not isinstance(worlds, list | tuple | set | frozenset):
+        return worlds
+    named = list({str(world): world for world in worlds}.values())
+    if len(named) != 1:
+        listed = ", ".join(printable(str(world), 64) for world in named[:5]) or "none"
+        raise QmtlError(
+            "E_WORLDS_SEVERAL",
+            f"a submission is judged by one world, and this one names {listed}",
+            "submit it once for each world: nodes are shared, so nothing is stored twice",
+        )
+    return named[0]
 
 
 class SubmissionMeta(Model):
@@ -41,7 +60,8 @@ class SubmissionMeta(Model):
 class StrategySubmit(Model):
     """`POST /strategies`. Without an idempotency key, each request is a new submission.
 
-    `world_ids` with one world and `dag_json` with the DAG as text are accepted as well.
+    `world_ids` with one world and `dag_json` with the DAG as text are accepted as well. Raises QmtlError
+    (E_WORLDS_SEVERAL) for more than one world.
     """
 
     world_id: WorldId
@@ -57,11 +77,10 @@ class StrategySubmit(Model):
         if not isinstance(body, dict):
             return body
         body = dict(body)
-        if "world_ids" in body and "world_id" not in body:
+        if "world_ids" in body:
             worlds = body.pop("world_ids")
-            if not isinstance(worlds, list | tuple) or len(worlds) != 1:
-                raise ValueError("world_ids holds one world: submit once for each")
-            body["world_id"] = worlds[0]
+            named = list(worlds) if isinstance(worlds, list | tuple) else [worlds]
+            body["world_id"] = one_world([*named, *([body["world_id"]] if "world_id" in body else [])])
         if "dag_json" in body and "dag" not in body:
             text = body.pop("dag_json")
             if not isinstance(text, str):

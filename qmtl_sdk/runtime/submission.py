@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionGrant
@@ -30,7 +32,10 @@ from qmtl_sdk.contracts.submission import (
     StrategySubmit,
     SubmissionAck,
     SubmissionMeta,
+    one_world,
 )
+from qmtl_sdk.contracts.texts import printable
+from qmtl_sdk.contracts.worlds import WorldId
 from qmtl_sdk.nodes.strategy import BuiltStrategy, Strategy
 from qmtl_sdk.runtime import embedded
 from qmtl_sdk.runtime.client import GatewayClient
@@ -46,6 +51,9 @@ from qmtl_sdk.runtime.running import RunningStrategy
 from qmtl_sdk.runtime.unanswered import acknowledge_here, is_unreachable, remember, unbound
 
 Author = Strategy | type[Strategy]
+
+# How a world can be called.
+_WORLD: TypeAdapter[str] = TypeAdapter(WorldId)
 
 POLL_S = 5.0
 """How long one request for the status waits for a change, in seconds."""
@@ -68,13 +76,29 @@ class SubmitOptions:
     on_verdict: OnVerdict | None = None
 
 
+def named_world(world: str) -> str:
+    """Return the world that an author names.
+
+    Raises QmtlError: E_WORLDS_SEVERAL for several, E_WORLD_UNKNOWN for what no world can be called.
+    """
+    found = one_world(world)
+    try:
+        return _WORLD.validate_python(found)
+    except ValidationError as error:
+        raise QmtlError(
+            "E_WORLD_UNKNOWN",
+            f"no world can be called {printable(str(found), 64)!r}",
+            "world= takes the id of a world: lower-case letters, digits, _ and -",
+        ) from error
+
+
 class Submission:
     """One submission from build to result."""
 
     def __init__(self, strategy: Author, world: str, options: SubmitOptions, config: Settings) -> None:
         self._started = time.perf_counter()
         self._build = BuiltStrategy(strategy)
-        self._world = world
+        self._world = named_world(world)
         self._options = options
         self._config = config
         self._as_of = options.as_of.isoformat() if isinstance(options.as_of, datetime) else options.as_of

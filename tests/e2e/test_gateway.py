@@ -30,6 +30,12 @@ def cycle() -> dict[str, Any]:
     return found
 
 
+def without_world(**changes: Any) -> dict[str, Any]:
+    found = submission_body(**changes)
+    del found["world_id"]
+    return found
+
+
 def unknown_stream() -> dict[str, Any]:
     build = BuiltStrategy(Trend("TSLA"))
     return submission_body(dag=build.dag.model_dump(mode="json"), node_ids_crc32=build.crc32)
@@ -71,6 +77,11 @@ def audit_length(machine: Machine, actor: str = "%") -> int:
         (lambda: body_without_node_field("node_id"), "E_BODY_INVALID"),
         (lambda: submission_body(world_id=None), "E_BODY_INVALID"),
         (lambda: submission_body(extra=1), "E_BODY_INVALID"),
+        (lambda: submission_body(world_ids=["equities", "other"]), "E_WORLDS_SEVERAL"),
+        (lambda: submission_body(world_ids=["other"]), "E_WORLDS_SEVERAL"),
+        (lambda: without_world(world_ids=[]), "E_WORLDS_SEVERAL"),
+        (lambda: without_world(world_ids=["a", "b"]), "E_WORLDS_SEVERAL"),
+        (lambda: without_world(world_ids=[["a"]]), "E_BODY_INVALID"),
         (lambda: submission_body(dag={"nodes": []}), "E_DAG_EMPTY"),
         (cycle, "E_DAG_CYCLE"),
         (lambda: submission_body(world_id="nowhere"), "E_WORLD_UNKNOWN"),
@@ -87,6 +98,18 @@ def test_a_bad_submission_is_refused_and_leaves_no_trace(
     before = audit_length(machine, me)
     refused(http.post("/strategies", json=make()), code)
     assert audit_length(machine, me) == before
+
+
+def test_a_submission_may_name_its_world_in_a_list(http: httpx.Client) -> None:
+    for body in (without_world(world_ids=["equities"]), submission_body(world_ids=["equities", "equities"])):
+        answer = http.post("/strategies/dry-run", json=body)
+        assert (answer.status_code, answer.json()["context"]["world_id"]) == (200, "equities")
+
+
+def test_several_worlds_are_refused_with_what_to_do(http: httpx.Client) -> None:
+    said = refused(http.post("/strategies", json=without_world(world_ids=["a", "b"])), "E_WORLDS_SEVERAL")
+    assert "names a, b" in said["detail"]
+    assert "once for each world" in said["remedy"]
 
 
 def test_a_node_without_identity_fields_is_refused(http: httpx.Client) -> None:

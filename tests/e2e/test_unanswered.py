@@ -133,6 +133,23 @@ def test_what_an_author_did_wrong_is_still_an_error(machine: Machine, nowhere: N
         nowhere.submit(LookAhead())
 
 
+@pytest.mark.parametrize(
+    ("named", "code"),
+    [
+        (["a", "b"], "E_WORLDS_SEVERAL"),
+        ([], "E_WORLDS_SEVERAL"),
+        (None, "E_WORLD_UNKNOWN"),
+        ("A B", "E_WORLD_UNKNOWN"),
+    ],
+)
+def test_what_is_not_one_world_is_refused_before_anything_is_sent(
+    nowhere: Nowhere, named: Any, code: str
+) -> None:
+    """It was an AttributeError."""
+    with pytest.raises(QmtlError, match=code):
+        Runner.submit(Trend, world=named, config=nowhere.settings())
+
+
 def test_another_server_at_the_address_is_an_error(nowhere: Nowhere) -> None:
     answer = b"HTTP/1.1 404 Not Found\r\nconnection: close\r\n\r\nno such page"
     with answering_once(answer) as (url, _), pytest.raises(QmtlError, match="not as a Gateway does"):
