@@ -1,6 +1,11 @@
-"""`python -m tests.replay.record`: run every workflow on a real server and store the histories."""
+"""`python -m tests.replay.record`: run every workflow on a real server and store the histories.
+
+What was recorded before stays in `earlier/`, of the workflows that outlive releases: their runs go on under
+new code, which a history of that code itself says nothing about.
+"""
 
 import asyncio
+import hashlib
 import json
 import tempfile
 import time
@@ -28,6 +33,18 @@ from workflows.renewal import RenewalWorkflow
 from workflows.upkeep import UpkeepWorkflow
 
 HISTORIES = Path(__file__).parent / "histories"
+EARLIER = Path(__file__).parent / "earlier"
+FOLLOWING = ("evaluation", "promotion", "renewal")
+"""How the histories of workflows begin that follow the current version (decision 0019)."""
+
+
+def retain(histories: Path, earlier: Path) -> None:
+    """Copy the histories of workflows that follow the current version, under the hash of their content."""
+    earlier.mkdir(exist_ok=True)
+    for file in sorted(histories.glob("*.json")):
+        if file.stem.startswith(FOLLOWING):
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+            (earlier / f"{file.stem}.{digest}.json").write_bytes(file.read_bytes())
 
 
 async def save(machine: Machine, name: str, workflow: str, run_id: str | None = None) -> None:
@@ -142,6 +159,7 @@ def submissions(machine: Machine) -> None:
 def main() -> int:
     """Record all histories. Returns the exit code."""
     HISTORIES.mkdir(exist_ok=True)
+    retain(HISTORIES, EARLIER)
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(Path(folder), heartbeat_s=1.0)
         try:

@@ -1,6 +1,7 @@
 """Recorded histories replay: a change that would break a running workflow fails here."""
 
 import asyncio
+import inspect
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from temporalio.worker import Replayer
 
 from temporal.plugin import WORKFLOWS, QmtlPlugin
 from tests.replay.changed import Changed
-from tests.replay.record import HISTORIES
+from tests.replay.record import EARLIER, FOLLOWING, HISTORIES, retain
 
 FILES = sorted(HISTORIES.glob("*.json"))
+RETAINED = sorted(EARLIER.glob("*.json"))
 
 
 def replay(path: Path, replayer: Replayer) -> None:
@@ -23,6 +25,38 @@ def replay(path: Path, replayer: Replayer) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_recorded_history_replays(path: Path) -> None:
     replay(path, Replayer(workflows=[], plugins=[QmtlPlugin()]))
+
+
+@pytest.mark.parametrize("path", RETAINED, ids=lambda path: path.name)
+def test_a_history_that_earlier_code_recorded_replays(path: Path) -> None:
+    """Histories that are recorded anew with each change can't show that it breaks what runs."""
+    replay(path, Replayer(workflows=[], plugins=[QmtlPlugin()]))
+
+
+def test_what_follows_the_current_version_has_earlier_histories() -> None:
+    following = {
+        name.removesuffix("Workflow").lower()
+        for item in WORKFLOWS
+        for name in [item.__name__]
+        if "AUTO_UPGRADE" in inspect.getsource(inspect.getmodule(item) or item)
+    }
+    assert following == set(FOLLOWING)
+    assert {path.name.split("_")[0].split(".")[0] for path in RETAINED} == following
+
+
+def test_recording_anew_retains_what_was_recorded(tmp_path: Path) -> None:
+    histories, earlier = tmp_path / "histories", tmp_path / "earlier"
+    histories.mkdir()
+    for text in ("first", "second", "second"):
+        for name in ("evaluation", "promotion_ended", "apply_completed"):
+            (histories / f"{name}.json").write_text(f"{name} {text}")
+        retain(histories, earlier)
+    assert sorted(path.read_text() for path in earlier.iterdir()) == [
+        "evaluation first",
+        "evaluation second",
+        "promotion_ended first",
+        "promotion_ended second",
+    ]
 
 
 def test_every_workflow_has_histories() -> None:
