@@ -1,20 +1,19 @@
 """Inputs and results of EvaluationWorkflow, RenewalWorkflow and their activities."""
 
-from activities.messages.base import StoreMessage
-from qmtl_sdk.contracts.model import Model
+from activities.messages.base import HistoryMessage, StoreMessage
 
 
 class RenewalInput(StoreMessage):
     """The store whose worlds are renewed."""
 
 
-class RenewalDone(Model):
+class RenewalDone(HistoryMessage):
     """The worlds for which a judgment was requested."""
 
     worlds: tuple[str, ...]
 
 
-class EvaluationRequest(Model):
+class EvaluationRequest(HistoryMessage):
     """Request a judgment of the world.
 
     Idempotent: the same `request_id` gets the same decision. `reply_to` and `reply_run` name the workflow run
@@ -52,7 +51,7 @@ class JudgeCommand(StoreMessage):
     requested_by: str = ""
 
 
-class Judgment(Model):
+class Judgment(HistoryMessage):
     """Summary of a stored decision. Each of `lines` is strategy, result, reason."""
 
     seq: int

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from activities.messages.base import StoreMessage
-from qmtl_sdk.contracts.model import Model, OfStrategy
+from activities.messages.base import HistoryMessage, StoreMessage
+from qmtl_sdk.contracts.model import OfStrategy
 
 PromotionTarget = Literal["dryrun", "live"]
 
 
-class PromotionInput(StoreMessage, OfStrategy):
+class PromotionInput(OfStrategy, StoreMessage):
     """Promote one strategy to dryrun or live. `run_id` and `applies` come from an earlier run.
 
     `requested_issuers` are the issuers of the request's token (`TokenInfo`).
@@ -43,7 +43,7 @@ class PromotionApply(StoreMessage):
     reason: str
 
 
-class ApplyRequestResult(Model):
+class ApplyRequestResult(HistoryMessage):
     """Whether an apply was requested. `refused` is the reason why not, empty if it was.
 
     `title` says what the apply does, `approvals` how many people have to approve it.
@@ -54,7 +54,7 @@ class ApplyRequestResult(Model):
     approvals: int = 0
 
 
-class ApplyEndResult(Model):
+class ApplyEndResult(HistoryMessage):
     """How an apply ended. `failure` is the reason why it did not complete, empty if it did."""
 
     failure: str = ""
@@ -71,14 +71,14 @@ class PublishPromotion(StoreMessage):
     reason: str
 
 
-class EndPromotion(Model):
+class EndPromotion(HistoryMessage):
     """Update: end a promotion before it has reached its target."""
 
     actor: str
     reason: str = ""
 
 
-class PromotionEnd(Model):
+class PromotionEnd(HistoryMessage):
     """Result of PromotionWorkflow."""
 
     outcome: str

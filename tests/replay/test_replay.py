@@ -3,13 +3,17 @@
 import asyncio
 import inspect
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from pydantic import ValidationError
 from temporalio import workflow
 from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
+from activities.messages import evaluation, promotion
+from qmtl_sdk.contracts.model import Model
 from temporal.plugin import WORKFLOWS, QmtlPlugin
 from tests.replay.changed import Changed
 from tests.replay.record import EARLIER, FOLLOWING, HISTORIES, retain
@@ -31,6 +35,23 @@ def test_a_recorded_history_replays(path: Path) -> None:
 def test_a_history_that_earlier_code_recorded_replays(path: Path) -> None:
     """Histories that are recorded anew with each change can't show that it breaks what runs."""
     replay(path, Replayer(workflows=[], plugins=[QmtlPlugin()]))
+
+
+@pytest.mark.parametrize("module", [evaluation, promotion], ids=lambda module: module.__name__)
+def test_messages_of_what_outlives_releases_ignore_keys_of_other_code(
+    module: ModuleType,
+) -> None:
+    """A field that was removed from a signal left evaluations standing that earlier code had begun."""
+    messages = [
+        item
+        for item in vars(module).values()
+        if inspect.isclass(item) and issubclass(item, Model) and item.__module__ == module.__name__
+    ]
+    assert messages
+    for message in messages:
+        with pytest.raises(ValidationError) as caught:
+            message.model_validate({"of_other_code": 1, **dict.fromkeys(message.model_fields, object())})
+        assert "extra_forbidden" not in {item["type"] for item in caught.value.errors()}, message
 
 
 def test_what_follows_the_current_version_has_earlier_histories() -> None:
