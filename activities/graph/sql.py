@@ -32,13 +32,23 @@ _CHUNK = 500
 _STRATEGIES = 200
 
 
+# Strategies that a metric looks at, each time that it is read.
+_NEWEST = 500
+
+
 def sentinel_gaps(database: Database) -> int:
-    """Count the strategies of worlds without a version sentinel in front."""
-    same = (
-        col(SentinelRow.world_id) == BindingRow.world_id,
-        col(SentinelRow.strategy_id) == BindingRow.strategy_id,
+    """Count the strategies without a version sentinel in front, among the newest in any world."""
+    newest = (
+        select(BindingRow.world_id, BindingRow.strategy_id)
+        .order_by(col(BindingRow.seq).desc())
+        .limit(_NEWEST)
+        .subquery()
     )
-    query = select(func.count()).select_from(BindingRow).where(~exists().where(*same))
+    same = (
+        col(SentinelRow.world_id) == newest.c.world_id,
+        col(SentinelRow.strategy_id) == newest.c.strategy_id,
+    )
+    query = select(func.count()).select_from(newest).where(~exists().where(*same))
     with database.read() as session:
         return session.exec(query).one()
 

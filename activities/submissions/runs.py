@@ -178,18 +178,17 @@ class SqlRunStore:
             return outcome
 
     def seconds_to_activation(self, newest: int) -> list[float]:
-        """Read how long the newest submissions of active strategies took until they were decided."""
+        """Read how long it took to decide the newest submissions, as far as their strategies are active."""
+        last = select(OutcomeRow).order_by(col(OutcomeRow.seq).desc()).limit(newest).subquery()
         same = (
-            col(ActivationRow.world_id) == OutcomeRow.world_id,
-            col(ActivationRow.strategy_id) == OutcomeRow.strategy_id,
+            col(ActivationRow.world_id) == last.c.world_id,
+            col(ActivationRow.strategy_id) == last.c.strategy_id,
         )
         query = (
-            select(RunContextRow.created_at, OutcomeRow.created_at)
-            .join(OutcomeRow, col(OutcomeRow.run_id) == RunContextRow.run_id)
+            select(RunContextRow.created_at, last.c.created_at)
+            .join(last, last.c.run_id == col(RunContextRow.run_id))
             .join(ActivationRow, and_(*same))
             .where(col(ActivationRow.active).is_(True))
-            .order_by(col(OutcomeRow.seq).desc())
-            .limit(newest)
         )
         with self._database.read() as session:
             found = session.exec(query).all()

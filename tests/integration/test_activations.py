@@ -169,7 +169,7 @@ def test_a_change_while_a_decision_is_prepared_is_kept(
     """An apply ends meanwhile, and a strategy is halted."""
     desk = Desk(database, "w", strategies=2)
     run = desk.request("dryrun")
-    desk.steps.freeze("w", run)
+    desk.freeze(run)
     desk.steps.drain("w", run)
     seen: list[PreparedActivations] = []
 

@@ -54,7 +54,8 @@ def test_an_apply_that_was_rolled_back_does_not_switch(database: Database) -> No
 def test_an_apply_that_switched_answers_its_switch_again_after_the_unfreeze(database: Database) -> None:
     desk = Desk(database)
     run = desk.request("dryrun")
-    for step in (desk.steps.freeze, desk.steps.drain, desk.steps.switch, desk.steps.unfreeze):
+    desk.freeze(run)
+    for step in (desk.steps.drain, desk.steps.switch, desk.steps.unfreeze):
         step(desk.world, run)
     epoch = desk.epoch
     desk.steps.switch(desk.world, run)

@@ -380,7 +380,7 @@ def test_a_freeze_waits_for_orders_that_are_under_way(desk: Desk, monkeypatch: p
     answer = orders.submit([order], desk.caller)
     assert looked.wait(30)
     with ThreadPoolExecutor(1) as pool:
-        frozen = pool.submit(desk.steps.freeze, desk.world, run)
+        frozen = pool.submit(desk.freeze, run)
         try:
             with pytest.raises(TimeoutError):
                 frozen.result(0.5)

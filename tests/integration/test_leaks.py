@@ -136,6 +136,7 @@ class Storm:
             )
         except QmtlError:
             return  # nothing to change
+        self.desk.approve(run)
         for step in (
             self.desk.steps.freeze,
             self.desk.steps.drain,

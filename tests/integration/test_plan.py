@@ -69,7 +69,8 @@ def test_an_apply_in_an_old_world_does_the_work_of_one_in_a_clean_world(tmp_path
         before = done
         run = desk.request("dryrun")
         between = done - before
-        for step in (desk.steps.freeze, desk.steps.drain, desk.steps.switch, desk.steps.unfreeze):
+        desk.freeze(run)
+        for step in (desk.steps.drain, desk.steps.switch, desk.steps.unfreeze):
             step(desk.world, run)
         desk.steps.conclude(desk.world, run, "completed", "")
         assert between > 0

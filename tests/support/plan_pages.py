@@ -51,7 +51,7 @@ PAGES: dict[str, list[str]] = {
     "/queues/{topic}/messages": ["/queues/t5/messages?after=0&limit=10&last=true&session_id=s5"],
     "/events/dead-letters": ["/events/dead-letters", "/events/dead-letters?after=3&limit=10"],
     "/principals": ["/principals"],
-    "/tokens": ["/tokens"],
+    "/tokens": ["/tokens", "/tokens?limit=10&after=t5"],
     "/status": ["/status"],
     "/health": ["/health"],
     "/metrics": ["/metrics"],

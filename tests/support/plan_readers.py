@@ -15,6 +15,7 @@ from activities.decisions.activities import DecisionActivities
 from activities.fence.cache_hits import CacheHits
 from activities.messages.evaluation import RenewalInput
 from activities.messages.promotion import PublishPromotion
+from activities.messages.submission import NodeValidation
 from activities.queues.upkeep import QueueRetention
 from activities.sessions.sql import SqlSessionStore
 from activities.sessions.time_open import time_open
@@ -92,9 +93,11 @@ class Readers(House):
 
     def acts(self) -> dict[str, Callable[[], object]]:
         """What activities and requests write, by name."""
+        checked = NodeValidation(node_id="n", execution_domain="backtest", eval_key="v5")
         stores = self.stores
         return {
             "submission": lambda: self.submit(uuid.uuid4().hex[:6]),
+            "measurement": lambda: stores.runs.validated([checked], ""),
             "judgment": lambda: (self.judge(), stores.decisions.history("w", LATER - timedelta(days=41))),
             "promotion": self._promote,
             "apply": self._apply,
