@@ -4,16 +4,16 @@ import json
 import uuid
 
 from sqlalchemy import update
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from activities.applies.own_requests import require_another_person
-from activities.applies.status import apply_row, approval_of, approvals_of
+from activities.applies.status import apply_row, approval_of, approvals_of, is_disabled
 from activities.messages.apply import STORED_APPROVAL, ApprovalVerdict, DirectApproval
 from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import ApplyRow, ApprovalRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
-from qmtl_sdk.contracts.applies import Approval, ApprovalBody
+from qmtl_sdk.contracts.applies import Approval, ApprovalBody, approvers
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
 
@@ -159,6 +159,30 @@ class SqlApprovals:
             )
             tx.session.connection().execute(update(ApprovalRow).where(*fresh).values(read_at=utc_now()))
             return approvals_of(tx.session, world_id, run_id)
+
+
+def require_approved(session: Session, row: ApplyRow, plan: ApplyPlan) -> None:
+    """Check the approvals once more: a rejection may have come, and people may have left, since the last one.
+
+    Raises QmtlError: E_APPLY_REJECTED, E_APPROVAL_MISSING.
+    """
+    given = approvals_of(session, row.world_id, row.run_id)
+    rejected = next((item for item in given if item.counts and item.verdict == "reject"), None)
+    if rejected is not None:
+        raise QmtlError("E_APPLY_REJECTED", f"rejected by {rejected.actor}", "request another apply")
+    if is_disabled(session, row.requested_by):
+        raise QmtlError(
+            "E_APPROVAL_MISSING",
+            f"{row.requested_by}, who requested it, is disabled",
+            "somebody else requests it: qmtl world apply W",
+        )
+    counted = len(approvers(given))
+    if counted < plan.approval.required:
+        raise QmtlError(
+            "E_APPROVAL_MISSING",
+            f"{counted} of {plan.approval.required} approvals count: somebody who approved is disabled",
+            "request another apply",
+        )
 
 
 def _storable(text: str) -> str:

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
+from activities.applies.approvals import require_approved
 from activities.applies.context import Snapshot, allocation_of
 from activities.applies.grounds import require_same_world, require_unchanged
-from activities.applies.status import approvals_of, is_disabled, record_progress
+from activities.applies.status import record_progress
 from activities.decisions.sql import newest_decision
 from activities.fence.activations import (
     activation_etag,
@@ -34,7 +35,7 @@ from activities.messages.apply import ApprovalWait, GateChange, StepDone
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow, WorldRow
 from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import pin_fingerprint, set_node_states
-from qmtl_sdk.contracts.applies import ApplyOutcome, approvers
+from qmtl_sdk.contracts.applies import ApplyOutcome
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain, domain_of
 from qmtl_sdk.contracts.errors import QmtlError
@@ -66,7 +67,7 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
     """Take a snapshot of the world, and refuse orders under a new epoch."""
     _require_not_aborted(row)
     plan = ApplyPlan.model_validate_json(row.plan)
-    _require_approved(tx.session, row, plan)
+    require_approved(tx.session, row, plan)
     require_unchanged(tx.session, plan)
     if fence.state != OPEN:
         raise QmtlError(
@@ -187,30 +188,6 @@ def _require_not_aborted(row: ApplyRow) -> None:
     if row.aborted_by:
         raise QmtlError(
             "E_APPLY_ABORTED", f"aborted by {row.aborted_by}: {row.abort_reason}", "request another apply"
-        )
-
-
-def _require_approved(session: Session, row: ApplyRow, plan: ApplyPlan) -> None:
-    """Check the approvals once more: a rejection may have come, and people may have left, since the last one.
-
-    Raises QmtlError: E_APPLY_REJECTED, E_APPROVAL_MISSING.
-    """
-    given = approvals_of(session, row.world_id, row.run_id)
-    rejected = next((item for item in given if item.counts and item.verdict == "reject"), None)
-    if rejected is not None:
-        raise QmtlError("E_APPLY_REJECTED", f"rejected by {rejected.actor}", "request another apply")
-    if is_disabled(session, row.requested_by):
-        raise QmtlError(
-            "E_APPROVAL_MISSING",
-            f"{row.requested_by}, who requested it, is disabled",
-            "somebody else requests it: qmtl world apply W",
-        )
-    counted = len(approvers(given))
-    if counted < plan.approval.required:
-        raise QmtlError(
-            "E_APPROVAL_MISSING",
-            f"{counted} of {plan.approval.required} approvals count: somebody who approved is disabled",
-            "request another apply",
         )
 
 

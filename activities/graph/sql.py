@@ -3,8 +3,7 @@
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from sqlalchemy import exists
-from sqlmodel import Session, col, func, select, update
+from sqlmodel import Session, col, select, update
 
 from activities.graph.diff import RECOMPUTE_AFTER, DiffPlan, plan_diff, sentinel_id
 from activities.messages.submission import DiffResult, RunContextBody
@@ -12,7 +11,6 @@ from activities.queues.catalogue import publish_new_queues, register_tag_queries
 from activities.queues.topics import assets_of, folded, layout_of, topic_name
 from activities.storage.database import Database
 from activities.storage.tables import (
-    BindingRow,
     DiffRow,
     GraphEdgeRow,
     GraphNodeRow,
@@ -30,27 +28,6 @@ _CHUNK = 500
 
 # Strategies whose nodes are remembered.
 _STRATEGIES = 200
-
-
-# Strategies that a metric looks at, each time that it is read.
-_NEWEST = 500
-
-
-def sentinel_gaps(database: Database) -> int:
-    """Count the strategies without a version sentinel in front, among the newest in any world."""
-    newest = (
-        select(BindingRow.world_id, BindingRow.strategy_id)
-        .order_by(col(BindingRow.seq).desc())
-        .limit(_NEWEST)
-        .subquery()
-    )
-    same = (
-        col(SentinelRow.world_id) == newest.c.world_id,
-        col(SentinelRow.strategy_id) == newest.c.strategy_id,
-    )
-    query = select(func.count()).select_from(newest).where(~exists().where(*same))
-    with database.read() as session:
-        return session.exec(query).one()
 
 
 class SqlGraphStore:

@@ -35,14 +35,24 @@ from activities.storage.tables import (
 from activities.storage.transactions import table_of
 
 _ack = segments.ACKNOWLEDGEMENTS
-_apply, _step = table_of(ApplyRow), table_of(ApplyStepRow)
-_approval, _change = table_of(ApprovalRow), table_of(RuleChangeRow)
-_decision, _inputs = table_of(DecisionRow), table_of(DecisionInputsRow)
+_apply = table_of(ApplyRow)
+_step = table_of(ApplyStepRow)
+_approval = table_of(ApprovalRow)
+_change = table_of(RuleChangeRow)
+_decision = table_of(DecisionRow)
+_inputs = table_of(DecisionInputsRow)
 _answered = table_of(EvaluationRequestRow)
-_evidence, _outcome, _context = table_of(EvidenceRow), table_of(OutcomeRow), table_of(RunContextRow)
-_commit, _diff, _hit = table_of(CommitLogRow), table_of(DiffRow), table_of(CacheHitRow)
-_session, _outbox, _dead = table_of(SessionRow), table_of(OutboxRow), table_of(DeadLetterRow)
-_validation, _world_node = table_of(ValidationRow), table_of(WorldNodeRow)
+_evidence = table_of(EvidenceRow)
+_outcome = table_of(OutcomeRow)
+_context = table_of(RunContextRow)
+_commit = table_of(CommitLogRow)
+_diff = table_of(DiffRow)
+_hit = table_of(CacheHitRow)
+_session = table_of(SessionRow)
+_outbox = table_of(OutboxRow)
+_dead = table_of(DeadLetterRow)
+_validation = table_of(ValidationRow)
+_world_node = table_of(WorldNodeRow)
 
 # Selects the records that are due, oldest first: the columns of the key, `at`, and `size` in characters.
 DueQuery = Callable[[str], "Select[tuple[object, ...]]"]

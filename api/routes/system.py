@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Response
 
-from activities.graph.sql import sentinel_gaps
+from activities.graph.sentinels import sentinel_gaps
 from api.auth.access import GuardedRoute
 from api.health import Health
 from api.metrics import (

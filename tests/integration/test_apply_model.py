@@ -199,6 +199,7 @@ class Applies(RuleBasedStateMachine):
         expected = self.model.request_error(plan)
         if self._refused(lambda: self.desk.request(to, run, weights=weights), expected):
             return
+        self.desk.approve(run)
         self.model.request(run, plan)
 
     @rule(step=st.sampled_from(STEPS))
