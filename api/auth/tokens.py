@@ -120,7 +120,9 @@ class Tokens:
     async def _provided(self, token: str, provider: IdentityProvider) -> "_Verified":
         """Verify a token of the identity provider, and add it to the register, where it can be revoked."""
         kid, claims = await provider.verify(token)
-        caller = caller_of({**claims, "jti": f"oidc:{content_hash(token.encode())}"})
+        # Of what was signed: one signature can be written in several ways, and each would be another token.
+        signed = token.rpartition(".")[0]
+        caller = caller_of({**claims, "jti": f"oidc:{content_hash(signed.encode())}"})
         require_principal_name(caller.subject)
         now = datetime.now(UTC)
         info = TokenInfo(

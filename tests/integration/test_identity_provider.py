@@ -7,7 +7,7 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,39 @@ def test_a_disabled_principal_and_a_revoked_token_are_refused_at_once(
     gateway.principals.disable("ana", "olga")
     assert gateway.refused(other) == "E_TOKEN_REVOKED"
     assert gateway.refused(provider.token(jti="3")) == "E_PRINCIPAL_DISABLED"
+
+
+def padded(token: str) -> str:
+    """Write the signature of a token with the padding of Base64."""
+    return token + "=" * (-len(token.rpartition(".")[2]) % 4)
+
+
+def mirrored(token: str) -> str:
+    """Sign as (r, n − s): for an elliptic curve of order n that is a valid signature as well."""
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
+    signed, _, signature = token.rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    other = raw[:32] + (order - int.from_bytes(raw[32:], "big")).to_bytes(32, "big")
+    return f"{signed}.{base64.urlsafe_b64encode(other).decode().rstrip('=')}"
+
+
+@pytest.mark.parametrize(("algorithm", "again"), [("RS256", padded), ("ES256", padded), ("ES256", mirrored)])
+def test_a_revoked_token_stays_revoked_however_its_signature_is_written(
+    gateway: Gateway, provider: Provider, algorithm: str, again: Callable[[str], str]
+) -> None:
+    kid = "first"
+    if algorithm == "ES256":
+        provider.keys[kid := "curve"] = ec.generate_private_key(ec.SECP256R1())
+        provider.listed.append(kid)
+    revoked, ended = (provider.token(kid, algorithm, jti=name) for name in ("revoked", "ended"))
+    token_id = gateway.caller(revoked).token_id
+    assert gateway.caller(again(revoked)).token_id == token_id
+    gateway.caller(ended)
+    gateway.store.revoke(token_id, "olga")
+    assert gateway.refused(again(revoked)) == "E_TOKEN_REVOKED"
+    gateway.principals.disable("ana", "olga")
+    gateway.principals.add("ana", "olga")
+    assert gateway.refused(again(ended)) == "E_TOKEN_REVOKED"
 
 
 @pytest.mark.parametrize(
