@@ -1,6 +1,8 @@
 """What a change of a world's rules loosens: what it takes back of the safety that the rules in force give.
 
-A pure comparison. A rule whose strictness is not known here counts as loosened by any change.
+A pure comparison. A rule whose strictness is not known here counts as loosened by any change. So does a rule
+about approvals in either direction: whoever could ask for more approvals than there are people, or for all of
+them within a minute, would lock the rules.
 """
 
 import operator
@@ -21,7 +23,6 @@ _BOUND = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(>=|>|<=|<)\s*(-?\d+(?:\.\d+)?(?:[e
 _COMPARED = (
     "data_currency.",
     "decision_ttl",
-    "gating_policy.approvals.",
     "gating_policy.campaign.",
     "gating_policy.dataset_fingerprint",
     "gating_policy.domains.",
@@ -49,13 +50,6 @@ def loosened_world(before: WorldSpec, after: WorldSpec) -> list[str]:
 def _policy(before: Policy, after: Policy) -> Iterator[str]:
     yield from _gates(before.selection.gates, after.selection.gates)
     old, new = before.gating_policy, after.gating_policy
-    for name in ("required", "live", "policy"):
-        if getattr(new.approvals, name) < getattr(old.approvals, name):
-            yield f"approvals.{name} from {getattr(old.approvals, name)} to {getattr(new.approvals, name)}"
-    if not set(new.approvals.roles) <= set(old.approvals.roles):
-        yield f"approvals.roles to {', '.join(new.approvals.roles)}"
-    if new.approvals.direct_signals and not old.approvals.direct_signals:
-        yield "approvals.direct_signals"
     if rank_of(after.highest_mode) > rank_of(before.highest_mode):
         yield f"domains.to {new.domains.to}"
     if old.dataset_fingerprint and not new.dataset_fingerprint:
@@ -70,7 +64,6 @@ def _policy(before: Policy, after: Policy) -> Iterator[str]:
         ("data_currency.max_lag", data.max_lag, data_after.max_lag, True),
         ("data_currency.min_history", data.min_history, data_after.min_history, False),
         ("decision_ttl", before.decision_ttl, after.decision_ttl, True),
-        ("approvals.expires", old.approvals.expires, new.approvals.expires, True),
         ("campaign.backtest", old.campaign.backtest, new.campaign.backtest, False),
         ("campaign.dryrun", old.campaign.dryrun, new.campaign.dryrun, False),
         *((f"topk.{name}", was, now, True) for name, was, now in _places(before, after)),

@@ -7,6 +7,7 @@ are written beside it replace the preset's.
 from typing import Any
 
 from qmtl_sdk.contracts.documents import mapping_of, validated
+from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
@@ -39,6 +40,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Named defaults, from the least to the most demanding by `sharpe`. (Any: values of the policy's YAML.)"""
+
+
+# Seconds that a new policy gives people to approve, at least. A stored one may give fewer.
+_MIN_APPROVAL_S = 300
 
 
 class Difference(Model):
@@ -83,6 +88,13 @@ def policy_from(body: dict[str, Any]) -> Policy:
             )
         body = _merged(PRESETS[preset], body)
     policy: Policy = validated(Policy, body, "E_POLICY_INVALID", "policy")
+    if policy.gating_policy.approvals.expires < _MIN_APPROVAL_S:
+        raise QmtlError(
+            "E_POLICY_INVALID",
+            f"gating_policy.approvals.expires is {format_duration(policy.gating_policy.approvals.expires)}, "
+            "within which nobody can approve",
+            f"give people {format_duration(_MIN_APPROVAL_S)} or more",
+        )
     return policy
 
 

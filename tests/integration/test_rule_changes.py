@@ -50,7 +50,7 @@ def house(database: Database) -> House:
 
 
 LOOSER = policy(approvals={**STRICT, "required": 1})
-STRICTER = policy(approvals={**STRICT, "required": 3})
+STRICTER = policy(approvals=STRICT, campaign={"dryrun": "7d"})
 
 
 def test_one_operator_sets_no_looser_rules_alone(house: House) -> None:
@@ -58,7 +58,7 @@ def test_one_operator_sets_no_looser_rules_alone(house: House) -> None:
     change = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
     assert house.in_force == before
     (waiting,) = house.changes.all("w")
-    assert waiting.loosens == ("approvals.required from 2 to 1",)
+    assert waiting.loosens == ("gating_policy.approvals.required from 2 to 1",)
     with pytest.raises(QmtlError, match="E_APPROVAL_OWN"):
         house.approve(change, "olga")
     assert house.approve(change, "ana") == "waiting"
@@ -68,6 +68,21 @@ def test_one_operator_sets_no_looser_rules_alone(house: House) -> None:
     assert house.in_force.gating_policy.approvals.required == 1
     with pytest.raises(QmtlError, match="E_CHANGE_ENDED"):
         house.approve(change, "carl")
+
+
+def test_one_operator_does_not_change_how_changes_are_approved(house: House) -> None:
+    """More approvals than there are people, or less time than they need, would lock the rules for good."""
+    before = house.in_force
+    for more in ({"policy": 20}, {"required": 20}, {"live": 20}, {"expires": "5m"}, {"roles": ["owner"]}):
+        found = policy(approvals={**STRICT, **more})
+        house.pending(lambda found=found: house.changes.add_policy("w", found, "mallory"))
+    assert house.in_force == before
+    with pytest.raises(QmtlError, match="E_POLICY_INVALID") as error:
+        policy(approvals={**STRICT, "expires": "299s"})
+    assert "approvals.expires" in error.value.message
+    change = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    house.approve(change, "ana")
+    assert house.approve(change, "ben") == "made"
 
 
 def test_stricter_rules_and_other_values_wait_for_nobody(house: House) -> None:
