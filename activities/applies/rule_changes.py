@@ -69,6 +69,11 @@ class SqlRuleChanges:
             world_row(session, world_id)
             return [_status(session, row) for row in session.exec(query)]
 
+    def find(self, world_id: str, change_id: str) -> ChangeStatus:
+        """Read one change. Raises QmtlError (E_CHANGE_UNKNOWN)."""
+        with self._database.read() as session:
+            return _status(session, _row(session, world_id, change_id))
+
     def decide(
         self,
         world_id: str,
@@ -84,13 +89,7 @@ class SqlRuleChanges:
         """
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
-            row = tx.session.get(RuleChangeRow, change_id)
-            if row is None or row.world_id != world_id:
-                raise QmtlError(
-                    "E_CHANGE_UNKNOWN",
-                    f"there is no change {change_id[:64]!r} in {world_id}",
-                    "qmtl world changes W lists them",
-                )
+            row = _row(tx.session, world_id, change_id)
             _end_if_over(tx, row)
             if row.state == "waiting":
                 _store_verdict(tx, row, actor, verdict, reason, token_id)
@@ -153,6 +152,17 @@ class SqlRuleChanges:
             change_id=change_id,
             loosens=loosens,
         )
+
+
+def _row(session: Session, world_id: str, change_id: str) -> RuleChangeRow:
+    row = session.get(RuleChangeRow, change_id)
+    if row is None or row.world_id != world_id:
+        raise QmtlError(
+            "E_CHANGE_UNKNOWN",
+            f"there is no change {change_id[:64]!r} in {world_id}",
+            "qmtl world changes W lists them",
+        )
+    return row
 
 
 def _present(session: Session, world_id: str) -> tuple[WorldRow, Policy | None]:

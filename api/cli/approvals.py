@@ -143,7 +143,7 @@ def _approve_change(client: GatewayClient, options: ApproveOptions) -> None:
         waiting = [item for item in client.changes(world) if item.change_id == change_id]
         print_result(Format.TEXT, None, lambda: [line for item in waiting for line in change_text(item)])
         ask(f"approve {change_id} of {world}?", options.output)
-    change = client.approve_change(world, change_id, options.reason)
+    change = client.approve_change(world, change_id, options.reason, options.live)
     print_result(options.output, change.json_dict(), lambda: change_text(change))
 
 

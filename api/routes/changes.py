@@ -19,7 +19,10 @@ def list_changes(world_id: str, state: State) -> list[ChangeStatus]:
 def approve(
     world_id: str, change_id: str, state: State, caller: CurrentCaller, body: Reason | None = None
 ) -> ChangeStatus:
+    """Nobody approves their own change. What leads to live needs an operator and the live header."""
     caller.require_approver(world_id, _roles(world_id, state))
+    if state.stores.rule_changes.find(world_id, change_id).leads_to_live:
+        caller.require_live(world_id)
     reason = (body or Reason()).reason
     return state.stores.rule_changes.decide(
         world_id, change_id, caller.subject, "approve", reason, caller.token_id

@@ -10,6 +10,9 @@ from qmtl_sdk.contracts.worlds import UtcTime, WorldUpdate
 CHANGE_PREFIX = "change-"
 """The start of the id of a change, by which `qmtl world approve` tells it from an apply."""
 
+LEADS_TO_LIVE = frozenset({"allow_live", "domains.to live"})
+"""What a change loosens that lets a world trade live."""
+
 ChangeState = Literal["waiting", "made", "rejected", "expired", "outdated"]
 """`outdated`: the rules have changed since it was requested."""
 
@@ -45,3 +48,8 @@ class ChangeStatus(Model):
     requested_at: UtcTime
     expires_at: UtcTime
     approvals: tuple[Approval, ...] = ()
+
+    @property
+    def leads_to_live(self) -> bool:
+        """Whether its approval leads to live trading."""
+        return not LEADS_TO_LIVE.isdisjoint(self.loosens)

@@ -6,6 +6,7 @@ policy that they have requested. Each case leaves the world as it is. Signals st
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from qmtl_sdk.contracts.access import Role, TokenRequest
 from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.promotions import PromotionRequest
+from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.runtime.client import GatewayClient
 from temporal.client import connect
 from tests.support.command import Person
@@ -505,4 +507,43 @@ def test_those_who_may_do_it_can(machine: Machine) -> None:
         assert stage.client.policies(stage.world)[-1]["selection"]["gates"]["and"] == []
         stage.client.add_policy(stage.world, stage.policy)  # stricter again: nobody is asked
     finally:
+        stage.close()
+
+
+def test_a_change_that_leads_to_live_takes_an_operator_who_says_so(machine: Machine) -> None:
+    """An author whom the policy lets approve allowed live, without the header that says what it leads to."""
+    gating = {
+        "domains": {"from": "backtest", "to": "dryrun"},
+        "approvals": {"required": 1, "live": 1, "policy": 1, "roles": ["author", "operator"]},
+    }
+    stage = ApplyScenario(machine, "leads", gating)
+    author = GatewayClient(machine.url, machine.issue("arthur", {stage.world: Role.AUTHOR}).token)
+
+    def pending(request: Callable[[], object]) -> str:
+        with pytest.raises(QmtlError, match="E_CHANGE_PENDING") as caught:
+            request()
+        return str(caught.value.details["change_id"])
+
+    def refused(code: str, by: GatewayClient, change: str, live: bool) -> None:
+        with pytest.raises(QmtlError, match=code):
+            by.approve_change(stage.world, change, live=live)
+
+    try:
+        stage.client.update_world(stage.world, WorldUpdate(allow_live=False))
+        live_gating = {**stage.policy["gating_policy"], "domains": {"from": "backtest", "to": "live"}}
+        requests: tuple[Callable[[], object], ...] = (
+            lambda: stage.ana.update_world(stage.world, WorldUpdate(allow_live=True), live=True),
+            lambda: stage.ana.add_policy(stage.world, {**stage.policy, "gating_policy": live_gating}),
+        )
+        for request in requests:
+            change = pending(request)
+            refused("E_ROLE", author, change, live=True)
+            refused("E_LIVE_HEADER", stage.ben, change, live=False)
+            assert stage.ben.approve_change(stage.world, change, live=True).state == "made"
+        assert stage.client.world(stage.world).spec.allow_live
+        looser = {**stage.policy, "gating_policy": live_gating, "selection": {"score": "sharpe"}}
+        change = pending(lambda: stage.ana.add_policy(stage.world, looser))
+        assert author.approve_change(stage.world, change).state == "made", "live was allowed before"
+    finally:
+        author.close()
         stage.close()

@@ -76,9 +76,13 @@ class WorldRoutes(Transport):
             self._call("GET", f"/worlds/{world_id}/changes")
         )
 
-    def approve_change(self, world_id: str, change_id: str, reason: str = "") -> ChangeStatus:
+    def approve_change(
+        self, world_id: str, change_id: str, reason: str = "", live: bool = False
+    ) -> ChangeStatus:
         path = f"/worlds/{world_id}/changes/{change_id}/approve"
-        return ChangeStatus.model_validate(self._call("POST", path, json={"reason": reason}))
+        return ChangeStatus.model_validate(
+            self._call("POST", path, json={"reason": reason}, headers=live_header(live))
+        )
 
     def reject_change(self, world_id: str, change_id: str, reason: str = "") -> ChangeStatus:
         path = f"/worlds/{world_id}/changes/{change_id}/reject"
