@@ -7,7 +7,8 @@
    refused once its key set has been read again.
 3. Issuer, audience and time are checked, and the person's groups give the roles.
 
-A provider that can't be reached leaves the keys of the last key set valid for `_RETAINED_S`.
+A provider that can't be reached leaves the keys of the last key set valid for `_RETAINED_S`. One that is slow
+holds nobody whose key is known for longer than `_KNOWN_WAIT_S`: the key set is read beside the requests.
 """
 
 import asyncio
@@ -36,8 +37,11 @@ _FRESH_S = 600.0
 _PAUSE_S = 10.0
 _RETAINED_S = 86_400.0
 
-# Seconds for an answer of the provider, the bytes of its answers, and the keys of its key set.
-_ANSWER_S = 5.0
+# Seconds for reading the key set, which end before the next attempt, and for a request whose key is known.
+_READ_S = 8.0
+_KNOWN_WAIT_S = 1.0
+
+# The bytes of an answer of the provider, and the keys of its key set.
 _MAX_ANSWER = 1_000_000
 _MAX_KEYS = 100
 
@@ -54,7 +58,7 @@ class IdentityProvider:
         self._keys: dict[str, jwt.PyJWK] = {}
         self._read_at = float("-inf")
         self._tried_at = float("-inf")
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
 
     def issued(self, token: str) -> bool:
         """Return whether a token names this provider as its issuer. Nothing of it is verified yet."""
@@ -121,9 +125,12 @@ class IdentityProvider:
     async def _key(self, kid: str) -> jwt.PyJWK:
         """Return a key of the provider. Raises QmtlError: E_TOKEN_KEY, E_UNAVAILABLE."""
         if not self.accepts(kid):
-            async with self._reading:
-                if not self.accepts(kid) and time.monotonic() - self._tried_at > _PAUSE_S:
-                    await self._read()
+            if self._reading is None and time.monotonic() - self._tried_at > _PAUSE_S:
+                self._tried_at = time.monotonic()
+                self._reading = asyncio.create_task(self._read())
+            if self._reading is not None:
+                known = kid in self._keys and time.monotonic() - self._read_at < _RETAINED_S
+                await asyncio.wait({self._reading}, timeout=_KNOWN_WAIT_S if known else None)
         if time.monotonic() - self._read_at > _RETAINED_S:
             raise QmtlError(
                 "E_UNAVAILABLE",
@@ -140,10 +147,13 @@ class IdentityProvider:
 
     async def _read(self) -> None:
         """Read the key set. One that can't be read leaves the present one."""
-        self._tried_at = time.monotonic()
         issuer = self._settings.issuer.rstrip("/")
         try:
-            async with httpx.AsyncClient(timeout=_ANSWER_S, trust_env=False) as client:
+            # A time limit of the client is one for each part of an answer, which may come byte by byte.
+            async with (
+                asyncio.timeout(_READ_S),
+                httpx.AsyncClient(timeout=_READ_S, trust_env=False) as client,
+            ):
                 metadata = await _json(client, f"{issuer}/.well-known/openid-configuration")
                 if metadata["issuer"] != self._settings.issuer:
                     raise ValueError(f"it calls itself {str(metadata['issuer'])[:100]!r}")
@@ -152,11 +162,14 @@ class IdentityProvider:
                     raise ValueError(f"its jwks_uri {address[:100]!r} is no https address")
                 found = await _json(client, address)
             keys = [_parsed(item) for item in found["keys"][:_MAX_KEYS]]
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-            _log.warning("the keys of the identity provider can't be read", issuer=issuer, why=str(error))
-            return
-        self._keys = {key.key_id: key for key in keys if key is not None and key.key_id}
-        self._read_at = time.monotonic()
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, KeyError, TypeError) as error:
+            why = str(error) or f"no whole answer within {_READ_S:g} s"
+            _log.warning("the keys of the identity provider can't be read", issuer=issuer, why=why)
+        else:
+            self._keys = {key.key_id: key for key in keys if key is not None and key.key_id}
+            self._read_at = time.monotonic()
+        finally:
+            self._reading = None
 
 
 def _parsed(item: Mapping[str, Any]) -> jwt.PyJWK | None:

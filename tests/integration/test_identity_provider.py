@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import http.server
 import json
@@ -40,6 +41,8 @@ class Provider:
         self.keys: dict[str, Any] = {"first": rsa.generate_private_key(65537, 2048)}
         self.listed = ["first"]
         self.reads = 0
+        self.drips = False
+        self.closed = threading.Event()
         provider = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -47,6 +50,9 @@ class Provider:
                 body = provider.answer(self.path)
                 self.send_response(200 if body is not None else 404)
                 self.end_headers()
+                with contextlib.suppress(OSError):  # the reader has gone
+                    while provider.drips and not provider.closed.wait(0.02):
+                        self.wfile.write(b" ")
                 self.wfile.write(json.dumps(body).encode())
 
             def log_message(self, *_: object) -> None:
@@ -100,6 +106,7 @@ class Provider:
 def provider() -> Iterator[Provider]:
     found = Provider()
     yield found
+    found.closed.set()
     found.server.shutdown()
     found.server.server_close()
 
@@ -237,6 +244,43 @@ def test_a_provider_that_is_away_stops_nobody_whose_key_is_known(
     assert gateway.caller(provider.token()).subject == "ana"
     monkeypatch.setattr(oidc, "_RETAINED_S", 0.0)
     assert gateway.refused(provider.token()) == "E_UNAVAILABLE"
+
+
+def test_a_key_that_the_provider_withdrew_is_refused_as_soon_as_it_answers(
+    gateway: Gateway, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = provider.token()
+    assert gateway.caller(token).subject == "ana"
+    monkeypatch.setattr(oidc, "_FRESH_S", 0.0)
+    monkeypatch.setattr(oidc, "_PAUSE_S", 0.0)
+    provider.listed = []
+    assert gateway.refused(token) == "E_TOKEN_KEY"
+
+
+def test_a_provider_that_answers_byte_by_byte_holds_nobody_for_long(
+    gateway: Gateway, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody waited for its whole answer, also those whose key was known."""
+    known = provider.token()
+    provider.keys["new"] = provider.keys["first"]
+    gateway.caller(known)
+    monkeypatch.setattr(oidc, "_FRESH_S", 0.0)
+    provider.drips = True
+
+    def within(limit_s: float, *tokens: str) -> list[str]:
+        async def run() -> list[str]:
+            gateway.tokens._provider._tried_at = float("-inf")  # type: ignore[union-attr]  # it is time to read
+            async with asyncio.timeout(limit_s):
+                asked = (gateway.tokens.caller(token) for token in tokens)
+                found = await asyncio.gather(*asked, return_exceptions=True)
+            return [item.code if isinstance(item, QmtlError) else item.subject for item in found]  # type: ignore[union-attr]
+
+        return asyncio.run(run())
+
+    monkeypatch.setattr(oidc, "_READ_S", 60.0)
+    assert within(15.0, *(provider.token(jti=str(number)) for number in range(5))) == ["ana"] * 5
+    monkeypatch.setattr(oidc, "_READ_S", 0.5)
+    assert within(15.0, provider.token("new")) == ["E_TOKEN_KEY"]
 
 
 @pytest.mark.parametrize(
