@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
 from activities.storage.database import Database
@@ -21,7 +21,7 @@ class SqlPrincipalStore:
     def add(self, name: str, actor: str) -> Principal:
         """Register a principal, or enable one again. Idempotent.
 
-        Raises QmtlError (E_PRINCIPAL_RESERVED).
+        Raises QmtlError: E_PRINCIPAL_RESERVED; E_PRINCIPAL_EXISTS where another differs in case only.
         """
         require_free(name)
         with self._database.write(actor) as tx:
@@ -29,6 +29,8 @@ class SqlPrincipalStore:
             row = tx.session.get(PrincipalRow, name)
             if row is not None and row.disabled_at is None:
                 return _principal(row)
+            if row is None:
+                _require_another_name(tx.session, name)
             action = "principal.added" if row is None else "principal.enabled"
             row = row or PrincipalRow(name=name, created_by=actor, created_at=utc_now())
             row.disabled_by, row.disabled_at = "", None
@@ -89,8 +91,18 @@ def _row(session: Session, name: str) -> PrincipalRow:
     return row
 
 
+def _require_another_name(session: Session, name: str) -> None:
+    """Raise QmtlError (E_PRINCIPAL_EXISTS) where a name differs from another in case only."""
+    query = select(PrincipalRow.name).where(func.lower(PrincipalRow.name) == name.lower())
+    other = session.exec(query).first()
+    if other is not None:
+        raise QmtlError(
+            "E_PRINCIPAL_EXISTS", f"{name} differs from {other} in case only", "choose another name"
+        )
+
+
 def _lock_of(name: str) -> str:
-    return f"principal:{name}"
+    return f"principal:{name.lower()}"
 
 
 def _principal(row: PrincipalRow) -> Principal:

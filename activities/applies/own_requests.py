@@ -1,11 +1,11 @@
-"""Nobody approves their own request: neither who made it, nor who had a hand in a token of theirs."""
+"""Nobody approves their own request: neither who made it, nor who had a hand in their token or name."""
 
 import json
 from collections.abc import Sequence
 
 from sqlmodel import Session
 
-from activities.storage.tables import TokenRow
+from activities.storage.tables import PrincipalRow, TokenRow
 from activities.storage.transactions import Transaction
 from qmtl_sdk.contracts.errors import QmtlError
 
@@ -14,6 +14,15 @@ def issuers_of(session: Session, token_id: str) -> list[str]:
     """Return everybody who issued a token, or theirs; empty for no token."""
     token = session.get(TokenRow, token_id) if token_id else None
     return list(json.loads(token.issuers)) if token else []
+
+
+def _registrars_of(session: Session, name: str) -> set[str]:
+    """Return who registered a principal, who registered them, and so on."""
+    found: set[str] = set()
+    while (row := session.get(PrincipalRow, name)) is not None and row.created_by not in found:
+        name = row.created_by
+        found.add(name)
+    return found
 
 
 def require_another_person(
@@ -28,7 +37,7 @@ def require_another_person(
 
     Raises QmtlError (E_APPROVAL_OWN).
     """
-    if actor == requested_by:
+    if actor.casefold() == requested_by.casefold():
         raise QmtlError(
             "E_APPROVAL_OWN",
             f"{actor} requested {subject}, and nobody approves their own request",
@@ -46,3 +55,10 @@ def require_another_person(
             f"{actor} issued the token with which {subject} was requested, or one that it came from",
             "another person approves it, who had no hand in that token",
         )
+    for one, other in ((requested_by, actor), (actor, requested_by)):
+        if one in _registrars_of(tx.session, other):
+            raise QmtlError(
+                "E_APPROVAL_OWN",
+                f"{one} registered {other}, or who registered them: for {subject} they count as one person",
+                "another person approves it, who was registered by somebody else",
+            )

@@ -64,6 +64,7 @@ CODES: dict[str, int] = {
     "E_PRINCIPAL_UNKNOWN": 403,
     "E_PRINCIPAL_DISABLED": 403,
     "E_PRINCIPAL_RESERVED": 422,
+    "E_PRINCIPAL_EXISTS": 409,
     "E_RATE": 429,
     "E_SOCKETS": 429,
     # the stream

@@ -94,6 +94,17 @@ def test_nobody_acts_under_a_name_of_the_system(people: People) -> None:
             people.principals.add(name, "olga")
 
 
+def test_no_two_principals_differ_in_case_only(people: People) -> None:
+    people.principals.add("Bob", "olga")
+    with refused("E_PRINCIPAL_EXISTS"):
+        people.principals.add("bob", "olga")
+    people.principals.disable("Bob", "olga")
+    with refused("E_PRINCIPAL_EXISTS"):
+        people.principals.add("BOB", "olga")
+    assert people.principals.add("Bob", "ben").disabled_at is None
+    assert [item.name for item in people.principals.all()] == ["Bob"]
+
+
 def test_the_reserved_names_are_those_under_which_the_system_writes() -> None:
     found = set()
     for folder in ("activities", "api", "temporal"):
@@ -144,3 +155,36 @@ def test_who_had_a_hand_in_the_token_of_a_request_does_not_approve_it(
     assert desk.approvals.record(
         desk.world, "run-third", "ana", "approve", ApprovalBody(), own.token_id
     ).counts
+
+
+@pytest.mark.parametrize(
+    ("asks", "approves", "counts"),
+    [
+        ("olga@local", "olga", False),
+        ("olga", "olga@local", False),
+        ("olga@local", "third", False),
+        ("third", "olga@local", False),
+        ("Olga", "olga", False),
+        ("olga@local", "ben", True),
+        ("olga", "third-by-ben", True),
+    ],
+)
+def test_a_name_that_the_requester_registered_does_not_approve(
+    database: Database, people: People, asks: str, approves: str, counts: bool
+) -> None:
+    """One person was two, without a token that they had issued: with a name here and one at the provider."""
+    desk = Desk(database)
+    registered = {"olga@local": "system", "olga": "olga@local", "third": "olga", "ben": "system"}
+    for name, by in {**registered, "third-by-ben": "ben"}.items():
+        people.principals.add(name, by)
+    desk.requests.request(desk.world, ApplyRequest(run_id="run", to="dryrun"), asks)
+
+    def approve() -> bool:
+        return desk.approvals.record(desk.world, "run", approves, "approve", ApprovalBody()).counts
+
+    if counts:
+        assert approve()
+        return
+    with refused("E_APPROVAL_OWN"):
+        approve()
+    assert desk.approvals.record(desk.world, "run", approves, "reject", ApprovalBody()).counts
