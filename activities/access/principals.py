@@ -25,7 +25,7 @@ class SqlPrincipalStore:
         """
         require_free(name)
         with self._database.write(actor) as tx:
-            tx.lock(_lock_of(name))
+            lock_principal(tx, name)
             row = tx.session.get(PrincipalRow, name)
             if row is not None and row.disabled_at is None:
                 return _principal(row)
@@ -56,7 +56,7 @@ class SqlPrincipalStore:
         Raises QmtlError (E_PRINCIPAL_UNKNOWN).
         """
         with self._database.write(actor) as tx:
-            tx.lock(_lock_of(name))
+            lock_principal(tx, name)
             row = _row(tx.session, name)
             if row.disabled_at is None:
                 row.disabled_by, row.disabled_at = actor, utc_now()
@@ -67,12 +67,17 @@ class SqlPrincipalStore:
             return _principal(row)
 
 
+def lock_principal(tx: Transaction, name: str) -> None:
+    """Take the lock under which a principal and their tokens are changed."""
+    tx.lock(f"principal:{name.lower()}")
+
+
 def require_enabled(tx: Transaction, name: str) -> None:
     """Check that a principal may have tokens, and keep it so until the transaction ends.
 
     Raises QmtlError: E_PRINCIPAL_UNKNOWN, E_PRINCIPAL_DISABLED.
     """
-    tx.lock(_lock_of(name))
+    lock_principal(tx, name)
     row = _row(tx.session, name)
     if row.disabled_at is not None:
         raise QmtlError(
@@ -99,10 +104,6 @@ def _require_another_name(session: Session, name: str) -> None:
         raise QmtlError(
             "E_PRINCIPAL_EXISTS", f"{name} differs from {other} in case only", "choose another name"
         )
-
-
-def _lock_of(name: str) -> str:
-    return f"principal:{name.lower()}"
 
 
 def _principal(row: PrincipalRow) -> Principal:

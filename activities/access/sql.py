@@ -1,6 +1,7 @@
 """Issued tokens in the database."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
@@ -8,7 +9,7 @@ from typing import Literal
 from sqlalchemy import bindparam, delete, literal, text, tuple_
 from sqlmodel import Session, col, select
 
-from activities.access.principals import require_enabled
+from activities.access.principals import lock_principal, require_enabled
 from activities.settings import MAX_STREAM_S
 from activities.storage.database import Database
 from activities.storage.tables import TokenRow
@@ -52,7 +53,7 @@ class SqlTokenStore:
     def add(self, token: TokenInfo) -> None:
         """Store a new token of an enabled principal. Idempotent by its id.
 
-        Raises QmtlError: E_PRINCIPAL_UNKNOWN, E_PRINCIPAL_DISABLED.
+        Raises QmtlError: E_PRINCIPAL_UNKNOWN, E_PRINCIPAL_DISABLED; E_TOKEN_REVOKED where its parent is.
         """
         row = TokenRow(
             token_id=token.token_id,
@@ -60,11 +61,14 @@ class SqlTokenStore:
             grants=canonical_json({world: role.value for world, role in token.grants.items()}).decode(),
             created_by=token.created_by,
             issuers=json.dumps(token.issuers),
+            parent_id=token.parent_id,
             created_at=token.created_at.isoformat(),
             expires_at=token.expires_at.isoformat(),
         )
         with self._database.write(token.created_by) as tx:
             require_enabled(tx, token.subject)
+            if token.parent_id and tx.session.get_one(TokenRow, token.parent_id).revoked_at is not None:
+                require_good("revoked")
             if not tx.insert_new([row]):
                 return
             over = (
@@ -122,13 +126,21 @@ class SqlTokenStore:
             return found[:limit]
 
     def revoke(self, token_id: str, actor: str) -> TokenInfo:
-        """Revoke a token. Idempotent. Raises QmtlError (E_TOKEN_UNKNOWN)."""
+        """Revoke a token, and those that its person issued to themselves with it, and so on. Idempotent.
+
+        Raises QmtlError (E_TOKEN_UNKNOWN).
+        """
         with self._database.write(actor) as tx:
-            row = _row(tx.session, token_id, for_update=True)
+            row = _row(tx.session, token_id)
+            lock_principal(tx, row.subject)  # nobody issues another with it meanwhile
+            tx.session.refresh(row)
             if row.revoked_at is None:
-                row.revoked_at = utc_now()
-                tx.session.add(row)
-                tx.record(RecordedChange("token.revoked", "", token_id, after={"subject": row.subject}))
+                at = utc_now()
+                for item in _with_own(tx.session, row):
+                    item.revoked_at = at
+                    tx.session.add(item)
+                    after = {"subject": item.subject, "parent_id": item.parent_id}
+                    tx.record(RecordedChange("token.revoked", "", item.token_id, after=after))
             return _info(row)
 
     def revoked(self) -> set[str]:
@@ -143,9 +155,9 @@ class SqlTokenStore:
             return set(session.exec(query))
 
 
-def _row(session: Session, token_id: str, for_update: bool = False) -> TokenRow:
+def _row(session: Session, token_id: str) -> TokenRow:
     """Read a token's row. Raises QmtlError (E_TOKEN_UNKNOWN)."""
-    row = session.get(TokenRow, token_id, with_for_update=for_update)
+    row = session.get(TokenRow, token_id)
     if row is None:
         raise QmtlError(
             "E_TOKEN_UNKNOWN", f"there is no token {token_id[:64]!r}", "qmtl token list shows them"
@@ -162,6 +174,20 @@ def _older(session: Session, before: TokenRow | None) -> Sequence[TokenRow]:
     return session.exec(query.limit(_READ_AT_ONCE)).all()
 
 
+def _with_own(session: Session, row: TokenRow) -> list[TokenRow]:
+    """List a token, and those that its person issued to themselves with it, with those, and so on."""
+    query = select(TokenRow).where(
+        TokenRow.subject == row.subject, TokenRow.parent_id != "", col(TokenRow.revoked_at).is_(None)
+    )
+    issued = defaultdict[str, list[TokenRow]](list)
+    for item in session.exec(query):
+        issued[item.parent_id].append(item)
+    found = [row]
+    for item in found:  # it grows
+        found += issued[item.token_id]
+    return found
+
+
 def _info(row: TokenRow) -> TokenInfo:
     return TokenInfo(
         token_id=row.token_id,
@@ -169,6 +195,7 @@ def _info(row: TokenRow) -> TokenInfo:
         grants={world: Role(role) for world, role in json.loads(row.grants).items()},
         created_by=row.created_by,
         issuers=tuple(json.loads(row.issuers)),
+        parent_id=row.parent_id,
         created_at=datetime.fromisoformat(row.created_at),
         expires_at=datetime.fromisoformat(row.expires_at),
         revoked_at=datetime.fromisoformat(row.revoked_at) if row.revoked_at else None,

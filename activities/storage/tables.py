@@ -174,7 +174,7 @@ class PrincipalRow(SQLModel, table=True):
 
 
 class TokenRow(SQLModel, table=True):
-    """An issued token, without its secret. `issuers` (JSON) are as in `TokenInfo`."""
+    """An issued token, without its secret. `issuers` (JSON) and `parent_id` are as in `TokenInfo`."""
 
     __tablename__ = "token"
     __table_args__ = (
@@ -192,6 +192,7 @@ class TokenRow(SQLModel, table=True):
     grants: str = Field(sa_column=_text())
     created_by: str
     issuers: str = Field(sa_column=_text())
+    parent_id: str = ""
     created_at: str
     expires_at: str
     revoked_at: str | None = None

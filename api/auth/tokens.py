@@ -79,24 +79,36 @@ class Tokens:
         self._verified = OrderedDict[tuple[str, str], _Verified]()
         """By token and audience; the one that was used last is at the end."""
 
-    def issue(self, request: TokenRequest, created_by: str, issuers: Sequence[str] = ()) -> NewToken:
+    def issue(
+        self,
+        request: TokenRequest,
+        created_by: str,
+        issuers: Sequence[str] = (),
+        parent: TokenInfo | None = None,
+    ) -> NewToken:
         """Create a token of a registered principal. `issuers`: as in `TokenInfo`; `created_by` by default.
 
-        Raises QmtlError: E_PRINCIPAL_UNKNOWN, E_PRINCIPAL_DISABLED.
+        `parent`: the token with which a person issues it to themselves; it ends no later than that.
+
+        Raises QmtlError: E_PRINCIPAL_UNKNOWN, E_PRINCIPAL_DISABLED, E_TOKEN_REVOKED.
         """
         now = datetime.now(UTC)
+        end = now + timedelta(seconds=request.expires_in_s)
+        if parent is not None:
+            end = min(end, parent.expires_at)
         info = TokenInfo(
             token_id=uuid.uuid4().hex,
             subject=request.subject,
             grants=request.grants,
             created_by=created_by,
             issuers=tuple(issuers) or (created_by,),
+            parent_id=parent.token_id if parent is not None else "",
             created_at=now,
-            expires_at=now + timedelta(seconds=request.expires_in_s),
+            expires_at=end,
         )
         token = self._sign(
             {"aud": GATEWAY, "sub": info.subject, "jti": info.token_id, "grants": info.json_dict()["grants"]},
-            request.expires_in_s,
+            (end - now).total_seconds(),
         )
         self._store.add(info)
         return NewToken(token=token, info=info)

@@ -15,7 +15,10 @@ router = APIRouter(prefix="/tokens", tags=["tokens"], route_class=GuardedRoute)
 
 @router.post("", status_code=201, summary="Create a token; it is shown only once")
 def create(body: TokenRequest, state: State, caller: CurrentCaller) -> NewToken:
-    """Nobody grants more than they have, and only an owner creates tokens for others."""
+    """Nobody grants more than they have, and only an owner creates tokens for others.
+
+    One for oneself ends with the token of the request: it expires no later, and is revoked with it.
+    """
     if body.subject != caller.subject and not caller.may(Role.OWNER, EVERY_WORLD):
         raise QmtlError(
             "E_GRANT",
@@ -29,9 +32,9 @@ def create(body: TokenRequest, state: State, caller: CurrentCaller) -> NewToken:
             "ask for a lower role or fewer worlds, or ask an owner",
         )
     mine = state.stores.tokens.find(caller.token_id)
-    handed = () if body.subject == caller.subject else (caller.subject,)
-    issuers = dict.fromkeys((*(mine.issuers if mine else ()), *handed))
-    return state.tokens.issue(body, caller.subject, tuple(issuers))
+    own = body.subject == caller.subject
+    issuers = dict.fromkeys((*(mine.issuers if mine else ()), *(() if own else (caller.subject,))))
+    return state.tokens.issue(body, caller.subject, tuple(issuers), mine if own else None)
 
 
 @router.get("", summary="List the tokens whose grants the caller could give, newest first")

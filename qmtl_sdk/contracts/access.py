@@ -154,7 +154,8 @@ class TokenInfo(Model):
     """A token as it is listed, without its secret part.
 
     `issuers`: everybody through whose hands it came: who issued the token, who issued theirs, and so on.
-    Their requests are not approved with it.
+    Their requests are not approved with it. `parent_id`: of the token with which a person issued it to
+    themselves, whose end is its end; empty for any other.
     """
 
     token_id: str
@@ -162,6 +163,7 @@ class TokenInfo(Model):
     grants: dict[str, Role]
     created_by: str
     issuers: tuple[str, ...]
+    parent_id: str = ""
     created_at: UtcTime
     expires_at: UtcTime
     revoked_at: UtcTime | None = None

@@ -636,7 +636,12 @@ def test_only_an_owner_registers_people_and_issues_tokens_to_others(place: Place
         assert (place.content(), place.owner.principals()) == before
         renewed = operator.create_token(TokenRequest(subject="tester", grants={"*": Role.OPERATOR}))
         assert (renewed.info.created_by, renewed.info.issuers[-1:]) == ("tester", ("registrar",))
-        place.owner.revoke_token(renewed.info.token_id)
+        mine = next(item for item in place.owner.tokens() if item.token_id == renewed.info.parent_id)
+        assert renewed.info.expires_at == mine.expires_at, "it ends with the one it was issued with"
+        place.owner.revoke_token(mine.token_id)
+        revoked = GatewayClient(place.machine.url, renewed.token)
+        with revoked, pytest.raises(QmtlError, match="E_TOKEN_REVOKED"):
+            revoked.worlds()
     for name in ("system", "apply", "Venue"):
         with pytest.raises(QmtlError, match="E_PRINCIPAL_RESERVED"):
             place.owner.add_principal(name)

@@ -94,6 +94,30 @@ def test_nobody_acts_under_a_name_of_the_system(people: People) -> None:
             people.principals.add(name, "olga")
 
 
+def test_what_a_person_issues_to_themselves_ends_with_the_token_it_was_issued_with(people: People) -> None:
+    """A token of five minutes became one of a year, which outlived its person's leave."""
+    people.principals.add("bob", "olga")
+    people.principals.add("carl", "olga")
+    first = people.issue("bob", "olga").info
+
+    def own(parent: TokenInfo) -> NewToken:
+        wanted = TokenRequest(subject="bob", grants={"*": Role.OPERATOR}, expires_in_s=366 * 86_400)
+        return people.tokens.issue(wanted, "bob", parent.issuers, parent)
+
+    second = own(first)
+    third = own(second.info)
+    assert second.info.expires_at == third.info.expires_at == first.expires_at
+    other, others = people.issue("bob", "olga"), people.issue("carl", "bob")
+    assert people.store.revoke(first.token_id, "olga").revoked_at is not None
+    for token in (second, third):
+        with refused("E_TOKEN_REVOKED"):
+            asyncio.run(people.tokens.caller(token.token))
+    with refused("E_TOKEN_REVOKED"):
+        own(second.info)
+    for token in (other, others):
+        assert asyncio.run(people.tokens.caller(token.token))
+
+
 def test_no_two_principals_differ_in_case_only(people: People) -> None:
     people.principals.add("Bob", "olga")
     with refused("E_PRINCIPAL_EXISTS"):

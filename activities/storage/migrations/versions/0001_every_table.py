@@ -688,6 +688,7 @@ def upgrade() -> None:
         sa.Column("grants", sa.Text(), nullable=False),
         sa.Column("created_by", AutoString(), nullable=False),
         sa.Column("issuers", sa.Text(), nullable=False),
+        sa.Column("parent_id", AutoString(), nullable=False),
         sa.Column("created_at", AutoString(), nullable=False),
         sa.Column("expires_at", AutoString(), nullable=False),
         sa.Column("revoked_at", AutoString(), nullable=True),
