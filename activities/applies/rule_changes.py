@@ -85,13 +85,15 @@ class SqlRuleChanges:
     ) -> ChangeStatus:
         """Store a person's approval or rejection; make the change with the last approval that it needs.
 
+        Idempotent: who approves again has approved once.
+
         Raises QmtlError: E_CHANGE_UNKNOWN, E_CHANGE_ENDED, E_APPROVAL_OWN, and what making it raises.
         """
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
             row = _row(tx.session, world_id, change_id)
             _end_if_over(tx, row)
-            if row.state == "waiting":
+            if row.state == "waiting" and not _has_approved(tx.session, row, actor, verdict):
                 _store_verdict(tx, row, actor, verdict, reason, token_id)
                 found = approvals_of(tx.session, world_id, change_id)
                 tx.session.add(row)
@@ -102,7 +104,7 @@ class SqlRuleChanges:
                     _make(tx, world_id, RuleChange.model_validate_json(row.body), row.requested_by)
                 ended = False
             else:
-                ended = True
+                ended = row.state != "waiting"
             status = _status(tx.session, row)
         if ended:
             raise QmtlError(
@@ -115,7 +117,8 @@ class SqlRuleChanges:
     def _request(self, world_id: str, change: RuleChange, actor: str, token_id: str) -> Policy | None:
         """Make the change, or store it; `token_id` is the token of the request.
 
-        Returns the policy that the change made the default, if it did.
+        Idempotent: what waits already, of the same person, is not stored again. Returns the policy that the
+        change made the default, if it did.
 
         Raises QmtlError: E_CHANGE_PENDING, once it is stored, with its id and how to approve it.
         """
@@ -126,23 +129,26 @@ class SqlRuleChanges:
             required = policy.gating_policy.approvals.policy if policy else 0
             if not loosens or not required or policy is None:
                 return _make(tx, world_id, change, actor)
-            now = datetime.now(UTC)
-            row = RuleChangeRow(
-                change_id=f"{CHANGE_PREFIX}{uuid.uuid4().hex[:16]}",
-                world_id=world_id,
-                body=change.model_dump_json(by_alias=True),
-                loosens=json.dumps(loosens),
-                rules=_rules(tx.session, world_id),
-                required=required,
-                state="waiting",
-                requested_by=actor,
-                requested_issuers=json.dumps(issuers_of(tx.session, token_id)),
-                requested_at=utc_text(now),
-                expires_at=utc_text(now + timedelta(seconds=policy.gating_policy.approvals.expires)),
-            )
-            tx.session.add(row)
-            after = {"title": change.title, "loosens": loosens, "change": json.loads(row.body)}
-            tx.record(RecordedChange("change.requested", world_id, row.change_id, after=after))
+            body = change.model_dump_json(by_alias=True)
+            row = _waiting(tx, world_id, body, actor)
+            if row is None:
+                now = datetime.now(UTC)
+                row = RuleChangeRow(
+                    change_id=f"{CHANGE_PREFIX}{uuid.uuid4().hex[:16]}",
+                    world_id=world_id,
+                    body=body,
+                    loosens=json.dumps(loosens),
+                    rules=_rules(tx.session, world_id),
+                    required=required,
+                    state="waiting",
+                    requested_by=actor,
+                    requested_issuers=json.dumps(issuers_of(tx.session, token_id)),
+                    requested_at=utc_text(now),
+                    expires_at=utc_text(now + timedelta(seconds=policy.gating_policy.approvals.expires)),
+                )
+                tx.session.add(row)
+                after = {"title": change.title, "loosens": loosens, "change": json.loads(body)}
+                tx.record(RecordedChange("change.requested", world_id, row.change_id, after=after))
             change_id = row.change_id
         people = "1 approval" if required == 1 else f"{required} approvals"
         raise QmtlError(
@@ -165,6 +171,26 @@ def _row(session: Session, world_id: str, change_id: str) -> RuleChangeRow:
     return row
 
 
+def _waiting(tx: Transaction, world_id: str, body: str, actor: str) -> RuleChangeRow | None:
+    """Return the same change of the same person that waits already; None for none."""
+    query = select(RuleChangeRow).where(
+        RuleChangeRow.world_id == world_id,
+        RuleChangeRow.state == "waiting",
+        RuleChangeRow.requested_by == actor,
+        RuleChangeRow.body == body,
+    )
+    for row in tx.session.exec(query):
+        _end_if_over(tx, row)
+        if row.state == "waiting":
+            return row
+    return None
+
+
+def _has_approved(session: Session, row: RuleChangeRow, actor: str, verdict: ApprovalVerdict) -> bool:
+    """Return whether a person who approves a change has done so before."""
+    return verdict == "approve" and actor in approvers(approvals_of(session, row.world_id, row.change_id))
+
+
 def _present(session: Session, world_id: str) -> tuple[WorldRow, Policy | None]:
     """Read a world and the policy that is in force. Raises QmtlError (E_WORLD_UNKNOWN)."""
     world = world_row(session, world_id)
@@ -175,7 +201,9 @@ def _present(session: Session, world_id: str) -> tuple[WorldRow, Policy | None]:
 def _rules(session: Session, world_id: str) -> str:
     """Hash the rules in force: what a change was compared with."""
     world = world_row(session, world_id)
-    return hash_of({"policy": world.policy_version, "world": world.etag})
+    spec = WorldSpec.model_validate_json(world.spec).json_dict()
+    del spec["description"]  # no rule
+    return hash_of({"policy": world.policy_version, "world": spec})
 
 
 def _loosens(session: Session, world: WorldRow, policy: Policy | None, change: RuleChange) -> list[str]:

@@ -63,6 +63,7 @@ def test_one_operator_sets_no_looser_rules_alone(house: House) -> None:
         house.approve(change, "olga")
     assert house.approve(change, "ana") == "waiting"
     assert house.approve(change, "ana") == "waiting", "nobody counts twice"
+    assert [item.actor for item in house.changes.all("w")[0].approvals] == ["ana"]
     assert house.in_force == before
     assert house.approve(change, "ben") == "made"
     assert house.in_force.gating_policy.approvals.required == 1
@@ -92,6 +93,27 @@ def test_stricter_rules_and_other_values_wait_for_nobody(house: House) -> None:
     assert house.changes.all("w") == []
 
 
+def test_the_same_change_of_the_same_person_waits_once(house: House) -> None:
+    def asks(actor: str, required: int = 1) -> str:
+        found = policy(approvals={**STRICT, "required": required})
+        return house.pending(lambda: house.changes.add_policy("w", found, actor))
+
+    change = asks("olga")
+    house.approve(change, "ana")
+    assert asks("olga") == change
+    assert len({change, asks("mallory"), asks("olga", 0)}) == 3
+    assert [item.state for item in house.changes.all("w")] == ["waiting"] * 3
+    house.approve(change, "ana", "reject")
+    assert asks("olga") != change, "what was rejected is requested anew"
+
+
+def test_a_world_described_anew_outdates_no_change(house: House) -> None:
+    change = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    house.changes.update_world("w", WorldUpdate(description="the desk's own"), "mallory")
+    house.approve(change, "ana")
+    assert house.approve(change, "ben") == "made"
+
+
 def test_live_is_allowed_by_other_people(house: House) -> None:
     change = house.pending(lambda: house.changes.update_world("w", WorldUpdate(allow_live=True), "olga"))
     assert not house.desk.fence_row().allow_live
@@ -118,7 +140,7 @@ def test_a_rejected_an_expired_and_an_outdated_change_are_not_made(database: Dat
     with database.write("test", bookkeeping=True) as tx:
         tx.session.get_one(RuleChangeRow, expired).expires_at = "2024-01-01T00:00:00.000000+00:00"
     rejected = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
-    outdated = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    outdated = house.pending(lambda: house.changes.add_policy("w", LOOSER, "carl"))
     assert house.approve(rejected, "ana", "reject") == "rejected"
     house.changes.add_policy("w", STRICTER, "olga")
     before = house.in_force
