@@ -1,5 +1,6 @@
 # QMTL. Each target sets up what it needs on a machine with Python 3.11, make and a package index:
 #   make demo | test | lint | plans | bench [ONLY=suite] | chaos [ONLY=suite RUNS=… SEED=1] | fuzz [EXAMPLES=250 SEED=1]
+#        soak [SECONDS=1800 SEED=1]
 SHELL := /bin/bash
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -7,7 +8,7 @@ RUN := $(UV) run --no-sync
 # Tests start hundreds of processes. Without cached bytecode, each needs another second to compile its modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint plans bench chaos fuzz picture setup server record-histories
+.PHONY: demo test lint plans bench chaos soak fuzz picture setup server record-histories
 
 demo: setup server
 	@$(RUN) qmtl demo
@@ -38,6 +39,11 @@ bench: setup server
 # pairs: kill each process of the embedded stack and each pair, halt the world meanwhile, start them again (15 cases).
 chaos: setup server
 	@for suite in $(or $(ONLY),stream orders twofold leaks poison routing pairs); do $(RUN) python -m tests.chaos $$suite $(RUNS) $(if $(RUNS),$(SEED)) || exit 1; done
+
+# Let a year pass in one world in half an hour, thinned out: submissions, judgments, orders, applies, retention.
+# Sizes and latencies of its last tenth are compared with the first, as a table and a plot.
+soak: setup server
+	@$(RUN) python -m tests.chaos soak $(or $(SECONDS),1800) $(or $(SEED),1)
 
 # Send requests generated from the Gateway's OpenAPI document, about 70 for each of EXAMPLES.
 fuzz: setup server

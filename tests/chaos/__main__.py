@@ -5,6 +5,7 @@ RUNS is a count of what the suite repeats:
 - stream: runs. orders, twofold: applies, twenty to a world. leaks: applies for each check of the fence.
 - poison: hostile inputs, and as many normal submissions. routing: seconds of each of the three runs.
 - pairs: cases, each with one process killed or two.
+- soak: seconds of a simulated year in which nothing is killed; `make soak` has 1800 of them.
 
 Exit code 1 if any promise was broken, or a leak was not found; 2 if there is no such suite.
 """
@@ -23,6 +24,7 @@ from tests.chaos.pairs import pairs
 from tests.chaos.poison import PoisonChaos
 from tests.chaos.routing import Report as RoutingReport
 from tests.chaos.routing import RoutingChaos
+from tests.chaos.soak.run import FULL_S, soak
 from tests.chaos.stream import Chaos
 from tests.chaos.twofold import TwofoldChaos
 from tests.support.machine import exit_on_sigterm
@@ -200,6 +202,7 @@ SUITES = {
     "poison": (poison, 200),
     "routing": (routing, 60),
     "pairs": (pairs, 15),
+    "soak": (soak, FULL_S),
 }
 
 if __name__ == "__main__":

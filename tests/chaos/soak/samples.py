@@ -1,0 +1,29 @@
+"""What processes and files of a machine take: memory, descriptors, bytes on disk."""
+
+from pathlib import Path
+
+import psutil
+
+from tests.chaos.soak.figures import Figures
+from tests.support.machine import Machine
+
+PROCESSES = ("gateway", "worker", "relay", "router")
+
+_MB = 2**20
+
+
+def sample(machine: Machine, figures: Figures) -> None:
+    """Note the sizes of now."""
+    for name in PROCESSES:
+        process = psutil.Process(machine.pids[name])
+        with process.oneshot():
+            figures.note(f"{name} memory, MB", process.memory_full_info().pss / _MB)
+            figures.note(f"{name} descriptors", process.num_fds())
+    for title, name in (("database", "qmtl.db"), ("bus", "bus.db")):
+        figures.note(f"{title}, MB", _size(machine.home / name) / _MB)
+
+
+def _size(path: Path) -> int:
+    """Bytes of an SQLite database, with its write-ahead log."""
+    files = (path, path.with_name(f"{path.name}-wal"))
+    return sum(file.stat().st_size for file in files if file.exists())
