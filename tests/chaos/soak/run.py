@@ -1,6 +1,6 @@
 """The run of `make soak`: one world on a machine of its own, used for a year without a pause.
 
-1. Create the world, its strategies and what is pinned; bring four strategies into dryrun, where they trade.
+1. Create the world; submit every strategy once; bring four of them into dryrun, where they trade.
 2. Let a year pass: submissions, judgments, orders and applies are spread evenly over it, retention runs
    every week, and every day what the processes and files take is noted.
 3. Wait until everything has ended, check what was written, compare the first tenth after the first thirty
@@ -31,9 +31,9 @@ from qmtl_sdk.contracts.submission import EvidenceRef, StrategySubmit
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.chaos.soak.check import violations
-from tests.chaos.soak.figures import Figures
+from tests.chaos.soak.figures import ALLOWED, FILLING, TENTH, Figures
 from tests.chaos.soak.load import WORLD, Authors, Load, Operator, Submitted, Trader, acknowledging, judge
-from tests.chaos.soak.samples import sample
+from tests.chaos.soak.samples import rows_of, sample
 from tests.chaos.soak.upkeep import RETENTION
 from tests.chaos.soak.year import DAYS, Year
 from tests.support.machine import Machine
@@ -64,8 +64,6 @@ def soak(seconds: int, seed: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         kept = {f"QMTL_RETENTION__{name.upper()}": str(days) for name, days in RETENTION}
-        # The bus retains a number of events: about those of as many days as the outbox does.
-        kept["QMTL_EVENTS__KEEP"] = str(counts_of(seconds)["judgments"] * RETENTION.events_days // DAYS + 1)
         machine = Machine(
             home,
             fork=False,
@@ -77,20 +75,16 @@ def soak(seconds: int, seed: int) -> int:
             return Soak(machine, seconds, seed).run()
 
 
-def counts_of(seconds: int) -> dict[str, int]:
-    """How much happens in a year of so many seconds."""
-    return {name: max(1, round(count * seconds / FULL_S)) for name, count in COUNTS.items()}
-
-
 class Soak:
     """A year on a machine that is up."""
 
     def __init__(self, machine: Machine, seconds: int, seed: int) -> None:
         self._machine = machine
         self._seed = seed
-        self._counts = counts_of(seconds)
+        self._counts = {name: max(1, round(count * seconds / FULL_S)) for name, count in COUNTS.items()}
         self._year = Year(seconds)
         self._figures = Figures(self._year)
+        self._rows: list[dict[str, int]] = []
 
     def run(self) -> int:
         """Return the exit code: 1 where something is over, or broken."""
@@ -120,12 +114,18 @@ class Soak:
             "outcomes": dict(operator.outcomes),
             "archived": archived,
             "figures": self._figures.json_list(),
+            "grown": self._grown(),
             "over": over,
             "violations": len(broken),
             "first": broken[:5],
         }
         print(json.dumps(summary), flush=True)
         return 1 if broken or over else 0
+
+    def _grown(self) -> dict[str, list[int]]:
+        """The tables that have grown since the first tenth by more than is allowed, with both counts."""
+        first, last = self._rows[0], self._rows[-1]
+        return {name: [first[name], count] for name, count in last.items() if count > ALLOWED * first[name]}
 
     def _prepare(
         self, client: GatewayClient, approver: GatewayClient
@@ -161,6 +161,9 @@ class Soak:
         ]
         proof = evidence(client)
         others = [Submitted(submission(number), proof) for number in range(_STRATEGIES - len(trading))]
+        first = Authors(Load(self._year, Figures(self._year), client), others)
+        for number in range(len(others)):
+            first.submit(number)
         return [*trading, *others], names
 
     def _pass(
@@ -188,6 +191,7 @@ class Soak:
             for thread in waiting:
                 thread.result()
             self._took_days = year.day
+            self._count()
             output, _ = upkeep.communicate(timeout=300)
         found: dict[str, int] = json.loads(output)
         return found
@@ -200,6 +204,12 @@ class Soak:
             if failed or self._year.wait(self._year.day + every):
                 return
             sample(self._machine, self._figures)
+            if not self._rows and self._year.day > FILLING + TENTH:
+                self._count()
+
+    def _count(self) -> None:
+        with closing(self._machine.database()) as database:
+            self._rows.append(rows_of(database))
 
     @contextmanager
     def _retention(self) -> Iterator["subprocess.Popen[str]"]:

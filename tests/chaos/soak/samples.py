@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import psutil
+from sqlalchemy import func, select
+from sqlmodel import SQLModel
 
+from activities.storage.database import Database
 from tests.chaos.soak.figures import Figures
 from tests.support.machine import Machine
 
@@ -27,3 +30,12 @@ def _size(path: Path) -> int:
     """Bytes of an SQLite database, with its write-ahead log."""
     files = (path, path.with_name(f"{path.name}-wal"))
     return sum(file.stat().st_size for file in files if file.exists())
+
+
+def rows_of(database: Database) -> dict[str, int]:
+    """Count the rows of each table, which say what a database has grown by."""
+    with database.read() as session:
+        return {
+            name: int(session.connection().execute(select(func.count()).select_from(table)).scalar_one())
+            for name, table in SQLModel.metadata.tables.items()
+        }

@@ -14,12 +14,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from activities.artifacts.folder import FolderArtifacts
+from activities.retention import audit_trail, records
 from activities.retention.archives import Archives
 from activities.retention.rules import RULES
 from activities.retention.upkeep import AUDIT, ORDERS, RowRetention
 from activities.settings import RetentionSettings
 from activities.storage.opening import open_database
-from tests.chaos.soak.year import DAYS
+from tests.chaos.soak.year import DAY_S, DAYS
 
 RETENTION = RetentionSettings(
     orders_days=30,
@@ -48,6 +49,8 @@ def main(dsn: str, artifacts: str, began_at: str, seconds: str) -> None:
     day = timedelta(seconds=float(seconds) / DAYS)
     due = datetime.fromisoformat(began_at)
     archived: Counter[str] = Counter()
+    # Also the week for which a few old rows wait for others is one of the simulated year.
+    records.WAIT_DAYS = audit_trail.WAIT_DAYS = records.WAIT_DAYS * float(seconds) / DAYS / DAY_S
     with closing(open_database(dsn)) as database:
         retention = RowRetention(database, Archives(FolderArtifacts(Path(artifacts))), RETENTION)
         while not _input_ends_before(due := due + _EVERY_DAYS * day):
