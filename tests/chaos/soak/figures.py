@@ -19,8 +19,12 @@ FILLING = 30.0
 TENTH = DAYS / 10
 """Days of a tenth of the year."""
 
-NOT_JUDGED = ("bus, MB",)
-"""The bus retains a number of events, however old they are: in a thinned year it is never full."""
+NOT_JUDGED = ("bus, MB", "load of the machine")
+"""Figures without a limit.
+
+The bus retains a number of events, however old they are: in a thinned year it is never full. The load is also
+that of whoever else uses the machine, and explains latencies.
+"""
 
 LATENCIES = ("ack", "judgment", "order")
 

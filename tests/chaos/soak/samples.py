@@ -1,5 +1,6 @@
 """What processes and files of a machine take: memory, descriptors, bytes on disk."""
 
+import os
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,7 @@ def sample(machine: Machine, figures: Figures) -> None:
             figures.note(f"{name} descriptors", process.num_fds())
     for title, name in (("database", "qmtl.db"), ("bus", "bus.db")):
         figures.note(f"{title}, MB", _size(machine.home / name) / _MB)
+    figures.note("load of the machine", os.getloadavg()[0])
 
 
 def _size(path: Path) -> int:
