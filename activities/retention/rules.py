@@ -211,12 +211,20 @@ def _acks(cutoff: str) -> "Select[tuple[object, ...]]":
 
 
 def _events(cutoff: str) -> "Select[tuple[object, ...]]":
+    # Who retries a dead letter asks whether a later event of its subject was published.
+    letter = _outbox.alias()
+    after_a_dead_letter = exists().where(
+        _dead.c.seq <= _outbox.c.seq,
+        letter.c.seq == _dead.c.seq,
+        letter.c.key == _outbox.c.key,
+        letter.c.subject == _outbox.c.subject,
+    )
     return (
         select(_outbox.c.seq, _outbox.c.at, _size(_outbox))
         .where(
             _before_the_first_young(_outbox, "at", cutoff),
             _outbox.c.published_at.is_not(None),
-            ~exists().where(_dead.c.seq == _outbox.c.seq),
+            ~after_a_dead_letter,
         )
         .order_by(_outbox.c.seq)
     )
