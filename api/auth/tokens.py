@@ -87,15 +87,12 @@ class Tokens:
         parent: TokenInfo | None = None,
     ) -> NewToken:
         """Create a token of a registered principal. `issuers`: as in `TokenInfo`; `created_by` by default.
-
         `parent`: the token with which a person issues it to themselves; it ends no later than that.
 
         Raises QmtlError: E_PRINCIPAL_UNKNOWN, E_PRINCIPAL_DISABLED, E_TOKEN_REVOKED.
         """
         now = datetime.now(UTC)
-        end = now + timedelta(seconds=request.expires_in_s)
-        if parent is not None:
-            end = min(end, parent.expires_at)
+        end = min([now + timedelta(seconds=request.expires_in_s), *([parent.expires_at] if parent else [])])
         info = TokenInfo(
             token_id=uuid.uuid4().hex,
             subject=request.subject,
@@ -132,9 +129,7 @@ class Tokens:
     async def _provided(self, token: str, provider: IdentityProvider) -> "_Verified":
         """Verify a token of the identity provider, and add it to the register, where it can be revoked."""
         kid, claims = await provider.verify(token)
-        # Of what was signed: one signature can be written in several ways, and each would be another token.
-        signed = token.rpartition(".")[0]
-        caller = caller_of({**claims, "jti": f"oidc:{content_hash(signed.encode())}"})
+        caller = caller_of({**claims, "jti": _provided_id(token)})
         require_principal_name(caller.subject)
         now = datetime.now(UTC)
         info = TokenInfo(
@@ -270,3 +265,11 @@ class Tokens:
             if name not in claims:
                 raise invalid(f"it has no {name}")
         return claims
+
+
+def _provided_id(token: str) -> str:
+    """Return the id of an identity provider's token: of what was signed.
+
+    One signature can be written in several ways, and each would be another token.
+    """
+    return f"oidc:{content_hash(token.rpartition('.')[0].encode())}"
