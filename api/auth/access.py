@@ -255,8 +255,6 @@ async def authorise(request: Request) -> None:
         limit.take(request.client.host if request.client else "")
         raise
     limit.take(f"{found.subject}\0urgent" if entry.urgent else found.subject)
-    if entry.costly:
-        request.app.state.costly_limit.take(found.subject)
     caller = Caller(**found.model_dump(), live=request.headers.get(LIVE_HEADER, "").lower() == "true")
     request.state.caller = caller
     if entry.world == "path":
@@ -268,6 +266,8 @@ async def authorise(request: Request) -> None:
             f"this needs the role {entry.role.value}; {caller.subject} has {highest}",
             "ask someone with that role, or for a token with it",
         )
+    if entry.costly:  # what is refused above costs nothing
+        request.app.state.costly_limit.take(found.subject)
 
 
 def bearer(request: Request) -> str:
