@@ -42,7 +42,9 @@ class Compared:
 
     @property
     def ratio(self) -> float:
-        return self.last / self.first if self.first else math.inf if self.last else 1.0
+        if not self.first:
+            return math.inf if self.last else 1.0
+        return self.last / self.first
 
     @property
     def is_over(self) -> bool:
@@ -50,7 +52,9 @@ class Compared:
 
     def line(self) -> str:
         """The figure as a row of the table."""
-        verdict = "-" if self.name in NOT_JUDGED else "OVER" if self.is_over else "ok"
+        verdict = "OVER" if self.is_over else "ok"
+        if self.name in NOT_JUDGED:
+            verdict = "-"
         return f"{self.name:<24} {self.first:>11.1f} {self.last:>11.1f} {self.ratio:>8.2f}  {verdict}"
 
 

@@ -23,7 +23,10 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+from sqlmodel import func, select
+
 from activities.applies.requests import SqlApplyRequests
+from activities.storage.tables import DecisionRow
 from benchmarks.submit import evidence, submission
 from qmtl_sdk import Runner
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
@@ -109,6 +112,7 @@ class Soak:
             "seconds": self._year.seconds,
             "took_days": round(self._took_days),
             **self._counts,
+            "decisions": self._decisions(),
             "accepted": len(accepted),
             "refused": dict(sum((trader.refused for trader in traders), Counter[str]())),
             "outcomes": dict(operator.outcomes),
@@ -121,6 +125,11 @@ class Soak:
         }
         print(json.dumps(summary), flush=True)
         return 1 if broken or over else 0
+
+    def _decisions(self) -> int:
+        """How many decisions were made: one may answer several requests."""
+        with closing(self._machine.database()) as database, database.read() as session:
+            return session.exec(select(func.max(DecisionRow.seq))).one() or 0
 
     def _grown(self) -> dict[str, list[int]]:
         """The tables that have grown since the first tenth by more than is allowed, with both counts."""
@@ -193,6 +202,7 @@ class Soak:
             self._took_days = year.day
             self._count()
             output, _ = upkeep.communicate(timeout=300)
+            assert upkeep.returncode == 0, "retention has failed; it has said why"
         found: dict[str, int] = json.loads(output)
         return found
 

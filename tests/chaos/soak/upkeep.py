@@ -20,7 +20,7 @@ from activities.retention.rules import RULES
 from activities.retention.upkeep import AUDIT, ORDERS, RowRetention
 from activities.settings import RetentionSettings
 from activities.storage.opening import open_database
-from tests.chaos.soak.year import DAY_S, DAYS
+from tests.chaos.soak.year import DAYS
 
 RETENTION = RetentionSettings(
     orders_days=30,
@@ -50,7 +50,9 @@ def main(dsn: str, artifacts: str, began_at: str, seconds: str) -> None:
     due = datetime.fromisoformat(began_at)
     archived: Counter[str] = Counter()
     # Also the week for which a few old rows wait for others is one of the simulated year.
-    records.WAIT_DAYS = audit_trail.WAIT_DAYS = records.WAIT_DAYS * float(seconds) / DAYS / DAY_S
+    wait_days = records.WAIT_DAYS * day / timedelta(days=1)
+    for module in (records, audit_trail):
+        vars(module)["WAIT_DAYS"] = wait_days
     with closing(open_database(dsn)) as database:
         retention = RowRetention(database, Archives(FolderArtifacts(Path(artifacts))), RETENTION)
         while not _input_ends_before(due := due + _EVERY_DAYS * day):
