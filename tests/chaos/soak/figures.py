@@ -13,8 +13,11 @@ from tests.chaos.soak.year import DAYS, Year
 ALLOWED = 1.2
 """What a figure of the last tenth may be, as a multiple of the first."""
 
-FILLING = 30.0
-"""Days until rows are as old as they are kept. The first tenth follows."""
+FILLING = 30.0 + 7.0 + 7.0
+"""Days until as many rows go as come; the first tenth follows.
+
+Rows are kept for thirty days, a few of them wait a week for others, and retention runs once a week.
+"""
 
 TENTH = DAYS / 10
 """Days of a tenth of the year."""

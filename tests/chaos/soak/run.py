@@ -3,8 +3,8 @@
 1. Create the world; submit every strategy once; bring four of them into dryrun, where they trade.
 2. Let a year pass: submissions, judgments, orders and applies are spread evenly over it, retention runs
    every week, and every day what the processes and files take is noted.
-3. Wait until everything has ended, check what was written, compare the first tenth after the first thirty
-   days with the last one, and print both as a table and a plot.
+3. Wait until everything has ended, check what was written, compare the last tenth with the first one after
+   the tables have filled, and print both as a table and a plot.
 
 The forty strategies are the same all year, as their authors submit them again: what a judgment costs grows
 with the strategies of a world, which is none of this run's questions. The prices end before the year begins,
