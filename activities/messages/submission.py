@@ -106,9 +106,9 @@ class RejectCommand(RunCommand):
     """Store why a run has no metrics. `examined`: its returns were uploaded, and the service refuses them."""
 
     strategy_id: str
-    examined: bool
     error_code: str
     error: str
+    examined: bool = False
 
 
 class ConcludeSubmission(StoreMessage):
