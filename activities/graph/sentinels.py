@@ -12,10 +12,10 @@ _NEWEST = 500
 
 def sentinel_gaps(database: Database) -> int:
     """Count the strategies without a version sentinel in front, among the newest in any world."""
+    last = select(func.max(BindingRow.seq)).scalar_subquery()
     newest = (
         select(BindingRow.world_id, BindingRow.strategy_id)
-        .order_by(col(BindingRow.seq).desc())
-        .limit(_NEWEST)
+        .where(col(BindingRow.seq) > last - _NEWEST)
         .subquery()
     )
     same = (

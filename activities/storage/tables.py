@@ -451,7 +451,12 @@ class CommitLogRow(SQLModel, table=True):
             sqlite_where=text("run_id IS NULL AND refused IS NULL"),
             postgresql_where=text("run_id IS NULL AND refused IS NULL"),
         ),
-        Index("commit_log_run", "run_id"),
+        Index(
+            "commit_log_run",
+            "run_id",
+            sqlite_where=text("run_id IS NOT NULL"),
+            postgresql_where=text("run_id IS NOT NULL"),
+        ),
     )
     seq: int | None = Field(default=None, sa_column=_seq())
     idempotency_key: str = Field(unique=True)
@@ -845,7 +850,10 @@ class RuleChangeRow(SQLModel, table=True):
     """A change of a world's rules that other people approve. `rules` is the hash of those that it changes."""
 
     __tablename__ = "rule_change"
-    __table_args__ = (Index("rule_change_of", "world_id", "requested_at"),)
+    __table_args__ = (
+        Index("rule_change_of", "world_id", "requested_at"),
+        Index("rule_change_state", "world_id", "state"),
+    )
     change_id: str = Field(primary_key=True)
     world_id: str
     body: str = Field(sa_column=_text())

@@ -179,7 +179,8 @@ class SqlRunStore:
 
     def seconds_to_activation(self, newest: int) -> list[float]:
         """Read how long it took to decide the newest submissions, as far as their strategies are active."""
-        last = select(OutcomeRow).order_by(col(OutcomeRow.seq).desc()).limit(newest).subquery()
+        newest_seq = select(func.max(OutcomeRow.seq)).scalar_subquery()
+        last = select(OutcomeRow).where(col(OutcomeRow.seq) > newest_seq - newest).subquery()
         same = (
             col(ActivationRow.world_id) == last.c.world_id,
             col(ActivationRow.strategy_id) == last.c.strategy_id,

@@ -183,6 +183,7 @@ class Readers(House):
     def _access(self) -> None:
         principals, tokens = self.stores.principals, self.stores.tokens
         principals.add_if_new("p1", "olga")
+        principals.add(f"p{uuid.uuid4().hex[:6]}", "olga")
         self.token("p1")
         tokens.states(["t1", "t2"])
         tokens.revoke("t3", "olga")

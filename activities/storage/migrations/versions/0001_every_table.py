@@ -204,7 +204,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("idempotency_key"),
     )
     with op.batch_alter_table("commit_log", schema=None) as batch_op:
-        batch_op.create_index("commit_log_run", ["run_id"], unique=False)
+        batch_op.create_index(
+            "commit_log_run",
+            ["run_id"],
+            unique=False,
+            sqlite_where=sa.text("run_id IS NOT NULL"),
+            postgresql_where=sa.text("run_id IS NOT NULL"),
+        )
         batch_op.create_index(
             "commit_log_waiting",
             ["seq"],
@@ -607,6 +613,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("rule_change", schema=None) as batch_op:
         batch_op.create_index("rule_change_of", ["world_id", "requested_at"], unique=False)
+        batch_op.create_index("rule_change_state", ["world_id", "state"], unique=False)
 
     op.create_table(
         "session",
