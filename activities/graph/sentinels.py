@@ -12,16 +12,15 @@ _NEWEST = 500
 
 def sentinel_gaps(database: Database) -> int:
     """Count the strategies without a version sentinel in front, among the newest in any world."""
-    last = select(func.max(BindingRow.seq)).scalar_subquery()
-    newest = (
-        select(BindingRow.world_id, BindingRow.strategy_id)
-        .where(col(BindingRow.seq) > last - _NEWEST)
-        .subquery()
-    )
-    same = (
-        col(SentinelRow.world_id) == newest.c.world_id,
-        col(SentinelRow.strategy_id) == newest.c.strategy_id,
-    )
-    query = select(func.count()).select_from(newest).where(~exists().where(*same))
     with database.read() as session:
-        return session.exec(query).one()
+        last = session.exec(select(func.max(BindingRow.seq))).one() or 0
+        newest = (
+            select(BindingRow.world_id, BindingRow.strategy_id)
+            .where(col(BindingRow.seq) > last - _NEWEST)
+            .subquery()
+        )
+        same = (
+            col(SentinelRow.world_id) == newest.c.world_id,
+            col(SentinelRow.strategy_id) == newest.c.strategy_id,
+        )
+        return session.exec(select(func.count()).select_from(newest).where(~exists().where(*same))).one()

@@ -179,19 +179,19 @@ class SqlRunStore:
 
     def seconds_to_activation(self, newest: int) -> list[float]:
         """Read how long it took to decide the newest submissions, as far as their strategies are active."""
-        newest_seq = select(func.max(OutcomeRow.seq)).scalar_subquery()
-        last = select(OutcomeRow).where(col(OutcomeRow.seq) > newest_seq - newest).subquery()
-        same = (
-            col(ActivationRow.world_id) == last.c.world_id,
-            col(ActivationRow.strategy_id) == last.c.strategy_id,
-        )
-        query = (
-            select(RunContextRow.created_at, last.c.created_at)
-            .join(last, last.c.run_id == col(RunContextRow.run_id))
-            .join(ActivationRow, and_(*same))
-            .where(col(ActivationRow.active).is_(True))
-        )
         with self._database.read() as session:
+            newest_seq = session.exec(select(func.max(OutcomeRow.seq))).one() or 0
+            last = select(OutcomeRow).where(col(OutcomeRow.seq) > newest_seq - newest).subquery()
+            same = (
+                col(ActivationRow.world_id) == last.c.world_id,
+                col(ActivationRow.strategy_id) == last.c.strategy_id,
+            )
+            query = (
+                select(RunContextRow.created_at, last.c.created_at)
+                .join(last, last.c.run_id == col(RunContextRow.run_id))
+                .join(ActivationRow, and_(*same))
+                .where(col(ActivationRow.active).is_(True))
+            )
             found = session.exec(query).all()
         times = [(datetime.fromisoformat(begun), datetime.fromisoformat(ended)) for begun, ended in found]
         return [(ended - begun).total_seconds() for begun, ended in times]
