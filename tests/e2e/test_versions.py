@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
@@ -34,10 +35,14 @@ def earlier_code(folder: Path) -> str:
 
 
 async def current(stage: Served) -> str:
-    """The build that is the current version; empty where the server does not know of any yet."""
+    """The build that is the current version; empty where the server does not know of any yet.
+
+    The server answers from a workflow of its own, which may be busy with a change for seconds.
+    """
     request = DescribeWorkerDeploymentRequest(namespace="default", deployment_name=DEPLOYMENT)
+    limit = timedelta(seconds=LIMIT_S)
     try:
-        found = await stage.client.workflow_service.describe_worker_deployment(request)
+        found = await stage.client.workflow_service.describe_worker_deployment(request, timeout=limit)
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
