@@ -152,7 +152,9 @@ class PromotionScenario(ApplyScenario):
     def run(self) -> datetime:
         """Open a session of the strategy, which counts for its campaign. Returns when it was opened."""
         wanted = SessionOpen(world_id=self.world, strategy_id=self.strategy, runner="r")
-        return self.client.open_session(wanted).now
+        opened = self.client.open_session(wanted).session_id
+        # Not the time of the answer, which comes after the session was stored.
+        return next(item.opened_at for item in self.client.sessions(self.world) if item.session_id == opened)
 
     def submit(self) -> None:
         Runner.submit(Trend, world=self.world, config=self.machine.config, run=False)
