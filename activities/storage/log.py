@@ -19,6 +19,7 @@ from typing import Any
 from activities.storage.commits import CommitWatcher, data_version
 from activities.storage.pool import Pool
 from activities.storage.turnstile import WriterTurnstile
+from activities.storage.write_ahead import use_write_ahead_log
 from qmtl_sdk.contracts.errors import QmtlError
 
 # Trimmed entries of a topic whose ids are still known, so that they are not added again.
@@ -260,6 +261,7 @@ class SqliteLog:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+        use_write_ahead_log(connection, 30.0)
+        for pragma in ("synchronous=FULL", "busy_timeout=30000"):
             connection.execute(f"PRAGMA {pragma}")
         return connection

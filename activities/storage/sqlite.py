@@ -14,6 +14,7 @@ from activities.storage.commits import CommitWatcher, data_version
 from activities.storage.database import POOL_WAIT_S, Database
 from activities.storage.pool import Pool
 from activities.storage.turnstile import WriterTurnstile
+from activities.storage.write_ahead import use_write_ahead_log
 from qmtl_sdk.contracts.errors import QmtlError
 
 # Seconds that a connection waits for a lock before it fails.
@@ -93,8 +94,8 @@ class SqliteDatabase(Database):
 
 def _prepare(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # else the driver begins transactions at times of its own
+    use_write_ahead_log(connection, _LOCK_TIMEOUT_S)
     for pragma in (
-        "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
         f"busy_timeout={_LOCK_TIMEOUT_S * 1000}",

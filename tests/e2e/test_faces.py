@@ -93,7 +93,7 @@ def test_metrics_show_sentinels_time_to_activation_and_the_memory_of_running_str
         assert held == result.running.engine.resident_bytes
     finally:
         Runner.shutdown(result)
-    assert values(machine, "sentinel_gap_count") == {"": 0.0}
+    gaps = values(machine, "sentinel_gap_count")[""]  # other tests bind strategies without a graph
     took = values(machine, "submit_to_activation_seconds")
     assert 0 < took['{quantile="0.5"}'] <= took['{quantile="0.95"}'] < 600
     database = machine.database()
@@ -103,7 +103,7 @@ def test_metrics_show_sentinels_time_to_activation_and_the_memory_of_running_str
             tx.session.connection().exec_driver_sql(removed)
     finally:
         database.close()
-    assert values(machine, "sentinel_gap_count") == {"": 1.0}
+    assert values(machine, "sentinel_gap_count") == {"": gaps + 1.0}
 
 
 def test_the_command_takes_the_gateway_and_the_configuration_from_its_options(
