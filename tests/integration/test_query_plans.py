@@ -56,6 +56,7 @@ NOT_RUN = {
     "activities/storage/migrate.py": "the schema",
     "activities/storage/postgres.py": "locks and settings of a connection",
     "activities/storage/sqlite.py": "settings of a connection",
+    "activities/storage/write_ahead.py": "a setting of a file",
 }
 """Functions, or modules, whose statements are not recorded here, with the reason."""
 
