@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from datetime import timedelta
+import time
 from pathlib import Path
 
 from temporalio.api.workflowservice.v1 import DescribeWorkerDeploymentRequest
@@ -34,19 +34,26 @@ def earlier_code(folder: Path) -> str:
     return str(folder)
 
 
+# How the server answers while its own workflow of versions is busy.
+BUSY = (RPCStatusCode.CANCELLED, RPCStatusCode.DEADLINE_EXCEEDED)
+
+
 async def current(stage: Served) -> str:
     """The build that is the current version; empty where the server does not know of any yet.
 
     The server answers from a workflow of its own, which may be busy with a change for seconds.
     """
     request = DescribeWorkerDeploymentRequest(namespace="default", deployment_name=DEPLOYMENT)
-    limit = timedelta(seconds=LIMIT_S)
-    try:
-        found = await stage.client.workflow_service.describe_worker_deployment(request, timeout=limit)
-    except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND:
-            raise
-        return ""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            found = await stage.client.workflow_service.describe_worker_deployment(request)
+            break
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return ""
+            if error.status not in BUSY or time.monotonic() > deadline:
+                raise
     return found.worker_deployment_info.routing_config.current_deployment_version.build_id
 
 
