@@ -4,7 +4,8 @@ Nothing is removed before its archive has been read back and compared with the t
 refuses to remove a row of the audit trail or of the order log that no archive names.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Table, select
@@ -57,7 +58,24 @@ class Archives:
         try:
             return decode(self._artifacts.get(found.artifact), **{scope_column: found.scope})
         except (QmtlError, ValueError) as error:
-            raise _refused(found.source, f"its archive {found.artifact} can't be read") from error
+            raise QmtlError(
+                "E_ARCHIVE",
+                f"the archive {found.artifact} of {found.source} can't be read",
+                "restore it from a backup of the artifacts",
+            ) from error
+
+
+def archive_until(deadline: float, archive_next: Callable[[], int]) -> tuple[int, bool]:
+    """Repeat `archive_next`, which returns how many rows it archived, until there are none or the deadline.
+
+    The deadline is on the monotonic clock. Returns how many rows there were, and whether some may be left.
+    """
+    rows = 0
+    while archived := archive_next():
+        rows += archived
+        if time.monotonic() > deadline:
+            return rows, True
+    return rows, False
 
 
 def archives_of(session: Session, source: str, scope: str, after: int = 0) -> Iterator[ArchiveRow]:

@@ -11,6 +11,7 @@ from activities.retention.archives import (
     LOCK,
     Archives,
     archive_row,
+    archive_until,
     archived_until,
     record_archives,
     require_all_removed,
@@ -42,16 +43,11 @@ class AuditRetention:
         E_AUDIT_BROKEN where a row is missing or was changed.
         """
         deadline = time.monotonic() + limit_s
-        rows = 0
         with self._database.read() as session:
             newest = session.connection().execute(select(func.max(TRAIL.c.seq))).scalar() or 0
         # Each archive adds a row, which is none of this run's. The newest row stays: SQLite would give its
         # number again.
-        while archived := self._archive_next(cutoff, newest):
-            rows += archived
-            if time.monotonic() > deadline:
-                return rows, True
-        return rows, False
+        return archive_until(deadline, lambda: self._archive_next(cutoff, newest))
 
     def _archive_next(self, cutoff: datetime, newest: int) -> int:
         with self._database.read() as session:

@@ -6,6 +6,7 @@ the rows as well, in the table or in their archive. The rows after the last segm
 
 import time
 from datetime import datetime, timedelta
+from functools import partial
 
 from sqlalchemy import select
 
@@ -14,6 +15,7 @@ from activities.retention.archives import (
     LOCK,
     Archives,
     archive_row,
+    archive_until,
     archived_until,
     record_archives,
     require_all_removed,
@@ -57,10 +59,10 @@ class OrderLogRetention:
             while self._seal_next(world_id, now):
                 if time.monotonic() > deadline:
                     return rows, True
-            while archived := self._archive_next(world_id, cutoff):
-                rows += archived
-                if time.monotonic() > deadline:
-                    return rows, True
+            archived, more = archive_until(deadline, partial(self._archive_next, world_id, cutoff))
+            rows += archived
+            if more:
+                return rows, True
         return rows, False
 
     def _seal_next(self, world_id: str, now: datetime) -> bool:

@@ -7,7 +7,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, select, tuple_
 
-from activities.retention.archives import LOCK, Archives, archive_row, record_archives, require_all_removed
+from activities.retention.archives import (
+    LOCK,
+    Archives,
+    archive_row,
+    archive_until,
+    record_archives,
+    require_all_removed,
+)
 from activities.retention.rules import Part, Rule
 from activities.storage.database import Database
 from activities.storage.transactions import utc_text
@@ -37,12 +44,11 @@ class RecordRetention:
         Returns how many rows were archived, and whether some are left. Raises QmtlError (E_ARCHIVE).
         """
         deadline = time.monotonic() + limit_s
-        rows = 0
-        while keys := self._due(rule, cutoff):
-            rows += self._archive(rule, keys)
-            if time.monotonic() > deadline:
-                return rows, True
-        return rows, False
+        return archive_until(deadline, lambda: self._archive_next(rule, cutoff))
+
+    def _archive_next(self, rule: Rule, cutoff: datetime) -> int:
+        keys = self._due(rule, cutoff)
+        return self._archive(rule, keys) if keys else 0
 
     def _due(self, rule: Rule, cutoff: datetime) -> list[tuple[Any, ...]]:
         """Read the keys of the records of the next archive. (Any: keys of whatever table.)"""
