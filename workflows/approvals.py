@@ -12,7 +12,7 @@ from activities.messages.apply import (
     DirectApproval,
 )
 from activities.messages.stubs import ApplyActivityStubs
-from qmtl_sdk.contracts.applies import Approval, approvers
+from qmtl_sdk.contracts.applies import Approval, approvers, rejection
 from qmtl_sdk.contracts.plans import AwaitApprovals
 from workflows.apply_view import missing_approvals
 from workflows.failures import EndedError
@@ -42,7 +42,7 @@ class Approvals:
     @property
     def rejection(self) -> Approval | None:
         """The first rejection that counts."""
-        return next((item for item in self.stored if item.counts and item.verdict == "reject"), None)
+        return rejection(self.stored)
 
     async def begin(self, step: AwaitApprovals) -> datetime:
         """Record that the apply waits, and read what was given before. Returns the end of the wait."""

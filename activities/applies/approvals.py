@@ -13,7 +13,7 @@ from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import ApplyRow, ApprovalRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
-from qmtl_sdk.contracts.applies import Approval, ApprovalBody, approvers
+from qmtl_sdk.contracts.applies import Approval, ApprovalBody, approvers, rejection
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
 
@@ -167,7 +167,7 @@ def require_approved(session: Session, row: ApplyRow, plan: ApplyPlan) -> None:
     Raises QmtlError: E_APPLY_REJECTED, E_APPROVAL_MISSING.
     """
     given = approvals_of(session, row.world_id, row.run_id)
-    rejected = next((item for item in given if item.counts and item.verdict == "reject"), None)
+    rejected = rejection(given)
     if rejected is not None:
         raise QmtlError("E_APPLY_REJECTED", f"rejected by {rejected.actor}", "request another apply")
     if is_disabled(session, row.requested_by):

@@ -1,7 +1,7 @@
 """Retention of the audit trail: rows of all chains in one archive, each chain from its oldest row on."""
 
 import time
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import groupby, pairwise, takewhile
 from typing import Any
 
@@ -16,7 +16,7 @@ from activities.retention.archives import (
     record_archives,
     require_all_removed,
 )
-from activities.retention.records import WAIT_DAYS, WORTH_A_FILE
+from activities.retention.records import is_worth_a_file
 from activities.storage.chain import link
 from activities.storage.database import Database
 from activities.storage.tables import AuditRow
@@ -56,8 +56,7 @@ class AuditRetention:
             found = session.connection().execute(query).all()
             # Only what comes before the first young row: clocks of hosts differ, and a chain has no gaps.
             old = [dict(row._mapping) for row in takewhile(lambda row: row.at < utc_text(cutoff), found)]
-            waits_until = utc_text(cutoff - timedelta(days=WAIT_DAYS))
-            if not old or (len(old) < WORTH_A_FILE and old[0]["at"] >= waits_until):
+            if not old or not is_worth_a_file(len(old), old[0]["at"], cutoff):
                 return 0
             chains = _by_chain(old)
             for chain, rows in chains.items():

@@ -31,6 +31,11 @@ WORTH_A_FILE = 100
 WAIT_DAYS = 7
 
 
+def is_worth_a_file(records: int, oldest: str, cutoff: datetime) -> bool:
+    """Return whether records are archived now; `oldest` is the time of the oldest (ISO 8601, UTC)."""
+    return records >= WORTH_A_FILE or oldest < utc_text(cutoff - timedelta(days=WAIT_DAYS))
+
+
 class RecordRetention:
     """Archives and removes what a rule finds."""
 
@@ -54,8 +59,7 @@ class RecordRetention:
         """Read the keys of the records of the next archive. (Any: keys of whatever table.)"""
         with self._database.read() as session:
             found = session.connection().execute(rule.due(utc_text(cutoff)).limit(MOST_RECORDS)).all()
-        waits_until = utc_text(cutoff - timedelta(days=WAIT_DAYS))
-        if not found or (len(found) < WORTH_A_FILE and found[0].at >= waits_until):
+        if not found or not is_worth_a_file(len(found), found[0].at, cutoff):
             return []
         keys: list[tuple[Any, ...]] = []
         characters = 0

@@ -167,3 +167,8 @@ class FenceStatus(Model):
 def approvers(approvals: Iterable[Approval]) -> set[str]:
     """Return the people whose approvals count, each once however often they approved."""
     return {item.actor for item in approvals if item.counts and item.verdict == "approve"}
+
+
+def rejection(approvals: Iterable[Approval]) -> Approval | None:
+    """Return the first rejection that counts."""
+    return next((item for item in approvals if item.counts and item.verdict == "reject"), None)

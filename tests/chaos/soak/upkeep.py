@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from activities.artifacts.folder import FolderArtifacts
-from activities.retention import audit_trail, records
+from activities.retention import records
 from activities.retention.archives import Archives
 from activities.retention.rules import RULES
 from activities.retention.upkeep import AUDIT, ORDERS, RowRetention
@@ -50,9 +50,7 @@ def main(dsn: str, artifacts: str, began_at: str, seconds: str) -> None:
     due = datetime.fromisoformat(began_at)
     archived: Counter[str] = Counter()
     # Also the week for which a few old rows wait for others is one of the simulated year.
-    wait_days = records.WAIT_DAYS * day / timedelta(days=1)
-    for module in (records, audit_trail):
-        vars(module)["WAIT_DAYS"] = wait_days
+    vars(records)["WAIT_DAYS"] = records.WAIT_DAYS * day / timedelta(days=1)
     with closing(open_database(dsn)) as database:
         retention = RowRetention(database, Archives(FolderArtifacts(Path(artifacts))), RETENTION)
         while not _input_ends_before(due := due + _EVERY_DAYS * day):
