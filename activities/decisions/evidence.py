@@ -71,14 +71,22 @@ def _candidate(
 
 
 def _newest(kind: EvidenceKind) -> ScalarSelect[int]:
-    """Select the number of a binding's newest evidence of a kind."""
+    """Select the number of a binding's newest evidence of a kind; of measured evidence the latest `as_of`.
+
+    Otherwise whoever runs a strategy over an earlier past would put it out.
+    """
     other = aliased(EvidenceRow)
     of_strategy = select(other.seq).where(
         other.world_id == BindingRow.world_id,
         other.strategy_id == BindingRow.strategy_id,
         other.kind == kind,
     )
-    return of_strategy.order_by(col(other.seq).desc()).limit(1).correlate(BindingRow).scalar_subquery()
+    return (
+        of_strategy.order_by(col(other.as_of).desc(), col(other.seq).desc())
+        .limit(1)
+        .correlate(BindingRow)
+        .scalar_subquery()
+    )
 
 
 def candidate_of(row: EvidenceRow, binding: BindingRow, newest_bar: datetime | None = None) -> Candidate:

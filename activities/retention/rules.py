@@ -7,7 +7,7 @@ replaced it is itself older than the limit: until then somebody may ask what was
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, literal, or_, select, tuple_
 from sqlalchemy.sql.selectable import FromClause
 
 from activities.fence import segments
@@ -100,11 +100,14 @@ def _before_the_first_young(table: Table, time: str, cutoff: str) -> ColumnEleme
     return and_(table.c.seq < first, table.c[time] < cutoff)
 
 
-def _replaced(table: FromClause, cutoff: str, *same: str) -> ColumnElement[bool]:
-    """Select rows after which another with the `same` values was stored, before the cutoff."""
+def _replaced(
+    table: FromClause, cutoff: str, *same: str, order: tuple[str, ...] = ("seq",)
+) -> ColumnElement[bool]:
+    """Select rows that another with the `same` values, stored before the cutoff, follows in the `order`."""
     later = table.alias()
     alike = (later.c[name] == table.c[name] for name in same)
-    return exists().where(*alike, later.c.seq > table.c.seq, later.c.created_at < cutoff)
+    after = tuple_(*(later.c[name] for name in order)) > tuple_(*(table.c[name] for name in order))
+    return exists().where(*alike, after, later.c.created_at < cutoff)
 
 
 def _decisions(cutoff: str) -> "Select[tuple[object, ...]]":
@@ -122,7 +125,7 @@ def _runs(cutoff: str) -> "Select[tuple[object, ...]]":
     evidence = _evidence.alias()
     in_force = exists().where(
         evidence.c.run_id == _outcome.c.run_id,
-        ~_replaced(evidence, cutoff, "world_id", "strategy_id", "kind"),
+        ~_replaced(evidence, cutoff, "world_id", "strategy_id", "kind", order=("as_of", "seq")),
     )
     return (
         select(_outcome.c.run_id, _outcome.c.created_at.label("at"), _size(_outcome))

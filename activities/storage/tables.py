@@ -490,12 +490,14 @@ class RunContextRow(SQLModel, table=True):
 class EvidenceRow(SQLModel, table=True):
     """The metrics of a run, or why it has none. `kind` is that of `EvidenceBody`.
 
-    `first_seq` is the number of the first evidence with the same content; NULL where this is the first.
+    `as_of` is until when the data of measured evidence was read (ISO 8601, UTC), and empty for other kinds:
+    what a later `as_of` gave is newer, in whatever order the runs ended. `first_seq` is the number of the
+    first evidence with the same content; NULL where this is the first.
     """
 
     __tablename__ = "evidence"
     __table_args__ = (
-        Index("evidence_of", "world_id", "strategy_id", "kind", "seq"),
+        Index("evidence_of", "world_id", "strategy_id", "kind", "as_of", "seq"),
         Index("evidence_content", "world_id", "strategy_id", "content_hash", "seq"),
     )
     seq: int | None = Field(default=None, sa_column=_seq())
@@ -504,6 +506,7 @@ class EvidenceRow(SQLModel, table=True):
     strategy_id: str
     body: str = Field(sa_column=_text())
     kind: str
+    as_of: str
     content_hash: str
     first_seq: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
     created_at: str

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import and_
 from sqlmodel import Session, col, func, select
@@ -18,7 +18,7 @@ from activities.storage.tables import (
     ValidationRow,
     WorldNodeRow,
 )
-from activities.storage.transactions import RecordedChange, Transaction, utc_now
+from activities.storage.transactions import RecordedChange, Transaction, utc_now, utc_text
 from qmtl_sdk.contracts.submission import SubmissionOutcome
 
 
@@ -83,6 +83,7 @@ class SqlRunStore:
                 strategy_id=evidence.strategy_id,
                 body=evidence.model_dump_json(),
                 kind=evidence.kind,
+                as_of=_measured_until(evidence),
                 content_hash=evidence.content_hash,
                 first_seq=_first_seq(tx.session, evidence),
                 created_at=utc_now(),
@@ -201,6 +202,16 @@ class SqlRunStore:
         with self._database.read() as session:
             row = session.exec(select(OutcomeRow).where(OutcomeRow.run_id == run_id)).first()
             return SubmissionOutcome.model_validate_json(row.body) if row else None
+
+
+def _measured_until(evidence: EvidenceBody) -> str:
+    """Return the `as_of` of measured evidence as the table has it; empty for other kinds.
+
+    Until when data of an author's own reaches, the author says freely.
+    """
+    if evidence.kind != "measured" or evidence.as_of is None:
+        return ""
+    return utc_text(datetime.fromisoformat(evidence.as_of).astimezone(UTC))
 
 
 def _first_seq(session: Session, evidence: EvidenceBody) -> int | None:

@@ -7,7 +7,7 @@ A NodeID identifies what is computed, not where, when, by whom or under which na
 """
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ def require_no_context(params: Mapping[str, Any], label: str, node_id: str = "")
 
     Those never enter a NodeID: the same computation would have another identity in each world.
     """
-    for name in sorted(map(str, params)):
+    for name in sorted(_names(params)):
         if name.lower() in _CONTEXT_PARAMS or name.lower().startswith("env_"):
             raise QmtlError(
                 "E_NODE_ID_FIELDS",
@@ -51,6 +51,14 @@ def require_no_context(params: Mapping[str, Any], label: str, node_id: str = "")
                 node=node_id,
                 field=name[:64],
             )
+
+
+def _names(params: Mapping[str, Any]) -> Iterator[str]:
+    """List the names of parameters at every level. (Any: their values.)"""
+    for name, value in params.items():
+        yield str(name)
+        if isinstance(value, Mapping):
+            yield from _names(value)
 
 
 @dataclass(frozen=True, slots=True)

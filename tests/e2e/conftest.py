@@ -1,5 +1,6 @@
 """One whole machine a worker process of the tests, and machines of their own for tests that kill."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,13 +8,21 @@ import pytest
 
 from tests.support.command import Person
 from tests.support.machine import Machine
+from tests.support.twofold import IS_TWOFOLD, SERVER, machine_for
 from tests.support.worlds import POLICY, world
+
+
+@pytest.fixture(scope="session", autouse=True)
+def twofold_server(request: pytest.FixtureRequest) -> None:
+    """Where the tests run on twofold machines: start their PostgreSQL server."""
+    if IS_TWOFOLD:
+        os.environ[SERVER] = request.getfixturevalue("postgres")
 
 
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Shared by tests that leave it running, with the world `equities`."""
-    found = Machine(tmp_path_factory.mktemp("machine"))
+    found = machine_for(tmp_path_factory.mktemp("machine"))
     try:
         found.up()
         with found.client() as client:
@@ -26,7 +35,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 @pytest.fixture
 def own_machine(tmp_path: Path) -> Iterator[Machine]:
     """Not started: the test says what starts, and in which form."""
-    found = Machine(tmp_path)
+    found = machine_for(tmp_path)
     try:
         yield found
     finally:

@@ -43,6 +43,7 @@ from qmtl_sdk.runtime.client import GatewayClient
 from tests.support.desk import new_order_id
 from tests.support.machine import Machine, wait_for
 from tests.support.strategies import Trend
+from tests.support.twofold import machine_for
 from tests.support.worlds import POLICY, world
 
 HOME = "home"
@@ -134,7 +135,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    machine = Machine(tmp_path_factory.mktemp("access"), **{"QMTL_GATEWAY__RATE_PER_S": "5000"})
+    machine = machine_for(tmp_path_factory.mktemp("access"), **{"QMTL_GATEWAY__RATE_PER_S": "5000"})
     try:
         machine.start_temporal()
         machine.start_relay()
@@ -755,7 +756,7 @@ def test_who_asks_too_often_is_told_when_to_come_back() -> None:
 
 
 def test_ten_thousand_subscriptions_by_one_caller_meet_the_limit_and_others_do_not(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, **{"QMTL_GATEWAY__RATE_PER_S": "20"})
+    machine = machine_for(tmp_path, **{"QMTL_GATEWAY__RATE_PER_S": "20"})
     try:
         machine.start_temporal()
         machine.start_gateway()

@@ -19,7 +19,7 @@ from qmtl_sdk.contracts.worlds import parse_world
 from tests.support import ROOT
 from tests.support.command import Person
 from tests.support.documents import Block, blocks, fences, pages
-from tests.support.machine import Machine
+from tests.support.twofold import machine_for
 
 CHECKED = {"python", "bash", "yaml", "toml"}
 # Mermaid blocks are drawings, which nothing runs.
@@ -37,7 +37,7 @@ PYTHON_PAGES = sorted({block.page for block in blocks("python") if not block.not
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
     """A reader in the source tree, with a stack of their own and the example's world."""
-    machine = Machine(tmp_path_factory.mktemp("documents"))
+    machine = machine_for(tmp_path_factory.mktemp("documents"))
     try:
         machine.up()
         person = Person(ROOT, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))

@@ -14,6 +14,7 @@ from qmtl_sdk.contracts.registry import Registry
 from qmtl_sdk.contracts.worlds import Preset
 from qmtl_sdk.data import market
 from tests.support.machine import Machine, wait_for
+from tests.support.twofold import machine_for
 
 ENTRY_POINTS = """
 [qmtl.sources]
@@ -177,7 +178,7 @@ def package(tmp_path: Path) -> Path:
 def machine(tmp_path: Path, package: Path) -> Iterator[Machine]:
     home = tmp_path / "home"
     home.mkdir()
-    found = Machine(
+    found = machine_for(
         home,
         PYTHONPATH=f"{Path(__file__).parents[2]}{os.pathsep}{package}",
         QMTL_ORDERS__DRYRUN_BROKER="ledger",

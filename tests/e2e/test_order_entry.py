@@ -19,6 +19,7 @@ from qmtl_sdk.contracts.sessions import SESSION_HEADER
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.support.desk import Desk
 from tests.support.machine import Machine
+from tests.support.twofold import machine_for
 
 SHORT = "application/json"
 ROUTE = "application/json; charset=utf-8"
@@ -63,7 +64,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    machine = Machine(tmp_path_factory.mktemp("entry"), **{"QMTL_GATEWAY__MAX_BODY_BYTES": str(LIMIT)})
+    machine = machine_for(tmp_path_factory.mktemp("entry"), **{"QMTL_GATEWAY__MAX_BODY_BYTES": str(LIMIT)})
     try:
         machine.start_temporal()
         machine.start_gateway()

@@ -29,6 +29,7 @@ from qmtl_sdk.runtime.running import RunningStrategy
 from tests.spec.correlation import CorrelationStrategy
 from tests.support.machine import Machine, wait_for
 from tests.support.strategies import Trend
+from tests.support.twofold import machine_for
 from tests.support.worlds import PAPER, POLICY, WORLD
 
 ANY = {"selection": {"score": "sample_days"}, "gating_policy": PAPER["gating_policy"]}
@@ -37,7 +38,7 @@ DAYS_A_SECOND = 86_400.0
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    found = Machine(
+    found = machine_for(
         tmp_path_factory.mktemp("running"),
         **{"QMTL_EVENTS__HEARTBEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "1.5"},
     )
@@ -254,7 +255,9 @@ def open_when_fresh(machine: Machine, strategy: RunningStrategy) -> bool:
 def test_losing_the_stream_closes_the_gate_after_the_decisions_ttl_and_computing_goes_on(
     tmp_path: Path,
 ) -> None:
-    machine = Machine(tmp_path, **{"QMTL_EVENTS__HEARTBEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "60"})
+    machine = machine_for(
+        tmp_path, **{"QMTL_EVENTS__HEARTBEAT_S": "0.2", "QMTL_GATEWAY__SESSION_LEASE_S": "60"}
+    )
     try:
         machine.up()
         with machine.client() as client:

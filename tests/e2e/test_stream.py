@@ -23,6 +23,7 @@ from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.support.events import event, record_change
 from tests.support.machine import Machine, wait_for
+from tests.support.twofold import machine_for
 from tests.support.worlds import POLICY, world
 
 POLICY_TOPIC = ("policy",)
@@ -36,7 +37,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         "QMTL_GATEWAY__MAX_SOCKETS": "12",
         "QMTL_EVENTS__KEEP": "1000000",
     }
-    found = Machine(tmp_path_factory.mktemp("stream"), **env)
+    found = machine_for(tmp_path_factory.mktemp("stream"), **env)
     try:
         found.start_temporal()
         found.start_relay()

@@ -70,6 +70,35 @@ def test_each_kind_of_evidence_hides_what_it_may(
     assert bool(candidate.self_reported) == (kind == "self_reported")
 
 
+@pytest.mark.parametrize(
+    ("runs", "sharpe"),
+    [
+        ([(2.0, "2024-06-30T00:00:00Z"), (0.1, "2024-06-29T23:00:00Z")], 2.0),
+        ([(2.0, "2024-06-30T00:00:00Z"), (0.1, "2024-06-30T00:00:00+00:00")], 0.1),
+        (
+            [
+                (0.1, "2024-06-29T00:00:00Z"),
+                (2.0, "2024-06-30T00:00:00Z"),
+                (0.1, "2024-06-30T01:00:00+02:00"),
+            ],
+            2.0,
+        ),
+        ([(2.0, "2024-06-30T00:00:00Z"), (0.1, None)], 2.0),
+    ],
+)
+def test_a_run_over_an_earlier_past_replaces_no_evidence(
+    database: Database, tmp_path: Path, runs: list[tuple[float, str | None]], sharpe: float
+) -> None:
+    """Anybody who submitted the strategy again as of last year put it out."""
+    strict = {**GATED["selection"], "gates": {"and": ["sharpe >= 1"]}}
+    desk = Desk(database, found=policy_from({**GATED, "selection": strict}))
+    for number, (figure, as_of) in enumerate(runs):
+        desk.evidence("strategy:new", figure, f"r{number}", as_of=as_of)
+    candidate = desk.requests.planning_context(desk.world).evidence["strategy:new"]
+    assert candidate.metrics["sharpe"] == sharpe
+    assert desk.judge(tmp_path)["strategy:new"].active == (sharpe > 1)
+
+
 def test_one_bar_from_the_future_hides_none_that_come_after_it(database: Database, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     desk = Desk(database, found=policy_from({**GATED, "data_currency": {"max_lag": "1d"}}))

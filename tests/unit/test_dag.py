@@ -154,6 +154,8 @@ def test_a_parameter_that_says_where_or_when_is_refused_by_its_name(name: str) -
     """`params={"world_id": …}` passed, and the same computation had another NodeID in each world."""
     with pytest.raises(QmtlError, match=name) as caught:
         Node(StreamInput(tags=["a"], interval=60), lambda view: 1.0, params={name: "x"})
+    with pytest.raises(QmtlError, match=name):
+        Node(StreamInput(tags=["a"], interval=60), lambda view: 1.0, params={"bands": {"slow": {name: 1}}})
     assert (caught.value.code, caught.value.details["field"]) == ("E_NODE_ID_FIELDS", name)
     good = NodeRecord(node_id="n", node_type="Node", interval=60, period=1, params={name: "x"}, code_hash="c")
     dag = Dag(nodes=(good.model_copy(update={"node_id": good.spec().node_id()}),))

@@ -287,6 +287,7 @@ def upgrade() -> None:
         sa.Column("strategy_id", AutoString(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("kind", AutoString(), nullable=False),
+        sa.Column("as_of", AutoString(), nullable=False),
         sa.Column("content_hash", AutoString(), nullable=False),
         sa.Column("first_seq", sa.BigInteger(), nullable=True),
         sa.Column("created_at", AutoString(), nullable=False),
@@ -294,7 +295,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("run_id"),
     )
     with op.batch_alter_table("evidence", schema=None) as batch_op:
-        batch_op.create_index("evidence_of", ["world_id", "strategy_id", "kind", "seq"], unique=False)
+        batch_op.create_index("evidence_of", ["world_id", "strategy_id", "kind", "as_of", "seq"], unique=False)
         batch_op.create_index(
             "evidence_content", ["world_id", "strategy_id", "content_hash", "seq"], unique=False
         )
