@@ -48,6 +48,7 @@ class SqlApprovals:
             query = select(ApprovalRow).where(
                 ApprovalRow.world_id == world_id,
                 ApprovalRow.subject == run_id,
+                ApprovalRow.about == "apply",
                 ApprovalRow.actor == actor,
                 ApprovalRow.via == "gateway",
             )
@@ -74,6 +75,7 @@ class SqlApprovals:
             approval = ApprovalRow(
                 approval_id=f"{STORED_APPROVAL}{uuid.uuid4().hex}",
                 world_id=world_id,
+                about="apply",
                 subject=run_id,
                 actor=actor,
                 verdict=verdict,
@@ -102,6 +104,7 @@ class SqlApprovals:
             approval = ApprovalRow(
                 approval_id=signal.approval_id,
                 world_id=signal.world_id,
+                about="apply",
                 subject=signal.run_id,
                 actor=actor,
                 verdict=signal.verdict,
@@ -141,6 +144,7 @@ class SqlApprovals:
         with self._database.read() as session:
             query = select(ApprovalRow, ApplyRow).where(
                 ApprovalRow.via == "gateway",
+                ApprovalRow.about == "apply",
                 col(ApprovalRow.read_at).is_(None),
                 ApplyRow.world_id == ApprovalRow.world_id,
                 ApplyRow.run_id == ApprovalRow.subject,
@@ -155,10 +159,11 @@ class SqlApprovals:
             fresh = (
                 col(ApprovalRow.world_id) == world_id,
                 col(ApprovalRow.subject) == run_id,
+                col(ApprovalRow.about) == "apply",
                 col(ApprovalRow.read_at).is_(None),
             )
             tx.session.connection().execute(update(ApprovalRow).where(*fresh).values(read_at=utc_now()))
-            return approvals_of(tx.session, world_id, run_id)
+            return approvals_of(tx.session, world_id, run_id, "apply")
 
 
 def require_approved(session: Session, row: ApplyRow, plan: ApplyPlan) -> None:
@@ -166,7 +171,7 @@ def require_approved(session: Session, row: ApplyRow, plan: ApplyPlan) -> None:
 
     Raises QmtlError: E_APPLY_REJECTED, E_APPROVAL_MISSING.
     """
-    given = approvals_of(session, row.world_id, row.run_id)
+    given = approvals_of(session, row.world_id, row.run_id, "apply")
     rejected = rejection(given)
     if rejected is not None:
         raise QmtlError("E_APPLY_REJECTED", f"rejected by {rejected.actor}", "request another apply")

@@ -21,9 +21,9 @@ from activities.storage.tables import ApprovalRow, PolicyRow, RuleChangeRow, Wor
 from activities.storage.transactions import RecordedChange, Transaction, utc_now, utc_text
 from activities.worlds.policies import insert_policy, make_default, policy_version
 from activities.worlds.specs import merged_spec, world_row
-from qmtl_sdk.contracts.applies import approvers
+from qmtl_sdk.contracts.applies import CHANGE_PREFIX, approvers
 from qmtl_sdk.contracts.canonical import hash_of
-from qmtl_sdk.contracts.changes import CHANGE_PREFIX, ChangeStatus, RuleChange
+from qmtl_sdk.contracts.changes import ChangeStatus, RuleChange
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import WorldSpec, WorldUpdate
@@ -95,7 +95,7 @@ class SqlRuleChanges:
             _end_if_over(tx, row)
             if row.state == "waiting" and not _has_approved(tx.session, row, actor, verdict):
                 _store_verdict(tx, row, actor, verdict, reason, token_id)
-                found = approvals_of(tx.session, world_id, change_id)
+                found = approvals_of(tx.session, world_id, change_id, "change")
                 tx.session.add(row)
                 if verdict == "reject":
                     row.state = "rejected"
@@ -188,7 +188,8 @@ def _waiting(tx: Transaction, world_id: str, body: str, actor: str) -> RuleChang
 
 def _has_approved(session: Session, row: RuleChangeRow, actor: str, verdict: ApprovalVerdict) -> bool:
     """Return whether a person who approves a change has done so before."""
-    return verdict == "approve" and actor in approvers(approvals_of(session, row.world_id, row.change_id))
+    found = approvals_of(session, row.world_id, row.change_id, "change")
+    return verdict == "approve" and actor in approvers(found)
 
 
 def _present(session: Session, world_id: str) -> tuple[WorldRow, Policy | None]:
@@ -255,6 +256,7 @@ def _store_verdict(
     approval = ApprovalRow(
         approval_id=f"rule-{uuid.uuid4().hex}",
         world_id=row.world_id,
+        about="change",
         subject=row.change_id,
         actor=actor,
         verdict=verdict,
@@ -279,6 +281,6 @@ def _status(session: Session, row: RuleChangeRow) -> ChangeStatus:
             "loosens": json.loads(row.loosens),
             "requested_at": datetime.fromisoformat(row.requested_at),
             "expires_at": datetime.fromisoformat(row.expires_at),
-            "approvals": approvals_of(session, row.world_id, row.change_id),
+            "approvals": approvals_of(session, row.world_id, row.change_id, "change"),
         }
     )

@@ -8,7 +8,7 @@ from activities.fence.acknowledgements import acknowledgements
 from activities.messages.apply import GateChange
 from activities.storage.tables import ApplyRow, ApplyStepRow, ApprovalRow, PrincipalRow
 from activities.storage.transactions import RecordedChange, Transaction
-from qmtl_sdk.contracts.applies import Acknowledgement, ApplyStatus, Approval, StepRecord
+from qmtl_sdk.contracts.applies import Acknowledgement, ApplyStatus, Approval, ApprovalSubject, StepRecord
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
 
@@ -57,7 +57,7 @@ def status_of(session: Session, row: ApplyRow) -> ApplyStatus:
             "epoch_before": row.epoch_before,
             "epoch_after": row.epoch_after,
             "plan": ApplyPlan.model_validate_json(row.plan),
-            "approvals": approvals_of(session, row.world_id, row.run_id),
+            "approvals": approvals_of(session, row.world_id, row.run_id, "apply"),
             "steps": [
                 StepRecord(
                     name=step.step,
@@ -72,12 +72,17 @@ def status_of(session: Session, row: ApplyRow) -> ApplyStatus:
     )
 
 
-def approvals_of(session: Session, world_id: str, subject: str) -> tuple[Approval, ...]:
-    """List the approvals and rejections of an apply, oldest first. Those of disabled people do not count."""
+def approvals_of(
+    session: Session, world_id: str, subject: str, about: ApprovalSubject
+) -> tuple[Approval, ...]:
+    """List the approvals and rejections of an apply or a rule change, oldest first.
+
+    Those of disabled people do not count.
+    """
     rows = session.exec(
         select(ApprovalRow, PrincipalRow.disabled_at)
         .join(PrincipalRow, col(PrincipalRow.name) == ApprovalRow.actor, isouter=True)
-        .where(ApprovalRow.world_id == world_id, ApprovalRow.subject == subject)
+        .where(ApprovalRow.world_id == world_id, ApprovalRow.subject == subject, ApprovalRow.about == about)
         .order_by(col(ApprovalRow.at))
     )
     return tuple(

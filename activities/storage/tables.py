@@ -873,6 +873,7 @@ class RuleChangeRow(SQLModel, table=True):
 class ApprovalRow(SQLModel, table=True):
     """An approval or rejection of an apply or a rule change by one person.
 
+    `about`: `apply` or `change`; what a person said of one never counts for the other, whatever its id.
     `via` says how it arrived: through the Gateway, which knows the person, or as a signal sent straight to
     Temporal, which only claims a name. `plan_hash` is that of the plan, or of the rule change; a direct
     signal has none. `read_at` is when the workflow read it.
@@ -891,6 +892,7 @@ class ApprovalRow(SQLModel, table=True):
     )
     approval_id: str = Field(primary_key=True)
     world_id: str
+    about: str
     subject: str
     actor: str
     verdict: str

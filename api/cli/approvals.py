@@ -9,8 +9,7 @@ from api.cli.connection import gateway, gateway_as
 from api.cli.options import As, Live, Output, Reason, RunArgument, WorldArgument, Yes, with_options
 from api.cli.output import Format, ask, guarded, print_result, table
 from api.cli.text.applies import apply_text, change_text, plan_text
-from qmtl_sdk.contracts.applies import ApplyStatus, ApprovalBody, approvers
-from qmtl_sdk.contracts.changes import CHANGE_PREFIX
+from qmtl_sdk.contracts.applies import CHANGE_PREFIX, ApplyStatus, ApprovalBody, approvers
 from qmtl_sdk.runtime.client import GatewayClient
 
 app = typer.Typer()

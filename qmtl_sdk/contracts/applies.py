@@ -3,15 +3,33 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.texts import Identifier, PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime
 
-RunId = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:\-]*$")]
+CHANGE_PREFIX = "change-"
+"""The start of the id of a rule change, by which it differs from every apply's."""
+
+
+def _is_no_change(run_id: str) -> str:
+    """Return an id that no rule change can have. Raises ValueError."""
+    if run_id.startswith(CHANGE_PREFIX):
+        raise ValueError(f"an id that begins with {CHANGE_PREFIX!r} is one of a rule change; choose another")
+    return run_id
+
+
+RunId = Annotated[
+    str,
+    Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:\-]*$"),
+    AfterValidator(_is_no_change),
+]
 """The caller's name of an apply, unique in its world."""
+
+ApprovalSubject = Literal["apply", "change"]
+"""What an approval is about: an apply, or a change of rules."""
 
 ApplyOutcome = Literal["completed", "rolled_back", "frozen"]
 """How an apply ended; `frozen`: a switch or its restoration failed, and an operator must resume the world."""

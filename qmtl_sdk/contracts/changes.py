@@ -7,9 +7,6 @@ from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import UtcTime, WorldUpdate
 
-CHANGE_PREFIX = "change-"
-"""The start of the id of a change, by which `qmtl world approve` tells it from an apply."""
-
 LEADS_TO_LIVE = frozenset({"allow_live", "domains.to live"})
 """What a change loosens that lets a world trade live."""
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore
@@ -12,6 +13,7 @@ from activities.storage.tables import RuleChangeRow
 from activities.worlds.policies import SqlPolicyStore
 from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk.contracts.access import Role, TokenInfo
+from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.worlds import WorldUpdate
@@ -164,3 +166,29 @@ def test_a_token_that_the_requester_issued_approves_nothing(house: House, databa
     change = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
     with pytest.raises(QmtlError, match="issued the token of this approval"):
         house.approve(change, "ana", token_id="t")
+
+
+def test_what_people_say_of_a_change_counts_for_no_apply(house: House) -> None:
+    """An apply that was named after an approved change of rules went live, and nobody had approved it."""
+    desk = house.desk
+    change = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    with pytest.raises(ValidationError, match="one of a rule change"):
+        ApplyRequest(run_id=change, to="dryrun")
+    named_after_it = ApplyRequest(run_id="r", to="dryrun").model_copy(update={"run_id": change})
+    desk.requests.request(desk.world, named_after_it, "olga")
+    assert [house.approve(change, actor) for actor in ("ana", "ben")] == ["waiting", "made"]
+    assert desk.requests.find(desk.world, change).approvals == ()
+    assert desk.approvals.read(desk.world, change) == ()
+    with pytest.raises(QmtlError, match="0 of 2 approvals count"):
+        desk.steps.freeze(desk.world, change)
+
+
+def test_what_people_say_of_an_apply_counts_for_no_change(house: House) -> None:
+    desk = house.desk
+    change = house.pending(lambda: house.changes.add_policy("w", LOOSER, "olga"))
+    named_after_it = ApplyRequest(run_id="r", to="dryrun").model_copy(update={"run_id": change})
+    desk.requests.request(desk.world, named_after_it, "olga")
+    desk.approve(change)
+    assert len(desk.requests.find(desk.world, change).approvals) == 2
+    assert house.approve(change, "zoe") == "waiting"
+    assert [item.actor for item in house.changes.find("w", change).approvals] == ["zoe"]

@@ -91,6 +91,7 @@ def upgrade() -> None:
         "approval",
         sa.Column("approval_id", AutoString(), nullable=False),
         sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("about", AutoString(), nullable=False),
         sa.Column("subject", AutoString(), nullable=False),
         sa.Column("actor", AutoString(), nullable=False),
         sa.Column("verdict", AutoString(), nullable=False),
