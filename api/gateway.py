@@ -34,6 +34,7 @@ from api.order_entry import OrderEntry
 from api.request_head import BoundedHead
 from api.routes import (
     applies,
+    audit,
     cancel,
     changes,
     dead_letters,
@@ -91,6 +92,7 @@ ROUTERS = (
     worlds.router,
     policies.router,
     applies.router,
+    audit.router,
     halt.router,
     cancel.router,
     changes.router,

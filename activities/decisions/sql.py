@@ -97,7 +97,10 @@ class SqlDecisionStore:
     def history(
         self, world_id: str, since: datetime | None = None, limit: int = 1000
     ) -> list[tuple[DecisionEnvelope, DecisionInputs, tuple[Candidate, ...]]]:
-        """List the newest decisions, oldest first, each with its inputs and its candidates."""
+        """List the newest decisions, oldest first, each with its inputs and its candidates.
+
+        A decision that rests on evidence that has been archived is left out.
+        """
         query = select(DecisionRow, DecisionInputsRow).where(
             DecisionRow.world_id == world_id, col(DecisionInputsRow.decision_seq) == col(DecisionRow.seq)
         )
@@ -124,6 +127,7 @@ class SqlDecisionStore:
             return [
                 (envelope, inputs, tuple(_at(candidates[seq], inputs) for seq in inputs.evidence))
                 for envelope, inputs in reversed(found)
+                if candidates.keys() >= set(inputs.evidence)
             ]
 
     def answered(self, request_ids: tuple[str, ...]) -> dict[str, StoredDecision]:

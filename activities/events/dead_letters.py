@@ -5,6 +5,7 @@ from collections.abc import Collection
 from sqlalchemy import delete, exists, func
 from sqlmodel import Session, col, select
 
+from activities.storage.chain import OUTSIDE_WORLDS
 from activities.storage.database import Database
 from activities.storage.tables import DeadLetterRow, OutboxRow
 from activities.storage.transactions import RecordedChange, Transaction, subject_hash
@@ -50,7 +51,9 @@ class SqlDeadLetters:
         """
         with self._database.write(actor) as tx:
             letter, row = _remove(tx, number, "retried")
-            tx.lock_chain(row.key)  # no later event is recorded between the check and the commit
+            tx.lock_chain(
+                row.world_id or OUTSIDE_WORLDS
+            )  # no later event is recorded between the check and the commit
             if _superseded(tx.session, row):
                 raise QmtlError(
                     "E_DEAD_LETTER_SUPERSEDED",

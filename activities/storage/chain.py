@@ -9,6 +9,9 @@ from typing import Any
 
 from qmtl_sdk.contracts.canonical import hash_parts
 
+OUTSIDE_WORLDS = "*"
+"""The chain of what belongs to no world: principals, tokens, archives. No world can have this name."""
+
 LINKED = (
     "chain",
     "number",

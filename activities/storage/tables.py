@@ -37,8 +37,8 @@ class StoreIdentityRow(SQLModel, table=True):
 class AuditRow(SQLModel, table=True):
     """Who did what. Rows never change.
 
-    Each row holds the hash of itself and of the row before it in its chain: the world's, or the subject's
-    where there is no world.
+    Each row holds the hash of itself and of the row before it in its chain: the world's, or the one of
+    what belongs to no world.
     """
 
     __tablename__ = "audit"

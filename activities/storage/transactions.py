@@ -12,7 +12,7 @@ from blake3 import blake3
 from sqlalchemy import Connection, Table, bindparam
 from sqlmodel import Session, SQLModel
 
-from activities.storage.chain import link
+from activities.storage.chain import OUTSIDE_WORLDS, link
 from activities.storage.lock_order import LockOrder
 from activities.storage.tables import AuditHeadRow, AuditRow, OutboxRow
 from activities.storage.write_marks import mark_write
@@ -249,7 +249,7 @@ def _audit_row(change: RecordedChange) -> dict[str, Any]:
         "correlation_id": change.correlation_id,
         "before": canonical_json(change.before).decode(),
         "after": canonical_json(change.after).decode(),
-        "chain": change.world_id or change.subject,
+        "chain": change.world_id or OUTSIDE_WORLDS,
     }
 
 

@@ -95,6 +95,7 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/worlds/{world_id}/edges/overrides"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/edges/overrides"): Access(_OP, "path"),
     ("GET", "/worlds/{world_id}/audit"): Access(_R, "path"),
+    ("GET", "/audit"): Access(_OWN),
     ("POST", "/orders"): Access(_A, "body"),
     ("POST", "/orders/withheld"): Access(_A, "body"),
     ("GET", "/orders"): Access(_R, "query"),

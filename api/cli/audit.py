@@ -1,41 +1,61 @@
-"""`qmtl world audit`: the audit trail of a world."""
+"""`qmtl world audit` and `qmtl audit`: the audit trail of a world, and of what belongs to none."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from api.cli.connection import gateway
+from api.cli.connection import gateway, gateway_as_owner
 from api.cli.names import StrategyNames
 from api.cli.options import Output, WorldArgument
 from api.cli.output import Format, guarded, print_result, table
 
 app = typer.Typer()
+general = typer.Typer()
 
 _STRATEGY_ID = re.compile(r"strategy:[0-9a-f]{64}")
+
+_Verify = Annotated[bool, typer.Option("--verify", help="check the hash chain from its first entry")]
+_After = Annotated[int, typer.Option(min=0, help="only entries after this number")]
+_Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many to list")]
 
 
 @app.command()
 @guarded
 def audit(
     world: WorldArgument,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="check the hash chain from its first entry")
-    ] = False,
-    after: Annotated[int, typer.Option(min=0, help="only entries after this number")] = 0,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many to list")] = 100,
+    verify: _Verify = False,
+    after: _After = 0,
+    limit: _Limit = 100,
     output: Output = Format.TEXT,
 ) -> None:
     """List who did what in a world, oldest first. --verify fails where an entry was changed or is missing."""
     with gateway() as client:
         found = client.audit(world, after, limit, verify)
         names = StrategyNames(client, world)
-        rows = [_row(entry, names) for entry in found["entries"]]
+        rows = [_row(entry, names.__getitem__) for entry in found["entries"]]
+    _print(output, found, rows)
+
+
+@general.command("audit")
+@guarded
+def audit_of_all(
+    verify: _Verify = False, after: _After = 0, limit: _Limit = 100, output: Output = Format.TEXT
+) -> None:
+    """List who registered people, issued tokens and archived rows, oldest first. --verify as of a world."""
+    with gateway_as_owner() as client:
+        found = client.audit(None, after, limit, verify)
+    _print(output, found, [_row(entry, str) for entry in found["entries"]])
+
+
+def _print(output: Format, found: dict[str, Any], rows: list[list[str]]) -> None:
+    """Print entries. (Any: the Gateway's JSON.)"""
     header = ["no", "when (UTC)", "who", "action", "subject", "run"]
 
     def text() -> list[Any]:
         lines: list[Any] = [table(header, rows) if rows else "there are no more entries"]
-        if not verify:
+        if found["verified"] is None:
             return lines
         orders = f", {found['orders_verified']} sealed rows of the order log"
         return [*lines, f"the chain is whole: {found['verified']} entries{orders}"]
@@ -43,9 +63,9 @@ def audit(
     print_result(output, found, text)
 
 
-def _row(entry: dict[str, Any], names: StrategyNames) -> list[str]:
+def _row(entry: dict[str, Any], name_of: Callable[[str], str]) -> list[str]:
     """Format an entry. (Any: the Gateway's JSON.)"""
-    subject = _STRATEGY_ID.sub(lambda found: names[found[0]], str(entry["subject"]))
+    subject = _STRATEGY_ID.sub(lambda found: name_of(found[0]), str(entry["subject"]))
     return [
         str(entry["number"]),
         entry["at"][:19].replace("T", " "),

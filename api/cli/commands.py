@@ -52,7 +52,7 @@ WORLD_COMMANDS = (
 app = typer.Typer(
     name="qmtl", help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-for group in (stack.app, submit.app):
+for group in (stack.app, submit.app, audit.general):
     app.add_typer(group)
 for group in WORLD_COMMANDS:
     world.app.add_typer(group)

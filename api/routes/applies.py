@@ -1,18 +1,15 @@
-"""Applies, approvals, a world's fence, and its audit trail."""
+"""Applies, approvals, and a world's fence."""
 
 import asyncio
-import threading
 from contextlib import nullcontext
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from activities.retention.audit import AuditPage
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, FenceStatus
-from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.plans import ApplyPlan
@@ -21,9 +18,6 @@ from qmtl_sdk.contracts.worlds import EdgeOverride
 from workflows.ids import apply_id
 
 router = APIRouter(prefix="/worlds/{world_id}", tags=["applies"], route_class=GuardedRoute)
-
-# Verifying reads a whole audit trail: one at a time, so that the threads of requests are left to others.
-_VERIFYING = threading.Lock()
 
 
 class Reason(Model):
@@ -159,27 +153,6 @@ def overrides(world_id: str, state: State) -> list[EdgeOverride]:
 @router.post("/edges/overrides", summary="Close the edge from backtest to live; only an apply opens it")
 def override(world_id: str, body: EdgeOverride, state: State, caller: CurrentCaller) -> EdgeOverride:
     return state.stores.fence.override(world_id, body, caller.subject)
-
-
-@router.get("/audit", summary="Read the audit trail, oldest first")
-def audit(
-    world_id: str,
-    state: State,
-    after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    verify: bool = False,
-) -> AuditPage:
-    """`verify`: check the hash chain from its first entry; E_AUDIT_BROKEN names the first broken one."""
-    state.stores.worlds.world(world_id)
-    if verify and not _VERIFYING.acquire(blocking=False):
-        raise QmtlError(
-            "E_RATE", "another audit trail is being verified", "try again in a few seconds", retry_after=5.0
-        )
-    try:
-        return state.stores.audit.page(world_id, after, limit, verify)
-    finally:
-        if verify:
-            _VERIFYING.release()
 
 
 def _fence(state: GatewayState, world_id: str) -> FenceStatus:

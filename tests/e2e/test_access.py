@@ -716,6 +716,22 @@ def test_the_audit_trail_names_who_did_it(place: Place) -> None:
     assert actors == [("alice",)]
 
 
+def test_an_owner_alone_reads_who_registered_whom(place: Place) -> None:
+    """What belonged to no world was in chains that nobody could read or verify."""
+    place.machine.issue("bella", {"*": Role.READER})
+    with GatewayClient(place.machine.url, place.machine.token("owner")) as owner:
+        found = owner.audit(None, limit=1000, verify=True)
+        with pytest.raises(QmtlError, match="there is no world") as caught:
+            owner.audit("bella")
+    assert caught.value.code == "E_WORLD_UNKNOWN"
+    done = {(entry["action"], entry["subject"], entry["actor"]) for entry in found["entries"]}
+    assert ("principal.added", "bella", "registrar") in done
+    assert found["verified"] == len(found["entries"])
+    with place.machine.client() as operator, pytest.raises(QmtlError) as refused:
+        operator.audit(None)
+    assert refused.value.code == "E_ROLE"
+
+
 def test_a_new_route_without_a_role_does_not_start() -> None:
     check_table(ROUTERS)
     forgotten = APIRouter(route_class=GuardedRoute)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 from sqlmodel import col, select
 
 from activities.promotions.sql import SqlPromotions
 from activities.storage.database import Database
-from activities.storage.tables import OutboxRow
+from activities.storage.tables import EvidenceRow, OutboxRow
 from qmtl_sdk.contracts.applies import ApplyRequest
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
@@ -39,6 +40,19 @@ def report_bar(desk: Desk, at: datetime, domain: str = "dryrun") -> None:
 
 
 # decisions
+
+
+def test_a_replay_of_decisions_leaves_out_one_whose_evidence_is_archived(
+    database: Database, tmp_path: Path
+) -> None:
+    desk = Desk(database)
+    desk.judge(tmp_path)
+    with database.write("retention", bookkeeping=True) as tx:
+        tx.connection.execute(delete(EvidenceRow))
+    desk.evidence(desk.strategies[0], sharpe=2.0)
+    desk.judge(tmp_path)
+    found = desk.decisions.history(desk.world)
+    assert [candidates[0].metrics["sharpe"] for _, _, candidates in found if candidates] == [2.0]
 
 
 def test_renewals_alone_put_a_strategy_out_whose_data_goes_stale(database: Database, tmp_path: Path) -> None:

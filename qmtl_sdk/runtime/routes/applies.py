@@ -105,12 +105,16 @@ class ApplyRoutes(Transport):
     def override(self, world_id: str, edge: EdgeOverride) -> EdgeOverride:
         return EdgeOverride.model_validate(self._call("POST", f"/worlds/{world_id}/edges/overrides", edge))
 
-    def audit(self, world_id: str, after: int = 0, limit: int = 100, verify: bool = False) -> dict[str, Any]:
-        """Return entries of the audit trail, oldest first.
+    def audit(
+        self, world_id: str | None, after: int = 0, limit: int = 100, verify: bool = False
+    ) -> dict[str, Any]:
+        """Return entries of a world's audit trail, or of what belongs to no world, oldest first.
 
         With `verify`, also return the number of entries over which the hash chain is intact.
         """
         found: dict[str, Any] = self._call(
-            "GET", f"/worlds/{world_id}/audit", params={"after": after, "limit": limit, "verify": verify}
+            "GET",
+            f"/worlds/{world_id}/audit" if world_id else "/audit",
+            params={"after": after, "limit": limit, "verify": verify},
         )
         return found

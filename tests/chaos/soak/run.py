@@ -46,7 +46,7 @@ from tests.support.worlds import POLICY, world
 FULL_S = 1800
 """Seconds of a run with the full counts."""
 
-COUNTS = {"submissions": 1_000, "judgments": 11_000, "orders": 500_000, "applies": 200}
+COUNTS = {"submissions": 1_000, "judgments": 13_000, "orders": 500_000, "applies": 200}
 """What is done in a full year; each submission has a judgment as well.
 
 Some judgments answer two requests, so more are requested than the ten thousand that are wanted.
