@@ -67,6 +67,7 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
     """Take a snapshot of the world, and refuse orders under a new epoch."""
     _require_not_aborted(row)
     plan = ApplyPlan.model_validate_json(row.plan)
+    world = tx.session.get_one(WorldRow, row.world_id)  # held from here on, so that it is read once
     require_approved(tx.session, row, plan)
     require_unchanged(tx.session, plan)
     if fence.state != OPEN:
@@ -75,7 +76,6 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
             f"{row.world_id} is {fence.state} by {fence.holder}",
             "check that run; then qmtl world resume W",
         )
-    world = tx.session.get_one(WorldRow, row.world_id)
     stored = stored_activations(tx.session, row.world_id)
     row.snapshot = Snapshot(
         allocations={item.strategy_id: allocation_of(item) for item in strategy_activations(stored)},

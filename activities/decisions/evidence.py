@@ -2,16 +2,21 @@
 
 from collections.abc import Collection
 from datetime import UTC, datetime
+from functools import cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, ScalarSelect, case
+from sqlalchemy import ColumnElement, ScalarSelect, bindparam, case
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, func, select
+from sqlmodel.sql.expression import Select
 
 from activities.decisions.candidate import Candidate
 from activities.messages.submission import EvidenceKind
 from activities.storage.tables import BindingRow, EvidenceRow, SessionRow
 from activities.storage.transactions import utc_text
 from activities.submissions.runs import evidence_of
+
+_KINDS: tuple[EvidenceKind, ...] = ("measured", "rejected", "self_reported", "failed")
 
 
 def newest_evidence(
@@ -22,13 +27,30 @@ def newest_evidence(
     `now` is the world's time: a bar that a session reported counts once it has closed. `strategies` limits
     the answer to these.
     """
+    values: dict[str, Any] = {"world_id": world_id, "closed_by": utc_text(now.astimezone(UTC))}
+    if strategies is not None:
+        if not strategies:
+            return ()
+        values["strategies"] = list(strategies)
+    return tuple(
+        candidate_of(row, binding, datetime.fromisoformat(bar) if bar else None)
+        for row, binding, bar in session.exec(_query(strategies is not None), params=values)
+    )
+
+
+@cache
+def _query(limited: bool) -> "Select[EvidenceRow, BindingRow, str | None]":
+    """Build the statement once: building it takes longer than reading a few rows, also under a world's fence.
+
+    `limited`: whether it is limited to some strategies.
+    """
     # One index look-up for each kind of each strategy's evidence: older evidence is never read. Materialized,
     # or SQLite would look each up as often as `_candidate` mentions it.
     wanted = select(BindingRow.seq, *(func.coalesce(_newest(kind), 0).label(kind) for kind in _KINDS)).where(
-        BindingRow.world_id == world_id
+        BindingRow.world_id == bindparam("world_id")
     )
-    if strategies is not None:
-        wanted = wanted.where(col(BindingRow.strategy_id).in_(strategies))
+    if limited:
+        wanted = wanted.where(col(BindingRow.strategy_id).in_(bindparam("strategies", expanding=True)))
     newest = wanted.cte("newest").prefix_with("MATERIALIZED")
     # A session may report any time, so bars that have not closed yet are left out.
     newest_bar = (
@@ -36,22 +58,19 @@ def newest_evidence(
         .where(
             SessionRow.world_id == BindingRow.world_id,
             SessionRow.strategy_id == BindingRow.strategy_id,
-            SessionRow.newest_bar <= utc_text(now.astimezone(UTC)),
+            SessionRow.newest_bar <= bindparam("closed_by"),
         )
         .correlate(BindingRow)
         .scalar_subquery()
     )
-    query = select(EvidenceRow, BindingRow, newest_bar).where(
-        BindingRow.seq == newest.c.seq,
-        col(EvidenceRow.seq) == _candidate(*(newest.c[kind] for kind in _KINDS)),
+    return (
+        select(EvidenceRow, BindingRow, newest_bar)
+        .where(
+            BindingRow.seq == newest.c.seq,
+            col(EvidenceRow.seq) == _candidate(*(newest.c[kind] for kind in _KINDS)),
+        )
+        .order_by(col(BindingRow.seq))
     )
-    return tuple(
-        candidate_of(row, binding, datetime.fromisoformat(bar) if bar else None)
-        for row, binding, bar in session.exec(query.order_by(col(BindingRow.seq)))
-    )
-
-
-_KINDS: tuple[EvidenceKind, ...] = ("measured", "rejected", "self_reported", "failed")
 
 
 def _candidate(

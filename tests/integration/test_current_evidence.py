@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete
-from sqlmodel import col, select
+from sqlmodel import col, func, select
 
 from activities.promotions.sql import SqlPromotions
 from activities.storage.database import Database
@@ -47,10 +47,11 @@ def test_a_replay_of_decisions_leaves_out_one_whose_evidence_is_archived(
 ) -> None:
     desk = Desk(database)
     desk.judge(tmp_path)
-    with database.write("retention", bookkeeping=True) as tx:
-        tx.connection.execute(delete(EvidenceRow))
     desk.evidence(desk.strategies[0], sharpe=2.0)
     desk.judge(tmp_path)
+    with database.write("retention", bookkeeping=True) as tx:
+        first = select(func.min(EvidenceRow.seq)).scalar_subquery()
+        tx.connection.execute(delete(EvidenceRow).where(col(EvidenceRow.seq) == first))
     found = desk.decisions.history(desk.world)
     assert [candidates[0].metrics["sharpe"] for _, _, candidates in found if candidates] == [2.0]
 
