@@ -32,7 +32,7 @@ from tests.support.desk import Desk
 
 JUDGMENTS = 5
 ROUNDS = 8
-ORDERS = 250
+ORDERS = 1_000
 JUDGED_S = 10.0
 CHANGED = 50
 CHAIN = 1_500

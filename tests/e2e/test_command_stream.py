@@ -20,6 +20,7 @@ from tests.support.command import Person
 from tests.support.machine import Machine, wait_for
 from tests.support.scenarios import ApplyScenario
 from tests.support.strategies import Trend
+from tests.support.twofold import of_one_gateway
 from tests.support.worlds import PAPER, WORLD
 
 
@@ -252,6 +253,7 @@ def test_watch_ends_when_its_token_is_revoked(machine: Machine, paper: str) -> N
     assert "[E_TOKEN_REVOKED]" in said
 
 
+@of_one_gateway
 def test_the_figures_for_prometheus(machine: Machine, paper: str) -> None:
     def metrics() -> str:
         return httpx.get(f"{machine.url}/metrics", trust_env=False).text

@@ -23,7 +23,7 @@ from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.stream import StreamClient
 from tests.support.events import event, record_change
 from tests.support.machine import Machine, wait_for
-from tests.support.twofold import machine_for
+from tests.support.twofold import machine_for, of_one_gateway
 from tests.support.worlds import POLICY, world
 
 POLICY_TOPIC = ("policy",)
@@ -268,6 +268,7 @@ def test_a_reader_that_takes_nothing_is_dropped_and_the_others_hear_everything(
         )
 
 
+@of_one_gateway
 def test_the_sockets_of_one_caller_are_limited(client: GatewayClient, home: str) -> None:
     subscription = policy(client, home)
     wait_for(
@@ -281,6 +282,7 @@ def test_the_sockets_of_one_caller_are_limited(client: GatewayClient, home: str)
             assert closed(one_more) == (1013, "E_SOCKETS")
 
 
+@of_one_gateway
 def test_sockets_that_do_not_say_who_they_are_are_limited_too(client: GatewayClient, home: str) -> None:
     subscription = policy(client, home)
     wait_for(
