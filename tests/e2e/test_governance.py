@@ -121,6 +121,8 @@ CASES = (
         f"world apply {WORLD}",
         "E_APPLY_RUNNING",
     ),
+    Case("an apply as a change", "ana", "POST", f"{W}/apply", {"run_id": "change-1"}, "", "E_BODY_INVALID"),
+    Case("an operator reads the owners' trail", "ana", "GET", "/audit", None, "", "E_ROLE"),
     Case(
         "an author promotes",
         "arthur",
