@@ -1,6 +1,6 @@
 # QMTL. Each target sets up what it needs on a machine with Python 3.11, make and a package index:
-#   make demo | test | lint | plans | bench [ONLY=suite] | chaos [ONLY=suite RUNS=… SEED=1] | fuzz [EXAMPLES=250 SEED=1]
-#        soak [SECONDS=1800 SEED=1]
+#   make demo | test | test-twofold | lint | plans | bench [ONLY=suite] | chaos [ONLY=suite RUNS=… SEED=1]
+#        fuzz [EXAMPLES=250 SEED=1] | soak [SECONDS=1800 SEED=1]
 SHELL := /bin/bash
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -8,13 +8,17 @@ RUN := $(UV) run --no-sync
 # Tests start hundreds of processes. Without cached bytecode, each needs another second to compile its modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint plans bench chaos soak fuzz picture setup server record-histories
+.PHONY: demo test test-twofold lint plans bench chaos soak fuzz picture setup server record-histories
 
 demo: setup server
 	@$(RUN) qmtl demo
 
 test: setup server
 	@$(RUN) pytest -n auto --dist worksteal $(ARGS)
+
+# The e2e tests on two Gateways, workers, relays and order routers over one PostgreSQL database.
+test-twofold: setup server
+	@QMTL_TEST_TWOFOLD=1 $(RUN) pytest tests/e2e -n auto --dist worksteal $(ARGS)
 
 lint: setup
 	@$(RUN) ruff check .

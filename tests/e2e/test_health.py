@@ -76,9 +76,14 @@ def test_each_process_that_is_missing_is_named_with_what_that_means(own_machine:
     own_machine.kill("router")
     wait_for(lambda: own_machine.health()["status"] == "degraded", "degraded health")
     assert httpx.get(f"{own_machine.url}/health", trust_env=False).status_code == 200
+    as_it_is = {"gateway": "running", "worker": "running", "relay": "running", "router": "dead"}
     with own_machine.client() as client:
-        states = {item["name"]: item["state"] for item in client.gateway_status()["processes"]}
-    assert states == {"gateway": "running", "worker": "running", "relay": "running", "router": "dead"}
+        wait_for(
+            lambda: (
+                as_it_is == {item["name"]: item["state"] for item in client.gateway_status()["processes"]}
+            ),
+            "the states of all processes",
+        )
 
 
 def test_every_loop_of_a_gateway_comes_back_after_whatever_it_raises(own_machine: Machine) -> None:
