@@ -17,14 +17,17 @@ _HASH = re.compile(r"blake3:[0-9a-f]{64}")
 
 
 class FolderArtifacts:
-    """Writes a file under another name first, so that a crash leaves no half-written artifact."""
+    """Writes a file under another name first, so that a crash leaves no half-written artifact.
+
+    A file that has other bytes than its name says is replaced when they are stored again.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
 
     def put(self, hash: str, data: bytes) -> None:
-        """Store bytes under their hash. Raises QmtlError (E_ARTIFACT_HASH)."""
+        """Store bytes under their hash. Raises QmtlError (E_ARTIFACT_HASH), and OSError of the disk."""
         path = self._path(hash)
         found = content_hash(data)
         if found != hash:
@@ -35,15 +38,12 @@ class FolderArtifacts:
                 expected=hash,
                 received=found,
             )
-        if path.exists():
-            return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{uuid.uuid4().hex}")
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        if not _holds(path, data):
+            _write(path, data)
+        # The names as well: whoever removes rows because of this file relies on it after a power cut.
+        for folder in (path.parent, self._root):
+            _sync_folder(folder)
 
     def get(self, hash: str) -> bytes:
         """Read an artifact.
@@ -93,3 +93,34 @@ class FolderArtifacts:
             )
         digest = hash.removeprefix(PREFIX)
         return self._root / digest[:2] / digest
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Return whether a file has these bytes."""
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:  # such as a file that is not there, or a sector that can't be read
+        return False
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a whole file, or leave nothing."""
+    partial = path.with_suffix(f".{uuid.uuid4().hex}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -37,27 +37,32 @@ class Archives:
     def write(self, table: Table, rows: Sequence[Row]) -> str:
         """Store rows as Parquet, read them back and compare. Returns the artifact's content hash.
 
-        Raises QmtlError: E_ARCHIVE where what was read back differs.
+        Raises QmtlError: E_ARCHIVE where it can't be written, or what was read back differs.
         """
-        data = encode(table, rows)
-        artifact = content_hash(data)
-        self._artifacts.put(artifact, data)
+        try:
+            data = encode(table, rows)
+            artifact = content_hash(data)
+            self._artifacts.put(artifact, data)
+        except (QmtlError, ValueError, OSError) as error:
+            raise _refused(table.name, f"their archive can't be written: {error}") from error
         try:
             stored = decode(self._artifacts.get(artifact))
         except (QmtlError, ValueError) as error:
-            raise _refused(table.name, f"its archive {artifact} can't be read back") from error
+            raise _refused(table.name, f"their archive {artifact} can't be read back") from error
         if stored != [dict(row) for row in rows]:
-            raise _refused(table.name, f"its archive {artifact} holds other rows")
+            raise _refused(table.name, f"their archive {artifact} holds other rows")
         return artifact
 
     def read(self, found: ArchiveRow, scope_column: str) -> list[dict[str, Any]]:
-        """Read the rows of an archive that belong to its scope. Raises QmtlError (E_ARCHIVE).
+        """Read the rows of an archive that belong to its scope. (Any: the values of whatever table.)
 
-        (Any: the values of whatever table.)
+        Raises QmtlError: E_ARCHIVE where it is missing or damaged, E_UNAVAILABLE where none can be read.
         """
         try:
             return decode(self._artifacts.get(found.artifact), **{scope_column: found.scope})
         except (QmtlError, ValueError) as error:
+            if isinstance(error, QmtlError) and error.code == "E_UNAVAILABLE":
+                raise
             raise QmtlError(
                 "E_ARCHIVE",
                 f"the archive {found.artifact} of {found.source} can't be read",
@@ -78,12 +83,14 @@ def archive_until(deadline: float, archive_next: Callable[[], int]) -> tuple[int
     return rows, False
 
 
-def archives_of(session: Session, source: str, scope: str, after: int = 0) -> Iterator[ArchiveRow]:
+def archives_of(
+    session: Session, source: str, scope: str, after: int = 0, limit: int | None = None
+) -> Iterator[ArchiveRow]:
     """Read the archives of a world or chain that reach beyond a number, oldest first."""
     query = select_rows(ArchiveRow).where(
         ArchiveRow.source == source, ArchiveRow.scope == scope, ArchiveRow.last > after
     )
-    return iter(session.exec(query.order_by(col(ArchiveRow.last))).all())
+    return iter(session.exec(query.order_by(col(ArchiveRow.last)).limit(limit)).all())
 
 
 def archived_until(session: Session, source: str, scope: str) -> int:

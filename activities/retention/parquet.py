@@ -16,10 +16,13 @@ _TYPES = ((Boolean, pa.bool_()), (Integer, pa.int64()), (Float, pa.float64()))
 
 
 def encode(table: Table, rows: Sequence[Row]) -> bytes:
-    """Encode rows with all columns of their table."""
+    """Encode rows with all columns of their table. Raises ValueError where a value has another type."""
     schema = pa.schema([(column.name, _type(column)) for column in table.columns])
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(map(dict, rows)), schema), buffer, compression="zstd")
+    try:
+        pq.write_table(pa.Table.from_pylist(list(map(dict, rows)), schema), buffer, compression="zstd")
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
     return buffer.getvalue()
 
 
