@@ -43,7 +43,7 @@ class AuditRow(SQLModel, table=True):
 
     __tablename__ = "audit"
     __table_args__ = (
-        Index("audit_chain", "chain", "number"),
+        Index("audit_chain", "chain", "number", unique=True),
         Index(
             "audit_promotion",
             "chain",

@@ -13,6 +13,13 @@ depends_on = None
 # their scope and their number in it.
 _APPEND_ONLY = {"audit": ("chain", "number"), "order_log": ("world_id", "seq")}
 
+# Tables whose rows it refuses to change and to remove in any case: they say what was removed and sealed. With
+# what SQLite's REPLACE would remove without asking a trigger.
+_FOR_EVER = {
+    "archive": "seq = NEW.seq AND NEW.seq > 0",
+    "order_seal": "world_id = NEW.world_id AND number = NEW.number",
+}
+
 
 def upgrade() -> None:
     op.create_table(
@@ -147,7 +154,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq"),
     )
     with op.batch_alter_table("audit", schema=None) as batch_op:
-        batch_op.create_index("audit_chain", ["chain", "number"], unique=False)
+        batch_op.create_index("audit_chain", ["chain", "number"], unique=True)
         batch_op.create_index(
             "audit_promotion",
             ["chain", "correlation_id"],
@@ -759,10 +766,21 @@ def upgrade() -> None:
 
 
 def _append_only_in_postgres() -> None:
+    connection = op.get_bind()
+    schema = connection.dialect.identifier_preparer.quote(
+        connection.execute(sa.text("SELECT current_schema()")).scalar_one()
+    )
+    # Whoever deletes may have set another path of schemas, or have a temporary table `archive`.
+    language = f"LANGUAGE plpgsql SET search_path = {schema}, pg_temp"
     op.execute(
         "CREATE FUNCTION qmtl_append_only() RETURNS trigger AS "
-        "$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$ LANGUAGE plpgsql"
+        f"$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$ {language}"
     )
+    for table in _FOR_EVER:
+        op.execute(
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION qmtl_append_only()"
+        )
     for table, (scope, number) in _APPEND_ONLY.items():
         op.execute(
             f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR TRUNCATE ON {table} "
@@ -771,7 +789,7 @@ def _append_only_in_postgres() -> None:
         op.execute(
             f"CREATE FUNCTION qmtl_{table}_archived() RETURNS trigger AS $$ BEGIN "
             f"IF {_not_archived(table, scope, number)} "
-            f"THEN RAISE EXCEPTION '{table} is append-only'; END IF; RETURN OLD; END $$ LANGUAGE plpgsql"
+            f"THEN RAISE EXCEPTION '{table} is append-only'; END IF; RETURN OLD; END $$ {language}"
         )
         op.execute(
             f"CREATE TRIGGER {table}_archived BEFORE DELETE ON {table} "
@@ -780,12 +798,15 @@ def _append_only_in_postgres() -> None:
 
 
 def _append_only_in_sqlite() -> None:
-    for table, (scope, number) in _APPEND_ONLY.items():
+    for table in (*_APPEND_ONLY, *_FOR_EVER):
         refused = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
         op.execute(f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refused}")
+        allowed = f"WHEN {_not_archived(table, *_APPEND_ONLY[table])} " if table in _APPEND_ONLY else ""
+        op.execute(f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {allowed}{refused}")
+    for table, same in _FOR_EVER.items():
         op.execute(
-            f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} "
-            f"WHEN {_not_archived(table, scope, number)} {refused}"
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
+            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {same}) BEGIN SELECT RAISE(IGNORE); END"
         )
 
 
