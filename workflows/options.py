@@ -59,6 +59,17 @@ SLOW: Options = {
     "task_queue": WORLD_QUEUE,
 }
 
+# Archiving a queue, or rows of one kind. It is given up after ten attempts, half a minute where each fails at
+# once, so that what fails for its own reason keeps nothing else back; the next run of the upkeep tries again.
+ARCHIVE: Options = {
+    **SLOW,
+    "retry_policy": RetryPolicy(
+        initial_interval=timedelta(milliseconds=100),
+        maximum_interval=timedelta(seconds=5),
+        maximum_attempts=10,
+    ),
+}
+
 # A change of the fence. A regular activity, not a local one: its result is in the history before the next
 # step begins, so a lost workflow task never repeats a step that later steps build on.
 FENCE: Options = {

@@ -5,13 +5,13 @@ What can't be archived and read back is left unchanged. The result names it, and
 
 from temporalio import workflow
 from temporalio.common import VersioningBehavior
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, CancelledError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from activities.messages.stubs import QueueActivityStubs, RetentionActivityStubs
     from activities.messages.upkeep import UpkeepDone, UpkeepInput, UpkeepRows, UpkeepTopic
     from workflows.markdown import one_line, paragraphs
-    from workflows.options import SLOW
+    from workflows.options import ARCHIVE, SLOW
     from workflows.search_attributes import SEARCH_STEP
 
 # Queues of one run: each adds a few events to its history, which Temporal limits to 51 200. The next run does
@@ -73,12 +73,10 @@ class UpkeepWorkflow:
                 QueueActivityStubs.apply_retention,
                 command,
                 summary=one_line(f"archive, read back, compare: {topic}"),
-                **SLOW,
+                **ARCHIVE,
             )
         except ActivityError as error:
-            if not isinstance(error.cause, ApplicationError):
-                raise
-            self._failed.append(f"{topic}: {error.cause.message}")
+            self._failed.append(f"{topic}: {_why(error)}")
             return
         self._archived += result.archived
         self._dropped += result.dropped
@@ -91,12 +89,10 @@ class UpkeepWorkflow:
                     RetentionActivityStubs.archive_rows,
                     command,
                     summary=f"archive, read back, compare, remove: {kind}",
-                    **SLOW,
+                    **ARCHIVE,
                 )
             except ActivityError as error:
-                if not isinstance(error.cause, ApplicationError):
-                    raise
-                self._failed.append(f"{kind}: {error.cause.message}")
+                self._failed.append(f"{kind}: {_why(error)}")
                 return
             self._rows += result.rows
             if not result.more:
@@ -106,3 +102,10 @@ class UpkeepWorkflow:
         lines = [f"**{text}**", *(f"- {failed}" for failed in self._failed[:_SHOWN_FAILURES])]
         workflow.set_current_details(paragraphs(lines))
         workflow.upsert_search_attributes([SEARCH_STEP.value_set(status)])
+
+
+def _why(error: ActivityError) -> str:
+    """Return why an attempt failed. Raises ActivityError where the workflow was cancelled."""
+    if isinstance(error.cause, CancelledError):
+        raise error
+    return error.cause.message if isinstance(error.cause, FailureError) else str(error)
