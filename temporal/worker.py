@@ -126,7 +126,7 @@ async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> Non
                 print("worker: ready", flush=True)
                 while not stop.is_set():
                     if all(worker.is_running for worker in workers):
-                        heartbeat.worked()
+                        heartbeat.worked(stores.retention.fault)
                     with suppress(TimeoutError):
                         await asyncio.wait_for(stop.wait(), _NOTE_S)
                 upgrades.cancel()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, select
+from sqlalchemy import Connection, Row, delete, exists, func, select
 
 from activities.storage.tables import AckRow, OpenOrderRow, OrderLogRow
 from activities.storage.transactions import Transaction, table_of
@@ -38,20 +38,21 @@ def rows_after(
     return [dict(row._mapping) for row in connection.execute(query.order_by(LOG.c.seq).limit(limit))]
 
 
-def is_needed(connection: Connection, world_id: str, last: int, cutoff: str) -> bool:
-    """Return whether the segment of a world up to `last` must stay in the table.
+def is_needed(connection: Connection, seal: Row[Any], after: int, latest: str, cutoff: str) -> bool:
+    """Return whether a segment, the sealed rows of a world that follow a number, must stay in the table.
 
-    It must where it ends after the cutoff (ISO 8601, UTC), where an order of it is open, and where it holds
-    the newest row of all: SQLite would give its number again.
+    It must where its newest row is not before the cutoff (ISO 8601, UTC), where an order of it is open, and
+    where it holds the newest row of all: SQLite would give its number again. Times after `latest` are wrong,
+    and don't count; where all are, the time of the seal does. (Any: the columns of `order_seal`.)
     """
-    if connection.execute(select(func.max(LOG.c.seq))).scalar() == last:
+    if connection.execute(select(func.max(LOG.c.seq))).scalar() == seal.last:
         return True
-    at = connection.execute(select(LOG.c.at).where(LOG.c.world_id == world_id, LOG.c.seq == last)).scalar()
-    if at is None or at >= cutoff:
+    until = (LOG.c.world_id == seal.world_id, LOG.c.seq <= seal.last)
+    times = select(func.max(LOG.c.at)).where(*until, LOG.c.seq > after, LOG.c.at <= latest)
+    if (connection.execute(times).scalar() or seal.at) >= cutoff:
         return True
-    orders = select(_open.c.order_id).where(_open.c.world_id == world_id)
-    still_open = exists().where(LOG.c.ref.in_(orders), LOG.c.world_id == world_id, LOG.c.seq <= last)
-    return bool(connection.execute(select(still_open)).scalar())
+    orders = select(_open.c.order_id).where(_open.c.world_id == seal.world_id)
+    return bool(connection.execute(select(exists().where(LOG.c.ref.in_(orders), *until))).scalar())
 
 
 def remove_rows(tx: Transaction, world_id: str, first: int, last: int) -> int:

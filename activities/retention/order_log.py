@@ -5,12 +5,15 @@ the rows as well, in the table or in their archive. The rows after the last segm
 """
 
 import time
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from activities.fence.segments import LOG, is_needed, remove_rows, rows_after, segment_hash
+from activities.retention.ages import Ages
 from activities.retention.archives import (
     LOCK,
     Archives,
@@ -20,6 +23,7 @@ from activities.retention.archives import (
     record_archives,
     require_all_removed,
 )
+from activities.retention.failures import Failures
 from activities.storage.database import Database
 from activities.storage.tables import OrderSealRow, WorldRow
 from activities.storage.transactions import RecordedChange, table_of, utc_now, utc_text
@@ -45,36 +49,47 @@ class OrderLogRetention:
         self._database = database
         self._archives = archives
 
-    def apply(self, now: datetime, cutoff: datetime, limit_s: float) -> tuple[int, bool]:
-        """Seal what is to be sealed at `now`, and archive the segments that ended before the cutoff.
+    def apply(self, ages: Ages, limit_s: float) -> tuple[int, bool]:
+        """Seal the rows of all worlds, and then archive the segments that are old.
 
-        Returns how many rows were archived, and whether `limit_s` seconds were too few. Raises QmtlError:
-        E_ARCHIVE, E_AUDIT_BROKEN.
+        A world that fails keeps no other back. Returns how many rows were archived, and whether `limit_s`
+        seconds were too few. Raises QmtlError: E_ARCHIVE, E_AUDIT_BROKEN of the first world that failed.
         """
         deadline = time.monotonic() + limit_s
         with self._database.read() as session:
             worlds = list(session.connection().execute(select(_world.c.world_id)).scalars())
-        rows = 0
-        for world_id in worlds:
-            while self._seal_next(world_id, now):
-                if time.monotonic() > deadline:
-                    return rows, True
-            archived, more = archive_until(deadline, partial(self._archive_next, world_id, cutoff))
-            rows += archived
+        failures = Failures()
+        rows, more = 0, self._seal(worlds, ages, deadline, failures)
+        for world_id in () if more else worlds:
+            with failures.contained(world_id):
+                archived, more = archive_until(deadline, partial(self._archive_next, world_id, ages))
+                rows += archived
             if more:
-                return rows, True
-        return rows, False
+                break
+        failures.raise_first()
+        return rows, more
 
-    def _seal_next(self, world_id: str, now: datetime) -> bool:
-        """Seal the next segment of a world, if there is one."""
+    def _seal(self, worlds: Sequence[str], ages: Ages, deadline: float, failures: Failures) -> bool:
+        """Seal what is to be sealed. Returns whether there was no time for all."""
+        for world_id in worlds:
+            with failures.contained(world_id):
+                while self._seal_next(world_id, ages):
+                    if time.monotonic() > deadline:
+                        return True
+        return False
+
+    def _seal_next(self, world_id: str, ages: Ages) -> bool:
+        """Seal the next segment of a world, if there is one. Raises QmtlError (E_AUDIT_BROKEN)."""
         with self._database.read() as session:
             connection = session.connection()
-            newest = select(_seal.c.number, _seal.c.last).where(_seal.c.world_id == world_id)
-            before = connection.execute(newest.order_by(_seal.c.number.desc()).limit(1)).first()
+            query = select(_seal.c.number, _seal.c.last).where(_seal.c.world_id == world_id)
+            before = connection.execute(query.order_by(_seal.c.number.desc()).limit(1)).first()
             number, after = (before.number, before.last) if before else (0, 0)
+            newest = connection.execute(select(func.max(LOG.c.seq))).scalar() or 0
+            if after > newest:  # the newest row of all is never removed
+                raise broken_segment(world_id, number)
             rows = rows_after(connection, world_id, after, limit=SEGMENT_ROWS)
-        young = utc_text(now - SEAL_AFTER)
-        if not rows or (len(rows) < SEGMENT_ROWS and rows[0]["at"] > young):
+        if not _is_due(rows, ages):
             return False
         sealed = {
             "number": number + 1,
@@ -85,17 +100,19 @@ class OrderLogRetention:
         }
         with self._database.write("upkeep") as tx:
             if tx.insert_new([OrderSealRow(world_id=world_id, at=utc_now(), **sealed)]):
-                tx.record(RecordedChange(SEALED, world_id, str(number + 1), after=sealed))
+                # One subject for all: the state of a topic holds the newest event of each for ever.
+                change = RecordedChange(SEALED, world_id, str(number + 1), about=LOG.name, after=sealed)
+                tx.record(change)
         return True
 
-    def _archive_next(self, world_id: str, cutoff: datetime) -> int:
+    def _archive_next(self, world_id: str, ages: Ages) -> int:
         """Archive the oldest segment of a world, if it is old. Returns its number of rows."""
         with self._database.read() as session:
             connection = session.connection()
             done = archived_until(session, LOG.name, world_id)
             query = select(_seal).where(_seal.c.world_id == world_id, _seal.c.last > done)
             seal = connection.execute(query.order_by(_seal.c.number).limit(1)).first()
-            if seal is None or is_needed(connection, world_id, seal.last, utc_text(cutoff)):
+            if seal is None or is_needed(connection, seal, done, ages.latest, ages.cutoff):
                 return 0
             rows = rows_after(connection, world_id, done, seal.last)
         if segment_hash(rows) != seal.hash:
@@ -108,6 +125,17 @@ class OrderLogRetention:
             removed = remove_rows(tx, world_id, seal.first, seal.last)
             require_all_removed(LOG.name, removed, len(rows))
         return len(rows)
+
+
+def _is_due(rows: Sequence[dict[str, Any]], ages: Ages) -> bool:
+    """Return whether rows are sealed now. (Any: the values of their columns.)
+
+    One with a wrong time is, whatever its place: rows would wait for that time, and all after them.
+    """
+    times: list[str] = [row["at"] for row in rows]
+    if not times or len(times) >= SEGMENT_ROWS:
+        return bool(times)
+    return min(times) <= utc_text(ages.now - SEAL_AFTER) or max(times) > ages.latest
 
 
 def broken_segment(world_id: str, number: int) -> QmtlError:

@@ -1,12 +1,14 @@
 """Retention of the tables without a chain: decisions, submissions, sessions, applies, events."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Text, delete, func, literal, select, tuple_
 
+from activities.retention.ages import Ages
 from activities.retention.archives import (
     LOCK,
     Archives,
@@ -19,11 +21,14 @@ from activities.retention.rules import Part, Rule
 from activities.storage.database import Database
 from activities.storage.transactions import utc_text
 
+# The key of a record. (Any: the columns of whatever table.)
+Key = tuple[Any, ...]
+
 MOST_RECORDS = 500
 """Records of one archive."""
 
-_MOST_CHARACTERS = 8_000_000
-"""Characters of the long texts of one archive's records, about; one record may have more."""
+MOST_CHARACTERS = 8_000_000
+"""Characters of the long texts of one archive, about; one record may have more."""
 
 WORTH_A_FILE = 100
 """Records from which on an archive is made; fewer wait for others, for `WAIT_DAYS` at most."""
@@ -36,6 +41,16 @@ def is_worth_a_file(records: int, oldest: str, cutoff: datetime) -> bool:
     return records >= WORTH_A_FILE or oldest < utc_text(cutoff - timedelta(days=WAIT_DAYS))
 
 
+def count_within(sizes: Sequence[int]) -> int:
+    """Count the first records that one archive holds, by the characters of each; at least one."""
+    characters = 0
+    for number, size in enumerate(sizes):
+        characters += size
+        if number and characters > MOST_CHARACTERS:
+            return number
+    return len(sizes)
+
+
 class RecordRetention:
     """Archives and removes what a rule finds."""
 
@@ -43,34 +58,32 @@ class RecordRetention:
         self._database = database
         self._archives = archives
 
-    def apply(self, rule: Rule, cutoff: datetime, limit_s: float) -> tuple[int, bool]:
+    def apply(self, rule: Rule, ages: Ages, limit_s: float) -> tuple[int, bool]:
         """Archive the records of a rule that are due, for about `limit_s` seconds.
 
         Returns how many rows were archived, and whether some are left. Raises QmtlError (E_ARCHIVE).
         """
         deadline = time.monotonic() + limit_s
-        return archive_until(deadline, lambda: self._archive_next(rule, cutoff))
+        return archive_until(deadline, lambda: self._archive_next(rule, ages))
 
-    def _archive_next(self, rule: Rule, cutoff: datetime) -> int:
-        keys = self._due(rule, cutoff)
+    def _archive_next(self, rule: Rule, ages: Ages) -> int:
+        keys = self._due(rule, ages)
         return self._archive(rule, keys) if keys else 0
 
-    def _due(self, rule: Rule, cutoff: datetime) -> list[tuple[Any, ...]]:
-        """Read the keys of the records of the next archive. (Any: keys of whatever table.)"""
+    def _due(self, rule: Rule, ages: Ages) -> list[Key]:
+        """Read the keys of the records of the next archive."""
         with self._database.read() as session:
-            found = session.connection().execute(rule.due(utc_text(cutoff)).limit(MOST_RECORDS)).all()
-        if not found or not is_worth_a_file(len(found), found[0].at, cutoff):
-            return []
-        keys: list[tuple[Any, ...]] = []
-        characters = 0
-        for row in found:
-            characters += row.size or 0
-            if keys and characters > _MOST_CHARACTERS:
-                break
-            keys.append(tuple(row[:-2]))
-        return keys
+            connection = session.connection()
+            found = connection.execute(rule.due(ages).limit(MOST_RECORDS)).all()
+            if not found or not is_worth_a_file(len(found), found[0].at, ages.limit):
+                return []
+            keys: list[Key] = [tuple(row[:-1]) for row in found]
+            sizes: Counter[Key] = Counter()
+            for part in rule.parts:
+                sizes.update(_sizes(connection, part, keys))
+        return keys[: count_within([sizes[key] for key in keys])]
 
-    def _archive(self, rule: Rule, keys: Sequence[tuple[Any, ...]]) -> int:
+    def _archive(self, rule: Rule, keys: Sequence[Key]) -> int:
         """Archive records, and remove them where nothing of them has changed meanwhile."""
         archives = []
         with self._database.read() as session:
@@ -90,12 +103,22 @@ class RecordRetention:
         return sum(len(rows) for _, rows in found)
 
 
-def _rows(connection: Connection, part: Part, keys: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+def _sizes(connection: Connection, part: Part, keys: Sequence[Key]) -> dict[Key, int]:
+    """Sum up the characters of the long texts of each record's rows in one table."""
+    key = [part.table.c[name] for name in part.key]
+    lengths = [func.length(column) for column in part.table.columns if isinstance(column.type, Text)]
+    if not lengths:
+        return {}
+    query = select(*key, func.sum(sum(lengths, literal(0)))).where(_of(part, keys)).group_by(*key)
+    return {tuple(row[:-1]): int(row[-1] or 0) for row in connection.execute(query)}
+
+
+def _rows(connection: Connection, part: Part, keys: Sequence[Key]) -> list[dict[str, Any]]:
     query = select(part.table).where(_of(part, keys)).order_by(*part.table.primary_key.columns)
     return [dict(row._mapping) for row in connection.execute(query)]
 
 
-def _of(part: Part, keys: Sequence[tuple[Any, ...]]) -> ColumnElement[bool]:
+def _of(part: Part, keys: Sequence[Key]) -> ColumnElement[bool]:
     """Select the rows of records."""
     columns = [part.table.c[name] for name in part.key]
     if len(columns) == 1:

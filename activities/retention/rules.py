@@ -7,10 +7,11 @@ replaced it is itself older than the limit: until then somebody may ask what was
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, or_, select, tuple_
 from sqlalchemy.sql.selectable import FromClause
 
 from activities.fence import segments
+from activities.retention.ages import Ages
 from activities.settings import RetentionSettings
 from activities.storage.tables import (
     ApplyRow,
@@ -54,8 +55,8 @@ _dead = table_of(DeadLetterRow)
 _validation = table_of(ValidationRow)
 _world_node = table_of(WorldNodeRow)
 
-# Selects the records that are due, oldest first: the columns of the key, `at`, and `size` in characters.
-DueQuery = Callable[[str], "Select[tuple[object, ...]]"]
+# Selects the records that are due, oldest first: the columns of the key, and `at`.
+DueQuery = Callable[[Ages], "Select[tuple[object, ...]]"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Rule:
-    """A kind of record: which ones are due at a cutoff (ISO 8601, UTC), and their tables.
+    """A kind of record: which ones are due, and their tables.
 
     `days`: for how many days they are kept.
     """
@@ -79,70 +80,62 @@ class Rule:
     parts: tuple[Part, ...]
 
 
-def _size(table: Table) -> ColumnElement[int]:
-    """Sum up the lengths of a row's long texts."""
-    total: ColumnElement[int] = literal(0)
-    for name in ("body", "data", "plan", "report"):
-        if name in table.c:
-            total = total + func.length(table.c[name])
-    return total.label("size")
-
-
-def _before_the_first_young(table: Table, time: str, cutoff: str) -> ColumnElement[bool]:
+def _before_the_first_young(table: Table, time: str, ages: Ages) -> ColumnElement[bool]:
     """Select rows before the first one that is younger: `seq` grows with time, so no index is needed.
 
     The newest row of the table stays, whatever its age: SQLite would give its number again.
     """
     other = table.alias()
-    young = select(other.c.seq).where(other.c[time] >= cutoff).order_by(other.c.seq).limit(1)
+    is_young = (other.c[time] >= ages.cutoff, other.c[time] <= ages.latest)
+    young = select(other.c.seq).where(*is_young).order_by(other.c.seq).limit(1)
     newest = select(func.max(other.c.seq))
     first = func.coalesce(young.scalar_subquery(), newest.scalar_subquery())
-    return and_(table.c.seq < first, table.c[time] < cutoff)
+    return and_(table.c.seq < first, table.c[time] < ages.cutoff)
 
 
 def _replaced(
-    table: FromClause, cutoff: str, *same: str, order: tuple[str, ...] = ("seq",)
+    table: FromClause, ages: Ages, *same: str, order: tuple[str, ...] = ("seq",)
 ) -> ColumnElement[bool]:
     """Select rows that another with the `same` values, stored before the cutoff, follows in the `order`."""
     later = table.alias()
     alike = (later.c[name] == table.c[name] for name in same)
     after = tuple_(*(later.c[name] for name in order)) > tuple_(*(table.c[name] for name in order))
-    return exists().where(*alike, after, later.c.created_at < cutoff)
+    return exists().where(*alike, after, later.c.created_at < ages.cutoff)
 
 
-def _decisions(cutoff: str) -> "Select[tuple[object, ...]]":
+def _decisions(ages: Ages) -> "Select[tuple[object, ...]]":
     return (
-        select(_decision.c.seq, _decision.c.created_at.label("at"), _size(_decision))
+        select(_decision.c.seq, _decision.c.created_at.label("at"))
         .where(
-            _before_the_first_young(_decision, "created_at", cutoff),
-            _replaced(_decision, cutoff, "world_id"),
+            _before_the_first_young(_decision, "created_at", ages),
+            _replaced(_decision, ages, "world_id"),
         )
         .order_by(_decision.c.seq)
     )
 
 
-def _runs(cutoff: str) -> "Select[tuple[object, ...]]":
+def _runs(ages: Ages) -> "Select[tuple[object, ...]]":
     evidence = _evidence.alias()
     in_force = exists().where(
         evidence.c.run_id == _outcome.c.run_id,
-        ~_replaced(evidence, cutoff, "world_id", "strategy_id", "kind", order=("as_of", "seq")),
+        ~_replaced(evidence, ages, "world_id", "strategy_id", "kind", order=("as_of", "seq")),
     )
     return (
-        select(_outcome.c.run_id, _outcome.c.created_at.label("at"), _size(_outcome))
+        select(_outcome.c.run_id, _outcome.c.created_at.label("at"))
         .where(
-            _before_the_first_young(_outcome, "created_at", cutoff),
-            _replaced(_outcome, cutoff, "world_id", "strategy_id"),
+            _before_the_first_young(_outcome, "created_at", ages),
+            _replaced(_outcome, ages, "world_id", "strategy_id"),
             ~in_force,
         )
         .order_by(_outcome.c.seq)
     )
 
 
-def _refusals(cutoff: str) -> "Select[tuple[object, ...]]":
+def _refusals(ages: Ages) -> "Select[tuple[object, ...]]":
     return (
-        select(_commit.c.seq, _commit.c.received_at.label("at"), _size(_commit))
+        select(_commit.c.seq, _commit.c.received_at.label("at"))
         .where(
-            _before_the_first_young(_commit, "received_at", cutoff),
+            _before_the_first_young(_commit, "received_at", ages),
             _commit.c.refused.is_not(None),
             _commit.c.run_id.is_(None),
         )
@@ -150,7 +143,7 @@ def _refusals(cutoff: str) -> "Select[tuple[object, ...]]":
     )
 
 
-def _validations(cutoff: str) -> "Select[tuple[object, ...]]":
+def _validations(ages: Ages) -> "Select[tuple[object, ...]]":
     newest = exists().where(
         _world_node.c.world_id == _validation.c.world_id,
         _world_node.c.node_id == _validation.c.node_id,
@@ -158,13 +151,13 @@ def _validations(cutoff: str) -> "Select[tuple[object, ...]]":
         _world_node.c.eval_key == _validation.c.eval_key,
     )
     return (
-        select(_validation.c.eval_key, _validation.c.created_at.label("at"), _size(_validation))
-        .where(_validation.c.created_at < cutoff, ~newest)
+        select(_validation.c.eval_key, _validation.c.created_at.label("at"))
+        .where(_validation.c.created_at < ages.cutoff, ~newest)
         .order_by(_validation.c.created_at)
     )
 
 
-def _sessions(cutoff: str) -> "Select[tuple[object, ...]]":
+def _sessions(ages: Ages) -> "Select[tuple[object, ...]]":
     later = _session.alias()
     # The newest bar of a strategy is measured by, whoever ran it, and however long ago.
     replaced = exists().where(
@@ -175,45 +168,39 @@ def _sessions(cutoff: str) -> "Select[tuple[object, ...]]":
         or_(later.c.newest_bar > _session.c.newest_bar, later.c.session_id > _session.c.session_id),
     )
     return (
-        select(_session.c.session_id, _session.c.ended_at.label("at"), _size(_session))
-        .where(_session.c.ended_at < cutoff, replaced)
+        select(_session.c.session_id, _session.c.ended_at.label("at"))
+        .where(_session.c.ended_at < ages.cutoff, replaced)
         .order_by(_session.c.ended_at)
     )
 
 
-def _applies(cutoff: str) -> "Select[tuple[object, ...]]":
+def _applies(ages: Ages) -> "Select[tuple[object, ...]]":
     later = _apply.alias()
     newest = ~exists().where(later.c.world_id == _apply.c.world_id, later.c.seq > _apply.c.seq)
     return (
-        select(_apply.c.world_id, _apply.c.run_id, _apply.c.ended_at.label("at"), _size(_apply))
-        .where(_apply.c.ended_at < cutoff, ~newest)
+        select(_apply.c.world_id, _apply.c.run_id, _apply.c.ended_at.label("at"))
+        .where(_apply.c.ended_at < ages.cutoff, ~newest)
         .order_by(_apply.c.ended_at)
     )
 
 
-def _rule_changes(cutoff: str) -> "Select[tuple[object, ...]]":
+def _rule_changes(ages: Ages) -> "Select[tuple[object, ...]]":
     return (
-        select(_change.c.world_id, _change.c.change_id, _change.c.expires_at.label("at"), _size(_change))
-        .where(_change.c.expires_at < cutoff)
+        select(_change.c.world_id, _change.c.change_id, _change.c.expires_at.label("at"))
+        .where(_change.c.expires_at < ages.cutoff)
         .order_by(_change.c.expires_at)
     )
 
 
-def _acks(cutoff: str) -> "Select[tuple[object, ...]]":
+def _acks(ages: Ages) -> "Select[tuple[object, ...]]":
     return (
-        select(
-            _ack.c.world_id,
-            _ack.c.sequence,
-            _ack.c.holder,
-            _ack.c.at,
-            literal(0).label("size"),
-        )
-        .where(_ack.c.at < cutoff)
+        select(_ack.c.world_id, _ack.c.sequence, _ack.c.holder, _ack.c.at)
+        .where(_ack.c.at < ages.cutoff)
         .order_by(_ack.c.at)
     )
 
 
-def _events(cutoff: str) -> "Select[tuple[object, ...]]":
+def _events(ages: Ages) -> "Select[tuple[object, ...]]":
     # Who retries a dead letter asks whether a later event of its subject was published.
     letter = _outbox.alias()
     after_a_dead_letter = exists().where(
@@ -223,9 +210,9 @@ def _events(cutoff: str) -> "Select[tuple[object, ...]]":
         letter.c.subject == _outbox.c.subject,
     )
     return (
-        select(_outbox.c.seq, _outbox.c.at, _size(_outbox))
+        select(_outbox.c.seq, _outbox.c.at)
         .where(
-            _before_the_first_young(_outbox, "at", cutoff),
+            _before_the_first_young(_outbox, "at", ages),
             _outbox.c.published_at.is_not(None),
             ~after_a_dead_letter,
         )

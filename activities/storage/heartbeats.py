@@ -56,7 +56,11 @@ _log = structlog.get_logger()
 
 def fault_text(error: BaseException) -> str:
     """Return an error as one short line that every database can store."""
-    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return _one_line(f"{type(error).__name__}: {error}")
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
     return "".join(sign if sign.isprintable() else " " for sign in line[:_FAULT])
 
 
@@ -107,12 +111,12 @@ class HeartbeatWriter:
         self._enter(STANDBY)
         self.worked()
 
-    def worked(self) -> None:
-        """Note that the loop has worked, or had nothing to do."""
+    def worked(self, fault: str = "") -> None:
+        """Note that the loop has worked, or had nothing to do; `fault`: what it could not do nevertheless."""
         with self._lock:
             first = not self._row.worked_at
             self._row.worked_at = utc_now()
-            self._row.fault = ""
+            self._row.fault = _one_line(fault)
             self.failures = 0
         if first:  # others wait for this
             self._due.set()

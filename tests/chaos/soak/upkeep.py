@@ -52,7 +52,9 @@ def main(dsn: str, artifacts: str, began_at: str, seconds: str) -> None:
     # Also the week for which a few old rows wait for others is one of the simulated year.
     vars(records)["WAIT_DAYS"] = records.WAIT_DAYS * day / timedelta(days=1)
     with closing(open_database(dsn)) as database:
-        retention = RowRetention(database, Archives(FolderArtifacts(Path(artifacts))), RETENTION)
+        archives = Archives(FolderArtifacts(Path(artifacts)))
+        # The times that it is given lie ahead of every clock.
+        retention = RowRetention(database, archives, RETENTION, lambda: datetime.max.replace(tzinfo=UTC))
         while not _input_ends_before(due := due + _EVERY_DAYS * day):
             for kind in retention.kinds:
                 kept = days_kept(kind)
