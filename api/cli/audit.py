@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +15,12 @@ from api.cli.output import Format, guarded, print_result, table
 app = typer.Typer()
 general = typer.Typer()
 
+# The age at which the rows of the order log are sealed, with a day for an upkeep that was away.
+_SEALED_WITHIN = timedelta(days=2)
+
 _STRATEGY_ID = re.compile(r"strategy:[0-9a-f]{64}")
 
-_Verify = Annotated[bool, typer.Option("--verify", help="check the hash chain from its first entry")]
+_Verify = Annotated[bool, typer.Option("--verify", help="check the hash chain, and the order log by its seals")]
 _After = Annotated[int, typer.Option(min=0, help="only entries after this number")]
 _Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many to list")]
 
@@ -30,7 +34,11 @@ def audit(
     limit: _Limit = 100,
     output: Output = Format.TEXT,
 ) -> None:
-    """List who did what in a world, oldest first. --verify fails where an entry was changed or is missing."""
+    """List who did what in a world, oldest first.
+
+    --verify fails where an entry, or a sealed row of the order log, was changed, added or is missing. Compare
+    the newest hash that it prints with one that was copied elsewhere before.
+    """
     with gateway() as client:
         found = client.audit(world, after, limit, verify)
         names = StrategyNames(client, world)
@@ -58,9 +66,25 @@ def _print(output: Format, found: dict[str, Any], rows: list[list[str]]) -> None
         if found["verified"] is None:
             return lines
         orders = f", {found['orders_verified']} sealed rows of the order log"
-        return [*lines, f"the chain is whole: {found['verified']} entries{orders}"]
+        return [
+            *lines,
+            f"the chain is whole: {found['verified']} entries{orders}",
+            f"its newest hash: {found['head'] or 'none'}",
+            *_unsealed(found["orders_unsealed"], found["orders_unsealed_since"]),
+        ]
 
     print_result(output, found, text)
+
+
+def _unsealed(rows: int, since: str | None) -> list[str]:
+    """Say how many rows of the order log are not sealed, and whether they should be."""
+    if not since:
+        return []
+    when = since[:16].replace("T", " ")
+    lines = [f"not sealed yet: {rows} rows of the order log since {when}; a change of them is not found"]
+    if since < (datetime.now(UTC) - _SEALED_WITHIN).isoformat():
+        lines.append("they should be sealed by now: does the upkeep run? qmtl status says what fails")
+    return lines
 
 
 def _row(entry: dict[str, Any], name_of: Callable[[str], str]) -> list[str]:
