@@ -174,6 +174,8 @@ def fill(database: Database, rows: int) -> None:
             "INSERT INTO dead_letter (seq, reason, at) SELECT seq, 'x', at FROM outbox WHERE subject = 's1'"
         )
         tx.connection.exec_driver_sql(f"{letters} ORDER BY seq LIMIT 9")
+        newest = "SELECT max(number) FROM audit WHERE chain = 'w'"
+        tx.connection.exec_driver_sql(f"UPDATE audit_head SET number = ({newest}) WHERE chain = 'w'")
 
 
 def _insert(connection: Connection, table: str, rows: int) -> str:
