@@ -14,6 +14,7 @@ from activities.artifacts.folder import FolderArtifacts
 from activities.fence.order_log import SqlOrderLog
 from activities.retention import audit_trail, records
 from activities.retention.archives import Archives
+from activities.retention.parquet import encode
 from activities.retention.upkeep import AUDIT, ORDERS, RowRetention
 from activities.settings import RetentionSettings
 from activities.storage.database import Database
@@ -235,6 +236,16 @@ def test_a_value_that_no_archive_can_hold_is_an_error_that_ends_the_attempt(tmp_
         with pytest.raises(QmtlError, match="can't be written") as caught:
             house.retention.apply("decisions", LATER, 60.0)
         assert caught.value.code == "E_ARCHIVE"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("number", "x"), ("number", 2**70), ("at", 1), ("at", b"\xff")]
+)
+def test_a_value_of_another_type_is_a_value_error(column: str, value: object) -> None:
+    table = table_of(AuditRow)
+    row = dict.fromkeys(table.columns.keys(), None)
+    with pytest.raises(ValueError, match=r".+"):
+        encode(table, [{**row, column: value}])
 
 
 def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
