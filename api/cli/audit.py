@@ -20,7 +20,9 @@ _SEALED_WITHIN = timedelta(days=2)
 
 _STRATEGY_ID = re.compile(r"strategy:[0-9a-f]{64}")
 
-_Verify = Annotated[bool, typer.Option("--verify", help="check the hash chain, and the order log by its seals")]
+_Verify = Annotated[
+    bool, typer.Option("--verify", help="check the hash chain, and the order log by its seals")
+]
 _After = Annotated[int, typer.Option(min=0, help="only entries after this number")]
 _Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many to list")]
 

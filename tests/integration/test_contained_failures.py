@@ -92,12 +92,12 @@ def test_a_broken_chain_keeps_only_its_own_rows_back(
     for name in ("broken", "other", "another"):
         for _ in range(15):
             with house.database.write("test") as tx:
-                tx.record(RecordedChange("token.created", "", name))
+                tx.record(RecordedChange("world.updated", name, name))
     with house.database.write("attacker", bookkeeping=True) as tx:
         unprotected(tx.connection, dsn, "audit")
         tx.connection.execute(text("UPDATE audit SET actor = 'x' WHERE chain = 'broken' AND number = 3"))
     with house.database.write("test") as tx:
-        tx.record(RecordedChange("token.created", "", "newest"))
+        tx.record(RecordedChange("world.updated", "newest", "newest"))
     for _ in range(2):
         with pytest.raises(QmtlError, match="the audit trail of broken has been changed") as caught:
             house.retention.apply(AUDIT, LATER, 60.0)
@@ -158,14 +158,14 @@ def test_a_change_from_the_future_keeps_no_later_entry_of_the_trail(
             if at:
                 patch.setattr("activities.storage.transactions.utc_now", lambda: at)
             with house.database.write("test") as tx:
-                tx.record(RecordedChange("token.created", "", "ana"))
+                tx.record(RecordedChange("world.updated", "ana", "ana"))
 
     change()
     change("2999-01-01T00:00:00.000000+00:00")
     change()
     change("2999-01-01T00:00:00.000000+00:00")  # nobody knows how old this one is
     with house.database.write("test") as tx:
-        tx.record(RecordedChange("token.created", "", "newest"))
+        tx.record(RecordedChange("world.updated", "newest", "newest"))
     house.retention.apply(AUDIT, LATER, 60.0)
     assert house.sql("SELECT number FROM audit WHERE chain = 'ana'") == [4]
     assert house.audit.verify("ana").entries == 4
