@@ -146,7 +146,7 @@ class Caller(access.Caller):
             raise QmtlError(
                 "E_WORLD_FORBIDDEN",
                 f"{self.subject} has no role in world {world_id[:64]}",
-                "ask an operator of that world for a token",
+                f"an owner creates a token for it: qmtl token create NAME --world {world_id[:64]}",
             )
         if not mine.covers(role):
             raise QmtlError(

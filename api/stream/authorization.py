@@ -2,6 +2,7 @@
 
 import time
 
+from activities.access.sql import NEW_TOKEN
 from api.auth.claims import StreamClaims
 from api.auth.tokens import Tokens
 from qmtl_sdk.contracts.errors import QmtlError
@@ -53,7 +54,7 @@ class StreamAuthorization:
             raise QmtlError(
                 "E_TOKEN_REVOKED",
                 "the token has been revoked",
-                "ask an operator for a new one: qmtl token create",
+                NEW_TOKEN,
             )
 
 
