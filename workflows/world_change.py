@@ -11,7 +11,7 @@ from activities.messages.apply import (
     AwaitAcks,
     ConcludeApply,
     DrainCommand,
-    GateChange,
+    FenceChange,
 )
 from activities.messages.stubs import ApplyActivityStubs
 from qmtl_sdk.contracts.applies import ApplyOutcome
@@ -32,7 +32,7 @@ class WorldChange:
         self.notes: list[str] = []
         self._apply = apply
         self.frozen = False
-        self._freeze: GateChange | None = None
+        self._freeze: FenceChange | None = None
         self._ack_timeout_s = 0.0
 
     async def freeze(self, step: Freeze) -> None:
@@ -87,7 +87,7 @@ class WorldChange:
             **FENCE,
         )
 
-    async def unfreeze(self, summary: str) -> GateChange:
+    async def unfreeze(self, summary: str) -> FenceChange:
         """Accept orders again, under a new epoch."""
         change = await workflow.execute_activity_method(
             ApplyActivityStubs.unfreeze_world, self._apply, summary=one_line(summary), **FENCE

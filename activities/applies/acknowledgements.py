@@ -4,7 +4,7 @@ from sqlmodel import Session
 
 from activities.applies.status import running_apply
 from activities.fence.acknowledgements import acknowledgements, record_ack
-from activities.messages.apply import GateChange
+from activities.messages.apply import FenceChange
 from activities.storage.database import Database
 from activities.storage.tables import ApplyStepRow
 
@@ -28,7 +28,7 @@ class SqlApplyAcks:
             record_ack(tx, world_id, sequence, holder, kind, late)
             return not late
 
-    def missing(self, world_id: str, change: GateChange, phase: str) -> tuple[str, ...]:
+    def missing(self, world_id: str, change: FenceChange, phase: str) -> tuple[str, ...]:
         """Name the holders that have not acknowledged a change."""
         with self._database.read() as session:
             acks = acknowledgements(session, world_id, change, phase)
@@ -42,4 +42,4 @@ def _awaited(session: Session, world_id: str, sequence: int) -> bool:
     if row is None or step is None:
         return False
     done = session.get(ApplyStepRow, (world_id, row.run_id, step))
-    return done is not None and GateChange.model_validate_json(done.result).sequence == sequence
+    return done is not None and FenceChange.model_validate_json(done.result).sequence == sequence

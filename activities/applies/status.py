@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlmodel import Session, col, select
 
 from activities.fence.acknowledgements import acknowledgements
-from activities.messages.apply import GateChange
+from activities.messages.apply import FenceChange
 from activities.storage.tables import ApplyRow, ApplyStepRow, ApprovalRow, PrincipalRow
 from activities.storage.transactions import RecordedChange, Transaction
 from qmtl_sdk.contracts.applies import Acknowledgement, ApplyStatus, Approval, ApprovalSubject, StepRecord
@@ -40,7 +40,7 @@ def status_of(session: Session, row: ApplyRow) -> ApplyStatus:
     acks: list[Acknowledgement] = []
     for step in steps:
         if step.step in ("freeze", "unfreeze"):
-            change = GateChange.model_validate_json(step.result)
+            change = FenceChange.model_validate_json(step.result)
             acks += acknowledgements(session, row.world_id, change, step.step)
     return ApplyStatus.model_validate(
         {

@@ -20,7 +20,7 @@ from activities.fence.activations import halts_of
 from activities.fence.halts import lift_halt
 from activities.fence.rules import OPEN
 from activities.fence.state import locked_fence, open_fence
-from activities.messages.apply import ApprovalWait, GateChange, StepDone
+from activities.messages.apply import ApprovalWait, FenceChange, StepDone
 from activities.storage.database import Database
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow
 from activities.storage.transactions import Transaction, table_of, utc_now
@@ -70,13 +70,13 @@ class SqlApplySteps:
         wait = partial(transitions.await_approval, until=until)
         return self._once(world_id, run_id, "approval", ApprovalWait, wait)
 
-    def freeze(self, world_id: str, run_id: str) -> GateChange:
+    def freeze(self, world_id: str, run_id: str) -> FenceChange:
         """Close the world for this run, under a new epoch.
 
         Raises QmtlError: E_WORLD_FROZEN where it is not open; E_ETAG where it changed since the plan was
         made.
         """
-        return self._once(world_id, run_id, "freeze", GateChange, transitions.freeze)
+        return self._once(world_id, run_id, "freeze", FenceChange, transitions.freeze)
 
     def drain(self, world_id: str, run_id: str) -> StepDone:
         """Go from frozen to draining: open orders may finish, new ones are still refused."""
@@ -94,9 +94,9 @@ class SqlApplySteps:
         """Restore what the freeze found. The world stays closed."""
         return self._once(world_id, run_id, "restore", StepDone, transitions.restore)
 
-    def unfreeze(self, world_id: str, run_id: str) -> GateChange:
+    def unfreeze(self, world_id: str, run_id: str) -> FenceChange:
         """Open the world under a new epoch, with the activations of the newest decision."""
-        return self._once(world_id, run_id, "unfreeze", GateChange, transitions.unfreeze)
+        return self._once(world_id, run_id, "unfreeze", FenceChange, transitions.unfreeze)
 
     def conclude(self, world_id: str, run_id: str, outcome: ApplyOutcome, reason: str) -> StepDone:
         """Record how the apply ended. Only `frozen` leaves the world closed."""

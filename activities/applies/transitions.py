@@ -31,7 +31,7 @@ from activities.fence.state import (
     set_live_edge,
 )
 from activities.graph.sql import SqlGraphStore, stored_dag
-from activities.messages.apply import ApprovalWait, GateChange, StepDone
+from activities.messages.apply import ApprovalWait, FenceChange, StepDone
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow, WorldRow
 from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import pin_fingerprint, set_node_states
@@ -63,7 +63,7 @@ def await_approval(tx: Transaction, row: ApplyRow, _: FenceRow, until: datetime)
     return ApprovalWait(until=until)
 
 
-def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
+def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> FenceChange:
     """Take a snapshot of the world, and refuse orders under a new epoch."""
     _require_not_aborted(row)
     plan = ApplyPlan.model_validate_json(row.plan)
@@ -86,7 +86,7 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
     row.epoch_before = fence.epoch
     close_edge = plan.live_edge_before and plan.freeze.close_live_edge
     change = freeze_fence(tx, fence, row.run_id, close_edge, entry_hashes(stored.values()))
-    return _gate_change(change)
+    return _fence_change(change)
 
 
 def drain(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
@@ -141,7 +141,7 @@ def restore(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
     return StepDone()
 
 
-def unfreeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
+def unfreeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> FenceChange:
     """Accept orders again under a new epoch.
 
     Without a switch, the snapshot of the freeze is restored first.
@@ -151,7 +151,7 @@ def unfreeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> GateChange:
         _restore_snapshot(tx, row, fence)
     change = open_fence(tx, fence, row.run_id, newest_decision(tx.session, row.world_id))
     row.epoch_after = fence.epoch
-    return _gate_change(change)
+    return _fence_change(change)
 
 
 def conclude(tx: Transaction, row: ApplyRow, fence: FenceRow, outcome: ApplyOutcome, reason: str) -> StepDone:
@@ -191,8 +191,8 @@ def _require_not_aborted(row: ApplyRow) -> None:
         )
 
 
-def _gate_change(activation: ActivationEnvelope) -> GateChange:
-    return GateChange(epoch=activation.epoch, sequence=activation.sequence, at=activation.ts)
+def _fence_change(activation: ActivationEnvelope) -> FenceChange:
+    return FenceChange(epoch=activation.epoch, sequence=activation.sequence, at=activation.ts)
 
 
 def _require_not_restored(session: Session, row: ApplyRow) -> None:

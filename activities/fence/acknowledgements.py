@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlmodel import Session, col, select, update
 
-from activities.messages.apply import GateChange
+from activities.messages.apply import FenceChange
 from activities.sessions.listing import sessions_since
 from activities.storage.database import Database
 from activities.storage.tables import AckRow, GatewayRow
@@ -44,7 +44,7 @@ def record_ack(tx: Transaction, world_id: str, sequence: int, holder: str, kind:
 
 
 def acknowledgements(
-    session: Session, world_id: str, change: GateChange, phase: str
+    session: Session, world_id: str, change: FenceChange, phase: str
 ) -> list[Acknowledgement]:
     """List who must acknowledge a change, and who did.
 

@@ -1,7 +1,7 @@
 """Halts: close a world's fence at once, until an operator resumes it."""
 
 from activities.fence.cancelling import Selection, cancel_open
-from activities.fence.state import FenceEvent, clear_halt, log_fence_change, publish_gate_change
+from activities.fence.state import FenceEvent, clear_halt, log_fence_change, publish_fence_change
 from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction
 from qmtl_sdk.contracts.orders import MAX_REASON
@@ -30,7 +30,7 @@ def halt(tx: Transaction, fence: FenceRow, reason: str, entries: dict[str, str] 
     why = f"the world was halted ({fence.halted})"
     stopped = cancel_open(tx, fence, why, fence.on_halt == "cancel", Selection())
     after = {"halted": fence.halted, "epoch": fence.epoch, **stopped.model_dump()}
-    publish_gate_change(tx, fence, FenceEvent("halt", "world.halted", before, after, entries=entries))
+    publish_fence_change(tx, fence, FenceEvent("halt", "world.halted", before, after, entries=entries))
 
 
 def lift_halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
@@ -40,4 +40,4 @@ def lift_halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
     fence.epoch += 1
     log_fence_change(tx, fence, "resume", fence.world_id, reason)
     after = {"halted": "", "state": fence.state, "epoch": fence.epoch, "reason": reason}
-    publish_gate_change(tx, fence, FenceEvent("resume", "world.resumed", before, after))
+    publish_fence_change(tx, fence, FenceEvent("resume", "world.resumed", before, after))

@@ -116,7 +116,7 @@ def freeze_fence(
     log_fence_change(tx, fence, "freeze", run_id)
     after = _changed(fence, live_edge=fence.live_edge)
     event = FenceEvent("freeze", "apply.frozen", before, after, run_id, requires_ack=True, entries=entries)
-    return publish_gate_change(tx, fence, event)
+    return publish_fence_change(tx, fence, event)
 
 
 def drain_fence(tx: Transaction, fence: FenceRow, run_id: str) -> None:
@@ -125,7 +125,7 @@ def drain_fence(tx: Transaction, fence: FenceRow, run_id: str) -> None:
     log_fence_change(tx, fence, "drain", run_id)
     before = {"state": FROZEN}
     event = FenceEvent("freeze", "apply.draining", before, _changed(fence), run_id)
-    publish_gate_change(tx, fence, event)
+    publish_fence_change(tx, fence, event)
 
 
 def open_fence(
@@ -155,7 +155,7 @@ def open_fence(
     if before.get("halted"):
         log_fence_change(tx, fence, "resume", fence.world_id, reason)
     after = _changed(fence, live_edge=fence.live_edge, reason=reason)
-    return publish_gate_change(
+    return publish_fence_change(
         tx, fence, FenceEvent("unfreeze", "apply.unfrozen", before, after, run_id, requires_ack=True)
     )
 
@@ -179,7 +179,7 @@ def log_fence_change(
     tx.session.connection().execute(_ORDER_LOG.insert(), line._asdict())
 
 
-def publish_gate_change(tx: Transaction, fence: FenceRow, event: FenceEvent) -> ActivationEnvelope:
+def publish_fence_change(tx: Transaction, fence: FenceRow, event: FenceEvent) -> ActivationEnvelope:
     """Audit a change of the fence, and publish it to the order gates as an activation of the whole world."""
     world = tx.session.get_one(WorldRow, fence.world_id)
     world.activation_sequence += 1

@@ -85,7 +85,7 @@ class ApprovalWait(StepDone):
     until: UtcTime
 
 
-class GateChange(StepDone):
+class FenceChange(StepDone):
     """Result of a freeze or an unfreeze: the epoch and the sequence that it was published under, and when."""
 
     epoch: int
@@ -96,7 +96,7 @@ class GateChange(StepDone):
 class DrainCommand(ApplyInput):
     """Drain a frozen world. Limits are in seconds since the freeze."""
 
-    frozen: GateChange
+    frozen: FenceChange
     timeout_s: float
     ack_timeout_s: float
 
@@ -104,7 +104,7 @@ class DrainCommand(ApplyInput):
 class AwaitAcks(ApplyInput):
     """Wait until every session and Gateway has acknowledged a fence change; `timeout_s` is in seconds."""
 
-    change: GateChange
+    change: FenceChange
     phase: Literal["freeze", "unfreeze"]
     timeout_s: float
 

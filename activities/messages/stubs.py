@@ -18,7 +18,7 @@ from activities.messages.apply import (
     ConcludeApply,
     DirectApproval,
     DrainCommand,
-    GateChange,
+    FenceChange,
     StepDone,
 )
 from activities.messages.evaluation import (
@@ -119,7 +119,7 @@ class ApplyActivityStubs(ABC):
 
     @activity.defn
     @abstractmethod
-    def freeze_world(self, command: ApplyInput) -> GateChange:
+    def freeze_world(self, command: ApplyInput) -> FenceChange:
         """Refuse orders, under a new epoch."""
 
     @activity.defn
@@ -139,7 +139,7 @@ class ApplyActivityStubs(ABC):
 
     @activity.defn
     @abstractmethod
-    def unfreeze_world(self, command: ApplyInput) -> GateChange:
+    def unfreeze_world(self, command: ApplyInput) -> FenceChange:
         """Accept orders again, under a new epoch."""
 
     @activity.defn

@@ -19,7 +19,7 @@ from activities.decisions.sql import SqlDecisionStore
 from activities.fence.callers import OrderCaller
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.store import SqlFenceStore
-from activities.messages.apply import GateChange
+from activities.messages.apply import FenceChange
 from activities.messages.evaluation import JudgeCommand
 from activities.messages.submission import EvidenceBody
 from activities.sessions.sql import SqlSessionStore
@@ -198,7 +198,7 @@ class Desk:
         for number in range(plan.approval.required if people is None else people):
             self.approvals.record(self.world, run, f"approver{number}", "approve", ApprovalBody())
 
-    def freeze(self, run: str) -> GateChange:
+    def freeze(self, run: str) -> FenceChange:
         """The first step of an apply, once it was approved."""
         self.approve(run)
         return self.steps.freeze(self.world, run)
