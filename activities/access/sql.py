@@ -30,7 +30,7 @@ _KNOWN_AFTER_END = timedelta(days=7)
 # Rows that a list reads at once, until its page is full.
 _READ_AT_ONCE = 200
 
-NEW_TOKEN = "an owner creates one: qmtl token create NAME, or sign in again at the identity provider"
+TO_GET_ONE = "an owner creates one: qmtl token create NAME, or sign in again at the identity provider"
 """What to do without a valid token. (Operators create tokens for themselves only.)"""
 
 TokenState = Literal["good", "revoked", "unknown"]
@@ -43,7 +43,7 @@ def require_good(state: TokenState) -> None:
         raise QmtlError(
             "E_TOKEN_REVOKED",
             "the token has been revoked" if state == "revoked" else "the token is not in the register",
-            NEW_TOKEN,
+            TO_GET_ONE,
         )
 
 

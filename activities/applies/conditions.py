@@ -102,7 +102,7 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
                 name="decision",
                 met=False,
                 detail=f"the newest decision is {format_duration(round(age, 1))} old, "
-                f"its ttl is {format_duration(decision.ttl)}: qmtl world decide",
+                f"its ttl is {format_duration(decision.ttl)}: qmtl world decide {context.world.spec.world}",
             )
         )
     else:
@@ -139,7 +139,7 @@ def conditions(strategy_id: str, target: str, context: PlanningContext) -> tuple
                 "allow_live",
                 context.world.spec.allow_live,
                 "the world allows live",
-                "the world does not allow live: qmtl world allow-live",
+                f"the world does not allow live: qmtl world allow-live {context.world.spec.world}",
             )
         )
     return (*found, *own_conditions(strategy_id, context.allocation(strategy_id), target, context))

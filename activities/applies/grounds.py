@@ -76,7 +76,7 @@ def require_fresh_decision(context: PlanningContext) -> DecisionEnvelope:
         raise QmtlError(
             "E_DECISION_UNKNOWN",
             f"world {world} has not been judged yet",
-            "submit a strategy, or qmtl world decide",
+            f"submit a strategy, or qmtl world decide {world}",
         )
     age = (context.now - decision.decided_at).total_seconds()
     if age > decision.ttl:
@@ -84,7 +84,7 @@ def require_fresh_decision(context: PlanningContext) -> DecisionEnvelope:
             "E_DECISION_UNKNOWN",
             f"the newest decision of {world} is {format_duration(age)} old, "
             f"its ttl is {format_duration(decision.ttl)}",
-            "judge it again: qmtl world decide",
+            f"judge it again: qmtl world decide {world}",
         )
     return decision
 

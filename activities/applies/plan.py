@@ -200,7 +200,7 @@ def _require_pinned_data(policy: Policy) -> None:
         raise QmtlError(
             "E_FINGERPRINT_MISSING",
             "the policy pins no data: gating_policy.dataset_fingerprint is missing",
-            "add a policy version with it; qmtl world status prints the fingerprint of the evidence",
+            "add a policy version with it; qmtl world status W prints the fingerprint of the evidence",
         )
     if gating.share_policy is None:
         raise QmtlError(

@@ -34,7 +34,9 @@ def planning_context(
     policy = session.get(PolicyRow, (world_id, row.policy_version)) if row.policy_version else None
     if policy is None:
         raise QmtlError(
-            "E_POLICY_MISSING", f"world {world_id} has no policy", "add one: qmtl world policy add W FILE"
+            "E_POLICY_MISSING",
+            f"world {world_id} has no policy",
+            f"add one: qmtl world policy add {world_id} FILE",
         )
     fence = session.get_one(FenceRow, world_id)
     now, world = datetime.now(UTC), world_of(row)

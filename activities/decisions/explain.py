@@ -48,7 +48,7 @@ def require_decision(world_id: str, decision: DecisionEnvelope | None) -> Decisi
         raise QmtlError(
             "E_DECISION_UNKNOWN",
             f"world {world_id} has not been judged yet",
-            "submit a strategy, or qmtl world decide",
+            f"submit a strategy, or qmtl world decide {world_id}",
         )
     return decision
 

@@ -129,5 +129,5 @@ def _verify(chain: str, archived: int, rows: list[dict[str, Any]]) -> None:
         raise QmtlError(
             "E_AUDIT_BROKEN",
             f"the audit trail of {chain} has been changed, so nothing of it is archived",
-            "qmtl world audit --verify names the first entry that is wrong",
+            f"qmtl world audit {chain} --verify names the first entry that is wrong",
         )

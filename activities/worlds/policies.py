@@ -26,7 +26,7 @@ class SqlPolicyStore:
                 raise QmtlError(
                     "E_POLICY_MISSING",
                     f"world {world_id} has no policy",
-                    "add one: POST /worlds/{id}/policies, or qmtl world create with policy: in its file",
+                    f"add one: qmtl world policy add {world_id} FILE",
                 )
             return policy_version(session, world_id, wanted)
 
@@ -47,7 +47,7 @@ def policy_version(session: Session, world_id: str, version: int) -> Policy:
         raise QmtlError(
             "E_POLICY_UNKNOWN",
             f"world {world_id} has no policy version {version}",
-            "list them with GET /worlds/{id}/policies",
+            f"qmtl world policy list {world_id} lists them",
         )
     return Policy.model_validate_json(row.body)
 

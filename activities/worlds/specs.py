@@ -87,7 +87,7 @@ def insert_world(tx: Transaction, spec: WorldSpec, policy: Policy | None) -> tup
         raise QmtlError(
             "E_WORLD_EXISTS",
             f"there is a world {spec.world} already, and it is another one",
-            "choose another name; qmtl world show prints the one there is",
+            f"choose another name; qmtl world show {spec.world} prints the one there is",
         )
     return found, False
 

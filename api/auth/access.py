@@ -25,7 +25,7 @@ LIVE_HEADER = "X-Allow-Live"
 """Header that a request which leads to live trading must set to `true`."""
 
 BEARER = HTTPBearer(
-    auto_error=False, scheme_name="token", description="a token that `qmtl token create` printed"
+    auto_error=False, scheme_name="token", description="a token that `qmtl token create NAME` printed"
 )
 """How requests carry a token, for the OpenAPI document; `authorise` reads and checks it."""
 

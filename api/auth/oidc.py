@@ -209,6 +209,6 @@ def token_error(error: jwt.InvalidTokenError, audience: str, remedy: str) -> Qmt
     return invalid(str(error), remedy)
 
 
-def invalid(why: str, remedy: str = "use one that qmtl token create printed") -> QmtlError:
+def invalid(why: str, remedy: str = "use one that qmtl token create NAME printed") -> QmtlError:
     """Return the error of a token that is not valid."""
     return QmtlError("E_TOKEN_INVALID", f"the token is not valid: {why}", remedy)

@@ -46,7 +46,7 @@ LOCAL_LIFETIME_S = 365 * 86_400
 LOCAL_RENEW_S = 30 * 86_400
 """Seconds before its end at which that token is replaced."""
 _MAX_VERIFIED = 1000  # tokens that are remembered
-_REMEDY = "requests take a token of qmtl token create, streams one of POST /events/subscribe"
+_REMEDY = "requests take a token of qmtl token create NAME, streams one of POST /events/subscribe"
 _REQUIRED = ["exp", "nbf", "iss", "aud", "sub", "jti"]
 _REQUIRED_BY_AUDIENCE = {GATEWAY: ("grants",), CONTROLBUS: ("world_id", "topics", "parent")}
 
@@ -259,7 +259,7 @@ class Tokens:
             )
         except jwt.InvalidTokenError as error:
             raise token_error(
-                error, audience, "qmtl token create, or for a stream POST /events/subscribe"
+                error, audience, "qmtl token create NAME, or for a stream POST /events/subscribe"
             ) from error
         for name in _REQUIRED_BY_AUDIENCE[audience]:
             if name not in claims:

@@ -67,7 +67,7 @@ def show(
         raise QmtlError(
             "E_POLICY_UNKNOWN",
             f"{world} has no policy version {wanted}",
-            f"qmtl world policy list {world} lists the versions",
+            f"qmtl world policy list {world} lists them",
         )
     print_result(output, found, lambda: yaml.safe_dump(found, sort_keys=False, allow_unicode=True).rstrip())
 

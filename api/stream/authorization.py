@@ -2,7 +2,7 @@
 
 import time
 
-from activities.access.sql import NEW_TOKEN
+from activities.access.sql import TO_GET_ONE
 from api.auth.claims import StreamClaims
 from api.auth.tokens import Tokens
 from qmtl_sdk.contracts.errors import QmtlError
@@ -54,7 +54,7 @@ class StreamAuthorization:
             raise QmtlError(
                 "E_TOKEN_REVOKED",
                 "the token has been revoked",
-                NEW_TOKEN,
+                TO_GET_ONE,
             )
 
 

@@ -51,7 +51,9 @@ def _run_strategies(world: str, stream: StreamClient) -> dict[str, Any]:
     first = Runner.submit(FastStrength, world=world)
     query = Runner.submit(IndicatorCorrelation, world=world).running
     if query is None:
-        raise QmtlError("E_STACK", "the demo's strategy was not activated", "qmtl world show says why")
+        raise QmtlError(
+            "E_STACK", "the demo's strategy was not activated", f"qmtl world show {world} says why"
+        )
     tags = query.tags
     node = tags.queries[0]
     node_id = node.node_id

@@ -33,7 +33,6 @@ ENOUGH_ORDERS = 5
 """Accepted orders to wait for in each stage."""
 APPROVE_LIMIT_S = 60.0
 """Seconds that `qmtl world approve` may take."""
-_APPLIES_REMEDY = "qmtl world applies shows the apply"
 
 
 class OrderCounts:
@@ -62,7 +61,11 @@ def run_trading(client: GatewayClient, now: datetime) -> dict[str, Any]:
     try:
         running = Runner.submit(HourlyTrader, world=world, on_verdict=orders_seen.add).running
         if running is None:
-            raise QmtlError("E_STACK", "the demo's trader was not activated", "qmtl world explain says why")
+            raise QmtlError(
+                "E_STACK",
+                "the demo's trader was not activated",
+                f"qmtl world explain {world} {judged.strategy_id} says why",
+            )
         wait_until(lambda: orders_seen.counts["dryrun:accepted"] >= ENOUGH_ORDERS, "orders in dryrun")
         assert orders_seen.newest is not None  # an order was accepted
         with order_past_the_gate(client, orders_seen.newest, SessionKey.of(running.grant)):
@@ -128,7 +131,7 @@ def promote(client: GatewayClient, world: str, to: str, people: tuple[str, ...])
         approve_on_command_line(world, run_id, person)
     found = client.apply_status(world, run_id, wait_s=LIMIT_S)
     if found.outcome != "completed":
-        raise QmtlError("E_STACK", f"the demo's apply did not complete: {found.waits_for}", _APPLIES_REMEDY)
+        raise QmtlError("E_STACK", f"the demo's apply did not complete: {found.waits_for}", _remedy(world))
     return found
 
 
@@ -138,7 +141,11 @@ def approve_on_command_line(world: str, run_id: str, person: str) -> None:
     command = [sys.executable, "-m", "api.cli", "world", "approve", world, run_id, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=APPROVE_LIMIT_S)
     if done.returncode:
-        raise QmtlError("E_STACK", f"{person} could not approve: {done.stderr.strip()}", _APPLIES_REMEDY)
+        raise QmtlError("E_STACK", f"{person} could not approve: {done.stderr.strip()}", _remedy(world))
+
+
+def _remedy(world: str) -> str:
+    return f"qmtl world applies {world} lists its applies"
 
 
 def roll_back(client: GatewayClient, world: str, apply: ApplyStatus) -> ApplyStatus:
