@@ -22,7 +22,7 @@ from activities.messages.apply import (
     ConcludeApply,
     DirectApproval,
     DrainCommand,
-    GateChange,
+    FenceChange,
     StepDone,
 )
 from activities.messages.stubs import ApplyActivityStubs
@@ -87,7 +87,7 @@ class ApplyActivities(ApplyActivityStubs):
         return StepDone()
 
     @activity.defn(no_thread_cancel_exception=True)
-    def freeze_world(self, command: ApplyInput) -> GateChange:
+    def freeze_world(self, command: ApplyInput) -> FenceChange:
         """Refuse orders, under a new epoch."""
         return self._stores.steps.freeze(command.world_id, command.run_id)
 
@@ -108,7 +108,8 @@ class ApplyActivities(ApplyActivityStubs):
                 raise QmtlError(
                     "E_DRAIN_TIMEOUT",
                     f"{still_open} orders were still open after {command.timeout_s:g} s",
-                    "cancel them at their broker, or give the drain more time",
+                    f"qmtl world cancel {command.world_id} --all cancels them; "
+                    "gating_policy.apply.drain_timeout_ms gives the drain more time",
                 )
             await asyncio.sleep(POLL_S)
 
@@ -128,7 +129,7 @@ class ApplyActivities(ApplyActivityStubs):
         return self._stores.steps.restore(command.world_id, command.run_id)
 
     @activity.defn(no_thread_cancel_exception=True)
-    def unfreeze_world(self, command: ApplyInput) -> GateChange:
+    def unfreeze_world(self, command: ApplyInput) -> FenceChange:
         """Accept orders again, under a new epoch."""
         return self._stores.steps.unfreeze(command.world_id, command.run_id)
 

@@ -32,7 +32,7 @@ def evidence_conditions(
                 "signals",
                 not missing,
                 f"required: {', '.join(gating.required_signals)}",
-                f"the required signal {', '.join(missing)} is missing",
+                f"the required metric {', '.join(missing)} is missing (gating_policy.required_signals)",
             )
         )
     return tuple(found)

@@ -52,7 +52,7 @@ class SqlStrategyHalts:
     def resume(self, world_id: str, strategy: str, actor: str, reason: str) -> StrategyHalt:
         """Lift the halt of a strategy; return what was lifted. A halt of its world stays.
 
-        Raises QmtlError: as `halt`; E_WORLD_OPEN where the strategy is not halted.
+        Raises QmtlError: as `halt`; E_NOT_HALTED where the strategy is not halted.
         """
         with self._database.write(actor) as tx:
             fence = locked_fence(tx, world_id)
@@ -60,7 +60,7 @@ class SqlStrategyHalts:
             row = tx.session.get(StrategyHaltRow, (world_id, found.strategy_id))
             if row is None:
                 raise QmtlError(
-                    "E_WORLD_OPEN",
+                    "E_NOT_HALTED",
                     f"{found.name or found.strategy_id} is not halted in {world_id}",
                     "there is nothing to resume",
                 )

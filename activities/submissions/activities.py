@@ -151,7 +151,9 @@ class SubmissionActivities(SubmissionActivityStubs):
         run = self._stores.runs.run(run_id)
         if run is None:
             raise QmtlError(
-                "E_STRATEGY_UNKNOWN", f"there is no run {run_id}", "this worker may serve another store"
+                "E_FOREIGN_STORE",
+                f"the store of this worker has no run {run_id}",
+                "check gateway.database_dsn of this worker",
             )
         return run
 

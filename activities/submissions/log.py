@@ -63,9 +63,9 @@ class SqlCommitLog:
             ).first()
         if row is None:
             raise QmtlError(
-                "E_STRATEGY_UNKNOWN",
-                f"the commit log has no submission {idempotency_key!r}",
-                "this worker may serve another store",
+                "E_FOREIGN_STORE",
+                f"the commit log of this worker's store has no submission {idempotency_key!r}",
+                "check gateway.database_dsn of this worker",
             )
         return StrategySubmit.model_validate_json(row.body)
 

@@ -30,7 +30,7 @@ class CommitLogStore(Protocol):
         """
 
     def body(self, idempotency_key: str) -> StrategySubmit:
-        """Read a submission. Raises QmtlError (E_STRATEGY_UNKNOWN)."""
+        """Read a submission. Raises QmtlError (E_FOREIGN_STORE) where this store has none under the key."""
 
     def record_admission(
         self, tx: Transaction, idempotency_key: str, run_id: str, ack: SubmissionAck

@@ -122,6 +122,7 @@ CODES: dict[str, int] = {
     "E_APPROVAL_ROLE": 403,
     "E_WORLD_FROZEN": 409,
     "E_WORLD_OPEN": 409,
+    "E_NOT_HALTED": 409,
     "E_HALT_INCOMPLETE": 500,
     "E_WORLD_ARCHIVED": 409,
     "E_EDGE_LIVE": 403,

@@ -281,7 +281,7 @@ def unasked(**gating: Any) -> Policy:
 @pytest.mark.parametrize(
     ("gating", "why"),
     [
-        ({"required_signals": ["sharpe", "ulcer"]}, "the required signal ulcer is missing"),
+        ({"required_signals": ["sharpe", "ulcer"]}, "the required metric ulcer is missing"),
         ({"dataset_fingerprint": "blake3:other"}, "the policy pins blake3:other"),
         ({"campaign": {"backtest": "1h"}}, ""),
     ],

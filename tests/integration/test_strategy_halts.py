@@ -56,7 +56,7 @@ def test_one_strategy_is_halted_and_the_others_go_on(desk: Desk, halts: SqlStrat
     assert halts.resume(desk.world, "strategy:w0", "olga", "looked at") == first
     assert verdicts(desk) == [None, None]
     assert shown(desk) == [False, False]
-    with pytest.raises(QmtlError, match=r"w0 is not halted in w.*E_WORLD_OPEN"):
+    with pytest.raises(QmtlError, match=r"w0 is not halted in w.*E_NOT_HALTED"):
         halts.resume(desk.world, "w0", "olga", "")
     trail = [
         (item.action, item.actor, item.subject, item.after)
