@@ -124,7 +124,7 @@ def main(folder: Path) -> int:
                 stage.ana.approve(stage.world, run, ApprovalBody(reason="the figures hold"), live=True)
                 take_apply(
                     f"{machine.server.ui_url}/namespaces/default/workflows/apply:{stage.world}",
-                    ("waits for 1 more approval", "ana approved", "paper at", "live at", "freeze"),
+                    ("waits for 1 more approval", "ana approved", "dryrun at", "live at", "freeze"),
                     folder / "apply.png",
                 )
                 stage.client.abort(stage.world, run)

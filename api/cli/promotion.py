@@ -11,8 +11,8 @@ from api.cli.names import SHORT_ID
 from api.cli.options import As, Live, Output, Reason, StrategyArgument, WorldArgument, with_options
 from api.cli.output import Format, guarded, print_result, table
 from api.cli.text.promotions import promotion_text
-from api.cli.text.status import stage_of
 from qmtl_sdk.contracts.documents import validated
+from qmtl_sdk.contracts.domains import stage_of
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
 from qmtl_sdk.runtime.client import GatewayClient
 

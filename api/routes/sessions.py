@@ -14,7 +14,7 @@ from api.routes.own_nodes import require_own_nodes
 from api.routes.session_secret import SessionSecret, held_session
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import EVERY_WORLD, Role
-from qmtl_sdk.contracts.domains import ComputeContext, DataScope, Domain, resolve_context
+from qmtl_sdk.contracts.domains import ComputeContext, DataScope, Domain, resolve_context, stage_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.identity import compute_key
 from qmtl_sdk.contracts.orders import MAX_REASON
@@ -164,7 +164,7 @@ def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:
         why = (
             "has not judged it"
             if activation is None
-            else f"has it {'active' if activation.active else 'not active'} in mode {mode}"
+            else f"has it {'active' if activation.active else 'not active'} in {stage_of(mode)}"
         )
         closed = f", which is closed by {context.downgrade_reason.value}" if context.downgrade_reason else ""
         raise QmtlError(

@@ -82,6 +82,11 @@ def domain_of(word: str | None) -> Domain | None:
     return _DOMAIN_OF.get(key)
 
 
+def stage_of(mode: str | None) -> str:
+    """Return the stage that a mode stands for: backtest, dryrun or live; an unknown mode as it is."""
+    return str(domain_of(mode) or mode or "")
+
+
 class ComputeContext(Model):
     """Where a run computes, as the services decided it.
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import Violation
-from qmtl_sdk.contracts.domains import Mode, rank_of
+from qmtl_sdk.contracts.domains import Mode, rank_of, stage_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.promotions import Condition
@@ -35,7 +35,7 @@ class StrategyAllocation(Model):
         return self.rank > before.rank or (self.rank == before.rank > 0 and self.weight > before.weight)
 
     def __str__(self) -> str:
-        return f"{self.mode} at {self.weight:.4g}" if self.active else "off"
+        return f"{stage_of(self.mode)} at {self.weight:.4g}" if self.active else "not active"
 
 
 class Grounds(Model):

@@ -1,7 +1,7 @@
 """Decide whether a running strategy may send orders, from the events of its world's stream.
 
 The gate is open only if all of this holds: the stream delivered a frame within the decision's TTL, the newest
-decision is fresh, the world is neither frozen nor halted, the strategy is active for paper or live in the
+decision is fresh, the world is neither frozen nor halted, the strategy is active in dryrun or live, in the
 domain of its session, the session holds its lease, and the strategy's data can be read. A closed gate gives
 its reason. In shadow it never opens.
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD, ActivationEnvelope
-from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, Domain, domain_of
+from qmtl_sdk.contracts.domains import DEFAULT_TTL_S, Domain, domain_of, stage_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.runtime.stream import StreamClient
 
@@ -141,10 +141,10 @@ class OrderGate:
         if not activation.active:
             return "the strategy is not active"
         if domain_of(activation.effective_mode) not in (Domain.DRYRUN, Domain.LIVE):
-            return f"the strategy's mode is {activation.effective_mode}"
+            return f"the strategy's stage is {stage_of(activation.effective_mode)}"
         if self.domain is not None and domain_of(activation.effective_mode) is not self.domain:
             return (
-                f"the strategy's mode is {activation.effective_mode}, "
+                f"the strategy's stage is {stage_of(activation.effective_mode)}, "
                 f"its session computes in {self.domain.value}"
             )
         return ""

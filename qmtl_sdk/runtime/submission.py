@@ -7,7 +7,7 @@
 4. Compute under the lease, upload the returns by content hash, complete the lease.
 5. Wait for the decision. If it is unavailable or stale, the result says so: computed only, safe mode, orders
    off. So does the result of a submission that no Gateway answers (`unanswered.py`).
-6. If the world activated the strategy for paper or live, or shadow was requested, start it on its own
+6. If the world activated the strategy in dryrun or live, or shadow was requested, start it on its own
    threads.
 
 A submission can be interrupted and repeated: outputs are cached, and the lease is taken over.

@@ -81,7 +81,7 @@ def _approval_text(item: Approval) -> str:
 def _step_text(step: StepRecord) -> str:
     seconds = ((step.ended or datetime.now(UTC)) - step.started).total_seconds()
     took = format_duration(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"
-    return f"  {step.name:<10} {step.started:%H:%M:%S}  {took}{'' if step.ended else ' so far'}"
+    return f"  {step.name:<10} {step.started:%Y-%m-%d %H:%M:%S} UTC  {took}{'' if step.ended else ' so far'}"
 
 
 def _acknowledgements_text(acks: tuple[Acknowledgement, ...]) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 from api.cli.names import StrategyNames
 from api.cli.text.applies import VERDICTS
-from api.cli.text.status import stage_of
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD
+from qmtl_sdk.contracts.domains import stage_of
 from qmtl_sdk.contracts.events import CloudEvent
 
 SHORT_SESSION = 8
@@ -22,11 +22,11 @@ def event_line(event: CloudEvent, names: StrategyNames, halted: str = "") -> str
     describe = _TEXTS.get(event.type)
     text = describe(data, names) if describe else event.subject[:60]
     if event.type == "activation_updated" and data.get("strategy_id") == WHOLE_WORLD:
-        text = _gate_change(data, halted)
-    return f"{event.time:%H:%M:%S}  {event.type:<20} {text}"
+        text = _fence_change(data, halted)
+    return f"{event.time:%Y-%m-%d %H:%M:%S} UTC  {event.type:<20} {text}"
 
 
-def _gate_change(data: Data, halted: str) -> str:
+def _fence_change(data: Data, halted: str) -> str:
     """Describe a change of the world's fence."""
     epoch = f"epoch {data.get('epoch')}"
     if data.get("halted"):
@@ -45,9 +45,9 @@ def _activation(data: Data, names: StrategyNames) -> str:
     if data.get("phase") == "resume":
         return f"{name} is no longer halted"
     if not data.get("active"):
-        return f"{name} is switched off"
+        return f"{name} is not active"
     stage = stage_of(data.get("effective_mode"))
-    return f"{name} is switched on in {stage}, weight {data.get('weight', 0):.3g}"
+    return f"{name} is active in {stage}, weight {data.get('weight', 0):.3g}"
 
 
 def _decision(data: Data, _: StrategyNames) -> str:

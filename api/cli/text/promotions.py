@@ -5,7 +5,7 @@ from typing import Any
 from api.cli.names import SHORT_ID
 from api.cli.output import table
 from api.cli.text.applies import approve_command
-from api.cli.text.status import stage_of
+from qmtl_sdk.contracts.domains import stage_of
 from qmtl_sdk.contracts.promotions import PromotionView
 
 

@@ -9,7 +9,7 @@ from api.cli.names import StrategyNames
 from api.cli.output import table
 from qmtl_sdk.contracts.applies import ApplyStatus, FenceStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
-from qmtl_sdk.contracts.domains import Domain, domain_of
+from qmtl_sdk.contracts.domains import Domain, stage_of
 from qmtl_sdk.contracts.sessions import SessionInfo
 
 
@@ -113,7 +113,7 @@ def activation_text(activation: Sequence[ActivationEnvelope], names: StrategyNam
 def runners_text(
     activation: Sequence[ActivationEnvelope], sessions: Sequence[SessionInfo], names: StrategyNames
 ) -> list[str]:
-    """Say how many sessions run, and name each strategy that is active for paper or live without one."""
+    """Say how many sessions run, and name each strategy that is active in dryrun or live without one."""
     running = {(item.strategy_id, item.execution_domain) for item in sessions}
     lines = [f"sessions   {len(sessions)} running"]
     for item in activation:
@@ -124,13 +124,8 @@ def runners_text(
     return lines
 
 
-def stage_of(mode: str | None) -> str:
-    """Return the stage that a mode stands for: backtest, dryrun or live."""
-    return str(domain_of(mode) or mode or "")
-
-
 def _activation_state(item: ActivationEnvelope) -> str:
-    state = "active" if item.active else "off"
+    state = "active" if item.active else "not active"
     return f"{state}, halted" if item.halted else state
 
 

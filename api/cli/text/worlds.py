@@ -4,6 +4,7 @@ from typing import Any
 
 from api.cli.output import table
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
+from qmtl_sdk.contracts.domains import stage_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.worlds import World
 
@@ -33,7 +34,7 @@ def decision_table(decision: DecisionEnvelope) -> Any:
     ]
     title = (
         f"{decision.world_id}: {decision.reason} (policy version {decision.policy_version}, "
-        f"{decision.effective_mode}, world time {decision.as_of:%Y-%m-%d %H:%M} UTC)"
+        f"furthest stage {stage_of(decision.effective_mode)}, world time {decision.as_of:%Y-%m-%d %H:%M} UTC)"
     )
     return table(["strategy", "decision", "rank", "weight", "score", "why"], rows, title)
 
