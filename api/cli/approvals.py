@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from api.cli.connection import gateway, gateway_as
-from api.cli.options import As, Live, Output, Reason, RunArgument, WorldArgument, Yes, with_options
+from api.cli.options import (
+    As,
+    Live,
+    Output,
+    Reason,
+    RunArgument,
+    RunOrChangeArgument,
+    WorldArgument,
+    Yes,
+    with_options,
+)
 from api.cli.output import Format, ask, guarded, print_result, table
 from api.cli.text.applies import apply_text, change_text, plan_text
 from qmtl_sdk.contracts.applies import CHANGE_PREFIX, ApplyStatus, ApprovalBody, approvers
@@ -62,7 +72,7 @@ class ApproveOptions:
     """Options of `qmtl world approve`."""
 
     world: WorldArgument
-    run_id: RunArgument
+    run_id: RunOrChangeArgument
     reason: Reason = ""
     live: Live = False
     yes: Yes = False
@@ -74,7 +84,7 @@ class ApproveOptions:
 @guarded
 @with_options
 def approve(options: ApproveOptions) -> None:
-    """Show the plan of an apply, ask, and approve it. Nobody approves their own request."""
+    """Approve an apply or a rule change, after showing it. Nobody approves their own request."""
     world, run_id = options.world, options.run_id
     with gateway_as(options.as_name) as client:
         if run_id.startswith(CHANGE_PREFIX):
@@ -94,12 +104,12 @@ def approve(options: ApproveOptions) -> None:
 @guarded
 def reject(
     world: WorldArgument,
-    run_id: RunArgument,
+    run_id: RunOrChangeArgument,
     reason: Reason = "",
     as_name: As = None,
     output: Output = Format.TEXT,
 ) -> None:
-    """Reject an apply: it ends and changes nothing."""
+    """Reject an apply or a rule change: it ends and changes nothing."""
     with gateway_as(as_name) as client:
         if run_id.startswith(CHANGE_PREFIX):
             change = client.reject_change(world, run_id, reason)

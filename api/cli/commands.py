@@ -83,7 +83,7 @@ def root(
     ] = None,
     show_version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
 ) -> None:
-    """From strategy code to controlled capital."""
+    """Judge trading strategies by a policy, and take those that pass to paper and live trading."""
     # As variables, they reach the configuration of every part, and the processes that a command starts.
     if config_file is not None:
         os.environ[ENV] = str(config_file.absolute())

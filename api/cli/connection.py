@@ -36,7 +36,7 @@ def gateway(start: bool = False, within_s: float | None = None) -> Iterator[Gate
 
 @contextmanager
 def gateway_as(name: str | None, within_s: float | None = None) -> Iterator[GatewayClient]:
-    """Connect with the token in HOME/tokens/`name`; None: with the configured token.
+    """Connect with the token in QMTL_HOME/tokens/`name`; None: with the configured token.
 
     Raises QmtlError: E_UNAVAILABLE, and E_TOKEN_MISSING where there is no such token.
     """

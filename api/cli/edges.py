@@ -28,7 +28,6 @@ class OverrideOptions:
         str | None,
         typer.Argument(metavar="DST", help="end of the edge: domain:live"),
     ] = None
-    active: Annotated[bool, typer.Option("--open/--close", help="only an apply opens it")] = False
     reason: Reason = ""
     as_name: As = None
     output: Output = Format.TEXT
@@ -38,21 +37,14 @@ class OverrideOptions:
 @guarded
 @with_options
 def override(options: OverrideOptions) -> None:
-    """Show whether the edge to live is open; with SRC and DST, close it."""
+    """Show whether the edge to live is open; with SRC and DST, close it. Only an apply opens it."""
     world = options.world
     with gateway_as(options.as_name) as client:
         if options.src is not None and options.dst is not None:
-            body = {
-                "src": options.src,
-                "dst": options.dst,
-                "active": options.active,
-                "reason": options.reason,
-            }
+            body = {"src": options.src, "dst": options.dst, "active": False, "reason": options.reason}
             client.override(world, validated(EdgeOverride, body, "E_BODY_INVALID", "edge"))
         elif options.src is not None:
-            raise QmtlError(
-                "E_BODY_INVALID", "an edge has two ends", f"qmtl world override {world} SRC DST --close"
-            )
+            raise QmtlError("E_BODY_INVALID", "an edge has two ends", f"qmtl world override {world} SRC DST")
         found = client.overrides(world)
     rows = [[item.src, item.dst, "open" if item.active else "closed", item.reason] for item in found]
     print_result(

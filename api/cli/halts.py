@@ -105,7 +105,7 @@ def resume(
 def archive(
     world: WorldArgument,
     undo: Annotated[
-        bool, typer.Option("--undo", help="activate it again; it stays halted until it is resumed")
+        bool, typer.Option("--undo", help="reopen it; it stays halted until it is resumed")
     ] = False,
     as_name: As = None,
     output: Output = Format.TEXT,
@@ -113,7 +113,7 @@ def archive(
     """Archive a world: it takes no submissions, applies or orders any more. Everything in it is kept."""
     with gateway_as(as_name) as client:
         found = client.update_world(world, WorldUpdate(state="active" if undo else "archived"))
-    text = f"{world} is active again; qmtl world resume {world} opens it"
+    text = f"{world} is no longer archived; qmtl world resume {world} opens it"
     print_result(output, found.json_dict(), lambda: text if undo else f"{world} is archived")
 
 
@@ -121,14 +121,12 @@ def archive(
 @guarded
 def allow_live(
     world: WorldArgument,
-    allowed: Annotated[
-        bool, typer.Option("--yes/--no", help="--no: refuse every live order from now on")
-    ] = True,
+    undo: Annotated[bool, typer.Option("--undo", help="refuse every live order from now on")] = False,
     as_name: As = None,
     output: Output = Format.TEXT,
 ) -> None:
     """Allow a world to trade live. Going live also takes a policy, an apply and approvals."""
     with gateway_as(as_name) as client:
-        found = client.update_world(world, WorldUpdate(allow_live=allowed), live=allowed)
+        found = client.update_world(world, WorldUpdate(allow_live=not undo), live=not undo)
     verb = "allows" if found.spec.allow_live else "does not allow"
     print_result(output, found.json_dict(), lambda: f"{world} {verb} live")

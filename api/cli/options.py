@@ -33,8 +33,12 @@ HaltStrategy = Annotated[
         help="only this strategy, by name, strategy_id or its beginning",
     ),
 ]
-RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN_ID", help="an apply, or for approve and reject a rule change")
+RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID", help="the apply")]
+RunOrChangeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_ID|CHANGE_ID", help="an apply, or a rule change (qmtl world changes WORLD lists them)"
+    ),
 ]
 Output = Annotated[Format, typer.Option("-o", "--output", help="text for people, json for programs")]
 As = Annotated[
@@ -42,7 +46,7 @@ As = Annotated[
     typer.Option(
         "--as",
         metavar="NAME",
-        help="use the token in HOME/tokens/NAME; a local stack has `ana` and `ben`, "
+        help="use the token in QMTL_HOME/tokens/NAME; a local stack has `ana` and `ben`, "
         "to try what takes two people",
     ),
 ]

@@ -18,7 +18,9 @@ app = typer.Typer()
 def orders(
     world: WorldArgument,
     after: Annotated[int, typer.Option(min=0, help="only orders after this number of the order log")] = 0,
-    reason: Annotated[Refusal | None, typer.Option(help="only those refused for it, or withheld")] = None,
+    reason: Annotated[
+        Refusal | None, typer.Option(help="only orders refused for this reason, or `withheld`")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many to list")] = 50,
     output: Output = Format.TEXT,
 ) -> None:
@@ -29,7 +31,7 @@ def orders(
         rows = [
             [
                 str(item.seq),
-                f"{item.at:%H:%M:%S}",
+                f"{item.at:%Y-%m-%d %H:%M:%S}",
                 names[item.order.strategy_id],
                 f"{item.order.side} {item.order.quantity} {item.order.symbol}",
                 item.order.execution_domain.value,
@@ -39,7 +41,7 @@ def orders(
             ]
             for item in found
         ]
-    header = ["no", "when", "strategy", "order", "domain", "epoch", "state", "detail"]
+    header = ["no", "when (UTC)", "strategy", "order", "domain", "epoch", "state", "detail"]
     print_result(
         output,
         [item.json_dict() for item in found],

@@ -63,7 +63,7 @@ def list_tokens(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many to list")] = 100,
     output: Output = Format.TEXT,
 ) -> None:
-    """List the tokens whose grants you could give, newest first."""
+    """List the tokens that you may revoke (their roles are within yours), newest first."""
     with gateway() as client:
         found = client.tokens(after, limit)
     now = datetime.now(UTC)

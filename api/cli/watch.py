@@ -36,7 +36,9 @@ def watch(
     world: WorldArgument,
     topic: Annotated[
         list[str] | None,
-        typer.Option("--topic", "-t", help="only this kind of event; may be repeated; without it, all kinds"),
+        typer.Option(
+            "--topic", "-t", help=f"only this kind of event, of {', '.join(KINDS)}; may be repeated"
+        ),
     ] = None,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=0, help="end after this many events; 0: run until Ctrl-C")

@@ -210,7 +210,7 @@ def test_watch_prints_what_happens_as_a_person_would_say_it(machine: Machine, pa
     Runner.submit(Trend, world=paper, config=machine.config)
     text, _ = watching[0].communicate(timeout=60)
     assert watching[0].returncode == 0
-    assert "is switched on in dryrun, weight 1" in text
+    assert "is active in dryrun, weight 1" in text
     assert "decided by policy version 1: 1 of 1 active" in text
     with machine.client() as client:
         wait_for(
@@ -236,7 +236,7 @@ def test_watch_names_strategies_and_says_why_a_world_is_halted(machine: Machine,
         client.halt(paper, "the prices look wrong")
         text, _ = watching.communicate(timeout=60)
         client.resume(paper)
-    assert "Trend is switched on in dryrun" in text
+    assert "Trend is active in dryrun" in text
     assert re.search(r"halted: .*: the prices look wrong \(epoch \d+\)", text)
 
 

@@ -225,7 +225,7 @@ CASES = (
         "POST",
         f"{W}/edges/overrides",
         {"src": "domain:backtest", "dst": "domain:dryrun", "active": False},
-        f"world override {WORLD} domain:backtest domain:dryrun --close",
+        f"world override {WORLD} domain:backtest domain:dryrun",
         "E_EDGE_NO_EFFECT",
     ),
     # people and tokens
