@@ -30,12 +30,14 @@ MAX_STREAM_S = 86_400
 class GatewaySettings(config.GatewaySettings):
     host: str = Field("127.0.0.1", description="where the Gateway listens")
     port: int = Field(0, ge=0, le=65535, description="0: a free one")
-    database_backend: Literal["sqlite", "postgres"] = "sqlite"
+    database_backend: Literal["sqlite", "postgres"] = Field(
+        "sqlite", description="the kind of database that database_dsn names"
+    )
     database_dsn: str | None = Field(
         None, description="sqlite:///FILE or postgresql://…; none: a file in home"
     )
     max_body_bytes: int = Field(1_048_576, gt=0, description="largest request body, artifacts excepted")
-    max_artifact_bytes: int = Field(67_108_864, gt=0)
+    max_artifact_bytes: int = Field(67_108_864, gt=0, description="largest artifact, such as returns")
     lease_heartbeat_s: float = Field(
         10.0, gt=0, description="seconds without a heartbeat after which a runner loses its lease"
     )
@@ -90,11 +92,11 @@ class TemporalSettings(config.Section):
     address: str | None = Field(
         None, description="HOST:PORT of a Temporal server; none: a local one that qmtl up starts"
     )
-    namespace: str = "default"
+    namespace: str = Field("default", description="the namespace on that server")
     ui_url: str | None = Field(None, description="where its web page is; a local server's is known")
-    api_key: str | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
+    api_key: str | None = Field(None, description="the key that the server requires; none: without one")
+    tls_cert: Path | None = Field(None, description="certificate with which to show who connects")
+    tls_key: Path | None = Field(None, description="the private key of tls_cert")
     binary: Path | None = Field(None, description="the temporal executable for a local server")
     history_limit: int | None = Field(
         None,
@@ -133,7 +135,9 @@ class RetentionSettings(config.Section):
     decisions_days: int = Field(90, ge=_LEAST_DAYS, description="decisions with their inputs")
     applies_days: int = Field(400, ge=_LEAST_DAYS, description="applies, rule changes and approvals")
     sessions_days: int = Field(400, ge=_LEAST_DAYS, description="sessions of running strategies")
-    events_days: int = Field(14, ge=1, description="events that were published")
+    events_days: int = Field(
+        14, ge=1, description="published rows of the outbox; the bus has its own limit, events.keep"
+    )
 
     @model_validator(mode="after")
     def _evidence_outlives_decisions(self) -> "RetentionSettings":
@@ -255,7 +259,9 @@ class Settings(config.Settings):
             raise QmtlError(
                 "E_CONFIG",
                 f"gateway.database_backend is {backend} and gateway.database_dsn names another database",
-                "make them agree",
+                "set gateway.database_backend: postgres, or remove gateway.database_dsn"
+                if backend == "sqlite"
+                else "set gateway.database_dsn to its postgresql://… address, or remove the backend",
             )
 
 

@@ -60,7 +60,7 @@ class GatewayAcks:
                 self._due.put_nowait(_Due(event.worldid, int(event.data["sequence"])))
 
     async def renew(self) -> float:
-        """Extend the lease: a turn of the loop `lease`."""
+        """Extend the lease: a turn of the loop `Gateway lease`."""
         await asyncio.to_thread(self._leases.heartbeat, self.gateway_id, LEASE_S)
         return LEASE_S / 3
 

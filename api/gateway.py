@@ -251,13 +251,13 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
 
     start = state.loops.start
     start("heartbeat", note_work, TURN_LIMIT_S)
-    start("sessions", expire, TURN_LIMIT_S)
+    start("session expiry", expire, TURN_LIMIT_S)
     start("revoked tokens", read_revoked, TURN_LIMIT_S)
-    start("lease", acks.renew, TURN_LIMIT_S)
+    start("Gateway lease", acks.renew, TURN_LIMIT_S)
     start("acknowledgements", acks.acknowledge)
     start("stream", state.hub.turn)
-    start("submissions", recover_submissions)
-    start("applies", recover_applies)
+    start("recovery of submissions", recover_submissions)
+    start("recovery of applies", recover_applies)
 
 
 def main() -> None:

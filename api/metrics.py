@@ -20,9 +20,11 @@ DIFF_MS = Histogram(
 )
 REFUSED = Counter("requests_refused", "refused requests, by error code", ["code"])
 
-DELIVERED = Counter("stream_frames_sent", "frames that were sent to subscribers")
-DROPPED = Counter("stream_closed", "streams that this Gateway closed, by error code", ["code"])
-UNKNOWN = Counter("events_of_unknown_type", "events of a type that this version does not know", ["type"])
+FRAMES_SENT = Counter("stream_frames_sent", "frames that were sent to subscribers")
+STREAMS_CLOSED = Counter("stream_closed", "streams that this Gateway closed, by error code", ["code"])
+UNKNOWN_EVENTS = Counter(
+    "events_of_unknown_type", "events of a type that this version does not know", ["type"]
+)
 SOCKETS = Gauge("stream_sockets", "open streams at this Gateway")
 OUTBOX_AGE = Gauge("outbox_age_seconds", "age of the oldest event that the relay has not published")
 DEAD_LETTERS = Gauge("dead_letters", "events that the relay could not publish and set aside")
@@ -63,7 +65,7 @@ def count_unknown(event_type: str) -> None:
     """Count an event of an unknown type, under its type for the first few types and `other` for the rest."""
     if len(_unknown_types) < _MAX_TYPES:
         _unknown_types.add(event_type)
-    UNKNOWN.labels(event_type if event_type in _unknown_types else OTHER).inc()
+    UNKNOWN_EVENTS.labels(event_type if event_type in _unknown_types else OTHER).inc()
 
 
 def count_refusal(error: QmtlError) -> None:

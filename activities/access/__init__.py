@@ -1,1 +1,1 @@
-"""Tokens that were given out, and whether they were taken back."""
+"""Principals and issued tokens."""

@@ -1,1 +1,1 @@
-"""Inputs and results of every workflow and activity, one module for each workflow."""
+"""Inputs and results of workflows and activities, and the signatures of activities for workflows."""

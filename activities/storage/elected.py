@@ -38,12 +38,12 @@ def _no_fault() -> str:
 
 def run_elected(
     database: Database,
-    role: str,
+    name: str,
     turn: Callable[[], float],
     stop: threading.Event,
     fault: Callable[[], str] = _no_fault,
 ) -> None:
-    """Repeat `turn` until `stop` is set, while this process is elected for `role`.
+    """Repeat `turn` until `stop` is set, while this process is elected as `name`.
 
     `turn` returns the seconds until the next one is due if nothing is committed before; 0 where it had work,
     as there may be more. A turn that fails is logged and repeated, with growing pauses; after the first
@@ -52,10 +52,10 @@ def run_elected(
     The process writes heartbeats meanwhile, which say when it last completed a turn or had none to do. While
     `fault` returns a text, its turns succeed and it does not do its work: then they do not count.
     """
-    with HeartbeatWriter(database, role) as heartbeat:
+    with HeartbeatWriter(database, name) as heartbeat:
         while not stop.is_set():
             try:
-                with database.elected(role) as confirm:
+                with database.elected(name) as confirm:
                     if confirm is None:
                         heartbeat.stands_by()
                         stop.wait(_ELECTION_S)
@@ -67,7 +67,7 @@ def run_elected(
             except Exception as error:  # whatever one turn raises, the process goes on
                 heartbeat.failed(error)
                 pause = retry_pause_s(heartbeat.failures, _RETRY_S, _RETRY_LIMIT_S)
-                _log.warning(f"the {role} failed", error=repr(error), retry_s=pause)
+                _log.warning(f"the {name} failed", error=repr(error), retry_s=pause)
                 stop.wait(pause)
 
 

@@ -1,1 +1,1 @@
-"""WorldService: worlds, policies, evidence, decisions, activation."""
+"""Worlds: specs, policies, bindings of strategies, and edges between domains."""

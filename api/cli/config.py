@@ -1,6 +1,6 @@
 """`qmtl config show | validate`: the configuration in force."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,15 +15,19 @@ from qmtl_sdk.runtime.config import config_file, explain
 app = typer.Typer(help="The configuration in force.", no_args_is_help=True)
 
 
+# What is listed of each key.
+_COLUMNS = ["key", "value", "from", "meaning"]
+
+
 @app.command()
 @guarded
 def show(output: Output = Format.TEXT) -> None:
-    """List every key, its value, and where the value comes from."""
+    """List every key, its value, where the value comes from, and what the key means."""
     rows = explain(settings())
     print_result(
         output,
-        [{"key": key, "value": value, "from": origin} for key, value, origin in rows],
-        lambda: table(["key", "value", "from"], [list(row) for row in rows]),
+        [dict(zip(_COLUMNS, row, strict=True)) for row in rows],
+        lambda: _table(rows),
     )
 
 
@@ -46,3 +50,10 @@ def validate(
         {"profile": config.profile, "file": str(config_file() or ""), "missing": []},
         lambda: f"profile {config.profile}: nothing is missing",
     )
+
+
+def _table(rows: list[tuple[str, str, str, str]]) -> Any:
+    """Tabulate keys, which are not broken in two. (Any: a rich table.)"""
+    built = table(_COLUMNS, [list(row) for row in rows])
+    built.columns[0].no_wrap = True
+    return built

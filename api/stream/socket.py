@@ -5,7 +5,7 @@ import asyncio
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from api.metrics import DELIVERED
+from api.metrics import FRAMES_SENT
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.stream import CLOSE_BINARY, CLOSE_POLICY, CLOSE_SLOW, ClientFrame, Hello, Refresh
 
@@ -66,7 +66,7 @@ class FrameSocket:
                 f"the client took nothing for {self._slow_reader_s:g} s",
                 "read faster or subscribe to fewer topics, and reconnect with the last sequence",
             ) from error
-        DELIVERED.inc()
+        FRAMES_SENT.inc()
 
     async def close(self, error: QmtlError) -> None:
         """Close the socket with the error's code and message."""

@@ -7,7 +7,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from activities.settings import EventsSettings
 from api.auth.limits import SocketLimit
-from api.metrics import DROPPED
+from api.metrics import STREAMS_CLOSED
 from api.stream.authorization import StreamAuthorization
 from api.stream.hub import Hub, RetentionError
 from api.stream.socket import FrameSocket
@@ -52,7 +52,7 @@ class Subscriber:
             log, positions = await self._hello()
             await self._serve(log, positions)
         except QmtlError as error:
-            DROPPED.labels(error.code).inc()
+            STREAMS_CLOSED.labels(error.code).inc()
             await self._socket.close(error)
         except WebSocketDisconnect:
             return

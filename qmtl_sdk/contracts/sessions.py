@@ -92,7 +92,10 @@ class SessionHeartbeat(Model):
 
 
 class SessionAck(Model):
-    """The session's acknowledgement of a freeze or unfreeze, by its `sequence`."""
+    """The session's acknowledgement of a freeze or unfreeze.
+
+    `sequence` is `data.sequence` of the event, not the frame's.
+    """
 
     sequence: int = Field(ge=0, lt=2**31)
 

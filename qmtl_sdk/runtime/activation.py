@@ -118,9 +118,9 @@ class OrderGate:
         silence, ttl = self.manager.silence_s, self.manager.ttl_s
         if silence > ttl:
             if silence == float("inf"):
-                return "the stream has delivered nothing yet"
+                return "the event stream has delivered nothing yet"
             return (
-                f"the stream has delivered nothing for {format_duration(silence)}, "
+                f"the event stream has delivered nothing for {format_duration(silence)}, "
                 f"longer than the decision's ttl of {format_duration(ttl)}"
             )
         decided_at = self.manager.decided_at

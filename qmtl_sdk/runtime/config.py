@@ -99,10 +99,13 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
-    profile: Literal["dev", "prod"] = "dev"
+    profile: Literal["dev", "prod"] = Field(
+        "dev", description="dev: one host; prod: hosts that share every store, which refuses to start today"
+    )
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("qmtl")),
-        description="data of the embedded stack",
+        description="data folder: bus, queues, artifacts, keys, tokens; "
+        "in the embedded stack also the databases",
     )
     gateway: GatewaySettings = GatewaySettings()
     cache: CacheSettings = CacheSettings()
@@ -216,8 +219,8 @@ def settings() -> Settings:
     return load()
 
 
-def explain(current: Settings) -> list[tuple[str, str, str]]:
-    """List every key with its value and the value's origin. Secrets are masked."""
+def explain(current: Settings) -> list[tuple[str, str, str, str]]:
+    """List every key with its value, the value's origin and its meaning. Secrets are masked."""
     path = config_file()
     written = yaml.safe_load(path.read_text()) or {} if path else {}
     rows = []
@@ -230,8 +233,17 @@ def explain(current: Settings) -> list[tuple[str, str, str]]:
         origin = "default" if inner is None else str(path)
         if variable in os.environ:
             origin = variable
-        rows.append((name, _shown(parts, value), origin))
+        rows.append((name, _shown(parts, value), origin, _meaning(type(current), parts)))
     return rows
+
+
+def _meaning(kind: type[BaseModel], parts: list[str]) -> str:
+    """Return the description of a key; for a key of a mapping, such as options, that of the mapping."""
+    field = kind.model_fields[parts[0]]
+    inner = field.annotation
+    if len(parts) > 1 and isinstance(inner, type) and issubclass(inner, BaseModel):
+        return _meaning(inner, parts[1:])
+    return field.description or ""
 
 
 def _shown(parts: list[str], value: Any) -> str:

@@ -16,13 +16,13 @@ from temporal.submissions import SubmissionService
 
 # What each loop calls, by the loop's name.
 CALLS: dict[str, tuple[type, str]] = {
-    "sessions": (SqlSessionStore, "expire"),
+    "session expiry": (SqlSessionStore, "expire"),
     "revoked tokens": (Tokens, "revoked"),
-    "lease": (SqlGatewayLeases, "heartbeat"),
+    "Gateway lease": (SqlGatewayLeases, "heartbeat"),
     "acknowledgements": (SqlApplyAcks, "ack"),
     "stream": (SqliteBus, "follow"),
-    "submissions": (SubmissionService, "recover"),
-    "applies": (ApplyService, "recover"),
+    "recovery of submissions": (SubmissionService, "recover"),
+    "recovery of applies": (ApplyService, "recover"),
 }
 
 

@@ -25,7 +25,7 @@ def left_as_it_was(stage: Served) -> bool:
 
 
 @pytest.mark.parametrize("step", ["freeze_world", "drain_world", "switch_world"])
-def test_an_abort_that_the_workflow_has_not_heard_of_stops_the_next_change(tmp_path: Path, step: str) -> None:
+def test_an_abort_that_the_workflow_has_not_received_stops_the_next_change(tmp_path: Path, step: str) -> None:
     """Temporal was away when it was stored; an approval came first when it was back."""
 
     async def run() -> None:

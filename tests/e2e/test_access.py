@@ -760,7 +760,7 @@ def test_what_is_open_to_anyone_tells_nothing_of_worlds(place: Place) -> None:
             assert "us_equities_1d" not in response.text
 
 
-def test_who_asks_too_often_is_told_when_to_come_back() -> None:
+def test_who_sends_too_much_learns_when_to_come_back() -> None:
     limit = RateLimit(10)
     for _ in range(20):
         limit.take("a")

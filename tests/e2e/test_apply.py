@@ -98,7 +98,7 @@ def test_a_rejection_an_abort_and_an_early_end_leave_everything_as_it_was(stage:
 
 
 @pytest.mark.parametrize("dead", ["temporal", "worker"])
-def test_an_abort_that_nobody_hears_is_carried_out_when_they_are_back(
+def test_an_abort_that_nobody_receives_is_carried_out_when_they_are_back(
     machine: Machine, stage: ApplyScenario, dead: str
 ) -> None:
     """It was audited and forgotten, and the person was told to try again or waited for ever."""

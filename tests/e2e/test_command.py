@@ -106,6 +106,12 @@ def test_ones_own_strategy_over_ones_own_file(person: Person) -> None:
             "events.bus",
         ),
         (
+            {"qmtl.yml": "gateway: { database_dsn: 'postgresql://localhost/qmtl' }"},
+            ["config", "validate"],
+            1,
+            "set gateway.database_backend: postgres, or remove gateway.database_dsn",
+        ),
+        (
             {"qmtl.yml": "orders: { live_broker: papr }"},
             ["config", "validate"],
             1,
@@ -165,6 +171,7 @@ def test_no_gateway_is_said_with_its_own_exit_code(tmp_path: Path) -> None:
 def test_the_configuration_says_where_it_comes_from(person: Person) -> None:
     rows = {row["key"]: row for row in person.reads("config", "show")}
     assert rows["gateway.url"]["from"] == "QMTL_GATEWAY__URL"
+    assert [key for key, row in rows.items() if not row["meaning"]] == []
 
 
 def shows_the_loop(demo: dict[str, Any]) -> None:

@@ -146,7 +146,7 @@ def test_a_strategy_runs_until_ctrl_c_and_its_session_is_shown(
     assert "stopped by its author" in person.types("world", "sessions", paper, "--ended").stdout
 
 
-def test_a_halt_is_shown_of_a_session_that_has_not_heard_of_it(
+def test_a_halt_is_shown_of_a_session_that_has_not_received_it(
     person: Person, machine: Machine, paper: str
 ) -> None:
     """With the relay dead, sessions said "gate open" after a halt, and the fence refused 21 orders."""

@@ -272,7 +272,7 @@ def test_an_interrupted_halt_says_that_it_may_be_done(machine: Machine, folder: 
         assert said == "qmtl: interrupted; the halt may have taken effect: qmtl world status WORLD shows it\n"
 
 
-def test_a_halt_is_asked_for_once(machine: Machine, tmp_path: Path) -> None:
+def test_a_halt_is_requested_once(machine: Machine, tmp_path: Path) -> None:
     """The second request of a halt of all worlds met the first, and called its worlds not halted."""
     database = machine.database()
     try:

@@ -267,7 +267,7 @@ def test_losing_the_stream_closes_the_gate_after_the_decisions_ttl_and_computing
         machine.kill("gateway")
         wait_for(lambda: not strategy.gate.open, "closed gate")
         wait_for(
-            lambda: strategy.gate.reason.startswith("the stream has delivered nothing for"), "reason"
+            lambda: strategy.gate.reason.startswith("the event stream has delivered nothing for"), "reason"
         )  # a moment before, it was the decision that had become stale
         assert strategy.activation.silence_s >= 4
         bars = strategy.bars

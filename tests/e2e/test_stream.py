@@ -146,12 +146,12 @@ def test_who_comes_back_gets_what_was_missed_and_nothing_else(
     assert [frame["sequence"] for frame in found[1:]] == [3, 4, 5]
 
 
-def test_a_position_of_another_log_gets_a_snapshot_and_is_told_so(client: GatewayClient, home: str) -> None:
+def test_a_position_of_another_log_gets_a_snapshot_that_says_so(client: GatewayClient, home: str) -> None:
     with opened(policy(client, home), log="another", positions={"policy": 7}) as socket:
         assert frames(socket, 1)[0]["reason"] == "log"
 
 
-def test_a_position_too_old_for_the_retention_gets_a_new_snapshot_and_is_told_so(
+def test_a_position_too_old_for_the_retention_gets_a_new_snapshot_that_says_so(
     machine: Machine, client: GatewayClient, database: Database, home: str
 ) -> None:
     for i in range(8):
@@ -296,7 +296,7 @@ def test_sockets_that_do_not_say_who_they_are_are_limited_too(client: GatewayCli
             assert closed(one_more) == (1013, "E_SOCKETS")
 
 
-def test_an_event_of_an_unknown_type_is_kept_counted_and_skipped(
+def test_an_event_of_an_unknown_type_is_stored_counted_and_skipped(
     client: GatewayClient, database: Database, home: str
 ) -> None:
     heard: list[str] = []
@@ -408,7 +408,7 @@ def test_asking_survives_an_answer_that_is_not_of_a_gateway(
         proxy.server_close()
 
 
-def test_a_client_that_moves_between_two_gateways_at_every_reconnect_hears_everything_once(
+def test_a_client_that_moves_between_two_gateways_at_every_reconnect_receives_everything_once(
     machine: Machine, client: GatewayClient, database: Database, home: str
 ) -> None:
     heard: list[int] = []

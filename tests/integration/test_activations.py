@@ -113,7 +113,7 @@ def test_hysteresis_states_are_written_together(database: Database) -> None:
 
 
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)  # SQLite has one writer
-def test_a_halt_between_the_decision_and_the_fence_is_kept(
+def test_a_halt_between_the_decision_and_the_fence_stays(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The activations that a decision changes are found before the fence is locked."""
@@ -163,7 +163,7 @@ def test_orders_pass_while_a_decision_is_prepared(
 
 
 @pytest.mark.parametrize("halted", [True, False])
-def test_a_change_while_a_decision_is_prepared_is_kept(
+def test_a_change_while_a_decision_is_prepared_stays(
     database: Database, monkeypatch: pytest.MonkeyPatch, halted: bool
 ) -> None:
     """An apply ends meanwhile, and a strategy is halted."""

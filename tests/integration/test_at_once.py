@@ -20,7 +20,7 @@ def at_once(do: Callable[[int], T], count: int = 6) -> list[T]:
         return list(pool.map(do, range(count)))
 
 
-def test_of_applies_asked_for_at_once_one_is_taken(database: Database) -> None:
+def test_of_applies_requested_at_once_one_is_taken(database: Database) -> None:
     desk = Desk(database)
 
     def ask(number: int) -> str:

@@ -66,7 +66,7 @@ def test_reading_goes_on_where_it_was_left(bus: ControlBus) -> None:
     assert bus.read("w.policy", 10, 5) == []
 
 
-def test_what_is_told_twice_is_one_event(bus: ControlBus) -> None:
+def test_what_is_published_twice_is_one_event(bus: ControlBus) -> None:
     events = [event("a", i) for i in range(5)]
     bus.publish(events[:3])
     bus.publish(events)
@@ -164,7 +164,7 @@ def test_trimming_forgets_events_and_keeps_snapshots_and_numbers(bus: ControlBus
     assert bus.bounds("w.policy").last == 7
 
 
-def test_the_same_log_has_the_same_id_and_keeps_what_it_was_told(bus: ControlBus, opened: Opened) -> None:
+def test_the_same_log_has_the_same_id_and_retains_what_was_published(bus: ControlBus, opened: Opened) -> None:
     bus.publish([event("a", 1)])
     again = opened()
     assert again.log_id == bus.log_id

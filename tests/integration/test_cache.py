@@ -83,7 +83,7 @@ def test_partial_output_is_found_again_until_it_is_whole(tmp_path: Path) -> None
     assert cache.checkpoint(KEY, NODE, 60).done == 0
 
 
-def test_a_seed_is_told_to_the_author() -> None:
+def test_a_seed_is_shown_to_the_author() -> None:
     class Seeded(Strategy):
         def setup(self) -> None:
             price = StreamInput(tags=["x"], interval=60)
@@ -96,7 +96,7 @@ def test_a_seed_is_told_to_the_author() -> None:
     ]
 
 
-def test_artifacts_are_kept_under_their_hash(tmp_path: Path) -> None:
+def test_artifacts_are_stored_under_their_hash(tmp_path: Path) -> None:
     store, data = FolderArtifacts(tmp_path), b"some bytes"
     store.put(content_hash(data), data)
     store.put(content_hash(data), data)

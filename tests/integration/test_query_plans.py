@@ -201,7 +201,7 @@ def test_no_loop_is_forgotten(recorded: Recorded) -> None:
     gateway = (ROOT / "api/gateway.py").read_text()
     others = "".join(module.read_text() for module in (ROOT / "activities").rglob("*.py"))
     loops = {*re.findall(r'\bstart\("([\w ]+)", ', gateway), *re.findall(r'run_elected\(\S+ "(\w+)"', others)}
-    assert {"sessions", "lease", "relay", "router"} <= loops
+    assert {"session expiry", "Gateway lease", "relay", "router"} <= loops
     assert loops <= {*recorded.house.loops(), *LOOPS_WITHOUT_STATEMENTS}
 
 

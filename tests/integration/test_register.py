@@ -59,7 +59,7 @@ def store(database: Database) -> Slow:
     return slow
 
 
-def test_a_request_that_came_after_a_token_was_taken_back_never_hears_an_earlier_look(store: Slow) -> None:
+def test_a_request_that_came_after_a_token_was_taken_back_never_gets_an_earlier_look(store: Slow) -> None:
     async def run() -> None:
         register = TokenRegister(store)
         before = asyncio.create_task(register.state("ana"))
@@ -89,7 +89,7 @@ def test_requests_at_once_share_a_look(store: Slow) -> None:
     asyncio.run(run())
 
 
-def test_a_look_that_fails_is_told_to_those_who_asked_and_to_nobody_else(store: Slow) -> None:
+def test_a_look_that_fails_fails_for_those_who_waited_and_for_nobody_else(store: Slow) -> None:
     async def run() -> None:
         register = TokenRegister(store)
         store.broken = True

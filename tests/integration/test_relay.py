@@ -315,7 +315,7 @@ def test_one_relay_at_a_time_and_the_next_takes_over(database: Database, bus: Sq
     whole_and_in_order(database, bus)
 
 
-def test_topics_are_trimmed_to_what_is_kept(database: Database, bus: SqliteBus) -> None:
+def test_topics_are_trimmed_to_what_is_retained(database: Database, bus: SqliteBus) -> None:
     for i in range(30):
         record_change(database, "a", i)
     relay = Relay(database, bus, 10)

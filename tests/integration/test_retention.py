@@ -260,7 +260,7 @@ def test_an_event_that_came_after_a_dead_letter_stays_with_it(house: House) -> N
     assert left.count("another") == 0
 
 
-def test_evidence_is_kept_until_what_replaced_it_is_old(house: House) -> None:
+def test_evidence_is_retained_until_what_replaced_it_is_old(house: House) -> None:
     """A decision of yesterday rests on evidence from before the limit; whoever replays it reads both."""
     desk = lived(house)
     first = table_of(EvidenceRow).c.seq <= 3

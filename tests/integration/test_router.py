@@ -256,7 +256,7 @@ def test_a_cancel_of_another_worlds_order_does_nothing(desk: Desk) -> None:
     assert (done.cancelled, done.requested, states(desk)) == (0, 0, ["accepted"])
 
 
-def test_the_fence_is_asked_again_before_an_order_is_sent(desk: Desk) -> None:
+def test_the_fence_checks_again_before_an_order_is_sent(desk: Desk) -> None:
     accepted(desk)
     desk.decide(active=False)
     venue = Venue()
@@ -694,7 +694,7 @@ def test_a_router_whose_venue_is_away_does_not_turn_without_a_pause(
             running.result(30)
 
 
-def test_a_broker_that_is_away_is_asked_once_for_a_batch_and_later_again(
+def test_a_broker_that_is_away_is_called_once_for_a_batch_and_later_again(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders = accepted(desk, 5)

@@ -306,7 +306,7 @@ def test_a_plan_says_what_a_diff_would_do_and_writes_nothing(database: Database)
     assert (plan.new, plan.topics) == (done.new, done.topics)
 
 
-def test_topics_that_a_broker_would_mix_up_are_kept_apart(database: Database) -> None:
+def test_topics_that_a_broker_would_mix_up_stay_apart(database: Database) -> None:
     found = dag(1)
     node = found.nodes[-1]
     digest = node.node_id.removeprefix("blake3:")
@@ -343,7 +343,7 @@ def test_submissions_at_once_make_each_node_and_queue_once(database: Database) -
         assert session.exec(select(func.count()).select_from(SentinelRow)).one() == 8
 
 
-def test_one_diff_asked_for_at_once_is_done_once(database: Database) -> None:
+def test_one_diff_requested_at_once_is_done_once(database: Database) -> None:
     found = dag(1, 2)
 
     def once(_: int) -> object:

@@ -250,7 +250,7 @@ def test_an_apply_whose_run_is_lost_on_its_way_back_is_concluded_by_the_next(
     asyncio.run(run())
 
 
-def test_who_does_not_say_that_they_have_heard_is_waited_for_no_longer_than_the_limit(
+def test_who_does_not_acknowledge_is_waited_for_no_longer_than_the_limit(
     server: Path, tmp_path: Path
 ) -> None:
     async def run() -> None:

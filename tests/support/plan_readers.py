@@ -50,16 +50,16 @@ class Readers(House):
         return {
             "relay": self.relay.step,
             "router": lambda: (self.trade(), routing.step(), self.open_orders.next_due()),
-            "sessions": self._expire,
+            "session expiry": self._expire,
             "revoked tokens": stores.tokens.revoked,
-            "lease": lambda: (
+            "Gateway lease": lambda: (
                 stores.gateway_leases.heartbeat("gateway:1", 10.0),
                 stores.gateway_leases.heartbeat("gateway:1", 10.0),
                 stores.gateway_leases.end("gateway:1"),
             ),
             "acknowledgements": lambda: stores.apply_acks.ack("w", 7, "gateway:1", "gateway"),
-            "submissions": lambda: stores.log.waiting(10_000),
-            "applies": lambda: (
+            "recovery of submissions": lambda: stores.log.waiting(10_000),
+            "recovery of applies": lambda: (
                 stores.apply_requests.unfinished(),
                 stores.apply_requests.unfinished_aborts(),
                 stores.approvals.unread(),

@@ -1,4 +1,4 @@
-"""Commands that errors and other texts of the program name exist, and have the arguments that they require."""
+"""Commands that the texts of the program name exist, and have the arguments that they require."""
 
 import ast
 import re
@@ -55,7 +55,7 @@ def _named(text: str) -> list[list[str]]:
 
 
 def fault(words: list[str]) -> str:
-    """Return what is wrong with a command: it does not exist, or lacks an argument, or its option is unknown."""
+    """Return why a command would not run: it does not exist, lacks an argument, or has an unknown option."""
     command: Any = typer.main.get_command(app)  # (Any: its classes are not exported)
     rest = list(words)
     while commands := getattr(command, "commands", None):

@@ -47,7 +47,7 @@ def test_doubles_change_nothing(changes: list[tuple[str, int]], data: st.DataObj
 
 
 @given(CHANGES, st.data())
-def test_what_was_told_twice_under_new_sequences_changes_nothing(
+def test_what_was_published_twice_under_new_sequences_changes_nothing(
     changes: list[tuple[str, int]], data: st.DataObject
 ) -> None:
     """A bus that does not recognise what a relay tells again after its crash."""
@@ -118,12 +118,12 @@ def test_an_event_without_what_cloudevents_asks_for_is_refused(field: str) -> No
         CloudEvent.model_validate({**event().model_dump(mode="json"), field: ""})
 
 
-def test_extension_attributes_of_others_are_kept() -> None:
+def test_extension_attributes_of_others_are_retained() -> None:
     body = {**event().model_dump(mode="json"), "traceparent": "00-abc"}
     assert CloudEvent.model_validate(body).model_dump()["traceparent"] == "00-abc"
 
 
-def test_every_type_has_its_topic_and_an_unknown_one_is_kept_apart() -> None:
+def test_every_type_has_its_topic_and_an_unknown_one_stays_apart() -> None:
     assert {kind_of(name) for name in DATA} <= set(KINDS)
     assert kind_of("nobody.knows") == "other"
     assert (topic_of("w", "activation_updated"), topic_of("", "store.created")) == (

@@ -16,6 +16,8 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PACKAGES = ("qmtl_sdk", "activities", "workflows", "temporal", "api", "examples")
 # Retired as functions of a module, and right as methods.
 _PLAIN = {"follow", "leave"}
+# Retired words that the names of tests say no more either.
+_RETIRED_IN_TESTS = {"told", "heard", "hears", "asked", "kept"}
 _REFERENCE = re.compile(r"`([a-z_][\w.]*):([A-Za-z_][\w.]*)`")
 _PLACE = re.compile(r"`([a-z_][\w/]*\.py):([A-Za-z_][\w.]*)`")
 _RETIRED = re.compile(r"^\| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
@@ -104,6 +106,17 @@ def test_no_retired_name_is_left_in_the_code() -> None:
         for path, tree in _trees().items()
         for name, line in _used(tree)
         if name in retired
+    ]
+    assert found == []
+
+
+def test_no_retired_word_is_left_in_the_names_of_tests() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if node.name.startswith("test_") and _RETIRED_IN_TESTS & set(node.name.split("_"))
     ]
     assert found == []
 

@@ -149,7 +149,7 @@ def test_a_signal_is_a_position_of_zero_or_one() -> None:
         returns(Held(), {"a": ([100.0, 110.0], [2.0, 0.0])})
 
 
-def test_a_strategy_without_positions_is_told_what_to_do() -> None:
+def test_a_strategy_without_positions_learns_what_to_do() -> None:
     with pytest.raises(QmtlError) as caught:
         returns(Held({"a": "value"}), {"a": ([100.0, 110.0], [1.0, 0.0])})
     assert caught.value.code == "E_RETURNS_MISSING"

@@ -49,7 +49,7 @@ def test_an_update_that_its_run_cannot_take_now_is_sent_again(status: RPCStatusC
     assert asyncio.run(retry_while_unavailable(update)) == "done"
 
 
-def test_a_run_whose_tasks_fail_is_asked_again_until_the_limit() -> None:
+def test_a_run_whose_tasks_fail_is_looked_at_again_until_the_limit() -> None:
     """Every query, update and completed activity may meet it: none may end in E_INTERNAL."""
     calls = 0
 

@@ -110,7 +110,7 @@ def test_names_that_no_terminal_should_print_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE[:4])
-def test_a_report_with_such_signs_is_kept_without_them(text: str) -> None:
+def test_a_report_with_such_signs_is_stored_without_them(text: str) -> None:
     assert SessionHeartbeat(fault=text).fault.isprintable()
     assert SessionHeartbeat(reason=text).reason.isprintable()
     assert LeaseFailure(code="E_X", message=text, final=True).message.replace("\n", "").isprintable()

@@ -40,7 +40,7 @@ def fence_text(fence: FenceStatus) -> list[str]:
 def session_text(item: SessionInfo, fence: FenceStatus | None) -> str:
     """Describe whether a session's orders pass: its own gate, and the world's `fence` where it is known.
 
-    A runner hears of a halt or freeze from the relay, and its gate may be open until then.
+    A runner receives a halt or freeze through the relay, and its gate may be open until then.
     """
     if item.ended_at:
         return f"ended: {item.end_reason}"
