@@ -69,7 +69,7 @@ def test_variables_win_over_the_file_and_the_file_over_defaults(
     monkeypatch.setenv("QMTL_GATEWAY__PORT", "82")
     found = settings.load()
     assert (found.gateway.port, found.gateway.host, found.temporal.namespace) == (82, "filehost", "default")
-    rows = {key: (value, origin) for key, value, origin in config.explain(found)}
+    rows = {key: (value, origin) for key, value, origin, _ in config.explain(found)}
     assert rows["gateway.port"] == ("82", "QMTL_GATEWAY__PORT")
     assert rows["gateway.host"] == ("filehost", "qmtl.yml")
     assert rows["temporal.namespace"] == ("default", "default")
@@ -89,7 +89,7 @@ def test_variables_win_over_the_file_and_the_file_over_defaults(
 def test_the_configuration_is_shown_without_passwords(folder: Path, written: str, shown: str) -> None:
     options = "orders: { broker_options: { api_secret: s3cret } }"
     (folder / "qmtl.yml").write_text(f"gateway: {{ database_dsn: '{written}' }}\n{options}\n")
-    rows = {key: value for key, value, _ in config.explain(settings.load())}
+    rows = {key: value for key, value, *_ in config.explain(settings.load())}
     assert (rows["gateway.database_dsn"], rows["orders.broker_options.api_secret"]) == (shown, "***")
 
 
@@ -199,7 +199,7 @@ def test_without_the_services_the_sdk_reads_its_own_keys(
     assert type(found) is config.Settings
     assert (found.profile, found.gateway.url, found.token) == ("prod", "http://g", "secret")
     assert found.cache_dir == Path("kept")
-    keys = [key for key, _, _ in config.explain(found)]
+    keys = [key for key, *_ in config.explain(found)]
     assert keys == ["profile", "home", "gateway.url", "gateway.token", "cache.dir", "test.test_mode"]
     (folder / "qmtl.yml").write_text("gateway: { ulr: 'http://g' }\n")
     with pytest.raises(QmtlError, match=r"did you mean 'gateway\.url'"):
@@ -232,12 +232,31 @@ def test_prod_does_not_start_while_anything_is_a_file_of_one_host(folder: Path) 
     assert len(caught.value.details["missing"]) == 3
 
 
-def test_a_backend_and_its_dsn_agree(folder: Path) -> None:
-    (folder / "qmtl.yml").write_text(
-        "gateway: { database_backend: postgres, database_dsn: 'sqlite:///x' }\ntemporal: { address: 'h:1' }\n"
-    )
-    with pytest.raises(QmtlError, match="make them agree"):
+@pytest.mark.parametrize(
+    ("gateway", "remedy"),
+    [
+        (
+            "{ database_dsn: 'postgresql://h/x' }",
+            "set gateway.database_backend: postgres, or remove gateway.database_dsn",
+        ),
+        (
+            "{ database_backend: postgres, database_dsn: 'sqlite:///x' }",
+            "set gateway.database_dsn to its postgres",
+        ),
+        ("{ database_backend: postgres }", "set gateway.database_dsn to its postgres"),
+    ],
+)
+def test_a_backend_and_its_dsn_agree(folder: Path, gateway: str, remedy: str) -> None:
+    (folder / "qmtl.yml").write_text(f"gateway: {gateway}\ntemporal: {{ address: 'h:1' }}\n")
+    with pytest.raises(QmtlError, match="names another database") as caught:
         settings.load().require_profile()
+    assert remedy in caught.value.remedy
+
+
+def test_each_key_of_the_configuration_has_its_meaning(folder: Path) -> None:
+    meanings = {key: meaning for key, _, _, meaning in config.explain(settings.load())}
+    assert len(meanings) > 40
+    assert [key for key, meaning in meanings.items() if not meaning] == []
 
 
 def test_a_named_file_must_exist(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
