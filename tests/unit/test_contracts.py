@@ -15,9 +15,11 @@ from qmtl_sdk.contracts.domains import (
     Downgrade,
     domain_of,
     resolve_context,
+    stage_of,
 )
 from qmtl_sdk.contracts.expressions import evaluate, parse
 from qmtl_sdk.contracts.metrics import METRICS
+from qmtl_sdk.contracts.plans import StrategyAllocation
 from qmtl_sdk.contracts.policy_text import PRESETS, policy_from, policy_mapping
 from qmtl_sdk.contracts.worlds import Clock, Replay, parse_world
 
@@ -272,3 +274,15 @@ def test_a_replay_clock_runs_from_its_start() -> None:
     clock = Clock(replay=Replay(start=date(2017, 12, 30), speed=60))  # type: ignore[arg-type]
     assert clock.now(NOW, NOW + timedelta(seconds=2)) == datetime(2017, 12, 30, 0, 2, tzinfo=UTC)
     assert Clock().now(NOW, NOW + timedelta(seconds=2)) == NOW + timedelta(seconds=2)
+
+
+def test_a_plan_names_stages_and_not_modes() -> None:
+    assert str(StrategyAllocation(active=True, mode="paper", weight=0.25)) == "dryrun at 0.25"
+    assert str(StrategyAllocation(active=True, mode="validate", weight=1)) == "backtest at 1"
+    assert str(StrategyAllocation()) == "not active"
+    assert [stage_of(mode) for mode in ("compute-only", "live", "odd", None)] == [
+        "backtest",
+        "live",
+        "odd",
+        "",
+    ]
