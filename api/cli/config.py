@@ -1,6 +1,6 @@
 """`qmtl config show | validate`: the configuration in force."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,7 +27,7 @@ def show(output: Output = Format.TEXT) -> None:
     print_result(
         output,
         [dict(zip(_COLUMNS, row, strict=True)) for row in rows],
-        lambda: _table(rows),
+        lambda: table(_COLUMNS, [list(row) for row in rows], unbroken="key"),
     )
 
 
@@ -50,10 +50,3 @@ def validate(
         {"profile": config.profile, "file": str(config_file() or ""), "missing": []},
         lambda: f"profile {config.profile}: nothing is missing",
     )
-
-
-def _table(rows: list[tuple[str, str, str, str]]) -> Any:
-    """Tabulate keys, which are not broken in two. (Any: a rich table.)"""
-    built = table(_COLUMNS, [list(row) for row in rows])
-    built.columns[0].no_wrap = True
-    return built
