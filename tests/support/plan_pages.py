@@ -27,6 +27,7 @@ PAGES: dict[str, list[str]] = {
         "/worlds/w/audit?after=90",
         "/worlds/w/audit?verify=false",
     ],
+    "/audit": ["/audit?limit=1000", "/audit?after=90", "/audit?verify=false"],
     "/orders": [
         "/orders?world_id=w&limit=300",
         "/orders?world_id=w&after=300",
