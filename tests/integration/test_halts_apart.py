@@ -22,7 +22,7 @@ from api import problems
 from api.auth.keys import KeyRing
 from api.auth.limits import RateLimit
 from api.auth.tokens import Tokens
-from api.routes import applies
+from api.routes import applies, audit
 from api.state import GatewayState
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.access import Role, TokenRequest
@@ -62,6 +62,7 @@ class Gateway:
         self.app = FastAPI()
         problems.install(self.app)
         self.app.include_router(applies.router)
+        self.app.include_router(audit.router)
         self.app.state.tokens = self.tokens
         self.app.state.limit = RateLimit(per_s)
         stores = SimpleNamespace(
@@ -132,7 +133,7 @@ def test_one_audit_trail_is_verified_at_a_time(database: Database, tmp_path: Pat
 
     async def run() -> None:
         async with gateway.http() as client:
-            with applies._VERIFYING:
+            with audit._VERIFYING:
                 busy = await client.get("/worlds/w/audit?verify=true")
                 assert (busy.status_code, busy.json()["code"]) == (429, "E_RATE")
                 assert (await client.get("/worlds/w/audit")).status_code == 200
