@@ -9,6 +9,8 @@ import inspect
 import linecache
 import types
 
+_PARSE_ATTEMPTS = 10
+
 _parsed: dict[str, tuple[str, ast.Module]] = {}
 
 
@@ -24,7 +26,7 @@ def function_tree(function: types.FunctionType) -> ast.AST | None:
 def class_tree(cls: type) -> ast.AST | None:
     """Return the bare syntax tree of a class, or None if its source is not available."""
     try:
-        return _bare(ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls))))
+        return _bare(parsed(inspect.cleandoc("\n" + inspect.getsource(cls))))
     except (OSError, TypeError, SyntaxError):
         return None
 
@@ -38,6 +40,20 @@ def attributes_read(tree: ast.AST) -> dict[str, set[str]]:
     return found
 
 
+def parsed(source: str) -> ast.Module:
+    """Parse source text. Raises SyntaxError.
+
+    A Python before 3.11.9 raises SystemError where another tree is built meanwhile, by another thread or by
+    garbage collection: already a logged traceback needs one (github.com/python/cpython/issues/106905).
+    """
+    for _ in range(_PARSE_ATTEMPTS - 1):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            continue
+    return ast.parse(source)
+
+
 def _module_tree(filename: str) -> ast.Module | None:
     linecache.checkcache(filename)
     source = "".join(linecache.getlines(filename))
@@ -46,7 +62,7 @@ def _module_tree(filename: str) -> ast.Module | None:
     cached = _parsed.get(filename)
     if cached is None or cached[0] != source:
         try:
-            _parsed[filename] = cached = (source, ast.parse(source))
+            _parsed[filename] = cached = (source, parsed(source))
         except SyntaxError:
             return None
     return cached[1]
@@ -99,7 +115,7 @@ class _Strip(ast.NodeTransformer):
 
 def _bare(tree: ast.AST) -> ast.AST:
     """Copy a tree without comments, positions, docstrings, annotations and the function's own name."""
-    copy = ast.parse(ast.unparse(tree))
+    copy = parsed(ast.unparse(tree))
     bare = _Strip().visit(copy)
     top = bare.body[0] if bare.body else bare
     if isinstance(top, ast.FunctionDef):

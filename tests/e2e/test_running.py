@@ -337,7 +337,7 @@ def test_a_strategy_that_is_not_switched_on_gets_no_session(
     with pytest.raises(QmtlError) as caught:
         client.open_session(SessionOpen(world_id=home, strategy_id=result.strategy_id, runner="r"))
     assert caught.value.code == "E_SESSION_INACTIVE"
-    assert "mode validate" in caught.value.message
+    assert "backtest" in caught.value.message
 
 
 def test_a_clock_that_is_an_hour_off_changes_nothing(

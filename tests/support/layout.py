@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from qmtl_sdk.nodes.syntax import parsed
 from tests.support import ROOT
 
 PACKAGES = ("qmtl_sdk", "activities", "workflows", "temporal", "api")
@@ -50,7 +51,7 @@ class Module:
 
 @cache
 def _parse(text: str) -> ast.Module:
-    return ast.parse(text)
+    return parsed(text)
 
 
 def modules(*folders: str) -> Iterator[Module]:

@@ -16,6 +16,7 @@ from sqlmodel import SQLModel
 
 from activities.fence.statements import _PostgresStatements, statements_of
 from activities.storage.database import Database
+from qmtl_sdk.nodes.syntax import parsed
 from tests.support.many_rows import GROWING
 
 ROOT = Path(__file__).parents[2]
@@ -264,5 +265,5 @@ def statement_sites(module: Path, calls: Callable[[str], bool]) -> Iterator[str]
                 yield ".".join(names).removesuffix(".<locals>")
             yield from visit(child, inner)
 
-    for function in dict.fromkeys(visit(ast.parse(module.read_text()), ())):
+    for function in dict.fromkeys(visit(parsed(module.read_text()), ())):
         yield site_name(module, function)

@@ -1,5 +1,7 @@
 """A compute function's hash: blind to looks, not to meaning."""
 
+import ast
+import gc
 import io
 import random
 import subprocess
@@ -199,3 +201,22 @@ def test_recursion_ends() -> None:
     assert of("def f(n):\n    return n if n < 1 else f(n - 1)\n").startswith("blake3:")
     mutual = "def g(n):\n    return f(n)\n\ndef f(n):\n    return n if n < 1 else g(n - 1)\n"
     assert of(mutual).startswith("blake3:")
+
+
+def test_a_tree_that_is_built_meanwhile_fails_no_hash() -> None:
+    """A logged traceback builds one, also during garbage collection: submissions ended with SystemError."""
+
+    class Noisy:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            ast.parse("a + b")
+
+    functions = (f"def f{n}(a, b):\n    return [a + b * {n} for a in range(b) if a]\n" for n in range(300))
+    source = PLAIN + "".join(functions)
+    expected = of(source)
+    gc.collect()
+    for found in (module(f"{source}# {n}\n") for n in range(3)):
+        Noisy()
+        assert code_hash(found.f) == expected

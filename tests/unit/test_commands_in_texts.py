@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from api.cli.commands import app
+from qmtl_sdk.nodes.syntax import parsed
 from tests.support import ROOT
 
 PACKAGES = ("qmtl_sdk", "activities", "workflows", "temporal", "api")
@@ -23,7 +24,7 @@ def _texts() -> Iterator[tuple[str, str]]:
     """Yield the place and the text of every string of the program that is no docstring."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            tree = ast.parse(path.read_text())
+            tree = parsed(path.read_text())
             owners = [node for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
             skipped = {
                 id(statement.value)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qmtl_sdk.nodes.syntax import parsed
 from tests.support import ROOT
 
 GLOSSARY = ROOT / "docs" / "glossary.md"
@@ -38,7 +39,7 @@ def _retired() -> dict[str, str]:
 @cache
 def _trees() -> dict[Path, ast.Module]:
     files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    return {path: ast.parse(path.read_text()) for path in files if "migrations" not in path.parts}
+    return {path: parsed(path.read_text()) for path in files if "migrations" not in path.parts}
 
 
 def _homes(name: str) -> list[str]:
@@ -114,7 +115,7 @@ def test_no_retired_word_is_left_in_the_names_of_tests() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {node.name}"
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if node.name.startswith("test_") and _RETIRED_IN_TESTS & set(node.name.split("_"))
     ]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from qmtl_sdk.nodes.syntax import parsed
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("qmtl_sdk", "workflows", "activities", "temporal", "api")
 OWNED_ROWS = {"FenceRow", "ActivationRow", "OrderLogRow", "OpenOrderRow", "AckRow", "GatewayRow"}
@@ -42,7 +44,7 @@ def outside_the_fence() -> list[Path]:
 
 def writes(source: str) -> list[str]:
     """What a module writes that is the fence's: line and reason."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     found = []
     fences = {"fence"} | {
         argument.arg
