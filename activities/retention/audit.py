@@ -46,7 +46,7 @@ class AuditPage(Model):
 
 
 class SqlAudit:
-    """Reads chains: a world's, or a subject's where there is no world. Archived entries are read as well."""
+    """Reads the chain of a world, or of what belongs to none. Archived entries are read as well."""
 
     def __init__(self, database: Database, archives: Archives) -> None:
         self._verification = Verification(database, archives)

@@ -19,7 +19,7 @@ from activities.retention.archives import (
 )
 from activities.retention.failures import Failures
 from activities.retention.records import count_within, is_worth_a_file
-from activities.storage.chain import link
+from activities.storage.chain import OUTSIDE_WORLDS, link
 from activities.storage.database import Database
 from activities.storage.tables import AuditRow
 from activities.storage.transactions import table_of
@@ -126,8 +126,9 @@ def _verify(chain: str, archived: int, rows: list[dict[str, Any]]) -> None:
     first = rows[0]
     begun = first["number"] > 1 or first["hash"] == link("", first)
     if not (whole and linked and begun):
+        command = "qmtl audit" if chain == OUTSIDE_WORLDS else f"qmtl world audit {chain}"
         raise QmtlError(
             "E_AUDIT_BROKEN",
             f"the audit trail of {chain} has been changed, so nothing of it is archived",
-            f"qmtl world audit {chain} --verify names the first entry that is wrong",
+            f"{command} --verify names the first entry that is wrong",
         )

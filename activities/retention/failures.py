@@ -1,4 +1,4 @@
-"""What retention could not do: one world or chain keeps its own rows back, and no others; people are told."""
+"""What retention could not do: one world or chain keeps its own rows back, and no others."""
 
 import time
 from collections.abc import Container, Iterator

@@ -22,7 +22,6 @@ IS_TWOFOLD = os.environ.get("QMTL_TEST_TWOFOLD") == "1"
 SERVER = "QMTL_TEST_POSTGRES"
 """The environment variable with the URI of the PostgreSQL server of twofold machines."""
 
-
 of_one_gateway = pytest.mark.skipif(IS_TWOFOLD, reason="each Gateway counts and limits what it serves itself")
 
 
