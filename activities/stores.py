@@ -17,16 +17,20 @@ from activities.events.dead_letters import SqlDeadLetters
 from activities.events.outbox import SqlOutbox
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.acknowledgements import SqlGatewayLeases
+from activities.fence.bookings import SqlBookings
 from activities.fence.cache_hits import SqlCacheHits
+from activities.fence.fills import SqlFills
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.store import SqlFenceStore
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.fence.withheld import SqlWithheldOrders
 from activities.graph.sql import SqlGraphStore
+from activities.ledger.sql import SqlLedger
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
 from activities.retention.archives import Archives
 from activities.retention.audit import SqlAudit
+from activities.retention.ledger import LedgerProjection
 from activities.retention.upkeep import RowRetention
 from activities.sessions.sql import SqlSessionStore
 from activities.settings import Settings
@@ -60,6 +64,10 @@ class Stores:
     strategy_halts: SqlStrategyHalts
     gateway_leases: SqlGatewayLeases
     orders: OrderAcceptance
+    fills: SqlFills
+    bookings: SqlBookings
+    ledger: SqlLedger
+    ledger_projection: LedgerProjection
     order_log: SqlOrderLog
     withheld: SqlWithheldOrders
     cache_hits: SqlCacheHits
@@ -98,6 +106,10 @@ class Stores:
             strategy_halts=SqlStrategyHalts(database),
             gateway_leases=SqlGatewayLeases(database),
             orders=OrderAcceptance(database, config.orders.no_router_after_s),
+            fills=SqlFills(database),
+            bookings=SqlBookings(database),
+            ledger=SqlLedger(database),
+            ledger_projection=LedgerProjection(database, archives),
             order_log=SqlOrderLog(database),
             withheld=SqlWithheldOrders(database),
             cache_hits=SqlCacheHits(database),

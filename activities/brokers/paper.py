@@ -5,11 +5,14 @@ from datetime import datetime, timedelta
 
 from activities.brokers.broker import AcceptedOrder, BrokerSettings
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.orders import Fill, OrderReport
+from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.orders import OrderReport
 
 
 class PaperBroker:
     """Fills every order in full at its reference price, `delay_s` seconds after it was accepted.
+
+    An order without one is rejected.
 
     It has no state but the orders that were cancelled before they were filled, so a crash cannot make it lose
     or double an order.
@@ -43,8 +46,17 @@ class PaperBroker:
             return OrderReport(order_id=order.order_id, state="cancelled")
         if now - at < self._delay:
             return OrderReport(order_id=order.order_id, state="sent")
-        fill = Fill(quantity=order.quantity, price=order.reference_price, venue=self.name)
-        return OrderReport(order_id=order.order_id, state="filled", fill=fill)
+        if order.reference_price is None:
+            reason = "it has no reference price, at which the paper broker fills"
+            return OrderReport(order_id=order.order_id, state="rejected", reason=reason)
+        fill = Fill(
+            fill_id=order.order_id,
+            quantity=order.quantity,
+            price=order.reference_price,
+            venue=self.name,
+            at=at + self._delay,
+        )
+        return OrderReport(order_id=order.order_id, state="filled", fills=(fill,))
 
 
 def open_paper(settings: BrokerSettings) -> PaperBroker:

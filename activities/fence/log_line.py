@@ -9,19 +9,22 @@ from qmtl_sdk.contracts.orders import Order, WithheldOrder
 ACCEPTED = "accepted"
 REFUSED = "refused"
 WITHHELD = "withheld"
+FILL = "fill"
+BOOKING = "booking"
 
 # The conditions of the log's partial indexes, in their exact words.
 IS_VERDICT = text("order_log.kind IN ('accepted', 'refused', 'withheld')")
 HAS_REASON = text("order_log.kind IN ('refused', 'withheld')")
-IS_UNDERWAY = text("order_log.kind IN ('sent', 'partially_filled')")
+IS_UNDERWAY = text("order_log.kind IN ('sent', 'partially_filled', 'fill')")
 IS_END = text("order_log.kind IN ('filled', 'cancelled', 'rejected', 'expired')")
 
 
 class LogLine(NamedTuple):
     """A row of the order log: an order's verdict, a change of its state, or a change of the fence.
 
-    `ref` is the order's id; for a change of the fence the apply's run_id, the world or the strategy. `body`
-    is the order, a fill, or empty. `epoch` is the world's at that moment.
+    `ref` is the order's id; for a change of the fence the apply's run_id, the world or the strategy; for a
+    booking its id. `body` is the order, its new fills, the booking, or empty. The kind `fill` is of fills
+    that leave the order's state as it is. `epoch` is the world's at that moment.
     """
 
     at: str

@@ -7,16 +7,20 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, union_all, update
+import structlog
+from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union_all, update
 
+from activities.fence.fills import fill_line, halt_on_excess, new_fills, write_lines
 from activities.fence.log_line import ACCEPTED, IS_VERDICT, LogLine
 from activities.fence.rules import Activation, FenceState, OrderContext, refusal_before_sending
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow, OpenOrderRow, OrderLogRow, StrategyHaltRow
-from activities.storage.transactions import Transaction, table_of, utc_now, utc_text
+from activities.storage.transactions import table_of, utc_now, utc_text
+from qmtl_sdk.contracts.amounts import total
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import ENDED, REFUSALS, Order, OrderReport, OrderState
 
@@ -28,6 +32,7 @@ _WORLDS = 50
 
 T = TypeVar("T")
 
+_structlog = structlog.get_logger()
 _log = table_of(OrderLogRow)
 _open = table_of(OpenOrderRow)
 _halt = table_of(StrategyHaltRow)
@@ -146,16 +151,16 @@ class SqlOpenOrders:
             connection = tx.session.connection()
             at = datetime.now(UTC)
             activations = _activations(connection, world_id, {order.strategy_id for order in orders})
-            sent, rows = list[OpenOrder](), list[dict[str, object]]()
+            sent, lines = list[OpenOrder](), list[LogLine]()
             for order in _read(connection, [order.order_id for order in orders]):
                 end = self._end_before_sending(order, fence, activations.get(order.strategy_id), at)
                 if end is not None:
-                    rows.append(_line(order, fence, *end))
+                    lines.append(_line(order, fence, *end))
                     continue
                 if order.state == OrderState.ACCEPTED.value:
-                    rows.append(_line(order, fence, OrderState.SENT, ""))
+                    lines.append(_line(order, fence, OrderState.SENT, ""))
                 sent.append(order._replace(state=OrderState.SENT.value, sent_at=utc_text(at)))
-            self._write(tx, rows)
+            write_lines(tx, world_id, lines)
             again = utc_text(at + timedelta(seconds=look_again_s))
             if sent:
                 connection.execute(
@@ -176,31 +181,36 @@ class SqlOpenOrders:
         with self._database.write("router", bookkeeping=True) as tx:
             fence = locked_fence(tx, world_id, _LOCK_MS)
             connection = tx.session.connection()
-            rows = list[dict[str, object]]()
-            for order in _read(connection, by_id):
-                filled = order.filled_quantity
-                report = by_id[order.order_id]
-                fill = str(report.fill.quantity) if report.fill else filled
-                if report.state in ENDED or (report.state != "sent" and fill != filled):
-                    rows.append(
-                        _line(
-                            order,
-                            fence,
-                            OrderState(report.state),
-                            report.reason,
-                            report.fill.model_dump_json() if report.fill else "",
-                        )
-                    )
-                if report.state not in ENDED and (not order.acknowledged or fill != filled):
-                    state = OrderState.PARTIALLY_FILLED if fill else OrderState.SENT
+            opened = _read(connection, by_id)
+            orders = {order.order_id: order.order() for order in opened}
+            fills = {order_id: report.fills for order_id, report in by_id.items()}
+            fresh, reused = new_fills(connection, world_id, orders.values(), fills)
+            if reused:
+                _structlog.error("a venue changed fills", world=world_id, fills=[str(f) for f in reused[:10]])
+            lines, excess = list[LogLine](), list[tuple[Order, Decimal]]()
+            for order in opened:
+                report, new = by_id[order.order_id], fresh.get(order.order_id, ())
+                filled = total((Decimal(order.filled_quantity or 0), *(fill.quantity for fill in new)))
+                if report.state in ENDED or new:
+                    state = OrderState.PARTIALLY_FILLED if report.state == "sent" else report.state
+                    lines.append(fill_line(fence, orders[order.order_id], state, new, report.reason))
+                if report.state not in ENDED and (not order.acknowledged or new):
                     connection.execute(
                         update(_open)
                         .where(_open.c.order_id == order.order_id)
-                        .values(state=state.value, acknowledged=True, filled_quantity=fill)
+                        .values(
+                            state=(OrderState.PARTIALLY_FILLED if filled else OrderState.SENT).value,
+                            acknowledged=True,
+                            filled_quantity=str(filled or ""),
+                        )
                     )
-            self._write(tx, rows)
+                if filled > orders[order.order_id].quantity:
+                    excess.append((orders[order.order_id], filled))
+            write_lines(tx, world_id, lines)
+            for found, filled in excess:
+                halt_on_excess(tx, fence, found, filled)
             _delay(connection, look_again)
-            return len(rows)
+            return len(lines)
 
     def delay(self, world_id: str, look_again: Mapping[OpenOrder, float]) -> None:
         """Look at orders again after so many seconds. Raises LockHeldError."""
@@ -226,17 +236,6 @@ class SqlOpenOrders:
             return OrderState.EXPIRED, f"it was not sent within {self._send_within.total_seconds():g} s"
         return None
 
-    @staticmethod
-    def _write(tx: Transaction, rows: Sequence[Mapping[str, object]]) -> None:
-        """Write changes into the log, and remove the orders that have ended."""
-        if not rows:
-            return
-        connection = tx.session.connection()
-        connection.execute(insert(_log), rows)
-        ended = [row["ref"] for row in rows if row["kind"] in ENDED]
-        if ended:
-            connection.execute(delete(_open).where(_open.c.order_id.in_(ended)))
-
 
 def fence_state(row: FenceRow) -> FenceState:
     """Read what the rules check from a fence row."""
@@ -258,13 +257,11 @@ def _activations(connection: Connection, world_id: str, strategies: set[str]) ->
     }
 
 
-def _line(
-    order: OpenOrder, fence: FenceRow, state: OrderState, reason: str, body: str = ""
-) -> dict[str, object]:
-    """Build the log's row of a change."""
+def _line(order: OpenOrder, fence: FenceRow, state: OrderState, reason: str) -> LogLine:
+    """Build the log's row of a change that fills nothing."""
     return LogLine(
-        utc_now(), order.world_id, state.value, order.order_id, fence.epoch, order.strategy_id, reason, body
-    )._asdict()
+        utc_now(), order.world_id, state.value, order.order_id, fence.epoch, order.strategy_id, reason, ""
+    )
 
 
 def _delay(connection: Connection, look_again: Mapping[OpenOrder, float]) -> None:

@@ -11,16 +11,17 @@ from typing import Any
 from sqlalchemy import func, select
 
 from activities.fence.cancelling import Selection, cancel_open
-from activities.fence.log_line import ACCEPTED, HAS_REASON, IS_END, IS_UNDERWAY, IS_VERDICT, REFUSED, WITHHELD
+from activities.fence.ledger_entries import HAS_FILLS
+from activities.fence.log_line import ACCEPTED, FILL, HAS_REASON, IS_END, IS_UNDERWAY, IS_VERDICT, WITHHELD
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import OpenOrderRow, OrderCountRow, OrderLogRow
 from activities.storage.transactions import RecordedChange, table_of
+from qmtl_sdk.contracts.fills import OrderFills, filled_by
 from qmtl_sdk.contracts.orders import (
     CancelRequest,
     CancelResult,
-    Fill,
     Order,
     OrderChange,
     OrderRecord,
@@ -91,8 +92,9 @@ class SqlOrderLog:
 
 def _record(row: Any, changes: Sequence[Any]) -> OrderRecord:
     """Convert rows of the order log. (Any: rows of several columns.)"""
-    verdicts = (ACCEPTED, REFUSED, WITHHELD)
-    fills = [change.body for change in changes if change.kind not in verdicts and change.body]
+    bodies = [change.body for change in changes if change.kind in HAS_FILLS and change.body]
+    fills = [fill for body in bodies for fill in OrderFills.model_validate_json(body).fills]
+    changes = [change for change in changes if change.kind != FILL]
     withheld = WithheldOrder.model_validate_json(row.body) if row.kind == WITHHELD else None
     return OrderRecord.model_validate(
         {
@@ -102,7 +104,7 @@ def _record(row: Any, changes: Sequence[Any]) -> OrderRecord:
             "accepted": row.kind == ACCEPTED,
             "reason": row.reason or None,
             "state": changes[-1].kind,
-            "fill": Fill.model_validate_json(fills[-1]) if fills else None,
+            "fill": filled_by(fills),
             "withheld": withheld.reason if withheld else "",
             "changes": [OrderChange(at=item.at, state=item.kind, reason=item.reason) for item in changes],
         }

@@ -655,8 +655,8 @@ class OrderLogRow(SQLModel, table=True):
         Index(
             "order_log_underway",
             "ref",
-            sqlite_where=text("kind IN ('sent', 'partially_filled')"),
-            postgresql_where=text("kind IN ('sent', 'partially_filled')"),
+            sqlite_where=text("kind IN ('sent', 'partially_filled', 'fill')"),
+            postgresql_where=text("kind IN ('sent', 'partially_filled', 'fill')"),
         ),
         Index("order_log_world", "world_id", "seq"),
         Index(
@@ -734,6 +734,55 @@ class OpenOrderRow(SQLModel, table=True):
     acknowledged: bool = False
     filled_quantity: str = ""
     cancel_reason: str = ""
+
+
+class LedgerRow(SQLModel, table=True):
+    """An entry of the ledger with the position after it. Rows never change.
+
+    They follow from the rows of the order log, and can be made again from them. `ref` names the entry in its
+    account; `entry` and `after` are JSON. Written under the world's fence, `at` never falls in a position.
+    """
+
+    __tablename__ = "ledger"
+    __table_args__ = (
+        Index("ledger_once", "world_id", "account", "ref", unique=True),
+        Index("ledger_world", "world_id", "seq"),
+        Index("ledger_strategy", "world_id", "strategy_id", "seq"),
+        Index("ledger_position", "world_id", "strategy_id", "account", "symbol", "at", "seq"),
+    )
+    seq: int | None = Field(default=None, sa_column=_seq())
+    at: str
+    world_id: str
+    strategy_id: str
+    account: str
+    symbol: str
+    ref: str
+    entry: str = Field(sa_column=_text())
+    after: str = Field(sa_column=_text())
+
+
+class PositionRow(SQLModel, table=True):
+    """The newest state of a position of the ledger, and when it last changed. `held`: it is not flat."""
+
+    __tablename__ = "position"
+    __table_args__ = (
+        Index(
+            "position_held",
+            "world_id",
+            "strategy_id",
+            "account",
+            "symbol",
+            sqlite_where=text("held"),
+            postgresql_where=text("held"),
+        ),
+    )
+    world_id: str = Field(primary_key=True)
+    strategy_id: str = Field(primary_key=True)
+    account: str = Field(primary_key=True)
+    symbol: str = Field(primary_key=True)
+    at: str
+    held: bool
+    after: str = Field(sa_column=_text())
 
 
 class OrderCountRow(SQLModel, table=True):

@@ -17,6 +17,7 @@ from api.cli import (
     dead_letters,
     edges,
     halts,
+    ledger,
     orders,
     policy,
     principal,
@@ -45,6 +46,7 @@ WORLD_COMMANDS = (
     audit.app,
     orders.app,
     cancel.app,
+    ledger.app,
     policy.app,
 )
 """Groups of `qmtl world`, in the order of its help text."""
@@ -57,6 +59,7 @@ for group in (stack.app, submit.app, audit.general):
 for group in WORLD_COMMANDS:
     world.app.add_typer(group)
 app.add_typer(world.app, name="world")
+app.add_typer(ledger.ledger_app, name="ledger")
 app.add_typer(principal.app, name="principal")
 app.add_typer(token.app, name="token")
 app.add_typer(config.app, name="config")

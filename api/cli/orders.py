@@ -58,6 +58,5 @@ def order_detail(item: OrderRecord) -> str:
     last = item.changes[-1].reason if item.changes else ""
     if item.fill is None:
         return last
-    price = f" at {item.fill.price}" if item.fill.price is not None else ""
-    filled = f"{item.fill.quantity}{price} by {item.fill.venue}"
+    filled = f"{item.fill.quantity} at {item.fill.price} by {item.fill.venue}"
     return f"{filled}; {last}" if last else filled

@@ -129,6 +129,12 @@ CODES: dict[str, int] = {
     "E_EDGE_NO_EFFECT": 422,
     "E_WEIGHT": 422,
     "E_AUDIT_BROKEN": 409,
+    # orders, fills, the ledger
+    "E_ORDER_UNKNOWN": 404,
+    "E_ORDER_NOT_SENT": 409,
+    "E_FILL_UNKNOWN": 404,
+    "E_FILL_REUSED": 409,
+    "E_FILL_EXCEEDS": 422,
     # extensions
     "E_EXTENSION": 422,
     "E_EXTENSION_UNKNOWN": 422,

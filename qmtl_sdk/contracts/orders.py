@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from qmtl_sdk.contracts.amounts import Amount
 from qmtl_sdk.contracts.canonical import hash_of, hash_parts
 from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.fills import MAX_FILLS, Fill, Filled, Side
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
@@ -94,7 +95,7 @@ class Order(Model):
     execution_domain: Domain
     epoch: int = Field(ge=0, lt=2**31)
     symbol: PlainLine = Field(min_length=1, max_length=64)
-    side: Literal["buy", "sell"]
+    side: Side
     quantity: Amount
     reference_price: Amount | None = Field(
         None, description="the price at the decision; the paper broker fills at it"
@@ -199,23 +200,15 @@ ENDED = frozenset({OrderState.FILLED, OrderState.CANCELLED, OrderState.REJECTED,
 """The states in which an accepted order ends."""
 
 
-class Fill(Model):
-    """What a venue has filled of an order so far.
-
-    `quantity` is the sum of all fills, `price` their average; None: the venue knew no price.
-    """
-
-    quantity: Amount
-    price: Amount | None = None
-    venue: str = Field(max_length=64)
-
-
 class OrderReport(Model):
-    """What a venue says of an order: that it is open there (`sent`), partially filled, or how it ended."""
+    """What a venue says of an order: that it is open there (`sent`), partially filled, or how it ended.
+
+    `fills` are those of the order that the venue knows; what was reported before may be left out.
+    """
 
     order_id: str = Field(max_length=128)
     state: Literal["sent", "partially_filled", "filled", "cancelled", "rejected", "expired"]
-    fill: Fill | None = Field(None, description="what was filled until now, in any state")
+    fills: tuple[Fill, ...] = Field((), max_length=MAX_FILLS)
     reason: str = Field("", max_length=MAX_REASON)
 
 
@@ -236,7 +229,7 @@ class OrderRecord(Model):
     accepted: bool
     reason: Refusal | None = None
     state: OrderState
-    fill: Fill | None = None
+    fill: Filled | None = Field(None, description="what was filled of it in all")
     withheld: str = Field("", description="why the strategy did not send it")
     changes: tuple[OrderChange, ...] = ()
 

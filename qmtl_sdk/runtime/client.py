@@ -3,6 +3,7 @@
 from qmtl_sdk.runtime.config import Settings
 from qmtl_sdk.runtime.routes.access import AccessRoutes
 from qmtl_sdk.runtime.routes.applies import ApplyRoutes
+from qmtl_sdk.runtime.routes.ledger import LedgerRoutes
 from qmtl_sdk.runtime.routes.running import RunningRoutes
 from qmtl_sdk.runtime.routes.submissions import SubmissionRoutes
 from qmtl_sdk.runtime.routes.worlds import WorldRoutes
@@ -17,7 +18,7 @@ RUNNING_ANSWER_LIMIT_S = 10.0
 """Seconds in which a Gateway must answer a running strategy: computing waits for as long."""
 
 
-class GatewayClient(SubmissionRoutes, WorldRoutes, ApplyRoutes, RunningRoutes, AccessRoutes):
+class GatewayClient(SubmissionRoutes, WorldRoutes, ApplyRoutes, RunningRoutes, LedgerRoutes, AccessRoutes):
     """All routes of a Gateway over one connection pool.
 
     Every call but a heartbeat is retried while the Gateway is unreachable.

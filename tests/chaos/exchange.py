@@ -51,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
                     "order": found.order.model_dump(mode="json"),
                     "state": found.state,
                     "filled": str(found.filled),
+                    "fills": [fill.model_dump(mode="json") for fill in found.fills],
                     "has_ended": found.ended_at is not None,
                 }
                 for order_id, found in self.exchange.orders.items()

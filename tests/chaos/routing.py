@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,8 +24,12 @@ from typing import Any
 
 from sqlalchemy import text
 
+from activities.artifacts.folder import FolderArtifacts
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
+from activities.ledger.sql import PositionQuery, SqlLedger
+from activities.retention.archives import Archives
+from activities.retention.ledger import LedgerProjection
 from activities.storage.database import Database
 from activities.storage.heartbeats import processes
 from temporal.server import free_port
@@ -242,7 +247,33 @@ class RoutingChaos:
                 )
             if there is not None and there["order"] != log.orders[ref]:
                 broken.append(f"order {ref} has other content at the exchange")
-        return broken
+        return broken + self._compare_ledger(theirs["orders"].values())
+
+    def _compare_ledger(self, orders: Iterable[Any]) -> list[str]:
+        """Say where the ledger is not what the exchange has filled, or what the log says. (Any: JSON.)"""
+        world = self._desk.world
+        held = dict.fromkeys({found["order"]["symbol"] for found in orders}, Decimal(0))
+        cash = Decimal(0)
+        for found in orders:
+            sign = 1 if found["order"]["side"] == "buy" else -1
+            for fill in found["fills"]:
+                quantity, price, fee = (Decimal(fill[name]) for name in ("quantity", "price", "fee"))
+                held[found["order"]["symbol"]] += sign * quantity
+                cash -= sign * quantity * price + fee
+        positions = SqlLedger(self._database).positions(world, PositionQuery(closed=True))
+        ours = dict.fromkeys(held, Decimal(0))
+        for item in positions:
+            ours[item.symbol] += item.position.quantity
+        broken = []
+        if ours != held:
+            broken.append(f"the ledger holds {ours}, the exchange {held}")
+        booked = sum((item.position.cash for item in positions), Decimal(0))
+        if booked != cash:
+            broken.append(f"the ledger has {booked} in cash, the exchange {cash}")
+        check = LedgerProjection(
+            self._database, Archives(FolderArtifacts(self._machine.home / "artifacts"))
+        ).verify(world)
+        return broken + list(check.differences)
 
 
 class _Log:
@@ -276,7 +307,9 @@ class _Log:
             if kind == "sent":
                 self.sent.add(ref)
             elif row["body"]:
-                self.filled[ref] = Decimal(json.loads(row["body"])["quantity"])
+                fills = json.loads(row["body"])["fills"]
+                now = sum((Decimal(fill["quantity"]) for fill in fills), Decimal(0))
+                self.filled[ref] = self.filled.get(ref, Decimal(0)) + now
 
     def first_halt(self, ref: str) -> datetime | None:
         """When the world was first halted after an order was accepted."""

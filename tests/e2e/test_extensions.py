@@ -34,7 +34,8 @@ import numpy as np
 
 from activities.brokers.broker import BrokerSettings
 from activities.events.bus import BusSettings, SqliteBus
-from qmtl_sdk.contracts.orders import Fill, OrderReport
+from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.orders import OrderReport
 from qmtl_sdk.data.bars import NS, Bars, fingerprint, to_ns
 from qmtl_sdk.data.market import NewBars
 from qmtl_sdk.reports.metrics import Metric
@@ -87,7 +88,14 @@ class Ledger:
             OrderReport(
                 order_id=order.order_id,
                 state="filled",
-                fill=Fill(quantity=order.quantity, price=order.reference_price, venue=self.name),
+                fills=[
+                    Fill(
+                        fill_id=order.order_id,
+                        quantity=order.quantity,
+                        price=order.reference_price,
+                        venue=self.name,
+                    )
+                ],
             )
             for order, _ in orders
         ]

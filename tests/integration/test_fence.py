@@ -28,7 +28,8 @@ from activities.storage.transactions import utc_before, utc_now
 from activities.worlds.edges import SqlEdgeStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.orders import Fill, Order, OrderReport, Refusal
+from qmtl_sdk.contracts.fills import Fill, filled_by
+from qmtl_sdk.contracts.orders import Order, OrderReport, Refusal
 from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
 from tests.support.desk import Desk, new_order_id
 from tests.support.machine import wait_for
@@ -304,12 +305,12 @@ def test_fills_end_an_order_once(desk: Desk) -> None:
     orders.publish([order], desk.caller)
     open_orders = SqlOpenOrders(desk.database, 300.0)
     assert [found.order() for found in open_orders.due(Domain.DRYRUN, 10)[desk.world]] == [order]
-    fill = Fill(quantity=order.quantity, price=order.reference_price, venue="paper")
+    fill = Fill(fill_id="f1", quantity=order.quantity, price=order.reference_price, venue="paper")
     for state in ("filled", "cancelled"):
-        open_orders.record(desk.world, [OrderReport(order_id=order.order_id, state=state, fill=fill)], {})
+        open_orders.record(desk.world, [OrderReport(order_id=order.order_id, state=state, fills=(fill,))], {})
     assert open_orders.due(Domain.DRYRUN, 10) == {}
     record = SqlOrderLog(desk.database).orders(desk.world)[0]
-    assert (record.state, record.fill) == ("filled", fill)
+    assert (record.state, record.fill) == ("filled", filled_by([fill]))
 
 
 def test_many_publishers_at_once_each_get_their_own_answer(desk: Desk) -> None:

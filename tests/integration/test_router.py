@@ -27,7 +27,8 @@ from activities.storage.postgres import lock_key
 from activities.storage.tables import FenceRow, OpenOrderRow, OrderLogRow
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import CancelRequest, Fill, Order, OrderReport, OrderState
+from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.orders import CancelRequest, Order, OrderReport, OrderState
 from qmtl_sdk.contracts.worlds import EdgeOverride, OrderLimits, WorldUpdate
 from tests.support.desk import Desk, router
 from tests.support.exchange import Exchange, ExchangeBroker
@@ -78,10 +79,16 @@ class Venue:
     def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         self.cancelled += [order.order_id for order, _ in orders]
 
-    def says(self, order: Order, state: str, quantity: str = "") -> None:
-        fill = Fill(quantity=Decimal(quantity), venue=self.name) if quantity else None
+    def says(self, order: Order, state: str, *quantities: str) -> None:
+        """Report a state, and fills of these quantities: all that there are, each time."""
+        fills = [
+            Fill(
+                fill_id=f"{order.order_id}/{number}", quantity=Decimal(each), price=Decimal(9), venue="there"
+            )
+            for number, each in enumerate(quantities)
+        ]
         self.reports[order.order_id] = OrderReport.model_validate(
-            {"order_id": order.order_id, "state": state, "fill": fill}
+            {"order_id": order.order_id, "state": state, "fills": fills}
         )
 
 
@@ -158,7 +165,7 @@ def test_an_order_goes_through_its_states_and_each_has_its_row(desk: Desk) -> No
     look_again(desk)
     route.step()
     assert states(desk) == ["partially_filled"]
-    venue.says(order, "filled", "1")
+    venue.says(order, "filled", "0.25", "0.75")
     look_again(desk)
     route.step()
     record = SqlOrderLog(desk.database).orders(desk.world)[0]

@@ -17,7 +17,8 @@ from typing import Literal
 
 from activities.brokers.broker import AcceptedOrder
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import Fill, Order, OrderReport
+from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.orders import Order, OrderReport
 
 State = Literal["sent", "partially_filled", "filled", "cancelled", "rejected"]
 
@@ -30,9 +31,14 @@ class Resting:
     arrives: float
     placed_at: datetime
     state: State = "sent"
-    filled: Decimal = Decimal(0)
+    fills: list[Fill] = field(default_factory=list)
     ended_at: datetime | None = None
     looks: int = 0
+
+    @property
+    def filled(self) -> Decimal:
+        """What was filled of it so far."""
+        return sum((fill.quantity for fill in self.fills), Decimal(0))
 
 
 @dataclass
@@ -114,10 +120,9 @@ class ExchangeBroker:
     def _report(self, found: Resting, now: datetime) -> OrderReport:
         if found.ended_at is None:
             self._trade(found, now)
-        fill = None
-        if found.filled:
-            fill = Fill(quantity=found.filled, price=found.order.reference_price, venue=self.name)
-        return OrderReport(order_id=found.order.order_id, state=found.state, fill=fill)
+        # Exchanges tell of all fills of an order again and again, and in no order that one may rely on.
+        fills = self._exchange.rng.sample(found.fills, len(found.fills))
+        return OrderReport(order_id=found.order.order_id, state=found.state, fills=tuple(fills))
 
     def _trade(self, found: Resting, now: datetime) -> None:
         found.looks += 1
@@ -125,6 +130,23 @@ class ExchangeBroker:
         if found.looks == 1 and luck < 0.05:
             found.state, found.ended_at = "rejected", now
         elif luck < 0.3 and not found.filled:
-            found.state, found.filled = "partially_filled", found.order.quantity / 2
+            found.state = "partially_filled"
+            self._fill(found, found.order.quantity / 2, now)
         elif luck < 0.6:
-            found.state, found.filled, found.ended_at = "filled", found.order.quantity, now
+            found.state, found.ended_at = "filled", now
+            self._fill(found, found.order.quantity - found.filled, now)
+
+    def _fill(self, found: Resting, quantity: Decimal, now: datetime) -> None:
+        price = found.order.reference_price or Decimal(1)
+        price += Decimal(self._exchange.rng.randrange(-100, 101)) / 1000
+        fill_id = f"{found.order.order_id}/{len(found.fills) + 1}"
+        found.fills.append(
+            Fill(
+                fill_id=fill_id,
+                quantity=quantity,
+                price=price,
+                fee=Decimal("0.01"),
+                venue=self.name,
+                at=now,
+            )
+        )

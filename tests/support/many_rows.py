@@ -125,6 +125,20 @@ GROWING: dict[str, dict[str, str]] = {
         "reason": "CASE WHEN n % 9000 = 0 THEN 'halted' ELSE '' END",
         "body": "CASE WHEN n % 3 = 0 THEN {body} ELSE '' END",
     },
+    "ledger": {
+        "world_id": _WORLD,
+        "strategy_id": _STRATEGY,
+        "at": "{at}",
+        "symbol": "'S' || n",
+        "ref": "'fill:' || n",
+    },
+    "position": {
+        "world_id": _WORLD,
+        "strategy_id": _STRATEGY,
+        "at": "{at}",
+        "symbol": "'S' || n",
+        "held": "n % 10 = 0",
+    },
     "open_order": {
         "order_id": "'o' || n",
         "world_id": _WORLD,

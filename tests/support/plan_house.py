@@ -20,6 +20,8 @@ from qmtl_sdk import Node, Strategy, StreamInput, TagQueryNode
 from qmtl_sdk.contracts.access import EVERY_WORLD, Role, TokenRequest
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.fills import Fill, FillBatch, ReportedFill
+from qmtl_sdk.contracts.ledger import Booking
 from qmtl_sdk.contracts.orders import OrderReport, WithheldOrder
 from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, SubmissionOutcome
 from qmtl_sdk.nodes.strategy import BuiltStrategy
@@ -92,8 +94,34 @@ class House:
         sent = self.open_orders.mark_sent("w", due, 60.0)
         first = sent[0]
         self.open_orders.record("w", [OrderReport(order_id=first.order_id, state="cancelled")], {})
-        self.open_orders.record("w", [OrderReport(order_id=sent[1].order_id, state="sent")], {sent[1]: 0.0})
+        fill = self.fill()
+        report = OrderReport(order_id=sent[1].order_id, state="partially_filled", fills=(fill,))
+        self.open_orders.record("w", [report], {sent[1]: 0.0})
+        more = ReportedFill(order_id=sent[1].order_id, fill=self.fill())
+        self.stores.fills.record(FillBatch(world_id="w", fills=(more,)), "olga")
+        ended = ReportedFill(order_id=first.order_id, fill=self.fill())
+        self.stores.fills.record(FillBatch(world_id="w", fills=(ended,)), "olga")
+        self.stores.bookings.record("w", self.reversal(fill), "olga")
         self.open_orders.delay("w", {sent[1]: 0.0})
+
+    @staticmethod
+    def fill() -> Fill:
+        """A fill of its own."""
+        found = {"fill_id": uuid.uuid4().hex, "quantity": "0.1", "price": "9", "venue": "paper"}
+        return Fill.model_validate(found)
+
+    def reversal(self, fill: Fill) -> Booking:
+        return Booking.model_validate(
+            {
+                "booking_id": fill.fill_id,
+                "kind": "reversal",
+                "strategy_id": self.strategy,
+                "account": fill.venue,
+                "symbol": "AAPL",
+                "corrects": fill.fill_id,
+                "reason": "wrong",
+            }
+        )
 
     def submit(self, symbol: str) -> str:
         """Admit a submission, and reject it. Returns its strategy's id."""

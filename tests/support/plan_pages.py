@@ -28,6 +28,15 @@ PAGES: dict[str, list[str]] = {
         "/worlds/w/audit?verify=false",
     ],
     "/audit": ["/audit?limit=1000", "/audit?after=90", "/audit?verify=false"],
+    "/worlds/{world_id}/positions": [
+        "/worlds/w/positions",
+        "/worlds/w/positions?as_of=2100-01-01T00:00:00Z",
+        "/worlds/w/positions?strategy_id=strategy:s5&closed=true&limit=10",
+    ],
+    "/worlds/{world_id}/ledger": [
+        "/worlds/w/ledger?limit=1000",
+        "/worlds/w/ledger?after=1&strategy_id=strategy:s5",
+    ],
     "/orders": [
         "/orders?world_id=w&limit=300",
         "/orders?world_id=w&after=300",

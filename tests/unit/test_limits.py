@@ -30,6 +30,10 @@ Schema = dict[str, Any]
 EXEMPT = {
     ".quantity: maxLength": "max_digits limits a decimal that is written as text",
     ".reference_price: maxLength": "as above",
+    ".price: maxLength": "as above",
+    ".fee: maxLength": "as above",
+    ".amount: maxLength": "as above",
+    ".ratio: maxLength": "as above",
     ".max_quantity: maxLength": "as above",
     ".max_notional: maxLength": "as above",
     ".options{}: minimum": "any finite number may be an option of a package",

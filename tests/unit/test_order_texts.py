@@ -10,7 +10,7 @@ from api.cli.cancel import cancel_text
 from api.cli.orders import order_detail
 from api.cli.text.status import fence_text
 from qmtl_sdk.contracts.applies import FenceStatus
-from qmtl_sdk.contracts.orders import CancelResult, Fill, Order, OrderRecord, order_id_prefix
+from qmtl_sdk.contracts.orders import CancelResult, Order, OrderRecord, order_id_prefix
 from tests.support import ROOT
 
 ORDER = Order.model_validate(
@@ -27,8 +27,7 @@ ORDER = Order.model_validate(
 )
 
 
-@pytest.mark.parametrize(("price", "text"), [("10", "2 at 10 by paper"), (None, "2 by paper")])
-def test_a_fill_without_a_price_is_listed_without_one(price: str | None, text: str) -> None:
+def test_what_was_filled_is_listed_with_its_average_price() -> None:
     record = OrderRecord.model_validate(
         {
             "seq": 1,
@@ -36,10 +35,10 @@ def test_a_fill_without_a_price_is_listed_without_one(price: str | None, text: s
             "order": ORDER,
             "accepted": True,
             "state": "filled",
-            "fill": Fill.model_validate({"quantity": "2", "price": price, "venue": "paper"}),
+            "fill": {"quantity": "2", "price": "10", "fee": "0", "venue": "paper"},
         }
     )
-    assert order_detail(record) == text
+    assert order_detail(record) == "2 at 10 by paper"
 
 
 def test_the_status_of_a_world_shows_withheld_orders_apart_from_refused_ones() -> None:

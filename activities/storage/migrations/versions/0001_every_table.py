@@ -405,6 +405,51 @@ def upgrade() -> None:
         batch_op.create_index("open_order_world", ["world_id", "state"], unique=False)
 
     op.create_table(
+        "ledger",
+        sa.Column(
+            "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("account", AutoString(), nullable=False),
+        sa.Column("symbol", AutoString(), nullable=False),
+        sa.Column("ref", AutoString(), nullable=False),
+        sa.Column("entry", sa.Text(), nullable=False),
+        sa.Column("after", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("seq"),
+    )
+    with op.batch_alter_table("ledger", schema=None) as batch_op:
+        batch_op.create_index("ledger_once", ["world_id", "account", "ref"], unique=True)
+        batch_op.create_index("ledger_world", ["world_id", "seq"], unique=False)
+        batch_op.create_index("ledger_strategy", ["world_id", "strategy_id", "seq"], unique=False)
+        batch_op.create_index(
+            "ledger_position",
+            ["world_id", "strategy_id", "account", "symbol", "at", "seq"],
+            unique=False,
+        )
+
+    op.create_table(
+        "position",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("account", AutoString(), nullable=False),
+        sa.Column("symbol", AutoString(), nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.Column("held", sa.Boolean(), nullable=False),
+        sa.Column("after", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "strategy_id", "account", "symbol"),
+    )
+    with op.batch_alter_table("position", schema=None) as batch_op:
+        batch_op.create_index(
+            "position_held",
+            ["world_id", "strategy_id", "account", "symbol"],
+            unique=False,
+            sqlite_where=sa.text("held"),
+            postgresql_where=sa.text("held"),
+        )
+
+    op.create_table(
         "order_count",
         sa.Column("world_id", AutoString(), nullable=False),
         sa.Column("kind", AutoString(), nullable=False),
@@ -446,8 +491,8 @@ def upgrade() -> None:
             "order_log_underway",
             ["ref"],
             unique=False,
-            sqlite_where=sa.text("kind IN ('sent', 'partially_filled')"),
-            postgresql_where=sa.text("kind IN ('sent', 'partially_filled')"),
+            sqlite_where=sa.text("kind IN ('sent', 'partially_filled', 'fill')"),
+            postgresql_where=sa.text("kind IN ('sent', 'partially_filled', 'fill')"),
         )
         batch_op.create_index("order_log_world", ["world_id", "seq"], unique=False)
         batch_op.create_index(

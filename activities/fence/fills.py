@@ -1,0 +1,245 @@
+"""Fills: written into the order log and booked in the ledger, in one transaction under the world's fence.
+
+A fill is booked once, whatever reports it again: its id names its entry in the ledger. Fills that a venue
+reports of open orders come by the router (`SqlOpenOrders.record`). Those that a person or a bridge reports,
+of orders that have ended too, come here.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from activities.fence.halts import halt
+from activities.fence.ledger_entries import HAS_FILLS, entries_of, fill_ref, reversal_ref
+from activities.fence.log_line import ACCEPTED, FILL, IS_END, IS_UNDERWAY, IS_VERDICT, LogLine
+from activities.fence.state import locked_fence
+from activities.ledger.sql import book_entries, booked
+from activities.storage.database import Database
+from activities.storage.tables import FenceRow, OpenOrderRow, OrderLogRow
+from activities.storage.transactions import RecordedChange, Transaction, table_of, utc_now
+from qmtl_sdk.contracts.amounts import ZERO, negated, total
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.fills import Fill, FillBatch, OrderFills
+from qmtl_sdk.contracts.orders import Order, OrderState
+
+_log = table_of(OrderLogRow)
+_open = table_of(OpenOrderRow)
+
+
+class NewFills(NamedTuple):
+    """Fills by order that are not booked yet, and those whose id was used with another content."""
+
+    fresh: dict[str, tuple[Fill, ...]]
+    reused: list[Fill]
+
+
+class SqlFills:
+    """Records fills that a person or a bridge to a venue reports."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record(self, batch: FillBatch, actor: str) -> int:
+        """Record fills of one world, all or none. Returns how many were new.
+
+        An order whose fills make up its quantity ends as filled. Raises QmtlError: E_WORLD_UNKNOWN;
+        E_ORDER_UNKNOWN for an order that the fence did not accept; E_ORDER_NOT_SENT for one that never left;
+        E_FILL_EXCEEDS where the fills are more than was ordered; E_FILL_REUSED where a fill of that id has
+        another content.
+        """
+        reported = defaultdict[str, list[Fill]](list)
+        for item in batch.fills:
+            reported[item.order_id].append(item.fill)
+        with self._database.write(actor) as tx:
+            fence = locked_fence(tx, batch.world_id)
+            orders = _orders(tx.connection, batch.world_id, reported)
+            fresh, reused = new_fills(tx.connection, batch.world_id, orders.values(), reported)
+            if reused:
+                raise _reused(reused[0])
+            if not fresh:
+                return 0
+            ended = _ended(tx.connection, fresh)
+            lines = [
+                self._line(tx.connection, fence, orders[order_id], fills, ended)
+                for order_id, fills in fresh.items()
+            ]
+            write_lines(tx, batch.world_id, lines)
+            for line in lines:
+                _note_open(tx.connection, line, orders[line.ref])
+            count = sum(map(len, fresh.values()))
+            after = {"fills": count, "orders": sorted(fresh)[:20]}
+            tx.record(RecordedChange("fills.reported", batch.world_id, batch.world_id, after=after))
+            return count
+
+    @staticmethod
+    def _line(
+        connection: Connection,
+        fence: FenceRow,
+        order: Order,
+        fills: Sequence[Fill],
+        ended: Mapping[str, bool],
+    ) -> LogLine:
+        """Build the row of an order's new fills. Raises QmtlError."""
+        if order.order_id not in ended:
+            raise QmtlError(
+                "E_ORDER_NOT_SENT",
+                f"order {order.order_id} has not been sent to a venue, so nothing can have been filled",
+                "qmtl world orders W shows its state",
+            )
+        before = filled_before(connection, order)
+        now = total((before, *(fill.quantity for fill in fills)))
+        if now > order.quantity:
+            raise QmtlError(
+                "E_FILL_EXCEEDS",
+                f"the fills of order {order.order_id} are {now} in all, and {order.quantity} were ordered",
+                "check the quantity; a wrong fill is taken back by a booking of the kind reversal",
+            )
+        kind = FILL
+        if not ended[order.order_id]:
+            kind = (OrderState.FILLED if now == order.quantity else OrderState.PARTIALLY_FILLED).value
+        return fill_line(fence, order, kind, fills)
+
+
+def new_fills(
+    connection: Connection,
+    world_id: str,
+    orders: Iterable[Order],
+    reported: Mapping[str, Sequence[Fill]],
+) -> NewFills:
+    """Find the fills of each order that are not booked yet, in the order in which they were reported."""
+    refs = defaultdict[str, set[str]](set)
+    for fills in reported.values():
+        for fill in fills:
+            refs[fill.venue].add(fill_ref(fill.fill_id))
+    known = {
+        (venue, ref): entry
+        for venue, names in refs.items()
+        for ref, entry in booked(connection, world_id, venue, sorted(names)).items()
+    }
+    fresh, reused = dict[str, tuple[Fill, ...]](), list[Fill]()
+    for order in orders:
+        mine = list[Fill]()
+        for fill in reported[order.order_id]:
+            [dated] = entries_of(_line_of(order, [fill]))
+            key = (fill.venue, dated.entry.ref)
+            if key not in known:
+                known[key] = dated.entry
+                mine.append(fill)
+            elif _content(known[key]) != _content(dated.entry):
+                reused.append(fill)
+        if mine:
+            fresh[order.order_id] = tuple(mine)
+    return NewFills(fresh, reused)
+
+
+def fill_line(fence: FenceRow, order: Order, kind: str, fills: Sequence[Fill], reason: str = "") -> LogLine:
+    """Build the row of the order log for new fills of an order."""
+    return _line_of(order, fills)._replace(kind=kind, at=utc_now(), epoch=fence.epoch, reason=reason)
+
+
+def write_lines(tx: Transaction, world_id: str, lines: Sequence[LogLine]) -> None:
+    """Write rows into the log, book what they hold, and remove the orders that have ended."""
+    if not lines:
+        return
+    tx.connection.execute(insert(_log), [line._asdict() for line in lines])
+    book_entries(tx, world_id, [dated for line in lines for dated in entries_of(line)])
+    ended = [line.ref for line in lines if line.kind in _ENDS]
+    if ended:
+        tx.connection.execute(delete(_open).where(_open.c.order_id.in_(ended)))
+
+
+def filled_before(connection: Connection, order: Order) -> Decimal:
+    """Return what was filled of an order so far, less what was taken back."""
+    fills = [fill for line in _fill_lines(connection, order.order_id) for fill in line.fills]
+    back = ZERO
+    for venue in {fill.venue for fill in fills}:
+        refs = [reversal_ref(fill.fill_id) for fill in fills if fill.venue == venue]
+        back = total(
+            (back, *(e.quantity.copy_abs() for e in booked(connection, order.world_id, venue, refs).values()))
+        )
+    return total((*(fill.quantity for fill in fills), negated(back)))
+
+
+def halt_on_excess(tx: Transaction, fence: FenceRow, order: Order, filled: Decimal) -> None:
+    """Halt a world whose venue has filled more than was ordered: nobody knows what else it does."""
+    if not fence.halted:
+        halt(tx, fence, f"a venue filled {filled} of order {order.order_id}, which is of {order.quantity}")
+
+
+_ENDS = frozenset(HAS_FILLS - {FILL, OrderState.PARTIALLY_FILLED.value})
+
+
+def _reused(fill: Fill) -> QmtlError:
+    return QmtlError(
+        "E_FILL_REUSED",
+        f"fill {fill.fill_id} of {fill.venue} was recorded before with another content",
+        "a fill's id is used once; to correct it, book a reversal and report it under a new id",
+    )
+
+
+def _line_of(order: Order, fills: Sequence[Fill]) -> LogLine:
+    body = ""
+    if fills:
+        body = OrderFills(symbol=order.symbol, side=order.side, fills=tuple(fills)).model_dump_json(
+            exclude_defaults=True
+        )
+    return LogLine("", order.world_id, FILL, order.order_id, 0, order.strategy_id, "", body)
+
+
+def _content(entry: Any) -> tuple[Any, ...]:
+    """Return what two reports of one fill agree in; the time may be that of the report. (Any: an Entry.)"""
+    return (entry.order_id, entry.symbol, entry.quantity, entry.price, entry.fee)
+
+
+def _orders(connection: Connection, world_id: str, ids: Iterable[str]) -> dict[str, Order]:
+    """Read accepted orders of a world. Raises QmtlError (E_ORDER_UNKNOWN)."""
+    wanted = list(ids)
+    query = select(_log.c.ref, _log.c.body).where(
+        _log.c.ref.in_(wanted), IS_VERDICT, _log.c.kind == ACCEPTED, _log.c.world_id == world_id
+    )
+    found = {row.ref: Order.model_validate_json(row.body) for row in connection.execute(query)}
+    for order_id in wanted:
+        if order_id not in found:
+            raise QmtlError(
+                "E_ORDER_UNKNOWN",
+                f"world {world_id} has accepted no order {order_id}",
+                "qmtl world orders W lists them",
+            )
+    return {order_id: found[order_id] for order_id in wanted}
+
+
+def _ended(connection: Connection, ids: Iterable[str]) -> dict[str, bool]:
+    """Return whether orders have ended; those that were never sent are left out."""
+    wanted = list(ids)
+    states = {
+        row.order_id: row.state
+        for row in connection.execute(
+            select(_open.c.order_id, _open.c.state).where(_open.c.order_id.in_(wanted))
+        )
+    }
+    sent = select(_log.c.ref).where(_log.c.ref.in_(wanted), IS_UNDERWAY)
+    left = set(connection.execute(sent).scalars())
+    return {ref: ref not in states for ref in wanted if ref in left}
+
+
+def _fill_lines(connection: Connection, order_id: str) -> list[OrderFills]:
+    """Read the fills of an order from its rows in the log."""
+    return [
+        OrderFills.model_validate_json(row.body)
+        for which in (IS_UNDERWAY, IS_END)
+        for row in connection.execute(select(_log.c.body).where(_log.c.ref == order_id, which))
+        if row.body
+    ]
+
+
+def _note_open(connection: Connection, line: LogLine, order: Order) -> None:
+    if line.kind == OrderState.PARTIALLY_FILLED.value:
+        filled = filled_before(connection, order)
+        connection.execute(
+            update(_open)
+            .where(_open.c.order_id == order.order_id)
+            .values(state=line.kind, acknowledged=True, filled_quantity=str(filled))
+        )

@@ -1,0 +1,47 @@
+"""What the rows of the order log book in the ledger, as a pure function: the ledger can be made from them."""
+
+from activities.fence.log_line import BOOKING, FILL, LogLine
+from activities.ledger.sql import DatedEntry
+from qmtl_sdk.contracts.fills import OrderFills
+from qmtl_sdk.contracts.ledger import Entry, EntryKind
+from qmtl_sdk.contracts.orders import ENDED, OrderState
+
+HAS_FILLS = frozenset({FILL, OrderState.PARTIALLY_FILLED.value, *(state.value for state in ENDED)})
+"""The kinds of rows whose body, where there is one, holds new fills of their order."""
+
+
+def entries_of(line: LogLine) -> list[DatedEntry]:
+    """Return the entries that follow from a row, in their order. Raises ValueError where it can't be read."""
+    if line.kind == BOOKING:
+        return [DatedEntry(line.at, Entry.model_validate_json(line.body))]
+    if line.kind not in HAS_FILLS or not line.body:
+        return []
+    found = OrderFills.model_validate_json(line.body)
+    return [
+        DatedEntry(
+            line.at,
+            Entry(
+                kind=EntryKind.FILL,
+                ref=fill_ref(fill.fill_id),
+                strategy_id=line.strategy_id,
+                account=fill.venue,
+                symbol=found.symbol,
+                order_id=line.ref,
+                quantity=fill.quantity if found.side == "buy" else -fill.quantity,
+                price=fill.price,
+                fee=fill.fee,
+                at=fill.at,
+            ),
+        )
+        for fill in found.fills
+    ]
+
+
+def fill_ref(fill_id: str) -> str:
+    """Return the name of a fill's entry, which no other entry of its account can have."""
+    return f"fill:{fill_id}"
+
+
+def reversal_ref(fill_id: str) -> str:
+    """Return the name of the entry that takes a fill back: it can be taken back once."""
+    return f"reversal:{fill_id}"

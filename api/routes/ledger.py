@@ -1,0 +1,67 @@
+"""The ledger: fills and bookings that people report, positions, and the ledger against the order log."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from activities.ledger.sql import PositionQuery
+from api.auth.access import CurrentCaller, GuardedRoute
+from api.state import State
+from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.fills import FillBatch, FillsRecorded
+from qmtl_sdk.contracts.ledger import Booking, HeldPosition, LedgerCheck, LedgerLine
+from qmtl_sdk.contracts.worlds import UtcTime
+
+router = APIRouter(tags=["ledger"], route_class=GuardedRoute)
+
+_Strategy = Annotated[str, Query(max_length=128)]
+
+
+@router.post("/fills", summary="Report fills of orders that a venue executed")
+def fills(batch: FillBatch, state: State, caller: CurrentCaller) -> FillsRecorded:
+    """Idempotent by a fill's id and its venue. All are recorded and booked, or none.
+
+    Also of orders that have ended. Their fills make up the quantity that was ordered at most.
+    """
+    caller.require_role(batch.world_id, Role.OPERATOR)
+    return FillsRecorded(recorded=state.stores.fills.record(batch, caller.subject))
+
+
+@router.get("/worlds/{world_id}/positions", summary="List what strategies hold, now or as of a time")
+def positions(
+    world_id: str,
+    state: State,
+    as_of: UtcTime | None = None,
+    strategy_id: _Strategy = "",
+    closed: bool = False,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+) -> list[HeldPosition]:
+    """`as_of`: as the ledger had them then. `closed`: those too that are flat, with what they earned."""
+    return state.stores.ledger.positions(world_id, PositionQuery(as_of, strategy_id, closed, limit))
+
+
+@router.get("/worlds/{world_id}/ledger", summary="List the entries of a ledger, oldest first")
+def ledger(
+    world_id: str,
+    state: State,
+    after: Annotated[int, Query(ge=0, lt=2**62)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    strategy_id: _Strategy = "",
+) -> list[LedgerLine]:
+    return state.stores.ledger.lines(world_id, after, limit, strategy_id)
+
+
+@router.post("/worlds/{world_id}/ledger", summary="Book a dividend, split, fee, adjustment or reversal")
+def book(world_id: str, booking: Booking, state: State, caller: CurrentCaller) -> FillsRecorded:
+    """Idempotent by `booking_id` and account."""
+    return FillsRecorded(recorded=int(state.stores.bookings.record(world_id, booking, caller.subject)))
+
+
+@router.post("/worlds/{world_id}/ledger/verify", summary="Compare the ledger with the order log")
+def verify(world_id: str, state: State) -> LedgerCheck:
+    return state.stores.ledger_projection.verify(world_id)
+
+
+@router.post("/worlds/{world_id}/ledger/rebuild", summary="Book the ledger anew from the order log")
+def rebuild(world_id: str, state: State, caller: CurrentCaller) -> LedgerCheck:
+    return state.stores.ledger_projection.rebuild(world_id, caller.subject)

@@ -1,0 +1,44 @@
+"""Fills, positions and the ledger."""
+
+from datetime import datetime
+
+from pydantic import TypeAdapter
+
+from qmtl_sdk.contracts.fills import FillBatch, FillsRecorded
+from qmtl_sdk.contracts.ledger import Booking, HeldPosition, LedgerCheck, LedgerLine
+from qmtl_sdk.runtime.routes.transport import Transport
+
+
+class LedgerRoutes(Transport):
+    """Fills, positions and the ledger."""
+
+    def report_fills(self, batch: FillBatch) -> FillsRecorded:
+        """Report fills that a venue executed; safe to repeat."""
+        return FillsRecorded.model_validate(self._call("POST", "/fills", batch))
+
+    def positions(
+        self, world_id: str, as_of: datetime | None = None, strategy_id: str = "", closed: bool = False
+    ) -> list[HeldPosition]:
+        params: dict[str, str | bool] = {"strategy_id": strategy_id, "closed": closed}
+        if as_of is not None:
+            params["as_of"] = as_of.isoformat()
+        found = self._call("GET", f"/worlds/{world_id}/positions", params=params)
+        return TypeAdapter(list[HeldPosition]).validate_python(found)
+
+    def ledger(
+        self, world_id: str, after: int = 0, limit: int = 100, strategy_id: str = ""
+    ) -> list[LedgerLine]:
+        params = {"after": after, "limit": limit, "strategy_id": strategy_id}
+        found = self._call("GET", f"/worlds/{world_id}/ledger", params=params)
+        return TypeAdapter(list[LedgerLine]).validate_python(found)
+
+    def book(self, world_id: str, booking: Booking) -> bool:
+        """Book an entry that is no fill; safe to repeat. Returns whether it was new."""
+        answer = self._call("POST", f"/worlds/{world_id}/ledger", booking)
+        return FillsRecorded.model_validate(answer).recorded == 1
+
+    def verify_ledger(self, world_id: str) -> LedgerCheck:
+        return LedgerCheck.model_validate(self._call("POST", f"/worlds/{world_id}/ledger/verify"))
+
+    def rebuild_ledger(self, world_id: str) -> LedgerCheck:
+        return LedgerCheck.model_validate(self._call("POST", f"/worlds/{world_id}/ledger/rebuild"))

@@ -1,0 +1,358 @@
+"""The ledger: fills and bookings, positions as of a time, and the ledger against the order log."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+
+import pytest
+from sqlalchemy import text
+
+from activities.artifacts.folder import FolderArtifacts
+from activities.fence.acceptance import OrderAcceptance
+from activities.fence.bookings import SqlBookings
+from activities.fence.fills import SqlFills
+from activities.fence.open_orders import SqlOpenOrders
+from activities.fence.order_log import SqlOrderLog
+from activities.ledger.sql import PositionQuery, SqlLedger
+from activities.retention.archives import Archives
+from activities.retention.ledger import LedgerProjection
+from activities.storage.database import Database
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.fills import Fill, FillBatch, ReportedFill
+from qmtl_sdk.contracts.ledger import Booking, LedgerCheck, Position
+from qmtl_sdk.contracts.orders import Order, OrderReport
+from tests.support.archive_house import NOW, House
+from tests.support.desk import Desk
+
+D = Decimal
+ALL = PositionQuery(closed=True)
+
+
+@dataclass
+class Books:
+    """A world in paper trading with its ledger."""
+
+    database: Database
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.desk = Desk(self.database, strategies=2)
+        self.desk.apply("dryrun")
+        self.session = self.desk.session()
+        self.world = self.desk.world
+        self.fills = SqlFills(self.database)
+        self.bookings = SqlBookings(self.database)
+        self.ledger = SqlLedger(self.database)
+        self.log = SqlOrderLog(self.database)
+        self.open = SqlOpenOrders(self.database, 300.0)
+        self.projection = LedgerProjection(self.database, Archives(FolderArtifacts(self.folder)))
+
+    def ordered(self, quantity: str = "10", sent: bool = True, **fields: str) -> Order:
+        """An accepted order, which the router has sent."""
+        order = self.desk.order(self.session, self.desk.epoch, quantity=quantity, **fields)
+        (verdict,) = OrderAcceptance(self.database).publish([order], self.desk.caller)
+        assert verdict.accepted
+        if sent:
+            mine = [found for found in self._due() if found.order_id == order.order_id]
+            assert len(self.open.mark_sent(self.world, mine, 60.0)) == 1
+        return order
+
+    def _due(self) -> list:  # type: ignore[type-arg]
+        return self.open.due(Domain.DRYRUN, 1000).get(self.world, [])
+
+    def report(self, *fills: tuple[Order, Fill]) -> int:
+        items = tuple(ReportedFill(order_id=order.order_id, fill=fill) for order, fill in fills)
+        return self.fills.record(FillBatch(world_id=self.world, fills=items), "olga")
+
+    def book(self, kind: str, **fields: str) -> bool:
+        base = {
+            "strategy_id": self.desk.strategies[0],
+            "account": "paper",
+            "symbol": "AAPL",
+            "reason": "test",
+        }
+        return self.bookings.record(
+            self.world, Booking.model_validate({"kind": kind, "booking_id": kind, **base, **fields}), "olga"
+        )
+
+    def position(self) -> Position:
+        (found,) = self.ledger.positions(self.world, ALL)
+        return found.position
+
+    def state(self) -> tuple[object, ...]:
+        """All that a report of fills may change."""
+        return (
+            self.desk.logged(),
+            self.ledger.positions(self.world, ALL),
+            self.ledger.lines(self.world, limit=1000),
+            self.log.open_orders(self.world),
+        )
+
+    def run_sql(self, statement: str) -> None:
+        with self.database.write("test", bookkeeping=True) as tx:
+            tx.connection.execute(text(statement))
+
+
+@pytest.fixture
+def books(database: Database, tmp_path: Path) -> Books:
+    return Books(database, tmp_path / "artifacts")
+
+
+def fill(name: str = "f1", quantity: str = "4", price: str = "100", **fields: object) -> Fill:
+    body = {"fill_id": name, "quantity": quantity, "price": price, "venue": "paper", **fields}
+    return Fill.model_validate(body)
+
+
+def refusal(attempt: Callable[[], object]) -> str:
+    with pytest.raises(QmtlError) as error:
+        attempt()
+    return error.value.code
+
+
+def test_fills_make_a_position_and_end_their_order(books: Books) -> None:
+    order = books.ordered()
+    assert books.report((order, fill("f1", "4", "100", fee="0.5"))) == 1
+    (record,) = books.log.orders(books.world)
+    assert (record.state.value, record.fill.quantity if record.fill else None) == ("partially_filled", D(4))
+    assert books.report((order, fill("f2", "6", "110"))) == 1
+    (record,) = books.log.orders(books.world)
+    assert record.fill is not None
+    assert (record.state.value, record.fill.quantity, record.fill.price) == ("filled", D(10), D(106))
+    held = books.position()
+    assert (held.quantity, held.cost, held.fees, held.cash) == (D(10), D(1060), D("0.5"), D("-1060.5"))
+    assert books.log.open_orders(books.world) == 0
+    assert books.projection.verify(books.world) == LedgerCheck(world_id=books.world, entries=2, positions=1)
+
+
+def test_a_fill_is_booked_once_whoever_reports_it(books: Books) -> None:
+    """Doubled, late and out of order; by a person, by the router, and by both."""
+    order = books.ordered()
+    first, second = fill("f1", "4"), fill("f2", "6")
+    assert books.report((order, second), (order, second)) == 1
+    before = books.state()
+    assert books.report((order, second)) == 0
+    assert books.state() == before
+    report = OrderReport(order_id=order.order_id, state="filled", fills=(first, second))
+    books.open.record(books.world, [report], {})
+    books.open.record(books.world, [report], {})
+    assert books.report((order, first), (order, second)) == 0
+    assert books.position().quantity == 10
+    assert len(books.ledger.lines(books.world)) == 2
+
+
+def test_a_late_fill_of_an_order_that_has_ended_is_booked_and_leaves_its_state(books: Books) -> None:
+    order = books.ordered()
+    cancelled = OrderReport(order_id=order.order_id, state="cancelled", fills=(fill("f1", "4"),))
+    books.open.record(books.world, [cancelled], {})
+    assert books.report((order, fill("f2", "1"))) == 1
+    (record,) = books.log.orders(books.world)
+    assert record.state.value == "cancelled"
+    assert record.fill is not None
+    assert record.fill.quantity == 5
+    assert books.position().quantity == 5
+    assert books.projection.verify(books.world).is_good
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (lambda books, order: books.report((order, fill("f2", "6.000000000001"))), "E_FILL_EXCEEDS"),
+        (lambda books, order: books.report((order, fill("f2")), (order, fill("f3"))), "E_FILL_EXCEEDS"),
+        (lambda books, order: books.report((order, fill("f1", "5"))), "E_FILL_REUSED"),
+        (lambda books, order: books.report((order, fill("f1", price="101"))), "E_FILL_REUSED"),
+        (lambda books, order: books.report((books.ordered(), fill("f1"))), "E_FILL_REUSED"),
+        (
+            lambda books, order: books.report(
+                (order, fill("f2")), (order.model_copy(update={"order_id": "order:unknown"}), fill("f3"))
+            ),
+            "E_ORDER_UNKNOWN",
+        ),
+        (lambda books, order: books.report((books.ordered(sent=False), fill("f9"))), "E_ORDER_NOT_SENT"),
+        (lambda books, order: books.book("reversal", corrects="f7"), "E_FILL_UNKNOWN"),
+        (lambda books, order: books.book("reversal", corrects="f1", symbol="MSFT"), "E_FILL_UNKNOWN"),
+        (
+            lambda books, order: books.book("reversal", corrects="f1", strategy_id="strategy:w1"),
+            "E_FILL_UNKNOWN",
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_and_nothing_is_changed(
+    books: Books, wrong: Callable[[Books, Order], object], code: str
+) -> None:
+    order = books.ordered()
+    books.report((order, fill("f1")))
+    before = books.ledger.lines(books.world), books.ledger.positions(books.world, ALL)
+    assert refusal(lambda: wrong(books, order)) == code
+    assert (books.ledger.lines(books.world), books.ledger.positions(books.world, ALL)) == before
+    assert books.projection.verify(books.world).is_good
+
+
+def test_another_world_s_order_cannot_be_filled_from_here(books: Books) -> None:
+    other = Desk(books.database, "other")
+    order = books.ordered()
+    batch = FillBatch(world_id=other.world, fills=(ReportedFill(order_id=order.order_id, fill=fill()),))
+    assert refusal(lambda: books.fills.record(batch, "olga")) == "E_ORDER_UNKNOWN"
+    assert books.ledger.lines(books.world) == []
+
+
+def test_a_wrong_fill_is_taken_back_once_and_reported_anew(books: Books) -> None:
+    order = books.ordered()
+    books.report((order, fill("f1", "10", "100", fee="1")))
+    assert books.book("reversal", corrects="f1") is True
+    assert books.book("reversal", corrects="f1", booking_id="again") is False
+    assert books.position().quantity == 0
+    assert books.report((order, fill("f1b", "10", "99"))) == 1
+    held = books.position()
+    assert (held.quantity, held.fees, held.cash) == (D(10), D(0), D(-990))
+    assert refusal(lambda: books.report((order, fill("f1c", "1", "99")))) == "E_FILL_EXCEEDS"
+    assert books.projection.verify(books.world).is_good
+
+
+def test_a_venue_that_fills_more_than_was_ordered_halts_the_world(books: Books) -> None:
+    """What it did is booked: the position is what it is, and nobody knows what else it will do."""
+    order = books.ordered()
+    report = OrderReport(order_id=order.order_id, state="filled", fills=(fill("f1", "12"),))
+    books.open.record(books.world, [report], {})
+    assert "filled 12 of order" in books.desk.fence_row().halted
+    assert books.position().quantity == 12
+    assert books.projection.verify(books.world).is_good
+
+
+def test_a_venue_that_changes_a_fill_does_not_stop_the_others(books: Books) -> None:
+    first, second = books.ordered(), books.ordered()
+    partly = OrderReport(order_id=first.order_id, state="partially_filled", fills=(fill("f1"),))
+    books.open.record(books.world, [partly], {})
+    changed = partly.model_copy(update={"fills": (fill("f1", "5"),)})
+    filled = OrderReport(order_id=second.order_id, state="filled", fills=(fill("f2", "10"),))
+    books.open.record(books.world, [changed, filled], {})
+    assert books.position().quantity == 14
+
+
+def test_dividends_splits_fees_and_adjustments(books: Books) -> None:
+    books.report((books.ordered(), fill("f1", "10", "80")))
+    assert books.book("dividend", amount="12.5") is True
+    assert books.book("dividend", amount="12.5") is False
+    assert refusal(lambda: books.book("dividend", amount="13")) == "E_FILL_REUSED"
+    assert books.book("split", ratio="4") is True
+    assert books.book("split", ratio="4") is False
+    assert books.book("fee", amount="0.5") is True
+    assert books.book("adjustment", quantity="-1", price="20") is True
+    held = books.position()
+    assert (held.quantity, held.cost, held.income, held.fees) == (D(39), D(780), D("12.5"), D("0.5"))
+    assert held.cash == D("-800") + D("12.5") - D("0.5") + D(20)
+    for line in books.ledger.lines(books.world):
+        sums = dict[str, Decimal]()
+        for posting in line.postings:
+            sums[posting.commodity] = sums.get(posting.commodity, D(0)) + posting.amount
+        assert set(sums.values()) <= {D(0)}, line
+    assert books.projection.verify(books.world).is_good
+
+
+def test_positions_are_read_as_of_a_time(books: Books) -> None:
+    marks = []
+    for number in range(4):
+        books.report((books.ordered(symbol="AAPL"), fill(f"a{number}", "1", "100")))
+        books.report((books.ordered(symbol="MSFT", side="sell"), fill(f"m{number}", "2", "50")))
+        marks.append(datetime.now(UTC))
+    books.report((books.ordered(symbol="AAPL", side="sell"), fill("flat", "4", "100")))
+    for number, moment in enumerate(marks, 1):
+        found = books.ledger.positions(books.world, PositionQuery(as_of=moment))
+        assert {item.symbol: item.position.quantity for item in found} == {
+            "AAPL": D(number),
+            "MSFT": D(-2 * number),
+        }
+    assert books.ledger.positions(books.world, PositionQuery(as_of=datetime(2020, 1, 1, tzinfo=UTC))) == []
+    assert [item.symbol for item in books.ledger.positions(books.world, PositionQuery())] == ["MSFT"]
+    assert [item.symbol for item in books.ledger.positions(books.world, ALL)] == ["AAPL", "MSFT"]
+
+
+def test_a_clock_that_was_set_back_hides_no_entry(books: Books) -> None:
+    books.report((books.ordered(), fill("f1", "4")))
+    for table in ("position", "ledger"):
+        books.run_sql(f"UPDATE {table} SET at = '2199-01-01T00:00:00.000000+00:00'")
+    books.report((books.ordered(), fill("f2", "5")))
+    assert books.position().quantity == 9
+    found = books.ledger.positions(books.world, PositionQuery(as_of=datetime(2199, 1, 1, tzinfo=UTC)))
+    assert [item.position.quantity for item in found] == [D(9)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        'UPDATE ledger SET after = replace(after, \'"quantity":"4"\', \'"quantity":"5"\')',
+        "UPDATE ledger SET entry = replace(entry, '100', '101')",
+        "DELETE FROM ledger WHERE ref = 'fill:f2'",
+        "DELETE FROM ledger",
+        "DELETE FROM position",
+        'UPDATE position SET after = replace(after, \'"fees":"0.5"\', \'"fees":"0.4"\')',
+        "INSERT INTO ledger (at, world_id, strategy_id, account, symbol, ref, entry, after) "
+        "SELECT at, world_id, strategy_id, account, symbol, 'fill:more', entry, after FROM ledger LIMIT 1",
+        "INSERT INTO position (world_id, strategy_id, account, symbol, at, held, after) "
+        "SELECT world_id, 'strategy:other', account, symbol, at, held, after FROM position LIMIT 1",
+    ],
+)
+def test_a_damaged_ledger_is_found_and_made_again_from_the_order_log(books: Books, damage: str) -> None:
+    order = books.ordered()
+    books.report((order, fill("f1", "4", "100", fee="0.5")))
+    books.report((order, fill("f2", "5", "100")))
+    books.book("dividend", amount="1")
+    before = books.ledger.positions(books.world, ALL)
+    entries = [(line.at, line.entry, line.after) for line in books.ledger.lines(books.world)]
+    books.run_sql(damage)
+    check = books.projection.verify(books.world)
+    assert not check.is_good
+    assert check.differences
+    books.projection.rebuild(books.world, "olga")
+    assert books.projection.verify(books.world).is_good
+    assert books.ledger.positions(books.world, ALL) == before
+    assert [(line.at, line.entry, line.after) for line in books.ledger.lines(books.world)] == entries
+
+
+def test_a_rebuilt_ledger_equals_the_running_one_to_the_last_digit(books: Books) -> None:
+    rng = Random(7)
+    for number in range(30):
+        side, symbol = rng.choice(["buy", "sell"]), rng.choice(["AAPL", "MSFT", "KO"])
+        quantity = D(rng.randrange(1, 10**6)) / 10**5
+        order = books.ordered(str(quantity), symbol=symbol, side=side)
+        part = quantity / 4
+        price = f"{rng.uniform(1, 500):.7f}"
+        books.report((order, fill(f"{number}a", str(part), price, fee="0.0003")))
+        if rng.random() < 0.6:
+            books.report((order, fill(f"{number}b", str(quantity - part), price)))
+        if rng.random() < 0.2:
+            books.book("split", ratio="0.3333", booking_id=f"s{number}", symbol=symbol)
+    before = (
+        books.ledger.positions(books.world, ALL),
+        [(line.at, line.entry, line.after) for line in books.ledger.lines(books.world, limit=1000)],
+    )
+    assert books.projection.verify(books.world).is_good
+    books.projection.rebuild(books.world, "olga")
+    assert (
+        books.ledger.positions(books.world, ALL),
+        [(line.at, line.entry, line.after) for line in books.ledger.lines(books.world, limit=1000)],
+    ) == before
+
+
+def test_a_ledger_is_made_again_through_the_archives_of_the_order_log(
+    database: Database, tmp_path: Path
+) -> None:
+    books = Books(database, tmp_path / "artifacts")
+    house = House(database, tmp_path / "artifacts")
+    order = books.ordered()
+    books.report((order, fill("f1", "4")))
+    books.report((order, fill("f2", "6")))
+    house.run(NOW + timedelta(days=2))
+    books.desk.fence.halt(books.world, "olga", "")  # the newest row of all is never archived
+    assert house.run() > 0
+    with database.read() as session:
+        left = session.connection().execute(text("SELECT count(*) FROM order_log WHERE kind = 'filled'"))
+        assert left.scalar_one() == 0, "the fills are in an archive"
+    books.run_sql("DELETE FROM ledger")
+    assert not books.projection.verify(books.world).is_good
+    books.projection.rebuild(books.world, "olga")
+    assert books.position().quantity == 10
+    assert books.projection.verify(books.world).is_good

@@ -1,0 +1,159 @@
+"""Booking in double entry: worked cases, and properties over any sequence of entries."""
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from activities.ledger.booking import book, postings
+from qmtl_sdk.contracts.amounts import exact, negated, plain, rounded, total
+from qmtl_sdk.contracts.ledger import Booking, Entry, EntryKind, Position
+
+D = Decimal
+
+
+def fill(quantity: str, price: str, fee: str = "0") -> Entry:
+    return entry(EntryKind.FILL, quantity=D(quantity), price=D(price), fee=D(fee))
+
+
+def entry(kind: EntryKind, **fields: object) -> Entry:
+    return Entry.model_validate(
+        {"kind": kind, "ref": "r", "strategy_id": "s", "account": "paper", "symbol": "AAPL", **fields}
+    )
+
+
+def after(*entries: Entry) -> Position:
+    found = Position()
+    for each in entries:
+        _, found = book(found, each)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        # entries → quantity, cost, realised, fees, cash
+        ([fill("10", "5", "1")], ("10", "50", "0", "1", "-51")),
+        ([fill("10", "5"), fill("10", "7")], ("20", "120", "0", "0", "-120")),
+        ([fill("10", "5"), fill("-4", "8")], ("6", "30", "12", "0", "-18")),
+        ([fill("10", "5"), fill("-10", "8", "2")], ("0", "0", "30", "2", "28")),
+        ([fill("10", "5"), fill("-15", "8")], ("-5", "-40", "30", "0", "70")),
+        ([fill("-5", "8")], ("-5", "-40", "0", "0", "40")),
+        ([fill("-5", "8"), fill("2", "10")], ("-3", "-24", "-4", "0", "20")),
+        ([fill("-5", "8"), fill("5", "6")], ("0", "0", "10", "0", "10")),
+        ([fill("-5", "8"), fill("8", "6")], ("3", "18", "10", "0", "-8")),
+        # a third cannot be written: what is left keeps the remainder, and closing all leaves none
+        (
+            [fill("3", "0.333333333333"), fill("-1", "1")],
+            ("2", "0.666666666666", "0.666666666667", "0", "0.000000000001"),
+        ),
+        ([fill("3", "1"), fill("-1", "1"), fill("-1", "1"), fill("-1", "1")], ("0", "0", "0", "0", "0")),
+        # a rebate is a fee below zero
+        ([fill("10", "5", "-0.5")], ("10", "50", "0", "-0.5", "-49.5")),
+    ],
+)
+def test_worked_cases(entries: list[Entry], expected: tuple[str, ...]) -> None:
+    found = after(*entries)
+    got = (found.quantity, found.cost, found.realised, found.fees, found.cash)
+    assert got == tuple(map(D, expected))
+
+
+def test_a_dividend_is_income_and_a_fee_is_none() -> None:
+    found = after(
+        fill("10", "5"), entry(EntryKind.DIVIDEND, cash=D("3")), entry(EntryKind.FEE, fee=D("0.25"))
+    )
+    assert (found.income, found.fees, found.cash) == (D(3), D("0.25"), D("-47.25"))
+    assert found.quantity == 10
+
+
+def test_a_split_changes_the_units_and_not_what_they_cost() -> None:
+    found = after(fill("10", "8"), entry(EntryKind.SPLIT, ratio=D(4)))
+    assert (found.quantity, found.cost, found.mark, found.unrealised) == (D(40), D(80), D(2), D(0))
+
+
+def test_a_reversal_gives_back_what_a_fill_took() -> None:
+    wrong = fill("10", "5", "1")
+    back = entry(EntryKind.REVERSAL, quantity=D(-10), price=D(5), fee=D(-1))
+    found = after(fill("4", "6"), wrong, back)
+    assert (found.quantity, found.fees, found.cash) == (D(4), D(0), D(-24))
+    assert found.mark == 5, "the mark is the price of the newest fill"
+
+
+amounts = st.decimals("0.000000000001", "9999999999999999", places=12)
+signed = st.builds(lambda value, sign: value * sign, amounts, st.sampled_from([1, -1]))
+fees = st.decimals("-999999", "999999", places=12)
+entries_of_any_kind = st.one_of(
+    st.builds(
+        lambda kind, quantity, price, fee: entry(kind, quantity=quantity, price=price, fee=fee),
+        st.sampled_from([EntryKind.FILL, EntryKind.REVERSAL, EntryKind.ADJUSTMENT]),
+        signed,
+        amounts,
+        fees,
+    ),
+    st.builds(lambda cash: entry(EntryKind.DIVIDEND, cash=cash), signed),
+    st.builds(lambda fee: entry(EntryKind.FEE, fee=fee), signed),
+    st.builds(lambda ratio: entry(EntryKind.SPLIT, ratio=ratio), st.decimals("0.01", "100", places=4)),
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(entries_of_any_kind, max_size=12))
+def test_every_sum_is_exact_whatever_is_booked(given_entries: list[Entry]) -> None:
+    position, accounts = Position(), dict[tuple[str, str], Decimal]()
+    for each in given_entries:
+        booked, position = book(position, each)
+        for posting in postings(booked):
+            key = (posting.account, posting.commodity)
+            accounts[key] = exact.add(accounts.get(key, D(0)), posting.amount)
+    commodities = {commodity for _, commodity in accounts}
+    for commodity in commodities:
+        assert total(amount for (_, of), amount in accounts.items() if of == commodity) == 0
+    assert accounts.get(("position:paper", "AAPL"), D(0)) == position.quantity
+    assert accounts.get(("cash:paper", "money"), D(0)) == position.cash
+    fees_of = (position.realised, position.income, negated(position.fees), negated(position.cost))
+    assert position.cash == total(fees_of)
+    assert position.quantity != 0 or position.cost == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(signed, amounts), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_the_order_of_fills_changes_neither_holding_nor_cash(
+    trades: list[tuple[Decimal, Decimal]], shuffle: object
+) -> None:
+    entries = [fill(str(quantity), str(price)) for quantity, price in trades]
+    mixed = list(entries)
+    shuffle.shuffle(mixed)  # type: ignore[attr-defined]
+    one, other = after(*entries), after(*mixed)
+    assert (one.quantity, one.cash) == (other.quantity, other.cash)
+
+
+@given(st.decimals("-1e20", "1e20", places=18))
+def test_numbers_are_plain(value: Decimal) -> None:
+    found = plain(value)
+    assert found == value
+    assert "E" not in f"{found}" or abs(found) < D("1e-6")
+    assert abs(rounded(value) - value) <= D("5e-13")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "dividend"},
+        {"kind": "dividend", "amount": "1", "quantity": "2"},
+        {"kind": "split", "ratio": "0"},
+        {"kind": "split", "ratio": "-2"},
+        {"kind": "adjustment", "quantity": "1"},
+        {"kind": "adjustment", "quantity": "1", "price": "0"},
+        {"kind": "reversal", "amount": "1"},
+        {"kind": "fill", "quantity": "1", "price": "1"},
+        {"kind": "fee", "amount": "NaN"},
+        {"kind": "fee", "amount": "Infinity"},
+        {"kind": "fee", "amount": "1", "reason": ""},
+    ],
+)
+def test_a_booking_names_what_its_kind_needs_and_nothing_else(wrong: dict[str, str]) -> None:
+    base = {"booking_id": "b", "strategy_id": "s", "account": "paper", "symbol": "AAPL", "reason": "why"}
+    with pytest.raises(ValidationError):
+        Booking.model_validate({**base, **wrong})
