@@ -8,12 +8,12 @@ of orders that have ended too, come here.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from activities.fence.halts import halt
-from activities.fence.ledger_entries import HAS_FILLS, entries_of, fill_ref, reversal_ref
+from activities.fence.ledger_entries import HAS_FILLS, entries_of, fill_entry, fill_ref, reversal_ref
 from activities.fence.log_line import ACCEPTED, FILL, IS_END, IS_UNDERWAY, IS_VERDICT, LogLine
 from activities.fence.state import locked_fence
 from activities.ledger.sql import book_entries, booked
@@ -23,6 +23,7 @@ from activities.storage.transactions import RecordedChange, Transaction, table_o
 from qmtl_sdk.contracts.amounts import ZERO, negated, total
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Fill, FillBatch, OrderFills
+from qmtl_sdk.contracts.ledger import Entry
 from qmtl_sdk.contracts.orders import Order, OrderState
 
 _log = table_of(OrderLogRow)
@@ -123,12 +124,12 @@ def new_fills(
     for order in orders:
         mine = list[Fill]()
         for fill in reported[order.order_id]:
-            [dated] = entries_of(_line_of(order, [fill]))
-            key = (fill.venue, dated.entry.ref)
+            entry = fill_entry(order.order_id, order.strategy_id, order.symbol, order.side, fill)
+            key = (fill.venue, entry.ref)
             if key not in known:
-                known[key] = dated.entry
+                known[key] = entry
                 mine.append(fill)
-            elif _content(known[key]) != _content(dated.entry):
+            elif _content(known[key]) != _content(entry):
                 reused.append(fill)
         if mine:
             fresh[order.order_id] = tuple(mine)
@@ -137,7 +138,13 @@ def new_fills(
 
 def fill_line(fence: FenceRow, order: Order, kind: str, fills: Sequence[Fill], reason: str = "") -> LogLine:
     """Build the row of the order log for new fills of an order."""
-    return _line_of(order, fills)._replace(kind=kind, at=utc_now(), epoch=fence.epoch, reason=reason)
+    body = ""
+    if fills:
+        found = OrderFills(symbol=order.symbol, side=order.side, fills=tuple(fills))
+        body = found.model_dump_json(exclude_defaults=True)
+    return LogLine(
+        utc_now(), order.world_id, kind, order.order_id, fence.epoch, order.strategy_id, reason, body
+    )
 
 
 def write_lines(tx: Transaction, world_id: str, lines: Sequence[LogLine]) -> None:
@@ -180,17 +187,8 @@ def _reused(fill: Fill) -> QmtlError:
     )
 
 
-def _line_of(order: Order, fills: Sequence[Fill]) -> LogLine:
-    body = ""
-    if fills:
-        body = OrderFills(symbol=order.symbol, side=order.side, fills=tuple(fills)).model_dump_json(
-            exclude_defaults=True
-        )
-    return LogLine("", order.world_id, FILL, order.order_id, 0, order.strategy_id, "", body)
-
-
-def _content(entry: Any) -> tuple[Any, ...]:
-    """Return what two reports of one fill agree in; the time may be that of the report. (Any: an Entry.)"""
+def _content(entry: Entry) -> tuple[object, ...]:
+    """Return what two reports of one fill agree in; the time may be that of the report."""
     return (entry.order_id, entry.symbol, entry.quantity, entry.price, entry.fee)
 
 

@@ -2,7 +2,8 @@
 
 from activities.fence.log_line import BOOKING, FILL, LogLine
 from activities.ledger.sql import DatedEntry
-from qmtl_sdk.contracts.fills import OrderFills
+from qmtl_sdk.contracts.amounts import negated
+from qmtl_sdk.contracts.fills import Fill, OrderFills, Side
 from qmtl_sdk.contracts.ledger import Entry, EntryKind
 from qmtl_sdk.contracts.orders import ENDED, OrderState
 
@@ -18,23 +19,25 @@ def entries_of(line: LogLine) -> list[DatedEntry]:
         return []
     found = OrderFills.model_validate_json(line.body)
     return [
-        DatedEntry(
-            line.at,
-            Entry(
-                kind=EntryKind.FILL,
-                ref=fill_ref(fill.fill_id),
-                strategy_id=line.strategy_id,
-                account=fill.venue,
-                symbol=found.symbol,
-                order_id=line.ref,
-                quantity=fill.quantity if found.side == "buy" else -fill.quantity,
-                price=fill.price,
-                fee=fill.fee,
-                at=fill.at,
-            ),
-        )
+        DatedEntry(line.at, fill_entry(line.ref, line.strategy_id, found.symbol, found.side, fill))
         for fill in found.fills
     ]
+
+
+def fill_entry(order_id: str, strategy_id: str, symbol: str, side: Side, fill: Fill) -> Entry:
+    """Return what a fill of an order books."""
+    return Entry(
+        kind=EntryKind.FILL,
+        ref=fill_ref(fill.fill_id),
+        strategy_id=strategy_id,
+        account=fill.venue,
+        symbol=symbol,
+        order_id=order_id,
+        quantity=fill.quantity if side == "buy" else negated(fill.quantity),
+        price=fill.price,
+        fee=fill.fee,
+        at=fill.at,
+    )
 
 
 def fill_ref(fill_id: str) -> str:

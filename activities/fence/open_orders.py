@@ -72,21 +72,22 @@ class OpenOrder(NamedTuple):
         return datetime.fromisoformat(self.accepted)
 
 
+_OPEN = select(
+    _open.c.order_id,
+    _open.c.world_id,
+    _open.c.strategy_id,
+    _open.c.epoch,
+    _open.c.accepted_at,
+    _open.c.state,
+    _open.c.sent_at,
+    _open.c.acknowledged,
+    _open.c.filled_quantity,
+    _open.c.cancel_reason,
+)
+_IS_ACCEPTANCE = IS_VERDICT & (_log.c.kind == ACCEPTED)
 _ORDER = (
-    select(
-        _open.c.order_id,
-        _open.c.world_id,
-        _open.c.strategy_id,
-        _open.c.epoch,
-        _open.c.accepted_at,
-        _open.c.state,
-        _open.c.sent_at,
-        _open.c.acknowledged,
-        _open.c.filled_quantity,
-        _open.c.cancel_reason,
-        _log.c.body,
-    )
-    .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & IS_VERDICT & (_log.c.kind == ACCEPTED))
+    _OPEN.add_columns(_log.c.body)
+    .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & _IS_ACCEPTANCE)
     .order_by(_open.c.next_at, _open.c.accepted_at)
 )
 # A cancel that came since the order was read stays due at once.
@@ -243,8 +244,17 @@ def fence_state(row: FenceRow) -> FenceState:
 
 
 def _read(connection: Connection, ids: Collection[str]) -> list[OpenOrder]:
-    """Read open orders under the fence's lock: a cancel may have come first."""
-    return [OpenOrder._make(row) for row in connection.execute(_ORDER.where(_open.c.order_id.in_(ids)))]
+    """Read open orders under the fence's lock: a cancel may have come first.
+
+    Without a join: of many ids in a table that has just grown, PostgreSQL would read the whole log.
+    """
+    wanted = list(ids)
+    of = select(_log.c.ref, _log.c.body).where(_log.c.ref.in_(wanted), _IS_ACCEPTANCE)
+    bodies = {row.ref: row.body for row in connection.execute(of)}
+    found = connection.execute(
+        _OPEN.where(_open.c.order_id.in_(wanted)).order_by(_open.c.next_at, _open.c.accepted_at)
+    )
+    return [OpenOrder._make((*row, bodies[row.order_id])) for row in found if row.order_id in bodies]
 
 
 def _activations(connection: Connection, world_id: str, strategies: set[str]) -> dict[str, Activation]:

@@ -54,7 +54,7 @@ def _trade(before: Position, entry: Entry) -> tuple[Entry, Position]:
 
 
 def _part(cost: Decimal, closed: Decimal, held: Decimal) -> Decimal:
-    """Return the cost of `closed` of the units held, at the average cost of all: of all of them, all of it."""
+    """Return the cost of `closed` of the units held, at the average cost of all."""
     return rounded(exact.divide(exact.multiply(cost, closed), held)) if closed else ZERO
 
 

@@ -97,8 +97,8 @@ def book_entries(tx: Transaction, world_id: str, entries: Sequence[DatedEntry]) 
     held = _positions(tx.connection, world_id, {entry.key for entry in entries})
     rows = [_row(world_id, dated, held) for dated in entries]
     tx.connection.execute(_ledger.insert(), rows)
-    changed = {dated.key for dated in entries}
-    tx.upsert_all([_position_row(world_id, key, *held[key]) for key in sorted(changed)])
+    changed = sorted({dated.key for dated in entries})
+    tx.upsert_values(_position, [_position_row(world_id, key, *held[key]) for key in changed])
 
 
 def remove_ledger(tx: Transaction, world_id: str) -> None:
@@ -140,14 +140,14 @@ def _row(world_id: str, dated: DatedEntry, held: dict[PositionKey, tuple[str, Po
     }
 
 
-def _position_row(world_id: str, key: PositionKey, at: str, after: Position) -> PositionRow:
-    return PositionRow(
-        world_id=world_id,
+def _position_row(world_id: str, key: PositionKey, at: str, after: Position) -> dict[str, object]:
+    return {
+        "world_id": world_id,
         **key._asdict(),
-        at=at,
-        held=bool(after.quantity),
-        after=after.model_dump_json(exclude_defaults=True),
-    )
+        "at": at,
+        "held": bool(after.quantity),
+        "after": after.model_dump_json(exclude_defaults=True),
+    }
 
 
 def _positions(
@@ -179,7 +179,8 @@ def _as_of(moment: datetime, mine: Sequence[Any]) -> Any:
 def _held(row: Any) -> HeldPosition:
     """Convert a row. (Any: the columns of a position.)"""
     position = Position.model_validate_json(row.after)
-    return HeldPosition(
+    # What the ledger wrote needs no second check: a world may have thousands.
+    return HeldPosition.model_construct(
         strategy_id=row.strategy_id,
         account=row.account,
         symbol=row.symbol,

@@ -151,18 +151,18 @@ class Transaction:
         return inserted
 
     def upsert(self, row: SQLModel) -> None:
-        """Insert the row, or replace the one with its primary key, in one statement."""
+        """Insert the row, or replace the one with its primary key."""
         self.upsert_all([row])
 
     def upsert_all(self, rows: Sequence[SQLModel]) -> None:
         """Do the same for rows of one table."""
-        if not rows:
-            return
-        table = table_of(type(rows[0]))
-        values = [{column.key: getattr(row, column.key) for column in table.columns} for row in rows]
-        self._upsert(table, values)
+        if rows:
+            table = table_of(type(rows[0]))
+            keys = table.columns.keys()
+            self.upsert_values(table, [{key: getattr(row, key) for key in keys} for row in rows])
 
-    def _upsert(self, table: Table, values: list[dict[str, Any]]) -> None:
+    def upsert_values(self, table: Table, values: list[dict[str, Any]]) -> None:
+        """Do the same for values by column."""
         found = values[0] if len(values) == 1 else values
         self.connection.execute(_upsert_statement(self._insert, table), found)
 
@@ -217,7 +217,9 @@ class Transaction:
             row["hash"] = link(before, row)
             heads[row["chain"]] = row["number"], row["hash"]
         self._insert_all(_AUDIT, rows)
-        self._upsert(_AUDIT_HEAD, [{"chain": name, "number": n, "hash": h} for name, (n, h) in heads.items()])
+        self.upsert_values(
+            _AUDIT_HEAD, [{"chain": name, "number": n, "hash": h} for name, (n, h) in heads.items()]
+        )
 
     def lock_chain(self, chain: str) -> tuple[int, str]:
         """Lock the head of an audit chain: until the commit, no other change of its key is recorded.

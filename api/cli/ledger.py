@@ -115,30 +115,34 @@ def rebuild(world: WorldArgument, output: Output = Format.TEXT) -> None:
     print_result(output, found.json_dict(), lambda: _check_text(found))
 
 
-@ledger_app.command()
-@guarded
-def report(
-    world: WorldArgument,
-    order_id: Annotated[
-        str, typer.Argument(metavar="ORDER_ID", help="qmtl world orders W -o json lists them")
-    ],
+@dataclass(frozen=True)
+class ReportOptions:
+    """What `qmtl ledger report` takes."""
+
+    world: WorldArgument
+    order_id: Annotated[str, typer.Argument(metavar="ORDER_ID", help="`qmtl world orders W -o json` has it")]
     fill_id: Annotated[
         str, typer.Option("--id", help="the venue's id of the fill; repeated, it changes nothing")
-    ],
-    venue: Annotated[str, typer.Option(help="the account that holds what was bought")],
-    quantity: Annotated[str, typer.Option(help="units that were filled")],
-    price: Annotated[str, typer.Option(help="of one unit")],
-    fee: Annotated[str, typer.Option(help="what it cost; a rebate is negative")] = "0",
-    output: Output = Format.TEXT,
-) -> None:
+    ]
+    venue: Annotated[str, typer.Option(help="the account that holds what was bought")]
+    quantity: Annotated[str, typer.Option(help="units that were filled")]
+    price: Annotated[str, typer.Option(help="of one unit")]
+    fee: Annotated[str, typer.Option(help="what it cost; a rebate is negative")] = "0"
+    output: Output = Format.TEXT
+
+
+@ledger_app.command()
+@guarded
+@with_options
+def report(options: ReportOptions) -> None:
     """Report a fill of an order that no broker reports, such as one that was executed by hand."""
-    fill = {"fill_id": fill_id, "venue": venue, "quantity": quantity, "price": price, "fee": fee}
-    body = {"world_id": world, "fills": [{"order_id": order_id, "fill": fill}]}
+    fill = {name: getattr(options, name) for name in ("fill_id", "venue", "quantity", "price", "fee")}
+    body = {"world_id": options.world, "fills": [{"order_id": options.order_id, "fill": fill}]}
     batch = validated(FillBatch, body, "E_BODY_INVALID", "the fill")
     with gateway() as client:
         found = client.report_fills(batch)
     print_result(
-        output,
+        options.output,
         found.json_dict(),
         lambda: "recorded" if found.recorded else "it was recorded before; nothing changed",
     )

@@ -1,0 +1,178 @@
+"""Fills, positions and the ledger over HTTP and at the command line."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.fills import Fill, FillBatch, ReportedFill
+from qmtl_sdk.contracts.ledger import Booking
+from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.sessions import SessionOpen
+from qmtl_sdk.runtime.routes.running import SessionKey
+from tests.support.command import Person
+from tests.support.desk import new_order_id
+from tests.support.machine import Machine, wait_for
+from tests.support.scenarios import ApplyScenario, person
+
+
+@pytest.fixture(scope="module")
+def stage(machine: Machine) -> Iterator[ApplyScenario]:
+    """In paper trading."""
+    found = ApplyScenario(machine, "kept")
+    assert found.promote("dryrun", found.ana).state == "completed"
+    yield found
+    found.close()
+
+
+def traded(stage: ApplyScenario, symbol: str, *quantities: str) -> list[Order]:
+    """Orders that the paper broker has filled at 100; a negative quantity sells."""
+    client, world = stage.client, stage.world
+    wanted = SessionOpen(world_id=world, strategy_id=stage.strategy, runner="r")
+    session = SessionKey.of(client.open_session(wanted))
+    epoch = client.activation(world)[0].epoch
+    orders = [
+        Order(
+            order_id=new_order_id(world, stage.strategy),
+            world_id=world,
+            strategy_id=stage.strategy,
+            session_id=session.session_id,
+            execution_domain=Domain.DRYRUN,
+            epoch=epoch,
+            symbol=symbol,
+            side="sell" if quantity.startswith("-") else "buy",
+            quantity=Decimal(quantity.removeprefix("-")),
+            reference_price=Decimal(100),
+        )
+        for quantity in quantities
+    ]
+    assert all(verdict.accepted for verdict in client.publish_orders(orders, session))
+    mine = {order.order_id for order in orders}
+
+    def all_filled() -> bool:
+        records = [item for item in client.orders(world, limit=1000) if item.order.order_id in mine]
+        return len(records) == len(mine) and all(item.state == "filled" for item in records)
+
+    wait_for(all_filled, "fills")
+    client.end_session(session, "done")
+    return orders
+
+
+def held(stage: ApplyScenario, symbol: str, **asked: Any) -> Decimal:
+    found = stage.client.positions(stage.world, closed=True, **asked)
+    return sum((item.position.quantity for item in found if item.symbol == symbol), Decimal(0))
+
+
+def test_orders_of_a_strategy_become_a_position_that_people_see(
+    stage: ApplyScenario, machine: Machine, tmp_path: Path
+) -> None:
+    someone = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
+
+    def types(code: int, *words: str) -> str:
+        done = someone.types(*words)
+        assert done.returncode == code, done.stderr or done.stdout
+        assert "Traceback" not in done.stderr
+        return str(done.stdout or done.stderr)
+
+    world = stage.world
+    traded(stage, "KO", "10", "-4")
+    before = datetime.now(UTC)
+    shown = types(0, "world", "positions", world)
+    assert "Trend" in shown
+    assert "KO" in shown
+    assert " 6 " in shown
+    entries = json.loads(types(0, "world", "ledger", world, "-s", "Trend", "-o", "json"))
+    assert [Decimal(line["entry"]["quantity"]) for line in entries if line["entry"]["symbol"] == "KO"] == [
+        10,
+        -4,
+    ]
+    assert {posting["account"] for posting in entries[0]["postings"]} == {
+        "position:paper",
+        "market",
+        "cash:paper",
+    }
+    booking = ["ledger", "book", world, "Trend", "KO", "--account", "paper", "--reason", "2 for 1"]
+    split = [*booking, "--id", "s1", "--kind", "split", "--ratio", "2"]
+    assert "booked" in types(0, *split)
+    assert "nothing changed" in types(0, *split)
+    assert held(stage, "KO") == 12
+    assert held(stage, "KO", as_of=before) == 6
+    assert " 12 " in types(0, "world", "positions", world)
+    assert " 6 " in types(0, "world", "positions", world, "--as-of", before.isoformat())
+    assert "is what its order log says" in types(0, "ledger", "verify", world)
+    assert "'yesterday' is no time" in types(1, "world", "positions", world, "--as-of", "yesterday")
+    assert "did you mean 'Trend'" in types(1, "world", "positions", world, "-s", "Trent")
+    assert "a dividend names amount" in types(1, *booking, "--id", "d1", "--kind", "dividend")
+    assert "E_WORLD_UNKNOWN" in types(1, "ledger", "verify", "nowhere")
+    filled = ["--id", "f1", "--venue", "paper", "--quantity", "1", "--price", "9"]
+    assert "E_ORDER_UNKNOWN" in types(1, "ledger", "report", world, "order:unknown", *filled)
+    assert "ledger.booked" in types(0, "world", "audit", world, "--verify")
+
+
+def test_a_fill_that_a_person_reports_is_checked_against_its_order(stage: ApplyScenario) -> None:
+    (order,) = traded(stage, "JNJ", "5")
+
+    def report(fill_id: str, quantity: str, order_id: str = order.order_id, by: Any = stage.client) -> int:
+        found = Fill(fill_id=fill_id, quantity=Decimal(quantity), price=Decimal(100), venue="paper")
+        batch = FillBatch(world_id=stage.world, fills=(ReportedFill(order_id=order_id, fill=found),))
+        return int(by.report_fills(batch).recorded)
+
+    def refused(*asked: Any, **by: Any) -> str:
+        with pytest.raises(QmtlError) as error:
+            report(*asked, **by)
+        return error.value.code
+
+    assert report(order.order_id, "5") == 0, "the router has booked it"
+    assert refused("more", "1") == "E_FILL_EXCEEDS"
+    assert refused(order.order_id, "4") == "E_FILL_REUSED"
+    assert refused("f", "1", "order:unknown") == "E_ORDER_UNKNOWN"
+    with person(stage.machine, "ledger-author", Role.AUTHOR) as author:
+        assert refused("f", "1", by=author) == "E_ROLE"
+        with pytest.raises(QmtlError) as error:
+            author.rebuild_ledger(stage.world)
+        assert error.value.code == "E_ROLE"
+        assert author.verify_ledger(stage.world).is_good
+    assert held(stage, "JNJ") == 5
+    wrong = Booking.model_validate(
+        {
+            "booking_id": "r1",
+            "kind": "reversal",
+            "strategy_id": stage.strategy,
+            "account": "paper",
+            "symbol": "JNJ",
+            "corrects": order.order_id,
+            "reason": "it was three",
+        }
+    )
+    assert stage.client.book(stage.world, wrong) is True
+    assert report("corrected", "3") == 1
+    assert held(stage, "JNJ") == 3
+    assert stage.client.verify_ledger(stage.world).is_good
+
+
+def test_a_damaged_ledger_is_named_and_made_again(
+    stage: ApplyScenario, machine: Machine, tmp_path: Path
+) -> None:
+    traded(stage, "MSFT", "2")
+    someone = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
+    database = machine.database()
+    try:
+        with database.write("test", bookkeeping=True) as tx:
+            tx.connection.execute(text("DELETE FROM position WHERE symbol = 'MSFT' AND world_id = 'kept'"))
+    finally:
+        database.close()
+    assert held(stage, "MSFT") == 0
+    found = someone.types("ledger", "verify", stage.world)
+    assert found.returncode == 1
+    assert "qmtl ledger rebuild kept books it anew" in found.stdout
+    assert someone.types("ledger", "rebuild", stage.world).returncode == 0
+    assert someone.types("ledger", "verify", stage.world).returncode == 0
+    assert held(stage, "MSFT") == 2
