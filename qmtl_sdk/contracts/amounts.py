@@ -1,9 +1,9 @@
-"""Quantities and prices of orders, as `Decimal`."""
+"""Quantities, prices and sums of money, as `Decimal`."""
 
-from decimal import Decimal
+from decimal import Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 AMOUNT_PLACES = 12
 """Decimal places of a quantity or price."""
@@ -13,3 +13,36 @@ AMOUNT_LIMIT = 10**16
 
 Amount = Annotated[Decimal, Field(gt=0, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES)]
 """A positive quantity or price."""
+
+EXACT = Context(prec=400, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow])
+"""Arithmetic that raises where a result would be rounded."""
+
+
+def plain(value: Decimal) -> Decimal:
+    """Return the same number without trailing zeros or a positive exponent, so that equal ones read alike."""
+    short = value.normalize(EXACT)
+    if short.is_zero():
+        return Decimal(0)
+    return short.quantize(Decimal(1), context=EXACT) if short == short.to_integral_value() else short
+
+
+Price = Annotated[Amount, AfterValidator(plain)]
+"""A positive price, quantity or limit of money, written in one way."""
+
+SignedAmount = Annotated[
+    Decimal,
+    Field(gt=-AMOUNT_LIMIT, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES),
+    AfterValidator(plain),
+]
+"""A position (negative: short) or a sum of money."""
+
+Limit = Annotated[
+    Decimal, Field(ge=0, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES), AfterValidator(plain)
+]
+"""A limit of money, which may be 0."""
+
+FIGURE_PLACES = 24
+"""Decimal places of a computed figure: those of a quantity times a price."""
+
+Figure = Annotated[Decimal, Field(max_digits=80, decimal_places=FIGURE_PLACES), AfterValidator(plain)]
+"""A computed figure: a product or a sum of quantities and prices."""

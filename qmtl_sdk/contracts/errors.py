@@ -129,6 +129,16 @@ CODES: dict[str, int] = {
     "E_EDGE_NO_EFFECT": 422,
     "E_WEIGHT": 422,
     "E_AUDIT_BROKEN": 409,
+    # allocation and rebalancing
+    "E_ALLOCATION_MISSING": 422,
+    "E_ALPHA_METRICS_REQUIRED": 422,
+    "E_INSTRUMENT_UNKNOWN": 422,
+    "E_MARK_CONFLICT": 422,
+    "E_ORDER_SCOPE": 422,
+    "E_OVERLAY": 422,
+    "E_QUANTITY_RANGE": 422,
+    "E_SHARED_ACCOUNT_DISABLED": 403,
+    "E_SHARED_ACCOUNT_POLICY": 422,
     # extensions
     "E_EXTENSION": 422,
     "E_EXTENSION_UNKNOWN": 422,
