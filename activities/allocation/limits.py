@@ -32,30 +32,33 @@ class Budget:
         turnover = None if limits.max_turnover is None else Fraction(limits.max_turnover)
         return cls(cash, turnover)
 
-    def fit(self, trades: Iterable[Trade]) -> tuple[list[Trade], list[Dropped]]:
-        """Return the trades with what fits of each, in the same order, and what was cut off them."""
+    def fit(self, trades: Iterable[Trade], times: int = 1) -> tuple[list[Trade], list[Dropped]]:
+        """Return the trades with what fits of each, in the same order, and what was cut off them.
+
+        `times`: how often each is traded; 2 where it is taken back later.
+        """
         fitted = list(trades)
         dropped: list[Dropped] = []
         if self.turnover is not None:
-            reduced = _cut(fitted, _reductions(fitted), _notional, self.turnover)
-            left = self.turnover - sum(trade.notional for trade in reduced if trade.reduces)
+            turnover = self.turnover / times
+            reduced = _cut(fitted, _reductions(fitted), _notional, turnover)
+            left = turnover - sum(trade.notional for trade in reduced if trade.reduces)
             cut = _cut(reduced, _increases(fitted), _notional, left)
             dropped += _dropped(fitted, cut, "turnover", self.turnover)
             fitted = cut
         if self.cash is not None:
-            free = self.cash - sum(trade.locks + trade.cost for trade in fitted if trade.reduces)
-            cut = _cut(fitted, _increases(fitted), _cash_need, free)
+            free = self.cash - sum(trade.cash_need(times) for trade in fitted if trade.reduces)
+            cut = _cut(
+                fitted, _increases(fitted), lambda trade: max(trade.cash_need(times), Fraction()), free
+            )
             dropped += _dropped(fitted, cut, "cash", self.cash)
             fitted = cut
         return fitted, dropped
 
     def after(self, trades: Iterable[Trade], times: int) -> "Budget":
-        """Return what trades leave for others that are executed after them.
-
-        `times`: how often each is traded; 2 where it is taken back later.
-        """
+        """Return what trades leave for others that are executed after them."""
         done = list(trades)
-        spent = sum((trade.locks + times * trade.cost for trade in done), Fraction())
+        spent = sum((trade.cash_need(times) for trade in done), Fraction())
         traded = times * sum((trade.notional for trade in done), Fraction())
         return Budget(
             None if self.cash is None else self.cash - spent,
@@ -76,21 +79,14 @@ def _notional(trade: Trade) -> Fraction:
     return trade.notional
 
 
-def _cash_need(trade: Trade) -> Fraction:
-    """Return the cash that an increase takes.
-
-    What a crossing one releases is not counted. Scaled by f, it needs at most f of this: margin is convex.
-    """
-    return max(trade.locks + trade.cost, Fraction())
-
-
 def _cut(trades: list[Trade], chosen: set[int], need: _Need, available: Fraction) -> list[Trade]:
     """Return the trades, the chosen ones scaled down in one proportion until they need what is available."""
     needs = {index: need(trades[index]) for index in chosen}
     total = sum(needs.values())
-    if total <= available:
+    left = max(available, Fraction())
+    if total <= left:
         return list(trades)
-    share = max(available, Fraction()) / total
+    share = left / total
     return [
         trade.limited_to(math.trunc(trade.lots * share)) if needs.get(index) else trade
         for index, trade in enumerate(trades)

@@ -70,6 +70,13 @@ class Trade:
         grown = EXACT.subtract(self.after.copy_abs(), self.position.copy_abs())
         return Fraction(grown) * Fraction(self.mark) * Fraction(self.instrument.margin_rate)
 
+    def cash_need(self, times: int) -> Fraction:
+        """Return the cash that the trade takes (negative: releases), with its cost `times` times.
+
+        A part f of it takes at most f of this, where this is positive: margin is convex in the quantity.
+        """
+        return self.locks + times * self.cost
+
     @property
     def reduces(self) -> bool:
         """Whether the order brings the position nearer to zero without crossing it."""

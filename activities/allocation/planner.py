@@ -89,14 +89,17 @@ class _Budgets:
         worlds = {change.world_id: Budget.of(change.limits) for change in request.worlds}
         return cls(worlds, Budget.of(request.limits))
 
-    def fit_worlds(self, trades: Iterable[Trade]) -> _Fitted:
-        """Return what fits the budget of each trade's world, and then that of all together."""
+    def fit_worlds(self, trades: Iterable[Trade], times: int = 1) -> _Fitted:
+        """Return what fits the budget of each trade's world, and then that of all together.
+
+        `times`: how often each is traded.
+        """
         fitted, cut = [], []
         for world_id, group in groupby(trades, key=lambda trade: trade.world_id):
-            fitting, dropped = self._worlds[world_id].fit(group)
+            fitting, dropped = self._worlds[world_id].fit(group, times)
             fitted += fitting
             cut += dropped
-        together, dropped = self._together.fit(fitted)
+        together, dropped = self._together.fit(fitted, times)
         return _Fitted(tuple(together), (*cut, *dropped))
 
     def fit_together(self, trades: Iterable[Trade]) -> _Fitted:
@@ -123,7 +126,8 @@ def _trades(
     budgets = _Budgets.of(request)
     overlay = unwind = _Fitted()
     if request.mode != "scaling":
-        overlay = budgets.fit_worlds(OverlayPlanner(request, instruments).trades(holdings, marks))
+        times = 2 if request.mode == "hybrid" else 1
+        overlay = budgets.fit_worlds(OverlayPlanner(request, instruments).trades(holdings, marks), times)
     if request.mode == "overlay":
         return overlay, overlay
     if request.mode == "hybrid":

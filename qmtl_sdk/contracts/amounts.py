@@ -44,5 +44,12 @@ Limit = Annotated[
 FIGURE_PLACES = 24
 """Decimal places of a computed figure: those of a quantity times a price."""
 
-Figure = Annotated[Decimal, Field(max_digits=80, decimal_places=FIGURE_PLACES), AfterValidator(plain)]
+FIGURE_LIMIT = 10**50
+"""Figures are below it."""
+
+Figure = Annotated[
+    Decimal,
+    Field(gt=-FIGURE_LIMIT, lt=FIGURE_LIMIT, max_digits=80, decimal_places=FIGURE_PLACES),
+    AfterValidator(plain),
+]
 """A computed figure: a product or a sum of quantities and prices."""
