@@ -44,13 +44,13 @@ def orders_from_world_plan(plan: RebalancePlan, world_id: str, run_id: str) -> R
 
 
 def client_order_id(run_id: str, delta: Delta) -> str:
-    """Return the id of a delta's order, from run, world, strategy, instrument, side and phase.
+    """Return the id of a delta's order, from run, world, strategy, venue, symbol and side.
 
-    The phase tells the trades of an overlay from others of the same instrument.
+    A plan has one order with it: an overlay is sold and bought back, and nothing else trades its instrument.
     """
     side = "buy" if delta.quantity > 0 else "sell"
     place = (delta.world_id, delta.strategy_id, delta.venue, delta.symbol)
-    digest = hash_parts(run_id, *place, side, delta.phase).removeprefix("blake3:")
+    digest = hash_parts(run_id, *place, side).removeprefix("blake3:")
     prefix = order_id_prefix(delta.world_id or ALL_WORLDS, delta.strategy_id or REBALANCING)
     return prefix + digest[:32]
 

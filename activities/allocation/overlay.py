@@ -1,8 +1,8 @@
 """Overlay: one instrument for each world, traded instead of its positions.
 
-A world's net exposure, with what it has of the overlay instrument already, is scaled like the world; the
-change of notional is traded in the overlay instrument. A hybrid plan trades the overlay at once, then the
-positions, and then takes the overlay back.
+A world's net exposure, with what it has of the overlay instrument already, is scaled like its weight, and the
+change of notional is traded in the overlay instrument. A hybrid plan trades the notional of its other orders
+in the overlay instrument at once, then the positions, and then takes the overlay back.
 """
 
 from collections.abc import Iterable
@@ -16,18 +16,14 @@ from qmtl_sdk.contracts.allocations import AllocationChange
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.instruments import Instrument, Instruments
 from qmtl_sdk.contracts.rebalance_plan import OVERLAY
-from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest, Overlay
+from qmtl_sdk.contracts.rebalancing import Overlay
 
 
 class OverlayPlanner:
     """Finds the overlay instrument of each world, and what to trade of it."""
 
-    def __init__(self, request: MultiWorldRebalanceRequest, instruments: Instruments) -> None:
-        self._overlay = _required(request.overlay)
-        if request.mode == "overlay":
-            for change in request.worlds:
-                _require_one_scale(change)
-        self._factors = {change.world_id: Scales(change).world - 1 for change in request.worlds}
+    def __init__(self, overlay: Overlay | None, instruments: Instruments) -> None:
+        self._overlay = _required(overlay)
         self._instruments: dict[str, Instrument] = {}
         for world_id, symbol in sorted(self._overlay.instrument_by_world.items()):
             instrument = instruments.find(self._overlay.venue_by_symbol.get(symbol, ""), symbol)
@@ -35,27 +31,50 @@ class OverlayPlanner:
                 raise _refused(f"{symbol} is the overlay instrument of two worlds", world_id)
             self._instruments[world_id] = instrument
 
-    def trades(self, holdings: Iterable[Holding], marks: Marks) -> list[Trade]:
-        """Return the trade of each world whose exposure is to change.
+    def scaled(
+        self, changes: Iterable[AllocationChange], holdings: Iterable[Holding], marks: Marks
+    ) -> list[Trade]:
+        """Return the trades that scale the net exposure of worlds, overlay included, like their weights.
 
         Raises QmtlError: E_OVERLAY, E_MARK_CONFLICT, E_QUANTITY_RANGE.
         """
         held = list(holdings)
-        exposure = dict.fromkeys(self._factors, Fraction())
+        exposure: dict[str, Fraction] = {}
         for item in held:
             mark = marks[item.instrument.venue, item.instrument.symbol]
-            exposure[item.world_id] += Fraction(item.quantity) * Fraction(mark)
+            notional = Fraction(item.quantity) * Fraction(mark)
+            exposure[item.world_id] = exposure.get(item.world_id, Fraction()) + notional
         wanted = {
-            world_id: notional * self._factors[world_id]
-            for world_id, notional in exposure.items()
-            if notional * self._factors[world_id]
+            change.world_id: exposure.get(change.world_id, Fraction()) * (_one_scale(change) - 1)
+            for change in changes
         }
+        return self._trades(wanted, held, marks)
+
+    def ahead_of(self, trades: Iterable[Trade], holdings: Iterable[Holding], marks: Marks) -> list[Trade]:
+        """Return the trades that stand in for others until these are filled.
+
+        Raises QmtlError: E_OVERLAY, also where an overlay instrument is held: the others may trade it, too.
+        """
+        held = list(holdings)
+        for item in held:
+            if item.quantity and item.instrument in self._instruments.values():
+                message = f"{item.instrument.symbol} is held, and is an overlay instrument of a hybrid plan"
+                raise _refused(message, item.world_id)
+        wanted: dict[str, Fraction] = {}
+        for trade in trades:
+            notional = Fraction(trade.quantity) * Fraction(trade.mark)
+            wanted[trade.world_id] = wanted.get(trade.world_id, Fraction()) + notional
+        return self._trades(wanted, held, marks)
+
+    def _trades(self, wanted: dict[str, Fraction], held: list[Holding], marks: Marks) -> list[Trade]:
+        """Return the trades that change the exposure of worlds by notionals."""
         prices = dict(marks)
-        overlays = [self._holding(world_id, notional, prices) for world_id, notional in wanted.items()]
+        overlays = [
+            self._holding(world_id, notional, prices) for world_id, notional in wanted.items() if notional
+        ]
+        traded = {(item.world_id, item.instrument) for item in overlays}
         present = [
-            replace(item, gap=Fraction())
-            for item in held
-            if item.world_id in wanted and item.instrument == self._instruments[item.world_id]
+            replace(item, gap=Fraction()) for item in held if (item.world_id, item.instrument) in traded
         ]
         return net([*present, *overlays], prices, "world", "overlay")
 
@@ -83,8 +102,8 @@ def _required(overlay: Overlay | None) -> Overlay:
     return overlay
 
 
-def _require_one_scale(change: AllocationChange) -> None:
-    """Raise QmtlError (E_OVERLAY) where a strategy is to change otherwise than its world."""
+def _one_scale(change: AllocationChange) -> Fraction:
+    """Return a world's scale. Raises QmtlError (E_OVERLAY) where a strategy has another one."""
     scales = Scales(change)
     for item in change.strategies:
         if scales.of(item.strategy_id) != scales.world:
@@ -92,6 +111,7 @@ def _require_one_scale(change: AllocationChange) -> None:
                 f"{item.strategy_id} has another scale than its world, which one overlay cannot give it",
                 change.world_id,
             )
+    return scales.world
 
 
 def _refused(message: str, world_id: str = "") -> QmtlError:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from activities.allocation.deltas import PHASES, listed
+from activities.allocation.deltas import listed
 from activities.allocation.limits import Budget
 from activities.allocation.netting import Holding, Trade, net, rounded
 from activities.allocation.overlay import OverlayPlanner
@@ -27,7 +27,7 @@ from qmtl_sdk.contracts.rebalance_plan import (
     RebalancePlan,
     WorldPlan,
 )
-from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest, RebalanceScope
+from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
 
 
 def plan_rebalancing(
@@ -45,11 +45,12 @@ def plan_rebalancing(
     worlds, together = _trades(request, instruments, holdings, marks)
     if shared is not None:
         account = SharedAccount(holdings, marks)
-        for phase in PHASES:
-            for trade in together.trades:
-                if trade.phase == phase:
-                    account.fill(trade)
+        ordered = [trade for trade in together.trades if trade.lots]
+        for _, trades in groupby(ordered, key=lambda trade: trade.phase):
+            for trade in trades:
+                account.fill(trade)
             account.require_within(shared)
+        account.require_within(shared)  # also where nothing is ordered
     global_deltas, global_dropped = listed(together.trades, together.cut)
     return RebalancePlan(
         schema_version=request.schema_version,
@@ -124,17 +125,18 @@ def _trades(
 ) -> tuple[_Fitted, _Fitted]:
     """Return the trades of the worlds, and those that are netted over all worlds."""
     budgets = _Budgets.of(request)
-    overlay = unwind = _Fitted()
-    if request.mode != "scaling":
-        times = 2 if request.mode == "hybrid" else 1
-        overlay = budgets.fit_worlds(OverlayPlanner(request, instruments).trades(holdings, marks), times)
     if request.mode == "overlay":
-        return overlay, overlay
+        planner = OverlayPlanner(request.overlay, instruments)
+        fitted = budgets.fit_worlds(planner.scaled(request.worlds, holdings, marks))
+        return fitted, fitted
+    scaled = net(holdings, marks, "strategy" if request.scope == "strategy" else "world")
+    overlay = unwind = _Fitted()
     if request.mode == "hybrid":
-        budgets = budgets.after(overlay.trades, 2)
+        planner = OverlayPlanner(request.overlay, instruments)
+        overlay = budgets.fit_worlds(planner.ahead_of(scaled, holdings, marks), 2)
         unwind = _Fitted(tuple(trade.reversed() for trade in overlay.trades if trade.lots))
-    scope: RebalanceScope = "strategy" if request.scope == "strategy" else "world"
-    worlds = budgets.fit_worlds(net(holdings, marks, scope))
+        budgets = budgets.after(overlay.trades, 2)
+    worlds = budgets.fit_worlds(scaled)
     together = budgets.fit_together(net(holdings, marks, "global"))
     return overlay + worlds + unwind, overlay + together + unwind
 

@@ -17,6 +17,7 @@ MIN_RETURNS = 20
 
 _CONTEXT = Context(prec=50)
 _STEP = Decimal(1).scaleb(-WEIGHT_PLACES)
+_NOISE = Decimal(1).scaleb(-30)
 _NONE = Decimal(0)
 
 
@@ -146,8 +147,11 @@ def _refused(message: str) -> QmtlError:
 
 
 def _down(weight: Decimal) -> Decimal:
-    """Round down, so that weights never add up to more than before."""
-    return plain(weight.quantize(_STEP, rounding=ROUND_DOWN))
+    """Round down, so that weights never add up to more than before.
+
+    First away from the last digits, in which a computed 0.75 may be 0.7499….
+    """
+    return plain(weight.quantize(_NOISE).quantize(_STEP, rounding=ROUND_DOWN))
 
 
 def _short(value: Decimal) -> Decimal:

@@ -151,6 +151,9 @@ class MultiWorldRebalanceRequest(Model):
                 "worlds": [
                     item.model_dump(mode="json", exclude={"limits": {"cash"}}) for item in self.worlds
                 ],
+                "max_turnover": self.limits.json_dict()["max_turnover"],
+                "shared_account": self.shared_account
+                and self.shared_account.model_dump(mode="json", exclude={"equity"}),
                 "positions": [[*item.key, str(item.quantity)] for item in self.positions],
                 "overlay": self.overlay and dict(self.overlay.instrument_by_world),
                 **self._dump({"mode", "scope", "instruments", "allocations_etag"}),
