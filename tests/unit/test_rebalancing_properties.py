@@ -264,7 +264,7 @@ def test_permuted_input_gives_the_same_plan(body: Body, limit: Body, order: rand
     body = {**body, "limits": limit}
     permuted = {
         **body,
-        "positions": order.sample(body["positions"], len(body["positions"])),
+        "positions": [dict(item) for item in order.sample(body["positions"], len(body["positions"]))],
         "worlds": [
             {**world, "strategies": order.sample(world["strategies"], len(world["strategies"]))}
             for world in order.sample(body["worlds"], len(body["worlds"]))
