@@ -3,7 +3,7 @@
 import json
 import sys
 
-from benchmarks import applies, identity, judgment, orders, stream, submit
+from benchmarks import applies, identity, judgment, orders, plan, stream, submit
 from temporal.shutdown import exit_process
 from tests.support.machine import exit_on_sigterm
 
@@ -14,6 +14,7 @@ SUITES = {
     "orders": orders.run,
     "applies": applies.run,
     "judgment": judgment.run,
+    "plan": plan.run,
 }
 
 
