@@ -48,7 +48,7 @@ def body(positions: int) -> dict[str, Any]:
             for world, strategy, (venue, symbol) in draw.sample(held, positions)
         ],
         "instruments": {"lot": "0.001", "min_trade_notional": "5", "cost_bps": "2.5", "margin_rate": "0.2"},
-        "limits": {"cash": "1000000", "max_turnover": "100000000"},
+        "limits": {"cash": "1e15", "max_turnover": "1e15"},
     }
 
 

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Iterable
-from decimal import Decimal
+from decimal import ROUND_UP, Context, Decimal
 from fractions import Fraction
 
-from activities.allocation.netting import Trade, parts_of, truncated
-from qmtl_sdk.contracts.amounts import AMOUNT_PLACES, EXACT
+from activities.allocation.netting import Trade, truncated
+from activities.allocation.parts import parts_of
+from qmtl_sdk.contracts.amounts import AMOUNT_PLACES, EXACT, plain
 from qmtl_sdk.contracts.instruments import Instrument
 from qmtl_sdk.contracts.rebalance_plan import Delta, Dropped, DropReason, Phase
+
+_COST_STEP = Decimal(1).scaleb(-AMOUNT_PLACES)
+_ROUND_UP = Context(prec=EXACT.prec, rounding=ROUND_UP)
 
 PHASES: tuple[Phase, ...] = ("overlay", "scaling", "unwind")
 """The phases of a plan in the order of execution."""
@@ -44,7 +48,7 @@ def _drop_order(item: Dropped) -> tuple[int, str, str, str, str, str]:
 
 
 def _delta(trade: Trade) -> Delta:
-    instrument, quantity = trade.instrument, trade.quantity
+    instrument, quantity = trade.instrument, plain(trade.quantity)
     return Delta(
         phase=trade.phase,
         world_id=trade.world_id,
@@ -52,12 +56,12 @@ def _delta(trade: Trade) -> Delta:
         venue=instrument.venue,
         symbol=instrument.symbol,
         quantity=quantity,
-        notional=EXACT.multiply(quantity, trade.mark),
+        notional=plain(EXACT.multiply(quantity, trade.mark)),
         parts=parts_of(trade),
         mark=trade.mark,
-        from_quantity=trade.position,
-        to_quantity=trade.after,
-        target_quantity=EXACT.add(trade.position, truncated(trade.gap)),
+        from_quantity=plain(trade.position),
+        to_quantity=plain(trade.after),
+        target_quantity=plain(EXACT.add(trade.position, truncated(trade.gap))),
         cost=_rounded_up(trade.cost),
         reference_price=reference_price(trade.mark, instrument, trade.lots > 0),
         time_in_force=instrument.time_in_force,
@@ -98,5 +102,5 @@ def reference_price(mark: Decimal, instrument: Instrument, buys: bool) -> Decima
     return EXACT.multiply(Decimal(count), instrument.tick)
 
 
-def _rounded_up(value: Fraction) -> Decimal:
-    return EXACT.scaleb(Decimal(math.ceil(value * 10**AMOUNT_PLACES)), -AMOUNT_PLACES)
+def _rounded_up(cost: Decimal) -> Decimal:
+    return plain(cost.quantize(_COST_STEP, context=_ROUND_UP))

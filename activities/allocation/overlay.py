@@ -96,6 +96,15 @@ class OverlayPlanner:
         raise _refused(f"{name}, the overlay instrument of {world_id}, has no price", world_id)
 
 
+def taken_back(trade: Trade) -> Trade:
+    """Return the trade that takes an overlay's back."""
+    gap = -Fraction(trade.quantity)
+    holding = Holding(trade.world_id, OVERLAY, trade.instrument, trade.after, gap)
+    return replace(
+        trade, phase="unwind", position=trade.after, gap=gap, lots=-trade.lots, holdings=(holding,)
+    )
+
+
 def _required(overlay: Overlay | None) -> Overlay:
     if overlay is None or not overlay.instrument_by_world or not overlay.price_by_symbol:
         raise _refused("an overlay needs an instrument for each world, and its price")

@@ -15,7 +15,7 @@ from itertools import groupby
 from activities.allocation.deltas import listed
 from activities.allocation.limits import Budget
 from activities.allocation.netting import Holding, Trade, net, rounded
-from activities.allocation.overlay import OverlayPlanner
+from activities.allocation.overlay import OverlayPlanner, taken_back
 from activities.allocation.scaling import Marks, Scales, marks_of, scaled_holdings
 from activities.allocation.shared_account import SharedAccount, require_enabled
 from qmtl_sdk.contracts.allocations import AllocationChange
@@ -134,7 +134,7 @@ def _trades(
     if request.mode == "hybrid":
         planner = OverlayPlanner(request.overlay, instruments)
         overlay = budgets.fit_worlds(planner.ahead_of(scaled, holdings, marks), 2)
-        unwind = _Fitted(tuple(trade.reversed() for trade in overlay.trades if trade.lots))
+        unwind = _Fitted(tuple(taken_back(trade) for trade in overlay.trades if trade.lots))
         budgets = budgets.after(overlay.trades, 2)
     worlds = budgets.fit_worlds(scaled)
     together = budgets.fit_together(net(holdings, marks, "global"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from qmtl_sdk.contracts.amounts import EXACT, Limit, SignedAmount, plain
+from qmtl_sdk.contracts.amounts import EXACT, Limit, SignedAmount, exact_sum, plain
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.model import Model
@@ -224,8 +224,6 @@ def require_worlds(allocations: Iterable[WorldAllocation]) -> None:
 
 def require_sum(weights: Iterable[Decimal], limit: Decimal, what: str) -> None:
     """Raise ValueError where weights add up to more than a limit."""
-    total = Decimal(0)
-    for weight in weights:
-        total = EXACT.add(total, weight)
+    total = exact_sum(weights)
     if total > limit:
         raise ValueError(f"the weights of {what} add up to {plain(total)}, above {limit}")

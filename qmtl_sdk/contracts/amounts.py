@@ -1,6 +1,8 @@
 """Quantities, prices and sums of money, as `Decimal`."""
 
+from collections.abc import Iterable
 from decimal import Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow
+from functools import reduce
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -20,10 +22,12 @@ EXACT = Context(prec=400, traps=[Inexact, InvalidOperation, DivisionByZero, Over
 
 def plain(value: Decimal) -> Decimal:
     """Return the same number without trailing zeros or a positive exponent, so that equal ones read alike."""
-    short = value.normalize(EXACT)
-    if short.is_zero():
-        return Decimal(0)
-    return short.quantize(Decimal(1), context=EXACT) if short == short.to_integral_value() else short
+    return EXACT.add(value.normalize(EXACT), Decimal(0))
+
+
+def exact_sum(values: Iterable[Decimal]) -> Decimal:
+    """Return the sum of numbers, not rounded."""
+    return reduce(EXACT.add, values, Decimal(0))
 
 
 Price = Annotated[Amount, AfterValidator(plain)]
@@ -48,8 +52,6 @@ FIGURE_LIMIT = 10**50
 """Figures are below it."""
 
 Figure = Annotated[
-    Decimal,
-    Field(gt=-FIGURE_LIMIT, lt=FIGURE_LIMIT, max_digits=80, decimal_places=FIGURE_PLACES),
-    AfterValidator(plain),
+    Decimal, Field(gt=-FIGURE_LIMIT, lt=FIGURE_LIMIT, max_digits=80, decimal_places=FIGURE_PLACES)
 ]
 """A computed figure: a product or a sum of quantities and prices."""

@@ -10,11 +10,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from qmtl_sdk.contracts.allocations import MAX_STRATEGIES, MAX_WORLDS, StrategyId, Weight
-from qmtl_sdk.contracts.amounts import EXACT, Amount, Figure, Price
+from qmtl_sdk.contracts.amounts import Amount, Figure, exact_sum
 from qmtl_sdk.contracts.applies import RunId
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.instruments import Symbol, TimeInForce, Venue
+from qmtl_sdk.contracts.instruments import TimeInForce
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.rebalancing import MAX_POSITIONS, RebalanceIntent, RebalanceMode, RebalanceScope
 from qmtl_sdk.contracts.texts import PlainLine
@@ -35,16 +35,18 @@ Phase = Literal["overlay", "scaling", "unwind"]
 DropReason = Literal["netted", "below_lot", "below_min_notional", "turnover", "cash"]
 """Why a change is not ordered, or not all of it."""
 
-WorldIdOrNone = WorldId | Literal[""]
-StrategyIdOrNone = StrategyId | Literal[""]
+# Of what the planner writes: its request has checked the names, and a plan has very many.
+_World = Annotated[str, Field(max_length=64)]
+_Strategy = Annotated[str, Field(max_length=128)]
+_Name = Annotated[str, Field(max_length=64)]
 _Figures = dict[Annotated[PlainLine, Field(max_length=128)], float | None]
 
 
 class DeltaPart(Model):
     """What a strategy gets of a netted change. Strategies exchange opposite parts at the mark."""
 
-    world_id: WorldId
-    strategy_id: StrategyId
+    world_id: _World
+    strategy_id: _Strategy
     quantity: Figure
 
 
@@ -58,10 +60,10 @@ class InstrumentChange(Model):
     """
 
     phase: Phase = "scaling"
-    world_id: WorldIdOrNone = ""
-    strategy_id: StrategyIdOrNone = ""
-    venue: Venue
-    symbol: Symbol
+    world_id: _World = ""
+    strategy_id: _Strategy = ""
+    venue: _Name
+    symbol: _Name
     quantity: Figure
     notional: Figure
     parts: _Parts = ()
@@ -74,12 +76,12 @@ class Delta(InstrumentChange):
     signed, `cost` is an estimate; both are in the currency of the mark.
     """
 
-    mark: Price
+    mark: Amount
     from_quantity: Figure
     to_quantity: Figure
     target_quantity: Figure
     cost: Figure
-    reference_price: Price
+    reference_price: Amount
     time_in_force: TimeInForce = "GTC"
     reduce_only: bool = False
 
@@ -116,7 +118,7 @@ class EvidenceMetrics(Model):
     """What the service has measured of a world (`strategy_id` empty) or of a strategy in it."""
 
     world_id: WorldId
-    strategy_id: StrategyIdOrNone = ""
+    strategy_id: StrategyId | Literal[""] = ""
     metrics: _Figures = Field(max_length=MAX_METRICS)
 
 
@@ -167,10 +169,7 @@ class RebalancePlan(Model):
     @property
     def turnover(self) -> Decimal:
         """The sum of the notionals of what is ordered."""
-        total = Decimal(0)
-        for delta in self.deltas:
-            total = EXACT.add(total, delta.notional.copy_abs())
-        return total
+        return exact_sum(delta.notional.copy_abs() for delta in self.deltas)
 
     def require_etag(self, etag: str) -> None:
         """Raise QmtlError (E_ETAG, with the present etag) if the plan is to be made from something else."""
@@ -190,13 +189,13 @@ class RebalanceOrder(Model):
     client_order_id: str = Field(max_length=128)
     scope: RebalanceScope
     phase: Phase
-    world_id: WorldIdOrNone
-    strategy_id: StrategyIdOrNone
-    venue: Venue
-    symbol: Symbol
+    world_id: _World
+    strategy_id: _Strategy
+    venue: _Name
+    symbol: _Name
     side: Literal["buy", "sell"]
     quantity: Amount
-    reference_price: Price
+    reference_price: Amount
     time_in_force: TimeInForce
     reduce_only: bool
     parts: _Parts = ()
