@@ -3,7 +3,7 @@
 import json
 import sys
 
-from benchmarks import applies, identity, judgment, ledger, orders, stream, submit
+from benchmarks import applies, identity, judgment, ledger, orders, plan, stream, submit
 from temporal.shutdown import exit_process
 from tests.support.machine import exit_on_sigterm
 
@@ -15,6 +15,7 @@ SUITES = {
     "applies": applies.run,
     "judgment": judgment.run,
     "ledger": ledger.run,
+    "plan": plan.run,
 }
 
 

@@ -20,7 +20,7 @@ from activities.ledger.sql import book_entries, booked
 from activities.storage.database import Database
 from activities.storage.tables import FenceRow, OpenOrderRow, OrderLogRow
 from activities.storage.transactions import RecordedChange, Transaction, table_of, utc_now
-from qmtl_sdk.contracts.amounts import ZERO, negated, total
+from qmtl_sdk.contracts.amounts import ZERO, exact_sum, negated
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Fill, FillBatch, OrderFills
 from qmtl_sdk.contracts.ledger import Entry
@@ -91,7 +91,7 @@ class SqlFills:
                 "qmtl world orders W shows its state",
             )
         before = filled_before(connection, order)
-        now = total((before, *(fill.quantity for fill in fills)))
+        now = exact_sum((before, *(fill.quantity for fill in fills)))
         if now > order.quantity:
             raise QmtlError(
                 "E_FILL_EXCEEDS",
@@ -164,10 +164,10 @@ def filled_before(connection: Connection, order: Order) -> Decimal:
     back = ZERO
     for venue in {fill.venue for fill in fills}:
         refs = [reversal_ref(fill.fill_id) for fill in fills if fill.venue == venue]
-        back = total(
+        back = exact_sum(
             (back, *(e.quantity.copy_abs() for e in booked(connection, order.world_id, venue, refs).values()))
         )
-    return total((*(fill.quantity for fill in fills), negated(back)))
+    return exact_sum((*(fill.quantity for fill in fills), negated(back)))
 
 
 def halt_on_excess(tx: Transaction, fence: FenceRow, order: Order, filled: Decimal) -> None:

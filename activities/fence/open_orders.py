@@ -20,7 +20,7 @@ from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow, OpenOrderRow, OrderLogRow, StrategyHaltRow
 from activities.storage.transactions import table_of, utc_now, utc_text
-from qmtl_sdk.contracts.amounts import total
+from qmtl_sdk.contracts.amounts import exact_sum
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import ENDED, REFUSALS, Order, OrderReport, OrderState
 
@@ -191,7 +191,7 @@ class SqlOpenOrders:
             lines, excess = list[LogLine](), list[tuple[Order, Decimal]]()
             for order in opened:
                 report, new = by_id[order.order_id], fresh.get(order.order_id, ())
-                filled = total((Decimal(order.filled_quantity or 0), *(fill.quantity for fill in new)))
+                filled = exact_sum((Decimal(order.filled_quantity or 0), *(fill.quantity for fill in new)))
                 if report.state in ENDED or new:
                     state = OrderState.PARTIALLY_FILLED if report.state == "sent" else report.state
                     lines.append(fill_line(fence, orders[order.order_id], state, new, report.reason))

@@ -7,7 +7,7 @@ exact: cash = realised + income - fees - cost, to the last digit, whatever was b
 from collections.abc import Callable
 from decimal import Decimal
 
-from qmtl_sdk.contracts.amounts import ZERO, exact, negated, rounded, total
+from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum, negated, quotient, rounded
 from qmtl_sdk.contracts.ledger import MONEY, Entry, EntryKind, Position, Posting
 
 
@@ -37,16 +37,16 @@ def _trade(before: Position, entry: Entry) -> tuple[Entry, Position]:
     quantity, price = entry.quantity, entry.price
     held = before.quantity
     closing = ZERO if held * quantity >= 0 else min(quantity, negated(held), key=Decimal.copy_abs)
-    value = rounded(exact.multiply(quantity, price))
-    closing_value = value if closing == quantity else rounded(exact.multiply(closing, price))
+    value = rounded(EXACT.multiply(quantity, price))
+    closing_value = value if closing == quantity else rounded(EXACT.multiply(closing, price))
     released = _part(before.cost, negated(closing), held)
     after = before.model_copy(
         update={
-            "quantity": exact.add(held, quantity),
-            "cost": total((before.cost, negated(released), value, negated(closing_value))),
-            "realised": total((before.realised, negated(closing_value), negated(released))),
-            "fees": exact.add(before.fees, entry.fee),
-            "cash": total((before.cash, negated(value), negated(entry.fee))),
+            "quantity": EXACT.add(held, quantity),
+            "cost": exact_sum((before.cost, negated(released), value, negated(closing_value))),
+            "realised": exact_sum((before.realised, negated(closing_value), negated(released))),
+            "fees": EXACT.add(before.fees, entry.fee),
+            "cash": exact_sum((before.cash, negated(value), negated(entry.fee))),
             "mark": price if entry.kind is not EntryKind.REVERSAL else before.mark,
         }
     )
@@ -55,29 +55,29 @@ def _trade(before: Position, entry: Entry) -> tuple[Entry, Position]:
 
 def _part(cost: Decimal, closed: Decimal, held: Decimal) -> Decimal:
     """Return the cost of `closed` of the units held, at the average cost of all."""
-    return rounded(exact.divide(exact.multiply(cost, closed), held)) if closed else ZERO
+    return quotient(EXACT.multiply(cost, closed), held) if closed else ZERO
 
 
 def _dividend(before: Position, entry: Entry) -> tuple[Entry, Position]:
-    income, cash = exact.add(before.income, entry.cash), exact.add(before.cash, entry.cash)
+    income, cash = EXACT.add(before.income, entry.cash), EXACT.add(before.cash, entry.cash)
     return entry, before.model_copy(update={"income": income, "cash": cash})
 
 
 def _fee(before: Position, entry: Entry) -> tuple[Entry, Position]:
-    fees, cash = exact.add(before.fees, entry.fee), exact.subtract(before.cash, entry.fee)
+    fees, cash = EXACT.add(before.fees, entry.fee), EXACT.subtract(before.cash, entry.fee)
     return entry, before.model_copy(update={"fees": fees, "cash": cash})
 
 
 def _split(before: Position, entry: Entry) -> tuple[Entry, Position]:
     """Change the number of units, which cost together what they cost before."""
     assert entry.ratio is not None
-    quantity = rounded(exact.multiply(before.quantity, entry.ratio))
-    mark = rounded(exact.divide(before.mark, entry.ratio))
-    moved = entry.model_copy(update={"quantity": exact.subtract(quantity, before.quantity)})
+    quantity = rounded(EXACT.multiply(before.quantity, entry.ratio))
+    mark = quotient(before.mark, entry.ratio)
+    moved = entry.model_copy(update={"quantity": EXACT.subtract(quantity, before.quantity)})
     if quantity:
         return moved, before.model_copy(update={"quantity": quantity, "mark": mark})
     # So little was held that nothing is left: what it cost is lost.
-    lost = {"quantity": ZERO, "cost": ZERO, "realised": exact.subtract(before.realised, before.cost)}
+    lost = {"quantity": ZERO, "cost": ZERO, "realised": EXACT.subtract(before.realised, before.cost)}
     return moved, before.model_copy(update={**lost, "mark": mark})
 
 

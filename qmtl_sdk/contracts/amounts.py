@@ -1,10 +1,11 @@
-"""Quantities, prices and money, as `Decimal`, and arithmetic that neither rounds nor overflows unasked."""
+"""Quantities, prices and sums of money, as `Decimal`, and arithmetic that does not round unasked."""
 
 from collections.abc import Iterable
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow
+from functools import reduce
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 AMOUNT_PLACES = 12
 """Decimal places of a quantity or price."""
@@ -15,38 +16,63 @@ AMOUNT_LIMIT = 10**16
 Amount = Annotated[Decimal, Field(gt=0, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES)]
 """A positive quantity or price."""
 
-Change = Annotated[
-    Decimal, Field(gt=-AMOUNT_LIMIT, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES)
-]
-"""A change of a quantity or of money, or a fee: negative for what is given away."""
+EXACT = Context(prec=400, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow])
+"""Arithmetic that raises where a result would be rounded."""
+
+
+def plain(value: Decimal) -> Decimal:
+    """Return the same number without trailing zeros or a positive exponent, so that equal ones read alike."""
+    return EXACT.add(value.normalize(EXACT), Decimal(0))
+
+
+def exact_sum(values: Iterable[Decimal]) -> Decimal:
+    """Return the sum of numbers, not rounded."""
+    return reduce(EXACT.add, values, Decimal(0))
+
 
 ZERO = Decimal(0)
 
-exact = Context(prec=200, rounding=ROUND_HALF_EVEN)
-"""Products and sums of amounts are exact in it. Decimal's own context has 28 digits, and would round them."""
-
+_ROUNDED = Context(prec=400, rounding=ROUND_HALF_EVEN)
 _UNIT = Decimal(1).scaleb(-AMOUNT_PLACES)
 
 
-def total(values: Iterable[Decimal]) -> Decimal:
-    """Return the exact sum."""
-    found = ZERO
-    for value in values:
-        found = exact.add(found, value)
-    return found
-
-
 def negated(value: Decimal) -> Decimal:
-    """Return the same number with the other sign. `-value` would round it to 28 digits."""
+    """Return the number with the other sign. `-value` would round it to 28 digits."""
     return value.copy_negate() if value else ZERO
 
 
 def rounded(value: Decimal) -> Decimal:
-    """Round to the places of an amount, half to even, without trailing zeros."""
-    return plain(exact.quantize(value, _UNIT))
+    """Round a number to the places of an amount, half to even."""
+    return plain(_ROUNDED.quantize(value, _UNIT))
 
 
-def plain(value: Decimal) -> Decimal:
-    """Return the same number without trailing zeros and without an exponent."""
-    found = exact.normalize(value)
-    return exact.quantize(found, Decimal(1)) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]
+def quotient(value: Decimal, divisor: Decimal) -> Decimal:
+    """Divide, and round the result to the places of an amount, half to even."""
+    return rounded(_ROUNDED.divide(value, divisor))
+
+
+Price = Annotated[Amount, AfterValidator(plain)]
+"""A positive price, quantity or limit of money, written in one way."""
+
+SignedAmount = Annotated[
+    Decimal,
+    Field(gt=-AMOUNT_LIMIT, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES),
+    AfterValidator(plain),
+]
+"""A position (negative: short) or a sum of money."""
+
+Limit = Annotated[
+    Decimal, Field(ge=0, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES), AfterValidator(plain)
+]
+"""A limit of money, which may be 0."""
+
+FIGURE_PLACES = 24
+"""Decimal places of a computed figure: those of a quantity times a price."""
+
+FIGURE_LIMIT = 10**50
+"""Figures are below it."""
+
+Figure = Annotated[
+    Decimal, Field(gt=-FIGURE_LIMIT, lt=FIGURE_LIMIT, max_digits=80, decimal_places=FIGURE_PLACES)
+]
+"""A computed figure: a product or a sum of quantities and prices."""

@@ -135,6 +135,16 @@ CODES: dict[str, int] = {
     "E_FILL_UNKNOWN": 404,
     "E_FILL_REUSED": 409,
     "E_FILL_EXCEEDS": 422,
+    # allocation and rebalancing
+    "E_ALLOCATION_MISSING": 422,
+    "E_ALPHA_METRICS_REQUIRED": 422,
+    "E_INSTRUMENT_UNKNOWN": 422,
+    "E_MARK_CONFLICT": 422,
+    "E_ORDER_SCOPE": 422,
+    "E_OVERLAY": 422,
+    "E_QUANTITY_RANGE": 422,
+    "E_SHARED_ACCOUNT_DISABLED": 403,
+    "E_SHARED_ACCOUNT_POLICY": 422,
     # extensions
     "E_EXTENSION": 422,
     "E_EXTENSION_UNKNOWN": 422,

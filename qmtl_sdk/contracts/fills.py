@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qmtl_sdk.contracts.amounts import ZERO, Amount, Change, exact, rounded, total
+from qmtl_sdk.contracts.amounts import EXACT, ZERO, Amount, SignedAmount, exact_sum, quotient
+from qmtl_sdk.contracts.instruments import Symbol
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
@@ -18,9 +19,6 @@ Side = Literal["buy", "sell"]
 
 FillId = Annotated[PlainLine, Field(min_length=1, max_length=128)]
 """The venue's id of a fill, unique among the fills of its account."""
-
-Symbol = Annotated[PlainLine, Field(min_length=1, max_length=64)]
-"""The name of an instrument at its venue."""
 
 Account = Annotated[PlainLine, Field(min_length=1, max_length=64)]
 """An account at a venue, which holds positions and cash."""
@@ -36,7 +34,7 @@ class Fill(Model):
     fill_id: FillId
     quantity: Amount
     price: Amount
-    fee: Change = ZERO
+    fee: SignedAmount = ZERO
     venue: Account
     at: UtcTime | None = None
 
@@ -83,11 +81,11 @@ def filled_by(fills: Iterable[Fill]) -> Filled | None:
     found = list(fills)
     if not found:
         return None
-    quantity = total(fill.quantity for fill in found)
-    value = total(exact.multiply(fill.quantity, fill.price) for fill in found)
+    quantity = exact_sum(fill.quantity for fill in found)
+    value = exact_sum(EXACT.multiply(fill.quantity, fill.price) for fill in found)
     return Filled(
         quantity=quantity,
-        price=rounded(exact.divide(value, quantity)),
-        fee=total(fill.fee for fill in found),
+        price=quotient(value, quantity),
+        fee=exact_sum(fill.fee for fill in found),
         venue=found[-1].venue,
     )

@@ -10,8 +10,9 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from qmtl_sdk.contracts.amounts import ZERO, Amount, Change, exact, plain, rounded
-from qmtl_sdk.contracts.fills import Account, FillId, Symbol
+from qmtl_sdk.contracts.amounts import EXACT, ZERO, Amount, SignedAmount, plain, quotient
+from qmtl_sdk.contracts.fills import Account, FillId
+from qmtl_sdk.contracts.instruments import Symbol
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime
@@ -74,12 +75,12 @@ class Position(Model):
     @property
     def average(self) -> Decimal:
         """The average cost of a unit, rounded to twelve places; 0 without a position."""
-        return rounded(exact.divide(self.cost, self.quantity)) if self.quantity else ZERO
+        return quotient(self.cost, self.quantity) if self.quantity else ZERO
 
     @property
     def unrealised(self) -> Decimal:
         """The profit that closing at the mark would realise."""
-        return plain(exact.subtract(exact.multiply(self.quantity, self.mark), self.cost))
+        return plain(EXACT.subtract(EXACT.multiply(self.quantity, self.mark), self.cost))
 
 
 class PositionKey(NamedTuple):
@@ -135,9 +136,9 @@ class Booking(Model):
     strategy_id: PlainLine = Field(min_length=1, max_length=128)
     account: Account
     symbol: Symbol
-    amount: Change | None = None
+    amount: SignedAmount | None = None
     ratio: Amount | None = None
-    quantity: Change | None = None
+    quantity: SignedAmount | None = None
     price: Amount | None = None
     corrects: FillId | None = None
     reason: PlainLine = Field(min_length=1, max_length=300)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from activities.ledger.booking import book, postings
-from qmtl_sdk.contracts.amounts import exact, negated, plain, rounded, total
+from qmtl_sdk.contracts.amounts import EXACT, exact_sum, negated, plain, rounded
 from qmtl_sdk.contracts.ledger import Booking, Entry, EntryKind, Position
 
 D = Decimal
@@ -106,14 +106,14 @@ def test_every_sum_is_exact_whatever_is_booked(given_entries: list[Entry]) -> No
         booked, position = book(position, each)
         for posting in postings(booked):
             key = (posting.account, posting.commodity)
-            accounts[key] = exact.add(accounts.get(key, D(0)), posting.amount)
+            accounts[key] = EXACT.add(accounts.get(key, D(0)), posting.amount)
     commodities = {commodity for _, commodity in accounts}
     for commodity in commodities:
-        assert total(amount for (_, of), amount in accounts.items() if of == commodity) == 0
+        assert exact_sum(amount for (_, of), amount in accounts.items() if of == commodity) == 0
     assert accounts.get(("position:paper", "AAPL"), D(0)) == position.quantity
     assert accounts.get(("cash:paper", "money"), D(0)) == position.cash
     fees_of = (position.realised, position.income, negated(position.fees), negated(position.cost))
-    assert position.cash == total(fees_of)
+    assert position.cash == exact_sum(fees_of)
     assert position.quantity != 0 or position.cost == 0
 
 

@@ -16,16 +16,32 @@ from activities.settings import Settings
 from api.gateway import create_app
 from api.metrics import count_refusal, count_unknown, exposition
 from qmtl_sdk import QmtlError
+from qmtl_sdk.contracts.allocations import AllocationUpdate
 from qmtl_sdk.contracts.dag import NodeRecord
 from qmtl_sdk.contracts.durations import seconds
 from qmtl_sdk.contracts.expressions import evaluate, parse
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import policy_from
+from qmtl_sdk.contracts.rebalance_plan import RebalancePlan
+from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
 from qmtl_sdk.contracts.stream import ClientFrame
 from qmtl_sdk.contracts.worlds import LAST_TIME, Clock, Replay, WorldSpec, parse_world
 from tests.support import ROOT
 
 Schema = dict[str, Any]
+
+_WEIGHTS = ["after", "before", "strategies{}", "weight"]
+_RULES = ["cost_bps", "lot", "margin_rate", "min_trade_notional", "tick"]
+_LIMITS = ["cash", "equity", "max_gross_notional", "max_net_notional", "max_turnover", "min_margin_headroom"]
+_FIGURES = [
+    "cost",
+    "from_quantity",
+    "mark",
+    "notional",
+    "price_by_symbol{}",
+    "target_quantity",
+    "to_quantity",
+]
 
 EXEMPT = {
     ".quantity: maxLength": "max_digits limits a decimal that is written as text",
@@ -36,6 +52,7 @@ EXEMPT = {
     ".ratio: maxLength": "as above",
     ".max_quantity: maxLength": "as above",
     ".max_notional: maxLength": "as above",
+    **{f".{name}: maxLength": "as above" for name in (*_WEIGHTS, *_RULES, *_LIMITS, *_FIGURES)},
     ".options{}: minimum": "any finite number may be an option of a package",
     ".options{}: maximum": "as above",
     "(QueueMessage).values{}: minimum": "any finite number may be an output of a node",
@@ -118,6 +135,9 @@ def places() -> Iterator[str]:
         ("frame", ClientFrame.json_schema()),
         ("spec", WorldSpec.model_json_schema()),
         ("policy", Policy.model_json_schema()),
+        ("allocations", AllocationUpdate.model_json_schema()),
+        ("rebalancing", MultiWorldRebalanceRequest.model_json_schema()),
+        ("rebalance plan", RebalancePlan.model_json_schema()),
     ):
         yield from unlimited(schema, name, schema["$defs"])
 

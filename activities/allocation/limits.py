@@ -1,0 +1,123 @@
+"""Cash and turnover: reductions first, then as much of the increases as the limits allow.
+
+What does not fit is scaled down in one proportion, rounded toward zero to lots, and listed with the reason.
+An increase locks margin and pays its cost from cash; a reduction releases margin before. A reduction is never
+held back for lack of cash.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+from activities.allocation.netting import Trade
+from activities.allocation.parts import parts_of
+from qmtl_sdk.contracts.allocations import AccountLimits
+from qmtl_sdk.contracts.amounts import EXACT, exact_sum, plain
+from qmtl_sdk.contracts.rebalance_plan import Dropped, DropReason
+
+_Need = Callable[[Trade], Decimal]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What orders may use of an account's cash and turnover. None: no limit."""
+
+    cash: Decimal | None = None
+    turnover: Decimal | None = None
+
+    @classmethod
+    def of(cls, limits: AccountLimits) -> "Budget":
+        """Return the budget that an account has before any order."""
+        return cls(limits.cash, limits.max_turnover)
+
+    def fit(self, trades: Iterable[Trade], times: int = 1) -> tuple[list[Trade], list[Dropped]]:
+        """Return the trades with what fits of each, in the same order, and what was cut off them.
+
+        `times`: how often each is traded; 2 where it is taken back later.
+        """
+        fitted = list(trades)
+        dropped: list[Dropped] = []
+        if self.turnover is not None:
+            cut = _fit_turnover(fitted, self.turnover, times)
+            dropped += _dropped(fitted, cut, "turnover", self.turnover)
+            fitted = cut
+        if self.cash is not None:
+            cut = _fit_cash(fitted, self.cash, times)
+            dropped += _dropped(fitted, cut, "cash", self.cash)
+            fitted = cut
+        return fitted, dropped
+
+    def after(self, trades: Iterable[Trade], times: int) -> "Budget":
+        """Return what trades leave for others that are executed after them."""
+        done = list(trades)
+        spent = exact_sum(trade.cash_need(times) for trade in done)
+        traded = exact_sum(_turnover(trade, times) for trade in done)
+        return Budget(
+            None if self.cash is None else EXACT.subtract(self.cash, spent),
+            None if self.turnover is None else EXACT.subtract(self.turnover, traded),
+        )
+
+
+def _fit_turnover(trades: list[Trade], limit: Decimal, times: int) -> list[Trade]:
+    reductions = {index for index, trade in enumerate(trades) if trade.reduces}
+    reduced = _cut(trades, reductions, lambda trade: _turnover(trade, times), limit)
+    used = exact_sum(_turnover(reduced[index], times) for index in reductions)
+    left = EXACT.subtract(limit, used)
+    return _cut(reduced, _increases(trades), lambda trade: _turnover(trade, times), left)
+
+
+def _fit_cash(trades: list[Trade], limit: Decimal, times: int) -> list[Trade]:
+    used = exact_sum(trade.cash_need(times) for trade in trades if trade.reduces)
+    left = EXACT.subtract(limit, used)
+    return _cut(trades, _increases(trades), lambda trade: max(trade.cash_need(times), Decimal(0)), left)
+
+
+def _turnover(trade: Trade, times: int) -> Decimal:
+    return EXACT.multiply(Decimal(times), trade.notional)
+
+
+def _increases(trades: list[Trade]) -> set[int]:
+    """Return where the increases are. A trade that crosses zero is one, as a whole: it is executed last."""
+    return {index for index, trade in enumerate(trades) if trade.lots and not trade.reduces}
+
+
+def _cut(trades: list[Trade], chosen: set[int], need: _Need, available: Decimal) -> list[Trade]:
+    """Return the trades, the chosen ones scaled down in one proportion until they need what is available."""
+    needs = {index: need(trades[index]) for index in chosen}
+    total = exact_sum(needs.values())
+    left = max(available, Decimal(0))
+    if total <= left:
+        return list(trades)
+    share = Fraction(left) / Fraction(total)
+    return [
+        trade.limited_to(math.trunc(trade.lots * share)) if needs.get(index) else trade
+        for index, trade in enumerate(trades)
+    ]
+
+
+def _dropped(before: list[Trade], after: list[Trade], reason: DropReason, limit: Decimal) -> list[Dropped]:
+    detail = f"{reason} is limited to {plain(limit):f}"
+    return [
+        _cut_off(whole, part, reason, detail)
+        for whole, part in zip(before, after, strict=True)
+        if whole.lots != part.lots
+    ]
+
+
+def _cut_off(trade: Trade, part: Trade, reason: DropReason, detail: str) -> Dropped:
+    """Return what a trade loses that is cut to `part`; where nothing is left, what strategies exchange."""
+    quantity = plain(EXACT.subtract(trade.quantity, part.quantity))
+    return Dropped(
+        phase=trade.phase,
+        world_id=trade.world_id,
+        strategy_id=trade.strategy_id,
+        venue=trade.instrument.venue,
+        symbol=trade.instrument.symbol,
+        quantity=quantity,
+        notional=plain(EXACT.multiply(quantity, trade.mark)),
+        parts=() if part.lots else parts_of(part),
+        reason=reason,
+        detail=detail,
+    )

@@ -1,0 +1,93 @@
+"""What each position should become when the weights of worlds and strategies change.
+
+A world's scale is after / before; where it had nothing before, 1 if it has something after, else 0. A
+strategy with a weight of its own has its own scale, the others that of their world. Scales are exact
+fractions: with a rounded 2/3, a change of one whole lot would be rounded down to none.
+"""
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from fractions import Fraction
+
+from activities.allocation.netting import Holding
+from qmtl_sdk.contracts.allocations import AllocationChange
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.instruments import Instruments
+from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest, PositionSlice
+
+Marks = Mapping[tuple[str, str], Decimal]
+"""The price of each instrument, by venue and symbol."""
+
+
+def scale(before: Decimal, after: Decimal) -> Fraction:
+    """Return by how much the positions of a world or strategy are multiplied."""
+    if before:
+        return Fraction(after) / Fraction(before)
+    return Fraction(1 if after else 0)
+
+
+class Scales:
+    """The scales of one world and of its strategies."""
+
+    def __init__(self, change: AllocationChange) -> None:
+        self.world = scale(change.before, change.after)
+        self._own = {item.strategy_id: scale(item.before, item.after) for item in change.strategies}
+
+    def of(self, strategy_id: str) -> Fraction:
+        """Return the scale of a strategy's positions."""
+        return self._own.get(strategy_id, self.world)
+
+
+def scaled_holdings(request: MultiWorldRebalanceRequest, instruments: Instruments) -> Iterator[Holding]:
+    """Yield every position with the change that its scale asks for.
+
+    Raises QmtlError: E_ALLOCATION_MISSING, E_INSTRUMENT_UNKNOWN.
+    """
+    scales = {change.world_id: Scales(change) for change in request.worlds}
+    for position in request.positions:
+        if position.world_id not in scales:
+            raise QmtlError(
+                "E_ALLOCATION_MISSING",
+                f"world {position.world_id} has positions and no allocation",
+                "name its weight before and after, also where it does not change",
+                world_id=position.world_id,
+                strategy_id=position.strategy_id,
+            )
+        factor = scales[position.world_id].of(position.strategy_id) - 1
+        yield Holding(
+            world_id=position.world_id,
+            strategy_id=position.strategy_id,
+            instrument=instruments.find(position.venue, position.symbol),
+            quantity=position.quantity,
+            gap=Fraction(position.quantity) * factor if factor else Fraction(),
+        )
+
+
+def marks_of(request: MultiWorldRebalanceRequest, instruments: Instruments) -> Marks:
+    """Return the one mark of each instrument. Raises QmtlError: E_MARK_CONFLICT, E_INSTRUMENT_UNKNOWN."""
+    marks: dict[tuple[str, str], Decimal] = {}
+    for position in request.positions:
+        _add_mark(marks, instruments, position)
+    return marks
+
+
+def add_mark(marks: dict[tuple[str, str], Decimal], key: tuple[str, str], mark: Decimal) -> None:
+    """Add the mark of an instrument. Raises QmtlError (E_MARK_CONFLICT) where it has another one."""
+    known = marks.setdefault(key, mark)
+    if known != mark:
+        venue, symbol = key
+        raise QmtlError(
+            "E_MARK_CONFLICT",
+            f"{symbol} at venue {venue!r} is marked at {known} and at {mark}",
+            "send one mark for each instrument, all as of the same time",
+            venue=venue,
+            symbol=symbol,
+            marks=[str(known), str(mark)],
+        )
+
+
+def _add_mark(
+    marks: dict[tuple[str, str], Decimal], instruments: Instruments, position: PositionSlice
+) -> None:
+    instrument = instruments.find(position.venue, position.symbol)
+    add_mark(marks, (instrument.venue, instrument.symbol), position.mark)

@@ -1,0 +1,229 @@
+"""Allocations: which share of the whole capital each world has, and each strategy of a world.
+
+All weights are shares of the same capital. A strategy that has half of a world with 0.3 has 0.15.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from qmtl_sdk.contracts.amounts import EXACT, Limit, SignedAmount, exact_sum, plain
+from qmtl_sdk.contracts.canonical import hash_of
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.texts import PlainLine
+from qmtl_sdk.contracts.worlds import UtcTime, WorldId
+
+MAX_WORLDS = 1000
+"""Worlds among which the capital is divided."""
+
+MAX_STRATEGIES = 1000
+"""Strategies of a world with a weight of their own."""
+
+WEIGHT_PLACES = 12
+"""Decimal places of a world's weight. A strategy's has twice as many: it is a share of a share."""
+
+StrategyId = Annotated[PlainLine, Field(min_length=1, max_length=128)]
+"""The id of a strategy."""
+
+Weight = Annotated[Decimal, Field(ge=0, le=1, decimal_places=WEIGHT_PLACES), AfterValidator(plain)]
+"""A world's share of the capital, 0 to 1."""
+
+StrategyWeight = Annotated[
+    Decimal, Field(ge=0, le=1, decimal_places=2 * WEIGHT_PLACES), AfterValidator(plain)
+]
+"""A strategy's share of the capital, 0 to 1."""
+
+
+def sort_by(key: Callable[[Any], Any]) -> AfterValidator:
+    """Return a validator that sorts a tuple, so that the order of what is sent means nothing.
+
+    (Any: the elements of any tuple.)
+    """
+    return AfterValidator(lambda items: tuple(sorted(items, key=key)))
+
+
+class WorldAllocation(Model):
+    """A world's weight, and the weights of those of its strategies that have one of their own."""
+
+    world_id: WorldId
+    weight: Weight
+    strategies: dict[StrategyId, StrategyWeight] = Field({}, max_length=MAX_STRATEGIES)
+
+    @classmethod
+    def of_shares(cls, world_id: str, weight: Decimal, shares: Mapping[str, Decimal]) -> Self:
+        """Return the allocation of a world whose strategies have these shares of it."""
+        totals = {name: EXACT.multiply(weight, share) for name, share in shares.items()}
+        return cls(world_id=world_id, weight=weight, strategies=totals)
+
+    @model_validator(mode="after")
+    def _strategies_share_the_world(self) -> Self:
+        require_sum(self.strategies.values(), self.weight, f"the strategies of {self.world_id}")
+        return self
+
+
+Allocations = Annotated[
+    tuple[WorldAllocation, ...], Field(max_length=MAX_WORLDS), sort_by(lambda item: item.world_id)
+]
+"""The allocations of several worlds, sorted by world."""
+
+
+class AllocationUpdate(Model):
+    """`POST /allocations`: the allocations of all worlds. `etag`: refuse unless the present ones have it."""
+
+    allocations: Allocations
+    etag: PlainLine = Field("", max_length=128)
+
+    @model_validator(mode="after")
+    def _worlds_share_the_capital(self) -> Self:
+        require_worlds(self.allocations)
+        return self
+
+
+class AllocationSnapshot(Model):
+    """The allocations of all worlds at a time. The etag is a hash of their content, never of the clock."""
+
+    allocations: Allocations
+    updated_at: UtcTime
+    etag: str = Field("", max_length=128)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_etag(cls, body: Any) -> Any:
+        """Set the etag where there is none. (Any: pydantic's own types.)"""
+        if isinstance(body, dict) and not body.get("etag") and "allocations" in body:
+            update = AllocationUpdate(allocations=body["allocations"])
+            return {**body, "etag": allocations_etag(update.allocations)}
+        return body
+
+    def age(self, now: datetime) -> timedelta:
+        """Return how long ago the allocations were set."""
+        return now - self.updated_at
+
+    def is_stale(self, now: datetime, limit: timedelta) -> bool:
+        """Whether the allocations are older than a limit."""
+        return self.age(now) > limit
+
+    def require_etag(self, etag: str) -> None:
+        """Raise QmtlError (E_ETAG, with the present etag) if another one is expected. Empty: any."""
+        if etag and etag != self.etag:
+            raise QmtlError(
+                "E_ETAG",
+                "the allocations have changed since they were read",
+                "read them again with: qmtl world allocations",
+                etag=self.etag,
+                given=etag,
+            )
+
+
+class AccountLimits(Model):
+    """Limits on the orders of one account. None: no limit.
+
+    `cash` is what positions do not lock: an increase locks its margin, a reduction releases it, and costs are
+    paid from it. `max_turnover` limits the sum of the notionals of all orders.
+    """
+
+    cash: SignedAmount | None = None
+    max_turnover: Limit | None = None
+
+
+class StrategyChange(Model):
+    """A strategy's weight before and after."""
+
+    strategy_id: StrategyId
+    before: StrategyWeight
+    after: StrategyWeight
+
+
+_StrategyChanges = Annotated[
+    tuple[StrategyChange, ...], Field(max_length=MAX_STRATEGIES), sort_by(lambda item: item.strategy_id)
+]
+
+
+class AllocationChange(Model):
+    """A world's weight before and after, and those of its strategies that get a weight of their own.
+
+    The positions of other strategies are scaled like the world. `limits` are those of the world's account.
+    """
+
+    world_id: WorldId
+    before: Weight
+    after: Weight
+    strategies: _StrategyChanges = ()
+    limits: AccountLimits = AccountLimits()
+
+    @model_validator(mode="after")
+    def _strategies_share_the_world(self) -> Self:
+        names = [item.strategy_id for item in self.strategies]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a strategy of {self.world_id} is named twice")
+        what = f"the strategies of {self.world_id}"
+        require_sum((item.before for item in self.strategies), self.before, f"{what} before")
+        require_sum((item.after for item in self.strategies), self.after, f"{what} after")
+        return self
+
+
+class WorldWeight(Model):
+    """A proposed weight of a world, and why."""
+
+    world_id: WorldId
+    weight: Weight
+    why: str = Field(max_length=300)
+
+
+class WeightProposal(Model):
+    """Proposed weights of worlds. What they leave of the capital stays uninvested."""
+
+    method: Literal["equal_risk", "drift_bands"]
+    weights: tuple[WorldWeight, ...] = Field(max_length=MAX_WORLDS)
+
+    @property
+    def explanation(self) -> str:
+        """One line for each world: its weight and why."""
+        return "\n".join(f"{item.world_id}: {item.weight} ({item.why})" for item in self.weights)
+
+
+def allocations_etag(allocations: Iterable[WorldAllocation]) -> str:
+    """Return the hash of allocations: equal allocations have equal etags, at any time and in any order."""
+    ordered = sorted(allocations, key=lambda item: item.world_id)
+    return hash_of([item.json_dict() for item in ordered])
+
+
+def changes_between(
+    before: Iterable[WorldAllocation], after: Iterable[WorldAllocation]
+) -> tuple[AllocationChange, ...]:
+    """Return the change of every world. One that `after` does not name keeps what it has."""
+    old = {item.world_id: item for item in before}
+    new = {item.world_id: item for item in after}
+    return tuple(_change(old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys()))
+
+
+def _change(before: WorldAllocation | None, after: WorldAllocation | None) -> AllocationChange:
+    after = after or before
+    assert after is not None  # its name comes from one of the two
+    before = before or WorldAllocation(world_id=after.world_id, weight=Decimal(0))
+    strategies = tuple(
+        StrategyChange(strategy_id=name, before=before.strategies.get(name, Decimal(0)), after=weight)
+        for name, weight in after.strategies.items()
+    )
+    return AllocationChange(
+        world_id=after.world_id, before=before.weight, after=after.weight, strategies=strategies
+    )
+
+
+def require_worlds(allocations: Iterable[WorldAllocation]) -> None:
+    """Raise ValueError where a world is named twice or the weights of all worlds are above 1."""
+    items = tuple(allocations)
+    if len({item.world_id for item in items}) < len(items):
+        raise ValueError("a world is named twice")
+    require_sum((item.weight for item in items), Decimal(1), "the worlds")
+
+
+def require_sum(weights: Iterable[Decimal], limit: Decimal, what: str) -> None:
+    """Raise ValueError where weights add up to more than a limit."""
+    total = exact_sum(weights)
+    if total > limit:
+        raise ValueError(f"the weights of {what} add up to {plain(total)}, above {limit}")
