@@ -140,13 +140,12 @@ def _trading_hours(calendar: str, first: int, last: int) -> tuple[np.ndarray, np
     """Return when trading begins and ends (int64, ns), twice for a session with a break."""
     hours = _exchange_of_years(calendar, first, last).schedule
     opens, ends, starts, closes = (
-        hours[name].to_numpy().astype("datetime64[ns]")
+        pd.DatetimeIndex(hours[name]).tz_convert("UTC").as_unit("ns")
         for name in ("open", "break_start", "break_end", "close")
     )
-    has_break = ~np.isnat(ends)
-    until_break = np.where(has_break, ends, closes)
-    begin = np.concatenate([opens, starts[has_break]]).astype("int64")
-    end = np.concatenate([until_break, closes[has_break]]).astype("int64")
+    has_break = ~ends.isna()
+    begin = np.concatenate([opens.asi8, starts.asi8[has_break]])
+    end = np.concatenate([np.where(has_break, ends.asi8, closes.asi8), closes.asi8[has_break]])
     order = np.argsort(begin)
     return begin[order], end[order]
 
