@@ -143,7 +143,7 @@ def _trading_hours(calendar: str, first: int, last: int) -> tuple[np.ndarray, np
         pd.DatetimeIndex(hours[name]).tz_convert("UTC").as_unit("ns")
         for name in ("open", "break_start", "break_end", "close")
     )
-    has_break = ~ends.isna()
+    has_break = np.asarray(ends.notna())
     begin = np.concatenate([opens.asi8, starts.asi8[has_break]])
     end = np.concatenate([np.where(has_break, ends.asi8, closes.asi8), closes.asi8[has_break]])
     order = np.argsort(begin)

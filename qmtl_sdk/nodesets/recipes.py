@@ -68,7 +68,8 @@ def make_intent_first_nodeset(
 
     `thresholds`, `long_weight`, `short_weight` and `period`: as `PositionTargetNode`. `initial_cash`: as
     `SizingNode`. `execution_model`: as `ExecutionNode`. `risk` (without `max_gross`, which needs a
-    portfolio), `calendar` and `blackouts`: limits and hours, as `RiskControlNode` and `TimingGateNode`.
+    portfolio), `calendar` and `blackouts`: limits and hours, as `RiskControlNode` and `TimingGateNode`, which
+    holds a target for `period` bars as well.
     `world_id` changes no node: the same strategy has the same identity in every world.
 
     Raises QmtlError: E_NODE_OPTION and E_NODE_INPUT, as the nodes.
@@ -80,13 +81,14 @@ def make_intent_first_nodeset(
             f"the pipeline of {symbol or 'an instrument'} has no option {', '.join(unknown)}",
             f"it has: {', '.join(IntentFirstOptions.__annotations__)}",
         )
+    period = options.get("period", MEMORY)
     steps: dict[str, Node] = {}
     steps["target"] = PositionTargetNode(
         signal,
         options.get("thresholds", INTENT_FIRST_DEFAULT_THRESHOLDS),
         long_weight=options.get("long_weight", 1.0),
         short_weight=options.get("short_weight", -1.0),
-        period=options.get("period", MEMORY),
+        period=period,
         name=f"{symbol} target",
     )
     last = steps["target"]
@@ -97,7 +99,7 @@ def make_intent_first_nodeset(
         last = steps["risk"] = RiskControlNode(last, risk, price=price_node, name=f"{symbol} risk")
     if calendar is not None or blackouts:
         last = steps["timing"] = TimingGateNode(
-            last, calendar=calendar, blackouts=blackouts, name=f"{symbol} timing"
+            last, calendar=calendar, blackouts=blackouts, period=period, name=f"{symbol} timing"
         )
     last = steps["sizing"] = SizingNode(
         last, price_node, symbol=symbol, initial_cash=options.get("initial_cash"), name=f"{symbol} sizing"
