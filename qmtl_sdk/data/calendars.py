@@ -129,7 +129,7 @@ def is_open(calendar: str, times: np.ndarray) -> np.ndarray:
     earliest, latest = _bounds(calendar)
     if last < earliest or first > latest:
         return np.zeros(len(times), dtype=bool)
-    opens, closes = _trading_hours(calendar, max(first, earliest).year, min(last, latest).year)
+    opens, closes = _trading_hours(calendar, *_decades(max(first, earliest), min(last, latest)))
     at = np.searchsorted(opens, times, side="right") - 1
     found: np.ndarray = (at >= 0) & (times < closes[np.maximum(at, 0)])
     return found
@@ -164,8 +164,13 @@ def _sessions(calendar: str, first: int, last: int) -> np.ndarray:
     if end < earliest or start > latest:
         return np.array([], dtype="int64")
     # A calendar of a range without a session raises an error; one of whole years has sessions.
-    sessions = _sessions_of_years(calendar, max(start, earliest).year, min(end, latest).year)
+    sessions = _sessions_of_years(calendar, *_decades(max(start, earliest), min(end, latest)))
     return sessions[(sessions >= start.value) & (sessions <= end.value)]
+
+
+def _decades(first: pd.Timestamp, last: pd.Timestamp) -> tuple[int, int]:
+    """Return the first and the last year of the decades of two times: windows of one history share them."""
+    return first.year // 10 * 10, last.year // 10 * 10 + 9
 
 
 @functools.lru_cache(maxsize=32)  # an exchange's calendar takes 0.4 s to make
