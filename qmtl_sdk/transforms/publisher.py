@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from qmtl_sdk.brokerage.models import as_decimal
 from qmtl_sdk.brokerage.targets import Target, TargetUnit
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.bars import NS
 from qmtl_sdk.nodes.node import Node
-from qmtl_sdk.nodes.view import CacheView
+from qmtl_sdk.nodes.view import CacheView, Window
 from qmtl_sdk.transforms.columns import (
     NOTIONAL,
     PRICE,
@@ -40,6 +42,10 @@ TARGET_UNITS: dict[str, TargetUnit] = {
 """What each column of a target means. The first that a row has decides."""
 
 
+MAX_SYMBOLS = 66
+"""Symbols of one publisher: a row of a queue has at most 200 columns, and each symbol takes three."""
+
+
 class TradeOrderPublisherNode(Node):
     """Publishes the newest row of its input as an order or a target.
 
@@ -67,6 +73,12 @@ class TradeOrderPublisherNode(Node):
                 name,
                 "its instruments are not named once each",
                 "map each symbol to its node, without symbol=",
+            )
+        if len(self.sources) > MAX_SYMBOLS:
+            raise option_error(
+                name,
+                f"it publishes {len(self.sources)} symbols, of at most {MAX_SYMBOLS}",
+                "use several publishers",
             )
         inputs = {node.node_id: node for node in self.sources.values()}
         super().__init__(
@@ -167,5 +179,12 @@ def _newest_rows(view: CacheView, sources: Mapping[str, Node]) -> dict[str, floa
     return {
         f"{symbol}.{name}": float(values[-1]) if window.ts[-1] + window.interval * NS == newest else math.nan
         for symbol, window in windows.items()
-        for name, values in carried(window).items()
+        for name, values in _published(window).items()
     }
+
+
+def _published(window: Window) -> dict[str, np.ndarray]:
+    """Return the column that decides, the price, and whether it may be traded."""
+    columns = carried(window)
+    wanted = [*[name for name in TARGET_UNITS if name in columns][:1], PRICE, TRADABLE]
+    return {name: columns[name] for name in wanted if name in columns}

@@ -15,6 +15,7 @@ from qmtl_sdk import Node, QmtlError, Strategy, StreamInput, TradeOrderPublisher
 from qmtl_sdk.brokerage.models import ExecutionModel, FillModel, PercentFee
 from qmtl_sdk.brokerage.simulation import Simulation
 from qmtl_sdk.compute.output import NodeOutput
+from qmtl_sdk.contracts.sessions import QueueMessage
 from qmtl_sdk.contracts.worlds import Execution, World, WorldSpec
 from qmtl_sdk.data.bars import Bars, from_ns
 from qmtl_sdk.nodes.strategy import BuiltStrategy
@@ -30,6 +31,7 @@ from qmtl_sdk.runtime.intents import IntentBuilder
 from qmtl_sdk.runtime.orders import OrderIntent
 from qmtl_sdk.transforms.execution import ExecutionNode, SizingNode
 from qmtl_sdk.transforms.position_target import PositionTargetNode
+from qmtl_sdk.transforms.publisher import MAX_SYMBOLS
 from qmtl_sdk.transforms.risk import RiskControlNode, RiskLimits
 from tests.support.frames import bars
 from tests.support.pipeline import computed, ohlcv
@@ -175,6 +177,7 @@ def test_an_adapter_binds_its_inputs_later() -> None:
         (lambda: TradeOrderPublisherNode({}), "not named once each"),
         (lambda: TradeOrderPublisherNode({"A": PRICE}, symbol="A"), "not named once each"),
         (lambda: TradeOrderPublisherNode({"": PRICE}), "not named once each"),
+        (lambda: TradeOrderPublisherNode({f"S{n}": PRICE for n in range(67)}), "67 symbols, of at most 66"),
         (lambda: TradeOrderPublisherNode({"A": "price"}), "is not a node"),  # type: ignore[dict-item]
     ],
 )
@@ -356,6 +359,31 @@ def test_one_publisher_for_many_symbols_publishes_what_one_for_each_does() -> No
     assert [target.value for event in found[0] for target in event.targets] == [
         Decimal(text) for text in ("0.5", "0", "0.5", "-0.2", "0", "-0.2", "-0.5", "0")
     ]
+
+
+def test_the_row_of_as_many_symbols_as_a_publisher_takes_fits_in_a_queue() -> None:
+    """Each with the column that decides, the price, and whether it may be traded."""
+    wide = Node(
+        PRICE,
+        lambda view: {
+            "target_units": 2.0,
+            "target_weight": 0.5,
+            "price": 1.0,
+            "tradable": 1.0,
+            "position": 1.0,
+        },
+        name="wide",
+    )
+    node = TradeOrderPublisherNode({f"S{n}": wide for n in range(MAX_SYMBOLS)})
+    row = computed([node], {PRICE.node_id: bars([100.0])})[node.node_id].bars.columns
+    assert set(node.rows({name: float(values[0]) for name, values in row.items()})["S0"]) == {
+        "target_units",
+        "price",
+        "tradable",
+    }
+    QueueMessage.model_validate(
+        {"key": "k", "ts": 0, "values": {name: float(values[0]) for name, values in row.items()}}
+    )
 
 
 def test_a_symbol_without_a_bar_is_missing_in_the_row() -> None:
