@@ -85,6 +85,12 @@ class RiskControlNode(TargetNode):
             raise option_error(name, "volatility and drawdown are measured on prices", "pass price=")
         if not portfolio and limits.max_gross is not None:
             raise option_error(name, "max_gross adds up a portfolio", "pass portfolio=, the targets of it")
+        if any(node.interval != target.interval for node in (*portfolio, *([price] if price else []))):
+            raise option_error(
+                name,
+                f"its inputs have other intervals than its target's {target.interval} s",
+                "windows are counted in bars: pass nodes of the target's interval",
+            )
         unique = {node.node_id: node for node in (target, *portfolio)}
         others = [unique[node_id] for node_id in sorted(unique)] if portfolio else [target]
         inputs = {node.node_id: node for node in (target, *others, *([price] if price is not None else []))}

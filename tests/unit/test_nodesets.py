@@ -268,6 +268,23 @@ def test_target_weights_of_several_symbols_add_up() -> None:
         assert np.abs(found.positions[name]).max() <= 1
 
 
+def test_a_target_that_another_symbols_limit_reads_is_an_instrument_all_the_same() -> None:
+    prices = {name: StreamInput(tags=[name, "price"], interval=60) for name in "AB"}
+
+    class Pair(Strategy):
+        def setup(self) -> None:
+            a, b = (
+                PositionTargetNode(price, long_weight=0.5, period=1, name=name)
+                for name, price in prices.items()
+            )
+            limited = RiskControlNode(a, RiskLimits(max_gross=1), portfolio=[b], name="A limited")
+            self.add_nodes([b, SizingNode(limited, prices["A"], symbol="A", name="A sized")])
+
+    found = measured(BuiltStrategy(Pair), {price: bars([1.0, 2.0, 2.0]) for price in prices.values()})
+    assert set(found.positions) == {"A sized", "B"}
+    np.testing.assert_allclose(found.values, [0, 1.0, 0])
+
+
 def test_symbols_that_are_always_flat_have_returns_of_0() -> None:
     strategy = Several({"A": 0.5, "B": 0.2})
     rows = {"A": ([0.0, 0.0], [100.0, 110.0]), "B": ([0.0, 0.0], [10.0, 12.0])}
@@ -448,6 +465,14 @@ def test_the_most_specific_column_of_a_row_decides(row: dict[str, float], unit: 
     found = TradeOrderPublisherNode.target("A", row)
     assert found is not None
     assert (found.unit, found.value) == (unit, Decimal(value))
+
+
+@pytest.mark.parametrize(("column", "tradable"), [(0.0, False), (1.0, True), (None, True)])
+def test_a_row_says_whether_it_may_be_traded(column: float | None, tradable: bool) -> None:
+    row = {"target_weight": 0.5} if column is None else {"target_weight": 0.5, "tradable": column}
+    found = TradeOrderPublisherNode.target("A", row)
+    assert found is not None
+    assert found.tradable is tradable
 
 
 def test_a_row_without_a_target_says_nothing() -> None:

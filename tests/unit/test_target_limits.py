@@ -113,6 +113,16 @@ def test_prices_of_other_times_are_those_known_by_then() -> None:
     assert output.bars.columns["target_weight"][output.first :].tolist()[-5:] == [0.0, 0.0, 1.0, 1.0, 1.0]
 
 
+def test_a_price_before_its_window_is_not_seen() -> None:
+    """The target lacks three bars, so that its window begins before that of the price."""
+    node = RiskControlNode(WANTED, RiskLimits(max_drawdown=0.1, drawdown_window=2), price=PRICE)
+    full = wanted([1.0] * 6)
+    target = Bars(full.ts[[0, 4, 5]], {"target_weight": np.ones(3)}, 60)
+    price = bars([100.0, 100.0, 100.0, 100.0, 80.0, 80.0])
+    output = computed([node], {WANTED.node_id: target, PRICE.node_id: price})[node.node_id]
+    assert output.bars.columns["target_weight"][output.first :].tolist() == [1.0]
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -123,6 +133,12 @@ def test_prices_of_other_times_are_those_known_by_then() -> None:
         (lambda: RiskControlNode(WANTED, RiskLimits(max_drawdown=0.1)), "pass price="),
         (lambda: RiskControlNode(WANTED, RiskLimits(max_gross=1)), "pass portfolio="),
         (lambda: RiskControlNode("A", RiskLimits(max_position=1)), "is not a node"),  # type: ignore[arg-type]
+        (
+            lambda: RiskControlNode(
+                WANTED, RiskLimits(max_drawdown=0.1), price=StreamInput(tags=["A"], interval=30)
+            ),
+            "pass nodes of the target's interval",
+        ),
         (lambda: TimingGateNode(WANTED), "it has no rule"),
         (lambda: TimingGateNode(WANTED, calendar="NEWYORK"), "'NEWYORK' is not a calendar"),
         (lambda: TimingGateNode(WANTED, calendar="24/7", closed="stop"), "closed is 'stop'"),  # type: ignore[arg-type]
