@@ -94,7 +94,7 @@ class Simulation:
             if bar.close is not None:
                 self._marks[symbol] = bar.close
         equity = self.account.equity(self._marks)
-        for target in sorted(event.targets, key=lambda target: target.symbol):
+        for target in event.targets:
             if target.tradable:
                 self._follow(target, equity, event.at)
         row = AccountRow(event.at, self.account.cash, equity, self.account.positions)
