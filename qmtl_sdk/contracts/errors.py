@@ -25,6 +25,7 @@ CODES: dict[str, int] = {
     "E_INTERVAL": 422,
     "E_PERIOD": 422,
     "E_NODE_INPUT": 422,
+    "E_NODE_OPTION": 422,
     # requests
     "E_BODY_INVALID": 422,
     "E_BODY_JSON": 422,
@@ -170,6 +171,8 @@ CODES: dict[str, int] = {
     "E_RETURNS_AMBIGUOUS": 422,
     "E_RETURNS_MISSING": 422,
     "E_COLUMN_MISSING": 422,
+    # simulated execution
+    "E_EXECUTION": 422,
     # processes and configuration
     "E_STRATEGY_FILE": 422,
     "E_CONFIG": 422,

@@ -42,12 +42,12 @@ def known(name: str) -> bool:
     return name in _CONVENTION or name in _exchanges().get_calendar_names(include_aliases=True)
 
 
-def require(name: str) -> None:
-    """Raises QmtlError (E_WORLD_INVALID) where there is no such calendar."""
+def require(name: str, code: str = "E_WORLD_INVALID") -> None:
+    """Raises QmtlError (`code`) where there is no such calendar."""
     if not known(name):
         names = [*_CONVENTION, *_exchanges().get_calendar_names(include_aliases=True)]
         raise QmtlError(
-            "E_WORLD_INVALID",
+            code,
             f"{name!r} is not a calendar{nearest(name, names)}",
             "use 24/7, 24/5 or an exchange's code such as XNYS",
         )
@@ -115,6 +115,48 @@ def off_session(bars: Bars, calendar: str) -> np.ndarray:
     return reached & ~np.isin(days, _sessions(calendar, int(bars.ts[0]), int(bars.ts[-1])))
 
 
+def is_open(calendar: str, times: np.ndarray) -> np.ndarray:
+    """Return at which times (int64, ns UTC) the market is open (bool, by time).
+
+    A session is open from its opening until before its close, except in its break. An exchange is closed
+    where its calendar does not reach.
+    """
+    if calendar == ALWAYS or not len(times):
+        return np.ones(len(times), dtype=bool)
+    if calendar == WEEKDAYS:
+        return _weekday(times)
+    first, last = pd.Timestamp(int(times.min())), pd.Timestamp(int(times.max()))
+    earliest, latest = _bounds(calendar)
+    if last < earliest or first > latest:
+        return np.zeros(len(times), dtype=bool)
+    opens, closes = _trading_hours(calendar, *_decades(max(first, earliest), min(last, latest)))
+    at = np.searchsorted(opens, times, side="right") - 1
+    found: np.ndarray = (at >= 0) & (times < closes[np.maximum(at, 0)])
+    return found
+
+
+@functools.lru_cache(maxsize=32)
+def _trading_hours(calendar: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return when trading begins and ends (int64, ns), twice for a session with a break."""
+    hours = _exchange_of_years(calendar, first, last).schedule
+    opens, ends, starts, closes = (
+        pd.DatetimeIndex(hours[name]).tz_convert("UTC").as_unit("ns")
+        for name in ("open", "break_start", "break_end", "close")
+    )
+    has_break = np.asarray(ends.notna())
+    begin = np.concatenate([opens.asi8, starts.asi8[has_break]])
+    end = np.concatenate([np.where(has_break, ends.asi8, closes.asi8), closes.asi8[has_break]])
+    order = np.argsort(begin)
+    return begin[order], end[order]
+
+
+def on_session_day(calendar: str, times: np.ndarray) -> np.ndarray:
+    """Return which times (int64, ns UTC) lie on a day with a session of the market (bool, by time)."""
+    if calendar in (ALWAYS, WEEKDAYS) or not len(times):
+        return is_open(calendar, times)
+    return np.isin(times // (DAY * NS) * (DAY * NS), _sessions(calendar, int(times.min()), int(times.max())))
+
+
 def _sessions(calendar: str, first: int, last: int) -> np.ndarray:
     """Return the exchange's sessions between two times (int64, ns), as far as its calendar reaches."""
     earliest, latest = _bounds(calendar)
@@ -122,8 +164,13 @@ def _sessions(calendar: str, first: int, last: int) -> np.ndarray:
     if end < earliest or start > latest:
         return np.array([], dtype="int64")
     # A calendar of a range without a session raises an error; one of whole years has sessions.
-    sessions = _sessions_of_years(calendar, max(start, earliest).year, min(end, latest).year)
+    sessions = _sessions_of_years(calendar, *_decades(max(start, earliest), min(end, latest)))
     return sessions[(sessions >= start.value) & (sessions <= end.value)]
+
+
+def _decades(first: pd.Timestamp, last: pd.Timestamp) -> tuple[int, int]:
+    """Return the first and the last year of the decades of two times: windows of one history share them."""
+    return first.year // 10 * 10, last.year // 10 * 10 + 9
 
 
 @functools.lru_cache(maxsize=32)  # an exchange's calendar takes 0.4 s to make
@@ -136,13 +183,18 @@ def _bounds(calendar: str) -> tuple[pd.Timestamp, pd.Timestamp]:
 @functools.lru_cache(maxsize=32)
 def _sessions_of_years(calendar: str, first: int, last: int) -> np.ndarray:
     """Return the exchange's sessions (int64, ns) of these years and some before and after."""
+    exchange = _exchange_of_years(calendar, first, last)
+    return np.asarray(exchange.sessions.to_numpy().astype("datetime64[ns]").astype("int64"))
+
+
+def _exchange_of_years(calendar: str, first: int, last: int) -> Any:
+    """Load an exchange's calendar of these years and some before and after. (Any: it has no types.)"""
     earliest, latest = _bounds(calendar)
-    exchange = _exchanges().get_calendar(
+    return _exchanges().get_calendar(
         calendar,
         start=max(pd.Timestamp(first - 1, 1, 1), earliest),
         end=min(pd.Timestamp(last + 1, 12, 31), latest),
     )
-    return np.asarray(exchange.sessions.to_numpy().astype("datetime64[ns]").astype("int64"))
 
 
 def _weekday(times: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ import pandas as pd
 
 from qmtl_sdk.contracts.canonical import hash_parts
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.identity import require_no_context
 from qmtl_sdk.nodes.syntax import attributes_read, class_tree, function_tree
 
 _QMTL_ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +77,8 @@ _PLAIN_TYPES = (
 def code_hash(function: Callable[..., Any]) -> str:
     """Return the hash of a compute function.
 
-    Raises QmtlError: E_CLOSURE_VALUE where the function uses a value without a stable form.
+    Raises QmtlError: E_CLOSURE_VALUE where the function uses a value without a stable form, E_NODE_ID_FIELDS
+    where it uses its strategy's world.
     """
     return hash_parts(*_Hasher().function(function))
 
@@ -212,6 +214,8 @@ class _Hasher:
         return self.value(value, name)
 
     def _attributes_of(self, owner: Any, names: set[str], where: str) -> list[str]:
+        if _is_strategy(owner):
+            require_no_context(dict.fromkeys(names & {"world_id"}), "the compute function")
         parts: list[str] = []
         for name in sorted(names):
             if hasattr(owner, name):

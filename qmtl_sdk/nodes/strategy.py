@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from qmtl_sdk.contracts.dag import TAG_QUERY, Dag, upstream
 from qmtl_sdk.contracts.errors import QmtlError
@@ -9,8 +10,21 @@ from qmtl_sdk.contracts.identity import node_ids_crc32
 from qmtl_sdk.nodes.node import Node, StreamInput
 
 
+class HasNodes(Protocol):
+    """A set of nodes, such as `qmtl_sdk.nodesets.recipes.NodeSet`."""
+
+    @property
+    def nodes(self) -> Sequence[Node]: ...
+
+
 class Strategy:
-    """The base class of strategies: build nodes in `setup` and pass them to `add_nodes`."""
+    """The base class of strategies: build nodes in `setup` and pass them to `add_nodes`.
+
+    `world_id` is the world that the strategy is submitted to. No compute function may use it: the same
+    strategy has the same identity in every world.
+    """
+
+    world_id = ""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -50,6 +64,17 @@ class Strategy:
         self.returns_node = returns or self.returns_node
         self.weights.update(weights or {})
 
+    def add_nodeset(self, nodeset: HasNodes) -> None:
+        """Add the nodes of a set. Raises QmtlError: E_NODE_INPUT where it has none."""
+        nodes = getattr(nodeset, "nodes", None)
+        if not nodes:
+            raise QmtlError(
+                "E_NODE_INPUT",
+                f"add_nodeset received {nodeset!r}, which has no nodes",
+                "pass a node set, such as make_intent_first_nodeset(…)",
+            )
+        self.add_nodes(nodes)
+
     @property
     def name(self) -> str:
         """The name that a person reads: the class's."""
@@ -62,11 +87,13 @@ class Strategy:
 class BuiltStrategy:
     """A strategy after `setup`: its nodes in the order of computation, each NodeID once, and its checked DAG.
 
+    `world_id`: the world that `setup` is told.
+
     Raises QmtlError: E_STRATEGY_FILE where it is not a Strategy, E_NODE_INPUT where a node has no compute
     function, and as `Dag.lint`.
     """
 
-    def __init__(self, strategy: "Strategy | type[Strategy]") -> None:
+    def __init__(self, strategy: "Strategy | type[Strategy]", world_id: str = "") -> None:
         self.strategy = strategy() if inspect.isclass(strategy) else strategy
         if not isinstance(self.strategy, Strategy):
             raise QmtlError(
@@ -75,6 +102,7 @@ class BuiltStrategy:
                 "pass a class derived from qmtl_sdk.Strategy",
             )
         if not self.strategy.nodes:
+            self.strategy.world_id = world_id
             self.strategy.setup()
         given = [
             *self.strategy.nodes,

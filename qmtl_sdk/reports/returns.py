@@ -1,4 +1,4 @@
-"""The returns of a strategy, from the node that it names or from its positions.
+"""The returns of a strategy, from the node that it names, from its positions, or from its target weights.
 
 A position that is decided at a close earns from the next bar on. An instrument is a node with a column
 `position` in −1…1 (or `signal`, 0 or 1) over one price stream. Its return is
@@ -8,10 +8,14 @@ r[t] = position[t-1] · (close[t] / close[t-1] − 1) − cost · |position[t-1]
 where cost is fee and slippage of the world's execution model. Instruments are averaged by weight. A missing
 position is flat. A missing close is carried: the return of its bar is 0, and the next known close has the
 whole move. The first return is 0, never missing.
+
+Where no node has a position, the last node with a column `target_weight` of each pipeline is an instrument. A
+target weight is a share of the whole strategy, so the instruments' returns are added up. They are recorded as
+positions with weights that sum to 1, whose products are the target weights (`target_weights`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
@@ -23,6 +27,9 @@ from qmtl_sdk.contracts.worlds import Execution
 from qmtl_sdk.data.bars import CLOSE, NS, iso, to_ns
 from qmtl_sdk.nodes.node import Node, StreamInput
 from qmtl_sdk.nodes.strategy import BuiltStrategy
+from qmtl_sdk.reports.target_weights import peaks_of, target_nodes
+from qmtl_sdk.transforms.columns import WEIGHT
+from qmtl_sdk.transforms.execution import price_streams
 
 POSITION = "position"
 SIGNAL = "signal"
@@ -62,6 +69,12 @@ class _Instrument:
     position: np.ndarray
     carried: int
 
+    def scaled(self, peak: float, total: float) -> "_Instrument":
+        """Return it with position and returns divided by its peak and multiplied by the total of all."""
+        if not peak:
+            return self
+        return replace(self, position=self.position / peak * total, returns=self.returns / peak * total)
+
 
 def position_returns(position: np.ndarray, close: np.ndarray, cost: float) -> np.ndarray:
     """Return the returns of positions decided at closes: all float64 by bar, `cost` as a fraction."""
@@ -99,6 +112,8 @@ def returns_of(
     ]
     if built.strategy.returns_node is not None:
         return _named(built.strategy.returns_node, outputs)
+    targets = [] if carriers else target_nodes(built, outputs)
+    carriers = carriers or targets
     if not carriers and any(
         node.node_type == TAG_QUERY or (node.tags and not isinstance(node, StreamInput))
         for node in built.nodes
@@ -107,7 +122,8 @@ def returns_of(
     if not carriers:
         raise QmtlError(
             "E_RETURNS_MISSING",
-            f"{built.name} has neither a node with a column position or signal nor one named with returns=",
+            f"{built.name} has no node with a column position, signal or target_weight, nor one named with "
+            "returns=",
             "return pd.DataFrame({'position': …}) from a node, or pass returns= to add_nodes",
         )
     cost = (execution.fee_bps + execution.slippage_bps) * BPS
@@ -122,6 +138,11 @@ def returns_of(
     given = [
         built.strategy.weights.get(item.node, 0.0 if built.strategy.weights else 1.0) for item in instruments
     ]
+    if targets:
+        given = peaks_of([item.position for item in instruments], built)
+        # Rounded: peaks that sum to 1 but for the last bit give no position beyond 1.
+        total = round(sum(given), 12)
+        instruments = [item.scaled(peak, total) for item, peak in zip(instruments, given, strict=True)]
     if sum(map(abs, given)) <= 0:
         raise QmtlError(
             "E_RETURNS_MISSING",
@@ -169,7 +190,7 @@ def _flat(built: BuiltStrategy, outputs: Mapping[str, NodeOutput], as_of: dateti
 def _instrument(node: Node, outputs: Mapping[str, NodeOutput], cost: float) -> _Instrument:
     price = _price_of(node, outputs)
     output, bars = outputs[node.node_id], outputs[price.node_id].bars
-    column = _position_column(output)
+    column = _position_column(output) or WEIGHT
     decided = output.bars.columns[column]
     _within(node, column, output)
     first = output.first
@@ -188,7 +209,7 @@ def _instrument(node: Node, outputs: Mapping[str, NodeOutput], cost: float) -> _
 
 def _price_of(node: Node, outputs: Mapping[str, NodeOutput]) -> StreamInput:
     """Find the one price stream that a position derives from. Raises QmtlError (E_RETURNS_AMBIGUOUS)."""
-    found = [stream for stream in _streams(node) if CLOSE in outputs[stream.node_id].bars.columns]
+    found = [stream for stream in price_streams(node) if CLOSE in outputs[stream.node_id].bars.columns]
     if len(found) == 1:
         return found[0]
     why = "no stream with a column close"

@@ -4,11 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from qmtl_sdk.contracts.dag import upstream
-from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.worlds import World
 from qmtl_sdk.data.bars import NS, iso, to_ns
-from qmtl_sdk.nodes.node import Node, StreamInput
+from qmtl_sdk.nodes.node import Node
 from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher
 from qmtl_sdk.transforms.publisher import TradeOrderPublisherNode
 
@@ -27,7 +25,7 @@ class IntentBuilder:
         self._grace_s = STALE_S * (replay.speed if replay else 1)
         self._prices: dict[str, float] = {}
         self._markets = {
-            node.node_id: market_of(node) for node in nodes if isinstance(node, TradeOrderPublisherNode)
+            node.node_id: node.markets() for node in nodes if isinstance(node, TradeOrderPublisherNode)
         }
 
     def set_price(self, node_id: str, price: float) -> None:
@@ -42,43 +40,24 @@ class IntentBuilder:
         values: Mapping[str, float],
         now: datetime,
     ) -> None:
-        """Publish the order of a row, if it has one. `ts` is the bar's time in ns, `now` the world's time."""
-        quantity = node.quantity(values)
-        if not quantity:
-            return
+        """Publish the orders of a row. `ts` is the bar's time in ns, `now` the world's time."""
         close = ts + node.interval * NS
         age_s = (to_ns(now) - close) / NS
-        symbol, stream = self._markets[node.node_id]
-        price = values.get("price", self._prices.get(stream))
-        intent = OrderIntent(
-            node.node_id,
-            ts,
-            datetime.fromisoformat(iso(close)),
-            symbol,
-            quantity,
-            None if price is None or math.isnan(price) else price,
-        )
-        if age_s > STALE_INTERVALS * node.interval + self._grace_s:
-            publisher.withhold(intent, "the bar is too old to trade on")
-        else:
-            publisher.enqueue(intent)
-
-
-def market_of(node: TradeOrderPublisherNode) -> tuple[str, str]:
-    """Return the symbol that a publisher trades, and the NodeID of the stream that gives its price.
-
-    Raises QmtlError: E_NODE_INPUT where neither the node nor its streams determine the symbol.
-    """
-    ancestors = upstream(node.inputs, lambda parent: parent.inputs)
-    streams = {parent.node_id: parent for parent in ancestors if isinstance(parent, StreamInput)}
-    if len(streams) == 1:
-        stream = next(iter(streams.values()))
-        return node.symbol or (stream.tags[0] if stream.tags else stream.label), stream.node_id
-    if node.symbol:
-        return node.symbol, next((key for key, stream in streams.items() if node.symbol in stream.tags), "")
-    raise QmtlError(
-        "E_NODE_INPUT",
-        f"{node.label} derives from {len(streams)} streams and names no symbol",
-        "name it: TradeOrderPublisherNode(…, symbol=…)",
-        node=node.node_id,
-    )
+        for key, row in node.rows(values).items():
+            quantity = node.quantity(row)
+            if not quantity:
+                continue
+            symbol, stream = self._markets[node.node_id][key]
+            price = row.get("price", self._prices.get(stream))
+            intent = OrderIntent(
+                node.node_id,
+                ts,
+                datetime.fromisoformat(iso(close)),
+                symbol,
+                quantity,
+                None if price is None or math.isnan(price) else price,
+            )
+            if age_s > STALE_INTERVALS * node.interval + self._grace_s:
+                publisher.withhold(intent, "the bar is too old to trade on")
+            else:
+                publisher.enqueue(intent)

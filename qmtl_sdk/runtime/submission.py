@@ -97,8 +97,8 @@ class Submission:
 
     def __init__(self, strategy: Author, world: str, options: SubmitOptions, config: Settings) -> None:
         self._started = time.perf_counter()
-        self._build = BuiltStrategy(strategy)
         self._world = named_world(world)
+        self._build = BuiltStrategy(strategy, self._world)
         self._options = options
         self._config = config
         self._as_of = options.as_of.isoformat() if isinstance(options.as_of, datetime) else options.as_of

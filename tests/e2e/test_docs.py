@@ -22,8 +22,17 @@ def blocks(file: str, language: str) -> list[str]:
 
 
 def test_the_readmes_strategy_is_the_example_and_runs(machine: Machine) -> None:
-    example = ROOT / "examples" / "first_strategy.py"
-    assert blocks("README.md", "python") == [example.read_text()]
+    assert blocks("README.md", "python") == [(ROOT / "examples" / "first_strategy.py").read_text()]
+    assert output_of("first_strategy.py", machine).startswith("First in equities: active, rank ")
+
+
+def test_the_example_of_a_pipeline_runs(machine: Machine) -> None:
+    assert output_of("intent_first.py", machine).startswith("IntentFirst in equities: active, rank ")
+
+
+def output_of(name: str, machine: Machine) -> str:
+    """What an example prints."""
+    example = ROOT / "examples" / name
     env = {
         **os.environ,
         "QMTL_GATEWAY__URL": machine.url,
@@ -33,7 +42,8 @@ def test_the_readmes_strategy_is_the_example_and_runs(machine: Machine) -> None:
     done = subprocess.run(
         [sys.executable, str(example)], env=env, capture_output=True, text=True, timeout=120, cwd=machine.home
     )
-    assert done.stdout.startswith("First in equities: active, rank "), done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_worlds_and_policies_of_the_docs_parse() -> None:

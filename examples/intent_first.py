@@ -1,0 +1,46 @@
+"""Say how much of AAPL to hold, and leave size and orders to the pipeline and the world."""
+
+import pandas as pd
+
+from qmtl_sdk import (
+    CacheView,
+    ExecutionModel,
+    FillModel,
+    Node,
+    Runner,
+    Strategy,
+    StreamInput,
+    Thresholds,
+    make_intent_first_nodeset,
+)
+
+DAYS = 60
+
+
+class IntentFirst(Strategy):
+    """Long while the trend is strong, from where it is above 0.6 until it is below 0.2."""
+
+    def setup(self) -> None:
+        price = StreamInput(tags=["AAPL", "price"], interval="1d", period=DAYS)
+
+        def trend(view: CacheView) -> pd.DataFrame:
+            close = view[price].frame["close"]
+            window = close.rolling(DAYS)
+            score = (close - window.mean()) / (2 * window.std())
+            return pd.DataFrame({"trend": score.clip(-1, 1)})
+
+        nodeset = make_intent_first_nodeset(
+            Node(price, trend, name="trend"),
+            self.world_id,
+            symbol="AAPL",
+            price_node=price,
+            thresholds=Thresholds(long_enter=0.6, long_exit=0.2, short_enter=-1.1, short_exit=-1.0),
+            long_weight=1.0,
+            short_weight=0.0,
+            execution_model=ExecutionModel(fills=FillModel(slippage_bps=2, lot=1)),
+        )
+        self.add_nodeset(nodeset)
+
+
+if __name__ == "__main__":
+    print(Runner.submit(IntentFirst, world="equities"))

@@ -1,0 +1,1 @@
+"""Sets of nodes that belong together."""
