@@ -146,6 +146,12 @@ class RetentionSettings(config.Section):
         return self
 
 
+class RebalancingSettings(config.Section):
+    alpha_metrics_required: bool = Field(
+        False, description="refuse requests of schema_version 1, which get no alpha metrics"
+    )
+
+
 class OidcSettings(config.Section):
     """An OpenID Connect identity provider whose tokens the Gateway accepts."""
 
@@ -194,6 +200,7 @@ class Settings(config.Settings):
     data: DataSettings = DataSettings()
     events: EventsSettings = EventsSettings()
     orders: OrdersSettings = OrdersSettings()
+    rebalancing: RebalancingSettings = RebalancingSettings()
     retention: RetentionSettings = RetentionSettings()
     temporal: TemporalSettings = TemporalSettings()
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore
+from activities.allocation.store import SqlAllocations
 from activities.applies.acknowledgements import SqlApplyAcks
 from activities.applies.activities import ApplyStores
 from activities.applies.approvals import SqlApprovals
@@ -68,6 +69,7 @@ class Stores:
     bookings: SqlBookings
     ledger: SqlLedger
     ledger_projection: LedgerProjection
+    allocations: SqlAllocations
     order_log: SqlOrderLog
     withheld: SqlWithheldOrders
     cache_hits: SqlCacheHits
@@ -110,6 +112,7 @@ class Stores:
             bookings=SqlBookings(database),
             ledger=SqlLedger(database),
             ledger_projection=LedgerProjection(database, archives),
+            allocations=SqlAllocations(database),
             order_log=SqlOrderLog(database),
             withheld=SqlWithheldOrders(database),
             cache_hits=SqlCacheHits(database),

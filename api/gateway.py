@@ -33,6 +33,7 @@ from api.loops import BackgroundLoops
 from api.order_entry import OrderEntry
 from api.request_head import BoundedHead
 from api.routes import (
+    allocations,
     applies,
     audit,
     cancel,
@@ -97,6 +98,7 @@ ROUTERS = (
     halt.router,
     cancel.router,
     ledger.router,
+    allocations.router,
     changes.router,
     promotions.router,
     sessions.router,

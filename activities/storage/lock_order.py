@@ -11,6 +11,7 @@ LOCK_ORDER = (
     "principal",
     "promotion",
     "dead_letter",
+    "allocation",
     "world",
     "fence",
     "graph",

@@ -795,6 +795,18 @@ class OrderCountRow(SQLModel, table=True):
     orders: int
 
 
+# allocation
+
+
+class AllocationRow(SQLModel, table=True):
+    """The share of the capital that a world has, with the weights of its strategies (`body`)."""
+
+    __tablename__ = "allocation"
+    world_id: str = Field(primary_key=True)
+    body: str = Field(sa_column=_text())
+    updated_at: str
+
+
 # decisions
 
 

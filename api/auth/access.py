@@ -1,8 +1,8 @@
 """The table of routes and the role that each requires; docs and tests read it.
 
-The Gateway does not start with a route that has no entry.
-Where a route's path has a `world_id`, the role is required in that world. Where the world is in the body or
-behind an id, the role is required in some world, and the route checks the world (`Caller.require_role`).
+The Gateway does not start with a route that has no entry. Where a route's path has a `world_id`, the role is
+required in that world. Where the world is in the body or behind an id, the role is required in some world,
+and the route checks the world (`Caller.require_role`).
 """
 
 from collections.abc import Callable, Collection, Coroutine, Iterable
@@ -97,6 +97,9 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/worlds/{world_id}/audit"): Access(_R, "path"),
     ("GET", "/audit"): Access(_OWN),
     ("POST", "/fills"): Access(_OP, "body"),
+    ("GET", "/allocations"): Access(_R),
+    ("POST", "/allocations"): Access(_OP, "body"),
+    ("POST", "/rebalancing/plan"): Access(_R, "body", costly=True),
     ("GET", "/worlds/{world_id}/positions"): Access(_R, "path"),
     ("GET", "/worlds/{world_id}/ledger"): Access(_R, "path"),
     ("POST", "/worlds/{world_id}/ledger"): Access(_OP, "path"),

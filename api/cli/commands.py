@@ -9,6 +9,7 @@ import typer
 
 from activities import end_loading
 from api.cli import (
+    allocations,
     apply,
     approvals,
     audit,
@@ -47,6 +48,7 @@ WORLD_COMMANDS = (
     orders.app,
     cancel.app,
     ledger.app,
+    allocations.app,
     policy.app,
 )
 """Groups of `qmtl world`, in the order of its help text."""

@@ -138,7 +138,7 @@ def report(options: ReportOptions) -> None:
     """Report a fill of an order that no broker reports, such as one that was executed by hand."""
     fill = {name: getattr(options, name) for name in ("fill_id", "venue", "quantity", "price", "fee")}
     body = {"world_id": options.world, "fills": [{"order_id": options.order_id, "fill": fill}]}
-    batch = validated(FillBatch, body, "E_BODY_INVALID", "the fill")
+    batch = validated(FillBatch, body, "E_BODY_INVALID", "fill")
     with gateway() as client:
         found = client.report_fills(batch)
     print_result(
@@ -183,7 +183,7 @@ def book(options: BookOptions) -> None:
             **{name: getattr(options, name) for name in ("price", "corrects", "reason")},
         }
         given = {name: value for name, value in body.items() if value is not None}
-        booking = validated(Booking, given, "E_BODY_INVALID", "the booking")
+        booking = validated(Booking, given, "E_BODY_INVALID", "booking")
         is_new = client.book(options.world, booking)
     print_result(
         options.output,

@@ -72,7 +72,10 @@ Allocations = Annotated[
 
 
 class AllocationUpdate(Model):
-    """`POST /allocations`: the allocations of all worlds. `etag`: refuse unless the present ones have it."""
+    """`POST /allocations`: the allocations of some worlds; the others keep theirs.
+
+    `etag`: refuse unless the present ones have it.
+    """
 
     allocations: Allocations
     etag: PlainLine = Field("", max_length=128)
@@ -84,10 +87,13 @@ class AllocationUpdate(Model):
 
 
 class AllocationSnapshot(Model):
-    """The allocations of all worlds at a time. The etag is a hash of their content, never of the clock."""
+    """The allocations of all worlds. The etag is a hash of their content, never of the clock.
+
+    `updated_at`: when one was last set; None: none ever was.
+    """
 
     allocations: Allocations
-    updated_at: UtcTime
+    updated_at: UtcTime | None = None
     etag: str = Field("", max_length=128)
 
     @model_validator(mode="before")
@@ -99,13 +105,9 @@ class AllocationSnapshot(Model):
             return {**body, "etag": allocations_etag(update.allocations)}
         return body
 
-    def age(self, now: datetime) -> timedelta:
-        """Return how long ago the allocations were set."""
-        return now - self.updated_at
-
     def is_stale(self, now: datetime, limit: timedelta) -> bool:
-        """Whether the allocations are older than a limit."""
-        return self.age(now) > limit
+        """Whether the allocations are older than a limit, or were never set."""
+        return self.updated_at is None or now - self.updated_at > limit
 
     def require_etag(self, etag: str) -> None:
         """Raise QmtlError (E_ETAG, with the present etag) if another one is expected. Empty: any."""

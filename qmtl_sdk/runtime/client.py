@@ -2,6 +2,7 @@
 
 from qmtl_sdk.runtime.config import Settings
 from qmtl_sdk.runtime.routes.access import AccessRoutes
+from qmtl_sdk.runtime.routes.allocations import AllocationRoutes
 from qmtl_sdk.runtime.routes.applies import ApplyRoutes
 from qmtl_sdk.runtime.routes.ledger import LedgerRoutes
 from qmtl_sdk.runtime.routes.running import RunningRoutes
@@ -18,7 +19,9 @@ RUNNING_ANSWER_LIMIT_S = 10.0
 """Seconds in which a Gateway must answer a running strategy: computing waits for as long."""
 
 
-class GatewayClient(SubmissionRoutes, WorldRoutes, ApplyRoutes, RunningRoutes, LedgerRoutes, AccessRoutes):
+class GatewayClient(
+    SubmissionRoutes, WorldRoutes, ApplyRoutes, RunningRoutes, LedgerRoutes, AllocationRoutes, AccessRoutes
+):
     """All routes of a Gateway over one connection pool.
 
     Every call but a heartbeat is retried while the Gateway is unreachable.

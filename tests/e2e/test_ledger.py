@@ -176,3 +176,42 @@ def test_a_damaged_ledger_is_named_and_made_again(
     assert someone.types("ledger", "rebuild", stage.world).returncode == 0
     assert someone.types("ledger", "verify", stage.world).returncode == 0
     assert held(stage, "MSFT") == 2
+
+
+def test_shares_of_the_capital_and_what_others_would_order(
+    stage: ApplyScenario, machine: Machine, tmp_path: Path
+) -> None:
+    traded(stage, "IBM", "30")
+    someone = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
+
+    def types(code: int, *words: str) -> str:
+        done = someone.types("world", *words)
+        assert done.returncode == code, done.stderr or done.stdout
+        assert "Traceback" not in done.stderr
+        return str(done.stdout or done.stderr)
+
+    world = stage.world
+    assert "0.3" in types(0, "allocations", f"{world}=0.3")
+    etag = json.loads(types(0, "allocations", "-o", "json"))["etag"]
+    assert "E_ETAG" in types(1, "allocations", f"{world}=0.1", "--etag", "other")
+    assert "less than or equal to 1" in types(1, "allocations", f"{world}=1.5")
+    assert "is no share" in types(1, "allocations", world)
+    assert "E_WORLD_UNKNOWN" in types(1, "allocations", "nowhere=0.1")
+    shown = types(0, "rebalance-plan", f"{world}=0.2")
+    assert "0.3 → 0.2" in shown
+    assert "-1000.00" in shown
+    plan = json.loads(types(0, "rebalance-plan", f"{world}=0.2", "--lot", "7", "-o", "json"))
+    (delta,) = [item for item in plan["per_world"][world]["deltas"] if item["symbol"] == "IBM"]
+    assert (Decimal(delta["quantity"]), Decimal(delta["from_quantity"])) == (-7, 30)
+    assert stage.strategy in plan["alpha_metrics"]["per_strategy"][world]
+    rules = tmp_path / "instruments.yml"
+    rules.write_text("min_trade_notional: 5000\n")
+    assert "nothing is ordered" not in types(0, "rebalance-plan", f"{world}=0.2", "--instruments", str(rules))
+    rules.write_text("lots: 5\n")
+    assert "lots" in types(1, "rebalance-plan", f"{world}=0.2", "--instruments", str(rules))
+    assert "no share is given" in types(1, "rebalance-plan")
+    assert json.loads(types(0, "allocations", "-o", "json"))["etag"] == etag, "a plan changes nothing"
+    with person(machine, "capital-author", Role.AUTHOR) as author:
+        with pytest.raises(QmtlError) as error:
+            author.set_allocations(stage.client.allocations())  # type: ignore[arg-type]
+        assert error.value.code in ("E_ROLE", "E_BODY_INVALID")

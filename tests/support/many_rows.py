@@ -20,6 +20,7 @@ SMALL = {
     "fence": "a row for each world",
     "policy": "a row for each version that an operator uploaded",
     "edge_override": "a row for each edge that an operator closed",
+    "allocation": "a row for each world",
     "strategy_halt": "a row for each strategy that is halted now",
     "order_seal": "a row for each day in which a world had orders",
     "archive": "a row for each chain or world, and for 100 rows of other tables, read by its index",

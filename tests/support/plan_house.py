@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from activities.stores import Stores
 from api.gateway import create_app
 from qmtl_sdk import Node, Strategy, StreamInput, TagQueryNode
 from qmtl_sdk.contracts.access import EVERY_WORLD, Role, TokenRequest
+from qmtl_sdk.contracts.allocations import AllocationUpdate, WorldAllocation
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Fill, FillBatch, ReportedFill
@@ -102,6 +104,8 @@ class House:
         ended = ReportedFill(order_id=first.order_id, fill=self.fill())
         self.stores.fills.record(FillBatch(world_id="w", fills=(ended,)), "olga")
         self.stores.bookings.record("w", self.reversal(fill), "olga")
+        share = WorldAllocation(world_id="w", weight=Decimal(1) / len(fill.fill_id))
+        self.stores.allocations.update(AllocationUpdate(allocations=(share,)), "olga")
         self.open_orders.delay("w", {sent[1]: 0.0})
 
     @staticmethod

@@ -27,6 +27,7 @@ PAGES: dict[str, list[str]] = {
         "/worlds/w/audit?after=90",
         "/worlds/w/audit?verify=false",
     ],
+    "/allocations": ["/allocations"],
     "/audit": ["/audit?limit=1000", "/audit?after=90", "/audit?verify=false"],
     "/worlds/{world_id}/positions": [
         "/worlds/w/positions",

@@ -54,6 +54,13 @@ def upgrade() -> None:
         )
 
     op.create_table(
+        "allocation",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("updated_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id"),
+    )
+    op.create_table(
         "apply",
         sa.Column("world_id", AutoString(), nullable=False),
         sa.Column("run_id", AutoString(), nullable=False),
