@@ -10,6 +10,7 @@ from tests.support.rebalancing import Change, planned, shown
 HALF: dict[str, Change] = {"a": ("0.4", "0.2")}
 TWO_THIRDS: dict[str, Change] = {"a": ("0.3", "0.2")}
 DOUBLE: dict[str, Change] = {"a": ("0.2", "0.4")}
+CROSSING: dict[str, Change] = {"a": ("0.4", "0.4", {"s": ("0.1", "0"), "t": ("0.1", "0.2")})}
 SHARED = {"max_gross_notional": "100000", "max_net_notional": "100000", "min_margin_headroom": "0"}
 SHARED_ACCOUNT = {**SHARED, "equity": "100000"}
 OVERLAY = {"instrument_by_world": {"a": "PERP"}, "price_by_symbol": {"PERP": "50"}}
@@ -131,6 +132,11 @@ CASES = [
     Case("growing a short locks margin", DOUBLE, ["a/s X -10 @ 10"], ["a X -5"], ["a X -5 cash"],
          limited(cash="50")),
     Case("covering a short releases margin", HALF, ["a/s X -10 @ 10"], ["a X 5"], [], limited(cash="0")),
+    Case("an order that crosses zero is cut like an increase", CROSSING, ["a/s X 5 @ 10", "a/t X -3 @ 10"],
+         ["a X -4"], ["a X -4 cash"], limited(cash="20")),
+    Case("an order that crosses zero uses turnover last", CROSSING,
+         ["a/s X 5 @ 10", "a/t X -3 @ 10", "a/s Y 2 @ 10"], ["a Y -2", "a X -4"], ["a X -4 turnover"],
+         limited(max_turnover="60")),
     Case("what is left after a cut is below the smallest notional", DOUBLE, ["a/s X 10 @ 10"], [],
          ["a X 10 cash"], {**limited(cash="30"), **rules(min_trade_notional="40")}),
     # overlay and hybrid
