@@ -115,7 +115,7 @@ class AllocationSnapshot(Model):
             raise QmtlError(
                 "E_ETAG",
                 "the allocations have changed since they were read",
-                "read them again with: qmtl world allocations",
+                "read them again, and decide on the change once more",
                 etag=self.etag,
                 given=etag,
             )

@@ -246,6 +246,17 @@ def test_a_shared_account_beyond_a_limit_is_refused_with_the_figures(
     assert refused.value.details.items() >= {**figures, "broken": broken}.items()
 
 
+def test_a_shared_account_is_within_its_limits_also_while_an_overlay_is_held() -> None:
+    account = {"max_gross_notional": "150", "max_net_notional": "100", "min_margin_headroom": "0"}
+    more: dict[str, Any] = {"scope": "global", "mode": "hybrid", "overlay": OVERLAY}
+    fits = {**account, "equity": "1000"}
+    plan = planned(HALF, ["a/s X 10 @ 10"], **more, shared_account=fits)
+    assert shown(plan.deltas) == ["overlay a PERP -1", "X -5", "unwind a PERP 1"]
+    with pytest.raises(QmtlError) as refused:
+        planned(HALF, ["a/s X 10 @ 10"], **more, shared_account={**fits, "max_gross_notional": "149"})
+    assert refused.value.details["gross_notional"] == "150"
+
+
 def test_an_alias_is_not_the_name_of_another_symbol_of_its_venue() -> None:
     symbols = [{"symbol": "BTC", "aliases": ["XBT"]}, {"symbol": "XBT"}]
     with pytest.raises(ValidationError, match="'XBT'"):
