@@ -1,13 +1,12 @@
 """Trades as a plan lists them: deltas in the order of execution, and what is not ordered with the reason."""
 
-import math
 from collections.abc import Iterable
 from decimal import ROUND_UP, Context, Decimal
 from fractions import Fraction
 
 from activities.allocation.netting import Trade, truncated
 from activities.allocation.parts import parts_of
-from qmtl_sdk.contracts.amounts import AMOUNT_PLACES, EXACT, plain
+from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES, EXACT, plain
 from qmtl_sdk.contracts.instruments import Instrument
 from qmtl_sdk.contracts.rebalance_plan import Delta, Dropped, DropReason, Phase
 
@@ -63,7 +62,7 @@ def _delta(trade: Trade) -> Delta:
         to_quantity=plain(trade.after),
         target_quantity=plain(EXACT.add(trade.position, truncated(trade.gap))),
         cost=_rounded_up(trade.cost),
-        reference_price=reference_price(trade.mark, instrument, trade.lots > 0),
+        reference_price=reference_price(trade.mark, instrument),
         time_in_force=instrument.time_in_force,
         reduce_only=instrument.supports_reduce_only and trade.reduces,
     )
@@ -90,16 +89,13 @@ def _not_ordered(trade: Trade, reason: DropReason) -> Dropped:
     )
 
 
-def reference_price(mark: Decimal, instrument: Instrument, buys: bool) -> Decimal:
-    """Return the mark on the venue's ticks, never worse than it: at most for a buy, at least for a sale.
-
-    It is at least one tick.
-    """
+def reference_price(mark: Decimal, instrument: Instrument) -> Decimal:
+    """Return the venue's price that is nearest to the mark, or the mark where there is none."""
     if instrument.tick is None:
         return mark
-    ticks = Fraction(mark) / Fraction(instrument.tick)
-    count = max(math.floor(ticks) if buys else math.ceil(ticks), 1)
-    return EXACT.multiply(Decimal(count), instrument.tick)
+    ticks = round(Fraction(mark) / Fraction(instrument.tick))
+    price = EXACT.multiply(Decimal(ticks), instrument.tick)
+    return price if 0 < price < AMOUNT_LIMIT else mark
 
 
 def _rounded_up(cost: Decimal) -> Decimal:

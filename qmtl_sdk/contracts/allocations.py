@@ -3,7 +3,7 @@
 All weights are shares of the same capital. A strategy that has half of a world with 0.3 has 0.15.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from qmtl_sdk.contracts.amounts import EXACT, Limit, SignedAmount, exact_sum, plain
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.model import Model, sort_by
 from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 
@@ -36,14 +36,6 @@ StrategyWeight = Annotated[
     Decimal, Field(ge=0, le=1, decimal_places=2 * WEIGHT_PLACES), AfterValidator(plain)
 ]
 """A strategy's share of the capital, 0 to 1."""
-
-
-def sort_by(key: Callable[[Any], Any]) -> AfterValidator:
-    """Return a validator that sorts a tuple, so that the order of what is sent means nothing.
-
-    (Any: the elements of any tuple.)
-    """
-    return AfterValidator(lambda items: tuple(sorted(items, key=key)))
 
 
 class WorldAllocation(Model):

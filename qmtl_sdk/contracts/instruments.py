@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from qmtl_sdk.contracts.amounts import Limit, Price, plain
 from qmtl_sdk.contracts.errors import QmtlError, nearest
-from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.model import Model, sort_by
 from qmtl_sdk.contracts.texts import PlainLine
 
 MAX_VENUES = 100
@@ -32,6 +32,7 @@ Venue = Annotated[PlainLine, Field(max_length=64)]
 TimeInForce = Literal["GTC", "DAY", "IOC", "FOK"]
 """How long an order stays open."""
 
+_Aliases = Annotated[tuple[Symbol, ...], Field(max_length=MAX_ALIASES), sort_by(lambda item: item)]
 _Rate = Annotated[Decimal, Field(ge=0, le=1, decimal_places=12), AfterValidator(plain)]
 _BasisPoints = Annotated[Decimal, Field(ge=0, le=10_000, decimal_places=4), AfterValidator(plain)]
 
@@ -57,14 +58,19 @@ class SymbolRules(InstrumentRules):
     """The rules of one symbol of a venue, and the other names under which it is known there."""
 
     symbol: Symbol
-    aliases: tuple[Symbol, ...] = Field((), max_length=MAX_ALIASES)
+    aliases: _Aliases = ()
+
+
+_Symbols = Annotated[
+    tuple[SymbolRules, ...], Field(max_length=MAX_SYMBOLS), sort_by(lambda item: item.symbol)
+]
 
 
 class VenueRules(InstrumentRules):
     """The rules of a venue, and of its symbols."""
 
     venue: Venue
-    symbols: tuple[SymbolRules, ...] = Field((), max_length=MAX_SYMBOLS)
+    symbols: _Symbols = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -72,10 +78,13 @@ class VenueRules(InstrumentRules):
         return self
 
 
+_Venues = Annotated[tuple[VenueRules, ...], Field(max_length=MAX_VENUES), sort_by(lambda item: item.venue)]
+
+
 class InstrumentConstraints(InstrumentRules):
     """The rules of all instruments: these are the global layer, and `venues` the layers below it."""
 
-    venues: tuple[VenueRules, ...] = Field((), max_length=MAX_VENUES)
+    venues: _Venues = ()
 
     @model_validator(mode="after")
     def _venues_are_unique(self) -> Self:

@@ -1,8 +1,9 @@
 """The base class of every contract: frozen, and strict about unknown keys."""
 
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Model(BaseModel):
@@ -25,3 +26,11 @@ class OfStrategy(Model):
     def label(self) -> str:
         """The name that a person reads: the author's, or the beginning of the id."""
         return self.name or self.strategy_id[:17]
+
+
+def sort_by(key: Callable[[Any], Any]) -> AfterValidator:
+    """Return a validator that sorts a tuple, so that the order of what is sent means nothing.
+
+    (Any: the elements of any tuple.)
+    """
+    return AfterValidator(lambda items: tuple(sorted(items, key=key)))

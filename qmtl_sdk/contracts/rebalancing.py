@@ -15,14 +15,13 @@ from qmtl_sdk.contracts.allocations import (
     AllocationChange,
     StrategyId,
     require_sum,
-    sort_by,
 )
 from qmtl_sdk.contracts.amounts import Limit, Price, SignedAmount, plain
 from qmtl_sdk.contracts.applies import RunId
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.instruments import InstrumentConstraints, Symbol, Venue
-from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.model import Model, sort_by
 from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 

@@ -125,19 +125,18 @@ def test_an_order_of_the_order_log_can_carry_the_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("worlds", "mark", "price"),
+    ("mark", "tick", "price"),
     [
-        (DOUBLE, "10.07", "10.05"),
-        (HALF, "10.07", "10.1"),
-        (DOUBLE, "10.05", "10.05"),
-        (HALF, "10.05", "10.05"),
-        (DOUBLE, "0.01", "0.05"),
+        ("10.07", "0.05", "10.05"),
+        ("10.08", "0.05", "10.1"),
+        ("10.05", "0.05", "10.05"),
+        ("10.07", None, "10.07"),
+        ("0.01", "0.05", "0.01"),
+        ("9e15", "6e15", "9e15"),
     ],
 )
-def test_the_reference_price_is_on_a_tick_and_no_worse_than_the_mark(
-    worlds: dict[str, Change], mark: str, price: str
-) -> None:
-    plan = planned(worlds, [f"a/s X 4 @ {mark}"], instruments={"lot": "1", "tick": "0.05"})
+def test_the_reference_price_is_the_tick_nearest_to_the_mark(mark: str, tick: str | None, price: str) -> None:
+    plan = planned(HALF, [f"a/s X 4 @ {mark}"], instruments={"lot": "1", "tick": tick})
     (order,) = orders_from_plan(plan, "r").orders
     assert order.reference_price == Decimal(price)
 

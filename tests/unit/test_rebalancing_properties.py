@@ -274,6 +274,9 @@ def test_permuted_input_gives_the_same_plan(body: Body, limit: Body, order: rand
         position["quantity"] = format(Decimal(position["quantity"]), "f") + (
             "0" if "." in position["quantity"] else ".0"
         )
+    venues = [{"venue": "W"}, *body["instruments"]["venues"]]
+    body["instruments"] = {**body["instruments"], "venues": venues}
+    permuted["instruments"] = {**body["instruments"], "venues": venues[::-1]}
     plan = plan_rebalancing(read(body))
     again = plan_rebalancing(read(permuted))
     assert again == plan
