@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 
 from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES, EXACT, FIGURE_PLACES, exact_sum, plain
 from qmtl_sdk.contracts.errors import QmtlError
@@ -127,7 +128,7 @@ def _scope_key(holding: Holding, scope: RebalanceScope) -> tuple[str, str, str, 
 
 def _netted(key: tuple[str, str, str, str], held: list[Holding], mark: Decimal, phase: Phase) -> Trade:
     instrument = held[0].instrument
-    gap = sum((holding.gap for holding in held), Fraction())
+    gap = reduce(add, (holding.gap for holding in held))
     lots = 0 if _is_small(gap, mark, instrument) else lots_of(gap, instrument.lot)
     trade = Trade(
         phase=phase,
