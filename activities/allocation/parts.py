@@ -12,6 +12,7 @@ from qmtl_sdk.contracts.amounts import EXACT, plain
 from qmtl_sdk.contracts.rebalance_plan import DeltaPart
 
 _Owner = tuple[str, str]
+_REMAINDER = (1 << 64) - 1
 
 
 def parts_of(trade: Trade) -> tuple[DeltaPart, ...]:
@@ -32,10 +33,10 @@ def _lots_by_owner(trade: Trade) -> dict[_Owner, int]:
     if len(wanted) == 1:
         return dict.fromkeys(wanted, trade.lots)
     sign = -1 if trade.gap < 0 else 1
-    along = {owner: gap * sign for owner, gap in wanted.items() if gap * sign > 0}
-    against = {owner: -gap * sign for owner, gap in wanted.items() if gap * sign < 0}
+    along = {owner: abs(gap) for owner, gap in wanted.items() if (gap < 0) == (trade.gap < 0)}
+    against = {owner: abs(gap) for owner, gap in wanted.items() if owner not in along}
     lot = trade.instrument.lot
-    whole = sum(along.values(), Fraction())
+    whole = sum(along.values(), Fraction()) if against else abs(trade.gap)
     exchanged = lots_of(whole, lot) - abs(lots_of(trade.gap, lot))
     received = exchanged + abs(trade.lots)
     if received < lots_of(whole, lot):
@@ -51,17 +52,25 @@ def _wanted(trade: Trade) -> dict[_Owner, Fraction]:
     """Return by how much each strategy's position is to change."""
     wanted: dict[_Owner, Fraction] = {}
     for item in trade.holdings:
-        owner = (item.world_id, item.strategy_id)
-        wanted[owner] = wanted[owner] + item.gap if owner in wanted else item.gap
+        if item.gap:
+            owner = (item.world_id, item.strategy_id)
+            wanted[owner] = wanted[owner] + item.gap if owner in wanted else item.gap
     return {owner: gap for owner, gap in wanted.items() if gap}
 
 
 def _apportioned(wanted: dict[_Owner, Fraction], total: int, lot: Decimal) -> dict[_Owner, int]:
-    """Divide a number of lots: everybody gets the whole ones, the largest remainders get one more."""
-    lots = {owner: lots_of(gap, lot) for owner, gap in wanted.items()}
+    """Divide a number of lots: everybody gets the whole ones, the largest remainders get one more.
+
+    Remainders are compared to 64 bits: those that get one are never small.
+    """
+    numerator, denominator = lot.as_integer_ratio()
+    exact = {
+        owner: (gap.numerator * denominator << 64) // (gap.denominator * numerator)
+        for owner, gap in wanted.items()
+    }
+    lots = {owner: bits >> 64 for owner, bits in exact.items()}
     left = total - sum(lots.values())
     if left:
-        step = Fraction(lot)
-        first = sorted(wanted, key=lambda owner: (lots[owner] * step - wanted[owner], owner))
-        lots.update({owner: lots[owner] + 1 for owner in first[:left]})
+        largest = sorted(exact, key=lambda owner: (-(exact[owner] & _REMAINDER), owner))
+        lots.update({owner: lots[owner] + 1 for owner in largest[:left]})
     return lots
