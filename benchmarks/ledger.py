@@ -15,11 +15,12 @@ from typing import Any
 
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.open_orders import SqlOpenOrders
-from activities.ledger.sql import PositionQuery, SqlLedger
+from activities.ledger.sql import SqlLedger
 from activities.storage.opening import open_database
 from benchmarks.orders import bare_commits, postgres, trading
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.ledger import PositionFilter
 from qmtl_sdk.contracts.orders import Order, OrderReport
 from tests.support.desk import Desk
 
@@ -63,7 +64,7 @@ def ledger(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
             times = []
             for _ in range(5):
                 began = time.perf_counter()
-                found = ledger.positions("w", PositionQuery(as_of=as_of))
+                found = ledger.positions("w", PositionFilter(as_of=as_of))
                 times.append(1000 * (time.perf_counter() - began))
             assert len(found) == SYMBOLS
             assert found[0].position.quantity == (Decimal(1) if as_of else Decimal(2))
@@ -100,6 +101,6 @@ def filled(order: Order) -> OrderReport:
         quantity=order.quantity,
         price=Decimal("101.25"),
         fee=Decimal("0.01"),
-        venue="paper",
+        account="paper",
     )
     return OrderReport(order_id=order.order_id, state="filled", fills=(fill,))

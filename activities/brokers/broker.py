@@ -35,9 +35,9 @@ class AcceptedOrder(NamedTuple):
 class Broker(Protocol):
     """Executes orders at one venue. Orders are named by their ids, which the venue keeps as client order ids.
 
-    `name` is the venue that fills report. `batch` is how many orders one call takes. `time_in_flight_s` is
-    how long after the end of a call an order of it may still arrive at the venue: until then, an order that
-    the venue does not know may yet be placed.
+    `name` is the account that its fills name. `batch` is how many orders one call takes. `time_in_flight_s`
+    is how long after the end of a call an order of it may still arrive at the venue: until then, an order
+    that the venue does not know may yet be placed.
 
     A method raises QmtlError (E_UNAVAILABLE) or OSError where the venue cannot be reached. A call ends within
     `CALL_LIMIT_S`, whatever the venue does: when the router is replaced during a call, the next router waits

@@ -8,7 +8,7 @@ from math import inf
 import structlog
 
 from activities.brokers.broker import CALL_LIMIT_S, AcceptedOrder, Broker
-from activities.fence.open_orders import OpenOrder
+from activities.fence.open_order import OpenOrder
 from activities.storage.elected import unreachable
 from qmtl_sdk.contracts.durations import retry_pause_s
 from qmtl_sdk.contracts.orders import OrderReport

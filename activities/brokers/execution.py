@@ -15,7 +15,8 @@ import structlog
 
 from activities.brokers.broker import CALL_LIMIT_S
 from activities.brokers.calls import BrokerCalls, accepted_orders
-from activities.fence.open_orders import OpenOrder, SqlOpenOrders
+from activities.fence.open_order import OpenOrder
+from activities.fence.open_orders import SqlOpenOrders
 from qmtl_sdk.contracts.orders import ENDED, OrderReport, OrderState
 
 # Seconds after the marking within which a call begins. A process that was stopped meanwhile looks its orders

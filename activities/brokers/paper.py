@@ -53,7 +53,7 @@ class PaperBroker:
             fill_id=order.order_id,
             quantity=order.quantity,
             price=order.reference_price,
-            venue=self.name,
+            account=self.name,
             at=at + self._delay,
         )
         return OrderReport(order_id=order.order_id, state="filled", fills=(fill,))

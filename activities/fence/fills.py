@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from activities.fence.halts import halt
 from activities.fence.ledger_entries import HAS_FILLS, entries_of, fill_entry, fill_ref, reversal_ref
 from activities.fence.log_line import ACCEPTED, FILL, IS_END, IS_UNDERWAY, IS_VERDICT, LogLine
 from activities.fence.state import locked_fence
@@ -20,7 +19,7 @@ from activities.ledger.sql import book_entries, booked
 from activities.storage.database import Database
 from activities.storage.tables import FenceRow, OpenOrderRow, OrderLogRow
 from activities.storage.transactions import RecordedChange, Transaction, table_of, utc_now
-from qmtl_sdk.contracts.amounts import ZERO, exact_sum, negated
+from qmtl_sdk.contracts.amounts import exact_sum
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Fill, FillBatch, OrderFills
 from qmtl_sdk.contracts.ledger import Entry
@@ -56,7 +55,8 @@ class SqlFills:
             reported[item.order_id].append(item.fill)
         with self._database.write(actor) as tx:
             fence = locked_fence(tx, batch.world_id)
-            orders = _orders(tx.connection, batch.world_id, reported)
+            orders = accepted_orders(tx.connection, batch.world_id, reported)
+            _require_known(batch.world_id, orders, reported)
             fresh, reused = new_fills(tx.connection, batch.world_id, orders.values(), reported)
             if reused:
                 raise _reused(reused[0])
@@ -69,7 +69,8 @@ class SqlFills:
             ]
             write_lines(tx, batch.world_id, lines)
             for line in lines:
-                _note_open(tx.connection, line, orders[line.ref])
+                if line.kind == OrderState.PARTIALLY_FILLED.value:
+                    note_filled(tx.connection, orders[line.ref])
             count = sum(map(len, fresh.values()))
             after = {"fills": count, "orders": sorted(fresh)[:20]}
             tx.record(RecordedChange("fills.reported", batch.world_id, batch.world_id, after=after))
@@ -111,21 +112,22 @@ def new_fills(
     reported: Mapping[str, Sequence[Fill]],
 ) -> NewFills:
     """Find the fills of each order that are not booked yet, in the order in which they were reported."""
+    given = list(orders)
     refs = defaultdict[str, set[str]](set)
-    for fills in reported.values():
-        for fill in fills:
-            refs[fill.venue].add(fill_ref(fill.fill_id))
+    for order in given:
+        for fill in reported[order.order_id]:
+            refs[fill.account].add(fill_ref(order.symbol, fill.fill_id))
     known = {
-        (venue, ref): entry
-        for venue, names in refs.items()
-        for ref, entry in booked(connection, world_id, venue, sorted(names)).items()
+        (account, ref): entry
+        for account, names in refs.items()
+        for ref, entry in booked(connection, world_id, account, sorted(names)).items()
     }
     fresh, reused = dict[str, tuple[Fill, ...]](), list[Fill]()
-    for order in orders:
+    for order in given:
         mine = list[Fill]()
         for fill in reported[order.order_id]:
             entry = fill_entry(order.order_id, order.strategy_id, order.symbol, order.side, fill)
-            key = (fill.venue, entry.ref)
+            key = (fill.account, entry.ref)
             if key not in known:
                 known[key] = entry
                 mine.append(fill)
@@ -160,20 +162,38 @@ def write_lines(tx: Transaction, world_id: str, lines: Sequence[LogLine]) -> Non
 
 def filled_before(connection: Connection, order: Order) -> Decimal:
     """Return what was filled of an order so far, less what was taken back."""
-    fills = [fill for line in _fill_lines(connection, order.order_id) for fill in line.fills]
-    back = ZERO
-    for venue in {fill.venue for fill in fills}:
-        refs = [reversal_ref(fill.fill_id) for fill in fills if fill.venue == venue]
-        back = exact_sum(
-            (back, *(e.quantity.copy_abs() for e in booked(connection, order.world_id, venue, refs).values()))
-        )
-    return exact_sum((*(fill.quantity for fill in fills), negated(back)))
+    found = _fill_lines(connection, order.order_id)
+    return exact_sum(fill.quantity for fill in standing(connection, order.world_id, found))
 
 
-def halt_on_excess(tx: Transaction, fence: FenceRow, order: Order, filled: Decimal) -> None:
-    """Halt a world whose venue has filled more than was ordered: nobody knows what else it does."""
-    if not fence.halted:
-        halt(tx, fence, f"a venue filled {filled} of order {order.order_id}, which is of {order.quantity}")
+def standing(connection: Connection, world_id: str, found: Sequence[OrderFills]) -> list[Fill]:
+    """Return the fills of orders that were not taken back."""
+    refs = defaultdict[str, list[str]](list)
+    for order in found:
+        for fill in order.fills:
+            refs[fill.account].append(reversal_ref(order.symbol, fill.fill_id))
+    back = {
+        (account, ref)
+        for account, names in refs.items()
+        for ref in booked(connection, world_id, account, names)
+    }
+    return [
+        fill
+        for order in found
+        for fill in order.fills
+        if (fill.account, reversal_ref(order.symbol, fill.fill_id)) not in back
+    ]
+
+
+def note_filled(connection: Connection, order: Order) -> None:
+    """Write into an open order what was filled of it, after fills were added or taken back."""
+    filled = filled_before(connection, order)
+    state = OrderState.PARTIALLY_FILLED if filled else OrderState.SENT
+    connection.execute(
+        update(_open)
+        .where(_open.c.order_id == order.order_id)
+        .values(state=state.value, acknowledged=True, filled_quantity=str(filled or ""))
+    )
 
 
 _ENDS = frozenset(HAS_FILLS - {FILL, OrderState.PARTIALLY_FILLED.value})
@@ -182,7 +202,7 @@ _ENDS = frozenset(HAS_FILLS - {FILL, OrderState.PARTIALLY_FILLED.value})
 def _reused(fill: Fill) -> QmtlError:
     return QmtlError(
         "E_FILL_REUSED",
-        f"fill {fill.fill_id} of {fill.venue} was recorded before with another content",
+        f"fill {fill.fill_id} of {fill.account} was recorded before with another content",
         "a fill's id is used once; to correct it, book a reversal and report it under a new id",
     )
 
@@ -192,21 +212,27 @@ def _content(entry: Entry) -> tuple[object, ...]:
     return (entry.order_id, entry.symbol, entry.quantity, entry.price, entry.fee)
 
 
-def _orders(connection: Connection, world_id: str, ids: Iterable[str]) -> dict[str, Order]:
-    """Read accepted orders of a world. Raises QmtlError (E_ORDER_UNKNOWN)."""
+def accepted_orders(connection: Connection, world_id: str, ids: Iterable[str]) -> dict[str, Order]:
+    """Read accepted orders of a world, ended ones too. Those that are archived are not found."""
     wanted = list(ids)
+    if not wanted:  # SQLite would read the world's whole log
+        return {}
     query = select(_log.c.ref, _log.c.body).where(
         _log.c.ref.in_(wanted), IS_VERDICT, _log.c.kind == ACCEPTED, _log.c.world_id == world_id
     )
     found = {row.ref: Order.model_validate_json(row.body) for row in connection.execute(query)}
+    return {order_id: found[order_id] for order_id in wanted if order_id in found}
+
+
+def _require_known(world_id: str, found: Mapping[str, Order], wanted: Iterable[str]) -> None:
+    """Check that all orders were found. Raises QmtlError (E_ORDER_UNKNOWN)."""
     for order_id in wanted:
         if order_id not in found:
             raise QmtlError(
                 "E_ORDER_UNKNOWN",
-                f"world {world_id} has accepted no order {order_id}",
-                "qmtl world orders W lists them",
+                f"world {world_id} has accepted no order {order_id}, or its rows are archived",
+                "qmtl world orders W lists those that are not; for an archived one, book an adjustment",
             )
-    return {order_id: found[order_id] for order_id in wanted}
 
 
 def _ended(connection: Connection, ids: Iterable[str]) -> dict[str, bool]:
@@ -231,13 +257,3 @@ def _fill_lines(connection: Connection, order_id: str) -> list[OrderFills]:
         for row in connection.execute(select(_log.c.body).where(_log.c.ref == order_id, which))
         if row.body
     ]
-
-
-def _note_open(connection: Connection, line: LogLine, order: Order) -> None:
-    if line.kind == OrderState.PARTIALLY_FILLED.value:
-        filled = filled_before(connection, order)
-        connection.execute(
-            update(_open)
-            .where(_open.c.order_id == order.order_id)
-            .values(state=line.kind, acknowledged=True, filled_quantity=str(filled))
-        )

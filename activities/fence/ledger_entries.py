@@ -28,9 +28,9 @@ def fill_entry(order_id: str, strategy_id: str, symbol: str, side: Side, fill: F
     """Return what a fill of an order books."""
     return Entry(
         kind=EntryKind.FILL,
-        ref=fill_ref(fill.fill_id),
+        ref=fill_ref(symbol, fill.fill_id),
         strategy_id=strategy_id,
-        account=fill.venue,
+        account=fill.account,
         symbol=symbol,
         order_id=order_id,
         quantity=fill.quantity if side == "buy" else negated(fill.quantity),
@@ -40,11 +40,14 @@ def fill_entry(order_id: str, strategy_id: str, symbol: str, side: Side, fill: F
     )
 
 
-def fill_ref(fill_id: str) -> str:
-    """Return the name of a fill's entry, which no other entry of its account can have."""
-    return f"fill:{fill_id}"
+def fill_ref(symbol: str, fill_id: str) -> str:
+    """Return the name of a fill's entry, which no other entry of its account can have.
+
+    With the symbol: some venues number the fills of each symbol by themselves.
+    """
+    return f"fill:{symbol}:{fill_id}"
 
 
-def reversal_ref(fill_id: str) -> str:
+def reversal_ref(symbol: str, fill_id: str) -> str:
     """Return the name of the entry that takes a fill back: it can be taken back once."""
-    return f"reversal:{fill_id}"
+    return f"reversal:{symbol}:{fill_id}"

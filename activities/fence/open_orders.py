@@ -7,22 +7,22 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union_all, update
 
-from activities.fence.fills import fill_line, halt_on_excess, new_fills, write_lines
-from activities.fence.log_line import ACCEPTED, IS_VERDICT, LogLine
+from activities.fence.fills import write_lines
+from activities.fence.log_line import ACCEPTED, LogLine
+from activities.fence.open_order import ORDER, OpenOrder, read_open
+from activities.fence.reports import record_reports
 from activities.fence.rules import Activation, FenceState, OrderContext, refusal_before_sending
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow, OpenOrderRow, OrderLogRow, StrategyHaltRow
 from activities.storage.transactions import table_of, utc_now, utc_text
-from qmtl_sdk.contracts.amounts import exact_sum
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.orders import ENDED, REFUSALS, Order, OrderReport, OrderState
+from qmtl_sdk.contracts.orders import REFUSALS, OrderReport, OrderState
 
 # Milliseconds that the router waits for a world's fence before it goes on with other worlds.
 _LOCK_MS = 200
@@ -47,49 +47,6 @@ _NEXT_DUE = union_all(
 )
 
 
-class OpenOrder(NamedTuple):
-    """An accepted order that has not ended. Times are ISO 8601 texts (UTC)."""
-
-    order_id: str
-    world_id: str
-    strategy_id: str
-    epoch: int
-    accepted: str
-    state: str
-    sent_at: str
-    acknowledged: bool
-    filled_quantity: str
-    cancel_reason: str
-    body: str
-
-    def order(self) -> Order:
-        """Read the order. Raises ValueError where the row is not an order of this version."""
-        return Order.model_validate_json(self.body)
-
-    @property
-    def accepted_at(self) -> datetime:
-        """When it was accepted. Raises ValueError where the row is no time."""
-        return datetime.fromisoformat(self.accepted)
-
-
-_OPEN = select(
-    _open.c.order_id,
-    _open.c.world_id,
-    _open.c.strategy_id,
-    _open.c.epoch,
-    _open.c.accepted_at,
-    _open.c.state,
-    _open.c.sent_at,
-    _open.c.acknowledged,
-    _open.c.filled_quantity,
-    _open.c.cancel_reason,
-)
-_IS_ACCEPTANCE = IS_VERDICT & (_log.c.kind == ACCEPTED)
-_ORDER = (
-    _OPEN.add_columns(_log.c.body)
-    .join_from(_open, _log, (_log.c.ref == _open.c.order_id) & _IS_ACCEPTANCE)
-    .order_by(_open.c.next_at, _open.c.accepted_at)
-)
 # A cancel that came since the order was read stays due at once.
 _DELAY = (
     update(_open)
@@ -126,7 +83,7 @@ class SqlOpenOrders:
                 return [world for world in rows if world not in without]
 
             def orders(world: str, which: ColumnElement[bool]) -> list[OpenOrder]:
-                mine = _ORDER.where(due, which, _open.c.world_id == world).limit(share)
+                mine = ORDER.where(due, which, _open.c.world_id == world).limit(share)
                 return [OpenOrder._make(row) for row in connection.execute(mine)]
 
             worlds = _shared(waiting(_URGENT), waiting(~_URGENT), _WORLDS)
@@ -153,7 +110,7 @@ class SqlOpenOrders:
             at = datetime.now(UTC)
             activations = _activations(connection, world_id, {order.strategy_id for order in orders})
             sent, lines = list[OpenOrder](), list[LogLine]()
-            for order in _read(connection, [order.order_id for order in orders]):
+            for order in read_open(connection, [order.order_id for order in orders]):
                 end = self._end_before_sending(order, fence, activations.get(order.strategy_id), at)
                 if end is not None:
                     lines.append(_line(order, fence, *end))
@@ -178,40 +135,10 @@ class SqlOpenOrders:
 
         `look_again` are the seconds until the router looks at an order again. Raises LockHeldError.
         """
-        by_id = {report.order_id: report for report in reports}
         with self._database.write("router", bookkeeping=True) as tx:
-            fence = locked_fence(tx, world_id, _LOCK_MS)
-            connection = tx.session.connection()
-            opened = _read(connection, by_id)
-            orders = {order.order_id: order.order() for order in opened}
-            fills = {order_id: report.fills for order_id, report in by_id.items()}
-            fresh, reused = new_fills(connection, world_id, orders.values(), fills)
-            if reused:
-                _structlog.error("a venue changed fills", world=world_id, fills=[str(f) for f in reused[:10]])
-            lines, excess = list[LogLine](), list[tuple[Order, Decimal]]()
-            for order in opened:
-                report, new = by_id[order.order_id], fresh.get(order.order_id, ())
-                filled = exact_sum((Decimal(order.filled_quantity or 0), *(fill.quantity for fill in new)))
-                if report.state in ENDED or new:
-                    state = OrderState.PARTIALLY_FILLED if report.state == "sent" else report.state
-                    lines.append(fill_line(fence, orders[order.order_id], state, new, report.reason))
-                if report.state not in ENDED and (not order.acknowledged or new):
-                    connection.execute(
-                        update(_open)
-                        .where(_open.c.order_id == order.order_id)
-                        .values(
-                            state=(OrderState.PARTIALLY_FILLED if filled else OrderState.SENT).value,
-                            acknowledged=True,
-                            filled_quantity=str(filled or ""),
-                        )
-                    )
-                if filled > orders[order.order_id].quantity:
-                    excess.append((orders[order.order_id], filled))
-            write_lines(tx, world_id, lines)
-            for found, filled in excess:
-                halt_on_excess(tx, fence, found, filled)
-            _delay(connection, look_again)
-            return len(lines)
+            changes = record_reports(tx, locked_fence(tx, world_id, _LOCK_MS), reports)
+            _delay(tx.connection, look_again)
+            return changes
 
     def delay(self, world_id: str, look_again: Mapping[OpenOrder, float]) -> None:
         """Look at orders again after so many seconds. Raises LockHeldError."""
@@ -241,20 +168,6 @@ class SqlOpenOrders:
 def fence_state(row: FenceRow) -> FenceState:
     """Read what the rules check from a fence row."""
     return FenceState(**{name: getattr(row, name) for name in FenceState.__dataclass_fields__})
-
-
-def _read(connection: Connection, ids: Collection[str]) -> list[OpenOrder]:
-    """Read open orders under the fence's lock: a cancel may have come first.
-
-    Without a join: of many ids in a table that has just grown, PostgreSQL would read the whole log.
-    """
-    wanted = list(ids)
-    of = select(_log.c.ref, _log.c.body).where(_log.c.ref.in_(wanted), _IS_ACCEPTANCE)
-    bodies = {row.ref: row.body for row in connection.execute(of)}
-    found = connection.execute(
-        _OPEN.where(_open.c.order_id.in_(wanted)).order_by(_open.c.next_at, _open.c.accepted_at)
-    )
-    return [OpenOrder._make((*row, bodies[row.order_id])) for row in found if row.order_id in bodies]
 
 
 def _activations(connection: Connection, world_id: str, strategies: set[str]) -> dict[str, Activation]:

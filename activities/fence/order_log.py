@@ -5,12 +5,13 @@ changes of orders by `SqlOpenOrders` and `cancel_open`, changes of the fence by 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from activities.fence.cancelling import Selection, cancel_open
+from activities.fence.fills import standing
 from activities.fence.ledger_entries import HAS_FILLS
 from activities.fence.log_line import ACCEPTED, FILL, HAS_REASON, IS_END, IS_UNDERWAY, IS_VERDICT, WITHHELD
 from activities.fence.state import locked_fence
@@ -18,7 +19,7 @@ from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import OpenOrderRow, OrderCountRow, OrderLogRow
 from activities.storage.transactions import RecordedChange, table_of
-from qmtl_sdk.contracts.fills import OrderFills, filled_by
+from qmtl_sdk.contracts.fills import Filled, OrderFills, filled_by
 from qmtl_sdk.contracts.orders import (
     CancelRequest,
     CancelResult,
@@ -78,7 +79,8 @@ class SqlOrderLog:
                 of_these = select(_log).where(_log.c.ref.in_([row.ref for row in rows]), kinds)
                 for change in connection.execute(of_these.order_by(_log.c.seq)):
                     changes[change.ref].append(change)
-            return readable(rows, lambda row: _record(row, [row, *changes[row.ref]]))
+            filled = _filled(connection, world_id, changes)
+            return readable(rows, lambda row: _record(row, [row, *changes[row.ref]], filled.get(row.ref)))
 
     def counts(self, world_id: str) -> dict[str, int]:
         """Count the accepted orders, the withheld ones, and the refused ones by reason."""
@@ -90,10 +92,26 @@ class SqlOrderLog:
             }
 
 
-def _record(row: Any, changes: Sequence[Any]) -> OrderRecord:
+def _filled(
+    connection: Connection, world_id: str, changes: Mapping[str, Sequence[Any]]
+) -> dict[str, Filled | None]:
+    """Add up the fills of orders, without those that were taken back. (Any: rows of several columns.)"""
+    found = {
+        ref: [OrderFills.model_validate_json(row.body) for row in rows if row.kind in HAS_FILLS and row.body]
+        for ref, rows in changes.items()
+    }
+    stand = {
+        id(fill)
+        for fill in standing(connection, world_id, [item for rows in found.values() for item in rows])
+    }
+    return {
+        ref: filled_by(fill for item in rows for fill in item.fills if id(fill) in stand)
+        for ref, rows in found.items()
+    }
+
+
+def _record(row: Any, changes: Sequence[Any], filled: Filled | None) -> OrderRecord:
     """Convert rows of the order log. (Any: rows of several columns.)"""
-    bodies = [change.body for change in changes if change.kind in HAS_FILLS and change.body]
-    fills = [fill for body in bodies for fill in OrderFills.model_validate_json(body).fills]
     changes = [change for change in changes if change.kind != FILL]
     withheld = WithheldOrder.model_validate_json(row.body) if row.kind == WITHHELD else None
     return OrderRecord.model_validate(
@@ -104,7 +122,7 @@ def _record(row: Any, changes: Sequence[Any]) -> OrderRecord:
             "accepted": row.kind == ACCEPTED,
             "reason": row.reason or None,
             "state": changes[-1].kind,
-            "fill": filled_by(fills),
+            "fill": filled,
             "withheld": withheld.reason if withheld else "",
             "changes": [OrderChange(at=item.at, state=item.kind, reason=item.reason) for item in changes],
         }

@@ -4,7 +4,7 @@ Products are rounded to the twelve places of amounts once, when they are booked;
 exact: cash = realised + income - fees - cost, to the last digit, whatever was booked in whatever order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 
 from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum, negated, quotient, rounded
@@ -12,13 +12,33 @@ from qmtl_sdk.contracts.ledger import MONEY, Entry, EntryKind, Position, Posting
 
 
 def book(before: Position, entry: Entry) -> tuple[Entry, Position]:
-    """Return the entry with what it moves, and the position after it."""
+    """Return the entry with what it moves, and the position after it. Reversals are for `reverse`."""
     return _RULES[entry.kind](before, entry)
+
+
+def reverse(before: Position, entry: Entry, history: Iterable[Entry]) -> tuple[Entry, Position]:
+    """Take an entry back: return the position that there would be if it had never been booked.
+
+    `history`: all entries of the position before this one, oldest first. The entry moves the difference.
+    """
+    entries = list(history)
+    gone = {entry.reverses, *(each.reverses for each in entries if each.kind is EntryKind.REVERSAL)}
+    after = Position()
+    for each in entries:
+        if each.kind is not EntryKind.REVERSAL and each.ref not in gone:
+            _, after = book(after, each)
+    fee = EXACT.subtract(after.fees, before.fees)
+    moved = {
+        "quantity": EXACT.subtract(after.quantity, before.quantity),
+        "cash": exact_sum((after.cash, negated(before.cash), fee)),
+        "fee": fee,
+    }
+    return entry.model_copy(update=moved), after
 
 
 def postings(entry: Entry) -> tuple[Posting, ...]:
     """Return the two sides of each amount that a booked entry moves; they add up to zero."""
-    counterpart, account, symbol = _COUNTERPARTS[entry.kind], entry.account, entry.symbol
+    counterpart, account, symbol = _COUNTERPARTS.get(entry.kind, ""), entry.account, entry.symbol
     moved = (
         (f"position:{account}", counterpart, symbol, entry.quantity),
         (f"cash:{account}", counterpart, MONEY, entry.cash),
@@ -47,7 +67,7 @@ def _trade(before: Position, entry: Entry) -> tuple[Entry, Position]:
             "realised": exact_sum((before.realised, negated(closing_value), negated(released))),
             "fees": EXACT.add(before.fees, entry.fee),
             "cash": exact_sum((before.cash, negated(value), negated(entry.fee))),
-            "mark": price if entry.kind is not EntryKind.REVERSAL else before.mark,
+            "mark": price,
         }
     )
     return entry.model_copy(update={"cash": negated(value)}), after
@@ -83,7 +103,6 @@ def _split(before: Position, entry: Entry) -> tuple[Entry, Position]:
 
 _RULES: dict[EntryKind, Callable[[Position, Entry], tuple[Entry, Position]]] = {
     EntryKind.FILL: _trade,
-    EntryKind.REVERSAL: _trade,
     EntryKind.ADJUSTMENT: _trade,
     EntryKind.DIVIDEND: _dividend,
     EntryKind.FEE: _fee,
@@ -95,6 +114,5 @@ _COUNTERPARTS = {
     EntryKind.REVERSAL: "market",
     EntryKind.ADJUSTMENT: "adjustments",
     EntryKind.DIVIDEND: "income",
-    EntryKind.FEE: "fees",
     EntryKind.SPLIT: "splits",
 }

@@ -3,23 +3,37 @@
 Who books holds the world's fence, so that a world's entries are booked one after the other.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, select, tuple_
+from sqlalchemy import Connection, delete, literal, select, tuple_
 
-from activities.ledger.booking import book, postings
+from activities.ledger.booking import book, postings, reverse
 from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import LedgerRow, PositionRow
 from activities.storage.transactions import Transaction, table_of
 from activities.worlds.specs import world_row
-from qmtl_sdk.contracts.ledger import Entry, HeldPosition, LedgerLine, Position, PositionKey
+from qmtl_sdk.contracts.ledger import (
+    Entry,
+    EntryKind,
+    HeldPosition,
+    LedgerLine,
+    Position,
+    PositionFilter,
+    PositionKey,
+)
 
 _ledger = table_of(LedgerRow)
 _position = table_of(PositionRow)
+# Keys in one statement: PostgreSQL takes 65,535 values, and a key has three.
+_AT_ONCE = 5000
+
+Held = dict[PositionKey, tuple[str, Position]]
+"""Positions by key, each with the time of its newest entry (ISO 8601, UTC)."""
+
 _KEY = (_position.c.strategy_id, _position.c.account, _position.c.symbol)
 
 
@@ -35,40 +49,33 @@ class DatedEntry(NamedTuple):
         return PositionKey(self.entry.strategy_id, self.entry.account, self.entry.symbol)
 
 
-@dataclass(frozen=True)
-class PositionQuery:
-    """Which positions: as of a time or now, of one strategy or all, those that were closed too."""
-
-    as_of: datetime | None = None
-    strategy_id: str = ""
-    closed: bool = False
-    limit: int = 10_000
-
-
 class SqlLedger:
     """Reads the ledgers of worlds."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def positions(self, world_id: str, asked: PositionQuery) -> list[HeldPosition]:
-        """List the positions of a world, as the ledger has them now or had them at a time.
+    def positions(self, world_id: str, asked: PositionFilter) -> list[HeldPosition]:
+        """List positions of a world, as the ledger has them now or had them at a time, by key.
 
         Raises QmtlError (E_WORLD_UNKNOWN).
         """
         mine = [_position.c.world_id == world_id]
         if asked.strategy_id:
             mine.append(_position.c.strategy_id == asked.strategy_id)
+        if asked.after_key is not None:
+            mine.append(tuple_(*_KEY) > tuple_(*map(literal, asked.after_key)))
         query = select(*_KEY, _position.c.at, _position.c.after).where(*mine)
         if asked.as_of is not None:
-            query = _as_of(asked.as_of, mine)
+            query = _as_of(asked.as_of, mine, asked.closed)
         elif not asked.closed:
             query = query.where(_position.c.held)
         with self._database.read() as session:
             world_row(session, world_id)
-            rows = session.connection().execute(query.order_by(*_KEY).limit(asked.limit)).all()
-        found = readable([row for row in rows if row.at is not None], _held)
-        return [item for item in found if asked.closed or item.position.quantity]
+            rows = session.connection().execute(
+                query.order_by(*query.selected_columns[:3]).limit(asked.limit)
+            )
+            return readable(rows.all(), _held)
 
     def lines(
         self, world_id: str, after: int = 0, limit: int = 100, strategy_id: str = ""
@@ -85,20 +92,41 @@ class SqlLedger:
 
 def booked(connection: Connection, world_id: str, account: str, refs: Sequence[str]) -> dict[str, Entry]:
     """Read the entries of an account with these names, which are booked already."""
-    mine = (_ledger.c.world_id == world_id, _ledger.c.account == account, _ledger.c.ref.in_(refs))
-    rows = connection.execute(select(_ledger.c.ref, _ledger.c.entry).where(*mine))
-    return {row.ref: Entry.model_validate_json(row.entry) for row in rows}
+    found = dict[str, Entry]()
+    for start in range(0, len(refs), _AT_ONCE):
+        these = _ledger.c.ref.in_(refs[start : start + _AT_ONCE])
+        mine = (_ledger.c.world_id == world_id, _ledger.c.account == account, these)
+        for row in connection.execute(select(_ledger.c.ref, _ledger.c.entry).where(*mine)):
+            found[row.ref] = Entry.model_validate_json(row.entry)
+    return found
 
 
 def book_entries(tx: Transaction, world_id: str, entries: Sequence[DatedEntry]) -> None:
     """Book entries in this order. The caller holds the world's fence; none of them is booked already."""
     if not entries:
         return
-    held = _positions(tx.connection, world_id, {entry.key for entry in entries})
-    rows = [_row(world_id, dated, held) for dated in entries]
+    held = positions_of(tx.connection, world_id, {entry.key for entry in entries})
+    rows = list[dict[str, object]]()
+    history = partial(entries_before, tx.connection, world_id)
+    for dated in entries:
+        if dated.entry.kind is EntryKind.REVERSAL and rows:  # it looks back at those before it
+            tx.connection.execute(_ledger.insert(), rows)
+            rows = []
+        rows.append(_row(world_id, dated, held, history))
     tx.connection.execute(_ledger.insert(), rows)
     changed = sorted({dated.key for dated in entries})
     tx.upsert_values(_position, [_position_row(world_id, key, *held[key]) for key in changed])
+
+
+def entries_before(
+    connection: Connection, world_id: str, key: PositionKey, seq: int | None = None
+) -> list[Entry]:
+    """Read the entries of a position, oldest first: all, or those before a number."""
+    mine = [_ledger.c[name] == value for name, value in (("world_id", world_id), *key._asdict().items())]
+    if seq is not None:
+        mine.append(_ledger.c.seq < seq)
+    rows = connection.execute(select(_ledger.c.entry).where(*mine).order_by(_ledger.c.seq))
+    return [Entry.model_validate_json(row.entry) for row in rows]
 
 
 def remove_ledger(tx: Transaction, world_id: str) -> None:
@@ -113,31 +141,38 @@ def ledger_rows(connection: Connection, world_id: str, after: int, limit: int) -
     return connection.execute(query.order_by(_ledger.c.seq).limit(limit)).all()
 
 
-def current_positions(connection: Connection, world_id: str) -> dict[PositionKey, tuple[str, str]]:
-    """Read a world's current positions as they are stored: when each changed, and its JSON."""
-    query = select(*_KEY, _position.c.at, _position.c.after).where(_position.c.world_id == world_id)
-    return {PositionKey(*row[:3]): (row.at, row.after) for row in connection.execute(query)}
+def current_positions(connection: Connection, world_id: str) -> dict[PositionKey, tuple[str, str, bool]]:
+    """Read a world's positions as they are stored: when each changed, its JSON, whether it is held."""
+    columns = (*_KEY, _position.c.at, _position.c.after, _position.c.held)
+    rows = connection.execute(select(*columns).where(_position.c.world_id == world_id))
+    return {PositionKey(*row[:3]): (row.at, row.after, bool(row.held)) for row in rows}
 
 
-def booked_row(dated: DatedEntry, held: dict[PositionKey, tuple[str, Position]]) -> tuple[str, str, str]:
-    """Book an entry on positions in memory; return what its row holds: time, entry and position as JSON."""
+def booked_row(
+    dated: DatedEntry, held: Held, history: Callable[[PositionKey], Iterable[Entry]]
+) -> dict[str, object]:
+    """Book an entry on positions in memory; return what its row holds. `history`: see `reverse`."""
     last, before = held.get(dated.key, ("", Position()))
-    entry, after = book(before, dated.entry)
+    if dated.entry.kind is EntryKind.REVERSAL:
+        entry, after = reverse(before, dated.entry, history(dated.key))
+    else:
+        entry, after = book(before, dated.entry)
     at = max(dated.at, last)  # a clock that was set back must not hide the newest entry
     held[dated.key] = at, after
-    return at, entry.model_dump_json(exclude_defaults=True), after.model_dump_json(exclude_defaults=True)
-
-
-def _row(world_id: str, dated: DatedEntry, held: dict[PositionKey, tuple[str, Position]]) -> dict[str, str]:
-    at, entry, after = booked_row(dated, held)
     return {
         "at": at,
-        "world_id": world_id,
         **dated.key._asdict(),
         "ref": dated.entry.ref,
-        "entry": entry,
-        "after": after,
+        "held": bool(after.quantity),
+        "entry": entry.model_dump_json(exclude_defaults=True),
+        "after": after.model_dump_json(exclude_defaults=True),
     }
+
+
+def _row(
+    world_id: str, dated: DatedEntry, held: Held, history: Callable[[PositionKey], Iterable[Entry]]
+) -> dict[str, object]:
+    return {"world_id": world_id, **booked_row(dated, held, history)}
 
 
 def _position_row(world_id: str, key: PositionKey, at: str, after: Position) -> dict[str, object]:
@@ -150,15 +185,20 @@ def _position_row(world_id: str, key: PositionKey, at: str, after: Position) -> 
     }
 
 
-def _positions(
-    connection: Connection, world_id: str, keys: Iterable[PositionKey]
-) -> dict[PositionKey, tuple[str, Position]]:
-    these = (_position.c.world_id == world_id, tuple_(*_KEY).in_(sorted(keys)))
-    rows = connection.execute(select(*_KEY, _position.c.at, _position.c.after).where(*these))
-    return {PositionKey(*row[:3]): (row.at, Position.model_validate_json(row.after)) for row in rows}
+def positions_of(connection: Connection, world_id: str, keys: Iterable[PositionKey]) -> Held:
+    """Read positions, each with the time of its newest entry. Those that never were are left out."""
+    wanted, found = sorted(keys), Held()
+    for start in range(0, len(wanted), _AT_ONCE):
+        these = tuple_(*_KEY).in_(wanted[start : start + _AT_ONCE])
+        query = select(*_KEY, _position.c.at, _position.c.after).where(
+            _position.c.world_id == world_id, these
+        )
+        for row in connection.execute(query):
+            found[PositionKey(*row[:3])] = row.at, Position.model_validate_json(row.after)
+    return found
 
 
-def _as_of(moment: datetime, mine: Sequence[Any]) -> Any:
+def _as_of(moment: datetime, mine: Sequence[Any], closed: bool) -> Any:
     """Select each position with its newest entry until a time. (Any: the parts of a query.)
 
     Both parts are looked up in an index for each position; joined, PostgreSQL would read the whole ledger.
@@ -171,9 +211,10 @@ def _as_of(moment: datetime, mine: Sequence[Any]) -> Any:
         newest_first = found.order_by(_ledger.c.at.desc(), _ledger.c.seq.desc()).limit(1)
         return newest_first.correlate(_position).scalar_subquery()
 
-    return select(*_KEY, newest(_ledger.c.at).label("at"), newest(_ledger.c.after).label("after")).where(
-        *mine
-    )
+    parts = {name: newest(_ledger.c[name]).label(name) for name in ("at", "after", "held")}
+    found = select(*_KEY, *parts.values()).where(*mine).subquery()
+    shown = select(*(found.c[name] for name in (*PositionKey._fields, "at", "after")))
+    return shown.where(found.c.at.is_not(None) if closed else found.c.held)
 
 
 def _held(row: Any) -> HeldPosition:

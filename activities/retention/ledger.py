@@ -4,6 +4,8 @@ The log is read through its archives, so an old world needs its archives to be w
 """
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection
@@ -15,17 +17,20 @@ from activities.fence.segments import LOG, rows_after
 from activities.fence.state import locked_fence
 from activities.ledger.sql import (
     DatedEntry,
+    Held,
     book_entries,
     booked_row,
     current_positions,
+    entries_before,
     ledger_rows,
     remove_ledger,
 )
-from activities.retention.archives import Archives, archives_of
+from activities.retention.archives import LOCK, Archives, archives_of
 from activities.storage.database import Database
 from activities.storage.transactions import RecordedChange
 from activities.worlds.specs import world_row
-from qmtl_sdk.contracts.ledger import LedgerCheck, Position, PositionKey
+from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.ledger import LedgerCheck, PositionKey
 
 _CHUNK = 2000
 """Rows that are read at a time."""
@@ -33,7 +38,7 @@ _CHUNK = 2000
 _MOST_DIFFERENCES = 20
 """Differences that a check names."""
 
-Held = dict[PositionKey, tuple[str, Position]]
+_COMPARED = ("at", *PositionKey._fields, "ref", "entry", "after")
 
 
 class LedgerProjection:
@@ -56,14 +61,15 @@ class LedgerProjection:
             entries = 0
             for dated in self._entries(session, world_id):
                 entries += 1
-                made = (dated.entry.ref, *booked_row(dated, held))
                 found = next(stored, None)
-                if found != made:
+                before = partial(entries_before, session.connection(), world_id, seq=found and found[0])
+                made = booked_row(dated, held, before)
+                if found is None or found[1] != made:
                     differences.append(f"entry {entries}: the log makes {made}, the ledger has {found}")
                 if len(differences) == _MOST_DIFFERENCES:
                     break
             else:
-                differences += [f"the log makes no entry {found}" for found in _first(stored)]
+                differences += [f"the log makes no entry {found[1]}" for found in islice(stored, 9)]
                 differences += _other_positions(held, positions)
         return LedgerCheck(
             world_id=world_id,
@@ -73,12 +79,19 @@ class LedgerProjection:
         )
 
     def rebuild(self, world_id: str, actor: str) -> LedgerCheck:
-        """Book a ledger anew from the order log, while nothing else is booked in the world.
+        """Book a ledger anew from the order log, of a world that is halted: a halt could not come in between.
 
-        Raises QmtlError: E_WORLD_UNKNOWN, E_ARCHIVE. Then the ledger stays as it was.
+        Entries get new numbers. Raises QmtlError: E_WORLD_UNKNOWN, E_NOT_HALTED, E_ARCHIVE. Then the ledger
+        stays as it was.
         """
         with self._database.write(actor) as tx:
-            locked_fence(tx, world_id)
+            tx.lock(LOCK)  # or rows that are archived meanwhile would be found nowhere
+            if not locked_fence(tx, world_id).halted:
+                raise QmtlError(
+                    "E_NOT_HALTED",
+                    f"world {world_id} is not halted, and a halt would wait for its ledger",
+                    f"halt it first: qmtl world halt {world_id}",
+                )
             remove_ledger(tx, world_id)
             entries = 0
             chunk = list[DatedEntry]()
@@ -111,20 +124,21 @@ def _made(rows: list[dict[str, Any]]) -> Iterator[DatedEntry]:
         yield from entries_of(LogLine(**{name: row[name] for name in LogLine._fields}))
 
 
-def _stored(connection: Connection, world_id: str) -> Iterator[tuple[str, str, str, str]]:
+def _stored(connection: Connection, world_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the rows of a ledger with their numbers. (Any: the values of the columns.)"""
     after = 0
     while rows := ledger_rows(connection, world_id, after, _CHUNK):
         for row in rows:
-            yield row.ref, row.at, row.entry, row.after
+            found = {name: row._mapping[name] for name in _COMPARED}
+            yield row.seq, {**found, "held": bool(row.held)}
         after = rows[-1].seq
 
 
-def _first(stored: Iterator[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
-    return [found for _, found in zip(range(_MOST_DIFFERENCES), stored, strict=False)]
-
-
-def _other_positions(held: Held, stored: dict[PositionKey, tuple[str, str]]) -> list[str]:
-    made = {key: (at, after.model_dump_json(exclude_defaults=True)) for key, (at, after) in held.items()}
+def _other_positions(held: Held, stored: dict[PositionKey, tuple[str, str, bool]]) -> list[str]:
+    made = {
+        key: (at, after.model_dump_json(exclude_defaults=True), bool(after.quantity))
+        for key, (at, after) in held.items()
+    }
     return [
         f"position {key}: the log makes {made.get(key)}, the ledger has {stored.get(key)}"
         for key in sorted(made.keys() | stored.keys())

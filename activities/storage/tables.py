@@ -740,7 +740,8 @@ class LedgerRow(SQLModel, table=True):
     """An entry of the ledger with the position after it. Rows never change.
 
     They follow from the rows of the order log, and can be made again from them. `ref` names the entry in its
-    account; `entry` and `after` are JSON. Written under the world's fence, `at` never falls in a position.
+    account; `entry` and `after` are JSON; `held`: the position after it is not flat. Written under the
+    world's fence, `at` never falls in a position.
     """
 
     __tablename__ = "ledger"
@@ -757,6 +758,7 @@ class LedgerRow(SQLModel, table=True):
     account: str
     symbol: str
     ref: str
+    held: bool
     entry: str = Field(sa_column=_text())
     after: str = Field(sa_column=_text())
 

@@ -1,8 +1,7 @@
 """The table of routes and the role that each requires; docs and tests read it.
 
-The Gateway does not start with a route that has no entry. Where a route's path has a `world_id`, the role is
-required in that world. Where the world is in the body or behind an id, the role is required in some world,
-and the route checks the world (`Caller.require_role`).
+No route may be missing. Where its path has a `world_id`, the role is required in that world; otherwise in
+some world, and the route checks which (`Caller.require_role`).
 """
 
 from collections.abc import Callable, Collection, Coroutine, Iterable

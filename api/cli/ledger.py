@@ -124,7 +124,7 @@ class ReportOptions:
     fill_id: Annotated[
         str, typer.Option("--id", help="the venue's id of the fill; repeated, it changes nothing")
     ]
-    venue: Annotated[str, typer.Option(help="the account that holds what was bought")]
+    account: Annotated[str, typer.Option(help="the account that holds what was bought, such as `paper`")]
     quantity: Annotated[str, typer.Option(help="units that were filled")]
     price: Annotated[str, typer.Option(help="of one unit")]
     fee: Annotated[str, typer.Option(help="what it cost; a rebate is negative")] = "0"
@@ -136,7 +136,7 @@ class ReportOptions:
 @with_options
 def report(options: ReportOptions) -> None:
     """Report a fill of an order that no broker reports, such as one that was executed by hand."""
-    fill = {name: getattr(options, name) for name in ("fill_id", "venue", "quantity", "price", "fee")}
+    fill = {name: getattr(options, name) for name in ("fill_id", "account", "quantity", "price", "fee")}
     body = {"world_id": options.world, "fills": [{"order_id": options.order_id, "fill": fill}]}
     batch = validated(FillBatch, body, "E_BODY_INVALID", "fill")
     with gateway() as client:

@@ -58,5 +58,5 @@ def order_detail(item: OrderRecord) -> str:
     last = item.changes[-1].reason if item.changes else ""
     if item.fill is None:
         return last
-    filled = f"{item.fill.quantity} at {item.fill.price} by {item.fill.venue}"
+    filled = f"{item.fill.quantity} at {item.fill.price} by {item.fill.account}"
     return f"{filled}; {last}" if last else filled

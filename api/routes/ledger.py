@@ -4,13 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from activities.ledger.sql import PositionQuery
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import State
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.fills import FillBatch, FillsRecorded
-from qmtl_sdk.contracts.ledger import Booking, HeldPosition, LedgerCheck, LedgerLine
-from qmtl_sdk.contracts.worlds import UtcTime
+from qmtl_sdk.contracts.ledger import Booking, HeldPosition, LedgerCheck, LedgerLine, PositionFilter
 
 router = APIRouter(tags=["ledger"], route_class=GuardedRoute)
 
@@ -19,7 +17,7 @@ _Strategy = Annotated[str, Query(max_length=128)]
 
 @router.post("/fills", summary="Report fills of orders that a venue executed")
 def fills(batch: FillBatch, state: State, caller: CurrentCaller) -> FillsRecorded:
-    """Idempotent by a fill's id and its venue. All are recorded and booked, or none.
+    """Idempotent by a fill's id, its account and symbol. All are recorded and booked, or none.
 
     Also of orders that have ended. Their fills make up the quantity that was ordered at most.
     """
@@ -28,16 +26,9 @@ def fills(batch: FillBatch, state: State, caller: CurrentCaller) -> FillsRecorde
 
 
 @router.get("/worlds/{world_id}/positions", summary="List what strategies hold, now or as of a time")
-def positions(
-    world_id: str,
-    state: State,
-    as_of: UtcTime | None = None,
-    strategy_id: _Strategy = "",
-    closed: bool = False,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-) -> list[HeldPosition]:
-    """`as_of`: as the ledger had them then. `closed`: those too that are flat, with what they earned."""
-    return state.stores.ledger.positions(world_id, PositionQuery(as_of, strategy_id, closed, limit))
+def positions(world_id: str, state: State, asked: Annotated[PositionFilter, Query()]) -> list[HeldPosition]:
+    """A page at a time: `after` is the strategy_id, account and symbol of the last one, with tabs between."""
+    return state.stores.ledger.positions(world_id, asked)
 
 
 @router.get("/worlds/{world_id}/ledger", summary="List the entries of a ledger, oldest first")

@@ -13,9 +13,6 @@ AMOUNT_PLACES = 12
 AMOUNT_LIMIT = 10**16
 """Quantities and prices are below it: 16 digits and the places make the 28 that are stored."""
 
-Amount = Annotated[Decimal, Field(gt=0, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES)]
-"""A positive quantity or price."""
-
 EXACT = Context(prec=400, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow])
 """Arithmetic that raises where a result would be rounded."""
 
@@ -51,8 +48,13 @@ def quotient(value: Decimal, divisor: Decimal) -> Decimal:
     return rounded(_ROUNDED.divide(value, divisor))
 
 
-Price = Annotated[Amount, AfterValidator(plain)]
-"""A positive price, quantity or limit of money, written in one way."""
+Amount = Annotated[
+    Decimal, Field(gt=0, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES), AfterValidator(plain)
+]
+"""A positive quantity or price, written in one way: zeros at its end would count as no digits."""
+
+Price = Amount
+"""A positive price."""
 
 SignedAmount = Annotated[
     Decimal,

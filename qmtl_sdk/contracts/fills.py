@@ -27,15 +27,15 @@ Account = Annotated[PlainLine, Field(min_length=1, max_length=64)]
 class Fill(Model):
     """One execution of an order at a venue.
 
-    `venue` is the account that holds what was bought. `fee` is what it cost, in the account's currency; a
-    rebate is negative. `at` is the venue's time; None: the time at which the fill was recorded.
+    `account` holds what was bought. `fee` is what it cost, in the account's currency; a rebate is negative.
+    `at` is the venue's time; None: the time at which the fill was recorded.
     """
 
     fill_id: FillId
     quantity: Amount
     price: Amount
     fee: SignedAmount = ZERO
-    venue: Account
+    account: Account
     at: UtcTime | None = None
 
 
@@ -45,7 +45,7 @@ class Filled(Model):
     quantity: Decimal
     price: Decimal
     fee: Decimal
-    venue: str
+    account: str
 
 
 class OrderFills(Model):
@@ -87,5 +87,5 @@ def filled_by(fills: Iterable[Fill]) -> Filled | None:
         quantity=quantity,
         price=quotient(value, quantity),
         fee=exact_sum(fill.fee for fill in found),
-        venue=found[-1].venue,
+        account=found[-1].account,
     )

@@ -41,7 +41,7 @@ class Entry(Model):
     """
 
     kind: EntryKind
-    ref: Annotated[PlainLine, Field(min_length=1, max_length=150)]
+    ref: Annotated[PlainLine, Field(min_length=1, max_length=250)]
     strategy_id: PlainLine = Field(min_length=1, max_length=128)
     account: Account
     symbol: Symbol
@@ -51,6 +51,7 @@ class Entry(Model):
     fee: Decimal = ZERO
     cash: Decimal = ZERO
     ratio: Decimal | None = None
+    reverses: str = Field("", max_length=250, description="the name of the entry that a reversal takes back")
     reason: PlainLine = Field("", max_length=300)
     at: UtcTime | None = Field(None, description="when it happened; None: when it was recorded")
 
@@ -61,7 +62,7 @@ class Position(Model):
     `cost` is what the units held cost (negative for what was received for units sold short): cost/quantity is
     the average cost. `realised` is the profit of what was closed, without fees; `income` are dividends.
     `cash` is all that was received less all that was paid, so cash = realised + income - fees - cost. `mark`
-    is the newest price that the ledger knows, of a fill.
+    is the newest price that the ledger knows: of a fill or an adjustment, divided by later splits.
     """
 
     quantity: Decimal = ZERO
@@ -103,6 +104,31 @@ class HeldPosition(Model):
     updated_at: UtcTime
 
 
+class PositionFilter(Model):
+    """Which positions are listed: of one strategy or all, now or as of a time.
+
+    `closed`: those too that are flat, with what they earned. `after`: only those after this one: its
+    strategy_id, account and symbol, with tabs between them.
+    """
+
+    as_of: UtcTime | None = None
+    strategy_id: str = Field("", max_length=128)
+    closed: bool = False
+    after: str = Field("", max_length=260)
+    limit: int = Field(1000, ge=1, le=10_000)
+
+    @property
+    def after_key(self) -> PositionKey | None:
+        """The position after which the list begins; None: at its beginning."""
+        return PositionKey(*self.after.split("\t")) if self.after else None
+
+    @model_validator(mode="after")
+    def _after_is_a_key(self) -> "PositionFilter":
+        if self.after and self.after.count("\t") != len(PositionKey._fields) - 1:
+            raise ValueError("`after` names strategy_id, account and symbol, with tabs between them")
+        return self
+
+
 class Posting(Model):
     """One side of an amount that an entry moves. `account` is a name such as `cash:paper`."""
 
@@ -128,7 +154,8 @@ class Booking(Model):
     - `split`: `ratio` new units for each old one
     - `fee`: `amount` that the account paid
     - `adjustment`: the position changes by `quantity` at `price`, as when a venue shows another position
-    - `reversal`: takes the fill `corrects` back; the corrected one is then reported as a fill of its own
+    - `reversal`: takes the fill `corrects` back, as if it had never been booked; the right one is then
+      reported as a fill of its own. A fill is taken back once, whatever the `booking_id`
     """
 
     booking_id: FillId
@@ -149,7 +176,8 @@ class Booking(Model):
         needed = _NEEDED[self.kind]
         given = {name for name in ("amount", "ratio", "quantity", "price", "corrects") if getattr(self, name)}
         if given != needed:
-            raise ValueError(f"a {self.kind} names {' and '.join(sorted(needed))}, and nothing else")
+            names = " and ".join(sorted(needed))
+            raise ValueError(f"a booking of the kind {self.kind} names {names}, and nothing else of these")
         return self
 
 

@@ -27,11 +27,12 @@ from sqlalchemy import text
 from activities.artifacts.folder import FolderArtifacts
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
-from activities.ledger.sql import PositionQuery, SqlLedger
+from activities.ledger.sql import SqlLedger
 from activities.retention.archives import Archives
 from activities.retention.ledger import LedgerProjection
 from activities.storage.database import Database
 from activities.storage.heartbeats import processes
+from qmtl_sdk.contracts.ledger import PositionFilter
 from temporal.server import free_port
 from tests.chaos.exchange import TIME_IN_FLIGHT_S, ask, install
 from tests.support import ROOT
@@ -260,7 +261,7 @@ class RoutingChaos:
                 quantity, price, fee = (Decimal(fill[name]) for name in ("quantity", "price", "fee"))
                 held[found["order"]["symbol"]] += sign * quantity
                 cash -= sign * quantity * price + fee
-        positions = SqlLedger(self._database).positions(world, PositionQuery(closed=True))
+        positions = SqlLedger(self._database).positions(world, PositionFilter(closed=True))
         ours = dict.fromkeys(held, Decimal(0))
         for item in positions:
             ours[item.symbol] += item.position.quantity

@@ -93,7 +93,7 @@ class Ledger:
                         fill_id=order.order_id,
                         quantity=order.quantity,
                         price=order.reference_price,
-                        venue=self.name,
+                        account=self.name,
                     )
                 ],
             )
@@ -227,7 +227,7 @@ def test_a_package_outside_the_tree_adds_a_source_a_broker_a_bus_and_a_metric(
         wait_for(lambda: placed.exists() and len(placed.read_text().split()) >= 3, "orders at the broker")
         with machine.client() as client:
             wait_for(lambda: sum(record.state == "filled" for record in client.orders("waves")) >= 3, "fills")
-            assert {record.fill.venue for record in client.orders("waves") if record.fill} == {"ledger"}
+            assert {record.fill.account for record in client.orders("waves") if record.fill} == {"ledger"}
         events = (tmp_path / "events.txt").read_text().split()
         assert {"world.created", "decision_updated"} <= set(events)
     finally:

@@ -112,7 +112,7 @@ def test_orders_of_a_strategy_become_a_position_that_people_see(
     assert "did you mean 'Trend'" in types(1, "world", "positions", world, "-s", "Trent")
     assert "a dividend names amount" in types(1, *booking, "--id", "d1", "--kind", "dividend")
     assert "E_WORLD_UNKNOWN" in types(1, "ledger", "verify", "nowhere")
-    filled = ["--id", "f1", "--venue", "paper", "--quantity", "1", "--price", "9"]
+    filled = ["--id", "f1", "--account", "paper", "--quantity", "1", "--price", "9"]
     assert "E_ORDER_UNKNOWN" in types(1, "ledger", "report", world, "order:unknown", *filled)
     assert "ledger.booked" in types(0, "world", "audit", world, "--verify")
 
@@ -121,7 +121,7 @@ def test_a_fill_that_a_person_reports_is_checked_against_its_order(stage: ApplyS
     (order,) = traded(stage, "JNJ", "5")
 
     def report(fill_id: str, quantity: str, order_id: str = order.order_id, by: Any = stage.client) -> int:
-        found = Fill(fill_id=fill_id, quantity=Decimal(quantity), price=Decimal(100), venue="paper")
+        found = Fill(fill_id=fill_id, quantity=Decimal(quantity), price=Decimal(100), account="paper")
         batch = FillBatch(world_id=stage.world, fills=(ReportedFill(order_id=order_id, fill=found),))
         return int(by.report_fills(batch).recorded)
 
@@ -173,7 +173,11 @@ def test_a_damaged_ledger_is_named_and_made_again(
     found = someone.types("ledger", "verify", stage.world)
     assert found.returncode == 1
     assert "qmtl ledger rebuild kept books it anew" in found.stdout
+    refused = someone.types("ledger", "rebuild", stage.world)
+    assert "qmtl world halt kept" in refused.stderr
+    stage.client.halt(stage.world, "its ledger")
     assert someone.types("ledger", "rebuild", stage.world).returncode == 0
+    stage.client.resume(stage.world, "its ledger is good")
     assert someone.types("ledger", "verify", stage.world).returncode == 0
     assert held(stage, "MSFT") == 2
 

@@ -305,7 +305,7 @@ def test_fills_end_an_order_once(desk: Desk) -> None:
     orders.publish([order], desk.caller)
     open_orders = SqlOpenOrders(desk.database, 300.0)
     assert [found.order() for found in open_orders.due(Domain.DRYRUN, 10)[desk.world]] == [order]
-    fill = Fill(fill_id="f1", quantity=order.quantity, price=order.reference_price, venue="paper")
+    fill = Fill(fill_id="f1", quantity=order.quantity, price=order.reference_price, account="paper")
     for state in ("filled", "cancelled"):
         open_orders.record(desk.world, [OrderReport(order_id=order.order_id, state=state, fills=(fill,))], {})
     assert open_orders.due(Domain.DRYRUN, 10) == {}

@@ -1,6 +1,7 @@
 """The ledger: fills and bookings, positions as of a time, and the ledger against the order log."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -16,20 +17,20 @@ from activities.fence.bookings import SqlBookings
 from activities.fence.fills import SqlFills
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
-from activities.ledger.sql import PositionQuery, SqlLedger
-from activities.retention.archives import Archives
+from activities.ledger.sql import SqlLedger
+from activities.retention.archives import LOCK, Archives
 from activities.retention.ledger import LedgerProjection
 from activities.storage.database import Database
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Fill, FillBatch, ReportedFill
-from qmtl_sdk.contracts.ledger import Booking, LedgerCheck, Position
+from qmtl_sdk.contracts.ledger import Booking, LedgerCheck, Position, PositionFilter
 from qmtl_sdk.contracts.orders import Order, OrderReport
 from tests.support.archive_house import NOW, House
 from tests.support.desk import Desk
 
 D = Decimal
-ALL = PositionQuery(closed=True)
+ALL = PositionFilter(closed=True)
 
 
 @dataclass
@@ -92,6 +93,22 @@ class Books:
             self.log.open_orders(self.world),
         )
 
+    def halt(self) -> None:
+        self.desk.fence.halt(self.world, "olga", "its ledger is booked anew")
+
+    def venue_says(self, *reports: tuple[Order, str, tuple[Fill, ...]]) -> None:
+        """What the router records of a venue's answer."""
+        found = [
+            OrderReport.model_validate({"order_id": order.order_id, "state": state, "fills": fills})
+            for order, state, fills in reports
+        ]
+        self.open.record(self.world, found, {})
+
+    def filled(self) -> list[tuple[str, Decimal]]:
+        """State and filled quantity of each order, in the order of acceptance."""
+        records = self.log.orders(self.world, limit=1000)
+        return [(item.state.value, item.fill.quantity if item.fill else D(0)) for item in records]
+
     def run_sql(self, statement: str) -> None:
         with self.database.write("test", bookkeeping=True) as tx:
             tx.connection.execute(text(statement))
@@ -103,7 +120,7 @@ def books(database: Database, tmp_path: Path) -> Books:
 
 
 def fill(name: str = "f1", quantity: str = "4", price: str = "100", **fields: object) -> Fill:
-    body = {"fill_id": name, "quantity": quantity, "price": price, "venue": "paper", **fields}
+    body = {"fill_id": name, "quantity": quantity, "price": price, "account": "paper", **fields}
     return Fill.model_validate(body)
 
 
@@ -173,6 +190,10 @@ def test_a_late_fill_of_an_order_that_has_ended_is_booked_and_leaves_its_state(b
         ),
         (lambda books, order: books.report((books.ordered(sent=False), fill("f9"))), "E_ORDER_NOT_SENT"),
         (lambda books, order: books.book("reversal", corrects="f7"), "E_FILL_UNKNOWN"),
+        (lambda books, order: books.book("dividend", amount="1", account="papre"), "E_BOOKING"),
+        (lambda books, order: books.book("split", ratio="2", symbol="APPL"), "E_BOOKING"),
+        (lambda books, order: books.book("split", ratio="9999999999999999"), "E_BOOKING"),
+        (lambda books, order: books.book("fee", amount="1", strategy_id="nosuch"), "E_STRATEGY_UNKNOWN"),
         (lambda books, order: books.book("reversal", corrects="f1", symbol="MSFT"), "E_FILL_UNKNOWN"),
         (
             lambda books, order: books.book("reversal", corrects="f1", strategy_id="strategy:w1"),
@@ -222,21 +243,115 @@ def test_a_venue_that_fills_more_than_was_ordered_halts_the_world(books: Books) 
     assert books.projection.verify(books.world).is_good
 
 
-def test_a_venue_that_changes_a_fill_does_not_stop_the_others(books: Books) -> None:
+def test_a_venue_that_changes_a_fill_halts_the_world_and_does_not_stop_other_orders(books: Books) -> None:
+    """A fill under the id of another one was dropped, and only a line of the log told of it."""
     first, second = books.ordered(), books.ordered()
-    partly = OrderReport(order_id=first.order_id, state="partially_filled", fills=(fill("f1"),))
-    books.open.record(books.world, [partly], {})
-    changed = partly.model_copy(update={"fills": (fill("f1", "5"),)})
-    filled = OrderReport(order_id=second.order_id, state="filled", fills=(fill("f2", "10"),))
-    books.open.record(books.world, [changed, filled], {})
+    books.venue_says((first, "partially_filled", (fill("f1"),)))
+    books.venue_says((first, "partially_filled", (fill("f1", "5"),)), (second, "filled", (fill("f2", "10"),)))
     assert books.position().quantity == 14
+    assert "f1 of paper was reported before with another content" in books.desk.fence_row().halted
+
+
+def test_a_venue_may_number_the_fills_of_each_symbol_by_themselves(books: Books) -> None:
+    first, second = books.ordered(symbol="AAPL"), books.ordered(symbol="MSFT")
+    books.venue_says((first, "filled", (fill("1001", "10"),)), (second, "filled", (fill("1001", "10"),)))
+    found = {item.symbol: item.position.quantity for item in books.ledger.positions(books.world, ALL)}
+    assert found == {"AAPL": D(10), "MSFT": D(10)}
+    assert not books.desk.fence_row().halted
+
+
+def test_an_order_is_not_filled_before_its_fills_have_come(books: Books) -> None:
+    """Ended with a part of its fills, it was never asked for the others."""
+    order = books.ordered()
+    books.venue_says((order, "filled", (fill("f1", "4"),)))
+    assert books.filled() == [("partially_filled", D(4))]
+    books.venue_says((order, "filled", (fill("f1", "4"), fill("f2", "6"))))
+    assert books.filled() == [("filled", D(10))]
+    assert books.position().quantity == 10
+
+
+def test_an_answer_that_tells_of_an_order_twice_loses_no_fill(books: Books) -> None:
+    order = books.ordered()
+    books.venue_says((order, "partially_filled", (fill("f1", "4"),)), (order, "filled", (fill("f2", "6"),)))
+    assert books.filled() == [("filled", D(10))]
+    assert books.position().quantity == 10
+
+
+def test_a_venue_s_fill_of_an_order_that_has_ended_is_booked(books: Books) -> None:
+    order = books.ordered()
+    books.venue_says((order, "cancelled", ()))
+    books.venue_says((order, "filled", (fill("late", "3"),)))
+    assert books.filled() == [("cancelled", D(3))]
+    assert books.position().quantity == 3
+    assert not books.desk.fence_row().halted
+    books.venue_says((order, "filled", (fill("late", "3"), fill("more", "8"))))
+    assert books.position().quantity == 11
+    assert "filled 11 of order" in books.desk.fence_row().halted
+    assert books.projection.verify(books.world).is_good
+
+
+def test_a_fill_that_was_taken_back_no_longer_counts_for_its_order(books: Books) -> None:
+    """The right fill, reported after it, halted the world."""
+    order = books.ordered()
+    books.venue_says((order, "partially_filled", (fill("f1", "4"),)))
+    books.book("reversal", corrects="f1")
+    assert books.filled() == [("partially_filled", D(0))]
+    books.venue_says((order, "filled", (fill("f1c", "4"), fill("f2", "6"))))
+    assert not books.desk.fence_row().halted
+    assert books.filled() == [("filled", D(10))]
+    assert books.position().quantity == 10
+
+
+def test_a_position_is_as_if_a_fill_that_was_taken_back_had_never_been(books: Books) -> None:
+    """Average cost, profit and mark too, with trades and a split after it."""
+    right, wrong = books.ordered(), books.ordered()
+    books.report((right, fill("good", "10", "80")))
+    expected = books.position()
+    books.report((wrong, fill("wrong", "10", "1000", fee="2")))
+    books.book("reversal", corrects="wrong")
+    assert books.position() == expected
+    books.report((books.ordered(), fill("wrong2", "10", "1000")))
+    books.report((books.ordered(side="sell"), fill("sold", "5", "90")))
+    books.book("split", ratio="4")
+    books.book("reversal", corrects="wrong2", booking_id="r2")
+    held = books.position()
+    assert (held.quantity, held.cost, held.realised) == (D(20), D(400), D(50))
+    assert held.cash == D(-350)
+    lines = books.ledger.lines(books.world)
+    assert sum(line.entry.quantity for line in lines) == 20
+    assert sum(line.entry.cash - line.entry.fee for line in lines) == D(-350)
+    assert books.projection.verify(books.world).is_good
+
+
+def test_positions_come_a_page_at_a_time_and_none_is_missing(books: Books) -> None:
+    for number in range(7):
+        books.report((books.ordered("1", symbol=f"S{number}"), fill("f", "1")))
+    moment = datetime.now(UTC)
+    books.report((books.ordered("1", symbol="S3", side="sell"), fill("out", "1")))
+    later = datetime.now(UTC)
+    for as_of, closed, expected in (
+        (None, False, 6),
+        (None, True, 7),
+        (moment, False, 7),
+        (moment, True, 7),
+        (later, False, 6),
+        (later, True, 7),
+    ):
+        found, last = [], ""
+        while page := books.ledger.positions(
+            books.world, PositionFilter(as_of=as_of, closed=closed, after=last, limit=2)
+        ):
+            found += [item.symbol for item in page]
+            last = "\t".join((page[-1].strategy_id, page[-1].account, page[-1].symbol))
+        assert found == sorted(set(found))
+        assert len(found) == expected
 
 
 def test_dividends_splits_fees_and_adjustments(books: Books) -> None:
     books.report((books.ordered(), fill("f1", "10", "80")))
     assert books.book("dividend", amount="12.5") is True
     assert books.book("dividend", amount="12.5") is False
-    assert refusal(lambda: books.book("dividend", amount="13")) == "E_FILL_REUSED"
+    assert refusal(lambda: books.book("dividend", amount="13")) == "E_BOOKING_REUSED"
     assert books.book("split", ratio="4") is True
     assert books.book("split", ratio="4") is False
     assert books.book("fee", amount="0.5") is True
@@ -260,13 +375,13 @@ def test_positions_are_read_as_of_a_time(books: Books) -> None:
         marks.append(datetime.now(UTC))
     books.report((books.ordered(symbol="AAPL", side="sell"), fill("flat", "4", "100")))
     for number, moment in enumerate(marks, 1):
-        found = books.ledger.positions(books.world, PositionQuery(as_of=moment))
+        found = books.ledger.positions(books.world, PositionFilter(as_of=moment))
         assert {item.symbol: item.position.quantity for item in found} == {
             "AAPL": D(number),
             "MSFT": D(-2 * number),
         }
-    assert books.ledger.positions(books.world, PositionQuery(as_of=datetime(2020, 1, 1, tzinfo=UTC))) == []
-    assert [item.symbol for item in books.ledger.positions(books.world, PositionQuery())] == ["MSFT"]
+    assert books.ledger.positions(books.world, PositionFilter(as_of=datetime(2020, 1, 1, tzinfo=UTC))) == []
+    assert [item.symbol for item in books.ledger.positions(books.world, PositionFilter())] == ["MSFT"]
     assert [item.symbol for item in books.ledger.positions(books.world, ALL)] == ["AAPL", "MSFT"]
 
 
@@ -276,7 +391,7 @@ def test_a_clock_that_was_set_back_hides_no_entry(books: Books) -> None:
         books.run_sql(f"UPDATE {table} SET at = '2199-01-01T00:00:00.000000+00:00'")
     books.report((books.ordered(), fill("f2", "5")))
     assert books.position().quantity == 9
-    found = books.ledger.positions(books.world, PositionQuery(as_of=datetime(2199, 1, 1, tzinfo=UTC)))
+    found = books.ledger.positions(books.world, PositionFilter(as_of=datetime(2199, 1, 1, tzinfo=UTC)))
     assert [item.position.quantity for item in found] == [D(9)]
 
 
@@ -285,12 +400,17 @@ def test_a_clock_that_was_set_back_hides_no_entry(books: Books) -> None:
     [
         'UPDATE ledger SET after = replace(after, \'"quantity":"4"\', \'"quantity":"5"\')',
         "UPDATE ledger SET entry = replace(entry, '100', '101')",
-        "DELETE FROM ledger WHERE ref = 'fill:f2'",
+        "DELETE FROM ledger WHERE ref = 'fill:AAPL:f2'",
         "DELETE FROM ledger",
         "DELETE FROM position",
         'UPDATE position SET after = replace(after, \'"fees":"0.5"\', \'"fees":"0.4"\')',
-        "INSERT INTO ledger (at, world_id, strategy_id, account, symbol, ref, entry, after) "
-        "SELECT at, world_id, strategy_id, account, symbol, 'fill:more', entry, after FROM ledger LIMIT 1",
+        "UPDATE ledger SET held = false WHERE ref = 'fill:AAPL:f2'",
+        "UPDATE ledger SET symbol = 'MSFT' WHERE ref = 'fill:AAPL:f2'",
+        "UPDATE ledger SET account = 'other' WHERE ref = 'fill:AAPL:f2'",
+        "UPDATE position SET held = false",
+        "INSERT INTO ledger (at, world_id, strategy_id, account, symbol, ref, held, entry, after) "
+        "SELECT at, world_id, strategy_id, account, symbol, 'fill:more', held, entry, after "
+        "FROM ledger LIMIT 1",
         "INSERT INTO position (world_id, strategy_id, account, symbol, at, held, after) "
         "SELECT world_id, 'strategy:other', account, symbol, at, held, after FROM position LIMIT 1",
     ],
@@ -306,6 +426,8 @@ def test_a_damaged_ledger_is_found_and_made_again_from_the_order_log(books: Book
     check = books.projection.verify(books.world)
     assert not check.is_good
     assert check.differences
+    assert refusal(lambda: books.projection.rebuild(books.world, "olga")) == "E_NOT_HALTED"
+    books.halt()
     books.projection.rebuild(books.world, "olga")
     assert books.projection.verify(books.world).is_good
     assert books.ledger.positions(books.world, ALL) == before
@@ -325,11 +447,14 @@ def test_a_rebuilt_ledger_equals_the_running_one_to_the_last_digit(books: Books)
             books.report((order, fill(f"{number}b", str(quantity - part), price)))
         if rng.random() < 0.2:
             books.book("split", ratio="0.3333", booking_id=f"s{number}", symbol=symbol)
+        if rng.random() < 0.2:
+            books.book("reversal", corrects=f"{number}a", booking_id=f"r{number}", symbol=symbol)
     before = (
         books.ledger.positions(books.world, ALL),
         [(line.at, line.entry, line.after) for line in books.ledger.lines(books.world, limit=1000)],
     )
     assert books.projection.verify(books.world).is_good
+    books.halt()
     books.projection.rebuild(books.world, "olga")
     assert (
         books.ledger.positions(books.world, ALL),
@@ -355,4 +480,18 @@ def test_a_ledger_is_made_again_through_the_archives_of_the_order_log(
     assert not books.projection.verify(books.world).is_good
     books.projection.rebuild(books.world, "olga")
     assert books.position().quantity == 10
+    assert refusal(lambda: books.report((order, fill("late", "1")))) == "E_ORDER_UNKNOWN"
     assert books.projection.verify(books.world).is_good
+
+
+def test_a_rebuild_waits_for_rows_that_are_being_archived(books: Books) -> None:
+    """Archived between its two looks, they were in neither, and an empty ledger was the result."""
+    books.report((books.ordered(), fill("f1", "4")))
+    books.halt()
+    with ThreadPoolExecutor(1) as pool:
+        with books.database.write("upkeep") as tx:
+            tx.lock(LOCK)
+            rebuilt = pool.submit(books.projection.rebuild, books.world, "olga")
+            with pytest.raises(TimeoutError):
+                rebuilt.result(0.5)
+        assert rebuilt.result(30).entries == 1

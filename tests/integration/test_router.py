@@ -83,7 +83,10 @@ class Venue:
         """Report a state, and fills of these quantities: all that there are, each time."""
         fills = [
             Fill(
-                fill_id=f"{order.order_id}/{number}", quantity=Decimal(each), price=Decimal(9), venue="there"
+                fill_id=f"{order.order_id}/{number}",
+                quantity=Decimal(each),
+                price=Decimal(9),
+                account="there",
             )
             for number, each in enumerate(quantities)
         ]

@@ -146,7 +146,7 @@ class ExchangeBroker:
                 quantity=quantity,
                 price=price,
                 fee=Decimal("0.01"),
-                venue=self.name,
+                account=self.name,
                 at=now,
             )
         )

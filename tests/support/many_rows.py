@@ -132,6 +132,7 @@ GROWING: dict[str, dict[str, str]] = {
         "at": "{at}",
         "symbol": "'S' || n",
         "ref": "'fill:' || n",
+        "held": "n % 10 = 0",
     },
     "position": {
         "world_id": _WORLD,

@@ -111,7 +111,7 @@ class House:
     @staticmethod
     def fill() -> Fill:
         """A fill of its own."""
-        found = {"fill_id": uuid.uuid4().hex, "quantity": "0.1", "price": "9", "venue": "paper"}
+        found = {"fill_id": uuid.uuid4().hex, "quantity": "0.1", "price": "9", "account": "paper"}
         return Fill.model_validate(found)
 
     def reversal(self, fill: Fill) -> Booking:
@@ -120,7 +120,7 @@ class House:
                 "booking_id": fill.fill_id,
                 "kind": "reversal",
                 "strategy_id": self.strategy,
-                "account": fill.venue,
+                "account": fill.account,
                 "symbol": "AAPL",
                 "corrects": fill.fill_id,
                 "reason": "wrong",

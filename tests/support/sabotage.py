@@ -12,7 +12,8 @@ from activities.fence import halts, state
 from activities.fence import rules as fence
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.callers import OrderCaller
-from activities.fence.open_orders import OpenOrder, SqlOpenOrders
+from activities.fence.open_order import OpenOrder
+from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.rules import BreakerCount
 from activities.storage.tables import FenceRow
 from qmtl_sdk.contracts.domains import Domain

@@ -35,7 +35,7 @@ def test_what_was_filled_is_listed_with_its_average_price() -> None:
             "order": ORDER,
             "accepted": True,
             "state": "filled",
-            "fill": {"quantity": "2", "price": "10", "fee": "0", "venue": "paper"},
+            "fill": {"quantity": "2", "price": "10", "fee": "0", "account": "paper"},
         }
     )
     assert order_detail(record) == "2 at 10 by paper"

@@ -19,11 +19,15 @@ class LedgerRoutes(Transport):
     def positions(
         self, world_id: str, as_of: datetime | None = None, strategy_id: str = "", closed: bool = False
     ) -> list[HeldPosition]:
+        """List all positions, however many requests that takes."""
         params: dict[str, str | bool] = {"strategy_id": strategy_id, "closed": closed}
         if as_of is not None:
             params["as_of"] = as_of.isoformat()
-        found = self._call("GET", f"/worlds/{world_id}/positions", params=params)
-        return TypeAdapter(list[HeldPosition]).validate_python(found)
+        found = list[HeldPosition]()
+        while page := self._call("GET", f"/worlds/{world_id}/positions", params=params):
+            found += TypeAdapter(list[HeldPosition]).validate_python(page)
+            params["after"] = "\t".join((found[-1].strategy_id, found[-1].account, found[-1].symbol))
+        return found
 
     def ledger(
         self, world_id: str, after: int = 0, limit: int = 100, strategy_id: str = ""

@@ -422,6 +422,7 @@ def upgrade() -> None:
         sa.Column("account", AutoString(), nullable=False),
         sa.Column("symbol", AutoString(), nullable=False),
         sa.Column("ref", AutoString(), nullable=False),
+        sa.Column("held", sa.Boolean(), nullable=False),
         sa.Column("entry", sa.Text(), nullable=False),
         sa.Column("after", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("seq"),
