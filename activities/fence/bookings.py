@@ -13,7 +13,7 @@ from activities.fence.ledger_entries import fill_ref, reversal_ref
 from activities.fence.log_line import BOOKING, LogLine
 from activities.fence.state import locked_fence
 from activities.ledger.booking import book
-from activities.ledger.sql import booked, positions_of
+from activities.ledger.sql import booked, history_of, positions_of
 from activities.storage.database import Database
 from activities.storage.tables import BindingRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
@@ -96,11 +96,13 @@ def _reversal(connection: Connection, world_id: str, booking: Booking, about: Ma
     assert booking.corrects is not None
     ref = fill_ref(booking.symbol, booking.corrects)
     fill = booked(connection, world_id, booking.account, [ref]).get(ref)
-    if fill is None or fill.strategy_id != booking.strategy_id:
+    key = PositionKey(booking.strategy_id, booking.account, booking.symbol)
+    if fill is None or fill not in history_of(connection, world_id, key).entries:
         raise QmtlError(
             "E_FILL_UNKNOWN",
-            f"{booking.account} has no fill {booking.corrects} of {booking.symbol} for this strategy",
-            "qmtl world ledger W lists the entries",
+            f"{booking.account} has no fill {booking.corrects} of {booking.symbol} for this strategy, "
+            "or it is too old to be taken back",
+            "qmtl world ledger W lists the entries; in place of an old one, book an adjustment",
         )
     return Entry.model_validate(
         {

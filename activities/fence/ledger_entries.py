@@ -1,5 +1,8 @@
 """What the rows of the order log book in the ledger, as a pure function: the ledger can be made from them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from activities.fence.log_line import BOOKING, FILL, LogLine
 from activities.ledger.sql import DatedEntry
 from qmtl_sdk.contracts.amounts import negated
@@ -22,6 +25,11 @@ def entries_of(line: LogLine) -> list[DatedEntry]:
         DatedEntry(line.at, fill_entry(line.ref, line.strategy_id, found.symbol, found.side, fill))
         for fill in found.fills
     ]
+
+
+def line_of(row: Mapping[str, Any]) -> LogLine:
+    """Return a row of the order log as a line. (Any: the values of its columns.)"""
+    return LogLine(**{name: row[name] for name in LogLine._fields})
 
 
 def fill_entry(order_id: str, strategy_id: str, symbol: str, side: Side, fill: Fill) -> Entry:

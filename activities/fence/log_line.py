@@ -23,8 +23,8 @@ class LogLine(NamedTuple):
     """A row of the order log: an order's verdict, a change of its state, or a change of the fence.
 
     `ref` is the order's id; for a change of the fence the apply's run_id, the world or the strategy; for a
-    booking its id. `body` is the order, its new fills, the booking, or empty. The kind `fill` is of fills
-    that leave the order's state as it is. `epoch` is the world's at that moment.
+    booking the name of its entry in the ledger. `body` is the order, its new fills, the entry, or empty. The
+    kind `fill` is of fills that leave the order's state as it is. `epoch` is the world's at that moment.
     """
 
     at: str

@@ -4,7 +4,8 @@ Products are rounded to the twelve places of amounts once, when they are booked;
 exact: cash = realised + income - fees - cost, to the last digit, whatever was booked in whatever order.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum, negated, quotient, rounded
@@ -16,15 +17,23 @@ def book(before: Position, entry: Entry) -> tuple[Entry, Position]:
     return _RULES[entry.kind](before, entry)
 
 
-def reverse(before: Position, entry: Entry, history: Iterable[Entry]) -> tuple[Entry, Position]:
+@dataclass(frozen=True)
+class History:
+    """The entries of a position, oldest first, after those that gave it its state `base`."""
+
+    base: Position = field(default_factory=Position)
+    entries: tuple[Entry, ...] = ()
+
+
+def reverse(before: Position, entry: Entry, history: History) -> tuple[Entry, Position]:
     """Take an entry back: return the position that there would be if it had never been booked.
 
-    `history`: all entries of the position before this one, oldest first. The entry moves the difference.
+    The entry moves the difference. `history` holds all entries before this one, from the one that is taken
+    back on at the latest.
     """
-    entries = list(history)
-    gone = {entry.reverses, *(each.reverses for each in entries if each.kind is EntryKind.REVERSAL)}
-    after = Position()
-    for each in entries:
+    gone = {entry.reverses, *(each.reverses for each in history.entries if each.kind is EntryKind.REVERSAL)}
+    after = history.base
+    for each in history.entries:
         if each.kind is not EntryKind.REVERSAL and each.ref not in gone:
             _, after = book(after, each)
     fee = EXACT.subtract(after.fees, before.fees)

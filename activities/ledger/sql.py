@@ -3,14 +3,14 @@
 Who books holds the world's fence, so that a world's entries are booked one after the other.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, literal, select, tuple_
+from sqlalchemy import Connection, bindparam, delete, literal, select, tuple_
 
-from activities.ledger.booking import book, postings, reverse
+from activities.ledger.booking import History, book, postings, reverse
 from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import LedgerRow, PositionRow
@@ -107,7 +107,7 @@ def book_entries(tx: Transaction, world_id: str, entries: Sequence[DatedEntry]) 
         return
     held = positions_of(tx.connection, world_id, {entry.key for entry in entries})
     rows = list[dict[str, object]]()
-    history = partial(entries_before, tx.connection, world_id)
+    history = partial(history_of, tx.connection, world_id)
     for dated in entries:
         if dated.entry.kind is EntryKind.REVERSAL and rows:  # it looks back at those before it
             tx.connection.execute(_ledger.insert(), rows)
@@ -118,15 +118,51 @@ def book_entries(tx: Transaction, world_id: str, entries: Sequence[DatedEntry]) 
     tx.upsert_values(_position, [_position_row(world_id, key, *held[key]) for key in changed])
 
 
-def entries_before(
-    connection: Connection, world_id: str, key: PositionKey, seq: int | None = None
-) -> list[Entry]:
-    """Read the entries of a position, oldest first: all, or those before a number."""
-    mine = [_ledger.c[name] == value for name, value in (("world_id", world_id), *key._asdict().items())]
-    if seq is not None:
-        mine.append(_ledger.c.seq < seq)
-    rows = connection.execute(select(_ledger.c.entry).where(*mine).order_by(_ledger.c.seq))
-    return [Entry.model_validate_json(row.entry) for row in rows]
+def history_of(connection: Connection, world_id: str, key: PositionKey) -> History:
+    """Read the entries of a position that are left, and its state before them."""
+    query = select(_ledger.c.entry, _ledger.c.after).where(*_of(world_id, key)).order_by(_ledger.c.seq)
+    rows = connection.execute(query).all()
+    entries = tuple(Entry.model_validate_json(row.entry) for row in rows)
+    if not rows:
+        return History()
+    first = Position.model_validate_json(rows[0].after)
+    if entries[0].kind is not EntryKind.REVERSAL and book(Position(), entries[0])[1] == first:
+        return History(entries=entries)
+    return History(first, entries[1:])  # what came before was removed
+
+
+def remove_old_entries(tx: Transaction, world_id: str, newest: Mapping[PositionKey, str]) -> None:
+    """Remove the entries of positions that were booked before the named one of each, by its `ref`.
+
+    That one stays: it says what was held from then on.
+    """
+    named = _ledger.alias("named")
+    kept = (
+        select(named.c.seq)
+        .where(
+            named.c.world_id == world_id,
+            named.c.account == bindparam("of_account"),
+            named.c.ref == bindparam("kept"),
+        )
+        .scalar_subquery()
+    )
+    mine = (
+        _ledger.c.world_id == world_id,
+        _ledger.c.strategy_id == bindparam("of_strategy"),
+        _ledger.c.account == bindparam("of_account"),
+        _ledger.c.symbol == bindparam("of_symbol"),
+    )
+    values = [
+        {"of_strategy": key.strategy_id, "of_account": key.account, "of_symbol": key.symbol, "kept": ref}
+        for key, ref in newest.items()
+    ]
+    if values:
+        tx.connection.execute(delete(_ledger).where(*mine, _ledger.c.seq < kept), values)
+
+
+def _of(world_id: str, key: PositionKey) -> list[Any]:
+    """Select the entries of a position. (Any: conditions.)"""
+    return [_ledger.c[name] == value for name, value in (("world_id", world_id), *key._asdict().items())]
 
 
 def remove_ledger(tx: Transaction, world_id: str) -> None:
@@ -148,9 +184,7 @@ def current_positions(connection: Connection, world_id: str) -> dict[PositionKey
     return {PositionKey(*row[:3]): (row.at, row.after, bool(row.held)) for row in rows}
 
 
-def booked_row(
-    dated: DatedEntry, held: Held, history: Callable[[PositionKey], Iterable[Entry]]
-) -> dict[str, object]:
+def booked_row(dated: DatedEntry, held: Held, history: Callable[[PositionKey], History]) -> dict[str, object]:
     """Book an entry on positions in memory; return what its row holds. `history`: see `reverse`."""
     last, before = held.get(dated.key, ("", Position()))
     if dated.entry.kind is EntryKind.REVERSAL:
@@ -170,7 +204,7 @@ def booked_row(
 
 
 def _row(
-    world_id: str, dated: DatedEntry, held: Held, history: Callable[[PositionKey], Iterable[Entry]]
+    world_id: str, dated: DatedEntry, held: Held, history: Callable[[PositionKey], History]
 ) -> dict[str, object]:
     return {"world_id": world_id, **booked_row(dated, held, history)}
 

@@ -5,23 +5,22 @@ The log is read through its archives, so an old world needs its archives to be w
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlmodel import Session
 
-from activities.fence.ledger_entries import entries_of
-from activities.fence.log_line import LogLine
+from activities.fence.ledger_entries import entries_of, line_of
 from activities.fence.segments import LOG, rows_after
 from activities.fence.state import locked_fence
+from activities.ledger.booking import History
 from activities.ledger.sql import (
     DatedEntry,
     Held,
     book_entries,
     booked_row,
     current_positions,
-    entries_before,
     ledger_rows,
     remove_ledger,
 )
@@ -30,7 +29,7 @@ from activities.storage.database import Database
 from activities.storage.transactions import RecordedChange
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.ledger import LedgerCheck, PositionKey
+from qmtl_sdk.contracts.ledger import Entry, LedgerCheck, PositionKey
 
 _CHUNK = 2000
 """Rows that are read at a time."""
@@ -53,23 +52,24 @@ class LedgerProjection:
 
         Raises QmtlError: E_WORLD_UNKNOWN, E_ARCHIVE.
         """
-        differences, held = list[str](), Held()
+        differences, held, entries = list[str](), Held(), 0
         with self._database.read() as session:
             world_row(session, world_id)
             stored = _stored(session.connection(), world_id)
             positions = current_positions(session.connection(), world_id)
-            entries = 0
-            for dated in self._entries(session, world_id):
-                entries += 1
-                found = next(stored, None)
-                before = partial(entries_before, session.connection(), world_id, seq=found and found[0])
-                made = booked_row(dated, held, before)
-                if found is None or found[1] != made:
+            found = next(stored, None)
+            for entries, (is_archived, dated) in enumerate(self._entries(session, world_id), 1):
+                made = booked_row(dated, held, partial(self._history, session, world_id, dated.entry))
+                if is_archived and (found is None or found["ref"] != made["ref"]):
+                    continue  # removed with the rows that it follows from
+                if found != made:
                     differences.append(f"entry {entries}: the log makes {made}, the ledger has {found}")
+                found = next(stored, None)
                 if len(differences) == _MOST_DIFFERENCES:
                     break
             else:
-                differences += [f"the log makes no entry {found[1]}" for found in islice(stored, 9)]
+                more = ([found] if found else []) + list(islice(stored, 9))
+                differences += [f"the log makes no entry {row}" for row in more]
                 differences += _other_positions(held, positions)
         return LedgerCheck(
             world_id=world_id,
@@ -95,7 +95,7 @@ class LedgerProjection:
             remove_ledger(tx, world_id)
             entries = 0
             chunk = list[DatedEntry]()
-            for dated in self._entries(tx.session, world_id):
+            for _, dated in self._entries(tx.session, world_id):
                 chunk.append(dated)
                 entries += 1
                 if len(chunk) == _CHUNK:
@@ -107,30 +107,33 @@ class LedgerProjection:
             tx.record(RecordedChange("ledger.rebuilt", world_id, world_id, after=after))
         return LedgerCheck(world_id=world_id, entries=entries, positions=positions)
 
-    def _entries(self, session: Session, world_id: str) -> Iterator[DatedEntry]:
-        """Make the entries of a world from its order log, from the archives and then from the table."""
+    def _history(self, session: Session, world_id: str, entry: Entry, key: PositionKey) -> History:
+        """Read the log again for a reversal: the entries of its position before it."""
+        before = takewhile(
+            lambda item: item.ref != entry.ref, (dated.entry for _, dated in self._entries(session, world_id))
+        )
+        return History(entries=tuple(item for item in before if DatedEntry("", item).key == key))
+
+    def _entries(self, session: Session, world_id: str) -> Iterator[tuple[bool, DatedEntry]]:
+        """Make the entries of a world from its order log, each with whether its row is archived."""
         after = 0
         for found in archives_of(session, LOG.name, world_id):
-            yield from _made(self._archives.read(found, "world_id"))
+            for row in self._archives.read(found, "world_id"):
+                yield from ((True, dated) for dated in entries_of(line_of(row)))
             after = found.last
         while rows := rows_after(session.connection(), world_id, after, limit=_CHUNK):
-            yield from _made(rows)
+            for row in rows:
+                yield from ((False, dated) for dated in entries_of(line_of(row)))
             after = rows[-1]["seq"]
 
 
-def _made(rows: list[dict[str, Any]]) -> Iterator[DatedEntry]:
-    """Make the entries of rows of the order log. (Any: the values of its columns.)"""
-    for row in rows:
-        yield from entries_of(LogLine(**{name: row[name] for name in LogLine._fields}))
-
-
-def _stored(connection: Connection, world_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read the rows of a ledger with their numbers. (Any: the values of the columns.)"""
+def _stored(connection: Connection, world_id: str) -> Iterator[dict[str, Any]]:
+    """Read the rows of a ledger, oldest first. (Any: the values of the columns.)"""
     after = 0
     while rows := ledger_rows(connection, world_id, after, _CHUNK):
         for row in rows:
             found = {name: row._mapping[name] for name in _COMPARED}
-            yield row.seq, {**found, "held": bool(row.held)}
+            yield {**found, "held": bool(row.held)}
         after = rows[-1].seq
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from activities.fence.ledger_entries import entries_of, line_of
 from activities.fence.segments import LOG, is_needed, remove_rows, rows_after, segment_hash
+from activities.ledger.sql import remove_old_entries
 from activities.retention.ages import Ages
 from activities.retention.archives import (
     LOCK,
@@ -118,12 +120,15 @@ class OrderLogRetention:
         if segment_hash(rows) != seal.hash:
             raise broken_segment(world_id, seal.number)
         artifact = self._archives.write(LOG, rows)
+        newest = {dated.key: dated.entry.ref for row in rows for dated in entries_of(line_of(row))}
         with self._database.write("upkeep") as tx:
             tx.lock(LOCK)
             found = archive_row(LOG.name, world_id, seal.first, seal.last, len(rows), artifact)
             record_archives(tx, [found])
             removed = remove_rows(tx, world_id, seal.first, seal.last)
             require_all_removed(LOG.name, removed, len(rows))
+            # Their entries can be made again from the archive. The newest one of each position stays.
+            remove_old_entries(tx, world_id, newest)
         return len(rows)
 
 

@@ -1,5 +1,6 @@
 """`qmtl world allocations | rebalance-plan`: shares of the capital, and what other shares would order."""
 
+from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from api.cli.output import Format, guarded, print_result, read_file, table
 from qmtl_sdk.contracts.allocations import AllocationSnapshot, AllocationUpdate, changes_between
 from qmtl_sdk.contracts.documents import mapping_of, validated
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.ledger import HeldPosition
 from qmtl_sdk.contracts.rebalance_plan import RebalancePlan
 from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
 from qmtl_sdk.runtime.client import GatewayClient
@@ -125,6 +127,8 @@ def _request(
 ) -> MultiWorldRebalanceRequest:
     named = {item.world_id for item in update.allocations}
     before = [item for item in present.allocations if item.world_id in named]
+    held = [(world_id, item) for world_id in sorted(named) for item in client.positions(world_id)]
+    marks = _marks(item for _, item in held)
     positions = [
         {
             "world_id": world_id,
@@ -132,10 +136,9 @@ def _request(
             "venue": item.account,
             "symbol": item.symbol,
             "quantity": item.position.quantity,
-            "mark": item.position.mark,
+            "mark": marks[item.account, item.symbol],
         }
-        for world_id in sorted(named)
-        for item in client.positions(world_id)
+        for world_id, item in held
     ]
     body = {
         "schema_version": 2,
@@ -148,6 +151,12 @@ def _request(
         MultiWorldRebalanceRequest, body, "E_BODY_INVALID", "rebalancing"
     )
     return found
+
+
+def _marks(held: Iterable[HeldPosition]) -> dict[tuple[str, str], Decimal]:
+    """Return the newest mark of each instrument: strategies that trade it at other times have other marks."""
+    newest = sorted(held, key=lambda item: item.updated_at)
+    return {(item.account, item.symbol): item.position.mark for item in newest}
 
 
 def _plan_text(plan: RebalancePlan) -> list[object]:

@@ -1,4 +1,4 @@
-"""`qmtl world positions | ledger` and `qmtl ledger verify | rebuild | book`: what strategies hold."""
+"""`qmtl world positions | ledger`, `qmtl ledger verify | rebuild | report | book`: what strategies hold."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +19,9 @@ from qmtl_sdk.contracts.ledger import Booking, HeldPosition, LedgerCheck, Ledger
 from qmtl_sdk.contracts.worlds import UtcTime
 
 app = typer.Typer()
-ledger_app = typer.Typer(help="The ledgers of worlds, against their order logs.", no_args_is_help=True)
+ledger_app = typer.Typer(
+    help="Fills and bookings; the ledgers of worlds against their order logs.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -36,7 +38,8 @@ def positions(
 ) -> None:
     """List what strategies hold: quantity, average cost, profit realised and not, fees.
 
-    Profit is in the currency of the account, before fees. `mark` is the price of the newest fill.
+    Profit is in the currency of the account, before fees. `income` are dividends. `mark` is the price of the
+    newest fill or adjustment.
     """
     with gateway() as client:
         chosen = strategy_ids(client, world, [strategy] if strategy else [])
@@ -52,6 +55,7 @@ def positions(
         "mark",
         "unrealised",
         "realised",
+        "income",
         "fees",
     ]
     print_result(
@@ -215,7 +219,8 @@ def _position_row(item: HeldPosition, name: str) -> list[str]:
         _number(item.average),
         _number(held.mark),
         _number(item.unrealised),
-        _number(held.realised + held.income),
+        _number(held.realised),
+        _number(held.income),
         _number(held.fees),
     ]
 

@@ -462,26 +462,53 @@ def test_a_rebuilt_ledger_equals_the_running_one_to_the_last_digit(books: Books)
     ) == before
 
 
-def test_a_ledger_is_made_again_through_the_archives_of_the_order_log(
-    database: Database, tmp_path: Path
-) -> None:
-    books = Books(database, tmp_path / "artifacts")
-    house = House(database, tmp_path / "artifacts")
-    order = books.ordered()
-    books.report((order, fill("f1", "4")))
-    books.report((order, fill("f2", "6")))
+@pytest.fixture
+def old(books: Books) -> Books:
+    """Books whose first twenty fills are in an archive."""
+    house = House(books.database, books.folder)
+    for number in range(20):
+        side, symbol = ("sell", "MSFT") if number % 4 == 3 else ("buy", "AAPL")
+        price = str(90 + number)
+        books.report((books.ordered("2", side=side, symbol=symbol), fill(f"old{number}", "2", price)))
     house.run(NOW + timedelta(days=2))
-    books.desk.fence.halt(books.world, "olga", "")  # the newest row of all is never archived
+    books.halt()  # the newest row of all is never archived
+    books.desk.steps.resume(books.world, "olga", "")
     assert house.run() > 0
-    with database.read() as session:
+    with books.database.read() as session:
         left = session.connection().execute(text("SELECT count(*) FROM order_log WHERE kind = 'filled'"))
         assert left.scalar_one() == 0, "the fills are in an archive"
-    books.run_sql("DELETE FROM ledger")
-    assert not books.projection.verify(books.world).is_good
-    books.projection.rebuild(books.world, "olga")
-    assert books.position().quantity == 10
-    assert refusal(lambda: books.report((order, fill("late", "1")))) == "E_ORDER_UNKNOWN"
-    assert books.projection.verify(books.world).is_good
+    return books
+
+
+def test_the_ledger_keeps_one_entry_of_each_position_from_before_the_order_log(old: Books) -> None:
+    """A year of fills made the database three times as large, and the ledger was most of it."""
+    assert [line.entry.ref for line in old.ledger.lines(old.world)] == ["fill:AAPL:old18", "fill:MSFT:old19"]
+    found = old.ledger.positions(old.world, PositionFilter(as_of=datetime.now(UTC)))
+    assert {item.symbol: item.position.quantity for item in found} == {"AAPL": D(30), "MSFT": D(-10)}
+    assert old.projection.verify(old.world) == LedgerCheck(world_id=old.world, entries=20, positions=2)
+    old.desk.session()
+    old.session = old.desk.session()
+    old.report((old.ordered(), fill("new", "4", "200")))
+    old.report((old.ordered(), fill("wrong", "4", "900")))
+    assert refusal(lambda: old.book("reversal", corrects="old4")) == "E_FILL_UNKNOWN"
+    assert refusal(lambda: old.book("reversal", corrects="old18")) == "E_FILL_UNKNOWN"
+    assert old.book("reversal", corrects="wrong") is True
+    held = {item.symbol: item.position for item in old.ledger.positions(old.world, ALL)}
+    assert (held["AAPL"].quantity, held["AAPL"].mark) == (D(34), D(200))
+    assert old.projection.verify(old.world).is_good
+    assert refusal(lambda: old.report((old.desk.order(old.session, 1), fill("late")))) == "E_ORDER_UNKNOWN"
+
+
+def test_a_ledger_is_made_again_through_the_archives_of_the_order_log(old: Books) -> None:
+    before = old.ledger.positions(old.world, ALL)
+    for damage in ("DELETE FROM ledger WHERE symbol = 'MSFT'", "DELETE FROM position"):
+        old.run_sql(damage)
+    assert not old.projection.verify(old.world).is_good
+    old.halt()
+    old.projection.rebuild(old.world, "olga")
+    assert old.ledger.positions(old.world, ALL) == before
+    assert len(old.ledger.lines(old.world)) == 20
+    assert old.projection.verify(old.world).is_good
 
 
 def test_a_rebuild_waits_for_rows_that_are_being_archived(books: Books) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from activities.ledger.booking import book, postings, reverse
+from activities.ledger.booking import History, book, postings, reverse
 from qmtl_sdk.contracts.amounts import EXACT, exact_sum, negated, plain, rounded
 from qmtl_sdk.contracts.fills import Fill
 from qmtl_sdk.contracts.ledger import Booking, Entry, EntryKind, Position
@@ -77,7 +77,9 @@ def test_a_split_changes_the_units_and_not_what_they_cost() -> None:
 def test_a_reversal_leaves_a_position_as_if_its_fill_had_never_been_booked() -> None:
     good, wrong = fill("4", "6").model_copy(update={"ref": "good"}), fill("10", "5", "1")
     before = after(good, wrong)
-    moved, found = reverse(before, entry(EntryKind.REVERSAL, ref="back", reverses="r"), [good, wrong])
+    moved, found = reverse(
+        before, entry(EntryKind.REVERSAL, ref="back", reverses="r"), History(entries=(good, wrong))
+    )
     assert found == after(good)
     assert (moved.quantity, moved.cash, moved.fee) == (D(-10), D(50), D(-1))
     assert exact_sum(posting.amount for posting in postings(moved) if posting.commodity == "money") == 0
