@@ -27,7 +27,7 @@ def fills(batch: FillBatch, state: State, caller: CurrentCaller) -> FillsRecorde
 
 @router.get("/worlds/{world_id}/positions", summary="List what strategies hold, now or as of a time")
 def positions(world_id: str, state: State, asked: Annotated[PositionFilter, Query()]) -> list[HeldPosition]:
-    """A page at a time: `after` is the strategy_id, account and symbol of the last one, with tabs between."""
+    """A page at a time: `after` is a JSON list of the last one's strategy_id, account and symbol."""
     return state.stores.ledger.positions(world_id, asked)
 
 

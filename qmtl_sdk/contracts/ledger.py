@@ -8,7 +8,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from qmtl_sdk.contracts.amounts import EXACT, ZERO, Amount, SignedAmount, plain, quotient
 from qmtl_sdk.contracts.fills import Account, FillId
@@ -92,6 +92,9 @@ class PositionKey(NamedTuple):
     symbol: str
 
 
+_KEY = TypeAdapter(tuple[str, str, str])
+
+
 class HeldPosition(Model):
     """A position with its owner, as of a time."""
 
@@ -107,25 +110,27 @@ class HeldPosition(Model):
 class PositionFilter(Model):
     """Which positions are listed: of one strategy or all, now or as of a time.
 
-    `closed`: those too that are flat, with what they earned. `after`: only those after this one: its
-    strategy_id, account and symbol, with tabs between them.
+    `closed`: those too that are flat, with what they earned. `after`: only those after this one: a JSON list of
+    its strategy_id, account and symbol.
     """
 
     as_of: UtcTime | None = None
     strategy_id: str = Field("", max_length=128)
     closed: bool = False
-    after: str = Field("", max_length=260)
+    after: str = Field("", max_length=600)
     limit: int = Field(1000, ge=1, le=10_000)
 
     @property
     def after_key(self) -> PositionKey | None:
         """The position after which the list begins; None: at its beginning."""
-        return PositionKey(*self.after.split("\t")) if self.after else None
+        return PositionKey(*_KEY.validate_json(self.after)) if self.after else None
 
     @model_validator(mode="after")
     def _after_is_a_key(self) -> "PositionFilter":
-        if self.after and self.after.count("\t") != len(PositionKey._fields) - 1:
-            raise ValueError("`after` names strategy_id, account and symbol, with tabs between them")
+        try:
+            self.after_key  # noqa: B018
+        except ValueError as error:
+            raise ValueError("`after` is a JSON list of a strategy_id, an account and a symbol") from error
         return self
 
 

@@ -1,5 +1,6 @@
 """The ledger: fills and bookings, positions as of a time, and the ledger against the order log."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -342,7 +343,7 @@ def test_positions_come_a_page_at_a_time_and_none_is_missing(books: Books) -> No
             books.world, PositionFilter(as_of=as_of, closed=closed, after=last, limit=2)
         ):
             found += [item.symbol for item in page]
-            last = "\t".join((page[-1].strategy_id, page[-1].account, page[-1].symbol))
+            last = json.dumps((page[-1].strategy_id, page[-1].account, page[-1].symbol))
         assert found == sorted(set(found))
         assert len(found) == expected
 

@@ -47,6 +47,7 @@ ROWS = int(os.environ.get("QMTL_PLAN_ROWS", "10000"))
 NOT_RUN = {
     "activities/fence/statements.py": "sent past SQLAlchemy; `fence_reads` takes its statements as they are",
     "activities/fence/segments.py": "hourly, a segment of the order log at a time",
+    "activities/ledger/sql.py:remove_old_entries": "hourly, the positions of a segment of the order log",
     "activities/ledger/sql.py:remove_ledger": "to book the ledger of a world anew",
     "activities/ledger/sql.py:ledger_rows": "a chunk at a time, to compare all of it",
     "activities/ledger/sql.py:current_positions": "all of them, to compare them",

@@ -1,5 +1,6 @@
 """Fills, positions and the ledger."""
 
+import json
 from datetime import datetime
 
 from pydantic import TypeAdapter
@@ -26,7 +27,7 @@ class LedgerRoutes(Transport):
         found = list[HeldPosition]()
         while page := self._call("GET", f"/worlds/{world_id}/positions", params=params):
             found += TypeAdapter(list[HeldPosition]).validate_python(page)
-            params["after"] = "\t".join((found[-1].strategy_id, found[-1].account, found[-1].symbol))
+            params["after"] = json.dumps((found[-1].strategy_id, found[-1].account, found[-1].symbol))
         return found
 
     def ledger(
