@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmtl_sdk import QmtlError
-from qmtl_sdk.brokerage.account import Account
+from qmtl_sdk.brokerage.account import SimulatedAccount
 from qmtl_sdk.brokerage.fees import fee_of
 from qmtl_sdk.brokerage.fills import MarketBar, place, replay, work, work_all
 from qmtl_sdk.brokerage.models import (
@@ -267,7 +267,7 @@ def test_what_always_holds_of_fills(
     path: list[MarketBar], wanted: list[OrderTicket], model: FillModel
 ) -> None:
     orders = [place(one, model) for one in wanted]
-    account = Account(D("1000"))
+    account = SimulatedAccount(D("1000"))
     for bar in path:
         before, orders = orders, work_all(orders, bar, model, account.traded)
         new = [f for old, order in zip(before, orders, strict=True) for f in order.fills[len(old.fills) :]]
@@ -316,7 +316,7 @@ def test_a_replay_that_is_interrupted_makes_the_same_fills(
 
 def test_money_is_exact_beyond_the_digits_of_a_context() -> None:
     big = fill("9999999999999999.999999999999", "9999999999999999.999999999999")
-    account = Account(D("1")).after(big)
+    account = SimulatedAccount(D("1")).after(big)
     assert str(account.traded) == "99999999999999999999999999980000.000000000000000000000001"
     assert str(account.cash) == "-99999999999999999999999999979999.000000000000000000000001"
 
