@@ -11,10 +11,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.instruments import TimeInForce
 from qmtl_sdk.contracts.model import Model
 
 OrderType = Literal["market", "limit"]
-TimeInForce = Literal["GTC", "DAY", "IOC", "FOK"]
 
 EXACT = Context(prec=100)
 """The context of sums and products of amounts, which need more digits than the default of 28."""

@@ -8,6 +8,7 @@ from qmtl_sdk.brokerage.fills import in_lots
 from qmtl_sdk.brokerage.models import BPS, EXACT, ExecutionModel, rounded
 from qmtl_sdk.brokerage.orders import OrderTicket
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.fills import Side
 
 TargetUnit = Literal["weight", "notional", "units", "quantity"]
 
@@ -49,7 +50,7 @@ def ticket_of(
     order_id: str, target: Target, delta: Decimal, placed_at: int, execution: ExecutionModel
 ) -> OrderTicket:
     """Return the order that changes a position by `delta`, which is not 0. `target` has a price."""
-    side: Literal["buy", "sell"] = "buy" if delta > 0 else "sell"
+    side: Side = "buy" if delta > 0 else "sell"
     limit = None
     if execution.order_type == "limit":
         assert target.price is not None  # the caller found one
