@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from qmtl_sdk.brokerage.models import EXACT
 from qmtl_sdk.brokerage.orders import SimulatedFill
+from qmtl_sdk.contracts.amounts import EXACT
 
 
 @dataclass(frozen=True, slots=True)

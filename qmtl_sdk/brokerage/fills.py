@@ -18,8 +18,9 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
 from qmtl_sdk.brokerage.fees import fee_of
-from qmtl_sdk.brokerage.models import BPS, EXACT, FillModel, rounded
+from qmtl_sdk.brokerage.models import BPS, CALCULATION, PLACE, FillModel
 from qmtl_sdk.brokerage.orders import OrderTicket, SimulatedFill, WorkingOrder, WorkingState
+from qmtl_sdk.contracts.amounts import EXACT
 
 _DAY_NS = 86_400 * 10**9
 
@@ -106,9 +107,10 @@ def _reached(ticket: OrderTicket, bar: MarketBar, model: FillModel) -> _Price | 
     high, low = (bar.open if value is None else value for value in (bar.high, bar.low))
     limit = ticket.limit_price
     if limit is None:
-        base = bar.open if model.price == "open" else EXACT.divide(EXACT.add(high, low), Decimal(2))
+        base = bar.open if model.price == "open" else CALCULATION.divide(EXACT.add(high, low), Decimal(2))
         price = EXACT.multiply(base, 1 + ticket.sign * EXACT.multiply(model.slippage_bps, BPS))
-        return _Price(rounded(price, ROUND_CEILING if ticket.side == "buy" else ROUND_FLOOR), maker=False)
+        against = ROUND_CEILING if ticket.side == "buy" else ROUND_FLOOR
+        return _Price(price.quantize(PLACE, against, CALCULATION), maker=False)
     if ticket.sign * bar.open <= ticket.sign * limit:
         return _Price(bar.open, maker=False)
     reaches = low <= limit if ticket.side == "buy" else high >= limit
@@ -125,7 +127,7 @@ def _available(order: WorkingOrder, bar: MarketBar, model: FillModel, taken: Dec
 
 def in_lots(quantity: Decimal, lot: Decimal) -> Decimal:
     """Return a quantity rounded toward zero to whole lots."""
-    return EXACT.multiply(EXACT.divide_int(quantity, lot), lot)
+    return EXACT.multiply(CALCULATION.divide_int(quantity, lot), lot)
 
 
 def _fill(order: WorkingOrder, reached: _Price, quantity: Decimal, at: int) -> SimulatedFill:

@@ -4,20 +4,20 @@ All amounts are `Decimal`. Rates are in basis points (`bps`) of the notional of 
 """
 
 from collections.abc import Mapping
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import Context, Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES
+from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES, plain, rounded
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.instruments import TimeInForce
 from qmtl_sdk.contracts.model import Model
 
 OrderType = Literal["market", "limit"]
 
-EXACT = Context(prec=100)
-"""The context of sums and products of amounts, which need more digits than the default of 28."""
+CALCULATION = Context(prec=100)
+"""The context of divisions, whose results are rounded. Sums and products are exact (`amounts.EXACT`)."""
 
 PLACE = Decimal(1).scaleb(-AMOUNT_PLACES)
 """The smallest amount."""
@@ -132,15 +132,10 @@ def as_decimal(value: float) -> Decimal:
     return rounded(Decimal(repr(float(value))))
 
 
-def rounded(value: Decimal, rounding: str = ROUND_HALF_EVEN) -> Decimal:
-    """Return an amount rounded to twelve places."""
-    return value.quantize(PLACE, rounding, EXACT)
-
-
 def _plain(value: Any) -> Any:
     """Replace each Decimal by its shortest text. (Any: a dumped model.)"""
     if isinstance(value, Decimal):
-        return format(EXACT.normalize(value), "f")
+        return format(plain(value), "f")
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 
-from qmtl_sdk.brokerage.models import EXACT, OrderType
+from qmtl_sdk.brokerage.models import OrderType
+from qmtl_sdk.contracts.amounts import EXACT
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Side
 from qmtl_sdk.contracts.instruments import TimeInForce

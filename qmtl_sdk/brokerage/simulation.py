@@ -22,9 +22,10 @@ import numpy as np
 
 from qmtl_sdk.brokerage.account import SimulatedAccount
 from qmtl_sdk.brokerage.fills import MarketBar, place, work_all
-from qmtl_sdk.brokerage.models import EXACT, ExecutionModel, as_decimal
+from qmtl_sdk.brokerage.models import ExecutionModel, as_decimal
 from qmtl_sdk.brokerage.orders import SimulatedFill, WorkingOrder, WorkingState
 from qmtl_sdk.brokerage.targets import Target, ticket_of, units_of
+from qmtl_sdk.contracts.amounts import EXACT
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.bars import CLOSE, Bars
 
