@@ -5,7 +5,7 @@ All amounts are `Decimal`. Rates are in basis points (`bps`) of the notional of 
 
 from collections.abc import Mapping
 from decimal import Context, Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Never
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -32,15 +32,22 @@ _Money = Annotated[Decimal, Field(ge=0, lt=AMOUNT_LIMIT)]
 class _CostModel(Model):
     """A model that its author constructs. Raises QmtlError: E_EXECUTION, with the field that is wrong."""
 
-    def __init__(self, **values: Any) -> None:  # Any: Pydantic checks them
+    def __init__(self, *unnamed: Never, **values: Any) -> None:  # Any: Pydantic checks them
+        label = type(self).__name__
+        if unnamed:
+            names = [f"{name}=" for name in type(self).model_fields if name != "kind"]
+            raise QmtlError(
+                "E_EXECUTION",
+                f"{label}: the value {unnamed[0]!r} has no name",
+                f"name it: {', '.join(names)}",
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "it"
-            raise QmtlError(
-                "E_EXECUTION", f"{type(self).__name__}: {where}: {first['msg']}", "correct the value"
-            ) from error
+            field = ".".join(str(part) for part in first["loc"])
+            fault = f"{field}: {first['msg']}" if field else first["msg"].removeprefix("Value error, ")
+            raise QmtlError("E_EXECUTION", f"{label}: {fault}", "correct the value") from error
 
     def params(self) -> dict[str, Any]:
         """Return the model as parameters of a node: equal models are equal, however they are written."""
@@ -71,7 +78,7 @@ class MakerTakerFee(_CostModel):
     taker_bps: _Rate
 
 
-class Tier(Model):
+class Tier(_CostModel):
     """The rate from a traded notional on."""
 
     traded: _Money
@@ -118,13 +125,21 @@ class FillModel(_CostModel):
 class ExecutionModel(_CostModel):
     """How a strategy's orders are sent, and how a simulated venue fills them.
 
-    A limit order is placed `limit_offset_bps` better than the price at the decision.
+    A limit order is placed `limit_offset_bps` better than the price at the decision; a market order has none.
+    Only a backtest (`reports.backtest`) sends and fills orders by it: no order of a running strategy follows
+    from targets yet.
     """
 
     order_type: OrderType = "market"
     time_in_force: TimeInForce = "GTC"
     limit_offset_bps: _Rate = Decimal(0)
     fills: FillModel = FillModel()
+
+    @model_validator(mode="after")
+    def _only_limits_have_an_offset(self) -> "ExecutionModel":
+        if self.order_type == "market" and self.limit_offset_bps:
+            raise ValueError("limit_offset_bps is given for market orders; it needs order_type='limit'")
+        return self
 
 
 def as_decimal(value: float) -> Decimal:

@@ -17,6 +17,7 @@ from qmtl_sdk.brokerage.models import (
     MakerTakerFee,
     PercentFee,
     PerShareFee,
+    Tier,
     TieredFee,
     as_decimal,
 )
@@ -187,8 +188,18 @@ def test_orders_of_a_symbol_share_the_volume_by_age() -> None:
         (lambda: FillModel(slipage_bps=1), "slipage_bps"),
         (lambda: FillModel(fees={"kind": "flat"}), "fees"),
         (lambda: ExecutionModel(order_type="stop"), "order_type"),
+        (
+            lambda: ExecutionModel(limit_offset_bps=5),
+            "ExecutionModel: limit_offset_bps is given for market orders; it needs order_type='limit' [E_EX",
+        ),
+        (lambda: PercentFee(5), "PercentFee: the value 5 has no name [E_EXECUTION] → name it: bps="),
+        (lambda: Tier(0, 5), "Tier: the value 0 has no name [E_EXECUTION] → name it: traded=, bps="),
+        (lambda: Tier(traded=-1, bps=5), "Tier: traded: Input should be greater than or equal to 0 [E_EXEC"),
         (lambda: ExecutionModel(time_in_force="GTD"), "time_in_force"),
-        (lambda: TieredFee(tiers=[{"traded": 5, "bps": 1}]), "begin at a traded notional of 0 and ascend"),
+        (
+            lambda: TieredFee(tiers=[{"traded": 5, "bps": 1}]),
+            "TieredFee: tiers begin at a traded notional of 0",
+        ),
         (lambda: TieredFee(tiers=[]), "tiers"),
         (lambda: ticket("buy 0"), "has a quantity of 0"),
         (lambda: ticket("buy -3"), "has a quantity of -3"),
