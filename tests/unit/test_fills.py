@@ -318,7 +318,7 @@ def test_what_always_holds_of_fills(
 def test_a_replay_that_is_interrupted_makes_the_same_fills(
     path: list[MarketBar], wanted: OrderTicket, model: FillModel, cut: int
 ) -> None:
-    """The paper broker goes on from the order and its fills; a backtest takes all bars."""
+    """One that goes on from the order and its fills, and one that takes all bars."""
     half = replay(wanted, path[:cut], model)
     for bar in path[cut:]:
         half = work(half, bar, model)
