@@ -37,7 +37,8 @@ class SizingNode(TargetNode):
     of the strategy's capital, which the world gives; with it, of this amount, which the rows have as
     `target_notional`. That decides instead of the weight, so nodes that limit or gate weights come before.
 
-    Raises QmtlError: E_NODE_OPTION without a symbol, and as `Node`.
+    Raises QmtlError: E_NODE_OPTION without a symbol or with another `initial_cash` than one above 0,
+    E_NODE_INPUT at the first bar where it is to size a target that has an amount, and as `Node`.
     """
 
     def __init__(
