@@ -1,4 +1,4 @@
-"""Say how much of AAPL to hold, and leave size and orders to the pipeline and the world."""
+"""Say how much of AAPL to hold. Nothing orders by such a target yet: its returns are measured and judged."""
 
 import pandas as pd
 
@@ -10,7 +10,6 @@ from qmtl_sdk import (
     Runner,
     Strategy,
     StreamInput,
-    Thresholds,
     make_intent_first_nodeset,
 )
 
@@ -18,7 +17,7 @@ DAYS = 60
 
 
 class IntentFirst(Strategy):
-    """Long while the trend is strong, from where it is above 0.6 until it is below 0.2."""
+    """Long while the trend is strong: by default, from where it is above 0.6 until it is below 0.2."""
 
     def setup(self) -> None:
         price = StreamInput(tags=["AAPL", "price"], interval="1d", period=DAYS)
@@ -34,9 +33,9 @@ class IntentFirst(Strategy):
             self.world_id,
             symbol="AAPL",
             price_node=price,
-            thresholds=Thresholds(long_enter=0.6, long_exit=0.2, short_enter=-1.1, short_exit=-1.0),
             long_weight=1.0,
-            short_weight=0.0,
+            short_weight=0,  # long only
+            # So far, only qmtl_sdk.reports.backtest sends and fills orders by it.
             execution_model=ExecutionModel(fills=FillModel(slippage_bps=2, lot=1)),
         )
         self.add_nodeset(nodeset)

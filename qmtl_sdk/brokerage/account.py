@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from qmtl_sdk.brokerage.models import EXACT
 from qmtl_sdk.brokerage.orders import SimulatedFill
+from qmtl_sdk.contracts.amounts import EXACT
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class SimulatedAccount:
     """Cash, and the position in each symbol; exact, whatever was traded.
 
     `traded`: the notional of all fills. `fees`: what they cost.
@@ -24,11 +24,11 @@ class Account:
         """Return the position in a symbol; 0 without one."""
         return self.positions.get(symbol, Decimal(0))
 
-    def after(self, fill: SimulatedFill) -> "Account":
+    def after(self, fill: SimulatedFill) -> "SimulatedAccount":
         """Return the account after a fill."""
         paid = EXACT.add(EXACT.multiply(fill.signed, fill.price), fill.fee)
         held = EXACT.add(self.position(fill.symbol), fill.signed)
-        return Account(
+        return SimulatedAccount(
             EXACT.subtract(self.cash, paid),
             {**self.positions, fill.symbol: held},
             EXACT.add(self.traded, fill.notional),

@@ -1,7 +1,8 @@
 """The fill model: what becomes of an order in a bar.
 
-`work` is one pure function over an order, its fills so far, and a bar. A backtest calls it over all bars, a
-paper broker as each closes; both get the same fills.
+`work` is one pure function over an order, its fills so far, and a bar. Called as each bar closes, it makes
+the same fills as over all bars. Only a backtest (`reports.backtest`) uses it: the paper broker fills whole
+orders, at their reference price.
 
 1. A bar that opened before the order was placed, or has no price, changes nothing.
 2. A DAY order that meets a bar of another UTC day than its first one expires.
@@ -18,8 +19,9 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import NamedTuple
 
 from qmtl_sdk.brokerage.fees import fee_of
-from qmtl_sdk.brokerage.models import BPS, EXACT, FillModel, rounded
+from qmtl_sdk.brokerage.models import BPS, CALCULATION, PLACE, FillModel
 from qmtl_sdk.brokerage.orders import OrderTicket, SimulatedFill, WorkingOrder, WorkingState
+from qmtl_sdk.contracts.amounts import EXACT
 
 _DAY_NS = 86_400 * 10**9
 
@@ -106,9 +108,10 @@ def _reached(ticket: OrderTicket, bar: MarketBar, model: FillModel) -> _Price | 
     high, low = (bar.open if value is None else value for value in (bar.high, bar.low))
     limit = ticket.limit_price
     if limit is None:
-        base = bar.open if model.price == "open" else EXACT.divide(EXACT.add(high, low), Decimal(2))
+        base = bar.open if model.price == "open" else CALCULATION.divide(EXACT.add(high, low), Decimal(2))
         price = EXACT.multiply(base, 1 + ticket.sign * EXACT.multiply(model.slippage_bps, BPS))
-        return _Price(rounded(price, ROUND_CEILING if ticket.side == "buy" else ROUND_FLOOR), maker=False)
+        against = ROUND_CEILING if ticket.side == "buy" else ROUND_FLOOR
+        return _Price(price.quantize(PLACE, against, CALCULATION), maker=False)
     if ticket.sign * bar.open <= ticket.sign * limit:
         return _Price(bar.open, maker=False)
     reaches = low <= limit if ticket.side == "buy" else high >= limit
@@ -125,7 +128,7 @@ def _available(order: WorkingOrder, bar: MarketBar, model: FillModel, taken: Dec
 
 def in_lots(quantity: Decimal, lot: Decimal) -> Decimal:
     """Return a quantity rounded toward zero to whole lots."""
-    return EXACT.multiply(EXACT.divide_int(quantity, lot), lot)
+    return EXACT.multiply(CALCULATION.divide_int(quantity, lot), lot)
 
 
 def _fill(order: WorkingOrder, reached: _Price, quantity: Decimal, at: int) -> SimulatedFill:

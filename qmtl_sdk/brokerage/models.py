@@ -4,20 +4,20 @@ All amounts are `Decimal`. Rates are in basis points (`bps`) of the notional of 
 """
 
 from collections.abc import Mapping
-from decimal import ROUND_HALF_EVEN, Context, Decimal
-from typing import Annotated, Any, Literal
+from decimal import Context, Decimal
+from typing import Annotated, Any, Literal, Never
 
 from pydantic import Field, ValidationError, model_validator
 
-from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES
+from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES, plain, rounded
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.instruments import TimeInForce
 from qmtl_sdk.contracts.model import Model
 
 OrderType = Literal["market", "limit"]
-TimeInForce = Literal["GTC", "DAY", "IOC", "FOK"]
 
-EXACT = Context(prec=100)
-"""The context of sums and products of amounts, which need more digits than the default of 28."""
+CALCULATION = Context(prec=100)
+"""The context of divisions, whose results are rounded. Sums and products are exact (`amounts.EXACT`)."""
 
 PLACE = Decimal(1).scaleb(-AMOUNT_PLACES)
 """The smallest amount."""
@@ -32,15 +32,22 @@ _Money = Annotated[Decimal, Field(ge=0, lt=AMOUNT_LIMIT)]
 class _CostModel(Model):
     """A model that its author constructs. Raises QmtlError: E_EXECUTION, with the field that is wrong."""
 
-    def __init__(self, **values: Any) -> None:  # Any: Pydantic checks them
+    def __init__(self, *unnamed: Never, **values: Any) -> None:  # Any: Pydantic checks them
+        label = type(self).__name__
+        if unnamed:
+            names = [f"{name}=" for name in type(self).model_fields if name != "kind"]
+            raise QmtlError(
+                "E_EXECUTION",
+                f"{label}: the value {unnamed[0]!r} has no name",
+                f"name it: {', '.join(names)}",
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "it"
-            raise QmtlError(
-                "E_EXECUTION", f"{type(self).__name__}: {where}: {first['msg']}", "correct the value"
-            ) from error
+            field = ".".join(str(part) for part in first["loc"])
+            fault = f"{field}: {first['msg']}" if field else first["msg"].removeprefix("Value error, ")
+            raise QmtlError("E_EXECUTION", f"{label}: {fault}", "correct the value") from error
 
     def params(self) -> dict[str, Any]:
         """Return the model as parameters of a node: equal models are equal, however they are written."""
@@ -71,7 +78,7 @@ class MakerTakerFee(_CostModel):
     taker_bps: _Rate
 
 
-class Tier(Model):
+class Tier(_CostModel):
     """The rate from a traded notional on."""
 
     traded: _Money
@@ -118,7 +125,9 @@ class FillModel(_CostModel):
 class ExecutionModel(_CostModel):
     """How a strategy's orders are sent, and how a simulated venue fills them.
 
-    A limit order is placed `limit_offset_bps` better than the price at the decision.
+    A limit order is placed `limit_offset_bps` better than the price at the decision; a market order has none.
+    Only a backtest (`reports.backtest`) sends and fills orders by it: no order of a running strategy follows
+    from targets yet.
     """
 
     order_type: OrderType = "market"
@@ -126,21 +135,22 @@ class ExecutionModel(_CostModel):
     limit_offset_bps: _Rate = Decimal(0)
     fills: FillModel = FillModel()
 
+    @model_validator(mode="after")
+    def _only_limits_have_an_offset(self) -> "ExecutionModel":
+        if self.order_type == "market" and self.limit_offset_bps:
+            raise ValueError("limit_offset_bps is given for market orders; it needs order_type='limit'")
+        return self
+
 
 def as_decimal(value: float) -> Decimal:
     """Convert a number of a bar or row to Decimal: its shortest text, rounded to twelve places."""
     return rounded(Decimal(repr(float(value))))
 
 
-def rounded(value: Decimal, rounding: str = ROUND_HALF_EVEN) -> Decimal:
-    """Return an amount rounded to twelve places."""
-    return value.quantize(PLACE, rounding, EXACT)
-
-
 def _plain(value: Any) -> Any:
     """Replace each Decimal by its shortest text. (Any: a dumped model.)"""
     if isinstance(value, Decimal):
-        return format(EXACT.normalize(value), "f")
+        return format(plain(value), "f")
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
-from typing import Literal
 
-from qmtl_sdk.brokerage.models import EXACT, OrderType, TimeInForce
+from qmtl_sdk.brokerage.models import OrderType
+from qmtl_sdk.contracts.amounts import EXACT
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.fills import Side
+from qmtl_sdk.contracts.instruments import TimeInForce
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class OrderTicket:
 
     order_id: str
     symbol: str
-    side: Literal["buy", "sell"]
+    side: Side
     quantity: Decimal
     placed_at: int
     order_type: OrderType = "market"
@@ -58,7 +60,7 @@ class SimulatedFill:
 
     fill_id: str
     symbol: str
-    side: Literal["buy", "sell"]
+    side: Side
     quantity: Decimal
     price: Decimal
     at: int

@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qmtl_sdk.brokerage.account import Account
+from qmtl_sdk.brokerage.account import SimulatedAccount
 from qmtl_sdk.brokerage.fills import MarketBar, place, work_all
-from qmtl_sdk.brokerage.models import EXACT, ExecutionModel, as_decimal
+from qmtl_sdk.brokerage.models import ExecutionModel, as_decimal
 from qmtl_sdk.brokerage.orders import SimulatedFill, WorkingOrder, WorkingState
 from qmtl_sdk.brokerage.targets import Target, ticket_of, units_of
+from qmtl_sdk.contracts.amounts import EXACT
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.bars import CLOSE, Bars
 
@@ -59,7 +60,7 @@ class Simulation:
             raise QmtlError(
                 "E_EXECUTION", f"the account begins with {initial_cash}", "give it cash, more than 0"
             )
-        self.account = Account(initial_cash)
+        self.account = SimulatedAccount(initial_cash)
         self.rows: list[AccountRow] = []
         self._execution = dict(execution or {})
         self._plain = ExecutionModel()

@@ -5,9 +5,11 @@ from decimal import Decimal
 from typing import Literal
 
 from qmtl_sdk.brokerage.fills import in_lots
-from qmtl_sdk.brokerage.models import BPS, EXACT, ExecutionModel, rounded
+from qmtl_sdk.brokerage.models import BPS, CALCULATION, ExecutionModel
 from qmtl_sdk.brokerage.orders import OrderTicket
+from qmtl_sdk.contracts.amounts import EXACT, rounded
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.fills import Side
 
 TargetUnit = Literal["weight", "notional", "units", "quantity"]
 
@@ -42,14 +44,14 @@ def units_of(target: Target, equity: Decimal, mark: Decimal, lot: Decimal) -> De
     if target.unit in ("units", "quantity"):
         return in_lots(target.value, lot)
     notional = EXACT.multiply(target.value, equity) if target.unit == "weight" else target.value
-    return in_lots(EXACT.divide(notional, mark), lot)
+    return in_lots(CALCULATION.divide(notional, mark), lot)
 
 
 def ticket_of(
     order_id: str, target: Target, delta: Decimal, placed_at: int, execution: ExecutionModel
 ) -> OrderTicket:
     """Return the order that changes a position by `delta`, which is not 0. `target` has a price."""
-    side: Literal["buy", "sell"] = "buy" if delta > 0 else "sell"
+    side: Side = "buy" if delta > 0 else "sell"
     limit = None
     if execution.order_type == "limit":
         assert target.price is not None  # the caller found one

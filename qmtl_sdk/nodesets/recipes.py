@@ -1,15 +1,19 @@
-"""The intent-first pipeline: a signal becomes a target, which the world sizes and trades.
+"""The intent-first pipeline: a signal becomes a target, which is published.
+
+Nothing orders by targets yet, except a simulated backtest (`reports.backtest`). Returns are measured on them.
+A running strategy writes them to its publisher's queue, and sends only rows with `quantity` as orders.
 
 `make_intent_first_nodeset` builds the standard steps of one instrument:
 
 1. pre-trade: the signal's target weight (`PositionTargetNode`), within limits and hours where they are given;
 2. sizing: the instrument with its reference price (`SizingNode`);
-3. execution: how its orders are sent (`ExecutionNode`);
+3. execution: how a backtest sends and fills its orders (`ExecutionNode`);
 4. publish: the row of the target (`TradeOrderPublisherNode`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TypedDict, Unpack
 
 from qmtl_sdk.brokerage.models import ExecutionModel
@@ -28,11 +32,11 @@ INTENT_FIRST_DEFAULT_THRESHOLDS = DEFAULT_THRESHOLDS
 class IntentFirstOptions(TypedDict, total=False):
     """The keyword arguments of `make_intent_first_nodeset` besides `symbol` and `price_node`."""
 
-    thresholds: Thresholds
+    thresholds: Thresholds | Mapping[str, float]
     long_weight: float
     short_weight: float
     period: Period
-    initial_cash: float | None
+    initial_cash: float | Decimal | None
     execution_model: ExecutionModel | None
     risk: RiskLimits | None
     calendar: str | None
@@ -55,6 +59,14 @@ class NodeSet:
         """The nodes, in the order of their steps."""
         return tuple(self.steps.values())
 
+    def __iter__(self) -> Iterator[Node]:
+        """Raise QmtlError (E_NODE_INPUT): a node set was passed for a list of nodes, as to `add_nodes`."""
+        raise QmtlError(
+            "E_NODE_INPUT",
+            f"the node set of {self.symbol} is not a list of nodes",
+            "use add_nodeset(…), or its .nodes",
+        )
+
 
 def make_intent_first_nodeset(
     signal: Node,
@@ -66,10 +78,10 @@ def make_intent_first_nodeset(
 ) -> NodeSet:
     """Build the pipeline of one instrument; pass it to `Strategy.add_nodeset`.
 
-    `thresholds`, `long_weight`, `short_weight` and `period`: as `PositionTargetNode`. `initial_cash`: as
-    `SizingNode`. `execution_model`: as `ExecutionNode`. `risk` (without `max_gross`, which needs a
-    portfolio), `calendar` and `blackouts`: limits and hours, as `RiskControlNode` and `TimingGateNode`, which
-    holds a target for `period` bars as well.
+    `thresholds`, `long_weight`, `short_weight` and `period`: as `PositionTargetNode` (`short_weight=0` is
+    long only). `initial_cash`: as `SizingNode`. `execution_model`: as `ExecutionNode`. `risk` (without
+    `max_gross`, which needs a portfolio), `calendar` and `blackouts`: limits and hours, as `RiskControlNode`
+    and `TimingGateNode`, which holds a target for `period` bars as well.
     `world_id` changes no node: the same strategy has the same identity in every world.
 
     Raises QmtlError: E_NODE_OPTION and E_NODE_INPUT, as the nodes.
@@ -93,6 +105,12 @@ def make_intent_first_nodeset(
     )
     last = steps["target"]
     risk = options.get("risk")
+    if isinstance(risk, RiskLimits) and risk.max_gross is not None:
+        raise QmtlError(
+            "E_NODE_OPTION",
+            f"the pipeline of {symbol} is of one instrument, and max_gross adds up a portfolio",
+            "leave max_gross out, or build the nodes yourself: RiskControlNode(…, portfolio=[…])",
+        )
     calendar = options.get("calendar")
     blackouts = options.get("blackouts", ())
     if risk is not None:

@@ -1,4 +1,7 @@
-"""A strategy's published targets, run over its bars into orders, fills, positions, cash and equity."""
+"""A strategy's published targets, run over its bars into orders, fills, positions, cash and equity.
+
+This simulation is the only place where orders follow from targets, and the only user of execution models.
+"""
 
 from collections.abc import Iterator, Mapping
 from decimal import Decimal

@@ -1,6 +1,7 @@
 """The columns of targets, which pass from the signal's node to the publisher, and how nodes read them."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -43,7 +44,13 @@ class TargetNode(Node):
 
 
 def weights(window: Window) -> np.ndarray:
-    """Return the target weights of a window. Raises QmtlError: E_COLUMN_MISSING."""
+    """Return the target weights of a window.
+
+    Raises QmtlError: E_COLUMN_MISSING, and E_NODE_INPUT where another column decides instead of the weight.
+    """
+    deciding = next((name for name in (QUANTITY, UNITS, NOTIONAL) if name in window.columns), None)
+    if deciding is not None:
+        raise decided_error(window.label, deciding)
     return np.asarray(window[WEIGHT])
 
 
@@ -73,6 +80,16 @@ def require_nodes(nodes: Sequence[object], label: str, what: str) -> None:
             )
 
 
+def decided_error(label: str, column: str) -> QmtlError:
+    """Return the error of a target whose weight is limited or sized though another column decides."""
+    return QmtlError(
+        "E_NODE_INPUT",
+        f"{label} has {column}, which decides instead of {WEIGHT}",
+        "put RiskControlNode and TimingGateNode before SizingNode(initial_cash=…), and size a weight once; "
+        "limit amounts of your own where they are computed",
+    )
+
+
 def option_error(label: str, fault: str, remedy: str) -> QmtlError:
     """Return the error of an option of a node that can't be used."""
     return QmtlError("E_NODE_OPTION", f"{label}: {fault}", remedy)
@@ -81,6 +98,16 @@ def option_error(label: str, fault: str, remedy: str) -> QmtlError:
 def require_between(label: str, values: Mapping[str, float], least: float, most: float) -> None:
     """Raise QmtlError (E_NODE_OPTION) where a value is not a number from `least` to `most`."""
     for name, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not least <= value <= most:
+        if not _is_number(value) or not least <= value <= most:
             raise option_error(label, f"{name} is {value!r}", f"keep it between {least:g} and {most:g}")
+
+
+def require_positive(label: str, values: Mapping[str, object], most: float) -> None:
+    """Raise QmtlError (E_NODE_OPTION) where a value is not a number above 0 and at most `most`."""
+    for name, value in values.items():
+        if not _is_number(value) or not 0 < value <= most:
+            raise option_error(label, f"{name} is {value!r}", f"keep it above 0 and at most {most:g}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,6 +1,10 @@
-"""From a target to what is published: sized for an instrument, with the way in which its orders are sent."""
+"""From a target to what is published: sized for an instrument, with the way in which its orders are sent.
 
-from collections.abc import Iterator
+A target that is published is not an order: so far, only a backtest orders by it.
+"""
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from functools import partial
 
 import numpy as np
@@ -14,10 +18,11 @@ from qmtl_sdk.transforms.columns import (
     PRICE,
     TargetNode,
     carried,
+    decided_error,
     joined,
     option_error,
-    require_between,
     require_nodes,
+    require_positive,
     weights,
 )
 
@@ -29,9 +34,11 @@ class SizingNode(TargetNode):
 
     `price`: the node of the instrument's prices: its only column, or its `close`. Returns are measured on the
     price stream that it derives from, whatever the signal reads. Without `initial_cash` the weight is a share
-    of the strategy's capital, which the world gives; with it, of this amount: `target_notional`.
+    of the strategy's capital, which the world gives; with it, of this amount, which the rows have as
+    `target_notional`. That decides instead of the weight, so nodes that limit or gate weights come before.
 
-    Raises QmtlError: E_NODE_OPTION without a symbol, and as `Node`.
+    Raises QmtlError: E_NODE_OPTION without a symbol or with another `initial_cash` than one above 0,
+    E_NODE_INPUT at the first bar where it is to size a target that has an amount, and as `Node`.
     """
 
     def __init__(
@@ -40,15 +47,17 @@ class SizingNode(TargetNode):
         price: Node,
         *,
         symbol: str,
-        initial_cash: float | None = None,
+        initial_cash: float | Decimal | None = None,
         name: str = "sizing",
     ) -> None:
         require_nodes([target], name, "target")
         require_nodes([price], name, "price")
         if not symbol or not isinstance(symbol, str):
             raise option_error(name, "it has no symbol", "name the instrument: symbol='AAPL'")
+        if isinstance(initial_cash, Decimal) and initial_cash.is_finite():
+            initial_cash = float(initial_cash)
         if initial_cash is not None:
-            require_between(name, {"initial_cash": initial_cash}, np.nextafter(0, 1), _MOST_CASH)
+            require_positive(name, {"initial_cash": initial_cash}, _MOST_CASH)
         cash = None if initial_cash is None else float(initial_cash)
         super().__init__(
             [target, price],
@@ -61,12 +70,15 @@ class SizingNode(TargetNode):
         self.target = target
         self.price = price
         self.symbol = symbol
+        self.initial_cash = cash
 
 
 class ExecutionNode(TargetNode):
     """A target with the way in which its orders are sent: order type, time in force, costs (`model`).
 
-    Its rows are those of the target. The publisher, the backtest and the paper broker read the model.
+    Its rows are those of the target. Only the backtest (`reports.backtest`) reads the model. Nothing orders
+    by targets yet: a running strategy sends rows with `quantity` alone, whatever the model says, and the
+    paper broker fills them at their reference price.
     """
 
     def __init__(self, target: Node, model: ExecutionModel | None = None, *, name: str = "execution") -> None:
@@ -91,6 +103,14 @@ def chain(node: Node) -> Iterator[Node]:
 def sizing_of(node: Node) -> SizingNode | None:
     """Return the node that sized a target; None where none did."""
     return next((found for found in chain(node) if isinstance(found, SizingNode)), None)
+
+
+def require_weights(targets: Sequence[Node]) -> None:
+    """Raise QmtlError (E_NODE_INPUT) where a target is sized by an amount, which decides, not its weight."""
+    for target in targets:
+        for node in chain(target):
+            if isinstance(node, SizingNode) and node.initial_cash is not None:
+                raise decided_error(node.label, NOTIONAL)
 
 
 def model_of(node: Node) -> ExecutionModel:

@@ -1,7 +1,7 @@
 """From a signal to a target weight, with thresholds that do not flap."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -54,13 +54,16 @@ class PositionTargetNode(Node):
     So a signal that moves inside a band changes nothing, but a position that is not confirmed for `period`
     bars ends. A missing value decides nothing.
 
-    The signal is the input's only column, or its `close`. Raises QmtlError: E_NODE_OPTION, and as `Node`.
+    The signal is the input's only column, or its `close`. `thresholds` may be a mapping of the four names of
+    `Thresholds`. Long only: `short_weight=0`; the thresholds of the short side then decide nothing.
+
+    Raises QmtlError: E_NODE_OPTION, and as `Node`.
     """
 
     def __init__(
         self,
         signal: Node,
-        thresholds: Thresholds = DEFAULT_THRESHOLDS,
+        thresholds: Thresholds | Mapping[str, float] = DEFAULT_THRESHOLDS,
         *,
         long_weight: float = 1.0,
         short_weight: float = -1.0,
@@ -68,8 +71,7 @@ class PositionTargetNode(Node):
         name: str = "target",
     ) -> None:
         require_nodes([signal], name, "signal")
-        if isinstance(thresholds, Mapping):
-            thresholds = Thresholds(**thresholds)
+        thresholds = _thresholds(thresholds, name)
         require_between(name, {"long_weight": long_weight}, 0, 1)
         require_between(name, {"short_weight": short_weight}, -1, 0)
         if long_weight == short_weight:
@@ -79,6 +81,17 @@ class PositionTargetNode(Node):
         weights = (float(long_weight), float(short_weight))
         self.compute_fn = partial(_target, thresholds=thresholds, weights=weights, period=self.period)
         self.signal = signal
+
+
+def _thresholds(given: object, label: str) -> Thresholds:
+    """Return thresholds that may be given as a mapping. Raises QmtlError: E_NODE_OPTION."""
+    if isinstance(given, Thresholds):
+        return given
+    names = [field.name for field in fields(Thresholds)]
+    if not isinstance(given, Mapping) or set(given) != set(names):
+        call = ", ".join(f"{name}=…" for name in names)
+        raise option_error(label, f"thresholds is {given!r}", f"pass Thresholds({call})")
+    return Thresholds(**given)
 
 
 def _target(

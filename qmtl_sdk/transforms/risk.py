@@ -16,9 +16,11 @@ from qmtl_sdk.transforms.columns import (
     option_error,
     require_between,
     require_nodes,
+    require_positive,
     trailing,
     weights,
 )
+from qmtl_sdk.transforms.execution import require_weights
 
 _LONGEST = 100_000
 
@@ -31,9 +33,9 @@ class RiskLimits:
     - `max_gross`: the largest sum of absolute weights of the portfolio; beyond it, all are scaled down.
     - `max_volatility`: the largest standard deviation of a bar's return, weight included, measured over the
       instrument's last `volatility_window` bars; beyond it, the weight is scaled down.
-    - `max_drawdown`: the largest fall, as a fraction, that the limited weights have taken from a peak within
-      the last `drawdown_window` bars; at it and beyond, the weight is 0. It is measured on weights before
-      this limit, so that it ends when the fall has left the window.
+    - `max_drawdown`: the largest fall, as a fraction (0.2 is 20 %), that the limited weights have taken from
+      a peak within the last `drawdown_window` bars; at it and beyond, the weight is 0. It is measured on
+      weights before this limit, so that it ends when the fall has left the window.
 
     Raises QmtlError: E_NODE_OPTION.
     """
@@ -51,7 +53,8 @@ class RiskLimits:
         given = {name: value for name, value in limits.items() if value is not None}
         if not given:
             raise option_error(label, "it limits nothing", f"give at least one of {', '.join(limits)}")
-        require_between(label, given, np.nextafter(0, 1), 1000)
+        for name, value in given.items():
+            require_positive(label, {name: value}, 1 if name == "max_drawdown" else 1000)
         windows = {name: value for name, value in asdict(self).items() if name.endswith("_window")}
         require_between(label, windows, 2, _LONGEST)
 
@@ -68,7 +71,9 @@ class RiskControlNode(TargetNode):
     `price`: the instrument's prices, for volatility and drawdown. `portfolio`: the targets of all symbols
     that `max_gross` adds up, this one's among them or not; each counts with at most `max_position`.
 
-    Raises QmtlError: E_NODE_INPUT where a limit lacks its `price` or `portfolio`, and as `Node`.
+    Raises QmtlError: E_NODE_OPTION where a limit lacks its `price` or `portfolio`, E_NODE_INPUT where a
+    target has an amount that decides instead of its weight (after `SizingNode(initial_cash=…)`; at the first
+    bar where a node of another kind gives it), and as `Node`.
     """
 
     def __init__(
@@ -81,6 +86,9 @@ class RiskControlNode(TargetNode):
         name: str = "risk",
     ) -> None:
         require_nodes([target, *portfolio, *([price] if price is not None else [])], name, "input")
+        if not isinstance(limits, RiskLimits):
+            raise option_error(name, f"its limits are {limits!r}", "pass RiskLimits(max_position=…)")
+        require_weights([target, *portfolio])
         if price is None and (limits.max_volatility is not None or limits.max_drawdown is not None):
             raise option_error(name, "volatility and drawdown are measured on prices", "pass price=")
         if not portfolio and limits.max_gross is not None:

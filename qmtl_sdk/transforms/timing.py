@@ -21,6 +21,7 @@ from qmtl_sdk.transforms.columns import (
     require_nodes,
     weights,
 )
+from qmtl_sdk.transforms.execution import require_weights
 
 HELD_FOR = 20
 """The default number of bars for which a closed gate holds the last target."""
@@ -38,7 +39,9 @@ class TimingGateNode(TargetNode):
     newest target that passed within the last `period` bars, flat without one, and `closed="flat"` gives 0,
     which is traded.
 
-    Raises QmtlError: E_NODE_OPTION for an unknown calendar, a window without length or zone, or no rule.
+    Raises QmtlError: E_NODE_OPTION for an unknown calendar, a window without length or zone, or no rule,
+    E_NODE_INPUT where the target has an amount that decides instead of its weight (after
+    `SizingNode(initial_cash=…)`; at the first bar where a node of another kind gives it), and as `Node`.
     """
 
     def __init__(
@@ -52,13 +55,14 @@ class TimingGateNode(TargetNode):
         name: str = "timing",
     ) -> None:
         require_nodes([target], name, "target")
+        require_weights([target])
         if calendar is None and not blackouts:
             raise option_error(name, "it has no rule", "pass calendar= or blackouts=")
         if calendar is not None:
             require(calendar, "E_NODE_OPTION")
         if closed not in ("hold", "flat"):
             raise option_error(name, f"closed is {closed!r}", "use 'hold' or 'flat'")
-        windows = sorted(_window(start, end, name) for start, end in blackouts)
+        windows = sorted(_window(start, end, name) for start, end in _pairs(blackouts, name))
         super().__init__(
             target,
             name=name,
@@ -74,6 +78,17 @@ class TimingGateNode(TargetNode):
             _gated, calendar=calendar, blackouts=windows, hold=closed == "hold", period=self.period
         )
         self.target = target
+
+
+def _pairs(blackouts: Sequence[tuple[Moment, Moment]], label: str) -> Sequence[tuple[Moment, Moment]]:
+    """Return the blackouts. Raises QmtlError: E_NODE_OPTION where they are not pairs."""
+    found = blackouts or ()
+    for pair in found if isinstance(found, list | tuple) else [found]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise option_error(
+                label, f"the blackout {pair!r} is not a pair of times", "pass blackouts=[(start, end), …]"
+            )
+    return found
 
 
 def _window(start: Moment, end: Moment, label: str) -> tuple[int, int]:

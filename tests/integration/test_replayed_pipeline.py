@@ -81,7 +81,7 @@ def sample(symbol: str) -> Bars:
 
 
 def replayed(built: BuiltStrategy, streams: dict[str, Bars]) -> Iterator[CloseEvent]:
-    """What a paper broker and a running strategy see, close by close."""
+    """What is seen by whoever computes and fills live, close by close."""
     engine = LiveEngine(built.nodes)
     bars = {node_id: list(market_bars(data)) for node_id, data in streams.items()}
     symbols = {node_id: built.by_id[node_id].tags[0] for node_id in streams}

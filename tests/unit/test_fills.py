@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmtl_sdk import QmtlError
-from qmtl_sdk.brokerage.account import Account
+from qmtl_sdk.brokerage.account import SimulatedAccount
 from qmtl_sdk.brokerage.fees import fee_of
 from qmtl_sdk.brokerage.fills import MarketBar, place, replay, work, work_all
 from qmtl_sdk.brokerage.models import (
@@ -17,6 +17,7 @@ from qmtl_sdk.brokerage.models import (
     MakerTakerFee,
     PercentFee,
     PerShareFee,
+    Tier,
     TieredFee,
     as_decimal,
 )
@@ -187,8 +188,18 @@ def test_orders_of_a_symbol_share_the_volume_by_age() -> None:
         (lambda: FillModel(slipage_bps=1), "slipage_bps"),
         (lambda: FillModel(fees={"kind": "flat"}), "fees"),
         (lambda: ExecutionModel(order_type="stop"), "order_type"),
+        (
+            lambda: ExecutionModel(limit_offset_bps=5),
+            "ExecutionModel: limit_offset_bps is given for market orders; it needs order_type='limit' [E_EX",
+        ),
+        (lambda: PercentFee(5), "PercentFee: the value 5 has no name [E_EXECUTION] → name it: bps="),
+        (lambda: Tier(0, 5), "Tier: the value 0 has no name [E_EXECUTION] → name it: traded=, bps="),
+        (lambda: Tier(traded=-1, bps=5), "Tier: traded: Input should be greater than or equal to 0 [E_EXEC"),
         (lambda: ExecutionModel(time_in_force="GTD"), "time_in_force"),
-        (lambda: TieredFee(tiers=[{"traded": 5, "bps": 1}]), "begin at a traded notional of 0 and ascend"),
+        (
+            lambda: TieredFee(tiers=[{"traded": 5, "bps": 1}]),
+            "TieredFee: tiers begin at a traded notional of 0",
+        ),
         (lambda: TieredFee(tiers=[]), "tiers"),
         (lambda: ticket("buy 0"), "has a quantity of 0"),
         (lambda: ticket("buy -3"), "has a quantity of -3"),
@@ -267,7 +278,7 @@ def test_what_always_holds_of_fills(
     path: list[MarketBar], wanted: list[OrderTicket], model: FillModel
 ) -> None:
     orders = [place(one, model) for one in wanted]
-    account = Account(D("1000"))
+    account = SimulatedAccount(D("1000"))
     for bar in path:
         before, orders = orders, work_all(orders, bar, model, account.traded)
         new = [f for old, order in zip(before, orders, strict=True) for f in order.fills[len(old.fills) :]]
@@ -307,7 +318,7 @@ def test_what_always_holds_of_fills(
 def test_a_replay_that_is_interrupted_makes_the_same_fills(
     path: list[MarketBar], wanted: OrderTicket, model: FillModel, cut: int
 ) -> None:
-    """The paper broker goes on from the order and its fills; a backtest takes all bars."""
+    """One that goes on from the order and its fills, and one that takes all bars."""
     half = replay(wanted, path[:cut], model)
     for bar in path[cut:]:
         half = work(half, bar, model)
@@ -316,11 +327,11 @@ def test_a_replay_that_is_interrupted_makes_the_same_fills(
 
 def test_money_is_exact_beyond_the_digits_of_a_context() -> None:
     big = fill("9999999999999999.999999999999", "9999999999999999.999999999999")
-    account = Account(D("1")).after(big)
+    account = SimulatedAccount(D("1")).after(big)
     assert str(account.traded) == "99999999999999999999999999980000.000000000000000000000001"
     assert str(account.cash) == "-99999999999999999999999999979999.000000000000000000000001"
 
 
 def test_a_number_becomes_its_shortest_text() -> None:
-    assert str(as_decimal(0.1)) == "0.100000000000"
+    assert str(as_decimal(0.1)) == "0.1"
     assert as_decimal(1e-13) == 0

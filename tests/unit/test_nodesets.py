@@ -135,6 +135,11 @@ def test_every_option_changes_the_identity_of_what_it_changes() -> None:
     assert ids(execution_model=ExecutionModel()) == plain
 
 
+def test_cash_is_the_same_as_a_decimal() -> None:
+    one, other = nodeset(initial_cash=Decimal("1000.10")), nodeset(initial_cash=1000.1)
+    assert [node.node_id for node in one.nodes] == [node.node_id for node in other.nodes]
+
+
 def test_existing_publishers_keep_their_identity() -> None:
     """Those of before there were targets."""
     price = StreamInput(tags=["A"], interval="1h")
@@ -161,7 +166,15 @@ def test_an_adapter_binds_its_inputs_later() -> None:
     [
         (lambda: nodeset(symbol=""), "sizing: it has no symbol"),
         (lambda: nodeset(price_node="BTCUSDT"), "'BTCUSDT' as its price, which is not a node"),
-        (lambda: nodeset(initial_cash=0), "initial_cash is 0"),
+        (
+            lambda: nodeset(initial_cash=0),
+            "initial_cash is 0 [E_NODE_OPTION] → keep it above 0 and at most 1e+15",
+        ),
+        (lambda: nodeset(initial_cash=Decimal("NaN")), "initial_cash is Decimal('NaN')"),
+        (lambda: nodeset(initial_cash=Decimal("1e16")), "initial_cash is 1e+16"),
+        (lambda: nodeset(thresholds=None), "thresholds is None [E_NODE_OPTION] → pass Thresholds(long_enter"),
+        (lambda: nodeset(risk={"max_position": 0.1}), "its limits are {'max_position': 0.1} [E_NODE_OPTION]"),
+        (lambda: nodeset(blackouts=("2024-01-01T00:00Z", "2024-01-02T00:00Z")), "is not a pair of times"),
         (lambda: nodeset(long_weight=1.01), "long_weight is 1.01"),
         (lambda: nodeset(calendar="NYSE!"), "'NYSE!' is not a calendar"),
         (lambda: nodeset(execution_model="market"), "'market' is not an ExecutionModel"),
@@ -172,7 +185,14 @@ def test_an_adapter_binds_its_inputs_later() -> None:
             "do not",
         ),
         (lambda: nodeset(treshold=1), "has no option treshold"),
-        (lambda: nodeset(risk=RiskLimits(max_gross=1)), "pass portfolio="),
+        (
+            lambda: nodeset(risk=RiskLimits(max_gross=1)),
+            "is of one instrument, and max_gross adds up a portfolio [E_NODE_OPTION] → leave max_gross out",
+        ),
+        (
+            lambda: OneSet().add_nodes(nodeset()),
+            "BTCUSDT is not a list of nodes [E_NODE_INPUT] → use add_nodeset",
+        ),  # type: ignore[arg-type]
         (lambda: OneSet().add_nodeset([]), "has no nodes"),  # type: ignore[arg-type]
         (lambda: TradeOrderPublisherNode({}), "not named once each"),
         (lambda: TradeOrderPublisherNode({"A": PRICE}, symbol="A"), "not named once each"),

@@ -1,5 +1,8 @@
 """A signal's target weight does not flap, and is the same in batch, bar by bar and live."""
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,6 +120,30 @@ def test_thresholds_in_the_wrong_order_are_refused(values: tuple[float, ...], sa
         Thresholds(*values)
     assert caught.value.code == "E_NODE_OPTION"
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "thresholds", [None, 0.5, {"long_enter": 0.6}, {"enter": 0.6}, {}, [0.6, 0.2, -0.6, -0.2]]
+)
+def test_what_are_no_thresholds_is_one_clear_error(thresholds: Any) -> None:
+    with pytest.raises(QmtlError) as caught:
+        PositionTargetNode(SIGNAL, thresholds)
+    assert str(caught.value) == (
+        f"target: thresholds is {thresholds!r} [E_NODE_OPTION] → "
+        "pass Thresholds(long_enter=…, long_exit=…, short_enter=…, short_exit=…)"
+    )
+
+
+def test_thresholds_may_be_a_mapping() -> None:
+    node = PositionTargetNode(SIGNAL, asdict(DEFAULT_THRESHOLDS))
+    assert node.node_id == PositionTargetNode(SIGNAL).node_id
+
+
+def test_long_only_needs_no_thresholds_for_the_short_side() -> None:
+    """`short_weight=0` is flat wherever the signal is short."""
+    node = PositionTargetNode(SIGNAL, short_weight=0, period=2)
+    output = computed([node], {SIGNAL.node_id: bars([0.0, 0.7, 0.5, -1.0, -1.0, 0.7])})[node.node_id]
+    np.testing.assert_array_equal(output.bars.columns["target_weight"][1:], [1.0, 1.0, 0.0, 0.0, 1.0])
 
 
 def test_a_signal_is_a_node() -> None:

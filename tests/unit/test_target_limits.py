@@ -1,5 +1,6 @@
 """Limits and hours of target weights, the same in batch, bar by bar and live."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from qmtl_sdk import Node, QmtlError, StreamInput
 from qmtl_sdk.data.bars import NS, Bars, to_ns
 from qmtl_sdk.data.calendars import is_open
+from qmtl_sdk.transforms.execution import ExecutionNode, SizingNode
 from qmtl_sdk.transforms.risk import RiskControlNode, RiskLimits
 from qmtl_sdk.transforms.timing import TimingGateNode
 from tests.support.frames import bars
@@ -128,7 +130,16 @@ def test_a_price_before_its_window_is_not_seen() -> None:
     [
         (lambda: RiskLimits(), "it limits nothing"),
         (lambda: RiskLimits(max_drawdown=-0.1), "max_drawdown is -0.1"),
-        (lambda: RiskLimits(max_position=0), "max_position is 0"),
+        (
+            lambda: RiskLimits(max_position=0),
+            "max_position is 0 [E_NODE_OPTION] → keep it above 0 and at most 1000",
+        ),
+        (
+            lambda: RiskLimits(max_drawdown=20),
+            "max_drawdown is 20 [E_NODE_OPTION] → keep it above 0 and at most 1",
+        ),
+        (lambda: RiskControlNode(WANTED, {"max_position": 0.1}), "its limits are {'max_position': 0.1}"),  # type: ignore[arg-type]
+        (lambda: RiskControlNode(WANTED, None), "its limits are None [E_NODE_OPTION] → pass RiskLimits("),  # type: ignore[arg-type]
         (lambda: RiskLimits(max_volatility=0.1, volatility_window=1), "volatility_window is 1"),
         (lambda: RiskControlNode(WANTED, RiskLimits(max_drawdown=0.1)), "pass price="),
         (lambda: RiskControlNode(WANTED, RiskLimits(max_gross=1)), "pass portfolio="),
@@ -140,6 +151,18 @@ def test_a_price_before_its_window_is_not_seen() -> None:
             "pass nodes of the target's interval",
         ),
         (lambda: TimingGateNode(WANTED), "it has no rule"),
+        (
+            lambda: TimingGateNode(WANTED, blackouts=("2024-03-20T18:00Z", "2024-03-20T19:00Z")),  # type: ignore[arg-type]
+            "the blackout '2024-03-20T18:00Z' is not a pair of times [E_NODE_OPTION] → pass blackouts=[(",
+        ),
+        (
+            lambda: TimingGateNode(WANTED, blackouts="2024-03-20"),  # type: ignore[arg-type]
+            "the blackout '2024-03-20' is not a pair",
+        ),
+        (
+            lambda: TimingGateNode(WANTED, blackouts=[("2024-03-20T18:00Z",)]),  # type: ignore[list-item]
+            "the blackout ('2024-03-20T18:00Z',) is not a pair",
+        ),
         (lambda: TimingGateNode(WANTED, calendar="NEWYORK"), "'NEWYORK' is not a calendar"),
         (lambda: TimingGateNode(WANTED, calendar="24/7", closed="stop"), "closed is 'stop'"),  # type: ignore[arg-type]
         (
@@ -248,3 +271,50 @@ def test_a_node_without_target_weights_is_named() -> None:
     with pytest.raises(QmtlError, match="has no column target_weight") as caught:
         computed([node], {PRICE.node_id: bars([1.0, 2.0])})
     assert caught.value.code == "E_COLUMN_MISSING"
+
+
+LIMITERS = {
+    "risk": lambda target: RiskControlNode(target, RiskLimits(max_position=0.1), name="limiter"),
+    "gate": lambda target: TimingGateNode(target, calendar="XNYS", closed="flat", name="limiter"),
+}
+
+
+@pytest.mark.parametrize("limiter", LIMITERS.values(), ids=LIMITERS)
+def test_a_target_that_is_sized_by_cash_is_refused(limiter: Callable[[Node], Node]) -> None:
+    """Its `target_notional` decides, which a limit on the weight would not change."""
+    sized = SizingNode(WANTED, PRICE, symbol="A", initial_cash=1000, name="A sized")
+    for target in (sized, ExecutionNode(sized)):
+        with pytest.raises(QmtlError) as caught:
+            limiter(target)
+        assert str(caught.value).startswith(
+            "A sized has target_notional, which decides instead of target_weight [E_NODE_INPUT] → "
+            "put RiskControlNode and TimingGateNode before SizingNode(initial_cash=…)"
+        )
+    with pytest.raises(QmtlError, match="A sized has target_notional"):
+        RiskControlNode(WANTED, RiskLimits(max_gross=1), portfolio=[sized])
+
+
+@pytest.mark.parametrize("column", ["target_notional", "target_units", "quantity"])
+@pytest.mark.parametrize("limiter", LIMITERS.values(), ids=LIMITERS)
+def test_an_amount_besides_the_weight_is_refused(limiter: Callable[[Node], Node], column: str) -> None:
+    own = Node(
+        WANTED, lambda view: {"target_weight": 0.5, column: view[WANTED].values[-1]}, name="own", period=1
+    )
+    with pytest.raises(
+        QmtlError, match=f"own has {column}, which decides instead of target_weight"
+    ) as caught:
+        computed([limiter(own)], {WANTED.node_id: wanted([1.0, 2.0])})
+    assert caught.value.code == "E_NODE_INPUT"
+
+
+@pytest.mark.parametrize("limiter", LIMITERS.values(), ids=LIMITERS)
+def test_a_target_that_is_sized_by_the_world_is_limited(limiter: Callable[[Node], Node]) -> None:
+    sized = SizingNode(WANTED, PRICE, symbol="A")
+    node = limiter(sized)
+    night = at("2024-01-16T03:00:00+00:00")
+    streams = {
+        WANTED.node_id: wanted([1.0, -1.0], start=night),
+        PRICE.node_id: bars([9.0, 9.0], 60, night),
+    }
+    output = computed([node], streams)[node.node_id]
+    assert max(abs(output.bars.columns["target_weight"][output.first :])) <= 0.1
