@@ -110,8 +110,8 @@ class HeldPosition(Model):
 class PositionFilter(Model):
     """Which positions are listed: of one strategy or all, now or as of a time.
 
-    `closed`: those too that are flat, with what they earned. `after`: only those after this one: a JSON list of
-    its strategy_id, account and symbol.
+    `closed`: those too that are flat, with what they earned. `after`: only those after this one: a JSON list
+    of its strategy_id, account and symbol.
     """
 
     as_of: UtcTime | None = None

@@ -110,7 +110,9 @@ def test_orders_of_a_strategy_become_a_position_that_people_see(
     assert "is what its order log says" in types(0, "ledger", "verify", world)
     assert "'yesterday' is no time" in types(1, "world", "positions", world, "--as-of", "yesterday")
     assert "did you mean 'Trend'" in types(1, "world", "positions", world, "-s", "Trent")
-    assert "a dividend names amount" in types(1, *booking, "--id", "d1", "--kind", "dividend")
+    assert "a booking of the kind dividend names amount" in types(
+        1, *booking, "--id", "d1", "--kind", "dividend"
+    )
     assert "E_WORLD_UNKNOWN" in types(1, "ledger", "verify", "nowhere")
     filled = ["--id", "f1", "--account", "paper", "--quantity", "1", "--price", "9"]
     assert "E_ORDER_UNKNOWN" in types(1, "ledger", "report", world, "order:unknown", *filled)

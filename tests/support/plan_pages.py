@@ -33,7 +33,7 @@ PAGES: dict[str, list[str]] = {
         "/worlds/w/positions",
         "/worlds/w/positions?as_of=2100-01-01T00:00:00Z",
         "/worlds/w/positions?strategy_id=strategy:s5&closed=true&limit=10",
-        "/worlds/w/positions?after=["strategy:s5","paper","S5"]&limit=10",
+        '/worlds/w/positions?after=["strategy:s5","paper","S5"]&limit=10',
     ],
     "/worlds/{world_id}/ledger": [
         "/worlds/w/ledger?limit=1000",
