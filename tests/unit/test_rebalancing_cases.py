@@ -14,6 +14,10 @@ CROSSING: dict[str, Change] = {"a": ("0.4", "0.4", {"s": ("0.1", "0"), "t": ("0.
 SHARED = {"max_gross_notional": "100000", "max_net_notional": "100000", "min_margin_headroom": "0"}
 SHARED_ACCOUNT = {**SHARED, "equity": "100000"}
 OVERLAY = {"instrument_by_world": {"a": "PERP"}, "price_by_symbol": {"PERP": "50"}}
+BY_ES: dict[str, Any] = {
+    "mode": "hybrid",
+    "overlay": {"instrument_by_world": {"a": "ES"}, "price_by_symbol": {"ES": "10"}},
+}
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,24 @@ CASES = [
          ["a/s X 10 @ 10"], ["overlay a PERP -1", "a X -5", "unwind a PERP 1"], [],
          {"mode": "hybrid", "overlay": OVERLAY}),
     Case("a hybrid's overlay counts twice as turnover", HALF, ["a/s X 10 @ 10"],
-         ["overlay a PERP -1", "a X -2", "unwind a PERP 1"], ["a X -3 turnover"],
-         {"mode": "hybrid", "overlay": OVERLAY, **limited(max_turnover="120")}),
+         ["overlay a PERP -1", "a X -5", "unwind a PERP 1"], [],
+         {"mode": "hybrid", "overlay": OVERLAY, **limited(max_turnover="150")}),
+    Case("a hybrid's overlay gets the turnover that the positions leave", HALF, ["a/s X 10 @ 10"],
+         ["a X -5"], ["overlay a PERP -1 turnover"],
+         {"mode": "hybrid", "overlay": OVERLAY, **limited(max_turnover="149")}),
+    Case("a hybrid spends no cash on an overlay that positions need", DOUBLE, ["a/s X 10 @ 100"],
+         ["a X 6"], ["overlay a ES 60 cash", "a X 4 cash"], {**BY_ES, **limited(cash="600")}),
+    Case("a hybrid's overlay is no larger than what is ordered", DOUBLE, ["a/s X 10 @ 100"],
+         ["overlay a ES 60", "a X 6", "unwind a ES -60"], ["a X 4 cash"],
+         {**BY_ES, **limited(cash="606"), **rules(venues=[{"venue": "", "symbols": [{"symbol": "ES",
+         "margin_rate": "0.01"}]}])}),
+    Case("what a sale releases comes too late for a hybrid's overlay", HALF, ["a/s X 10 @ 100"],
+         ["a X -5"], ["overlay a ES -50 cash"], {**BY_ES, **limited(cash="0")}),
+    Case("what worlds exchange needs no overlay", {"a": ("0.4", "0.2"), "b": ("0.2", "0.4")},
+         ["a/s X 4 @ 50", "b/s X 4 @ 50"], ["overlay b ESB 10", "X 2", "unwind b ESB -10"], [],
+         {"scope": "global", "shared_account": SHARED_ACCOUNT, "mode": "hybrid",
+         "overlay": {"instrument_by_world": {"a": "ESA", "b": "ESB"},
+         "price_by_symbol": {"ESA": "10", "ESB": "10"}}}),
 ]  # fmt: skip
 
 

@@ -284,6 +284,19 @@ def test_permuted_input_gives_the_same_plan(body: Body, limit: Body, order: rand
     assert read(body).content_hash == read(permuted).content_hash
 
 
+@CASES
+@given(bodies(), limits())
+def test_a_hybrid_orders_the_positions_that_scaling_would_and_no_larger_overlay(
+    body: Body, limit: Body
+) -> None:
+    hybrid = plan_rebalancing(read({**body, "mode": "hybrid", "limits": limit}))
+    scaling = plan_rebalancing(read({**body, "mode": "scaling", "limits": limit}))
+    positions = [delta for delta in hybrid.deltas if delta.phase == "scaling"]
+    assert positions == list(scaling.deltas)
+    overlay = sum(abs(delta.notional) for delta in hybrid.deltas if delta.phase == "overlay")
+    assert overlay <= scaling.turnover
+
+
 def spend(cash: Fraction, delta: Delta, asked: MultiWorldRebalanceRequest) -> Fraction:
     """Return the cash that is left once an order is filled."""
     instrument = Instruments(asked.instruments).find(delta.venue, delta.symbol)
