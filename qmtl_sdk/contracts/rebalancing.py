@@ -156,7 +156,8 @@ class MultiWorldRebalanceRequest(Model):
                 "shared_account": self.shared_account
                 and self.shared_account.model_dump(mode="json", exclude={"equity"}),
                 "positions": [[*item.key, str(item.quantity)] for item in self.positions],
-                "overlay": self.overlay and dict(self.overlay.instrument_by_world),
+                "overlay": self.overlay
+                and self.overlay.model_dump(mode="json", exclude={"price_by_symbol"}),
                 **self._dump({"mode", "scope", "instruments", "allocations_etag"}),
             }
         )

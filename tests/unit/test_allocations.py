@@ -304,6 +304,18 @@ def test_a_plan_is_executed_only_for_what_it_was_made_from() -> None:
         assert (refused.value.code, refused.value.details["etag"]) == ("E_ETAG", changed.etag)
 
 
+def test_a_plan_is_not_executed_at_another_venue_of_its_overlay() -> None:
+    def overlaid(**values: Any) -> RebalancePlan:
+        overlay = {**OVERLAY, "venue_by_symbol": {"PERP": "V"}, **values}
+        return planned(HALF, ["a/s X 4 @ 100"], mode="overlay", overlay=overlay)
+
+    plan = overlaid()
+    overlaid(price_by_symbol={"PERP": "51"}).require_etag(plan.etag)
+    for elsewhere in (overlaid(venue_by_symbol={"PERP": "W"}), overlaid(venue_by_symbol={})):
+        with pytest.raises(QmtlError, match="E_ETAG"):
+            elsewhere.require_etag(plan.etag)
+
+
 def test_schema_2_repeats_the_intent_and_has_the_measured_metrics() -> None:
     evidence = [
         EvidenceMetrics(world_id="a", metrics={"sharpe": 1.1}),
