@@ -98,7 +98,8 @@ class MultiWorldRebalanceRequest(Model):
     """A change of allocations in one or several worlds, and everything that its plan depends on.
 
     `allocations_etag`: of the allocations before; refused where they have changed since. `limits` hold for
-    all orders together. `shared_account` is needed for the scope `global`.
+    all orders together. The scope `global` needs `shared_account`, and takes no limits of single worlds; the
+    modes `overlay` and `hybrid` need `overlay`. What would have no effect is refused.
     """
 
     schema_version: Literal[1, 2] = 1
@@ -136,6 +137,25 @@ class MultiWorldRebalanceRequest(Model):
             raise ValueError("rebalance_intent needs schema_version 2")
         return self
 
+    @model_validator(mode="after")
+    def _has_nothing_without_effect(self) -> Self:
+        if self.overlay is not None and self.mode == "scaling":
+            raise ValueError(
+                "overlay has no effect in the mode scaling: choose overlay or hybrid, or leave it out"
+            )
+        if self.shared_account is not None and self.scope != "global":
+            raise ValueError(
+                f"shared_account has no effect in the scope {self.scope}: "
+                "choose the scope global, or leave it out"
+            )
+        limited = [item.world_id for item in self.worlds if item.limits != AccountLimits()]
+        if limited and self.scope == "global":
+            raise ValueError(
+                f"limits of the world {limited[0]} have no effect in the scope global, where worlds share "
+                "one account: give limits of the request, or choose the scope world"
+            )
+        return self
+
     @property
     def content_hash(self) -> str:
         """The hash of the whole request but its run id: the same run id stands for the same content."""
@@ -156,8 +176,7 @@ class MultiWorldRebalanceRequest(Model):
                 "shared_account": self.shared_account
                 and self.shared_account.model_dump(mode="json", exclude={"equity"}),
                 "positions": [[*item.key, str(item.quantity)] for item in self.positions],
-                "overlay": self.overlay
-                and self.overlay.model_dump(mode="json", exclude={"price_by_symbol"}),
+                "overlay": self.overlay and self.overlay.model_dump(mode="json", exclude={"price_by_symbol"}),
                 **self._dump({"mode", "scope", "instruments", "allocations_etag"}),
             }
         )

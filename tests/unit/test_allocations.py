@@ -25,6 +25,13 @@ HALF: dict[str, Change] = {"a": ("0.4", "0.2")}
 POSITION = {"world_id": "a", "strategy_id": "s", "symbol": "X", "quantity": "3", "mark": "100"}
 OVERLAY = {"instrument_by_world": {"a": "PERP"}, "price_by_symbol": {"PERP": "50"}}
 
+ACCOUNT = {
+    "max_gross_notional": "1000",
+    "max_net_notional": "1000",
+    "min_margin_headroom": "0",
+    "equity": "1000",
+}
+
 
 def allocation(world_id: str, weight: str, **strategies: str) -> dict[str, Any]:
     return {"world_id": world_id, "weight": weight, "strategies": strategies}
@@ -119,6 +126,20 @@ def test_changes_name_every_world_and_the_strategies_with_a_weight_of_their_own(
                 ]
             },
             "the strategies of a after add up to 0.3, above 0.2",
+        ),
+        ({"overlay": OVERLAY}, "overlay has no effect in the mode scaling"),
+        ({"shared_account": ACCOUNT}, "shared_account has no effect in the scope world"),
+        ({"shared_account": ACCOUNT, "scope": "strategy"}, "no effect in the scope strategy"),
+        *(
+            (
+                {
+                    "shared_account": ACCOUNT,
+                    "scope": "global",
+                    "worlds": [{"world_id": "a", "before": "0.3", "after": "0.2", "limits": {name: "0"}}],
+                },
+                "limits of the world a have no effect in the scope global",
+            )
+            for name in ("cash", "max_turnover")
         ),
         ({"rebalance_intent": {"reason": "drift"}}, "schema_version 2"),
         ({"schema_version": 3}, "schema_version"),

@@ -116,7 +116,15 @@ def limits(draw: st.DrawFn) -> Body:
 
 
 def read(body: Body) -> MultiWorldRebalanceRequest:
-    return MultiWorldRebalanceRequest.model_validate(body)
+    """Read a request, without what has no effect in its mode and scope."""
+    effective = dict(body)
+    if body["mode"] == "scaling":
+        del effective["overlay"]
+    if body["scope"] != "global":
+        del effective["shared_account"]
+    else:
+        effective["worlds"] = [{**world, "limits": {}} for world in body["worlds"]]
+    return MultiWorldRebalanceRequest.model_validate(effective)
 
 
 def resolved(symbol: str) -> str:
@@ -312,9 +320,7 @@ def test_no_order_goes_beyond_cash_or_turnover(body: Body, limit: Body, of_world
     worlds = [{**world, "limits": own} for world, own in zip(body["worlds"], of_worlds, strict=False)]
     asked = read({**body, "worlds": worlds, "limits": limit})
     plan = plan_rebalancing(asked)
-    budgets = [("", asked.limits)]
-    if asked.scope != "global":
-        budgets += [(world.world_id, world.limits) for world in asked.worlds]
+    budgets = [("", asked.limits), *((world.world_id, world.limits) for world in asked.worlds)]
     for world_id, own in budgets:
         deltas = sorted(
             (delta for delta in plan.deltas if world_id in ("", delta.world_id)),
