@@ -78,7 +78,7 @@ def add_mark(marks: dict[tuple[str, str], Decimal], key: tuple[str, str], mark: 
         venue, symbol = key
         raise QmtlError(
             "E_MARK_CONFLICT",
-            f"{symbol} at venue {venue!r} is marked at {known} and at {mark}",
+            f"{symbol}{f' at venue {venue!r}' if venue else ''} is marked at {known} and at {mark}",
             "send one mark for each instrument, all as of the same time",
             venue=venue,
             symbol=symbol,

@@ -20,7 +20,7 @@ from qmtl_sdk.contracts.amounts import Limit, Price, SignedAmount, plain
 from qmtl_sdk.contracts.applies import RunId
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.instruments import InstrumentConstraints, Symbol, Venue
+from qmtl_sdk.contracts.instruments import InstrumentConstraints, Instruments, Symbol, Venue
 from qmtl_sdk.contracts.model import Model, sort_by
 from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
@@ -126,9 +126,15 @@ class MultiWorldRebalanceRequest(Model):
 
     @model_validator(mode="after")
     def _positions_are_unique(self) -> Self:
-        for one, other in zip(self.positions, self.positions[1:], strict=False):
-            if one.key == other.key:
-                raise ValueError(f"position {' '.join(one.key)} is given twice")
+        instruments = Instruments(self.instruments)
+        given: dict[tuple[str, str, str, str], str] = {}
+        for item in self.positions:
+            symbol = instruments.symbol(item.venue, item.symbol)
+            key = (item.world_id, item.strategy_id, item.venue, symbol)
+            if key in given:
+                names = "" if given[key] == item.symbol else f", as {given[key]} and as {item.symbol}"
+                raise ValueError(f"position {' '.join(filter(None, key))} is given twice{names}")
+            given[key] = item.symbol
         return self
 
     @model_validator(mode="after")

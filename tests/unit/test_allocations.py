@@ -104,7 +104,23 @@ def test_changes_name_every_world_and_the_strategies_with_a_weight_of_their_own(
         ({"positions": [{**POSITION, "mark": "0"}]}, "mark"),
         ({"positions": [{**POSITION, "mark": "-1"}]}, "mark"),
         ({"positions": [{**POSITION, "quantity": "1e16"}]}, "quantity"),
-        ({"positions": [POSITION, POSITION]}, "given twice"),
+        ({"positions": [POSITION, POSITION]}, r"position a s X is given twice \["),
+        (
+            {
+                "positions": [POSITION | {"venue": "V", "symbol": name} for name in ("X", "Y", "Z")],
+                "instruments": {"venues": [{"venue": "V", "symbols": [{"symbol": "X", "aliases": ["Z"]}]}]},
+            },
+            "position a s V X is given twice, as X and as Z",
+        ),
+        (
+            {
+                "positions": [POSITION | {"venue": "V", "symbol": name} for name in ("Z", "Y")],
+                "instruments": {
+                    "venues": [{"venue": "V", "symbols": [{"symbol": "X", "aliases": ["Z", "Y"]}]}]
+                },
+            },
+            "as Y and as Z",
+        ),
         ({"instruments": {"lot": "-1"}}, "lot"),
         ({"instruments": {"lot": "0"}}, "lot"),
         ({"instruments": {"min_trade_notional": "-1"}}, "min_trade_notional"),
@@ -162,7 +178,20 @@ OF_ANOTHER_SCALE: dict[str, Change] = {"a": ("0.4", "0.2", {"s": ("0.1", "0.1")}
     ("worlds", "positions", "more", "code", "words"),
     [
         (HALF, ["b/s X 1 @ 1"], {}, "E_ALLOCATION_MISSING", "world b has positions"),
-        (HALF, ["a/s X 1 @ 1"], {"instruments": {}}, "E_INSTRUMENT_UNKNOWN", "no lot is known for 'X'"),
+        (
+            HALF,
+            ["a/s X 1 @ 1"],
+            {"instruments": {}},
+            "E_INSTRUMENT_UNKNOWN",
+            "no lot is known for 'X' without a venue: its position names none",
+        ),
+        (
+            HALF,
+            ["a/s X.V 1 @ 1"],
+            {"instruments": {}},
+            "E_INSTRUMENT_UNKNOWN",
+            "no lot is known for 'X' at venue 'V'",
+        ),
         (
             HALF,
             ["a/s ETHH.V 1 @ 1"],
@@ -170,7 +199,7 @@ OF_ANOTHER_SCALE: dict[str, Change] = {"a": ("0.4", "0.2", {"s": ("0.1", "0.1")}
             "E_INSTRUMENT_UNKNOWN",
             "did you mean 'ETH'",
         ),
-        (HALF, ["a/s X 1 @ 1", "a/t X 1 @ 1.01"], {}, "E_MARK_CONFLICT", "marked at 1 and at 1.01"),
+        (HALF, ["a/s X 1 @ 1", "a/t X 1 @ 1.01"], {}, "E_MARK_CONFLICT", "X is marked at 1 and at 1.01"),
         (HALF, ["a/s X 4 @ 1"], {"mode": "overlay"}, "E_OVERLAY", "needs an instrument"),
         (HALF, ["a/s X 4 @ 1"], {"mode": "hybrid"}, "E_OVERLAY", "needs an instrument"),
         (

@@ -213,7 +213,7 @@ def test_netting_never_adds_turnover(body: Body) -> None:
 def reached(body: Body, plan: RebalancePlan) -> Body:
     """The request once more, from the allocations and positions that the plan has led to."""
     prices = {(delta.venue, delta.symbol): str(delta.mark) for delta in plan.deltas}
-    prices |= {(item["venue"], item["symbol"]): item["mark"] for item in body["positions"]}
+    prices |= {(item["venue"], resolved(item["symbol"])): item["mark"] for item in body["positions"]}
     worlds = [
         {
             **world,
@@ -282,9 +282,17 @@ def test_permuted_input_gives_the_same_plan(body: Body, limit: Body, order: rand
         position["quantity"] = format(Decimal(position["quantity"]), "f") + (
             "0" if "." in position["quantity"] else ".0"
         )
-    venues = [{"venue": "W"}, *body["instruments"]["venues"]]
-    body["instruments"] = {**body["instruments"], "venues": venues}
-    permuted["instruments"] = {**body["instruments"], "venues": venues[::-1]}
+    (venue,) = body["instruments"]["venues"]
+    rules = {**venue["symbols"][0], "aliases": ["U", "W", "v"]}
+    backwards = {**rules, "aliases": ["v", "W", "U"]}
+    body["instruments"] = {
+        **body["instruments"],
+        "venues": [{"venue": "W"}, {**venue, "symbols": [rules, {"symbol": "Z"}]}],
+    }
+    permuted["instruments"] = {
+        **body["instruments"],
+        "venues": [{**venue, "symbols": [{"symbol": "Z"}, backwards]}, {"venue": "W"}],
+    }
     plan = plan_rebalancing(read(body))
     again = plan_rebalancing(read(permuted))
     assert again == plan
