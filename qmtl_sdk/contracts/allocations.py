@@ -189,7 +189,11 @@ def allocations_etag(allocations: Iterable[WorldAllocation]) -> str:
 def changes_between(
     before: Iterable[WorldAllocation], after: Iterable[WorldAllocation]
 ) -> tuple[AllocationChange, ...]:
-    """Return the change of every world. One that `after` does not name keeps what it has."""
+    """Return the change of every world. One that `after` does not name keeps what it has.
+
+    A strategy's first share of its own has 0 before, which is not what it had: a plan refuses it where the
+    strategy holds positions (E_ALLOCATION_MISSING).
+    """
     old = {item.world_id: item for item in before}
     new = {item.world_id: item for item in after}
     return tuple(_change(old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys()))

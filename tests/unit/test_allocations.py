@@ -98,6 +98,21 @@ def test_changes_name_every_world_and_the_strategies_with_a_weight_of_their_own(
     assert [(item.strategy_id, item.before) for item in found["a"].strategies] == [("t", 0)]
 
 
+def test_a_first_share_of_a_strategy_does_not_cancel_the_reduction_of_its_world() -> None:
+    before = [WorldAllocation(**allocation("a", "0.3"))]
+    after = [WorldAllocation(**allocation("a", "0.1", s="0.05"))]
+    body = {"worlds": changes_between(before, after), "instruments": {"lot": "1"}}
+    for held in (POSITION, POSITION | {"quantity": "-3"}):
+        asked = MultiWorldRebalanceRequest.model_validate({**body, "positions": [held]})
+        with pytest.raises(QmtlError, match="strategy s holds positions in world a") as refused:
+            plan_rebalancing(asked)
+        assert refused.value.code == "E_ALLOCATION_MISSING"
+    other = MultiWorldRebalanceRequest.model_validate(
+        {**body, "positions": [POSITION | {"strategy_id": "t"}]}
+    )
+    assert shown(plan_rebalancing(other).deltas) == ["a X -2"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -38,7 +38,7 @@ def thousandths(most: int, least: int = 0) -> st.SearchStrategy[str]:
 def changes(draw: st.DrawFn, world_id: str) -> Body:
     names = draw(st.sets(st.sampled_from(STRATEGIES), max_size=2))
     strategies = [
-        {"strategy_id": name, "before": draw(thousandths(100)), "after": draw(thousandths(100))}
+        {"strategy_id": name, "before": draw(thousandths(100, least=1)), "after": draw(thousandths(100))}
         for name in sorted(names)
     ]
     before, after = draw(st.integers(200, 333)), draw(st.integers(200, 333))
