@@ -1,8 +1,8 @@
 """Cash and turnover: reductions first, then as much of the increases as the limits allow.
 
 What does not fit is scaled down in one proportion, rounded toward zero to lots, and listed with the reason.
-An increase locks margin and pays its cost from cash; a reduction releases margin before. A reduction is never
-held back for lack of cash.
+An increase locks margin and pays its cost from cash, and what its price on a tick is worse than the mark; a
+reduction releases margin before. A reduction is never held back for lack of cash.
 """
 
 import math
