@@ -287,6 +287,32 @@ def test_what_cannot_be_planned_is_refused_with_its_code(
 
 
 @pytest.mark.parametrize(
+    ("worlds", "positions", "overlay", "remedy"),
+    [
+        (
+            HALF,
+            [],
+            {"instrument_by_world": {"a": "PERP", "b": "PERP"}},
+            "give each world an instrument of its own",
+        ),
+        (HALF, ["a/s PERP 1 @ 50"], {}, "choose an instrument that nobody holds"),
+        (
+            {"b": ("0.4", "0.2")},
+            ["b/s X 4 @ 1"],
+            {},
+            "give overlay.instrument_by_world a symbol for each world",
+        ),
+    ],
+)
+def test_each_fault_of_an_overlay_has_its_remedy(
+    worlds: dict[str, Change], positions: list[str], overlay: dict[str, Any], remedy: str
+) -> None:
+    with pytest.raises(QmtlError) as refused:
+        planned(worlds, positions, mode="hybrid", overlay=OVERLAY | overlay)
+    assert refused.value.remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize(
     ("limits", "broken"),
     [
         ({"max_gross_notional": "399"}, ["max_gross_notional"]),
