@@ -6,8 +6,7 @@ from fractions import Fraction
 
 from activities.allocation.netting import Trade, truncated
 from activities.allocation.parts import parts_of
-from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES, EXACT, plain
-from qmtl_sdk.contracts.instruments import Instrument
+from qmtl_sdk.contracts.amounts import AMOUNT_PLACES, EXACT, plain
 from qmtl_sdk.contracts.rebalance_plan import Delta, Dropped, DropReason, Phase
 
 _COST_STEP = Decimal(1).scaleb(-AMOUNT_PLACES)
@@ -62,7 +61,7 @@ def _delta(trade: Trade) -> Delta:
         to_quantity=plain(trade.after),
         target_quantity=plain(EXACT.add(trade.position, truncated(trade.gap))),
         cost=_rounded_up(trade.cost),
-        reference_price=reference_price(trade.mark, instrument),
+        reference_price=trade.reference_price,
         time_in_force=instrument.time_in_force,
         reduce_only=instrument.supports_reduce_only and trade.reduces,
     )
@@ -87,15 +86,6 @@ def _not_ordered(trade: Trade, reason: DropReason) -> Dropped:
         reason=reason,
         detail=details[reason],
     )
-
-
-def reference_price(mark: Decimal, instrument: Instrument) -> Decimal:
-    """Return the venue's price that is nearest to the mark, or the mark where there is none."""
-    if instrument.tick is None:
-        return mark
-    ticks = round(Fraction(mark) / Fraction(instrument.tick))
-    price = EXACT.multiply(Decimal(ticks), instrument.tick)
-    return price if 0 < price < AMOUNT_LIMIT else mark
 
 
 def _rounded_up(cost: Decimal) -> Decimal:

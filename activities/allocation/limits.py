@@ -1,8 +1,8 @@
 """Cash and turnover: reductions first, then as much of the increases as the limits allow.
 
 What does not fit is scaled down in one proportion, rounded toward zero to lots, and listed with the reason.
-An increase locks margin and pays its cost from cash; a reduction releases margin before. A reduction is never
-held back for lack of cash.
+An increase locks margin and pays its cost from cash, and what its price on a tick is worse than the mark; a
+reduction releases margin before. A reduction is never held back for lack of cash.
 """
 
 import math
@@ -18,6 +18,7 @@ from qmtl_sdk.contracts.amounts import EXACT, exact_sum, plain
 from qmtl_sdk.contracts.rebalance_plan import Dropped, DropReason
 
 _Need = Callable[[Trade], Decimal]
+_NONE = Decimal(0)
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,21 @@ class Budget:
             fitted = cut
         return fitted, dropped
 
-    def after(self, trades: Iterable[Trade], times: int) -> "Budget":
-        """Return what trades leave for others that are executed after them."""
-        done = list(trades)
-        spent = exact_sum(trade.cash_need(times) for trade in done)
-        traded = exact_sum(_turnover(trade, times) for trade in done)
-        return Budget(
-            None if self.cash is None else EXACT.subtract(self.cash, spent),
-            None if self.turnover is None else EXACT.subtract(self.turnover, traded),
-        )
+    def beside(self, trades: Iterable[Trade]) -> "Budget":
+        """Return what trades leave for others that are executed before them, and taken back after them.
+
+        What reductions release comes too late for those, and counts for later increases only.
+        """
+        done = [trade for trade in trades if trade.lots]
+        cash, turnover = self.cash, self.turnover
+        if cash is not None:
+            reductions = [trade.cash_need(1) for trade in done if trade.reduces]
+            increases = [max(trade.cash_need(1), _NONE) for trade in done if not trade.reduces]
+            least = exact_sum(max(need, _NONE) for need in reductions)
+            cash = EXACT.subtract(cash, max(least, exact_sum([*reductions, *increases])))
+        if turnover is not None:
+            turnover = EXACT.subtract(turnover, exact_sum(trade.notional for trade in done))
+        return Budget(cash, turnover)
 
 
 def _fit_turnover(trades: list[Trade], limit: Decimal, times: int) -> list[Trade]:
@@ -71,7 +78,7 @@ def _fit_turnover(trades: list[Trade], limit: Decimal, times: int) -> list[Trade
 def _fit_cash(trades: list[Trade], limit: Decimal, times: int) -> list[Trade]:
     used = exact_sum(trade.cash_need(times) for trade in trades if trade.reduces)
     left = EXACT.subtract(limit, used)
-    return _cut(trades, _increases(trades), lambda trade: max(trade.cash_need(times), Decimal(0)), left)
+    return _cut(trades, _increases(trades), lambda trade: max(trade.cash_need(times), _NONE), left)
 
 
 def _turnover(trade: Trade, times: int) -> Decimal:
@@ -87,7 +94,7 @@ def _cut(trades: list[Trade], chosen: set[int], need: _Need, available: Decimal)
     """Return the trades, the chosen ones scaled down in one proportion until they need what is available."""
     needs = {index: need(trades[index]) for index in chosen}
     total = exact_sum(needs.values())
-    left = max(available, Decimal(0))
+    left = max(available, _NONE)
     if total <= left:
         return list(trades)
     share = Fraction(left) / Fraction(total)

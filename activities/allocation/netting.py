@@ -59,6 +59,15 @@ class Trade:
         """The absolute notional of what is ordered."""
         return EXACT.multiply(self.quantity, self.mark).copy_abs()
 
+    @cached_property
+    def reference_price(self) -> Decimal:
+        """The venue's price that is nearest to the mark, or the mark where there is none."""
+        if self.instrument.tick is None:
+            return self.mark
+        ticks = round(Fraction(self.mark) / Fraction(self.instrument.tick))
+        price = EXACT.multiply(Decimal(ticks), self.instrument.tick)
+        return price if 0 < price < AMOUNT_LIMIT else self.mark
+
     @property
     def cost(self) -> Decimal:
         """Fee and slippage, as estimated."""
@@ -71,11 +80,17 @@ class Trade:
         return EXACT.multiply(EXACT.multiply(grown, self.mark), self.instrument.margin_rate)
 
     def cash_need(self, times: int) -> Decimal:
-        """Return the cash that the trade takes (negative: releases), with its cost `times` times.
+        """Return the cash that the trade takes (negative: releases), at its reference price if that is worse.
 
-        A part f of it takes at most f of this, where this is positive: margin is convex in the quantity.
+        `times`: 2 where it is taken back, which releases its margin, costs as much again, and has the worse
+        price if it had the better one. A part f of the trade takes at most f of this, where this is positive:
+        margin is convex in the quantity.
         """
-        return EXACT.add(self.locks, EXACT.multiply(Decimal(times), self.cost))
+        loss = EXACT.multiply(self.quantity, EXACT.subtract(self.reference_price, self.mark))
+        once = exact_sum((self.locks, self.cost, max(loss, Decimal(0))))
+        if times == 1:
+            return once
+        return max(once, exact_sum((self.cost, self.cost, loss.copy_abs())))
 
     @cached_property
     def reduces(self) -> bool:

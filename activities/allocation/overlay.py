@@ -1,8 +1,9 @@
 """Overlay: one instrument for each world, traded instead of its positions.
 
 A world's net exposure, with what it has of the overlay instrument already, is scaled like its weight, and the
-change of notional is traded in the overlay instrument. A hybrid plan trades the notional of its other orders
-in the overlay instrument at once, then the positions, and then takes the overlay back.
+change of notional is traded in the overlay instrument. A hybrid plan trades the notional of its other orders,
+as far as limits allow them, in the overlay instrument at once, then the positions, and then takes the overlay
+back.
 """
 
 from collections.abc import Iterable
@@ -11,12 +12,15 @@ from decimal import Decimal
 from fractions import Fraction
 
 from activities.allocation.netting import Holding, Trade, net
+from activities.allocation.parts import parts_of
 from activities.allocation.scaling import Marks, Scales, add_mark
 from qmtl_sdk.contracts.allocations import AllocationChange
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.instruments import Instrument, Instruments
 from qmtl_sdk.contracts.rebalance_plan import OVERLAY
 from qmtl_sdk.contracts.rebalancing import Overlay
+
+_COMPLETE = "give overlay.instrument_by_world a symbol for each world, and overlay.price_by_symbol its price"
 
 
 class OverlayPlanner:
@@ -28,7 +32,11 @@ class OverlayPlanner:
         for world_id, symbol in sorted(self._overlay.instrument_by_world.items()):
             instrument = instruments.find(self._overlay.venue_by_symbol.get(symbol, ""), symbol)
             if instrument in self._instruments.values():
-                raise _refused(f"{symbol} is the overlay instrument of two worlds", world_id)
+                raise _refused(
+                    f"{symbol} is the overlay instrument of two worlds",
+                    world_id,
+                    "give each world an instrument of its own in overlay.instrument_by_world",
+                )
             self._instruments[world_id] = instrument
 
     def scaled(
@@ -56,14 +64,19 @@ class OverlayPlanner:
         Raises QmtlError: E_OVERLAY, also where an overlay instrument is held: the others may trade it, too.
         """
         held = list(holdings)
+        overlays = {(item.venue, item.symbol) for item in self._instruments.values()}
         for item in held:
-            if item.quantity and item.instrument in self._instruments.values():
+            if item.quantity and (item.instrument.venue, item.instrument.symbol) in overlays:
                 message = f"{item.instrument.symbol} is held, and is an overlay instrument of a hybrid plan"
-                raise _refused(message, item.world_id)
+                raise _refused(
+                    message, item.world_id, "choose an instrument that nobody holds, or the mode overlay"
+                )
         wanted: dict[str, Fraction] = {}
         for trade in trades:
-            notional = Fraction(trade.quantity) * Fraction(trade.mark)
-            wanted[trade.world_id] = wanted.get(trade.world_id, Fraction()) + notional
+            if trade.lots:
+                for world_id, quantity in _ordered_for(trade).items():
+                    notional = quantity * Fraction(trade.mark)
+                    wanted[world_id] = wanted.get(world_id, Fraction()) + notional
         return self._trades(wanted, held, marks)
 
     def _trades(self, wanted: dict[str, Fraction], held: list[Holding], marks: Marks) -> list[Trade]:
@@ -96,6 +109,19 @@ class OverlayPlanner:
         raise _refused(f"{name}, the overlay instrument of {world_id}, has no price", world_id)
 
 
+def _ordered_for(trade: Trade) -> dict[str, Fraction]:
+    """Return how much of an order is for each world. What worlds exchange needs no order."""
+    quantity = Fraction(trade.quantity)
+    if trade.world_id:
+        return {trade.world_id: quantity}
+    received: dict[str, Fraction] = {}
+    for part in parts_of(trade):
+        received[part.world_id] = received.get(part.world_id, Fraction()) + Fraction(part.quantity)
+    along = {world_id: part for world_id, part in received.items() if part * quantity > 0}
+    share = quantity / sum(along.values(), Fraction())
+    return {world_id: part * share for world_id, part in along.items()}
+
+
 def taken_back(trade: Trade) -> Trade:
     """Return the trade that takes an overlay's back."""
     gap = -Fraction(trade.quantity)
@@ -119,14 +145,10 @@ def _one_scale(change: AllocationChange) -> Fraction:
             raise _refused(
                 f"{item.strategy_id} has another scale than its world, which one overlay cannot give it",
                 change.world_id,
+                "choose the mode scaling or hybrid, or change all weights of the world in one proportion",
             )
     return scales.world
 
 
-def _refused(message: str, world_id: str = "") -> QmtlError:
-    return QmtlError(
-        "E_OVERLAY",
-        message,
-        "give overlay.instrument_by_world one symbol for each world, and overlay.price_by_symbol its price",
-        world_id=world_id,
-    )
+def _refused(message: str, world_id: str = "", remedy: str = _COMPLETE) -> QmtlError:
+    return QmtlError("E_OVERLAY", message, remedy, world_id=world_id)

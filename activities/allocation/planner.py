@@ -3,7 +3,8 @@
 1. Every position gets the change that its scale asks for (`scaling`).
 2. Changes are netted for each instrument in the plan's scope, and rounded to lots (`netting`); with an
    overlay, their sum is traded in one instrument for each world (`overlay`).
-3. Cash and turnover cut what does not fit: of each world's account, then of all together (`limits`).
+3. Cash and turnover cut what does not fit: of each world's account, then of all together (`limits`). An
+   overlay that stands in for orders gets what these leave, and is never larger than they are.
 4. The changes of all worlds are netted once more, for a shared account (`shared_account`).
 5. Deltas are listed in the order of execution, and what was dropped with its reason (`deltas`).
 """
@@ -103,18 +104,18 @@ class _Budgets:
         together, dropped = self._together.fit(fitted, times)
         return _Fitted(tuple(together), (*cut, *dropped))
 
-    def fit_together(self, trades: Iterable[Trade]) -> _Fitted:
+    def fit_together(self, trades: Iterable[Trade], times: int = 1) -> _Fitted:
         """Return what fits the budget of all together."""
-        fitted, cut = self._together.fit(trades)
+        fitted, cut = self._together.fit(trades, times)
         return _Fitted(tuple(fitted), tuple(cut))
 
-    def after(self, trades: tuple[Trade, ...], times: int) -> "_Budgets":
-        """Return what is left after trades, each executed `times` times."""
-        worlds = {
-            world_id: budget.after((trade for trade in trades if trade.world_id == world_id), times)
-            for world_id, budget in self._worlds.items()
-        }
-        return _Budgets(worlds, self._together.after(trades, times))
+    def beside(self, trades: tuple[Trade, ...]) -> "_Budgets":
+        """Return what trades leave for an overlay that stands in for them."""
+        worlds = dict(self._worlds)
+        for world_id, group in groupby(trades, key=lambda trade: trade.world_id):
+            if world_id:  # else it is of all worlds, and in no world's budget
+                worlds[world_id] = worlds[world_id].beside(group)
+        return _Budgets(worlds, self._together.beside(trades))
 
 
 def _trades(
@@ -129,16 +130,22 @@ def _trades(
         planner = OverlayPlanner(request.overlay, instruments)
         fitted = budgets.fit_worlds(planner.scaled(request.worlds, holdings, marks))
         return fitted, fitted
-    scaled = net(holdings, marks, "strategy" if request.scope == "strategy" else "world")
-    overlay = unwind = _Fitted()
+    apart = net(holdings, marks, "strategy" if request.scope == "strategy" else "world")
+    worlds = budgets.fit_worlds(apart)
+    together = budgets.fit_together(net(holdings, marks, "global"))
     if request.mode == "hybrid":
         planner = OverlayPlanner(request.overlay, instruments)
-        overlay = budgets.fit_worlds(planner.ahead_of(scaled, holdings, marks), 2)
-        unwind = _Fitted(tuple(taken_back(trade) for trade in overlay.trades if trade.lots))
-        budgets = budgets.after(overlay.trades, 2)
-    worlds = budgets.fit_worlds(scaled)
-    together = budgets.fit_together(net(holdings, marks, "global"))
-    return overlay + worlds + unwind, overlay + together + unwind
+        ahead = planner.ahead_of(worlds.trades, holdings, marks)
+        worlds = _between(budgets.beside(worlds.trades).fit_worlds(ahead, 2), worlds)
+        ahead = planner.ahead_of(together.trades, holdings, marks)
+        together = _between(budgets.beside(together.trades).fit_together(ahead, 2), together)
+    return worlds, together
+
+
+def _between(overlay: _Fitted, positions: _Fitted) -> _Fitted:
+    """Return the trades of positions between those of an overlay and those that take it back."""
+    unwind = _Fitted(tuple(taken_back(trade) for trade in overlay.trades if trade.lots))
+    return overlay + positions + unwind
 
 
 def _world_plans(request: MultiWorldRebalanceRequest, fitted: _Fitted) -> dict[str, WorldPlan]:

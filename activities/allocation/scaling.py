@@ -1,8 +1,9 @@
 """What each position should become when the weights of worlds and strategies change.
 
 A world's scale is after / before; where it had nothing before, 1 if it has something after, else 0. A
-strategy with a weight of its own has its own scale, the others that of their world. Scales are exact
-fractions: with a rounded 2/3, a change of one whole lot would be rounded down to none.
+strategy with a weight of its own has its own scale, the others that of their world; one that holds positions
+of its world's share cannot begin at 0. Scales are exact fractions: with a rounded 2/3, a change of one whole
+lot would be rounded down to none.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,10 +33,21 @@ class Scales:
     def __init__(self, change: AllocationChange) -> None:
         self.world = scale(change.before, change.after)
         self._own = {item.strategy_id: scale(item.before, item.after) for item in change.strategies}
+        self._unknown = {
+            item.strategy_id for item in change.strategies if change.before and item.after and not item.before
+        }
 
     def of(self, strategy_id: str) -> Fraction:
         """Return the scale of a strategy's positions."""
         return self._own.get(strategy_id, self.world)
+
+    def knows(self, strategy_id: str) -> bool:
+        """Whether the positions of a strategy, if it holds any, have a scale.
+
+        Not those of one that had 0 in a world that had something: they came of the world's share, and a scale
+        of 1 would cancel its reduction.
+        """
+        return strategy_id not in self._unknown
 
 
 def scaled_holdings(request: MultiWorldRebalanceRequest, instruments: Instruments) -> Iterator[Holding]:
@@ -50,6 +62,15 @@ def scaled_holdings(request: MultiWorldRebalanceRequest, instruments: Instrument
                 "E_ALLOCATION_MISSING",
                 f"world {position.world_id} has positions and no allocation",
                 "name its weight before and after, also where it does not change",
+                world_id=position.world_id,
+                strategy_id=position.strategy_id,
+            )
+        if position.quantity and not scales[position.world_id].knows(position.strategy_id):
+            raise QmtlError(
+                "E_ALLOCATION_MISSING",
+                f"strategy {position.strategy_id} holds positions in world {position.world_id}, and its own "
+                "share before is given as 0",
+                "name the share that it had before, or leave it out: it is then scaled like its world",
                 world_id=position.world_id,
                 strategy_id=position.strategy_id,
             )
@@ -78,7 +99,7 @@ def add_mark(marks: dict[tuple[str, str], Decimal], key: tuple[str, str], mark: 
         venue, symbol = key
         raise QmtlError(
             "E_MARK_CONFLICT",
-            f"{symbol} at venue {venue!r} is marked at {known} and at {mark}",
+            f"{symbol}{f' at venue {venue!r}' if venue else ''} is marked at {known} and at {mark}",
             "send one mark for each instrument, all as of the same time",
             venue=venue,
             symbol=symbol,

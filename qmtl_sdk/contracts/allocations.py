@@ -53,7 +53,7 @@ class WorldAllocation(Model):
 
     @model_validator(mode="after")
     def _strategies_share_the_world(self) -> Self:
-        require_sum(self.strategies.values(), self.weight, f"the strategies of {self.world_id}")
+        require_strategies(self.strategies.values(), self.weight, f"the strategies of {self.world_id}")
         return self
 
 
@@ -155,8 +155,8 @@ class AllocationChange(Model):
         if len(set(names)) < len(names):
             raise ValueError(f"a strategy of {self.world_id} is named twice")
         what = f"the strategies of {self.world_id}"
-        require_sum((item.before for item in self.strategies), self.before, f"{what} before")
-        require_sum((item.after for item in self.strategies), self.after, f"{what} after")
+        require_strategies((item.before for item in self.strategies), self.before, f"{what} before")
+        require_strategies((item.after for item in self.strategies), self.after, f"{what} after")
         return self
 
 
@@ -189,7 +189,11 @@ def allocations_etag(allocations: Iterable[WorldAllocation]) -> str:
 def changes_between(
     before: Iterable[WorldAllocation], after: Iterable[WorldAllocation]
 ) -> tuple[AllocationChange, ...]:
-    """Return the change of every world. One that `after` does not name keeps what it has."""
+    """Return the change of every world. One that `after` does not name keeps what it has.
+
+    A strategy's first share of its own has 0 before, which is not what it had: a plan refuses it where the
+    strategy holds positions (E_ALLOCATION_MISSING).
+    """
     old = {item.world_id: item for item in before}
     new = {item.world_id: item for item in after}
     return tuple(_change(old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys()))
@@ -214,6 +218,17 @@ def require_worlds(allocations: Iterable[WorldAllocation]) -> None:
     if len({item.world_id for item in items}) < len(items):
         raise ValueError("a world is named twice")
     require_sum((item.weight for item in items), Decimal(1), "the worlds")
+
+
+def require_strategies(weights: Iterable[Decimal], world: Decimal, what: str) -> None:
+    """Raise ValueError where strategies have more than their world."""
+    try:
+        require_sum(weights, world, what)
+    except ValueError as error:
+        half = EXACT.multiply(world, Decimal("0.5"))
+        raise ValueError(
+            f"{error} (shares of the whole capital: half of {world} is {plain(half)})"
+        ) from error
 
 
 def require_sum(weights: Iterable[Decimal], limit: Decimal, what: str) -> None:

@@ -130,19 +130,26 @@ class Instruments:
             self._found[key] = self._merged(venue, symbol)
         return self._found[key]
 
+    def symbol(self, venue: str, name: str) -> str:
+        """Return the symbol of which `name` is an alias at `venue`, or the name itself."""
+        rules = self._symbols.get((venue, name))
+        return rules.symbol if rules else name
+
     def _merged(self, venue: str, symbol: str) -> Instrument:
         rules = self._symbols.get((venue, symbol))
         values = {**self._global, **self._venues.get(venue, {}), **(_values(rules) if rules else {})}
         if "lot" not in values:
             known = [name for at, name in self._symbols if at == venue]
+            place = f"at venue {venue!r}" if venue else "without a venue: its position names none"
+            remedy = "add the symbol to the instruments of its venue, or a lot for the whole venue"
             raise QmtlError(
                 "E_INSTRUMENT_UNKNOWN",
-                f"no lot is known for {symbol!r} at venue {venue!r}{nearest(symbol, known)}",
-                "add the symbol to the instruments of its venue, or a lot for the whole venue",
+                f"no lot is known for {symbol!r} {place}{nearest(symbol, known)}",
+                remedy if venue else "name the venue (of an overlay: in venue_by_symbol), or a lot for all",
                 venue=venue,
                 symbol=symbol,
             )
-        return Instrument(venue=venue, symbol=rules.symbol if rules else symbol, **values)
+        return Instrument(venue=venue, symbol=self.symbol(venue, symbol), **values)
 
 
 def _values(rules: InstrumentRules) -> dict[str, object]:

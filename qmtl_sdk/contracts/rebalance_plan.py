@@ -43,7 +43,10 @@ _Figures = dict[Annotated[PlainLine, Field(max_length=128)], float | None]
 
 
 class DeltaPart(Model):
-    """What a strategy gets of a netted change. Strategies exchange opposite parts at the mark."""
+    """What a strategy gets of a netted change. Strategies exchange opposite parts at the mark.
+
+    What they exchange turns no position from long to short, or back.
+    """
 
     world_id: _World
     strategy_id: _Strategy

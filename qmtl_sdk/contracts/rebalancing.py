@@ -20,7 +20,7 @@ from qmtl_sdk.contracts.amounts import Limit, Price, SignedAmount, plain
 from qmtl_sdk.contracts.applies import RunId
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.instruments import InstrumentConstraints, Symbol, Venue
+from qmtl_sdk.contracts.instruments import InstrumentConstraints, Instruments, Symbol, Venue
 from qmtl_sdk.contracts.model import Model, sort_by
 from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
@@ -98,7 +98,8 @@ class MultiWorldRebalanceRequest(Model):
     """A change of allocations in one or several worlds, and everything that its plan depends on.
 
     `allocations_etag`: of the allocations before; refused where they have changed since. `limits` hold for
-    all orders together. `shared_account` is needed for the scope `global`.
+    all orders together. The scope `global` needs `shared_account`, and takes no limits of single worlds; the
+    modes `overlay` and `hybrid` need `overlay`. What would have no effect is refused.
     """
 
     schema_version: Literal[1, 2] = 1
@@ -125,15 +126,40 @@ class MultiWorldRebalanceRequest(Model):
 
     @model_validator(mode="after")
     def _positions_are_unique(self) -> Self:
-        for one, other in zip(self.positions, self.positions[1:], strict=False):
-            if one.key == other.key:
-                raise ValueError(f"position {' '.join(one.key)} is given twice")
+        instruments = Instruments(self.instruments)
+        given: dict[tuple[str, str, str, str], str] = {}
+        for item in self.positions:
+            symbol = instruments.symbol(item.venue, item.symbol)
+            key = (item.world_id, item.strategy_id, item.venue, symbol)
+            if key in given:
+                names = "" if given[key] == item.symbol else f", as {given[key]} and as {item.symbol}"
+                raise ValueError(f"position {' '.join(filter(None, key))} is given twice{names}")
+            given[key] = item.symbol
         return self
 
     @model_validator(mode="after")
     def _intent_needs_schema_2(self) -> Self:
         if self.rebalance_intent is not None and self.schema_version < 2:
             raise ValueError("rebalance_intent needs schema_version 2")
+        return self
+
+    @model_validator(mode="after")
+    def _has_nothing_without_effect(self) -> Self:
+        if self.overlay is not None and self.mode == "scaling":
+            raise ValueError(
+                "overlay has no effect in the mode scaling: choose overlay or hybrid, or leave it out"
+            )
+        if self.shared_account is not None and self.scope != "global":
+            raise ValueError(
+                f"shared_account has no effect in the scope {self.scope}: "
+                "choose the scope global, or leave it out"
+            )
+        limited = [item.world_id for item in self.worlds if item.limits != AccountLimits()]
+        if limited and self.scope == "global":
+            raise ValueError(
+                f"limits of the world {limited[0]} have no effect in the scope global, where worlds share "
+                "one account: give limits of the request, or choose the scope world"
+            )
         return self
 
     @property
@@ -156,7 +182,7 @@ class MultiWorldRebalanceRequest(Model):
                 "shared_account": self.shared_account
                 and self.shared_account.model_dump(mode="json", exclude={"equity"}),
                 "positions": [[*item.key, str(item.quantity)] for item in self.positions],
-                "overlay": self.overlay and dict(self.overlay.instrument_by_world),
+                "overlay": self.overlay and self.overlay.model_dump(mode="json", exclude={"price_by_symbol"}),
                 **self._dump({"mode", "scope", "instruments", "allocations_etag"}),
             }
         )

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from activities.allocation.planner import plan_rebalancing
+from qmtl_sdk.contracts.instruments import Instruments
 from qmtl_sdk.contracts.rebalance_plan import Delta, Dropped, RebalancePlan
 from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
 
@@ -86,7 +87,11 @@ def scale_of(asked: MultiWorldRebalanceRequest, world_id: str, strategy_id: str)
 
 def after_fills(asked: MultiWorldRebalanceRequest, plan: RebalancePlan) -> dict[Key, Decimal]:
     """Return every position once all orders are filled and strategies have exchanged what nets out."""
-    held = {position.key: position.quantity for position in asked.positions}
+    rules = Instruments(asked.instruments)
+    held = {
+        (*position.key[:3], rules.symbol(position.venue, position.symbol)): position.quantity
+        for position in asked.positions
+    }
     reached: defaultdict[Key, Decimal] = defaultdict(Decimal, held)
     for item in (*plan.deltas, *plan.dropped):
         for part in item.parts:

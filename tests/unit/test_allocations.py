@@ -25,6 +25,13 @@ HALF: dict[str, Change] = {"a": ("0.4", "0.2")}
 POSITION = {"world_id": "a", "strategy_id": "s", "symbol": "X", "quantity": "3", "mark": "100"}
 OVERLAY = {"instrument_by_world": {"a": "PERP"}, "price_by_symbol": {"PERP": "50"}}
 
+ACCOUNT = {
+    "max_gross_notional": "1000",
+    "max_net_notional": "1000",
+    "min_margin_headroom": "0",
+    "equity": "1000",
+}
+
 
 def allocation(world_id: str, weight: str, **strategies: str) -> dict[str, Any]:
     return {"world_id": world_id, "weight": weight, "strategies": strategies}
@@ -66,7 +73,10 @@ def test_a_snapshot_is_stale_when_it_is_older_than_the_limit() -> None:
         ([allocation("a", "-0.1")], "greater than or equal to 0"),
         ([allocation("a", "0.6"), allocation("b", "0.400000000001")], "add up to 1.000000000001, above 1"),
         ([allocation("a", "0.3"), allocation("a", "0.3")], "named twice"),
-        ([allocation("a", "0.3", s="0.2", t="0.2")], "the strategies of a add up to 0.4, above 0.3"),
+        (
+            [allocation("a", "0.3", s="0.2", t="0.2")],
+            r"strategies of a add up to 0.4, above 0.3 \(shares of the whole capital: half of 0.3 is 0.15\)",
+        ),
         ([allocation("a", "NaN")], "finite"),
     ],
 )
@@ -91,13 +101,44 @@ def test_changes_name_every_world_and_the_strategies_with_a_weight_of_their_own(
     assert [(item.strategy_id, item.before) for item in found["a"].strategies] == [("t", 0)]
 
 
+def test_a_first_share_of_a_strategy_does_not_cancel_the_reduction_of_its_world() -> None:
+    before = [WorldAllocation(**allocation("a", "0.3"))]
+    after = [WorldAllocation(**allocation("a", "0.1", s="0.05"))]
+    body = {"worlds": changes_between(before, after), "instruments": {"lot": "1"}}
+    for held in (POSITION, POSITION | {"quantity": "-3"}):
+        asked = MultiWorldRebalanceRequest.model_validate({**body, "positions": [held]})
+        with pytest.raises(QmtlError, match="strategy s holds positions in world a") as refused:
+            plan_rebalancing(asked)
+        assert refused.value.code == "E_ALLOCATION_MISSING"
+    other = MultiWorldRebalanceRequest.model_validate(
+        {**body, "positions": [POSITION | {"strategy_id": "t"}]}
+    )
+    assert shown(plan_rebalancing(other).deltas) == ["a X -2"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"positions": [{**POSITION, "mark": "0"}]}, "mark"),
         ({"positions": [{**POSITION, "mark": "-1"}]}, "mark"),
         ({"positions": [{**POSITION, "quantity": "1e16"}]}, "quantity"),
-        ({"positions": [POSITION, POSITION]}, "given twice"),
+        ({"positions": [POSITION, POSITION]}, r"position a s X is given twice \["),
+        (
+            {
+                "positions": [POSITION | {"venue": "V", "symbol": name} for name in ("X", "Y", "Z")],
+                "instruments": {"venues": [{"venue": "V", "symbols": [{"symbol": "X", "aliases": ["Z"]}]}]},
+            },
+            "position a s V X is given twice, as X and as Z",
+        ),
+        (
+            {
+                "positions": [POSITION | {"venue": "V", "symbol": name} for name in ("Z", "Y")],
+                "instruments": {
+                    "venues": [{"venue": "V", "symbols": [{"symbol": "X", "aliases": ["Z", "Y"]}]}]
+                },
+            },
+            "as Y and as Z",
+        ),
         ({"instruments": {"lot": "-1"}}, "lot"),
         ({"instruments": {"lot": "0"}}, "lot"),
         ({"instruments": {"min_trade_notional": "-1"}}, "min_trade_notional"),
@@ -118,7 +159,21 @@ def test_changes_name_every_world_and_the_strategies_with_a_weight_of_their_own(
                     }
                 ]
             },
-            "the strategies of a after add up to 0.3, above 0.2",
+            r"the strategies of a after add up to 0.3, above 0.2 \(.*half of 0.2 is 0.1\)",
+        ),
+        ({"overlay": OVERLAY}, "overlay has no effect in the mode scaling"),
+        ({"shared_account": ACCOUNT}, "shared_account has no effect in the scope world"),
+        ({"shared_account": ACCOUNT, "scope": "strategy"}, "no effect in the scope strategy"),
+        *(
+            (
+                {
+                    "shared_account": ACCOUNT,
+                    "scope": "global",
+                    "worlds": [{"world_id": "a", "before": "0.3", "after": "0.2", "limits": {name: "0"}}],
+                },
+                "limits of the world a have no effect in the scope global",
+            )
+            for name in ("cash", "max_turnover")
         ),
         ({"rebalance_intent": {"reason": "drift"}}, "schema_version 2"),
         ({"schema_version": 3}, "schema_version"),
@@ -141,7 +196,20 @@ OF_ANOTHER_SCALE: dict[str, Change] = {"a": ("0.4", "0.2", {"s": ("0.1", "0.1")}
     ("worlds", "positions", "more", "code", "words"),
     [
         (HALF, ["b/s X 1 @ 1"], {}, "E_ALLOCATION_MISSING", "world b has positions"),
-        (HALF, ["a/s X 1 @ 1"], {"instruments": {}}, "E_INSTRUMENT_UNKNOWN", "no lot is known for 'X'"),
+        (
+            HALF,
+            ["a/s X 1 @ 1"],
+            {"instruments": {}},
+            "E_INSTRUMENT_UNKNOWN",
+            "no lot is known for 'X' without a venue: its position names none",
+        ),
+        (
+            HALF,
+            ["a/s X.V 1 @ 1"],
+            {"instruments": {}},
+            "E_INSTRUMENT_UNKNOWN",
+            "no lot is known for 'X' at venue 'V'",
+        ),
         (
             HALF,
             ["a/s ETHH.V 1 @ 1"],
@@ -149,7 +217,7 @@ OF_ANOTHER_SCALE: dict[str, Change] = {"a": ("0.4", "0.2", {"s": ("0.1", "0.1")}
             "E_INSTRUMENT_UNKNOWN",
             "did you mean 'ETH'",
         ),
-        (HALF, ["a/s X 1 @ 1", "a/t X 1 @ 1.01"], {}, "E_MARK_CONFLICT", "marked at 1 and at 1.01"),
+        (HALF, ["a/s X 1 @ 1", "a/t X 1 @ 1.01"], {}, "E_MARK_CONFLICT", "X is marked at 1 and at 1.01"),
         (HALF, ["a/s X 4 @ 1"], {"mode": "overlay"}, "E_OVERLAY", "needs an instrument"),
         (HALF, ["a/s X 4 @ 1"], {"mode": "hybrid"}, "E_OVERLAY", "needs an instrument"),
         (
@@ -216,6 +284,32 @@ def test_what_cannot_be_planned_is_refused_with_its_code(
     assert refused.value.code == code
     assert refused.value.status == (403 if code == "E_SHARED_ACCOUNT_DISABLED" else 422)
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("worlds", "positions", "overlay", "remedy"),
+    [
+        (
+            HALF,
+            [],
+            {"instrument_by_world": {"a": "PERP", "b": "PERP"}},
+            "give each world an instrument of its own",
+        ),
+        (HALF, ["a/s PERP 1 @ 50"], {}, "choose an instrument that nobody holds"),
+        (
+            {"b": ("0.4", "0.2")},
+            ["b/s X 4 @ 1"],
+            {},
+            "give overlay.instrument_by_world a symbol for each world",
+        ),
+    ],
+)
+def test_each_fault_of_an_overlay_has_its_remedy(
+    worlds: dict[str, Change], positions: list[str], overlay: dict[str, Any], remedy: str
+) -> None:
+    with pytest.raises(QmtlError) as refused:
+        planned(worlds, positions, mode="hybrid", overlay=OVERLAY | overlay)
+    assert refused.value.remedy.startswith(remedy)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +396,18 @@ def test_a_plan_is_executed_only_for_what_it_was_made_from() -> None:
         with pytest.raises(QmtlError) as refused:
             changed.require_etag(plan.etag)
         assert (refused.value.code, refused.value.details["etag"]) == ("E_ETAG", changed.etag)
+
+
+def test_a_plan_is_not_executed_at_another_venue_of_its_overlay() -> None:
+    def overlaid(**values: Any) -> RebalancePlan:
+        overlay = {**OVERLAY, "venue_by_symbol": {"PERP": "V"}, **values}
+        return planned(HALF, ["a/s X 4 @ 100"], mode="overlay", overlay=overlay)
+
+    plan = overlaid()
+    overlaid(price_by_symbol={"PERP": "51"}).require_etag(plan.etag)
+    for elsewhere in (overlaid(venue_by_symbol={"PERP": "W"}), overlaid(venue_by_symbol={})):
+        with pytest.raises(QmtlError, match="E_ETAG"):
+            elsewhere.require_etag(plan.etag)
 
 
 def test_schema_2_repeats_the_intent_and_has_the_measured_metrics() -> None:

@@ -149,6 +149,40 @@ def test_a_venue_gives_its_time_in_force_and_its_costs() -> None:
     assert [delta.cost for delta in plan.deltas] == [0, Decimal("0.025")]
 
 
+@pytest.mark.parametrize(
+    ("positions", "worlds", "ordered", "parts"),
+    [
+        # q would give 2 of its 1.5
+        (["a/q X 1.5 @ 10", "a/r X 3.2 @ 10"], {"q": "0", "r": "0.2"}, [1], {"q": -1, "r": 2}),
+        (["a/q X -1.5 @ 10", "a/r X -3.2 @ 10"], {"q": "0", "r": "0.2"}, [-1], {"q": 1, "r": -2}),
+        # p and q would give 2 together, 1 of the half that each has: nothing is exchanged
+        (
+            ["a/p X 0.5 @ 10", "a/q X 0.5 @ 10", "a/r X 1 @ 10"],
+            {"p": "0", "q": "0", "r": "0.2"},
+            [],
+            {},
+        ),
+        # who can give a lot gives it, though its remainder is smaller
+        (
+            ["a/p X 0.6 @ 10", "a/q X 2.8 @ 10", "a/r X 2 @ 10"],
+            {"p": "0", "q": "0.05", "r": "0.2"},
+            [],
+            {"q": -2, "r": 2},
+        ),
+        # an order is not held back
+        (["a/p X 1.5 @ 10", "a/q X 0.5 @ 10"], {"p": "0", "q": "0"}, [-2], {"p": -2}),
+    ],
+)
+def test_what_strategies_exchange_turns_no_position_around(
+    positions: list[str], worlds: dict[str, str], ordered: list[int], parts: dict[str, int]
+) -> None:
+    own = {name: ("0.1", after) for name, after in worlds.items()}
+    plan = planned({"a": ("0.4", "0.4", own)}, positions)
+    assert [delta.quantity for delta in plan.deltas] == ordered
+    found = {part.strategy_id: part.quantity for item in (*plan.deltas, *plan.dropped) for part in item.parts}
+    assert found == parts
+
+
 def test_strategies_exchange_what_nets_out() -> None:
     plan = planned(DOUBLE, ["a/s X 7 @ 10", "a/t X -4 @ 10"])
     (delta,) = plan.deltas

@@ -14,6 +14,10 @@ CROSSING: dict[str, Change] = {"a": ("0.4", "0.4", {"s": ("0.1", "0"), "t": ("0.
 SHARED = {"max_gross_notional": "100000", "max_net_notional": "100000", "min_margin_headroom": "0"}
 SHARED_ACCOUNT = {**SHARED, "equity": "100000"}
 OVERLAY = {"instrument_by_world": {"a": "PERP"}, "price_by_symbol": {"PERP": "50"}}
+BY_ES: dict[str, Any] = {
+    "mode": "hybrid",
+    "overlay": {"instrument_by_world": {"a": "ES"}, "price_by_symbol": {"ES": "10"}},
+}
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,12 @@ CASES = [
          ["a/s X 3 @ 7", "a/t X 3 @ 7"], ["a X -1"]),
     Case("a strategy grows while its world shrinks", {"a": ("0.3", "0.2", {"s": ("0.1", "0.2")})},
          ["a/s X 3 @ 7", "a/t Y 3 @ 7"], ["a Y -1", "a X 3"]),
-    Case("a strategy that had nothing keeps what is there", {"a": ("0.3", "0.2", {"s": ("0", "0.1")})},
-         ["a/s X 3 @ 7"], []),
+    Case("a strategy of a world that had nothing keeps what is there",
+         {"a": ("0", "0.2", {"s": ("0", "0.1")})}, ["a/s X 3 @ 7"], []),
+    Case("a strategy that had nothing and gets nothing sells what is there",
+         {"a": ("0.3", "0.2", {"s": ("0", "0")})}, ["a/s X 3 @ 7"], ["a X -3"]),
+    Case("a strategy without positions can get its first share", {"a": ("0.3", "0.2", {"s": ("0", "0.1")})},
+         ["a/s X 0 @ 7", "a/t X 3 @ 7"], ["a X -1"]),
     # netting and rounding
     Case("changes of a third and two thirds add up to a lot", TWO_THIRDS, ["a/s X 1 @ 9", "a/t X 2 @ 9"],
          ["a X -1"]),
@@ -127,6 +135,13 @@ CASES = [
          ["a/s X 10 @ 10", "a/t Y 5 @ 10"], ["a X -5", "a Y 5"], [], limited(cash="0")),
     Case("costs are paid from cash", DOUBLE, ["a/s X 10 @ 10"], ["a X 9"], ["a X 1 cash"],
          {**limited(cash="100"), **rules(cost_bps="100")}),
+    Case("a purchase at a tick above the mark is paid at the tick", DOUBLE, ["a/s X 10 @ 0.6"], ["a X 6"],
+         ["a X 4 cash"], {**limited(cash="6"), **rules(tick="1")}),
+    Case("a purchase at a tick below the mark is paid at the mark", DOUBLE, ["a/s X 10 @ 1.4"], ["a X 10"],
+         [], {**limited(cash="14"), **rules(tick="1")}),
+    Case("a sale at a tick below the mark pays for less",
+         {"a": ("0.4", "0.2", {"t": ("0.1", "0.2")})}, ["a/s X 10 @ 1.4", "a/t Y 7 @ 1"],
+         ["a X -5", "a Y 5"], ["a Y 2 cash"], {**limited(cash="0"), **rules(tick="1")}),
     Case("margin locks a tenth", DOUBLE, ["a/s X 10 @ 10"], ["a X 10"], [],
          {**limited(cash="10"), **rules(margin_rate="0.1")}),
     Case("growing a short locks margin", DOUBLE, ["a/s X -10 @ 10"], ["a X -5"], ["a X -5 cash"],
@@ -154,8 +169,24 @@ CASES = [
          ["a/s X 10 @ 10"], ["overlay a PERP -1", "a X -5", "unwind a PERP 1"], [],
          {"mode": "hybrid", "overlay": OVERLAY}),
     Case("a hybrid's overlay counts twice as turnover", HALF, ["a/s X 10 @ 10"],
-         ["overlay a PERP -1", "a X -2", "unwind a PERP 1"], ["a X -3 turnover"],
-         {"mode": "hybrid", "overlay": OVERLAY, **limited(max_turnover="120")}),
+         ["overlay a PERP -1", "a X -5", "unwind a PERP 1"], [],
+         {"mode": "hybrid", "overlay": OVERLAY, **limited(max_turnover="150")}),
+    Case("a hybrid's overlay gets the turnover that the positions leave", HALF, ["a/s X 10 @ 10"],
+         ["a X -5"], ["overlay a PERP -1 turnover"],
+         {"mode": "hybrid", "overlay": OVERLAY, **limited(max_turnover="149")}),
+    Case("a hybrid spends no cash on an overlay that positions need", DOUBLE, ["a/s X 10 @ 100"],
+         ["a X 6"], ["overlay a ES 60 cash", "a X 4 cash"], {**BY_ES, **limited(cash="600")}),
+    Case("a hybrid's overlay is no larger than what is ordered", DOUBLE, ["a/s X 10 @ 100"],
+         ["overlay a ES 60", "a X 6", "unwind a ES -60"], ["a X 4 cash"],
+         {**BY_ES, **limited(cash="606"), **rules(venues=[{"venue": "", "symbols": [{"symbol": "ES",
+         "margin_rate": "0.01"}]}])}),
+    Case("what a sale releases comes too late for a hybrid's overlay", HALF, ["a/s X 10 @ 100"],
+         ["a X -5"], ["overlay a ES -50 cash"], {**BY_ES, **limited(cash="0")}),
+    Case("what worlds exchange needs no overlay", {"a": ("0.4", "0.2"), "b": ("0.2", "0.4")},
+         ["a/s X 4 @ 50", "b/s X 4 @ 50"], ["overlay b ESB 10", "X 2", "unwind b ESB -10"], [],
+         {"scope": "global", "shared_account": SHARED_ACCOUNT, "mode": "hybrid",
+         "overlay": {"instrument_by_world": {"a": "ESA", "b": "ESB"},
+         "price_by_symbol": {"ESA": "10", "ESB": "10"}}}),
 ]  # fmt: skip
 
 
