@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from api.cli.commands import app
+from qmtl_sdk.contracts.instruments import InstrumentConstraints
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.worlds import parse_world
 from tests.support import ROOT
@@ -112,6 +113,8 @@ def test_yaml_is_a_world_a_policy_or_a_configuration(block: Block, tmp_path: Pat
         _, policy = parse_world(block.text)
         assert policy
         policy_from(policy)
+    elif "lot" in content:
+        InstrumentConstraints.model_validate(content)
     elif {"selection", "preset"} & content.keys():
         policy_from(content)
     else:
