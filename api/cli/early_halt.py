@@ -41,7 +41,17 @@ _MAX_REASON = 300
 _FIELDS = {"-s": "strategy", "--strategy": "strategy", "--reason": "reason", "-o": None, "--output": None}
 
 # Sections of the configuration that do not concern the Gateway's address, and the keys of the one that does.
-_OTHER_SECTIONS = {"AUTH", "CACHE", "DATA", "EVENTS", "ORDERS", "RETENTION", "TEMPORAL", "TEST"}
+_OTHER_SECTIONS = {
+    "AUTH",
+    "CACHE",
+    "DATA",
+    "EVENTS",
+    "ORDERS",
+    "REBALANCING",
+    "RETENTION",
+    "TEMPORAL",
+    "TEST",
+}
 _GATEWAY_KEYS = {
     "COSTLY_PER_S",
     "DATABASE_BACKEND",

@@ -61,6 +61,9 @@ ORDER = {
 }
 
 
+FILL = {"fill_id": "f1", "quantity": "1", "price": "9", "account": "paper"}
+
+
 @dataclass
 class Place:
     machine: Machine
@@ -122,6 +125,9 @@ class Place:
                         "apply",
                         "approval",
                         "order_log",
+                        "ledger",
+                        "position",
+                        "allocation",
                         "edge_override",
                         "ack",
                     )
@@ -181,6 +187,18 @@ def request_of(method: str, path: str) -> dict[str, Any]:
     bodies: dict[tuple[str, str], Any] = {
         ("POST", "/strategies"): submission(),
         ("POST", "/strategies/dry-run"): submission(),
+        ("POST", "/fills"): {"world_id": HOME, "fills": [{"order_id": "order:none", "fill": FILL}]},
+        ("POST", "/allocations"): {"allocations": [{"world_id": HOME, "weight": "0.1"}]},
+        ("POST", "/rebalancing/plan"): {"worlds": [{"world_id": HOME, "before": "0.2", "after": "0.1"}]},
+        ("POST", "/worlds/{world_id}/ledger"): {
+            "booking_id": "b",
+            "kind": "fee",
+            "strategy_id": "strategy:x",
+            "account": "paper",
+            "symbol": "KO",
+            "amount": "1",
+            "reason": "x",
+        },
         ("POST", "/leases/{lease_id}/complete"): {"returns_hash": "blake3:" + "0" * 64},
         ("POST", "/leases/{lease_id}/fail"): {"code": "E_CANCELLED", "message": "x", "final": True},
         ("POST", "/worlds"): {"spec": world(HOME)},
