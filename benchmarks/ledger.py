@@ -64,7 +64,7 @@ def ledger(backend: str, dsn: str) -> Iterator[dict[str, Any]]:
             times = []
             for _ in range(5):
                 began = time.perf_counter()
-                found = ledger.positions("w", PositionFilter(as_of=as_of))
+                found = ledger.positions("w", PositionFilter(as_of=as_of, limit=SYMBOLS))
                 times.append(1000 * (time.perf_counter() - began))
             assert len(found) == SYMBOLS
             assert found[0].position.quantity == (Decimal(1) if as_of else Decimal(2))
