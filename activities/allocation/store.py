@@ -1,6 +1,5 @@
 """The allocations of all worlds in the database."""
 
-import json
 from datetime import UTC, datetime
 
 from sqlmodel import Session, col, select
@@ -95,6 +94,6 @@ class SqlAllocations:
 def _snapshot(session: Session) -> AllocationSnapshot:
     rows = session.exec(select(AllocationRow).order_by(col(AllocationRow.world_id))).all()
     return AllocationSnapshot(
-        allocations=tuple(WorldAllocation.model_validate(json.loads(row.body)) for row in rows),
+        allocations=tuple(WorldAllocation.model_validate_json(row.body) for row in rows),
         updated_at=max((datetime.fromisoformat(row.updated_at) for row in rows), default=None),
     )

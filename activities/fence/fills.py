@@ -1,8 +1,7 @@
 """Fills: written into the order log and booked in the ledger, in one transaction under the world's fence.
 
-A fill is booked once, whatever reports it again: its id names its entry in the ledger. Fills that a venue
-reports of open orders come by the router (`SqlOpenOrders.record`). Those that a person or a bridge reports,
-of orders that have ended too, come here.
+A fill is booked once, whatever reports it again: its id names its entry in the ledger. What a venue reports
+comes by the router (`reports.py`), what a person or a bridge reports by `SqlFills`.
 """
 
 from collections import defaultdict
@@ -13,7 +12,8 @@ from typing import NamedTuple
 from sqlalchemy import Connection, delete, insert, select, update
 
 from activities.fence.ledger_entries import HAS_FILLS, entries_of, fill_entry, fill_ref, reversal_ref
-from activities.fence.log_line import ACCEPTED, FILL, IS_END, IS_UNDERWAY, IS_VERDICT, LogLine
+from activities.fence.log_line import FILL, IS_END, IS_UNDERWAY, LogLine
+from activities.fence.open_order import IS_ACCEPTANCE
 from activities.fence.state import locked_fence
 from activities.ledger.sql import book_entries, booked
 from activities.storage.database import Database
@@ -187,13 +187,21 @@ def standing(connection: Connection, world_id: str, found: Sequence[OrderFills])
 
 def note_filled(connection: Connection, order: Order) -> None:
     """Write into an open order what was filled of it, after fills were added or taken back."""
-    filled = filled_before(connection, order)
-    state = OrderState.PARTIALLY_FILLED if filled else OrderState.SENT
+    set_filled(connection, order.order_id, filled_before(connection, order))
+
+
+def set_filled(connection: Connection, order_id: str, filled: Decimal) -> None:
+    """Write into an open order, which its venue has acknowledged, what was filled of it."""
     connection.execute(
         update(_open)
-        .where(_open.c.order_id == order.order_id)
-        .values(state=state.value, acknowledged=True, filled_quantity=str(filled or ""))
+        .where(_open.c.order_id == order_id)
+        .values(state=open_state(filled).value, acknowledged=True, filled_quantity=str(filled or ""))
     )
+
+
+def open_state(filled: Decimal) -> OrderState:
+    """Return the state of an order that is open at its venue."""
+    return OrderState.PARTIALLY_FILLED if filled else OrderState.SENT
 
 
 _ENDS = frozenset(HAS_FILLS - {FILL, OrderState.PARTIALLY_FILLED.value})
@@ -218,7 +226,7 @@ def accepted_orders(connection: Connection, world_id: str, ids: Iterable[str]) -
     if not wanted:  # SQLite would read the world's whole log
         return {}
     query = select(_log.c.ref, _log.c.body).where(
-        _log.c.ref.in_(wanted), IS_VERDICT, _log.c.kind == ACCEPTED, _log.c.world_id == world_id
+        _log.c.ref.in_(wanted), IS_ACCEPTANCE, _log.c.world_id == world_id
     )
     found = {row.ref: Order.model_validate_json(row.body) for row in connection.execute(query)}
     return {order_id: found[order_id] for order_id in wanted if order_id in found}
@@ -238,15 +246,11 @@ def _require_known(world_id: str, found: Mapping[str, Order], wanted: Iterable[s
 def _ended(connection: Connection, ids: Iterable[str]) -> dict[str, bool]:
     """Return whether orders have ended; those that were never sent are left out."""
     wanted = list(ids)
-    states = {
-        row.order_id: row.state
-        for row in connection.execute(
-            select(_open.c.order_id, _open.c.state).where(_open.c.order_id.in_(wanted))
-        )
-    }
+    still_open = select(_open.c.order_id).where(_open.c.order_id.in_(wanted))
+    opened = set(connection.execute(still_open).scalars())
     sent = select(_log.c.ref).where(_log.c.ref.in_(wanted), IS_UNDERWAY)
     left = set(connection.execute(sent).scalars())
-    return {ref: ref not in states for ref in wanted if ref in left}
+    return {ref: ref not in opened for ref in wanted if ref in left}
 
 
 def _fill_lines(connection: Connection, order_id: str) -> list[OrderFills]:

@@ -9,20 +9,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 
 import structlog
-from sqlalchemy import update
 
-from activities.fence.fills import accepted_orders, fill_line, filled_before, new_fills, write_lines
+from activities.fence.fills import (
+    accepted_orders,
+    fill_line,
+    filled_before,
+    new_fills,
+    open_state,
+    set_filled,
+    write_lines,
+)
 from activities.fence.halts import halt
 from activities.fence.log_line import FILL, LogLine
 from activities.fence.open_order import OpenOrder, read_open
-from activities.storage.tables import FenceRow, OpenOrderRow
-from activities.storage.transactions import Transaction, table_of
+from activities.storage.tables import FenceRow
+from activities.storage.transactions import Transaction
 from qmtl_sdk.contracts.amounts import exact_sum
 from qmtl_sdk.contracts.fills import Fill
 from qmtl_sdk.contracts.orders import ENDED, Order, OrderReport, OrderState
 
 _log = structlog.get_logger()
-_open = table_of(OpenOrderRow)
 
 
 def record_reports(tx: Transaction, fence: FenceRow, reports: Sequence[OrderReport]) -> int:
@@ -37,14 +43,15 @@ def record_reports(tx: Transaction, fence: FenceRow, reports: Sequence[OrderRepo
     lines, faults = list[LogLine](), [_reused(fill) for fill in reused]
     for order_id, order in orders.items():
         new = fresh.get(order_id, ())
-        before = Decimal(opened[order_id].filled_quantity or 0) if order_id in opened else None
-        if before is None and new:
-            before = filled_before(tx.connection, order)
-        filled = exact_sum((before or Decimal(0), *(fill.quantity for fill in new)))
-        if order_id not in opened:
-            lines += [fill_line(fence, order, FILL, new)] if new else []
+        if order_id not in opened and not new:
+            continue
+        row = opened.get(order_id)
+        before = Decimal(row.filled_quantity or 0) if row else filled_before(tx.connection, order)
+        filled = exact_sum((before, *(fill.quantity for fill in new)))
+        if row:
+            lines += _open_line(tx, fence, order, (row, by_id[order_id], new, filled))
         else:
-            lines += _open_line(tx, fence, order, (opened[order_id], by_id[order_id], new, filled))
+            lines.append(fill_line(fence, order, FILL, new))
         if filled > order.quantity and new:
             faults.append(f"a venue filled {filled} of order {order_id}, which is of {order.quantity}")
     write_lines(tx, fence.world_id, lines)
@@ -67,15 +74,11 @@ def _open_line(
         _log.error("an order is filled without its fills", order=order.order_id, filled=str(filled))
         state = OrderState.SENT
     if state not in ENDED:
-        state = OrderState.PARTIALLY_FILLED if filled else OrderState.SENT
+        state = open_state(filled)
         if new or not row.acknowledged:
-            tx.connection.execute(
-                update(_open)
-                .where(_open.c.order_id == order.order_id)
-                .values(state=state.value, acknowledged=True, filled_quantity=str(filled or ""))
-            )
-    if state not in ENDED and not new:
-        return []
+            set_filled(tx.connection, order.order_id, filled)
+        if not new:
+            return []
     return [fill_line(fence, order, state.value, new, report.reason)]
 
 

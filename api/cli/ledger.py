@@ -180,11 +180,7 @@ def book(options: BookOptions) -> None:
         chosen = strategy_ids(client, options.world, [options.strategy])
         body = {
             "strategy_id": chosen[options.strategy],
-            **{
-                name: getattr(options, name)
-                for name in ("booking_id", "kind", "account", "symbol", "amount", "ratio", "quantity")
-            },
-            **{name: getattr(options, name) for name in ("price", "corrects", "reason")},
+            **{name: getattr(options, name) for name in Booking.model_fields if hasattr(options, name)},
         }
         given = {name: value for name, value in body.items() if value is not None}
         booking = validated(Booking, given, "E_BODY_INVALID", "booking")

@@ -30,7 +30,11 @@ def set_allocations(change: AllocationUpdate, state: State, caller: CurrentCalle
 
 @router.post("/rebalancing/plan", summary="Plan the orders that follow from other shares of the capital")
 def plan(request: MultiWorldRebalanceRequest, state: State, caller: CurrentCaller) -> RebalancePlan:
-    """Pure: the plan depends on the request alone, and nothing is changed."""
+    """Nothing is changed, and the orders depend on the request alone.
+
+    It is refused where its `allocations_etag` is not the present one. Alpha metrics are those of the newest
+    evidence.
+    """
     for item in request.worlds:
         caller.require_role(item.world_id, Role.READER)
     if state.config.rebalancing.alpha_metrics_required:

@@ -53,9 +53,6 @@ Amount = Annotated[
 ]
 """A positive quantity or price, written in one way: zeros at its end would count as no digits."""
 
-Price = Amount
-"""A positive price."""
-
 SignedAmount = Annotated[
     Decimal,
     Field(gt=-AMOUNT_LIMIT, lt=AMOUNT_LIMIT, max_digits=28, decimal_places=AMOUNT_PLACES),

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from qmtl_sdk.contracts.amounts import Limit, Price, plain
+from qmtl_sdk.contracts.amounts import Amount, Limit, plain
 from qmtl_sdk.contracts.errors import QmtlError, nearest
 from qmtl_sdk.contracts.model import Model, sort_by
 from qmtl_sdk.contracts.texts import PlainLine
@@ -45,8 +45,8 @@ class InstrumentRules(Model):
     share of its notional that a position locks; 1 where it is paid in full.
     """
 
-    lot: Price | None = None
-    tick: Price | None = None
+    lot: Amount | None = None
+    tick: Amount | None = None
     min_trade_notional: Limit | None = None
     time_in_force: TimeInForce | None = None
     supports_reduce_only: bool | None = None
@@ -97,8 +97,8 @@ class Instrument(Model):
 
     venue: Venue
     symbol: Symbol
-    lot: Price
-    tick: Price | None = None
+    lot: Amount
+    tick: Amount | None = None
     min_trade_notional: Limit = Decimal(0)
     time_in_force: TimeInForce = "GTC"
     supports_reduce_only: bool = False

@@ -16,7 +16,7 @@ from qmtl_sdk.contracts.allocations import (
     StrategyId,
     require_sum,
 )
-from qmtl_sdk.contracts.amounts import Limit, Price, SignedAmount, plain
+from qmtl_sdk.contracts.amounts import Amount, Limit, SignedAmount, plain
 from qmtl_sdk.contracts.applies import RunId
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError
@@ -49,7 +49,7 @@ class PositionSlice(Model):
     venue: Venue = ""
     symbol: Symbol
     quantity: SignedAmount
-    mark: Price
+    mark: Amount
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -61,7 +61,7 @@ class Overlay(Model):
     """The instrument that stands in for each world's positions, and the price of each."""
 
     instrument_by_world: dict[WorldId, Symbol] = Field({}, max_length=MAX_WORLDS)
-    price_by_symbol: dict[Symbol, Price] = Field({}, max_length=MAX_WORLDS)
+    price_by_symbol: dict[Symbol, Amount] = Field({}, max_length=MAX_WORLDS)
     venue_by_symbol: dict[Symbol, Venue] = Field({}, max_length=MAX_WORLDS)
 
 
@@ -74,7 +74,7 @@ class SharedAccountLimits(Model):
     max_gross_notional: Limit
     max_net_notional: Limit
     min_margin_headroom: _Share
-    equity: Price
+    equity: Amount
 
 
 class RebalanceIntent(Model):
