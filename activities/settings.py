@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import platformdirs
 from pydantic import Field, model_validator
 
+from activities.order_settings import OrdersSettings
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.registry import Options
@@ -68,23 +69,6 @@ class EventsSettings(config.Section):
         gt=0,
         le=MAX_STREAM_S,
         description="how long a stream's token is good; it is refreshed on the open socket",
-    )
-
-
-class OrdersSettings(config.Section):
-    dryrun_broker: str = Field(
-        "paper", description="the broker of dryrun orders: a built-in one, or a package's"
-    )
-    live_broker: str = Field("paper", description="the broker of live orders: a built-in one, or a package's")
-    broker_options: Options = Field({}, description="options of a package's broker")
-    send_within_s: float = Field(
-        300.0, gt=0, le=86_400, description="an accepted order that was not sent by then expires"
-    )
-    paper_fill_delay_s: float = Field(
-        0.0, ge=0, description="how long after its acceptance the paper venue fills an order"
-    )
-    no_router_after_s: float = Field(
-        20.0, gt=0, description="seconds without a working order router after which live orders are refused"
     )
 
 

@@ -21,12 +21,15 @@ from activities.fence.acknowledgements import SqlGatewayLeases
 from activities.fence.bookings import SqlBookings
 from activities.fence.cache_hits import SqlCacheHits
 from activities.fence.fills import SqlFills
+from activities.fence.flattens import SqlFlattens
 from activities.fence.order_log import SqlOrderLog
+from activities.fence.reconciliations import SqlReconciliations
 from activities.fence.store import SqlFenceStore
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.fence.withheld import SqlWithheldOrders
 from activities.graph.sql import SqlGraphStore
 from activities.ledger.sql import SqlLedger
+from activities.ledger.summary import SqlPositionSummary
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
 from activities.retention.archives import Archives
@@ -63,12 +66,15 @@ class Stores:
     decisions: SqlDecisionStore
     fence: SqlFenceStore
     strategy_halts: SqlStrategyHalts
+    flattens: SqlFlattens
     gateway_leases: SqlGatewayLeases
     orders: OrderAcceptance
     fills: SqlFills
     bookings: SqlBookings
     ledger: SqlLedger
+    position_summary: SqlPositionSummary
     ledger_projection: LedgerProjection
+    reconciliations: SqlReconciliations
     allocations: SqlAllocations
     order_log: SqlOrderLog
     withheld: SqlWithheldOrders
@@ -106,19 +112,22 @@ class Stores:
             decisions=SqlDecisionStore(database),
             fence=SqlFenceStore(database),
             strategy_halts=SqlStrategyHalts(database),
+            flattens=SqlFlattens(database, config.orders.accounts, config.orders.no_router_after_s),
             gateway_leases=SqlGatewayLeases(database),
-            orders=OrderAcceptance(database, config.orders.no_router_after_s),
+            orders=OrderAcceptance(database, config.orders),
             fills=SqlFills(database),
             bookings=SqlBookings(database),
             ledger=SqlLedger(database),
+            position_summary=SqlPositionSummary(database),
             ledger_projection=LedgerProjection(database, archives),
+            reconciliations=SqlReconciliations(database),
             allocations=SqlAllocations(database),
             order_log=SqlOrderLog(database),
             withheld=SqlWithheldOrders(database),
             cache_hits=SqlCacheHits(database),
             apply_requests=SqlApplyRequests(database),
             rule_changes=SqlRuleChanges(database),
-            apply_steps=SqlApplySteps(database),
+            apply_steps=SqlApplySteps(database, config.orders.accounts),
             apply_acks=SqlApplyAcks(database),
             approvals=SqlApprovals(database),
             sessions=SqlSessionStore(database, config.gateway.session_lease_s),

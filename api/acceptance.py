@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from activities.fence.callers import OrderCaller
-from qmtl_sdk.contracts.orders import Order, OrderVerdict
+from qmtl_sdk.contracts.orders import OrderRequest, OrderVerdict
 
 Verdicts = list[OrderVerdict]
 
@@ -19,14 +19,14 @@ class AsyncAcceptance:
     others join it. Waking the loop for each of them took as long as deciding its order.
     """
 
-    def __init__(self, submit: Callable[[Sequence[Order], OrderCaller], "Future[Verdicts]"]) -> None:
+    def __init__(self, submit: Callable[[Sequence[OrderRequest], OrderCaller], "Future[Verdicts]"]) -> None:
         """Take the fence's `submit`. The event loop is the running one."""
         self._submit = submit
         self._loop = asyncio.get_running_loop()
         self._given = deque[tuple[asyncio.Future[Verdicts], Future[Verdicts]]]()
         self._woken = False
 
-    async def publish(self, orders: Sequence[Order], caller: OrderCaller) -> Verdicts:
+    async def publish(self, orders: Sequence[OrderRequest], caller: OrderCaller) -> Verdicts:
         """Return a verdict for each order. Raises what the fence raises.
 
         Cancelling it withdraws the orders, unless a transaction has begun to answer them.

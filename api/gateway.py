@@ -40,6 +40,7 @@ from api.routes import (
     changes,
     dead_letters,
     events,
+    flatten,
     halt,
     leases,
     ledger,
@@ -70,19 +71,13 @@ from temporal.submissions import SubmissionService
 NOTE_EVERY_S = 1.0
 """Seconds between two notes for the heartbeat that the event loop runs."""
 RECOVER_EVERY_S = 15.0
-"""Seconds between two searches for submissions and applies that were not started.
-
-While Temporal is unreachable, requests are stored and cannot be started.
-"""
+"""Seconds between two searches for what was stored, and not started since Temporal was unreachable."""
 TURN_LIMIT_S = 30.0
 """Seconds after which a turn of a loop that only reads or writes a little counts as one that hangs."""
 EXPIRE_EVERY_S = 1.0
-"""Shortest time between two searches for sessions whose lease has ended, in seconds."""
+"""Shortest time, in seconds, between two searches for sessions whose lease has ended; flattens that wait."""
 READ_REVOKED_EVERY_S = 1.0
-"""Seconds between two reads of the revoked tokens while a stream is open.
-
-docs/access.md promises `within seconds`.
-"""
+"""Seconds between two reads of the revoked tokens while a stream is open: docs/access.md promises that."""
 
 # Threads for what requests and loops read and write, while the event loop goes on.
 _THREADS = 16
@@ -97,6 +92,7 @@ ROUTERS = (
     audit.router,
     halt.router,
     cancel.router,
+    flatten.router,
     ledger.router,
     allocations.router,
     changes.router,
@@ -127,9 +123,8 @@ def create_app(config: Settings) -> FastAPI:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "shared"))
         with _noted_fault(app):
             stores = await asyncio.to_thread(Stores.open, config)
-            bus = open_bus(
-                config.events.bus, BusSettings(home=config.home, options=config.events.bus_options)
-            )
+            wanted = config.events
+            bus = open_bus(wanted.bus, BusSettings(home=config.home, options=wanted.bus_options))
             acks = GatewayAcks(stores.apply_acks, stores.gateway_leases)
             client = await connect(config.temporal)
             state = gateway_state(config, stores, Hub(bus, acks.add), client)
@@ -238,6 +233,10 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
         await asyncio.to_thread(sessions.expire)
         return max(await asyncio.to_thread(sessions.next_expiry_s), EXPIRE_EVERY_S)
 
+    async def continue_flattens() -> float:
+        await asyncio.to_thread(state.stores.flattens.continue_due)
+        return EXPIRE_EVERY_S
+
     async def read_revoked() -> float:
         if state.sockets.open:  # only streams look at them
             state.revoked.update(await asyncio.to_thread(state.tokens.revoked))
@@ -256,6 +255,7 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
     start = state.loops.start
     start("heartbeat", note_work, TURN_LIMIT_S)
     start("session expiry", expire, TURN_LIMIT_S)
+    start("flattens", continue_flattens, TURN_LIMIT_S)
     start("revoked tokens", read_revoked, TURN_LIMIT_S)
     start("Gateway lease", acks.renew, TURN_LIMIT_S)
     start("acknowledgements", acks.acknowledge)

@@ -1,4 +1,4 @@
-"""Say how much of AAPL to hold. Nothing orders by such a target yet: its returns are measured and judged."""
+"""Say how much of AAPL to hold: its returns are measured and judged, and running, it is ordered."""
 
 import pandas as pd
 
@@ -35,7 +35,7 @@ class IntentFirst(Strategy):
             price_node=price,
             long_weight=1.0,
             short_weight=0,  # long only
-            # So far, only qmtl_sdk.reports.backtest sends and fills orders by it.
+            # For qmtl_sdk.reports.backtest. A running strategy's orders follow the world's `instruments`.
             execution_model=ExecutionModel(fills=FillModel(slippage_bps=2, lot=1)),
         )
         self.add_nodeset(nodeset)

@@ -8,10 +8,12 @@ them within a minute, would lock the rules.
 import operator
 import re
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 
 from qmtl_sdk.contracts.domains import rank_of
 from qmtl_sdk.contracts.policy import Gates, Policy
 from qmtl_sdk.contracts.policy_text import differences
+from qmtl_sdk.contracts.position_limits import TotalLimits
 from qmtl_sdk.contracts.worlds import WorldSpec
 
 # A gate whose strictness is known: a metric and its bound.
@@ -23,6 +25,7 @@ _BOUND = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(>=|>|<=|<)\s*(-?\d+(?:\.\d+)?(?:[e
 _COMPARED = (
     "data_currency.",
     "decision_ttl",
+    "gating_policy.apply.on_rollback",
     "gating_policy.campaign.",
     "gating_policy.dataset_fingerprint",
     "gating_policy.domains.",
@@ -56,6 +59,8 @@ def _policy(before: Policy, after: Policy) -> Iterator[str]:
         yield "dataset_fingerprint is pinned no more"
     if not set(old.required_signals) <= set(new.required_signals):
         yield "required_signals"
+    if old.apply.on_rollback == "flatten" and new.apply.on_rollback != "flatten":
+        yield f"apply.on_rollback {new.apply.on_rollback}"
     if old.edges.pre_promotion.disable_edges_to and not new.edges.pre_promotion.disable_edges_to:
         yield "edges.pre_promotion"
     slow, wanted = before.selection.hysteresis, after.selection.hysteresis
@@ -86,6 +91,11 @@ def _world(before: WorldSpec, after: WorldSpec) -> Iterator[str]:
         yield "data"
     if before.on_halt == "cancel" and after.on_halt != "cancel":
         yield f"on_halt {after.on_halt}"
+    if after.instruments != before.instruments:
+        yield "instruments"
+    held, wanted = before.capital, after.capital
+    if wanted and (held is None or wanted.amount > held.amount or wanted.currency != held.currency):
+        yield f"capital from {held.amount if held else 'none'} to {wanted.amount} {wanted.currency}"
     old, new = before.order_limits, after.order_limits
     breaker, looser = before.circuit_breaker, after.circuit_breaker
     if old.symbols is not None and (new.symbols is None or not set(new.symbols) <= set(old.symbols)):
@@ -93,11 +103,21 @@ def _world(before: WorldSpec, after: WorldSpec) -> Iterator[str]:
     for name, was, now in (
         ("order_limits.max_quantity", old.max_quantity, new.max_quantity),
         ("order_limits.max_notional", old.max_notional, new.max_notional),
+        *_positions("strategy", old.strategy, new.strategy),
+        *_positions("world", old.world, new.world),
         ("max_orders_per_minute", breaker.max_orders_per_minute, looser.max_orders_per_minute),
         ("max_refused_per_minute", breaker.max_refused_per_minute, looser.max_refused_per_minute),
     ):
         if _is_looser(was, now, lower=True):
             yield f"{name} from {_shown(was)} to {_shown(now)}"
+
+
+def _positions(
+    name: str, before: TotalLimits, after: TotalLimits
+) -> Iterator[tuple[str, Decimal | None, Decimal | None]]:
+    """Return the limits on positions, each with its value before and after."""
+    for field in type(before).model_fields:
+        yield f"order_limits.{name}.{field}", getattr(before, field), getattr(after, field)
 
 
 def _gates(before: Gates, after: Gates) -> Iterator[str]:

@@ -244,6 +244,8 @@ def _plan(request: ApplyRequest, requested_by: str, context: PlanningContext, ou
     required = max((gating.approvals_for(mode) for mode in up), default=0)
     acks = gating.apply.freeze_timeout_ms / 1000
     drain = gating.apply.drain_timeout_ms / 1000
+    closes = request.rollback_of and gating.apply.on_rollback == "flatten"
+    flatten = sum(change.leaves is not None for change in changes) if closes else 0
     steps: tuple[PlanStep, ...] = (
         AwaitApprovals(
             required=required,
@@ -257,7 +259,7 @@ def _plan(request: ApplyRequest, requested_by: str, context: PlanningContext, ou
             ack_timeout_s=acks,
         ),
         Drain(timeout_s=drain),
-        Switch(changes=len(changes), open_live_edge=live_edge),
+        Switch(changes=len(changes), open_live_edge=live_edge, flatten=flatten),
         Unfreeze(ack_timeout_s=acks),
     )
     assert context.policy.version is not None  # a stored policy has one

@@ -21,6 +21,7 @@ from activities.fence.halts import lift_halt
 from activities.fence.rules import OPEN
 from activities.fence.state import locked_fence, open_fence
 from activities.messages.apply import ApprovalWait, FenceChange, StepDone
+from activities.order_settings import DEFAULT_ACCOUNTS, Accounts
 from activities.storage.database import Database
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow
 from activities.storage.transactions import Transaction, table_of, utc_now
@@ -62,8 +63,10 @@ _RUN_AND_STEP = (
 class SqlApplySteps:
     """Does each step of an apply once. The activities of ApplyWorkflow call it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, accounts: Accounts = DEFAULT_ACCOUNTS) -> None:
+        """`accounts` hold the positions that a rollback may close."""
         self._database = database
+        self._accounts = accounts
 
     def await_approval(self, world_id: str, run_id: str, until: datetime) -> ApprovalWait:
         """Record that the apply waits for approvals, and until when. The first limit stands."""
@@ -88,7 +91,8 @@ class SqlApplySteps:
         Raises QmtlError: E_ETAG, E_LIVE_NOT_ALLOWED; E_APPLY_RESTORED once the run has restored or unfrozen
         the world without a switch.
         """
-        return self._once(world_id, run_id, "switch", StepDone, transitions.switch)
+        switch = partial(transitions.switch, accounts=self._accounts)
+        return self._once(world_id, run_id, "switch", StepDone, switch)
 
     def restore(self, world_id: str, run_id: str) -> StepDone:
         """Restore what the freeze found. The world stays closed."""

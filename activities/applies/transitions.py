@@ -22,6 +22,7 @@ from activities.fence.activations import (
     stored_activations,
     strategy_activations,
 )
+from activities.fence.flattening import begin_flattens
 from activities.fence.rules import OPEN
 from activities.fence.state import (
     drain_fence,
@@ -32,6 +33,7 @@ from activities.fence.state import (
 )
 from activities.graph.sql import SqlGraphStore, stored_dag
 from activities.messages.apply import ApprovalWait, FenceChange, StepDone
+from activities.order_settings import Accounts
 from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow, WorldRow
 from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import pin_fingerprint, set_node_states
@@ -96,8 +98,11 @@ def drain(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
     return StepDone()
 
 
-def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
-    """Change activations, queues, the edge to live and the pinned fingerprint, as the plan says."""
+def switch(tx: Transaction, row: ApplyRow, fence: FenceRow, accounts: Accounts) -> StepDone:
+    """Change activations, queues, the edge to live and the pinned fingerprint, as the plan says.
+
+    `accounts` hold the positions that it closes.
+    """
     _require_not_aborted(row)
     _require_not_restored(tx.session, row)
     _require_holder(fence, row.run_id)
@@ -122,6 +127,7 @@ def switch(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
     set_live_edge(tx, fence, plan.live_edge_after, f"{edge} by {row.run_id}")
     pin_fingerprint(tx, world, plan.fingerprint_after)
     log_fence_change(tx, fence, "switch", row.run_id)
+    _flatten(tx, fence, plan, accounts)
     after = {
         "changes": [change.json_dict() for change in plan.changes],
         "live_edge": plan.live_edge_after,
@@ -272,6 +278,13 @@ def _bind_queues(tx: Transaction, world_id: str, change: Change) -> None:
         if state == "running":
             SqlGraphStore.bind_queues(tx, world_id, domain.value, dag)
         set_node_states(tx, world_id, domain.value, tuple(node.node_id for node in dag.nodes), state)
+
+
+def _flatten(tx: Transaction, fence: FenceRow, plan: ApplyPlan, accounts: Accounts) -> None:
+    """Close what strategies hold in the domains that they leave, where the plan says so."""
+    for domain, account in accounts.items() if plan.switch.flatten else ():
+        leaving = [change.strategy_id for change in plan.changes if change.leaves is domain]
+        begin_flattens(tx, fence, plan.run_id, {domain: account}, leaving)
 
 
 def _restore_snapshot(tx: Transaction, row: ApplyRow, fence: FenceRow) -> None:

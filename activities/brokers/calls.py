@@ -1,11 +1,14 @@
 """Calls of one broker: in batches, and one by one where a batch fails; with the pauses after failures."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import inf
+from typing import TypeVar
 
 import structlog
+from pydantic import TypeAdapter
 
 from activities.brokers.broker import CALL_LIMIT_S, AcceptedOrder, Broker
 from activities.fence.open_order import OpenOrder
@@ -32,9 +35,15 @@ _log = structlog.get_logger()
 
 Call = Callable[[Sequence[AcceptedOrder], datetime], list[OrderReport] | None]
 
+T = TypeVar("T")
+
 
 class BrokerUnavailableError(Exception):
     """The venue cannot be reached."""
+
+
+class BooksError(Exception):
+    """The broker failed when it was asked for its books. Orders are not concerned."""
 
 
 class BrokerCalls:
@@ -67,9 +76,13 @@ class BrokerCalls:
         """Send orders, but none after `until` on the monotonic clock.
 
         Returns reports, and the ids for which the broker failed. Orders without a report may or may not have
-        arrived. Raises BrokerUnavailableError.
+        arrived. One that the broker cannot take is rejected here. Raises BrokerUnavailableError.
         """
-        return self._call(self.broker.place, orders, until)
+        takes = self.broker.capabilities.time_in_force
+        able = [placed for placed in orders if placed.order.time_in_force in takes]
+        rejected = [self._rejection(placed) for placed in orders if placed.order.time_in_force not in takes]
+        reports, failed = self._call(self.broker.place, able, until)
+        return rejected + reports, failed
 
     def find(self, orders: Sequence[AcceptedOrder]) -> tuple[list[OrderReport], set[str]]:
         """Look up orders. Returns reports, and the ids for which the broker failed, which is no answer.
@@ -81,6 +94,23 @@ class BrokerCalls:
     def cancel(self, orders: Sequence[AcceptedOrder]) -> None:
         """Ask to cancel orders. Raises BrokerUnavailableError."""
         self._call(self.broker.cancel, orders)
+
+    def ask(self, call: Callable[[datetime], object], shape: TypeAdapter[T]) -> T:
+        """Ask the broker for a part of its books.
+
+        Raises BooksError, also where the venue cannot be reached: it may take orders all the same.
+        """
+        try:
+            with self._timed() as now:
+                answer = call(now)
+            return shape.validate_python(answer)
+        except Exception as error:
+            _log.error("a broker's books cannot be read", broker=self.broker.name, error=repr(error))
+            raise BooksError(f"{type(error).__name__} of the broker {self.broker.name}") from error
+
+    def _rejection(self, placed: AcceptedOrder) -> OrderReport:
+        reason = f"the broker {self.broker.name} takes no {placed.order.time_in_force} orders"
+        return OrderReport(order_id=placed.order.order_id, state="rejected", reason=reason)
 
     def _call(
         self, call: Call, orders: Sequence[AcceptedOrder], until: float = inf
@@ -97,11 +127,8 @@ class BrokerCalls:
         if time.monotonic() > until:
             return []
         try:
-            self._called_at = time.monotonic()
-            try:
-                answer = call(orders, datetime.now(UTC)) or ()
-            finally:
-                self._called_at = inf
+            with self._timed() as now:
+                answer = call(orders, now) or ()
             reports = [OrderReport.model_validate(report) for report in answer]
         except Exception as error:
             self._log_failure(orders, error)
@@ -122,6 +149,15 @@ class BrokerCalls:
         if len(self._unsent) < _FAULTY:
             self._fault = ""
         return reports
+
+    @contextmanager
+    def _timed(self) -> Iterator[datetime]:
+        """Let others see how long the call takes. Gives the time at which it begins."""
+        self._called_at = time.monotonic()
+        try:
+            yield datetime.now(UTC)
+        finally:
+            self._called_at = inf
 
     def _note_unsent(self, order_id: str, error: Exception) -> None:
         if len(self._unsent) < _FAULTY:

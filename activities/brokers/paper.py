@@ -1,46 +1,87 @@
-"""The paper broker: simulated fills."""
+"""The paper broker: simulated fills.
 
-from collections.abc import Sequence
+How it fills follows from the world of an order (`contracts.fees.PaperFills`): from the world's bars as they
+close (`bar_fills.py`), or in full at the order's reference price. An order whose symbol has no bars in its
+world is filled at its reference price in any case.
+
+It has no books of its own: what it holds is what the ledger says, so there is nothing to reconcile.
+"""
+
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from math import inf
+from typing import TYPE_CHECKING
 
-from activities.brokers.broker import AcceptedOrder, BrokerSettings
-from qmtl_sdk.contracts.domains import Domain
+from activities.brokers.broker import AcceptedOrder, Broker, BrokerSettings
 from qmtl_sdk.contracts.fills import Fill
-from qmtl_sdk.contracts.orders import OrderReport
+from qmtl_sdk.contracts.orders import Order, OrderReport
+from qmtl_sdk.contracts.worlds import World
+
+if TYPE_CHECKING:
+    from activities.brokers.bar_fills import BarFills
+
+# Seconds for which a world that was read is believed: its data may be changed.
+_WORLD_S = 10.0
+
+# Seconds for which one look reads bars: a call may take no longer than `CALL_LIMIT_S`. The next look goes on.
+_LOOK_S = 2.0
+
+# Worlds that are remembered at most.
+_WORLDS = 1000
 
 
-class PaperBroker:
-    """Fills every order in full at its reference price, `delay_s` seconds after it was accepted.
+class PaperBroker(Broker):
+    """Fills orders from the bars of their worlds, or at reference prices, `delay_s` after acceptance.
 
-    An order without one is rejected.
+    An order that is to be filled at its reference price and has none is rejected.
 
-    It has no state but the orders that were cancelled before they were filled, so a crash cannot make it lose
-    or double an order.
+    What it makes of an order follows from the order, its acceptance and the bars. Beside that it knows only
+    which orders were cancelled before they were filled, so a crash makes it lose or double no fill.
     """
 
     batch = 500
     time_in_flight_s = 0.0
 
-    def __init__(self, name: str, delay_s: float = 0.0) -> None:
+    def __init__(self, name: str, delay_s: float = 0.0, worlds: Callable[[str], World] | None = None) -> None:
         self.name = name
         self._delay = timedelta(seconds=delay_s)
         self._cancelled = set[str]()
+        self._read_world = worlds
+        self._worlds: dict[str, tuple[World, float]] = {}
+        self._loaded: BarFills | None = None
 
     def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
-        """Report orders that were accepted long enough ago as filled, the others as open."""
-        return [self._report(order, now) for order in orders]
+        """Report orders as open or rejected, or as filled where that happened at once.
+
+        It reads no bars: data that is faulty is a fault of its orders, not of sending.
+        """
+        return [report for order in orders for report in self._reports(order, now, until=-inf)]
 
     def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
-        """Report orders as `place` does."""
-        reports = [self._report(order, now) for order in orders]
+        """Report what was filled of orders by now. Raises QmtlError where the bars of one cannot be read."""
+        until = time.monotonic() + _LOOK_S
+        reports = [report for order in orders for report in self._reports(order, now, until)]
         self._cancelled -= {report.order_id for report in reports}  # reported, so nobody asks again
         return reports
 
     def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
-        """Cancel the orders that are not filled by now."""
-        self._cancelled |= {order.order_id for order, at in orders if now - at < self._delay}
+        """Cancel what is not filled by now."""
+        for placed in orders:
+            world = self._simulated(placed.order)
+            if world is not None and self._bar_fills.cancel(placed, world, now):
+                continue
+            if now - placed.accepted_at < self._delay:
+                self._cancelled.add(placed.order.order_id)
 
-    def _report(self, placed: AcceptedOrder, now: datetime) -> OrderReport:
+    def _reports(self, placed: AcceptedOrder, now: datetime, until: float) -> list[OrderReport]:
+        """Report on an order; its bars are read only before `until` on the monotonic clock."""
+        world = self._simulated(placed.order)
+        look = now if time.monotonic() < until else None
+        reports = self._bar_fills.reports(placed, world, look) if world is not None else []
+        return reports or [self._at_reference(placed, now)]
+
+    def _at_reference(self, placed: AcceptedOrder, now: datetime) -> OrderReport:
         order, at = placed
         if order.order_id in self._cancelled:
             return OrderReport(order_id=order.order_id, state="cancelled")
@@ -58,8 +99,28 @@ class PaperBroker:
         )
         return OrderReport(order_id=order.order_id, state="filled", fills=(fill,))
 
+    def _simulated(self, order: Order) -> World | None:
+        """Return the world of an order that is filled from bars; None where it is not."""
+        if self._read_world is None:
+            return None
+        world, read_at = self._worlds.get(order.world_id, (None, 0.0))
+        if world is None or time.monotonic() - read_at > _WORLD_S:
+            world = self._read_world(order.world_id)
+            while len(self._worlds) >= _WORLDS:
+                self._worlds.pop(next(iter(self._worlds)))
+            self._worlds[order.world_id] = world, time.monotonic()
+        return world if world.spec.execution.fill != "reference" else None
+
+    @property
+    def _bar_fills(self) -> "BarFills":
+        if self._loaded is None:
+            # Loaded when it is needed: reading bars takes 100 MB, and most routers read none.
+            from activities.brokers.bar_fills import BarFills
+
+            self._loaded = BarFills(self.name)
+        return self._loaded
+
 
 def open_paper(settings: BrokerSettings) -> PaperBroker:
     """Open the paper broker of a domain."""
-    venue = "paper-live" if settings.domain is Domain.LIVE else "paper"
-    return PaperBroker(venue, settings.fill_delay_s)
+    return PaperBroker(settings.account, settings.fill_delay_s, settings.worlds)

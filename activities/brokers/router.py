@@ -8,29 +8,39 @@ wait until its process ends. For each domain and world, in turn (`execution.py`)
 2. It marks accepted orders as sent, in a transaction that checks the fence again, and then sends them.
 3. It records the venue's reports.
 
+First of all, and then once a minute, it compares the account of the broker with ledger and order log
+(`reconciliation.py`).
+
 Each domain has a thread of its own: a venue that is away, or that does not answer, holds up no other.
 """
 
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from math import inf
 
 import structlog
 
 from activities.brokers.broker import Broker, BrokerSettings, open_broker
 from activities.brokers.calls import BrokerCalls, BrokerUnavailableError
 from activities.brokers.execution import ExecutionHandler
+from activities.brokers.reconciliation import RECONCILE_EVERY_S, AccountReconciler
 from activities.fence.open_orders import SqlOpenOrders
+from activities.fence.reconciliations import SqlReconciliations
+from activities.order_settings import OrdersSettings
 from activities.process import run_process
-from activities.settings import OrdersSettings, Settings
+from activities.settings import Settings
 from activities.storage.database import Database
 from activities.storage.elected import run_elected
 from activities.storage.transactions import LockHeldError
+from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import retry_pause_s
+from qmtl_sdk.contracts.worlds import World
+from qmtl_sdk.data.roots import restrict
 
 # Orders of a domain that one step handles.
 BATCH = 500
@@ -58,14 +68,18 @@ _RETRY_LIMIT_S = 60.0
 _log = structlog.get_logger()
 
 
-def brokers(config: OrdersSettings) -> dict[Domain, Broker]:
+def brokers(config: OrdersSettings, worlds: Callable[[str], World] | None = None) -> dict[Domain, Broker]:
     """Open the broker of each domain that trades, as the configuration names it."""
     names = {Domain.DRYRUN: config.dryrun_broker, Domain.LIVE: config.live_broker}
     return {
         domain: open_broker(
             name,
             BrokerSettings(
-                domain=domain, fill_delay_s=config.paper_fill_delay_s, options=config.broker_options
+                domain=domain,
+                account=config.account_of(domain),
+                fill_delay_s=config.paper_fill_delay_s,
+                options=config.broker_options,
+                worlds=worlds,
             ),
         )
         for domain, name in names.items()
@@ -73,15 +87,32 @@ def brokers(config: OrdersSettings) -> dict[Domain, Broker]:
 
 
 class DomainRouter:
-    """Handles the open orders of one domain, world by world."""
+    """Handles the open orders of one domain, world by world, and reconciles its account."""
 
-    def __init__(self, orders: SqlOpenOrders, domain: Domain, broker: Broker) -> None:
+    def __init__(
+        self,
+        orders: SqlOpenOrders,
+        domain: Domain,
+        broker: Broker,
+        reconciliations: SqlReconciliations | None = None,
+        reconcile_every_s: float = RECONCILE_EVERY_S,
+    ) -> None:
         self._orders = orders
         self._domain = domain
         self.calls = BrokerCalls(broker)
         self._execution = ExecutionHandler(orders, self.calls)
+        self._reconciler = (
+            AccountReconciler(reconciliations, orders, self.calls, domain, reconcile_every_s)
+            if reconciliations is not None
+            else None
+        )
         self._paused: dict[str, float] = {}
         self._failures: dict[str, int] = {}
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until its account is to be compared again."""
+        return self._reconciler.due_in_s if self._reconciler else inf
 
     def step(self) -> int:
         """Handle the orders that are due. Returns how many states have changed.
@@ -90,9 +121,13 @@ class DomainRouter:
         """
         if self.calls.is_unavailable:
             return 0
+        try:
+            changes = self._reconciler.step() if self._reconciler else 0
+        except Exception as error:  # orders go on, whatever is wrong with the books
+            changes = 0
+            _log.error("an account cannot be reconciled", domain=self._domain.value, error=repr(error))
         clock = time.monotonic()
         self._paused = {world: until for world, until in self._paused.items() if until > clock}
-        changes = 0
         for world, orders in self._orders.due(self._domain, BATCH, self._paused).items():
             try:
                 changes += self._execution.handle(world, orders)
@@ -112,10 +147,20 @@ class DomainRouter:
 class OrderRouter:
     """Sends accepted orders to brokers, and records what becomes of them."""
 
-    def __init__(self, database: Database, orders: SqlOpenOrders, brokers: Mapping[Domain, Broker]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        orders: SqlOpenOrders,
+        brokers: Mapping[Domain, Broker],
+        reconcile_every_s: float = RECONCILE_EVERY_S,
+    ) -> None:
         self._database = database
         self._orders = orders
-        self._domains = {domain: DomainRouter(orders, domain, broker) for domain, broker in brokers.items()}
+        books = SqlReconciliations(database)
+        self._domains = {
+            domain: DomainRouter(orders, domain, broker, books, reconcile_every_s)
+            for domain, broker in brokers.items()
+        }
         self._steps: dict[Domain, _Step] = {}
         self._idle_turns = 0
 
@@ -155,9 +200,11 @@ class OrderRouter:
         return max(left, retry_pause_s(self._idle_turns, _SHORTEST_S, _LONGEST_S))
 
     def _left_s(self) -> float:
-        """Return the seconds until an order is due, `_IDLE_S` at most."""
+        """Return the seconds until an order or a reconciliation is due, `_IDLE_S` at most."""
         due = self._orders.next_due()
-        return min((due - datetime.now(UTC)).total_seconds(), _IDLE_S) if due is not None else _IDLE_S
+        books_s = min((router.due_in_s for router in self._domains.values()), default=inf)
+        orders_s = (due - datetime.now(UTC)).total_seconds() if due is not None else inf
+        return min(orders_s, books_s, _IDLE_S)
 
 
 class _Step:
@@ -190,8 +237,10 @@ class _Step:
 
 @contextmanager
 def _open(config: Settings, database: Database) -> Iterator[OrderRouter]:
+    restrict(config.data_roots)
     orders = SqlOpenOrders(database, config.orders.send_within_s)
-    yield OrderRouter(database, orders, brokers(config.orders))
+    venues = brokers(config.orders, SqlWorldStore(database).world)
+    yield OrderRouter(database, orders, venues, config.orders.reconcile_every_s)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Acceptance of orders: the fence in front of the order log.
+"""Acceptance of orders and targets: the fence in front of the order log.
 
-1. Callers submit orders; one transaction answers everything that arrived while the one before it ran.
+1. Callers submit orders or targets; one transaction answers everything that arrived while the one before it
+   ran. Of a target it makes the order that the strategy's position lacks (`targets.py`), or none.
 2. The transaction locks each world's fence, and reads the fence row, activations, sessions and the callers'
    tokens. It refuses an order whose caller does not hold its session, without a row (`callers.py`). For every
    other order it checks `rules.refusal` and writes a row, accepted or refused.
@@ -16,26 +17,26 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime, timedelta
-
-from sqlalchemy import Connection
+from datetime import timedelta
 
 from activities.fence.callers import OrderCaller
+from activities.fence.deciding import Grounds, NewRequests
 from activities.fence.halts import halt
 from activities.fence.lock_waits import LockWaitQueues
-from activities.fence.log_line import ACCEPTED, REFUSED, LogLine
+from activities.fence.log_line import LogLine
+from activities.fence.position_limits import AccountLimits
 from activities.fence.requests import OrdersRequest, next_batch
-from activities.fence.rules import BreakerCount, FenceState, OrderContext, refusal
+from activities.fence.rules import BreakerCount, FenceState
 from activities.fence.statements import FenceHeldError, FenceSnapshot, statements_of
+from activities.fence.targets import WorldSizings
 from activities.fence.verdicts import BatchVerdicts
+from activities.order_settings import OrdersSettings
 from activities.storage.database import Database
 from activities.storage.tables import FenceRow
-from activities.storage.transactions import Transaction, utc_before, utc_now, utc_text
+from activities.storage.transactions import Transaction, utc_before
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import Order, OrderVerdict, Refusal
-
-NO_ROUTER_AFTER_S = 20.0
-"""Seconds without a working order router after which live orders are refused, unless a setting says so."""
+from qmtl_sdk.contracts.orders import OrderRequest, OrderVerdict
+from qmtl_sdk.contracts.refusals import Refusal
 
 # Seconds that a transaction waits for callers that were just answered and will come again.
 _GATHER_S = 0.001
@@ -47,10 +48,13 @@ class OrderAcceptance:
     One transaction at a time, besides those of worlds whose fence is held (`lock_waits.py`).
     """
 
-    def __init__(self, database: Database, no_router_after_s: float = NO_ROUTER_AFTER_S) -> None:
-        """`no_router_after_s`: seconds without a working order router after which live orders are refused."""
+    def __init__(self, database: Database, settings: OrdersSettings | None = None) -> None:
+        """Take what `settings` say of accounts, and of live orders without a router; or the defaults."""
+        settings = settings or OrdersSettings()
         self._database = database
-        self._no_router_after = timedelta(seconds=no_router_after_s)
+        self._no_router_after = timedelta(seconds=settings.no_router_after_s)
+        self._sizings = WorldSizings()
+        self._accounts = AccountLimits(settings.account_limits, settings.account_of)
         self._statements = statements_of(database)
         self._held = LockWaitQueues(lambda batch: self._answer_batch(batch, wait=True), self._enqueue)
         self._waiting = deque[OrdersRequest]()
@@ -61,15 +65,15 @@ class OrderAcceptance:
         self._all_arrived = threading.Condition(self._mutex)
         self._threads = ThreadPoolExecutor(1, "fence")
 
-    def publish(self, orders: Sequence[Order], caller: OrderCaller) -> list[OrderVerdict]:
-        """Return a verdict for each order, in the same order.
+    def publish(self, orders: Sequence[OrderRequest], caller: OrderCaller) -> list[OrderVerdict]:
+        """Return a verdict for each order or target, in the same order; a `TargetVerdict` for a target.
 
         Raises QmtlError: E_WORLD_UNKNOWN; E_TOKEN_REVOKED where the caller's token is revoked or unknown;
         E_UNAVAILABLE where other transactions held the fence of a world for 10 s. Then none is accepted.
         """
         return self.submit(orders, caller).result()
 
-    def submit(self, orders: Sequence[Order], caller: OrderCaller) -> "Future[list[OrderVerdict]]":
+    def submit(self, orders: Sequence[OrderRequest], caller: OrderCaller) -> "Future[list[OrderVerdict]]":
         """Start the same without waiting for its result."""
         request = OrdersRequest(orders, caller, time.monotonic())
         if not self._held.enqueue_if_held(request):
@@ -101,15 +105,17 @@ class OrderAcceptance:
     def _answer_batch(self, batch: Sequence[OrdersRequest], wait: bool) -> None:
         """Answer each request with its verdicts or an error.
 
-        If a request holds a value that the database cannot store, each request is answered alone, so that
-        only that one fails. Raises FenceHeldError, and then has answered none, or those before it.
+        If one request cannot be answered, as where it holds a value that the database cannot store, each is
+        answered alone, so that only that one fails. Raises FenceHeldError, and then has answered none, or
+        those before it.
         """
         try:
             self._answer(batch, wait)
         except FenceHeldError:
             raise
         except BaseException as error:  # every caller of the batch gets it
-            if len(batch) > 1 and isinstance(error, QmtlError) and error.status < 500:
+            is_away = isinstance(error, QmtlError) and error.status >= 500
+            if len(batch) > 1 and isinstance(error, Exception) and not is_away:
                 self._answer_alone(batch, wait)
                 return
             for request in batch:
@@ -140,68 +146,40 @@ class OrderAcceptance:
 
     def _answer(self, requests: Sequence[OrdersRequest], wait: bool) -> None:
         with self._database.reserved(), self._database.write("fence", bookkeeping=True) as tx:
-            connection = tx.connection
             asked = [order for request in requests for order in request.orders]
             tokens = {request.caller.token_id for request in requests if request.caller.token_id}
-            snapshot = self._statements.read(connection, asked, tokens, wait)
+            snapshot = self._statements.read(tx.connection, asked, tokens, wait)
             good = [request for request in requests if request.is_valid(snapshot)]
-            new: dict[str, Order] = {}
+            new: dict[str, OrderRequest] = {}
             for request in good:
                 for order in request.authorised_orders(snapshot):
                     if order.order_id not in snapshot.earlier:
                         new.setdefault(order.order_id, order)
-            lines = snapshot.earlier | self._decide(tx, connection, new, snapshot)
-            verdicts = BatchVerdicts(snapshot, new, lines)
+            lines, unwritten = self._decide(tx, new, snapshot)
+            verdicts = BatchVerdicts(snapshot, new, snapshot.earlier | lines, unwritten)
             for request in good:
                 request.verdicts = list(map(verdicts.verdict, request.orders, request.authorised))
 
     def _decide(
-        self, tx: Transaction, connection: Connection, orders: dict[str, Order], snapshot: FenceSnapshot
-    ) -> dict[str, LogLine]:
-        """Decide about new orders, and write each into the log. Returns the lines that answer their ids."""
-        if not orders:
-            return {}
-        lines, now = dict[str, LogLine](), utc_now()
-        at = datetime.fromisoformat(now)
+        self, tx: Transaction, requests: dict[str, OrderRequest], snapshot: FenceSnapshot
+    ) -> tuple[dict[str, LogLine], dict[str, Refusal | None]]:
+        """Decide about new requests, and write each order into the log.
+
+        Returns the lines that answer their ids, and the answers to targets that no order follows from.
+        """
+        if not requests:
+            return {}, {}
         routed = snapshot.router_at > utc_before(self._no_router_after)
-        counts = {world_id: BreakerCount(fence, now) for world_id, fence in snapshot.fences.items()}
-        for number, order in enumerate(orders.values()):
-            fence = snapshot.fences[order.world_id]
-            reason = refusal(
-                OrderContext(
-                    order,
-                    fence,
-                    snapshot.activations.get((order.world_id, order.strategy_id)),
-                    snapshot.sessions.get(order.session_id),
-                    now,
-                    routed,
-                )
-            )
-            if reason is None and counts[order.world_id].tripped:  # by an order before it in this batch
-                reason = Refusal.CIRCUIT_BREAKER
-            counts[order.world_id].count(reason)
-            kind, why = (REFUSED, reason.value) if reason else (ACCEPTED, "")
-            lines[order.order_id] = LogLine(
-                # A microsecond apart, so that the router sends a caller's orders in the caller's order.
-                utc_text(at + timedelta(microseconds=number)),
-                order.world_id,
-                kind,
-                order.order_id,
-                fence.epoch,
-                order.strategy_id,
-                why,
-                order.model_dump_json(),
-            )
-        written = self._statements.write(
-            connection, [(line, orders[key].execution_domain.value) for key, line in lines.items()]
-        )
+        decided = NewRequests(tx, requests.values(), Grounds(snapshot, routed, self._accounts, self._sizings))
+        lines = {order_id: new.line for order_id, new in decided.lines.items()}
+        written = self._statements.write(tx.connection, list(decided.lines.values()))
         if len(written) < len(lines):  # another Gateway wrote the same ids first: its answers stand
             lost = sorted(lines.keys() - written)
-            lines |= self._statements.earlier(connection, lost)
+            lines |= self._statements.earlier(tx.connection, lost)
             for order_id in lost:
-                del orders[order_id]  # so that it is compared with the line that stands
-        self._count(tx, snapshot.fences, counts)
-        return lines
+                del requests[order_id]  # so that it is compared with the line that stands
+        self._count(tx, snapshot.fences, decided.counts)
+        return lines, decided.unwritten
 
     @staticmethod
     def _count(tx: Transaction, fences: dict[str, FenceState], counts: dict[str, BreakerCount]) -> None:

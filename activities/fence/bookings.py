@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from sqlmodel import select
 
 from activities.fence.fills import accepted_orders, note_filled, write_lines
+from activities.fence.flattening import continue_flattens
 from activities.fence.ledger_entries import fill_ref, reversal_ref
 from activities.fence.log_line import BOOKING, LogLine
 from activities.fence.state import locked_fence
@@ -62,6 +63,7 @@ class SqlBookings:
             write_lines(tx, world_id, [line])
             for order in accepted_orders(tx.connection, world_id, [entry.order_id]).values():
                 note_filled(tx.connection, order)
+            continue_flattens(tx, fence, [booking.strategy_id])
             after = booking.model_dump(mode="json", exclude_none=True)
             tx.record(RecordedChange("ledger.booked", world_id, world_id, after=after))
             return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from activities.fence.rules import Session
 from activities.sessions.holder import SessionCaller
-from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.orders import OrderRequest
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class OrderCaller:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     token_id: str = ""
 
-    def may_send(self, order: Order, sessions: Mapping[str, Session]) -> bool:
+    def may_send(self, order: OrderRequest, sessions: Mapping[str, Session]) -> bool:
         """Return whether the order's session is the caller's, and of the order's world and strategy."""
         session = sessions.get(order.session_id)
         return (

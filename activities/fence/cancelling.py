@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, delete, insert, literal, select, update
 
 from activities.fence.log_line import LogLine
+from activities.fence.rules import FLATTEN
 from activities.storage.tables import FenceRow, OpenOrderRow, OrderLogRow
 from activities.storage.transactions import Transaction, table_of, utc_now
 from qmtl_sdk.contracts.orders import MAX_REASON, CancelResult, OrderState
@@ -17,10 +18,23 @@ _open = table_of(OpenOrderRow)
 
 @dataclass(frozen=True)
 class Selection:
-    """Which open orders of a world: all, those with these ids, or those of one strategy."""
+    """Which open orders of a world: all, those with these ids, or those of these strategies.
+
+    `flattens`: orders of flattens too, which only a person cancels, or a flatten for which they are too much.
+    """
 
     order_ids: Sequence[str] | None = None
-    strategy_id: str = ""
+    strategies: Sequence[str] | None = None
+    flattens: bool = False
+
+    def of(self, world_id: str) -> ColumnElement[bool]:
+        """Select the orders of a world in the table of open orders."""
+        these: ColumnElement[bool] = _open.c.world_id == world_id
+        if self.order_ids is not None:
+            these &= _open.c.order_id.in_(self.order_ids)
+        if self.strategies is not None:
+            these &= _open.c.strategy_id.in_(self.strategies)
+        return these if self.flattens else these & (_open.c.origin != FLATTEN)
 
 
 def cancel_open(
@@ -33,11 +47,7 @@ def cancel_open(
     """
     reason = reason[:MAX_REASON]
     connection = tx.session.connection()
-    these = _open.c.world_id == fence.world_id
-    if which.order_ids is not None:
-        these &= _open.c.order_id.in_(which.order_ids)
-    if which.strategy_id:
-        these &= _open.c.strategy_id == which.strategy_id
+    these = which.of(fence.world_id)
     unsent = these & (_open.c.state == OrderState.ACCEPTED.value)
     connection.execute(insert(_log).from_select(LogLine._fields, _cancelled(fence, unsent, reason)))
     ended = connection.execute(delete(_open).where(unsent)).rowcount

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from activities.fence.flattening import continue_flattens
 from activities.fence.ledger_entries import HAS_FILLS, entries_of, fill_entry, fill_ref, reversal_ref
 from activities.fence.log_line import FILL, IS_END, IS_UNDERWAY, LogLine
 from activities.fence.open_order import IS_ACCEPTANCE
@@ -71,6 +72,7 @@ class SqlFills:
             for line in lines:
                 if line.kind == OrderState.PARTIALLY_FILLED.value:
                     note_filled(tx.connection, orders[line.ref])
+            continue_flattens(tx, fence, {line.strategy_id for line in lines})
             count = sum(map(len, fresh.values()))
             after = {"fills": count, "orders": sorted(fresh)[:20]}
             tx.record(RecordedChange("fills.reported", batch.world_id, batch.world_id, after=after))

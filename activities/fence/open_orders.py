@@ -13,16 +13,18 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, bindparam, func, select, union_all, update
 
 from activities.fence.fills import write_lines
+from activities.fence.flattening import continue_flattens
 from activities.fence.log_line import ACCEPTED, LogLine
 from activities.fence.open_order import ORDER, OpenOrder, read_open
 from activities.fence.reports import record_reports
-from activities.fence.rules import Activation, FenceState, OrderContext, refusal_before_sending
+from activities.fence.rules import FLATTEN, Activation, FenceState, OrderContext, refusal_before_sending
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow, OpenOrderRow, OrderLogRow, StrategyHaltRow
 from activities.storage.transactions import table_of, utc_now, utc_text
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.orders import REFUSALS, OrderReport, OrderState
+from qmtl_sdk.contracts.orders import OrderReport, OrderState
+from qmtl_sdk.contracts.refusals import REFUSALS
 
 # Milliseconds that the router waits for a world's fence before it goes on with other worlds.
 _LOCK_MS = 200
@@ -106,6 +108,7 @@ class SqlOpenOrders:
         """
         with self._database.write("router", bookkeeping=True) as tx:
             fence = locked_fence(tx, world_id, _LOCK_MS)
+            continue_flattens(tx, fence, {order.strategy_id for order in orders})  # ends what may not be sent
             connection = tx.session.connection()
             at = datetime.now(UTC)
             activations = _activations(connection, world_id, {order.strategy_id for order in orders})
@@ -119,6 +122,8 @@ class SqlOpenOrders:
                     lines.append(_line(order, fence, OrderState.SENT, ""))
                 sent.append(order._replace(state=OrderState.SENT.value, sent_at=utc_text(at)))
             write_lines(tx, world_id, lines)
+            ended = {line.strategy_id for line in lines if line.kind != OrderState.SENT.value}
+            continue_flattens(tx, fence, ended)  # what an order might have filled is theirs to order now
             again = utc_text(at + timedelta(seconds=look_again_s))
             if sent:
                 connection.execute(
@@ -136,9 +141,11 @@ class SqlOpenOrders:
         `look_again` are the seconds until the router looks at an order again. Raises LockHeldError.
         """
         with self._database.write("router", bookkeeping=True) as tx:
-            changes = record_reports(tx, locked_fence(tx, world_id, _LOCK_MS), reports)
+            fence = locked_fence(tx, world_id, _LOCK_MS)
+            lines = record_reports(tx, fence, reports)
+            continue_flattens(tx, fence, {line.strategy_id for line in lines}, lines)
             _delay(tx.connection, look_again)
-            return changes
+            return len(lines)
 
     def delay(self, world_id: str, look_again: Mapping[OpenOrder, float]) -> None:
         """Look at orders again after so many seconds. Raises LockHeldError."""
@@ -152,15 +159,15 @@ class SqlOpenOrders:
         """Return how an order ends that is not sent; None where it is sent."""
         if order.cancel_reason:
             return OrderState.CANCELLED, order.cancel_reason
-        if order.epoch < fence.halt_epoch:
+        found = order.order()
+        is_reduction = found.origin == FLATTEN
+        if order.epoch < fence.halt_epoch and not is_reduction:
             return OrderState.CANCELLED, "the world was halted after the order was accepted"
-        context = OrderContext(
-            order.order(), fence_state(fence), activation, None, utc_text(now), routed=True
-        )
+        context = OrderContext(found, fence_state(fence), activation, None, utc_text(now), routed=True)
         reason = refusal_before_sending(context)
         if reason is not None:
             return OrderState.CANCELLED, REFUSALS[reason]
-        if now - order.accepted_at > self._send_within:
+        if now - order.accepted_at > self._send_within and not is_reduction:
             return OrderState.EXPIRED, f"it was not sent within {self._send_within.total_seconds():g} s"
         return None
 

@@ -4,34 +4,23 @@ Rows are only ever added: orders by `OrderAcceptance`, those that were not sent 
 changes of orders by `SqlOpenOrders` and `cancel_open`, changes of the fence by `log_fence_change`.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
 from activities.fence.cancelling import Selection, cancel_open
-from activities.fence.fills import standing
-from activities.fence.ledger_entries import HAS_FILLS
-from activities.fence.log_line import ACCEPTED, FILL, HAS_REASON, IS_END, IS_UNDERWAY, IS_VERDICT, WITHHELD
+from activities.fence.flattening import continue_flattens, give_up_flattens
+from activities.fence.log_line import ACCEPTED
+from activities.fence.order_lists import list_changes, list_orders
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
-from activities.storage.readable import readable
-from activities.storage.tables import OpenOrderRow, OrderCountRow, OrderLogRow
+from activities.storage.tables import OpenOrderRow, OrderCountRow
 from activities.storage.transactions import RecordedChange, table_of
-from qmtl_sdk.contracts.fills import Filled, OrderFills, filled_by
-from qmtl_sdk.contracts.orders import (
-    CancelRequest,
-    CancelResult,
-    Order,
-    OrderChange,
-    OrderRecord,
-    WithheldOrder,
-)
+from qmtl_sdk.contracts.order_list import ChangesOfWorld, OrderChanges, OrderFilter
+from qmtl_sdk.contracts.orders import CancelRequest, CancelResult, OrderRecord
 
-_log = table_of(OrderLogRow)
 _open = table_of(OpenOrderRow)
 _count = table_of(OrderCountRow)
+
+_FIRST_PAGE = OrderFilter()
 
 
 class SqlOrderLog:
@@ -43,13 +32,17 @@ class SqlOrderLog:
     def cancel(self, world_id: str, request: CancelRequest, actor: str) -> CancelResult:
         """Cancel open orders of a world: those not sent at once, the others at their venues.
 
-        Idempotent: orders that have ended stay as they are. Raises QmtlError (E_WORLD_UNKNOWN).
+        Whoever cancels an order of a flatten gives that flatten up: all its orders are cancelled. Idempotent:
+        orders that have ended stay as they are. Raises QmtlError (E_WORLD_UNKNOWN).
         """
         with self._database.write(actor) as tx:
             fence = locked_fence(tx, world_id)
             reason = f"{actor}: {request.reason}" if request.reason else f"cancelled by {actor}"
             ids = None if request.all else request.order_ids
-            done = cancel_open(tx, fence, reason, True, Selection(ids))
+            given_up = give_up_flattens(tx, fence, ids, reason)
+            which = Selection(None if ids is None else [*ids, *given_up], flattens=True)
+            done = cancel_open(tx, fence, reason, True, which)
+            continue_flattens(tx, fence)  # those that have no open order now are over
             after = {"reason": request.reason, "orders": list(ids or ())[:20], **done.model_dump()}
             tx.record(RecordedChange("orders.cancelled", world_id, world_id, after=after))
             return done
@@ -63,24 +56,18 @@ class SqlOrderLog:
                 .scalar_one()
             )
 
-    def orders(self, world_id: str, after: int = 0, limit: int = 100, reason: str = "") -> list[OrderRecord]:
-        """List orders of a world after a number of the log, oldest first.
+    def orders(self, world_id: str, wanted: OrderFilter = _FIRST_PAGE) -> list[OrderRecord]:
+        """List orders of a world, oldest first.
 
-        A reader that goes on after the last number it got misses no order. `reason` selects those refused for
-        it.
+        A reader that goes on after the last number it got misses no order.
         """
-        query = select(_log).where(_log.c.world_id == world_id, _log.c.seq > after)
-        query = query.where(HAS_REASON, _log.c.reason == reason) if reason else query.where(IS_VERDICT)
         with self._database.read() as session:
-            connection = session.connection()
-            rows = connection.execute(query.order_by(_log.c.seq).limit(limit)).all()
-            changes = defaultdict[str, list[Any]](list)
-            for kinds in (IS_UNDERWAY, IS_END):
-                of_these = select(_log).where(_log.c.ref.in_([row.ref for row in rows]), kinds)
-                for change in connection.execute(of_these.order_by(_log.c.seq)):
-                    changes[change.ref].append(change)
-            filled = _filled(connection, world_id, changes)
-            return readable(rows, lambda row: _record(row, [row, *changes[row.ref]], filled.get(row.ref)))
+            return list_orders(session.connection(), world_id, wanted)
+
+    def changes(self, wanted: ChangesOfWorld) -> OrderChanges:
+        """List the orders of a world that are new or have changed after a number of the log."""
+        with self._database.read() as session:
+            return list_changes(session.connection(), wanted)
 
     def counts(self, world_id: str) -> dict[str, int]:
         """Count the accepted orders, the withheld ones, and the refused ones by reason."""
@@ -90,40 +77,3 @@ class SqlOrderLog:
                 ACCEPTED if row.kind == ACCEPTED else row.reason: row.orders
                 for row in session.connection().execute(query)
             }
-
-
-def _filled(
-    connection: Connection, world_id: str, changes: Mapping[str, Sequence[Any]]
-) -> dict[str, Filled | None]:
-    """Add up the fills of orders, without those that were taken back. (Any: rows of several columns.)"""
-    found = {
-        ref: [OrderFills.model_validate_json(row.body) for row in rows if row.kind in HAS_FILLS and row.body]
-        for ref, rows in changes.items()
-    }
-    stand = {
-        id(fill)
-        for fill in standing(connection, world_id, [item for rows in found.values() for item in rows])
-    }
-    return {
-        ref: filled_by(fill for item in rows for fill in item.fills if id(fill) in stand)
-        for ref, rows in found.items()
-    }
-
-
-def _record(row: Any, changes: Sequence[Any], filled: Filled | None) -> OrderRecord:
-    """Convert rows of the order log. (Any: rows of several columns.)"""
-    changes = [change for change in changes if change.kind != FILL]
-    withheld = WithheldOrder.model_validate_json(row.body) if row.kind == WITHHELD else None
-    return OrderRecord.model_validate(
-        {
-            "seq": row.seq,
-            "at": row.at,
-            "order": withheld.order if withheld else Order.model_validate_json(row.body),
-            "accepted": row.kind == ACCEPTED,
-            "reason": row.reason or None,
-            "state": changes[-1].kind,
-            "fill": filled,
-            "withheld": withheld.reason if withheld else "",
-            "changes": [OrderChange(at=item.at, state=item.kind, reason=item.reason) for item in changes],
-        }
-    )

@@ -31,8 +31,8 @@ from qmtl_sdk.contracts.orders import ENDED, Order, OrderReport, OrderState
 _log = structlog.get_logger()
 
 
-def record_reports(tx: Transaction, fence: FenceRow, reports: Sequence[OrderReport]) -> int:
-    """Record reports of a world's orders. The caller holds the fence. Returns how many rows were written."""
+def record_reports(tx: Transaction, fence: FenceRow, reports: Sequence[OrderReport]) -> list[LogLine]:
+    """Record reports of a world's orders. The caller holds the fence. Returns the rows that were written."""
     by_id = _merged(reports)
     opened = {order.order_id: order for order in read_open(tx.connection, by_id)}
     orders = {order_id: order.order() for order_id, order in opened.items()}
@@ -57,7 +57,7 @@ def record_reports(tx: Transaction, fence: FenceRow, reports: Sequence[OrderRepo
     write_lines(tx, fence.world_id, lines)
     if faults and not fence.halted:
         halt(tx, fence, faults[0])
-    return len(lines)
+    return lines
 
 
 def _open_line(

@@ -8,7 +8,7 @@ from activities.access.sql import require_good
 from activities.fence.callers import OrderCaller
 from activities.fence.statements import FenceSnapshot
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import Order, OrderVerdict
+from qmtl_sdk.contracts.orders import OrderRequest, OrderVerdict
 
 # Orders that one transaction answers.
 _BATCH = 500
@@ -19,7 +19,7 @@ class OrdersRequest:
 
     __slots__ = ("answer", "authorised", "caller", "error", "orders", "since", "verdicts", "worlds")
 
-    def __init__(self, orders: Sequence[Order], caller: OrderCaller, since: float) -> None:
+    def __init__(self, orders: Sequence[OrderRequest], caller: OrderCaller, since: float) -> None:
         self.orders = orders
         self.caller = caller
         self.worlds = frozenset(order.world_id for order in orders)
@@ -45,7 +45,7 @@ class OrdersRequest:
                 )
         return self.error is None
 
-    def authorised_orders(self, snapshot: FenceSnapshot) -> list[Order]:
+    def authorised_orders(self, snapshot: FenceSnapshot) -> list[OrderRequest]:
         """List the orders whose session the caller holds; `authorised` says of each whether it is one."""
         self.authorised = [self.caller.may_send(order, snapshot.sessions) for order in self.orders]
         return [order for order, authorised in zip(self.orders, self.authorised, strict=True) if authorised]

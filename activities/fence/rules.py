@@ -13,11 +13,15 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from qmtl_sdk.contracts.domains import Domain, domain_of
-from qmtl_sdk.contracts.orders import Order, Refusal
+from qmtl_sdk.contracts.orders import Order, Origin
+from qmtl_sdk.contracts.refusals import Refusal
 
 OPEN = "open"
 FROZEN = "frozen"
 DRAINING = "draining"
+
+FLATTEN: Origin = "flatten"
+"""The origin of orders that close a position for an operator."""
 
 
 @dataclass
@@ -25,7 +29,7 @@ class FenceState:
     """A world's fence row. Times are ISO 8601 texts (UTC).
 
     `orders` and `refused` count the orders of `minute`, in worlds with a circuit breaker. `symbols` is a JSON
-    list, `max_quantity` and `max_notional` are decimals; empty: no limit.
+    list, `max_quantity` and `max_notional` are decimals, `position_limits` is JSON; empty: no limit.
     """
 
     epoch: int
@@ -39,6 +43,7 @@ class FenceState:
     symbols: str = ""
     max_quantity: str = ""
     max_notional: str = ""
+    position_limits: str = ""
     minute: str = ""
     orders: int = 0
     refused: int = 0
@@ -67,6 +72,7 @@ class Session:
     ended: bool
     actor: str
     secret_hash: str = field(repr=False)
+    opened_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,8 +180,12 @@ _CHECKED_BEFORE_SENDING = (
 def refusal_before_sending(context: OrderContext) -> Refusal | None:
     """Return why an accepted order is cancelled instead of sent; None where it is sent.
 
-    A freeze closes the edge to live for new orders: accepted ones finish.
+    A freeze closes the edge to live for new orders: accepted ones finish. An order of a flatten takes risk
+    off, so nothing that closes a world stops it: only its domain must be one that trades.
     """
+    if context.order.origin == FLATTEN:
+        trades = context.order.execution_domain in (Domain.DRYRUN, Domain.LIVE)
+        return None if trades else Refusal.WRONG_DOMAIN
     exempt = None if context.fence.state == OPEN else Refusal.EDGE_CLOSED
     reasons = (reason for reason in _CHECKED_BEFORE_SENDING if reason is not exempt)
     return next((reason for reason in reasons if CHECKS[reason](context)), None)

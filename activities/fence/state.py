@@ -14,6 +14,7 @@ from sqlmodel import Session
 
 from activities.fence.activations import activation_hashes, apply_decision, halts_of, store_activation
 from activities.fence.log_line import LogLine
+from activities.fence.position_limits import limits_text
 from activities.fence.rules import DRAINING, FROZEN, OPEN
 from activities.storage.tables import FenceRow, OrderLogRow, WorldRow
 from activities.storage.transactions import RecordedChange, Transaction, table_of, utc_now
@@ -83,6 +84,7 @@ def _set_limits(fence: FenceRow, spec: WorldSpec) -> None:
     fence.symbols = "" if limits.symbols is None else json.dumps(limits.symbols)
     fence.max_quantity = str(limits.max_quantity or "")
     fence.max_notional = str(limits.max_notional or "")
+    fence.position_limits = limits_text(limits)
 
 
 def set_live_edge(tx: Transaction, fence: FenceRow, active: bool, reason: str) -> None:

@@ -12,7 +12,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import psycopg
 from psycopg.pq import DiagnosticField, ExecStatus
@@ -24,7 +24,7 @@ from activities.fence.log_line import ACCEPTED, LogLine
 from activities.fence.rules import Activation, FenceState, Session
 from activities.storage.database import Database
 from activities.storage.postgres import LOCK_WAIT_S, PostgresDatabase, lock_key, milliseconds
-from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.orders import OrderRequest
 
 _FENCE = tuple(FenceState.__dataclass_fields__)
 
@@ -58,11 +58,21 @@ class FenceSnapshot:
     tokens: dict[str, TokenState]
 
 
+class NewLine(NamedTuple):
+    """A row for the order log, and what an open order has of it: `quantity` is signed (positive buys)."""
+
+    line: LogLine
+    domain: str = ""
+    symbol: str = ""
+    quantity: str = ""
+    price: str = ""
+
+
 class FenceStatements(Protocol):
     """The statements of one database."""
 
     def read(
-        self, connection: Connection, orders: Iterable[Order], tokens: set[str], wait: bool
+        self, connection: Connection, orders: Iterable[OrderRequest], tokens: set[str], wait: bool
     ) -> FenceSnapshot:
         """Lock the fences of the orders' worlds until the commit, and read everything that the rules need.
 
@@ -72,10 +82,10 @@ class FenceStatements(Protocol):
     def earlier(self, connection: Connection, ids: Sequence[str]) -> dict[str, LogLine]:
         """Read the earlier verdicts of these orders, by order id."""
 
-    def write(self, connection: Connection, lines: Sequence[tuple[LogLine, str]]) -> set[str]:
+    def write(self, connection: Connection, lines: Sequence[NewLine]) -> set[str]:
         """Insert orders, the accepted ones also as open orders, and count them. Returns the new ids.
 
-        Each comes with its domain. The earlier row of an id stands.
+        The earlier row of an id stands.
         """
 
 
@@ -95,7 +105,7 @@ def _selects(among: str) -> dict[str, str]:
         "AND strategy_halt.strategy_id = activation.strategy_id) AS halted FROM activation "
         f"WHERE world_id {among.format('worlds')} AND strategy_id {among.format('strategies')}",
         "sessions": "SELECT session_id, world_id, strategy_id, execution_domain, expires_at, "
-        "ended_at IS NOT NULL AS ended, actor, secret_hash "
+        "ended_at IS NOT NULL AS ended, actor, secret_hash, opened_at "
         f"FROM session WHERE session_id {among.format('sessions')}",
         "tokens": f"SELECT token_id, revoked_at IS NULL AS good FROM token "
         f"WHERE token_id {among.format('tokens')}",
@@ -104,7 +114,7 @@ def _selects(among: str) -> dict[str, str]:
     }
 
 
-def _keys(orders: Iterable[Order], tokens: set[str]) -> dict[str, list[str]]:
+def _keys(orders: Iterable[OrderRequest], tokens: set[str]) -> dict[str, list[str]]:
     """Return the sorted ids of worlds, orders, strategies and sessions that the orders name, and tokens."""
     of = list(orders)
     found = {
@@ -124,7 +134,7 @@ def _snapshot(rows: dict[str, list[tuple[Any, ...]]]) -> FenceSnapshot:
         _lines(rows["earlier"]),
         {(row[0], row[1]): Activation(bool(row[2]), row[3], bool(row[4])) for row in rows["activations"]},
         {
-            row[0]: Session(row[1], row[2], row[3], row[4], bool(row[5]), *row[6:8])
+            row[0]: Session(row[1], row[2], row[3], row[4], bool(row[5]), *row[6:9])
             for row in rows["sessions"]
         },
         rows["router"][0][0] or "",
@@ -145,9 +155,9 @@ class _SqliteStatements:
         f"VALUES ({', '.join('?' * len(LogLine._fields))}) ON CONFLICT DO NOTHING"
     )
     _OPEN = (
-        "INSERT INTO open_order (order_id, world_id, strategy_id, execution_domain, epoch, accepted_at, "
-        "next_at, state, sent_at, acknowledged, filled_quantity, cancel_reason) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, 'accepted', '', 0, '', '')"
+        "INSERT INTO open_order (order_id, world_id, strategy_id, execution_domain, symbol, quantity, price, "
+        "epoch, accepted_at, next_at, state, sent_at, acknowledged, filled_quantity, cancel_reason) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'accepted', '', 0, '', '')"
     )
     _COUNT = (
         "INSERT INTO order_count (world_id, kind, reason, orders) VALUES (?, ?, ?, ?) "
@@ -155,7 +165,7 @@ class _SqliteStatements:
     )
 
     def read(
-        self, connection: Connection, orders: Iterable[Order], tokens: set[str], wait: bool
+        self, connection: Connection, orders: Iterable[OrderRequest], tokens: set[str], wait: bool
     ) -> FenceSnapshot:
         keys = {name: json.dumps(values) for name, values in _keys(orders, tokens).items()}
         driver = self._driver(connection)
@@ -170,19 +180,19 @@ class _SqliteStatements:
             .fetchall()
         )
 
-    def write(self, connection: Connection, lines: Sequence[tuple[LogLine, str]]) -> set[str]:
+    def write(self, connection: Connection, lines: Sequence[NewLine]) -> set[str]:
         driver = self._driver(connection)
-        new = [(line, domain) for line, domain in lines if driver.execute(self._INSERT, line).rowcount]
+        new = [given for given in lines if driver.execute(self._INSERT, given.line).rowcount]
         opened = [
-            (line.ref, line.world_id, line.strategy_id, domain, line.epoch, line.at, line.at)
-            for line, domain in new
+            (line.ref, line.world_id, line.strategy_id, *about, line.epoch, line.at, line.at)
+            for line, *about in new
             if line.kind == ACCEPTED
         ]
         if opened:
             driver.executemany(self._OPEN, opened)
-        counts = Counter((line.world_id, line.kind, line.reason) for line, _ in new)
+        counts = Counter((line.world_id, line.kind, line.reason) for line, *_ in new)
         driver.executemany(self._COUNT, [(*key, count) for key, count in counts.items()])
-        return {line.ref for line, _ in new}
+        return {line.ref for line, *_ in new}
 
     @staticmethod
     def _driver(connection: Connection) -> sqlite3.Connection:
@@ -207,16 +217,18 @@ class _PostgresStatements:
     )
     _INSERT = f"""
         WITH given AS (
-            SELECT * FROM json_to_recordset(%s) AS given({_RECORD}, domain text)
+            SELECT * FROM json_to_recordset(%s)
+            AS given({_RECORD}, domain text, symbol text, quantity text, price text)
         ), line AS (
             INSERT INTO order_log ({", ".join(LogLine._fields)})
             SELECT {", ".join(LogLine._fields)} FROM given
             ON CONFLICT DO NOTHING RETURNING ref, kind, world_id, strategy_id, at, epoch, reason
         ), opened AS (
-            INSERT INTO open_order (order_id, world_id, strategy_id, execution_domain, epoch, accepted_at,
-                                    next_at, state, sent_at, acknowledged, filled_quantity, cancel_reason)
-            SELECT ref, line.world_id, line.strategy_id, domain, line.epoch, line.at, line.at,
-                   'accepted', '', false, '', ''
+            INSERT INTO open_order (order_id, world_id, strategy_id, execution_domain, symbol, quantity,
+                                    price, epoch, accepted_at, next_at, state, sent_at, acknowledged,
+                                    filled_quantity, cancel_reason)
+            SELECT ref, line.world_id, line.strategy_id, domain, symbol, quantity, price, line.epoch, line.at,
+                   line.at, 'accepted', '', false, '', ''
             FROM line JOIN given USING (ref) WHERE line.kind = 'accepted'
         ), counted AS (
             INSERT INTO order_count (world_id, kind, reason, orders)
@@ -228,7 +240,7 @@ class _PostgresStatements:
         SELECT ref FROM line"""
 
     def read(
-        self, connection: Connection, orders: Iterable[Order], tokens: set[str], wait: bool
+        self, connection: Connection, orders: Iterable[OrderRequest], tokens: set[str], wait: bool
     ) -> FenceSnapshot:
         keys = _keys(orders, tokens)
         driver = self._driver(connection)
@@ -246,8 +258,8 @@ class _PostgresStatements:
             self._driver(connection).execute(self._SELECTS["earlier"], {"ids": list(ids)}).fetchall()
         )
 
-    def write(self, connection: Connection, lines: Sequence[tuple[LogLine, str]]) -> set[str]:
-        given = Json([{**line._asdict(), "domain": domain} for line, domain in lines])
+    def write(self, connection: Connection, lines: Sequence[NewLine]) -> set[str]:
+        given = Json([{**new.line._asdict(), **new._asdict(), "line": None} for new in lines])
         return {row[0] for row in self._driver(connection).execute(self._INSERT, (given,)).fetchall()}
 
     @staticmethod

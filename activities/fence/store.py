@@ -20,13 +20,14 @@ from activities.worlds.policies import add_first_policy
 from activities.worlds.specs import changed_spec, insert_world, world_of, world_row
 from qmtl_sdk.contracts.applies import FenceStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
+from qmtl_sdk.contracts.edges import EdgeOverride
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.topic_state import combined_hash
-from qmtl_sdk.contracts.worlds import EdgeOverride, World, WorldSpec, WorldUpdate
+from qmtl_sdk.contracts.worlds import World, WorldSpec, WorldUpdate
 
-# The condition of the index `activation_trading`, in its exact words.
-_TRADES = text("activation.active AND activation.mode IN ('paper', 'live')")
+TRADES = text("activation.active AND activation.mode IN ('paper', 'live')")
+"""The condition of the index `activation_trading`, in its exact words."""
 
 
 class SqlFenceStore:
@@ -145,7 +146,7 @@ class SqlFenceStore:
 
     def trading_until(self, moment: datetime) -> list[str]:
         """List worlds where a strategy trades on a decision that is fresh no longer than `moment`."""
-        trading = select(ActivationRow.world_id).where(_TRADES)
+        trading = select(ActivationRow.world_id).where(TRADES)
         until = moment.isoformat(timespec="microseconds")
         stale = select(FenceRow.world_id).where(
             FenceRow.fresh_until < until, col(FenceRow.world_id).in_(trading)

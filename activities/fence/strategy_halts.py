@@ -110,7 +110,7 @@ def _record(
     now, halted = datetime.now(UTC), phase == "halt"
     after: dict[str, object] = {"halted": halted, "reason": reason}
     if halted:
-        which = Selection(strategy_id=strategy_id)
+        which = Selection(strategies=[strategy_id])
         stopped = cancel_open(tx, fence, "its strategy was halted", fence.on_halt == "cancel", which)
         after |= stopped.model_dump()
     before = next(iter(activations_of(tx.session, world_id, strategy_id)), None)

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from activities.fence.callers import OrderCaller
 from activities.fence.log_line import WITHHELD, LogLine
 from activities.fence.state import locked_fence
-from activities.fence.statements import statements_of
+from activities.fence.statements import NewLine, statements_of
 from activities.sessions.sql import not_the_holder
 from activities.storage.database import Database
 from activities.storage.tables import SessionRow
 from activities.storage.transactions import utc_now
-from qmtl_sdk.contracts.orders import Refusal, WithheldOrder
+from qmtl_sdk.contracts.orders import WithheldOrder
+from qmtl_sdk.contracts.refusals import Refusal
 
 
 class SqlWithheldOrders:
@@ -53,4 +54,4 @@ class SqlWithheldOrders:
                     item.model_dump_json(),
                 )
             connection = tx.session.connection()
-            return len(self._statements.write(connection, [(line, "") for line in lines.values()]))
+            return len(self._statements.write(connection, list(map(NewLine, lines.values()))))

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, delete, literal, select, tuple_
 
 from activities.ledger.booking import History, book, postings, reverse
+from activities.ledger.exposures import Exposures, exposures_of, owners
 from activities.storage.database import Database
 from activities.storage.readable import readable
-from activities.storage.tables import LedgerRow, PositionRow
+from activities.storage.tables import ExposureRow, LedgerRow, PositionRow
 from activities.storage.transactions import Transaction, table_of
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.ledger import (
@@ -28,6 +29,7 @@ from qmtl_sdk.contracts.ledger import (
 
 _ledger = table_of(LedgerRow)
 _position = table_of(PositionRow)
+_exposure = table_of(ExposureRow)
 # Keys in one statement: PostgreSQL takes 65,535 values, and a key has three.
 _AT_ONCE = 5000
 
@@ -75,7 +77,7 @@ class SqlLedger:
             rows = session.connection().execute(
                 query.order_by(*query.selected_columns[:3]).limit(asked.limit)
             )
-            return readable(rows.all(), _held)
+            return readable(rows.all(), held_position)
 
     def lines(
         self, world_id: str, after: int = 0, limit: int = 100, strategy_id: str = ""
@@ -105,15 +107,21 @@ def book_entries(tx: Transaction, world_id: str, entries: Sequence[DatedEntry]) 
     """Book entries in this order. The caller holds the world's fence; none of them is booked already."""
     if not entries:
         return
-    held = positions_of(tx.connection, world_id, {entry.key for entry in entries})
+    keys = {entry.key for entry in entries}
+    held = positions_of(tx.connection, world_id, keys)
+    mine = {owner for key in keys for owner in owners(key)}
+    exposures = Exposures(exposures_of(tx.connection, world_id, mine))
     rows = list[dict[str, object]]()
     history = partial(history_of, tx.connection, world_id)
     for dated in entries:
         if dated.entry.kind is EntryKind.REVERSAL and rows:  # it looks back at those before it
             tx.connection.execute(_ledger.insert(), rows)
             rows = []
+        before = held[dated.key][1] if dated.key in held else Position()
         rows.append(_row(world_id, dated, held, history))
+        exposures.move(dated.key, before, held[dated.key][1])
     tx.connection.execute(_ledger.insert(), rows)
+    exposures.store(tx, world_id)
     changed = sorted({dated.key for dated in entries})
     tx.upsert_values(_position, [_position_row(world_id, key, *held[key]) for key in changed])
 
@@ -129,6 +137,17 @@ def history_of(connection: Connection, world_id: str, key: PositionKey) -> Histo
     if entries[0].kind is not EntryKind.REVERSAL and book(Position(), entries[0])[1] == first:
         return History(entries=entries)
     return History(first, entries[1:])  # what came before was removed
+
+
+def held_positions(
+    connection: Connection, world_id: str, strategies: Sequence[str] | None = None
+) -> dict[PositionKey, Position]:
+    """Read the positions of a world that are not flat, by key: of these strategies, or of all."""
+    mine = [_position.c.world_id == world_id, _position.c.held]
+    if strategies is not None:
+        mine.append(_position.c.strategy_id.in_(strategies))
+    rows = connection.execute(select(*_KEY, _position.c.after).where(*mine).order_by(*_KEY))
+    return {PositionKey(*row[:3]): Position.model_validate_json(row.after) for row in rows}
 
 
 def remove_old_entries(tx: Transaction, world_id: str, newest: Mapping[PositionKey, str]) -> None:
@@ -167,7 +186,7 @@ def _of(world_id: str, key: PositionKey) -> list[Any]:
 
 def remove_ledger(tx: Transaction, world_id: str) -> None:
     """Remove a world's ledger, to book it anew from the order log."""
-    for table in (_ledger, _position):
+    for table in (_ledger, _position, _exposure):
         tx.connection.execute(delete(table).where(table.c.world_id == world_id))
 
 
@@ -251,7 +270,7 @@ def _as_of(moment: datetime, mine: Sequence[Any], closed: bool) -> Any:
     return shown.where(found.c.at.is_not(None) if closed else found.c.held)
 
 
-def _held(row: Any) -> HeldPosition:
+def held_position(row: Any) -> HeldPosition:
     """Convert a row. (Any: the columns of a position.)"""
     position = Position.model_validate_json(row.after)
     # What the ledger wrote needs no second check: a world may have thousands.

@@ -15,6 +15,7 @@ from activities.fence.ledger_entries import entries_of, line_of
 from activities.fence.segments import LOG, rows_after
 from activities.fence.state import locked_fence
 from activities.ledger.booking import History
+from activities.ledger.exposures import Exposure, ExposureKey, Exposures, all_exposures
 from activities.ledger.sql import (
     DatedEntry,
     Held,
@@ -29,7 +30,7 @@ from activities.storage.database import Database
 from activities.storage.transactions import RecordedChange
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.ledger import Entry, LedgerCheck, PositionKey
+from qmtl_sdk.contracts.ledger import Entry, LedgerCheck, Position, PositionKey
 
 _CHUNK = 2000
 """Rows that are read at a time."""
@@ -53,13 +54,17 @@ class LedgerProjection:
         Raises QmtlError: E_WORLD_UNKNOWN, E_ARCHIVE.
         """
         differences, held, entries = list[str](), Held(), 0
+        exposures = Exposures()
         with self._database.read() as session:
             world_row(session, world_id)
             stored = _stored(session.connection(), world_id)
             positions = current_positions(session.connection(), world_id)
+            stored_exposures = all_exposures(session.connection(), world_id)
             found = next(stored, None)
             for entries, (is_archived, dated) in enumerate(self._entries(session, world_id), 1):
+                before = held[dated.key][1] if dated.key in held else Position()
                 made = booked_row(dated, held, partial(self._history, session, world_id, dated.entry))
+                exposures.move(dated.key, before, held[dated.key][1])
                 if is_archived and (found is None or found["ref"] != made["ref"]):
                     continue  # removed with the rows that it follows from
                 if found != made:
@@ -71,6 +76,7 @@ class LedgerProjection:
                 more = ([found] if found else []) + list(islice(stored, 9))
                 differences += [f"the log makes no entry {row}" for row in more]
                 differences += _other_positions(held, positions)
+                differences += _other_exposures(exposures, stored_exposures)
         return LedgerCheck(
             world_id=world_id,
             entries=entries,
@@ -146,4 +152,12 @@ def _other_positions(held: Held, stored: dict[PositionKey, tuple[str, str, bool]
         f"position {key}: the log makes {made.get(key)}, the ledger has {stored.get(key)}"
         for key in sorted(made.keys() | stored.keys())
         if made.get(key) != stored.get(key)
+    ]
+
+
+def _other_exposures(made: Exposures, stored: dict[ExposureKey, Exposure]) -> list[str]:
+    return [
+        f"exposure {key}: the log makes {made.found.get(key)}, the ledger has {stored.get(key)}"
+        for key in sorted(made.found.keys() | stored.keys())
+        if made.found.get(key) != stored.get(key)
     ]

@@ -569,6 +569,7 @@ class FenceRow(SQLModel, table=True):
     symbols: str = Field(default="", sa_column=_text())
     max_quantity: str = ""
     max_notional: str = ""
+    position_limits: str = Field(default="", sa_column=_text())
     minute: str = ""
     orders: int = 0
     refused: int = 0
@@ -667,6 +668,15 @@ class OrderLogRow(SQLModel, table=True):
             sqlite_where=text("kind IN ('refused', 'withheld')"),
             postgresql_where=text("kind IN ('refused', 'withheld')"),
         ),
+        Index(
+            "order_log_strategy",
+            "world_id",
+            "strategy_id",
+            "reason",
+            "seq",
+            sqlite_where=text("kind IN ('accepted', 'refused', 'withheld')"),
+            postgresql_where=text("kind IN ('accepted', 'refused', 'withheld')"),
+        ),
     )
     seq: int | None = Field(default=None, sa_column=_seq())
     at: str
@@ -713,19 +723,23 @@ class OpenOrderRow(SQLModel, table=True):
     `state` is accepted, sent or partially_filled. `sent_at`: when it was last marked as sent.
     `acknowledged`: its venue has acknowledged it. `filled_quantity`: what was filled so far; empty for none.
     `cancel_reason`: why its venue is asked to cancel it; empty where it is not asked. `next_at`: when the
-    router looks at it again.
+    router looks at it again. `quantity` is signed: positive buys. `price`: its reference price, or empty.
+    `origin`: see `Order.origin`.
     """
 
     __tablename__ = "open_order"
     __table_args__ = (
         Index("open_order_due", "execution_domain", "world_id", "next_at"),
         Index("open_order_next", "execution_domain", "next_at", "world_id"),
-        Index("open_order_world", "world_id", "state"),
+        Index("open_order_world", "world_id", "strategy_id", "symbol"),
     )
     order_id: str = Field(primary_key=True)
     world_id: str
     strategy_id: str
     execution_domain: str
+    symbol: str
+    quantity: str
+    price: str = ""
     epoch: int
     accepted_at: str
     next_at: str
@@ -734,6 +748,64 @@ class OpenOrderRow(SQLModel, table=True):
     acknowledged: bool = False
     filled_quantity: str = ""
     cancel_reason: str = ""
+    origin: str = Field(default="strategy", sa_column_kwargs={"server_default": "strategy"})
+
+
+class FlattenRow(SQLModel, table=True):
+    """A request to flatten a strategy of a world, or all (`strategy_id` empty), with its first answer."""
+
+    __tablename__ = "flatten"
+    world_id: str = Field(primary_key=True)
+    flatten_id: str = Field(primary_key=True)
+    strategy_id: str
+    actor: str
+    reason: str
+    at: str
+    answer: str = Field(sa_column=_text())
+
+
+class FlatteningRow(SQLModel, table=True):
+    """A strategy whose positions at an account are being closed. The row goes when they are.
+
+    `flatten_id`: the first request, or the apply, that asked for it. `failures` counts the orders that a
+    venue ended before they were filled, `fault` is what it said last, and `next_at` is when another is made;
+    empty where none waits for a time. `given_up`: who cancelled it; then the row stays only until its orders
+    have ended.
+    """
+
+    __tablename__ = "flattening"
+    world_id: str = Field(primary_key=True)
+    strategy_id: str = Field(primary_key=True)
+    execution_domain: str = Field(primary_key=True)
+    account: str
+    flatten_id: str
+    since: str
+    failures: int = 0
+    fault: str = ""
+    next_at: str = ""
+    given_up: str = ""
+
+
+class TargetRow(SQLModel, table=True):
+    """What a strategy wants to hold of a symbol in a domain, as it last said, and what that means in units.
+
+    `units` were sized at `price`, with the strategy's `weight` and the world's `capital` of that time. They
+    stay while those and the target do. `decided_at` is of the bar, `updated_at` the store's time.
+    """
+
+    __tablename__ = "target"
+    world_id: str = Field(primary_key=True)
+    strategy_id: str = Field(primary_key=True)
+    execution_domain: str = Field(primary_key=True)
+    symbol: str = Field(primary_key=True)
+    unit: str
+    value: str
+    weight: str
+    capital: str
+    price: str
+    units: str
+    decided_at: str
+    updated_at: str
 
 
 class LedgerRow(SQLModel, table=True):
@@ -777,6 +849,15 @@ class PositionRow(SQLModel, table=True):
             sqlite_where=text("held"),
             postgresql_where=text("held"),
         ),
+        Index(
+            "position_account",
+            "account",
+            "symbol",
+            "world_id",
+            "strategy_id",
+            sqlite_where=text("held"),
+            postgresql_where=text("held"),
+        ),
     )
     world_id: str = Field(primary_key=True)
     strategy_id: str = Field(primary_key=True)
@@ -785,6 +866,39 @@ class PositionRow(SQLModel, table=True):
     at: str
     held: bool
     after: str = Field(sa_column=_text())
+
+
+class ReconciliationRow(SQLModel, table=True):
+    """The newest comparison of a broker's account with ledger and order log (`body`)."""
+
+    __tablename__ = "reconciliation"
+    account: str = Field(primary_key=True)
+    at: str
+    body: str = Field(sa_column=_text())
+
+
+class ExposureRow(SQLModel, table=True):
+    """What a strategy holds and has earned at an account, added up; with strategy_id `""`, its whole world.
+
+    `gross`: the notional of its positions at their marks. `profit`: what it has earned, open positions at
+    their marks, less fees. `peak`: the highest profit so far, 0 at first.
+    """
+
+    __tablename__ = "exposure"
+    __table_args__ = (
+        Index(
+            "exposure_account",
+            "account",
+            sqlite_where=text("strategy_id = ''"),
+            postgresql_where=text("strategy_id = ''"),
+        ),
+    )
+    world_id: str = Field(primary_key=True)
+    strategy_id: str = Field(primary_key=True)
+    account: str = Field(primary_key=True)
+    gross: str
+    profit: str
+    peak: str
 
 
 class OrderCountRow(SQLModel, table=True):

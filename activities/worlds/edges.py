@@ -8,7 +8,7 @@ from activities.storage.database import Database
 from activities.storage.tables import EdgeOverrideRow
 from activities.storage.transactions import Transaction, utc_now
 from activities.worlds.specs import world_row
-from qmtl_sdk.contracts.worlds import EdgeOverride
+from qmtl_sdk.contracts.edges import EdgeOverride
 
 Edge = tuple[str, str]
 

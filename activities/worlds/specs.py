@@ -95,7 +95,7 @@ def insert_world(tx: Transaction, spec: WorldSpec, policy: Policy | None) -> tup
 def merged_spec(before: WorldSpec, change: WorldUpdate) -> WorldSpec:
     """Return a spec with the given parts of `change`."""
     values = before.model_dump()
-    for name in ("description", "allow_live", "circuit_breaker", "order_limits", "on_halt", "data"):
+    for name in WorldUpdate.model_fields.keys() - {"state"}:
         value = getattr(change, name)
         if value is not None:
             values[name] = value.model_dump() if isinstance(value, Model) else value

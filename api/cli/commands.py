@@ -17,12 +17,14 @@ from api.cli import (
     config,
     dead_letters,
     edges,
+    flatten,
     halts,
     ledger,
     orders,
     policy,
     principal,
     promotion,
+    reconcile,
     sessions,
     stack,
     status,
@@ -43,11 +45,13 @@ WORLD_COMMANDS = (
     approvals.app,
     promotion.app,
     halts.app,
+    flatten.app,
     edges.app,
     audit.app,
     orders.app,
     cancel.app,
     ledger.app,
+    reconcile.app,
     allocations.app,
     policy.app,
 )
@@ -62,6 +66,7 @@ for group in WORLD_COMMANDS:
     world.app.add_typer(group)
 app.add_typer(world.app, name="world")
 app.add_typer(ledger.ledger_app, name="ledger")
+app.add_typer(sessions.session_app, name="session")
 app.add_typer(principal.app, name="principal")
 app.add_typer(token.app, name="token")
 app.add_typer(config.app, name="config")

@@ -218,6 +218,8 @@ def request_of(arguments: Sequence[str]) -> Request | None:
                 return None
         elif word == "--all":
             all_worlds = True
+        elif word == "--flatten":
+            continue  # the command does it once it has loaded, after the halt
         else:
             worlds.append(word)
     if all_worlds and not worlds and "strategy" not in given:

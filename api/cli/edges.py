@@ -9,8 +9,8 @@ from api.cli.connection import gateway_as
 from api.cli.options import As, Output, Reason, WorldArgument, with_options
 from api.cli.output import Format, guarded, print_result, table
 from qmtl_sdk.contracts.documents import validated
+from qmtl_sdk.contracts.edges import EdgeOverride
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.worlds import EdgeOverride
 
 app = typer.Typer()
 

@@ -1,6 +1,7 @@
 """`qmtl world halt | resume | archive | allow-live`: open and close a world at once."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -9,11 +10,13 @@ import typer
 from api.cli import early_halt
 from api.cli.connection import gateway_as
 from api.cli.early_halt import LIMIT_S, Halted, NotSentError
-from api.cli.options import As, HaltStrategy, Output, Reason, WorldArgument
+from api.cli.flatten import flattened, flattened_text
+from api.cli.options import As, HaltStrategy, Output, Reason, WorldArgument, with_options
 from api.cli.output import Format, guarded, print_result
 from api.cli.text.status import fence_text
 from qmtl_sdk.contracts.applies import FenceStatus
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.flattening import FlattenResult
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.texts import printable
 from qmtl_sdk.contracts.worlds import WorldUpdate
@@ -21,38 +24,67 @@ from qmtl_sdk.contracts.worlds import WorldUpdate
 app = typer.Typer()
 
 
+@dataclass(frozen=True)
+class HaltOptions:
+    """The arguments of `qmtl world halt`."""
+
+    world: Annotated[str | None, typer.Argument(metavar="WORLD", show_default=False)] = None
+    every: Annotated[bool, typer.Option("--all", help="every world")] = False
+    strategy: HaltStrategy = None
+    flatten: Annotated[
+        bool, typer.Option("--flatten", help="close what is held too, by orders that only reduce")
+    ] = False
+    reason: Reason = ""
+    as_name: As = None
+    output: Output = Format.TEXT
+
+
 @app.command()
 @guarded
-def halt(
-    world: Annotated[str | None, typer.Argument(metavar="WORLD", show_default=False)] = None,
-    every: Annotated[bool, typer.Option("--all", help="every world")] = False,
-    strategy: HaltStrategy = None,
-    reason: Reason = "",
-    as_name: As = None,
-    output: Output = Format.TEXT,
-) -> None:
+@with_options
+def halt(options: HaltOptions) -> None:
     """Refuse every order of a world, of all, or of one strategy, from now on, until someone resumes it.
 
     Where no Gateway carries it out within a second, the halt is written straight into the store.
     """
-    if (world is None) is not every:
+    world, strategy, as_name = options.world, options.strategy, options.as_name
+    if (world is None) is not options.every:
         raise typer.BadParameter("name a world or give --all, one of the two")
-    if every and strategy is not None:
+    if options.every and strategy is not None:
         raise typer.BadParameter("name the world of the strategy: --all takes no strategy")
-    reason = printable(reason, MAX_REASON)  # no reason is a reason to refuse a halt
+    reason = printable(options.reason, MAX_REASON)  # no reason is a reason to refuse a halt
     found = _halted_by_gateway(world, strategy, as_name, reason)
     if found is None:
         from api.cli.halt_in_store import halt_in_store  # loads the database, which other commands need not
 
         found = Halted(halt_in_store(world, strategy, as_name, reason), in_store=True)
-    worlds, note = found.worlds, []
+    worlds, lines = found.worlds, list[str]()
     if found.in_store:
-        note = ["No Gateway carried out the halt; it was written straight into the store."]
+        lines.append("No Gateway carried out the halt; it was written straight into the store.")
+    what = f"{strategy} in " if strategy is not None else ""
+    lines.append(f"halted: {what}{', '.join(worlds) or 'no world'}")
     body: dict[str, Any] = {"halted": worlds}
     if strategy is not None:
         body["strategy"] = strategy
-    what = f"{strategy} in " if strategy is not None else ""
-    print_result(output, body, lambda: [*note, f"halted: {what}{', '.join(worlds) or 'no world'}"])
+    if options.flatten:
+        closed = _flattened(options, reason, lines)
+        body["flattened"] = [item.json_dict() for item in closed]
+        lines += flattened_text(closed)
+    print_result(options.output, body, lambda: lines)
+
+
+def _flattened(options: HaltOptions, reason: str, done: list[str]) -> list[FlattenResult]:
+    """Close what is held. Raises QmtlError, which says that the halt is done (`done`)."""
+    try:
+        with gateway_as(options.as_name) as client:
+            return flattened(client, options.world, options.strategy, reason, 0.0)
+    except QmtlError as error:
+        of_strategy = f" -s {options.strategy}" if options.strategy else ""
+        again = f"qmtl world flatten {options.world or '--all'}{of_strategy}"
+        first = "once a Gateway answers" if error.code == "E_UNAVAILABLE" else f"{error.remedy}; then"
+        raise QmtlError(
+            error.code, f"{'; '.join(done)}; but not flattened: {error.message}", f"{first}: {again}"
+        ) from error
 
 
 def _halted_by_gateway(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ from api.cli.connection import gateway
 from api.cli.names import StrategyNames, strategy_ids
 from api.cli.options import HaltStrategy, Output, StrategyArgument, WorldArgument, with_options
 from api.cli.output import Format, guarded, print_result, table
+from api.cli.text.figures import number
 from qmtl_sdk.contracts.documents import validated
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import FillBatch
@@ -211,13 +211,13 @@ def _position_row(item: HeldPosition, name: str) -> list[str]:
         name,
         item.account,
         item.symbol,
-        _number(held.quantity),
-        _number(item.average),
-        _number(held.mark),
-        _number(item.unrealised),
-        _number(held.realised),
-        _number(held.income),
-        _number(held.fees),
+        number(held.quantity),
+        number(item.average),
+        number(held.mark),
+        number(item.unrealised),
+        number(held.realised),
+        number(held.income),
+        number(held.fees),
     ]
 
 
@@ -230,10 +230,10 @@ def _line_row(line: LedgerLine, name: str) -> list[str]:
         entry.account,
         entry.kind.value,
         entry.symbol,
-        _number(entry.quantity),
-        _number(entry.price),
-        _number(entry.cash - entry.fee),
-        _number(line.after.quantity),
+        number(entry.quantity),
+        number(entry.price),
+        number(entry.cash - entry.fee),
+        number(line.after.quantity),
     ]
 
 
@@ -243,8 +243,3 @@ def _check_text(found: LedgerCheck) -> list[str]:
         return [f"the ledger of {found.world_id} is what its order log says: {head}"]
     again = f"qmtl ledger rebuild {found.world_id} books it anew"
     return [f"the ledger of {found.world_id} differs from its order log", *found.differences, again]
-
-
-def _number(value: Decimal) -> str:
-    """Format a number for a person: at most six places."""
-    return f"{round(value, 6).normalize():f}" if value else "0"

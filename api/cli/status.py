@@ -6,6 +6,7 @@ from api.cli.connection import gateway
 from api.cli.names import StrategyNames
 from api.cli.options import Output, StrategyArgument, WorldArgument
 from api.cli.output import Format, guarded, print_result
+from api.cli.text.positions import capital_text, holdings_text
 from api.cli.text.status import activation_text, data_text, fence_text, opening_text, runners_text
 
 app = typer.Typer()
@@ -14,7 +15,7 @@ app = typer.Typer()
 @app.command()
 @guarded
 def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
-    """Show whether orders can pass, who trades, which apply runs, and the data behind the evidence."""
+    """Show whether orders can pass, who trades, what is held and earned, which apply runs, and the data."""
     with gateway() as client:
         found = client.world(world)
         fence = client.fence(world)
@@ -24,9 +25,11 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
         sessions = client.sessions(world)
         fingerprints = client.fingerprints(world)
         policies = client.policies(world)
+        summary = client.position_summary(world)
         names = StrategyNames(client, world)
         table = activation_text(activation, names)
         runners = runners_text(activation, sessions, names)
+        holdings = holdings_text(summary, names)
     policy = next((item for item in policies if item["version"] == found.policy_version), None)
     apply = newest[0] if newest else None
     body = {
@@ -36,6 +39,8 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
         "policy_fingerprint": policy["gating_policy"]["dataset_fingerprint"] if policy else None,
         "fingerprints": fingerprints,
         "activation": [item.json_dict() for item in activation],
+        "capital": found.spec.capital.json_dict() if found.spec.capital else None,
+        "positions": summary.json_dict(),
         "sessions": len(sessions),
         "apply": apply.json_dict() if apply else None,
         "decision": decisions[0].json_dict() if decisions else None,
@@ -46,10 +51,12 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
         lambda: [
             *fence_text(fence),
             *opening_text(fence, apply),
+            *capital_text(found.spec.capital, summary),
             *runners,
             data_text(fingerprints, policy, found.pinned_fingerprint),
             f"apply      {apply.run_id}: {apply.waits_for}" if apply else "apply      none yet",
             *table,
+            *holdings,
         ],
     )
 

@@ -10,11 +10,12 @@ from pydantic import Field
 from api.auth.access import CurrentCaller, GuardedRoute
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, FenceStatus
+from qmtl_sdk.contracts.edges import EdgeOverride
+from qmtl_sdk.contracts.flattening import FlattenId, FlattenRequest
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.texts import Report
-from qmtl_sdk.contracts.worlds import EdgeOverride
 from workflows.ids import apply_id
 
 router = APIRouter(prefix="/worlds/{world_id}", tags=["applies"], route_class=GuardedRoute)
@@ -26,12 +27,18 @@ class Reason(Model):
     reason: Report = Field("", max_length=MAX_REASON)
 
 
-class HaltBody(Reason):
+class StrategyBody(Reason):
     """Which strategy of the world to halt or resume; none: the whole world."""
 
     strategy: str | None = Field(
         None, min_length=1, max_length=128, description="its name, its strategy_id, or the beginning of that"
     )
+
+
+class HaltBody(StrategyBody):
+    """What to halt. `flatten`: close what is held too, as a request to flatten of this id."""
+
+    flatten: FlattenId | None = None
 
 
 class Resumed(Model):
@@ -128,15 +135,20 @@ async def halt(
             state.stores.fence.halt(world_id, caller.subject, wanted.reason)
         else:
             state.stores.strategy_halts.halt(world_id, wanted.strategy, caller.subject, wanted.reason)
+        if wanted.flatten is not None:
+            request = FlattenRequest(
+                flatten_id=wanted.flatten, strategy=wanted.strategy, reason=wanted.reason
+            )
+            state.stores.flattens.request(world_id, request, caller.subject)
         return _fence(state, world_id)
 
     return await state.run_halt(act)
 
 
 @router.post("/resume", summary="Lift a halt, or open a world that a failed apply left frozen")
-def resume(world_id: str, state: State, caller: CurrentCaller, body: HaltBody | None = None) -> Resumed:
+def resume(world_id: str, state: State, caller: CurrentCaller, body: StrategyBody | None = None) -> Resumed:
     """A world's halt and those of its strategies are lifted separately."""
-    wanted = body or HaltBody()
+    wanted = body or StrategyBody()
     if wanted.strategy is None:
         lifted = state.stores.apply_steps.resume(world_id, caller.subject, wanted.reason)
     else:
@@ -160,6 +172,7 @@ def _fence(state: GatewayState, world_id: str) -> FenceStatus:
     return found.model_copy(
         update={
             "open_orders": state.stores.order_log.open_orders(world_id),
+            "flattening": state.stores.flattens.under_way(world_id),
             "orders": state.stores.order_log.counts(world_id),
         }
     )

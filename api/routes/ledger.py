@@ -1,5 +1,6 @@
 """The ledger: fills and bookings that people report, positions, and the ledger against the order log."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -9,6 +10,8 @@ from api.state import State
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.fills import FillBatch, FillsRecorded
 from qmtl_sdk.contracts.ledger import Booking, HeldPosition, LedgerCheck, LedgerLine, PositionFilter
+from qmtl_sdk.contracts.position_summary import LARGEST, PositionSummary
+from qmtl_sdk.contracts.reconciliation import Reconciliation
 
 router = APIRouter(tags=["ledger"], route_class=GuardedRoute)
 
@@ -31,6 +34,15 @@ def positions(world_id: str, state: State, asked: Annotated[PositionFilter, Quer
     return state.stores.ledger.positions(world_id, asked)
 
 
+@router.get("/worlds/{world_id}/positions/summary", summary="Add up what strategies hold and have earned")
+def summary(
+    world_id: str, state: State, largest: Annotated[int, Query(ge=0, le=100)] = LARGEST
+) -> PositionSummary:
+    """In all and since midnight UTC; with the `largest` positions of each strategy."""
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return state.stores.position_summary.summary(world_id, midnight, largest)
+
+
 @router.get("/worlds/{world_id}/ledger", summary="List the entries of a ledger, oldest first")
 def ledger(
     world_id: str,
@@ -40,6 +52,17 @@ def ledger(
     strategy_id: _Strategy = "",
 ) -> list[LedgerLine]:
     return state.stores.ledger.lines(world_id, after, limit, strategy_id)
+
+
+@router.get(
+    "/worlds/{world_id}/reconciliation", summary="List what brokers' accounts hold against the ledger"
+)
+def reconciliation(world_id: str, state: State) -> list[Reconciliation]:
+    """The newest comparison of each account, with the positions and orders that concern the world.
+
+    Figures are those of the account: of all worlds that trade in it.
+    """
+    return state.stores.reconciliations.of_world(world_id)
 
 
 @router.post("/worlds/{world_id}/ledger", summary="Book a dividend, split, fee, adjustment or reversal")

@@ -1,6 +1,7 @@
 """Orders: send them to the fence, and list them."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -11,19 +12,23 @@ from api.metrics import ORDERS
 from api.routes.session_secret import SessionSecret
 from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.order_list import ChangesOfWorld, OrderChanges, OrdersOfWorld
 from qmtl_sdk.contracts.orders import (
     OrderBatch,
     OrderRecord,
+    OrderRequest,
+    OrderVerdict,
     OrderVerdicts,
-    Refusal,
     WithheldBatch,
     WithheldRecorded,
 )
+from qmtl_sdk.contracts.refusals import Refusal
+from qmtl_sdk.contracts.targets import TargetBatch, TargetVerdict, TargetVerdicts
 
-router = APIRouter(prefix="/orders", tags=["orders"], route_class=GuardedRoute)
+router = APIRouter(tags=["orders"], route_class=GuardedRoute)
 
 
-@router.post("", summary="Send orders to the fence; each gets a verdict")
+@router.post("/orders", summary="Send orders to the fence; each gets a verdict")
 async def publish(
     batch: OrderBatch, state: State, caller: CurrentCaller, secret: SessionSecret = ""
 ) -> OrderVerdicts:
@@ -39,18 +44,40 @@ async def publish(
     )
 
 
+@router.post("/targets", summary="Say what a strategy wants to hold; the service orders what is missing")
+async def set_targets(
+    batch: TargetBatch, state: State, caller: CurrentCaller, secret: SessionSecret = ""
+) -> TargetVerdicts:
+    """An order is the target in units, less the position in the ledger and what open orders may still fill.
+
+    Safe to repeat: what is there already is not ordered again. Session and secret are as for orders.
+    """
+    first = batch.targets[0]
+    caller.require_role(first.world_id, Role.AUTHOR)
+    sender = OrderCaller(caller.subject, {first.session_id: secret}, caller.token_id)
+    verdicts = await _send(state, batch.targets, sender)
+    return TargetVerdicts(verdicts=tuple(item for item in verdicts if isinstance(item, TargetVerdict)))
+
+
 async def send_orders(state: GatewayState, batch: OrderBatch, sender: OrderCaller) -> OrderVerdicts:
     """Send orders to the fence in worlds where the sender has the role for it.
 
     Raises QmtlError: E_TOKEN_REVOKED, E_WORLD_UNKNOWN.
     """
-    verdicts = await state.acceptance.publish(batch.orders, sender)
-    for order, verdict in zip(batch.orders, verdicts, strict=True):
-        ORDERS.labels(order.world_id, verdict.reason.value if verdict.reason else "accepted").inc()
-    return OrderVerdicts(verdicts=tuple(verdicts))
+    return OrderVerdicts(verdicts=tuple(await _send(state, batch.orders, sender)))
 
 
-@router.post("/withheld", summary="Record orders that a strategy held back, with the reason")
+async def _send(
+    state: GatewayState, requests: Sequence[OrderRequest], sender: OrderCaller
+) -> list[OrderVerdict]:
+    verdicts = await state.acceptance.publish(requests, sender)
+    for request, verdict in zip(requests, verdicts, strict=True):
+        if verdict.reason or not isinstance(verdict, TargetVerdict) or verdict.ordered:
+            ORDERS.labels(request.world_id, verdict.reason.value if verdict.reason else "accepted").inc()
+    return verdicts
+
+
+@router.post("/orders/withheld", summary="Record orders that a strategy held back, with the reason")
 async def withhold(
     batch: WithheldBatch, state: State, caller: CurrentCaller, secret: SessionSecret = ""
 ) -> WithheldRecorded:
@@ -63,17 +90,21 @@ async def withhold(
     return WithheldRecorded(recorded=recorded)
 
 
-@router.get("", summary="List the orders of a world with verdicts and fills, oldest first")
+@router.get("/orders", summary="List the orders of a world with verdicts and fills, oldest first")
 async def list_orders(
-    world_id: str,
-    state: State,
-    caller: CurrentCaller,
-    after: Annotated[int, Query(ge=0, lt=2**62)] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    reason: Refusal | None = None,
+    state: State, caller: CurrentCaller, wanted: Annotated[OrdersOfWorld, Query()]
 ) -> list[OrderRecord]:
-    caller.require_role(world_id, Role.READER)
-    await asyncio.to_thread(state.stores.worlds.world, world_id)
-    return await asyncio.to_thread(
-        state.stores.order_log.orders, world_id, after, limit, reason.value if reason else ""
-    )
+    """The first ones after a number of the order log, or with `newest` the last ones."""
+    caller.require_role(wanted.world_id, Role.READER)
+    await asyncio.to_thread(state.stores.worlds.world, wanted.world_id)
+    return await asyncio.to_thread(state.stores.order_log.orders, wanted.world_id, wanted)
+
+
+@router.get("/orders/changes", summary="List orders that are new or have changed after a number of the log")
+async def list_changes(
+    state: State, caller: CurrentCaller, wanted: Annotated[ChangesOfWorld, Query()]
+) -> OrderChanges:
+    """A reader goes on with the `after` of the answer. Without `after`, it is the newest number."""
+    caller.require_role(wanted.world_id, Role.READER)
+    await asyncio.to_thread(state.stores.worlds.world, wanted.world_id)
+    return await asyncio.to_thread(state.stores.order_log.changes, wanted)

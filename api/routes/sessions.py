@@ -16,6 +16,7 @@ from api.state import GatewayState, State
 from qmtl_sdk.contracts.access import EVERY_WORLD, Role
 from qmtl_sdk.contracts.domains import ComputeContext, DataScope, Domain, resolve_context, stage_of
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.flattening import FlattenId, FlattenRequest
 from qmtl_sdk.contracts.identity import compute_key
 from qmtl_sdk.contracts.orders import MAX_REASON
 from qmtl_sdk.contracts.sessions import (
@@ -122,13 +123,20 @@ async def end(
     caller: CurrentCaller,
     secret: SessionSecret = "",
     reason: Annotated[str, Query(max_length=MAX_REASON)] = "stopped",
+    flatten: Annotated[
+        FlattenId | None, Query(description="close what it holds, as a request to flatten of this id")
+    ] = None,
 ) -> SessionInfo:
-    """An operator may end any session, without its secret."""
+    """An operator may end any session, without its secret. To flatten takes an operator."""
     found = await asyncio.to_thread(state.stores.sessions.find, session_id)
-    caller.require_role(found.info.world_id, Role.AUTHOR)
+    caller.require_role(found.info.world_id, Role.AUTHOR if flatten is None else Role.OPERATOR)
     if not caller.may(Role.OPERATOR, found.info.world_id):
         found.require_holder(SessionCaller(caller.subject, secret))
-    return await asyncio.to_thread(state.stores.sessions.end, session_id, reason, caller.subject)
+    ended = await asyncio.to_thread(state.stores.sessions.end, session_id, reason, caller.subject)
+    if flatten is not None:
+        request = FlattenRequest(flatten_id=flatten, strategy=ended.strategy_id, reason=reason)
+        await asyncio.to_thread(state.stores.flattens.request, ended.world_id, request, caller.subject)
+    return ended
 
 
 def _context(wanted: SessionOpen, state: GatewayState) -> ComputeContext:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import assert_never
 
-from qmtl_sdk.brokerage.models import BPS, Fees, MakerTakerFee, PercentFee, PerShareFee, TieredFee
+from qmtl_sdk.brokerage.models import BPS
 from qmtl_sdk.brokerage.orders import SimulatedFill
 from qmtl_sdk.contracts.amounts import EXACT, rounded
+from qmtl_sdk.contracts.fees import Fees, MakerTakerFee, PercentFee, PerShareFee, TieredFee
 
 
 def fee_of(fees: Fees, fill: SimulatedFill, earlier: Sequence[SimulatedFill], traded: Decimal) -> Decimal:

@@ -1,8 +1,8 @@
 """The fill model: what becomes of an order in a bar.
 
 `work` is one pure function over an order, its fills so far, and a bar. Called as each bar closes, it makes
-the same fills as over all bars. Only a backtest (`reports.backtest`) uses it: the paper broker fills whole
-orders, at their reference price.
+the same fills as over all bars. A backtest (`reports.backtest`) uses it, and so does the paper broker where
+its world says so (`activities.brokers.bar_fills`).
 
 1. A bar that opened before the order was placed, or has no price, changes nothing.
 2. A DAY order that meets a bar of another UTC day than its first one expires.

@@ -79,6 +79,7 @@ RESERVED = frozenset(
         "apply",
         "evaluation",
         "fence",
+        "flatten",
         "gateway",
         "qmtl",
         "relay",

@@ -179,6 +179,7 @@ class FenceStatus(Model):
     decision_fresh_until: UtcTime | None = None
     strategy_halts: tuple[StrategyHalt, ...] = Field((), description="strategies that are halted")
     open_orders: int = 0
+    flattening: int = Field(0, description="strategies whose positions are being closed")
     orders: dict[str, int] = {}
 
 

@@ -138,6 +138,8 @@ CODES: dict[str, int] = {
     "E_FILL_EXCEEDS": 422,
     "E_BOOKING": 422,
     "E_BOOKING_REUSED": 409,
+    "E_FLATTEN_REUSED": 409,
+    "E_NOT_FLAT": 409,
     # allocation and rebalancing
     "E_ALLOCATION_MISSING": 422,
     "E_ALPHA_METRICS_REQUIRED": 422,

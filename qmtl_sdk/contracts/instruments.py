@@ -127,6 +127,8 @@ class Instruments:
         """
         key = (venue, symbol)
         if key not in self._found:
+            if len(self._found) >= MAX_SYMBOLS:
+                self._found.clear()  # whoever asks may name ever new symbols
             self._found[key] = self._merged(venue, symbol)
         return self._found[key]
 

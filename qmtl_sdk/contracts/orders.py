@@ -1,20 +1,19 @@
-"""Orders: what a publisher sends, the fence's answers, and what became of each order.
-
-Quantities and prices are `Decimal`, sent as text.
-"""
+"""Orders: what a publisher sends, the fence's answers, and what became of each order."""
 
 from collections.abc import Iterable
+from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from qmtl_sdk.contracts.amounts import Amount
+from qmtl_sdk.contracts.amounts import Amount, negated
 from qmtl_sdk.contracts.canonical import hash_of, hash_parts
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.fills import MAX_FILLS, Fill, Filled, Side
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.refusals import Refusal
 from qmtl_sdk.contracts.texts import PlainLine
 from qmtl_sdk.contracts.worlds import UtcTime, WorldId
 
@@ -25,67 +24,16 @@ MAX_REASON = 300
 """The largest length of a reason that is stored with an order, a halt or the end of a session."""
 
 
-class Refusal(StrEnum):
-    """Why the fence, or the order gate before it, refuses an order.
-
-    The values are stable: they are counted and stored.
-    """
-
-    SHADOW = "shadow"
-    HALTED = "halted"
-    STRATEGY_HALTED = "strategy_halted"
-    FROZEN = "frozen"
-    DRAINING = "draining"
-    STALE_EPOCH = "stale_epoch"
-    STALE_DECISION = "stale_decision"
-    NO_SESSION = "no_session"
-    NOT_ACTIVE = "not_active"
-    WRONG_DOMAIN = "wrong_domain"
-    LIVE_NOT_ALLOWED = "live_not_allowed"
-    EDGE_CLOSED = "edge_closed"
-    NO_ROUTER = "no_router"
-    CIRCUIT_BREAKER = "circuit_breaker"
-    SYMBOL_LIMIT = "symbol_limit"
-    QUANTITY_LIMIT = "quantity_limit"
-    NOTIONAL_LIMIT = "notional_limit"
-    ORDER_REUSED = "order_reused"
-    WITHHELD = "withheld"
-
-
-REFUSALS: dict[Refusal, str] = {
-    Refusal.SHADOW: "shadow computes beside a world and never trades",
-    Refusal.HALTED: "the world is halted; qmtl world status W says why, qmtl world resume W lifts it",
-    Refusal.STRATEGY_HALTED: "the strategy is halted; qmtl world resume W -s STRATEGY lifts it",
-    Refusal.FROZEN: "an apply has frozen the world",
-    Refusal.DRAINING: "an apply is waiting for open orders to end",
-    Refusal.STALE_EPOCH: "the order was decided before the world's last freeze, unfreeze, halt or resume",
-    Refusal.STALE_DECISION: "the world's newest decision is older than its ttl",
-    Refusal.NO_SESSION: "its session has ended, or is not of this caller, strategy, world or domain",
-    Refusal.NOT_ACTIVE: "the strategy is not active in the world",
-    Refusal.WRONG_DOMAIN: "the strategy's stage differs from the order's domain",
-    Refusal.LIVE_NOT_ALLOWED: "the world does not allow live",
-    Refusal.EDGE_CLOSED: "the world's edge from backtest to live is closed",
-    Refusal.NO_ROUTER: "no order router works, or the live broker fails: qmtl status says which",
-    Refusal.CIRCUIT_BREAKER: "the world's circuit breaker has tripped; qmtl world resume W resets it",
-    Refusal.SYMBOL_LIMIT: "the world's order limits do not name the symbol",
-    Refusal.QUANTITY_LIMIT: "the quantity is above the world's order limits",
-    Refusal.NOTIONAL_LIMIT: "the order's notional is above the world's order limits, or it has no price",
-    Refusal.ORDER_REUSED: "its order id was used for an order with another content",
-    Refusal.WITHHELD: "the order gate of the strategy held it back",
-}
-"""What each refusal means, for a person."""
-
-
 OrderId = Annotated[PlainLine, Field(min_length=8, max_length=128)]
 """The id of an order."""
 
 
-class Order(Model):
-    """An order.
+class OrderRequest(Model):
+    """What a strategy asks of the fence: an order, or a target that the service makes an order of.
 
     `order_id` is the publisher's: sent again, it gets the same answer. It begins with `order_id_prefix`, so
-    that no strategy can use up the ids of another. `epoch` is that of the activation under which the order
-    was decided.
+    that no strategy can use up the ids of another. `epoch` is that of the activation under which it was
+    decided.
     """
 
     order_id: OrderId
@@ -95,16 +43,38 @@ class Order(Model):
     execution_domain: Domain
     epoch: int = Field(ge=0, lt=2**31)
     symbol: PlainLine = Field(min_length=1, max_length=64)
-    side: Side
-    quantity: Amount
     reference_price: Amount | None = Field(
         None, description="the price at the decision; the paper broker fills at it"
     )
-    time_in_force: Literal["GTC", "DAY", "IOC", "FOK"] = "GTC"
-    reduce_only: bool = False
     decided_at: UtcTime | None = Field(
         None, description="the close of the bar at which it was decided, world time"
     )
+
+    @model_validator(mode="after")
+    def _has_the_prefix(self) -> Self:
+        prefix = order_id_prefix(self.world_id, self.strategy_id)
+        if not self.order_id.startswith(prefix):
+            raise ValueError(f"the order_id of this strategy in this world begins with {prefix}")
+        return self
+
+
+Origin = Literal["strategy", "flatten", "rebalancing"]
+"""Who decided an order: a running strategy, or the service for an operator."""
+
+
+class Order(OrderRequest):
+    """An order. `origin` is set by the service: a client sends orders of strategies only."""
+
+    side: Side
+    quantity: Amount
+    time_in_force: Literal["GTC", "DAY", "IOC", "FOK"] = "GTC"
+    reduce_only: bool = False
+    origin: Origin = "strategy"
+
+    @property
+    def signed(self) -> Decimal:
+        """The quantity, negative where it sells."""
+        return self.quantity if self.side == "buy" else negated(self.quantity)
 
     @property
     def content(self) -> tuple[Any, ...]:
@@ -120,13 +90,6 @@ class Order(Model):
             self.reduce_only,
         )
 
-    @model_validator(mode="after")
-    def _has_the_prefix(self) -> Self:
-        prefix = order_id_prefix(self.world_id, self.strategy_id)
-        if not self.order_id.startswith(prefix):
-            raise ValueError(f"the order_id of this strategy in this world begins with {prefix}")
-        return self
-
 
 class OrderBatch(Model):
     """Several orders of one session in one request."""
@@ -134,8 +97,10 @@ class OrderBatch(Model):
     orders: tuple[Order, ...] = Field(min_length=1, max_length=MAX_ORDERS)
 
     @model_validator(mode="after")
-    def _is_of_one_session(self) -> Self:
+    def _is_of_one_strategy(self) -> Self:
         check_one_session(self.orders)
+        if any(order.origin != "strategy" for order in self.orders):
+            raise ValueError("a client sends orders of the origin `strategy` only")
         return self
 
 
@@ -258,7 +223,7 @@ class CancelResult(Model):
     requested: int
 
 
-def check_one_session(orders: Iterable[Order]) -> None:
+def check_one_session(orders: Iterable[OrderRequest]) -> None:
     """Raise ValueError unless all orders are of one session in one world."""
     if len({(order.session_id, order.world_id) for order in orders}) > 1:
         raise ValueError("the orders of a request are of one session; send those of another session apart")

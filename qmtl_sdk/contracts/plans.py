@@ -11,7 +11,7 @@ from pydantic import Field
 
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.decisions import Violation
-from qmtl_sdk.contracts.domains import Mode, rank_of, stage_of
+from qmtl_sdk.contracts.domains import Domain, Mode, domain_of, rank_of, stage_of
 from qmtl_sdk.contracts.durations import format_duration
 from qmtl_sdk.contracts.model import Model, OfStrategy
 from qmtl_sdk.contracts.promotions import Condition
@@ -83,6 +83,12 @@ class Change(OfStrategy):
         """Whether the strategy trades more afterwards: a further stage, or more weight in one that trades."""
         return self.after.goes_beyond(self.before)
 
+    @property
+    def leaves(self) -> Domain | None:
+        """The domain that trades, and in which the strategy trades no more afterwards."""
+        before, after = (_trades_in(allocation) for allocation in (self.before, self.after))
+        return before if before is not after else None
+
 
 class LeftOut(OfStrategy):
     """A strategy that passes but is not part of the plan, and the reason."""
@@ -146,17 +152,20 @@ class Switch(Model):
     """Change activations, edges, queue bindings and the pinned fingerprint in one transaction.
 
     If that is refused, the earlier state is restored and the world stays frozen.
+    `flatten`: strategies whose positions are closed, since they leave their domain by a rollback.
     """
 
     kind: Literal["switch"] = "switch"
     changes: int
     open_live_edge: bool
+    flatten: int = 0
 
     def explain(self) -> str:
         """Describe the step to a person."""
         edge = ", open the edge from backtest to live" if self.open_live_edge else ""
-        what = _strategies(self.changes)
-        return f"switch {what}{edge}; if that fails, the world stays frozen until an operator resumes it"
+        closed = f", close the positions of {_strategies(self.flatten)}" if self.flatten else ""
+        what = f"{_strategies(self.changes)}{edge}{closed}"
+        return f"switch {what}; if that fails, the world stays frozen until an operator resumes it"
 
 
 class Unfreeze(Model):
@@ -214,6 +223,11 @@ class ApplyPlan(Model):
         return next(step for step in self.steps if isinstance(step, Freeze))
 
     @property
+    def switch(self) -> Switch:
+        """The step that changes the world."""
+        return next(step for step in self.steps if isinstance(step, Switch))
+
+    @property
     def leads_to_live(self) -> bool:
         """Whether a strategy trades live afterwards that did not before, or with more weight."""
         return (self.live_edge_after and not self.live_edge_before) or any(
@@ -242,6 +256,11 @@ class ApplyPlan(Model):
                 )
             )
         return rows
+
+
+def _trades_in(allocation: StrategyAllocation) -> Domain | None:
+    domain = domain_of(allocation.mode) if allocation.active else None
+    return domain if domain in (Domain.DRYRUN, Domain.LIVE) else None
 
 
 def plan_etag(world_etag: str, grounds: Mapping[str, Grounds]) -> str:

@@ -203,10 +203,14 @@ class Approvals(Model):
 
 
 class ApplyLimits(Model):
-    """How long an apply waits for acknowledgements of a freeze or unfreeze, and for open orders to end."""
+    """How long an apply waits for acknowledgements of a freeze or unfreeze, and for open orders to end.
+
+    `on_rollback`: what a rollback does with the positions of strategies that leave their domain by it.
+    """
 
     freeze_timeout_ms: int = Field(30_000, ge=0, le=3_600_000)
     drain_timeout_ms: int = Field(60_000, ge=0, le=86_400_000)
+    on_rollback: Literal["leave", "flatten"] = "leave"
 
 
 class EdgesBefore(Model):

@@ -6,17 +6,20 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, model_validator
 
 from qmtl_sdk.contracts.amounts import Amount
+from qmtl_sdk.contracts.capital import DEFAULT_LOT, Capital
 from qmtl_sdk.contracts.documents import mapping_of, validated
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import Seconds
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.fees import PaperFills
+from qmtl_sdk.contracts.instruments import InstrumentConstraints
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.position_limits import PositionLimits, TotalLimits
 from qmtl_sdk.contracts.registry import Options
 from qmtl_sdk.contracts.texts import PlainLine
 
 SAMPLE = "sample:"
 """The start of a path that names a file which QMTL ships."""
-
 
 WorldId = Annotated[
     str,
@@ -28,8 +31,7 @@ WorldId = Annotated[
 """The name of a world."""
 
 
-_MAX_TIME_TEXT = 64
-"""Characters of a time as text."""
+_MAX_TIME_TEXT = 64  # characters
 
 FIRST_TIME = datetime(1700, 1, 1, tzinfo=UTC)
 LAST_TIME = datetime(2200, 1, 1, tzinfo=UTC)
@@ -67,7 +69,7 @@ class Replay(Model):
 
 
 class Clock(Model):
-    """A world's clock: the wall clock, or a replay."""
+    """The wall clock, or a replay."""
 
     replay: Replay | None = None
 
@@ -139,11 +141,11 @@ class Data(Model):
         return self
 
 
-class Execution(Model):
-    """The costs of a change of position, in basis points of the changed notional."""
+class Execution(PaperFills):
+    """Costs of a change of position, in basis points of the changed notional, and how paper orders fill."""
 
-    fee_bps: float = Field(0.0, ge=0, le=10_000)
-    slippage_bps: float = Field(0.0, ge=0, le=10_000)
+    fee_bps: float = Field(0.0, ge=0, lt=10_000)
+    slippage_bps: float = Field(0.0, ge=0, lt=10_000)
 
 
 OnHalt = Literal["cancel", "leave"]
@@ -158,7 +160,7 @@ class CircuitBreaker(Model):
 
 
 class OrderLimits(Model):
-    """Limits on each order of a world, which the fence checks. None: no limit."""
+    """Limits on the orders and positions of a world, which the fence checks. None: no limit."""
 
     symbols: tuple[Annotated[PlainLine, Field(min_length=1, max_length=64)], ...] | None = Field(
         None, max_length=1000, description="the only symbols that may be ordered"
@@ -167,6 +169,8 @@ class OrderLimits(Model):
     max_notional: Amount | None = Field(
         None, description="of quantity times reference price; an order without a price is refused"
     )
+    strategy: PositionLimits = Field(PositionLimits(), description="of each strategy")
+    world: TotalLimits = Field(TotalLimits(), description="of all its strategies together")
 
 
 class WorldSpec(Model):
@@ -180,7 +184,11 @@ class WorldSpec(Model):
     allow_live: bool = False
     circuit_breaker: CircuitBreaker = CircuitBreaker()
     order_limits: OrderLimits = OrderLimits()
-    on_halt: OnHalt = Field("cancel", description="what a halt does to orders that are open at a venue")
+    on_halt: OnHalt = Field("cancel", description="what a halt does to open orders at a venue")
+    capital: Capital | None = Field(None, description="what target weights are shares of")
+    instruments: InstrumentConstraints = Field(
+        InstrumentConstraints(lot=DEFAULT_LOT), description="lots and limits of what is ordered for targets"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -239,7 +247,7 @@ def parse_world(text: str) -> tuple[WorldSpec, dict[str, Any] | None]:
 
 
 class BindingInfo(Model):
-    """The fact that a strategy was submitted to a world (WSB), and when."""
+    """A strategy that was submitted to a world, and when."""
 
     world_id: str
     strategy_id: str
@@ -275,19 +283,7 @@ class WorldUpdate(Model):
     circuit_breaker: CircuitBreaker | None = None
     order_limits: OrderLimits | None = None
     on_halt: OnHalt | None = None
+    capital: Capital | None = None
+    instruments: InstrumentConstraints | None = None
     data: Data | None = None
     state: Literal["active", "archived"] | None = None
-
-
-class EdgeOverride(Model):
-    """An edge between domains that is opened or closed.
-
-    There is one, `domain:backtest` → `domain:live`, which every live order needs. Between other domains
-    nothing passes in any case.
-    """
-
-    src: PlainLine = Field(min_length=1, max_length=128)
-    dst: PlainLine = Field(min_length=1, max_length=128)
-    active: bool
-    reason: PlainLine = Field("", max_length=500)
-    updated_at: UtcTime | None = None

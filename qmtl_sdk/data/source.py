@@ -100,7 +100,7 @@ def _bars(state: _FileState, interval: int, symbol: str | None, where: str) -> B
                 f"{where} has no column {SYMBOL}, but its stream {symbol!r} is requested",
                 "add the column, or use one file for each stream, with {stream} in the path",
             )
-        frame = frame[frame[SYMBOL] == symbol]
+        frame = frame.iloc[_rows(state).get(symbol, [])]
         where = f"{where} ({symbol})"
     elif SYMBOL in frame and frame[SYMBOL].nunique() > 1:
         names = shown_names(frame[SYMBOL].unique()[:8])
@@ -149,6 +149,13 @@ def _table(state: _FileState) -> pd.DataFrame:
     frame = frame.reset_index() if frame.index.name else frame
     frame.columns = [str(column).strip().lower().replace(" ", "_") for column in frame.columns]
     return frame
+
+
+@lru_cache(maxsize=16)
+def _rows(state: _FileState) -> dict[str, Any]:
+    """Find the rows of each stream of a file, once for all of them. (Any: arrays of row numbers.)"""
+    found: dict[Any, Any] = dict(_table(state).groupby(SYMBOL, sort=False).indices)
+    return found
 
 
 def _parquet(path: str) -> pd.DataFrame:

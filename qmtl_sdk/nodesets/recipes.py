@@ -1,7 +1,6 @@
 """The intent-first pipeline: a signal becomes a target, which is published.
 
-Nothing orders by targets yet, except a simulated backtest (`reports.backtest`). Returns are measured on them.
-A running strategy writes them to its publisher's queue, and sends only rows with `quantity` as orders.
+Returns are measured on targets. A running strategy sends them, and the service orders what is missing.
 
 `make_intent_first_nodeset` builds the standard steps of one instrument:
 

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -22,12 +22,14 @@ from pydantic import ValidationError
 from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, AMOUNT_PLACES
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import Order, OrderVerdict, order_id
+from qmtl_sdk.contracts.orders import Order, OrderRequest, OrderVerdict, order_id
+from qmtl_sdk.runtime.acks import Acknowledgements
 from qmtl_sdk.runtime.activation import OrderGate
 from qmtl_sdk.runtime.batches import BatchSize
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.contained import contained, set_fault
 from qmtl_sdk.runtime.routes.running import SessionKey
+from qmtl_sdk.runtime.targets import TargetIntent, TargetPublisher
 from qmtl_sdk.runtime.withheld import RETRIED, WithheldOrders
 
 BATCH_SIZE = 200
@@ -39,7 +41,8 @@ RETRY_S = 0.2
 WAKE_S = 0.5
 """How often the thread checks for work without being woken, in seconds."""
 
-OnVerdict = Callable[[Order, OrderVerdict], None]
+OnVerdict = Callable[[OrderRequest, OrderVerdict], None]
+"""Is called with each order, and each target that something was ordered for or that was refused."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class QueuedOrder(NamedTuple):
 
 
 class OrderPublisher:
-    """Sends orders and freeze acknowledgements on its own thread.
+    """Sends orders, targets and freeze acknowledgements on its own thread.
 
     `session` returns the session's key, which changes when a lost session is opened again.
     """
@@ -91,8 +94,9 @@ class OrderPublisher:
         self.refused: Counter[str] = Counter()
         self.blocked: Counter[str] = Counter()
         self.withheld = WithheldOrders(client)
+        self.targets = TargetPublisher(client, gate, world_id, strategy_id, session)
         self._batch_size = BatchSize(BATCH_SIZE)
-        self._acks: deque[tuple[SessionKey, int]] = deque()
+        self._acks = Acknowledgements(client)
         self._orders: deque[QueuedOrder] = deque()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -125,6 +129,11 @@ class OrderPublisher:
         self._orders.append(order)
         self._wake.set()
         return True
+
+    def set_targets(self, intents: Sequence[TargetIntent]) -> None:
+        """Set what the strategy wants to hold. It is sent when the gate is open, until the fence takes it."""
+        self.targets.set(intents)
+        self._wake.set()
 
     def withhold(self, intent: OrderIntent, reason: str) -> None:
         """Count an order that is not sent, and report it to the fence. Shadow has no orders to report."""
@@ -169,17 +178,18 @@ class OrderPublisher:
 
     def acknowledge(self, session: SessionKey, sequence: int) -> None:
         """Queue the acknowledgement of a freeze or unfreeze. The gate has already closed or opened."""
-        self._acks.append((session, sequence))
+        self._acks.add(session, sequence)
         self._wake.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self._wake.wait(WAKE_S)
             self._wake.clear()
-            while (self._acks or self._orders or self.withheld) and not self._stop.is_set():
+            while self._has_work() and not self._stop.is_set():
                 try:
-                    self._send_acks()
+                    self._acks.send()
                     self._send_orders()
+                    self._send_targets()
                     self.withheld.send()
                 except QmtlError:  # no Gateway answers: everything is sent again
                     self._stop.wait(RETRY_S)
@@ -189,15 +199,19 @@ class OrderPublisher:
                 else:
                     self._gate.faults.pop("orders", None)
 
-    def _send_acks(self) -> None:
-        """Send the acknowledgements in order. Drop one that is refused: its session or world is gone."""
-        while self._acks:
-            try:
-                self._client.ack_session(*self._acks[0])
-            except QmtlError as error:
-                if error.code in RETRIED:
-                    raise
-            self._acks.popleft()
+    def _has_work(self) -> bool:
+        return bool(self._acks or self._orders or self.withheld or self.targets.due())
+
+    def _send_targets(self) -> None:
+        """Send the targets that are due."""
+        for target, verdict in self.targets.send():
+            if verdict.reason is not None:
+                self.refused[verdict.reason.value] += 1
+            elif verdict.ordered:
+                self.accepted += 1
+            else:
+                continue
+            self._on_verdict(target, verdict)
 
     def _send_orders(self) -> None:
         """Send the oldest orders of one session.

@@ -11,6 +11,7 @@ from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.compute.series import Row
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.durations import format_duration
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.sessions import SessionGrant, SessionHeartbeat
 from qmtl_sdk.contracts.submission import MAX_CACHE_HITS, QueueTarget, StreamBinding
 from qmtl_sdk.contracts.worlds import World
@@ -161,5 +162,24 @@ class RowProcessor:
             if output.window:
                 self.queues.add(node, targets[node.node_id], (output.ts, output.values), output.window)
                 if isinstance(node, TradeOrderPublisherNode):
-                    self._intents.publish(self._orders, node, output.ts, output.values, now)
+                    self._publish(node, output, now)
             self._on_output(output)
+
+    def restore(self, outputs: Mapping[str, NodeOutput]) -> None:
+        """Set the targets that were decided last, in place of all that were set."""
+        self._orders.targets.clear()
+        try:
+            self._intents.restore(self._orders, outputs)
+        except QmtlError as error:
+            self._faults["targets"] = error.message
+
+    def _publish(self, node: TradeOrderPublisherNode, output: OutputRow, now: datetime) -> None:
+        """Publish a row. One that cannot be published closes the gate until the node's next row can."""
+        fault = f"targets of {node.label}"
+        try:
+            self._intents.publish(self._orders, node, output.ts, output.values, now)
+        except QmtlError as error:
+            self._faults[fault] = error.message
+        else:
+            self._faults.pop(fault, None)
+            self._faults.pop("targets", None)

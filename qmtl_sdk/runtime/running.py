@@ -187,6 +187,7 @@ class RunningStrategy:
 
     def _add_history(self) -> None:
         self._processor.queues.add_history(self.build.nodes, self._computation.outputs, self.grant.queue_map)
+        self._processor.restore(self._computation.outputs)
         self._computation.outputs = {}
 
     def _switch_domain(self) -> None:

@@ -1,6 +1,6 @@
 """From a target to what is published: sized for an instrument, with the way in which its orders are sent.
 
-A target that is published is not an order: so far, only a backtest orders by it.
+A target that is published is not an order: the service orders what the strategy's position lacks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -76,9 +76,8 @@ class SizingNode(TargetNode):
 class ExecutionNode(TargetNode):
     """A target with the way in which its orders are sent: order type, time in force, costs (`model`).
 
-    Its rows are those of the target. Only the backtest (`reports.backtest`) reads the model. Nothing orders
-    by targets yet: a running strategy sends rows with `quantity` alone, whatever the model says, and the
-    paper broker fills them at their reference price.
+    Its rows are those of the target. Only the backtest (`reports.backtest`) reads the model. Orders of a
+    running strategy follow the rules of its world's `instruments`.
     """
 
     def __init__(self, target: Node, model: ExecutionModel | None = None, *, name: str = "execution") -> None:

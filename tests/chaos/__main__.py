@@ -3,7 +3,7 @@
 RUNS is a count of what the suite repeats:
 
 - stream: runs. orders, twofold: applies, twenty to a world. leaks: applies for each check of the fence.
-- poison: hostile inputs, and as many normal submissions. routing: seconds of each of the three runs.
+- poison: hostile inputs, and as many normal submissions. routing, targets: seconds of each of the three runs.
 - pairs: cases, each with one process killed or two.
 - soak: seconds of a simulated year in which nothing is killed; `make soak` has 1800 of them.
 
@@ -26,6 +26,7 @@ from tests.chaos.routing import Report as RoutingReport
 from tests.chaos.routing import RoutingChaos
 from tests.chaos.soak.run import FULL_S, soak
 from tests.chaos.stream import Chaos
+from tests.chaos.targets import TargetChaos
 from tests.chaos.twofold import TwofoldChaos
 from tests.support.machine import exit_on_sigterm
 from tests.support.postgres import postgres_server
@@ -194,6 +195,23 @@ def _route(seed: int, seconds: int, believes_404: bool = False) -> RoutingReport
     return report
 
 
+def targets(seconds: int, seed: int) -> int:
+    """Trade by targets at the unkind exchange; three runs of so many seconds, and one that must be found."""
+    broken = 0
+    for number in range(3):
+        broken += len(_by_targets(seed + number, seconds).violations)
+    missed = not _by_targets(seed, min(seconds, 20), forgets=True).violations
+    print(json.dumps({"first_seed": seed, "violations": broken, "missed": missed}), flush=True)
+    return 1 if broken or missed else 0
+
+
+def _by_targets(seed: int, seconds: int, forgets: bool = False) -> RoutingReport:
+    with tempfile.TemporaryDirectory() as folder, closing(TargetChaos(Path(folder), seed, forgets)) as chaos:
+        report = chaos.run(seconds)
+    print(report.line(), flush=True)
+    return report
+
+
 SUITES = {
     "stream": (stream, 100),
     "orders": (orders, 200),
@@ -201,6 +219,7 @@ SUITES = {
     "leaks": (leaks, 6),
     "poison": (poison, 200),
     "routing": (routing, 60),
+    "targets": (targets, 60),
     "pairs": (pairs, 15),
     "soak": (soak, FULL_S),
 }

@@ -9,7 +9,8 @@ from activities.applies.requests import SqlApplyRequests
 from activities.fence.store import SqlFenceStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
-from qmtl_sdk.contracts.worlds import EdgeOverride, WorldUpdate
+from qmtl_sdk.contracts.edges import EdgeOverride
+from qmtl_sdk.contracts.worlds import WorldUpdate
 from tests.chaos.breaker import BreakerActs
 from tests.chaos.routers import Routers
 from tests.chaos.trader import UNANSWERED_S

@@ -11,15 +11,21 @@ import http.client
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from activities.brokers.broker import AcceptedOrder, BrokerSettings
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from activities.brokers.broker import AcceptedOrder, Broker, BrokerSettings, Capabilities
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.fills import ReportedFill
 from qmtl_sdk.contracts.orders import Order, OrderReport
+from qmtl_sdk.contracts.reconciliation import AccountState
 from tests.support.exchange import Exchange, ExchangeBroker
 
 # Seconds that an order may be on its way after its call was cut.
@@ -36,7 +42,10 @@ ANSWER_LIMIT_S = 5.0
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`POST /place`, `/find` and `/cancel` take orders. `/kind` ends the unkindness; `GET /all` tells all."""
+    """`POST /place`, `/find` and `/cancel` take orders, `/books/…` give what the account holds.
+
+    `/kind` ends the unkindness; `GET /all` tells all.
+    """
 
     exchange: Exchange
     broker: ExchangeBroker
@@ -65,9 +74,18 @@ class Handler(BaseHTTPRequestHandler):
             self.exchange.unkind = False
             self._answer([])
             return
+        if self.path.startswith("/books/"):
+            times = [datetime.fromisoformat(at) for at in body]
+            self._try(lambda: to_jsonable_python(getattr(self.broker, self.path[7:])(*times)))
+            return
         orders = [(Order.model_validate(order), datetime.fromisoformat(at)) for order, at in body]
+        name, now = self.path[1:], datetime.now(UTC)
+        self._try(lambda: to_jsonable_python(getattr(self.broker, name)(orders, now) or []))
+
+    def _try(self, call: Callable[[], object]) -> None:
+        """Answer with the result of a call, which may be cut; sometimes late."""
         try:
-            reports = getattr(self.broker, self.path[1:])(orders, datetime.now(UTC)) or []
+            answer = call()
         except QmtlError:  # the call is cut
             self.close_connection = True
             return
@@ -76,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
             pause = self.exchange.rng.random() * LATE_S
         if late:
             time.sleep(pause)
-        self._answer([report.model_dump(mode="json") for report in reports])
+        self._answer(answer)
 
     def _answer(self, body: object) -> None:
         data = json.dumps(body).encode()
@@ -89,13 +107,14 @@ class Handler(BaseHTTPRequestHandler):
             pass  # the router was killed
 
 
-class HttpBroker:
+class HttpBroker(Broker):
     """A broker over the exchange at a port of this machine."""
 
-    name = "exchange"
     batch = 20
+    capabilities = Capabilities(open_orders=True, positions=True, fills_since=True, account=True)
 
-    def __init__(self, port: int, time_in_flight_s: float) -> None:
+    def __init__(self, name: str, port: int, time_in_flight_s: float) -> None:
+        self.name = name
         self._port = port
         self.time_in_flight_s = time_in_flight_s
 
@@ -107,6 +126,22 @@ class HttpBroker:
 
     def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         self._call("cancel", orders)
+
+    def open_orders(self, now: datetime) -> list[str]:
+        return TypeAdapter(list[str]).validate_python(self._books("open_orders", now))
+
+    def positions(self, now: datetime) -> dict[str, Decimal]:
+        return TypeAdapter(dict[str, Decimal]).validate_python(self._books("positions", now))
+
+    def fills_since(self, since: datetime, now: datetime) -> list[ReportedFill]:
+        return TypeAdapter(list[ReportedFill]).validate_python(self._books("fills_since", since, now))
+
+    def account(self, now: datetime) -> AccountState:
+        return AccountState.model_validate(self._books("account", now))
+
+    def _books(self, what: str, *times: datetime) -> Any:
+        """What the exchange says of the account. (Any: JSON.)"""
+        return ask(self._port, f"/books/{what}", [at.isoformat() for at in times])
 
     def _call(self, what: str, orders: Sequence[AcceptedOrder]) -> list[OrderReport]:
         body = [(order.model_dump(mode="json"), at.isoformat()) for order, at in orders]
@@ -125,7 +160,8 @@ def ask(port: int, path: str, body: object = None) -> Any:
 
 
 def open_http_broker(settings: BrokerSettings) -> HttpBroker:
-    return HttpBroker(int(settings.options["port"]), float(settings.options["time_in_flight_s"]))
+    options = settings.options
+    return HttpBroker(settings.account, int(options["port"]), float(options["time_in_flight_s"]))
 
 
 def install(folder: Path) -> Path:

@@ -7,7 +7,7 @@ import os
 
 from activities.fence import rules as fence
 from api.gateway import main
-from qmtl_sdk.contracts.orders import Refusal
+from qmtl_sdk.contracts.refusals import Refusal
 from tests.support.leaks import checks_without
 from tests.support.sabotage import SABOTAGES
 

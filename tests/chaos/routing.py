@@ -3,7 +3,9 @@
 1. The exchange is a process of its own, and so is the router; whoever trades and halts is this process, over
    the same database. There is no Gateway: what is judged is the way from an accepted order to the exchange.
 2. Halts come every 0.3 to 0.8 s. Some begin and end while no router lives.
-3. At the end everything rests. Then `order_checker` reads the log, and here it is compared with all that the
+3. The router compares the account of the exchange with the ledger three times a second. Whatever is killed,
+   nothing differs for longer than an order may be in flight, and at the end nothing differs at all.
+4. At the end everything rests. Then `order_checker` reads the log, and here it is compared with all that the
    exchange was told.
 """
 
@@ -17,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,15 @@ from sqlalchemy import text
 from activities.artifacts.folder import FolderArtifacts
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.order_log import SqlOrderLog
+from activities.fence.reconciliations import SqlReconciliations
 from activities.ledger.sql import SqlLedger
+from activities.order_settings import OrdersSettings
 from activities.retention.archives import Archives
 from activities.retention.ledger import LedgerProjection
 from activities.storage.database import Database
 from activities.storage.heartbeats import processes
 from qmtl_sdk.contracts.ledger import PositionFilter
+from qmtl_sdk.contracts.reconciliation import Reconciliation
 from temporal.server import free_port
 from tests.chaos.exchange import TIME_IN_FLIGHT_S, ask, install
 from tests.support import ROOT
@@ -40,6 +45,7 @@ from tests.support.desk import Desk
 from tests.support.machine import Machine, wait_for
 from tests.support.order_checker import order_violations
 
+ACCOUNT = "exchange"
 ORDERS_AT_ONCE = 8
 SESSION_S = 20.0
 
@@ -90,7 +96,9 @@ class RoutingChaos:
         env = {
             "PYTHONPATH": f"{ROOT}:{install(home)}",
             "QMTL_ORDERS__DRYRUN_BROKER": "exchange",
+            "QMTL_ORDERS__DRYRUN_ACCOUNT": ACCOUNT,
             "QMTL_ORDERS__BROKER_OPTIONS": json.dumps(options),
+            "QMTL_ORDERS__RECONCILE_EVERY_S": "0.3",
         }
         self._machine = Machine(home, None, 2.0, **env)
         self._report = Report(seed, "believes 404" * believes_404)
@@ -114,9 +122,11 @@ class RoutingChaos:
         try:
             self._desk = Desk(self._database, strategies=2)
             self._desk.apply("dryrun")
+            self._acceptance = OrderAcceptance(self._database, OrdersSettings(dryrun_account=ACCOUNT))
             self._start()
             told = self._storm(seconds, placed)
             ask(self._port, "/kind", [])
+            told |= self.settle()
             log = SqlOrderLog(self._database)
             try:
                 wait_for(lambda: log.open_orders(self._desk.world) == 0, "end of all orders", 90)
@@ -126,7 +136,8 @@ class RoutingChaos:
             report.placed = len(theirs["told"])
             report.verdicts = Counter(told.values())
             report.violations += order_violations(self._database, self._desk.world, told)
-            report.violations += self._compare(theirs)
+            report.violations += self._compare(theirs) + self.compare_more()
+            report.violations += _book_differences(self._database)
         finally:
             self._database.close()
         report.seconds = time.monotonic() - began
@@ -159,7 +170,6 @@ class RoutingChaos:
         for thread in threads:
             thread.start()
         told = dict[str, str]()
-        acceptance = OrderAcceptance(self._database)
         until, session, session_until = time.monotonic() + seconds, "", 0.0
         try:
             while not self._errors and (time.monotonic() < until or self._placed() < placed):
@@ -167,10 +177,7 @@ class RoutingChaos:
                     raise AssertionError(f"{self._placed()} of {placed} orders were placed in time")
                 if time.monotonic() > session_until:
                     session, session_until = self._desk.session(), time.monotonic() + SESSION_S
-                epoch = self._desk.epoch
-                orders = [self._desk.order(session, epoch) for _ in range(ORDERS_AT_ONCE)]
-                for order, verdict in zip(orders, acceptance.publish(orders, self._desk.caller), strict=True):
-                    told[order.order_id] = verdict.reason.value if verdict.reason else "accepted"
+                told |= self.trade(session)
                 self._stop.wait(0.1)
         finally:
             self._stop.set()
@@ -179,6 +186,23 @@ class RoutingChaos:
         if self._errors:
             raise self._errors[0]
         return told
+
+    def trade(self, session: str) -> dict[str, str]:
+        """Send some orders of the first strategy; return what each was told."""
+        orders = [self._desk.order(session, self._desk.epoch) for _ in range(ORDERS_AT_ONCE)]
+        verdicts = self._acceptance.publish(orders, self._desk.caller)
+        return {
+            order.order_id: verdict.reason.value if verdict.reason else "accepted"
+            for order, verdict in zip(orders, verdicts, strict=True)
+        }
+
+    def settle(self) -> dict[str, str]:
+        """Trade on until everything may rest, with the exchange kind and no kills; return what was told."""
+        return {}
+
+    def compare_more(self) -> list[str]:
+        """Say what else is not as it should be at rest."""
+        return []
 
     def _placed(self) -> int:
         """How many orders the exchange was told of; as before where it does not answer in time."""
@@ -226,6 +250,7 @@ class RoutingChaos:
         log = _Log(self._database, self._desk.world)
         self._report.states = Counter(log.ends.values())
         broken = [f"order {ref} was placed twice with other content" for ref in theirs["doubled"]]
+        broken += [f"halted without a difference: {reason}" for reason in log.differences]
         for ref, at in theirs["told"]:
             if ref not in log.sent:
                 broken.append(f"order {ref} is at the exchange, and was never marked as sent")
@@ -248,33 +273,32 @@ class RoutingChaos:
                 )
             if there is not None and there["order"] != log.orders[ref]:
                 broken.append(f"order {ref} has other content at the exchange")
-        return broken + self._compare_ledger(theirs["orders"].values())
+        world, orders = self._desk.world, theirs["orders"].values()
+        return broken + _compare_ledger(self._database, self._machine.home, world, orders)
 
-    def _compare_ledger(self, orders: Iterable[Any]) -> list[str]:
-        """Say where the ledger is not what the exchange has filled, or what the log says. (Any: JSON.)"""
-        world = self._desk.world
-        held = dict.fromkeys({found["order"]["symbol"] for found in orders}, Decimal(0))
-        cash = Decimal(0)
-        for found in orders:
-            sign = 1 if found["order"]["side"] == "buy" else -1
-            for fill in found["fills"]:
-                quantity, price, fee = (Decimal(fill[name]) for name in ("quantity", "price", "fee"))
-                held[found["order"]["symbol"]] += sign * quantity
-                cash -= sign * quantity * price + fee
-        positions = SqlLedger(self._database).positions(world, PositionFilter(closed=True))
-        ours = dict.fromkeys(held, Decimal(0))
-        for item in positions:
-            ours[item.symbol] += item.position.quantity
-        broken = []
-        if ours != held:
-            broken.append(f"the ledger holds {ours}, the exchange {held}")
-        booked = sum((item.position.cash for item in positions), Decimal(0))
-        if booked != cash:
-            broken.append(f"the ledger has {booked} in cash, the exchange {cash}")
-        check = LedgerProjection(
-            self._database, Archives(FolderArtifacts(self._machine.home / "artifacts"))
-        ).verify(world)
-        return broken + list(check.differences)
+
+def _compare_ledger(database: Database, home: Path, world: str, orders: Iterable[Any]) -> list[str]:
+    """Say where the ledger is not what the exchange has filled, or what the log says. (Any: JSON.)"""
+    held = dict.fromkeys({found["order"]["symbol"] for found in orders}, Decimal(0))
+    cash = Decimal(0)
+    for found in orders:
+        sign = 1 if found["order"]["side"] == "buy" else -1
+        for fill in found["fills"]:
+            quantity, price, fee = (Decimal(fill[name]) for name in ("quantity", "price", "fee"))
+            held[found["order"]["symbol"]] += sign * quantity
+            cash -= sign * quantity * price + fee
+    positions = SqlLedger(database).positions(world, PositionFilter(closed=True))
+    ours = dict.fromkeys(held, Decimal(0))
+    for item in positions:
+        ours[item.symbol] += item.position.quantity
+    broken = []
+    if ours != held:
+        broken.append(f"the ledger holds {ours}, the exchange {held}")
+    booked = sum((item.position.cash for item in positions), Decimal(0))
+    if booked != cash:
+        broken.append(f"the ledger has {booked} in cash, the exchange {cash}")
+    check = LedgerProjection(database, Archives(FolderArtifacts(home / "artifacts"))).verify(world)
+    return broken + list(check.differences)
 
 
 class _Log:
@@ -287,9 +311,10 @@ class _Log:
         self.filled: dict[str, Decimal] = {}
         self._accepted: dict[str, int] = {}
         self._halts: list[tuple[int, datetime]] = []
+        self.differences: list[str] = []
         with database.read() as session:
             rows = session.connection().execute(
-                text("SELECT seq, at, kind, ref, body FROM order_log WHERE world_id = :w ORDER BY seq"),
+                text("SELECT * FROM order_log WHERE world_id = :w ORDER BY seq"),
                 {"w": world},
             )
             for row in rows.mappings():
@@ -299,6 +324,8 @@ class _Log:
         kind, ref = row["kind"], row["ref"]
         if kind == "halt":
             self._halts.append((row["seq"], datetime.fromisoformat(row["at"])))
+            if row["reason"].startswith("reconciliation"):
+                self.differences.append(row["reason"])
         elif kind == "accepted":
             self.orders[ref] = json.loads(row["body"])
             self.ends[ref] = kind
@@ -315,3 +342,17 @@ class _Log:
     def first_halt(self, ref: str) -> datetime | None:
         """When the world was first halted after an order was accepted."""
         return next((at for seq, at in self._halts if seq > self._accepted[ref]), None)
+
+
+def _book_differences(database: Database) -> list[str]:
+    """Say what the router itself finds different, once everything rests."""
+    books, rested = SqlReconciliations(database), datetime.now(UTC)
+
+    def seen() -> Reconciliation | None:
+        found = books.newest(ACCOUNT)
+        return found if found is not None and found.at > rested and not found.fault else None
+
+    wait_for(seen, "a comparison after everything rests", 30)
+    found = seen()
+    assert found is not None
+    return [f"the router finds {found.model_dump_json()}"] if found.differences else []

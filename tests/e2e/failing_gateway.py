@@ -7,6 +7,7 @@ from typing import Any
 from activities.applies.acknowledgements import SqlApplyAcks
 from activities.events.bus import SqliteBus
 from activities.fence.acknowledgements import SqlGatewayLeases
+from activities.fence.flattens import SqlFlattens
 from activities.sessions.sql import SqlSessionStore
 from activities.settings import settings
 from api import gateway
@@ -17,6 +18,7 @@ from temporal.submissions import SubmissionService
 # What each loop calls, by the loop's name.
 CALLS: dict[str, tuple[type, str]] = {
     "session expiry": (SqlSessionStore, "expire"),
+    "flattens": (SqlFlattens, "continue_due"),
     "revoked tokens": (Tokens, "revoked"),
     "Gateway lease": (SqlGatewayLeases, "heartbeat"),
     "acknowledgements": (SqlApplyAcks, "ack"),

@@ -29,9 +29,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from activities.sessions.sql import SqlSessionStore
-from api.auth.access import ROUTES, Access, GuardedRoute, check_table
+from api.auth.access import GuardedRoute, check_table
 from api.auth.keys import KeyRing, SigningKey
 from api.auth.limits import RateLimit
+from api.auth.route_roles import ROUTES, Access
 from api.gateway import ROUTERS
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.access import Role, TokenRequest
@@ -58,6 +59,14 @@ ORDER = {
     "symbol": "AAPL",
     "side": "buy",
     "quantity": "1",
+}
+
+
+TARGET = {
+    **{name: value for name, value in ORDER.items() if name not in ("side", "quantity")},
+    "unit": "units",
+    "value": "1",
+    "decided_at": "2024-01-02T00:00:00Z",
 }
 
 
@@ -127,6 +136,7 @@ class Place:
                         "order_log",
                         "ledger",
                         "position",
+                        "flatten",
                         "allocation",
                         "edge_override",
                         "ack",
@@ -187,6 +197,8 @@ def request_of(method: str, path: str) -> dict[str, Any]:
     bodies: dict[tuple[str, str], Any] = {
         ("POST", "/strategies"): submission(),
         ("POST", "/strategies/dry-run"): submission(),
+        ("POST", "/flatten"): {"flatten_id": "flatten-1"},
+        ("POST", "/worlds/{world_id}/flatten"): {"flatten_id": "flatten-1"},
         ("POST", "/fills"): {"world_id": HOME, "fills": [{"order_id": "order:none", "fill": FILL}]},
         ("POST", "/allocations"): {"allocations": [{"world_id": HOME, "weight": "0.1"}]},
         ("POST", "/rebalancing/plan"): {"worlds": [{"world_id": HOME, "before": "0.2", "after": "0.1"}]},
@@ -214,6 +226,7 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         },
         ("POST", "/orders"): {"orders": [ORDER]},
         ("POST", "/orders/withheld"): {"orders": [{"order": ORDER, "reason": "frozen"}]},
+        ("POST", "/targets"): {"targets": [TARGET]},
         ("POST", "/sessions/{session_id}/ack"): {"sequence": 1},
         ("POST", "/sessions"): {"world_id": HOME, "strategy_id": "strategy:x", "runner": "r"},
         ("POST", "/queues/{topic}/messages"): {"messages": [{"key": "k", "ts": 0, "values": {}}]},
@@ -224,6 +237,7 @@ def request_of(method: str, path: str) -> dict[str, Any]:
     asked = {
         "/queues/by_tag": {"tags": "a", "interval": "1d", "world_id": HOME},
         "/orders": {"world_id": HOME} if method == "GET" else {},
+        "/orders/changes": {"world_id": HOME},
         "/worlds/{world_id}/policies/{version}/diff": {"to": 1},
     }
     return {

@@ -16,7 +16,7 @@ import yaml
 from api.cli.commands import app
 from qmtl_sdk.contracts.instruments import InstrumentConstraints
 from qmtl_sdk.contracts.policy_text import policy_from
-from qmtl_sdk.contracts.worlds import parse_world
+from qmtl_sdk.contracts.worlds import WorldSpec, parse_world
 from tests.support import ROOT
 from tests.support.command import Person
 from tests.support.documents import Block, blocks, fences, pages
@@ -113,6 +113,8 @@ def test_yaml_is_a_world_a_policy_or_a_configuration(block: Block, tmp_path: Pat
         _, policy = parse_world(block.text)
         assert policy
         policy_from(policy)
+    elif content.keys() <= WorldSpec.model_fields.keys():
+        WorldSpec.model_validate({"world": "w", **content})  # a part of one
     elif "lot" in content:
         InstrumentConstraints.model_validate(content)
     elif {"selection", "preset"} & content.keys():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from activities.fence.rules import CHECKS
-from api.auth.access import ROUTES
+from api.auth.route_roles import ROUTES
 from qmtl_sdk.contracts.metrics import METRICS
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.worlds import parse_world

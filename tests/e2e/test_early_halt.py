@@ -38,6 +38,8 @@ from tests.support.one_answer import answering_once
         ("world halt --reason odd w -o json", Request("w", reason="odd")),
         ("world halt w --reason " + 400 * "o", Request("w", reason=300 * "o")),
         ("world halt w -s First", Request("w", "First")),
+        ("world halt w --flatten --reason odd", Request("w", reason="odd")),
+        ("world flatten w", None),
         ("world halt --all --reason odd", Request(None, reason="odd")),
         ("world halt a/b", None),
         ("world halt ..", None),

@@ -32,7 +32,7 @@ from datetime import datetime
 
 import numpy as np
 
-from activities.brokers.broker import BrokerSettings
+from activities.brokers.broker import Broker, BrokerSettings
 from activities.events.bus import BusSettings, SqliteBus
 from qmtl_sdk.contracts.fills import Fill
 from qmtl_sdk.contracts.orders import OrderReport
@@ -67,14 +67,14 @@ class Sine:
         return NewBars(bars.rows(row, min(row + limit, len(bars))), earlier=row)
 
 
-class Ledger:
+class Ledger(Broker):
     """Fills at the reference price, and writes each order into a file."""
 
-    name = "ledger"
     batch = 100
     time_in_flight_s = 0.0
 
-    def __init__(self, path):
+    def __init__(self, name, path):
+        self.name = name
         self._path = path
 
     def place(self, orders, now):
@@ -105,7 +105,7 @@ class Ledger:
 
 
 def open_broker(settings: BrokerSettings):
-    return Ledger(settings.options["file"])
+    return Ledger(settings.account, settings.options["file"])
 
 
 class NotedBus(SqliteBus):
@@ -190,6 +190,7 @@ def machine(tmp_path: Path, package: Path) -> Iterator[Machine]:
         home,
         PYTHONPATH=f"{Path(__file__).parents[2]}{os.pathsep}{package}",
         QMTL_ORDERS__DRYRUN_BROKER="ledger",
+        QMTL_ORDERS__DRYRUN_ACCOUNT="ledger",
         QMTL_ORDERS__BROKER_OPTIONS=json.dumps({"file": str(tmp_path / "orders.txt")}),
         QMTL_EVENTS__BUS="noted",
         QMTL_EVENTS__BUS_OPTIONS=json.dumps({"file": str(tmp_path / "events.txt")}),

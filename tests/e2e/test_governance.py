@@ -315,6 +315,15 @@ CASES = (
         f"world cancel {WORLD} --all",
         "E_ROLE",
     ),
+    Case(
+        "an author flattens",
+        "arthur",
+        "POST",
+        f"{W}/flatten",
+        {"flatten_id": "not-mine"},
+        f"world flatten {WORLD} --yes",
+        "E_ROLE",
+    ),
     # sessions and queues
     Case(
         "an author without a session writes a queue",

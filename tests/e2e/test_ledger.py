@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from activities.fence.reconciliations import SqlReconciliations
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.fills import Fill, FillBatch, ReportedFill
 from qmtl_sdk.contracts.ledger import Booking
-from qmtl_sdk.contracts.orders import Order
-from qmtl_sdk.contracts.sessions import SessionOpen
-from qmtl_sdk.runtime.routes.running import SessionKey
+from qmtl_sdk.contracts.reconciliation import AccountState, ComparedPosition, Reconciliation
 from tests.support.command import Person
-from tests.support.desk import new_order_id
-from tests.support.machine import Machine, wait_for
+from tests.support.machine import Machine
 from tests.support.scenarios import ApplyScenario, person
+from tests.support.trades import traded
 
 
 @pytest.fixture(scope="module")
@@ -31,39 +30,6 @@ def stage(machine: Machine) -> Iterator[ApplyScenario]:
     assert found.promote("dryrun", found.ana).state == "completed"
     yield found
     found.close()
-
-
-def traded(stage: ApplyScenario, symbol: str, *quantities: str) -> list[Order]:
-    """Orders that the paper broker has filled at 100; a negative quantity sells."""
-    client, world = stage.client, stage.world
-    wanted = SessionOpen(world_id=world, strategy_id=stage.strategy, runner="r")
-    session = SessionKey.of(client.open_session(wanted))
-    epoch = client.activation(world)[0].epoch
-    orders = [
-        Order(
-            order_id=new_order_id(world, stage.strategy),
-            world_id=world,
-            strategy_id=stage.strategy,
-            session_id=session.session_id,
-            execution_domain=Domain.DRYRUN,
-            epoch=epoch,
-            symbol=symbol,
-            side="sell" if quantity.startswith("-") else "buy",
-            quantity=Decimal(quantity.removeprefix("-")),
-            reference_price=Decimal(100),
-        )
-        for quantity in quantities
-    ]
-    assert all(verdict.accepted for verdict in client.publish_orders(orders, session))
-    mine = {order.order_id for order in orders}
-
-    def all_filled() -> bool:
-        records = [item for item in client.orders(world, limit=1000) if item.order.order_id in mine]
-        return len(records) == len(mine) and all(item.state == "filled" for item in records)
-
-    wait_for(all_filled, "fills")
-    client.end_session(session, "done")
-    return orders
 
 
 def held(stage: ApplyScenario, symbol: str, **asked: Any) -> Decimal:
@@ -221,3 +187,46 @@ def test_shares_of_the_capital_and_what_others_would_order(
         with pytest.raises(QmtlError) as error:
             author.set_allocations(stage.client.allocations())  # type: ignore[arg-type]
         assert error.value.code in ("E_ROLE", "E_BODY_INVALID")
+
+
+def test_people_see_how_accounts_compare_with_their_brokers(
+    stage: ApplyScenario, machine: Machine, tmp_path: Path
+) -> None:
+    someone = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
+    now = datetime.now(UTC)
+    positions = [
+        ComparedPosition(
+            symbol=symbol,
+            ledger=Decimal(1),
+            broker=Decimal(3),
+            difference=Decimal(2),
+            since=now,
+            worlds=(world,),
+        )
+        for symbol, world in (("KO", stage.world), ("PEP", "another"))
+    ]
+    found = Reconciliation(
+        account="ibkr",
+        domain=Domain.LIVE,
+        at=now,
+        compared=("positions",),
+        positions=tuple(positions),
+        state=AccountState(currency="USD", cash=Decimal("12.50")),
+    )
+    database = machine.database()
+    try:
+        SqlReconciliations(database).save(found)
+    finally:
+        database.close()
+    shown = someone.types("world", "reconcile", stage.world)
+    assert shown.returncode == 0, shown.stderr
+    assert f"ibkr (live), compared {now:%Y-%m-%d %H:%M:%S} UTC" in shown.stdout
+    assert "cash at the broker: 12.5 USD" in shown.stdout
+    assert "KO" in shown.stdout
+    assert "PEP" not in shown.stdout, "it is another world's"
+    assert "paper (dryrun): its broker has no books of its own" in shown.stdout
+    done = someone.types("world", "reconcile", stage.world, "-o", "json")
+    listed = {item["account"]: item for item in json.loads(done.stdout)}
+    assert listed.keys() == {"ibkr", "paper", "paper-live"}
+    assert [item["difference"] for item in listed["ibkr"]["positions"]] == ["2"]
+    assert "E_WORLD_UNKNOWN" in someone.types("world", "reconcile", "nowhere").stderr

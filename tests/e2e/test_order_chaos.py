@@ -7,6 +7,7 @@ import pytest
 
 from tests.chaos.orders import OrderChaos
 from tests.chaos.routing import RoutingChaos
+from tests.chaos.targets import TargetChaos
 from tests.chaos.twofold import TwofoldChaos
 from tests.support.postgres import postgres_database
 
@@ -44,3 +45,11 @@ def test_a_router_that_is_killed_keeps_log_and_exchange_in_agreement(tmp_path: P
     assert report.violations == [], report.line()
     assert report.kills > 0
     assert report.placed > 20, report.line()
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_strategy_of_targets_holds_what_it_says_at_rest(tmp_path: Path, forgets: bool) -> None:
+    """One whose orders forget what it holds must be found."""
+    with closing(TargetChaos(tmp_path, 5, forgets)) as chaos:
+        report = chaos.run(5, placed=9)
+    assert bool(report.violations) == forgets, report.line()

@@ -13,11 +13,11 @@ from activities.promotions.sql import SqlPromotions
 from activities.storage.database import Database
 from activities.storage.tables import EvidenceRow, OutboxRow
 from qmtl_sdk.contracts.applies import ApplyRequest
+from qmtl_sdk.contracts.edges import EdgeOverride
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.sessions import SessionHeartbeat
-from qmtl_sdk.contracts.worlds import EdgeOverride
 from tests.support.desk import FINGERPRINT, GATED, Desk, policy
 from tests.support.machine import wait_for
 

@@ -28,9 +28,11 @@ from activities.storage.transactions import utc_before, utc_now
 from activities.worlds.edges import SqlEdgeStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.edges import EdgeOverride
 from qmtl_sdk.contracts.fills import Fill, filled_by
-from qmtl_sdk.contracts.orders import Order, OrderReport, Refusal
-from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, WorldUpdate
+from qmtl_sdk.contracts.orders import Order, OrderReport
+from qmtl_sdk.contracts.refusals import Refusal
+from qmtl_sdk.contracts.worlds import CircuitBreaker, WorldUpdate
 from tests.support.desk import Desk, new_order_id
 from tests.support.machine import wait_for
 from tests.support.statements import statements
@@ -228,7 +230,7 @@ def test_a_circuit_breaker_counts_the_present_minute_only(
     orders, session, now = OrderAcceptance(desk.database), desk.session(), datetime.now(UTC)
     for minutes in (2, 1, 0):
         at = (now - timedelta(minutes=minutes)).isoformat(timespec="microseconds")
-        monkeypatch.setattr("activities.fence.acceptance.utc_now", lambda at=at: at)
+        monkeypatch.setattr("activities.fence.deciding.utc_now", lambda at=at: at)
         verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(3)], desk.caller)
         assert [verdict.reason for verdict in verdicts] == [None, None, None]
     assert desk.fence_row().halted == ""
@@ -261,7 +263,7 @@ def test_clocks_that_differ_evade_no_circuit_breaker(
     found: list[int] = []
     for second in (*seconds, seconds[0])[: len(accepted)]:
         at = (NOON + timedelta(seconds=second)).isoformat(timespec="microseconds")
-        monkeypatch.setattr("activities.fence.acceptance.utc_now", lambda at=at: at)
+        monkeypatch.setattr("activities.fence.deciding.utc_now", lambda at=at: at)
         verdicts = orders.publish([desk.order(session, desk.epoch) for _ in range(3)], desk.caller)
         found.append(sum(verdict.accepted for verdict in verdicts))
     assert found == accepted
@@ -290,7 +292,7 @@ def test_several_gateways_count_together_for_the_circuit_breaker(
         desk.world, WorldUpdate(circuit_breaker=CircuitBreaker(max_orders_per_minute=40)), "olga"
     )
     session, epoch, moment = desk.session(), desk.epoch, utc_now()
-    monkeypatch.setattr("activities.fence.acceptance.utc_now", lambda: moment)  # all in one minute
+    monkeypatch.setattr("activities.fence.deciding.utc_now", lambda: moment)  # all in one minute
 
     def publish(orders: OrderAcceptance) -> int:
         return sum(orders.publish([desk.order(session, epoch)], desk.caller)[0].accepted for _ in range(30))

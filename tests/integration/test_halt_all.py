@@ -15,7 +15,7 @@ from activities.fence.store import SqlFenceStore
 from activities.storage.database import Database
 from activities.storage.tables import ActivationRow, FenceRow, WorldRow
 from qmtl_sdk import QmtlError
-from qmtl_sdk.contracts.orders import Refusal
+from qmtl_sdk.contracts.refusals import Refusal
 from qmtl_sdk.contracts.worlds import WorldSpec
 from tests.support.desk import Desk
 from tests.support.machine import wait_for

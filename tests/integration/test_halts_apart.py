@@ -16,7 +16,9 @@ from fastapi import FastAPI
 from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore
 from activities.fence.acceptance import OrderAcceptance
+from activities.fence.flattens import SqlFlattens
 from activities.fence.order_log import SqlOrderLog
+from activities.order_settings import DEFAULT_ACCOUNTS
 from activities.storage.database import Database
 from api import problems
 from api.auth.keys import KeyRing
@@ -68,6 +70,7 @@ class Gateway:
         stores = SimpleNamespace(
             database=database,
             fence=self.desk.fence,
+            flattens=SqlFlattens(database, DEFAULT_ACCOUNTS, 20.0),
             order_log=SqlOrderLog(database),
             audit=audit_trail(database),
             worlds=SimpleNamespace(world=lambda _: None),

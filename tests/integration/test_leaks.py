@@ -17,18 +17,20 @@ import time_machine
 from activities.brokers.router import OrderRouter, brokers
 from activities.fence import halts, state
 from activities.fence import rules as fence
-from activities.fence.acceptance import NO_ROUTER_AFTER_S, OrderAcceptance
+from activities.fence.acceptance import OrderAcceptance
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.rules import BreakerCount
 from activities.fence.strategy_halts import SqlStrategyHalts
-from activities.settings import OrdersSettings
+from activities.order_settings import OrdersSettings
 from activities.storage.database import Database
 from activities.storage.opening import open_database
 from activities.storage.transactions import utc_before, utc_now
 from qmtl_sdk import QmtlError
-from qmtl_sdk.contracts.orders import Order, Refusal
-from qmtl_sdk.contracts.worlds import CircuitBreaker, EdgeOverride, OrderLimits, WorldUpdate
+from qmtl_sdk.contracts.edges import EdgeOverride
+from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.refusals import Refusal
+from qmtl_sdk.contracts.worlds import CircuitBreaker, OrderLimits, WorldUpdate
 from tests.support.desk import Desk
 from tests.support.fence_model import Unrouted
 from tests.support.leaks import checks_without
@@ -171,7 +173,7 @@ class Storm:
         )
 
     def _no_router(self) -> None:
-        self.desk.route(utc_before(timedelta(seconds=NO_ROUTER_AFTER_S)))
+        self.desk.route(utc_before(timedelta(seconds=OrdersSettings().no_router_after_s)))
         begun = utc_now()
         self._publish()
         ended = utc_now()

@@ -19,14 +19,18 @@ from activities.fence.fills import SqlFills
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
 from activities.ledger.sql import SqlLedger
+from activities.ledger.summary import SqlPositionSummary
 from activities.retention.archives import LOCK, Archives
 from activities.retention.ledger import LedgerProjection
 from activities.storage.database import Database
+from qmtl_sdk.contracts.amounts import exact_sum
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Fill, FillBatch, ReportedFill
 from qmtl_sdk.contracts.ledger import Booking, LedgerCheck, Position, PositionFilter
+from qmtl_sdk.contracts.order_list import OrderFilter
 from qmtl_sdk.contracts.orders import Order, OrderReport
+from qmtl_sdk.contracts.position_summary import PositionSummary
 from tests.support.archive_house import NOW, House
 from tests.support.desk import Desk
 
@@ -107,7 +111,7 @@ class Books:
 
     def filled(self) -> list[tuple[str, Decimal]]:
         """State and filled quantity of each order, in the order of acceptance."""
-        records = self.log.orders(self.world, limit=1000)
+        records = self.log.orders(self.world, OrderFilter(limit=1000))
         return [(item.state.value, item.fill.quantity if item.fill else D(0)) for item in records]
 
     def run_sql(self, statement: str) -> None:
@@ -523,3 +527,96 @@ def test_a_rebuild_waits_for_rows_that_are_being_archived(books: Books) -> None:
             with pytest.raises(TimeoutError):
                 rebuilt.result(0.5)
         assert rebuilt.result(30).entries == 1
+
+
+# sums
+
+
+def summed(books: Books, midnight: datetime | None = None, largest: int = 5) -> PositionSummary:
+    found = SqlPositionSummary(books.database).summary(
+        books.world, midnight or datetime.now(UTC) - timedelta(hours=1), largest
+    )
+    assert [each.profit for each in found.strategies] == [
+        exact_sum((each.cash, each.net)) for each in found.strategies
+    ]
+    return found
+
+
+def test_what_is_held_and_earned_is_added_up_by_strategy_account_and_world(books: Books) -> None:
+    first, second = books.desk.strategies
+    bought = (books.ordered(), fill("f1", "4", "100", fee="1")), (books.ordered(), fill("f2", "6", "110"))
+    books.report(*bought)
+    books.report((books.ordered(side="sell", symbol="KO"), fill("k1", "5", "60")))
+    books.book("dividend", amount="7.5")
+    books.book("fee", symbol="KO", amount="0.5")
+    books.book("adjustment", strategy_id=second, quantity="3", price="20")
+    live = {"strategy_id": second, "account": "paper-live", "booking_id": "l"}
+    books.book("adjustment", quantity="1", price="9", **live)
+    found = summed(books)
+    assert [(each.strategy_id, each.account, each.positions) for each in found.strategies] == [
+        (first, "paper", 2),
+        (second, "paper", 1),
+        (second, "paper-live", 1),
+    ]
+    mine = found.strategies[0]
+    # AAPL: 10 units that cost 1060, at 110; KO: 5 short at 60
+    assert (mine.gross, mine.net, mine.cash) == (D(1400), D(800), D("-1060") - 1 + 300 + D("7.5") - D("0.5"))
+    assert (mine.realised, mine.unrealised, mine.income, mine.fees) == (D(0), D(40), D("7.5"), D("1.5"))
+    assert (mine.profit, mine.profit_today) == (D(46), D(46)), "all of it since an hour ago"
+    assert [item.symbol for item in mine.largest] == ["AAPL", "KO"]
+    assert [(each.account, each.positions, each.gross, each.profit) for each in found.accounts] == [
+        ("paper", 3, D(1460), D(46)),
+        ("paper-live", 1, D(9), D(0)),
+    ]
+    assert (found.world_id, found.unreadable) == (books.world, 0)
+
+
+def test_today_s_profit_is_that_in_all_less_what_it_was_at_midnight(books: Books) -> None:
+    """AAPL is traded before and after, KO before only, JNJ is closed before, MSFT begins after."""
+    bought = (books.ordered(), fill("f1", "4", "100", fee="1")), (books.ordered(), fill("f2", "2", "105"))
+    books.report(*bought)
+    books.report((books.ordered(side="sell", symbol="KO"), fill("k1", "5", "60")))
+    books.report((books.ordered(symbol="JNJ"), fill("j1", "2", "50")))
+    books.report((books.ordered(symbol="JNJ", side="sell"), fill("j2", "2", "45")))
+    before = summed(books).strategies[0]
+    assert (before.profit, before.positions) == (D(20 - 1 - 10), 2)
+    midnight = datetime.now(UTC)
+    assert summed(books, midnight).strategies[0].profit_today == 0
+    books.report((books.ordered(side="sell"), fill("f3", "1", "120", fee="0.5")))
+    books.book("dividend", symbol="KO", amount="-3")
+    books.book("reversal", symbol="JNJ", corrects="j2")
+    books.report((books.ordered(symbol="MSFT"), fill("m1", "1", "300", fee="0.25")))
+    found = summed(books, midnight).strategies[0]
+    # AAPL: 6 units cost 610; one is sold at 120, five are marked there, so 110 in place of 20, less the fee;
+    # KO: short dividend; JNJ: without the sale there are 2 units at their cost, in place of a loss of 10
+    assert found.profit_today == D(90) - D("0.5") - 3 + 10 - D("0.25")
+    assert found.profit == before.profit + found.profit_today
+    assert found.positions == 4
+    assert summed(books, datetime.now(UTC)).strategies[0].profit_today == 0
+
+
+def test_many_positions_are_added_up_a_page_at_a_time(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(11):
+        strategy = books.desk.strategies[number % 2]
+        asked = {"strategy_id": strategy, "symbol": f"S{number}", "booking_id": f"b{number}"}
+        books.book("adjustment", quantity=str(number + 1), price="10", **asked)
+    whole = summed(books, largest=2)
+    monkeypatch.setattr("activities.ledger.summary._PAGE", 3)
+    assert summed(books, largest=2).model_copy(update={"midnight": whole.midnight}) == whole
+    largest = [[item.symbol for item in each.largest] for each in whole.strategies]
+    assert largest == [["S10", "S8"], ["S9", "S7"]]
+    assert whole.accounts[0].gross == D(660)
+
+
+def test_a_position_that_cannot_be_read_is_counted_and_the_others_are_added_up(books: Books) -> None:
+    books.book("adjustment", quantity="1", price="10")
+    books.book("adjustment", quantity="1", price="7", symbol="KO", booking_id="k")
+    books.run_sql("UPDATE position SET after = 'nonsense' WHERE symbol = 'KO'")
+    found = summed(books)
+    assert (found.unreadable, found.accounts[0].gross) == (1, D(10))
+
+
+def test_a_world_that_does_not_exist_has_no_sums(books: Books) -> None:
+    summary = SqlPositionSummary(books.database)
+    assert refusal(lambda: summary.summary("none", datetime.now(UTC), 5)) == "E_WORLD_UNKNOWN"
+    assert SqlPositionSummary(books.database).summary(books.world, datetime.now(UTC), 5).strategies == ()

@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from activities.applies import steps
+from activities.fence.flattens import SqlFlattens
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.state import locked_fence
 from activities.fence.statements import _PostgresStatements
 from activities.fence.store import SqlFenceStore
 from activities.fence.strategy_halts import SqlStrategyHalts
+from activities.order_settings import DEFAULT_ACCOUNTS
 from activities.sessions.sql import SqlSessionStore
 from activities.storage import postgres
 from activities.storage.database import Database
@@ -18,6 +20,7 @@ from activities.storage.opening import open_database
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.orders import CancelRequest
 from tests.support.desk import Desk
+from tests.support.flatten_floor import wanted
 
 pytestmark = pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
 
@@ -42,9 +45,11 @@ def test_halts_and_steps_of_an_apply_wait_for_a_held_fence_as_long_as_they_say(
     try:
         desk = Desk(database)
         run, strategy, halts = desk.request("dryrun"), desk.strategies[0], SqlStrategyHalts(patient)
+        flattens = SqlFlattens(patient, DEFAULT_ACCOUNTS, 20.0)
         acts: dict[str, Callable[[], object]] = {
             "halt": lambda: SqlFenceStore(patient).halt(desk.world, "olga", "stop", 0.2),
             "halt of a strategy": lambda: halts.halt(desk.world, strategy, "olga", "stop", 0.2),
+            "flatten": lambda: flattens.request(desk.world, wanted(), "olga", 0.2),
             "freeze": lambda: steps.SqlApplySteps(patient).freeze(desk.world, run),
         }
         refused(desk, database, acts)

@@ -13,7 +13,7 @@ from activities.storage.tables import SessionRow
 from activities.storage.transactions import utc_text
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
-from qmtl_sdk.contracts.worlds import EdgeOverride
+from qmtl_sdk.contracts.edges import EdgeOverride
 from tests.support.desk import Desk, policy
 
 

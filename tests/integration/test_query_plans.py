@@ -25,7 +25,7 @@ import pytest
 from sqlalchemy import Connection
 
 from activities.storage.database import Database
-from api.auth.access import ROUTES
+from api.auth.route_roles import ROUTES
 from qmtl_sdk.contracts.access import Role
 from tests.support.many_rows import fill, tables_without_a_size, take_for_big
 from tests.support.plan_pages import NO_STATEMENTS, PAGES, SHOWS_LESS
@@ -47,6 +47,7 @@ ROWS = int(os.environ.get("QMTL_PLAN_ROWS", "10000"))
 NOT_RUN = {
     "activities/fence/statements.py": "sent past SQLAlchemy; `fence_reads` takes its statements as they are",
     "activities/fence/segments.py": "hourly, a segment of the order log at a time",
+    "activities/fence/flattening_rows.py:note_failures": "orders that a venue has just ended, by their ids",
     "activities/ledger/sql.py:remove_old_entries": "hourly, the positions of a segment of the order log",
     "activities/ledger/sql.py:remove_ledger": "to book the ledger of a world anew",
     "activities/ledger/sql.py:ledger_rows": "a chunk at a time, to compare all of it",
@@ -132,7 +133,9 @@ def test_every_query_of_a_loop_or_a_page_uses_an_index(recorded: Recorded) -> No
     [
         ("session_opened", "SqlSessionStore._listed"),
         ("commit_log_run", "SqlCommitLog.require_lease_holder"),
-        ("order_log_reason", "SqlOrderLog.orders"),
+        # PostgreSQL would read all of the second one in place of the first, and count few rows.
+        ("order_log_reason order_log_strategy", "reason=halted: activities/fence/order_lists.py:_verdicts"),
+        ("order_log_strategy", "order_lists.py:_verdicts"),
         ("outbox_of_subject", "_superseded"),
     ],
 )
@@ -143,7 +146,8 @@ def test_a_missing_index_is_found(recorded: Recorded, index: str, site: str) -> 
 
 
 def _drop(connection: Connection, index: str) -> None:
-    connection.exec_driver_sql(f"DROP INDEX {index}")
+    for each in index.split():
+        connection.exec_driver_sql(f"DROP INDEX {each}")
 
 
 def test_a_page_loads_no_more_than_it_shows(recorded: Recorded) -> None:

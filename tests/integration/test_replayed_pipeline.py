@@ -1,11 +1,15 @@
-"""A pipeline over the sample prices: its backtest equals a replay that sees one bar after the other."""
+"""A pipeline over the sample prices: its backtest equals a replay bar by bar, and the paper broker."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from activities.brokers.broker import AcceptedOrder
+from activities.brokers.paper import PaperBroker
 from qmtl_sdk import (
     CacheView,
     ExecutionModel,
@@ -17,14 +21,19 @@ from qmtl_sdk import (
     TradeOrderPublisherNode,
     make_intent_first_nodeset,
 )
-from qmtl_sdk.brokerage.models import PerShareFee
+from qmtl_sdk.brokerage.orders import OrderTicket
 from qmtl_sdk.brokerage.simulation import CloseEvent, Simulation, market_bars
 from qmtl_sdk.compute.engine import compute
 from qmtl_sdk.compute.live import LiveEngine
 from qmtl_sdk.compute.output import NodeOutput
-from qmtl_sdk.data.bars import Bars
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.fees import PerShareFee
+from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.orders import ENDED, Order, order_id_prefix
+from qmtl_sdk.contracts.worlds import World, WorldSpec
+from qmtl_sdk.data.bars import Bars, from_ns, to_ns
 from qmtl_sdk.nodes.strategy import BuiltStrategy
-from qmtl_sdk.reports.backtest import INITIAL_CASH, backtest, execution_models
+from qmtl_sdk.reports.backtest import INITIAL_CASH, backtest, events_of, execution_models
 from tests.support import ROOT
 
 SYMBOLS = ("AAPL", "IBM")
@@ -116,3 +125,103 @@ def test_a_backtest_equals_a_replay_fill_for_fill(name: str) -> None:
     assert len(whole.fills) > 20
     if name == "market":
         assert max(len(order.fills) for order in whole.orders) > 1
+
+
+def replay_world(start: int) -> World:
+    """A world over the same prices whose paper broker fills by the model of the pipeline (`MODELS`)."""
+    spec = {
+        "world": "w",
+        "clock": {"replay": {"start": from_ns(start).isoformat(), "speed": 1}},
+        "data": {
+            "presets": [
+                {
+                    "name": "days",
+                    "source": "parquet",
+                    "path": "sample:us_stocks_ohlcv_1d.parquet",
+                    "interval": "1d",
+                    "calendar": "XNYS",
+                    "streams": {symbol: [symbol, "price"] for symbol in SYMBOLS},
+                }
+            ]
+        },
+        "execution": {
+            "fill": "next_open",
+            "slippage_bps": 3,
+            "volume_share": "0.00001",
+            "fees": {"kind": "per_share", "per_share": "0.005", "minimum": "1"},
+        },
+        "instruments": {"lot": "1"},
+    }
+    return World(spec=WorldSpec.model_validate(spec), created_at=datetime(2026, 1, 1, tzinfo=UTC), etag="e")
+
+
+def accepted_order(ticket: OrderTicket, at: datetime) -> AcceptedOrder:
+    """An order of the simulation as the fence accepts it."""
+    order = Order(
+        order_id=order_id_prefix("w", "s") + ticket.order_id,
+        world_id="w",
+        strategy_id="s",
+        execution_domain=Domain.DRYRUN,
+        epoch=1,
+        symbol=ticket.symbol,
+        side=ticket.side,
+        quantity=ticket.quantity,
+        reference_price=Decimal(1),
+        decided_at=from_ns(ticket.placed_at),
+    )
+    return AcceptedOrder(order, at)
+
+
+@pytest.mark.parametrize("dies_every", [10**9, 40])
+def test_the_paper_broker_makes_the_fills_of_the_backtest(dies_every: int) -> None:
+    """The orders that the backtest places go to the paper broker as its bars close, fill for fill.
+
+    A broker that dies now and then makes the same ones.
+    """
+    built = BuiltStrategy(Trends(MODELS["market"]), "w")
+    streams = {node.node_id: sample(node.tags[0]) for node in built.nodes if isinstance(node, StreamInput)}
+    outputs: dict[str, NodeOutput] = {}
+    for node in built.nodes:
+        bars = streams.get(node.node_id)
+        outputs[node.node_id] = compute(node, outputs)[0] if bars is None else NodeOutput(bars)
+    whole = backtest(built, outputs)
+
+    start = int(next(iter(streams.values())).ts[0])
+    world = replay_world(start)
+    simulation = Simulation(INITIAL_CASH, execution_models(built))
+    opened: dict[str, AcceptedOrder] = {}
+    fills: dict[str, tuple[Order, Fill]] = {}
+
+    def look(now: datetime) -> None:
+        for report in broker.find(list(opened.values()), now):
+            order = opened[report.order_id].order
+            fills.update({fill.fill_id: (order, fill) for fill in report.fills})
+            if report.state in ENDED:
+                del opened[report.order_id]
+
+    for number, event in enumerate(events_of(built, outputs)):
+        if number % dies_every == 0:
+            broker = PaperBroker("paper", worlds=lambda world_id: world)
+        simulation.step(event)
+        wall = world.created_at + (from_ns(event.at) - from_ns(start))
+        look(wall)
+        orders = {accepted_order(item.ticket, wall).order.order_id: item for item in simulation.orders}
+        replaced = [opened[name] for name in opened if not orders[name].is_open]
+        broker.cancel(replaced, wall)
+        look(wall)
+        for order_id, item in orders.items():
+            if item.ticket.placed_at == event.at:
+                opened[order_id] = accepted_order(item.ticket, wall)
+        broker.place(list(opened.values()), wall)
+
+    assert whole.fills == simulation.fills
+    found = sorted(
+        (to_ns(fill.at), order.symbol, order.side, fill.quantity, fill.price, fill.fee)
+        for order, fill in fills.values()
+        if fill.at is not None
+    )
+    assert found == sorted(
+        (fill.at, fill.symbol, fill.side, fill.quantity, fill.price, fill.fee) for fill in whole.fills
+    )
+    assert len(found) > 20
+    assert max(len(order.fills) for order in whole.orders) > 1

@@ -11,7 +11,7 @@ from math import inf
 import pytest
 from sqlalchemy import text
 
-from activities.brokers.broker import AcceptedOrder
+from activities.brokers.broker import AcceptedOrder, Broker, Capabilities
 from activities.brokers.calls import BrokerCalls, accepted_orders
 from activities.brokers.execution import ExecutionHandler
 from activities.brokers.paper import PaperBroker
@@ -26,10 +26,12 @@ from activities.storage.opening import open_database
 from activities.storage.postgres import lock_key
 from activities.storage.tables import FenceRow, OpenOrderRow, OrderLogRow
 from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.edges import EdgeOverride
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.order_list import OrderFilter
 from qmtl_sdk.contracts.orders import CancelRequest, Order, OrderReport, OrderState
-from qmtl_sdk.contracts.worlds import EdgeOverride, OrderLimits, WorldUpdate
+from qmtl_sdk.contracts.worlds import OrderLimits, WorldUpdate
 from tests.support.desk import Desk, router
 from tests.support.exchange import Exchange, ExchangeBroker
 from tests.support.machine import wait_for
@@ -54,7 +56,7 @@ class PickyBroker(PaperBroker):
         return super().find([placed for placed in orders if placed[0].order_id != self.bad], now)
 
 
-class Venue:
+class Venue(Broker):
     """A venue that answers as a test tells it: `reports` by id; an order without one is not known there."""
 
     name = "venue"
@@ -112,7 +114,8 @@ def accepted(desk: Desk, count: int = 1) -> list[Order]:
 
 def states(desk: Desk) -> list[str]:
     """The state of each order of the world, in the order of acceptance."""
-    return [record.state.value for record in SqlOrderLog(desk.database).orders(desk.world, limit=1000)]
+    every = OrderFilter(limit=1000)
+    return [record.state.value for record in SqlOrderLog(desk.database).orders(desk.world, every)]
 
 
 def filled(desk: Desk) -> set[str]:
@@ -148,6 +151,8 @@ def add_open(desk: Desk, world: str, resting: int = 0, urgent: int = 0, waits_s:
                     world_id=world,
                     strategy_id="s",
                     execution_domain="dryrun",
+                    symbol=order.symbol,
+                    quantity=str(order.signed),
                     epoch=1,
                     accepted_at=at,
                     next_at=at,
@@ -192,6 +197,23 @@ def test_an_order_that_its_venue_ends_holds_no_drain_up(desk: Desk, end: str) ->
     router(desk.database, venue).step()
     assert states(desk) == [end]
     assert SqlOrderLog(desk.database).open_orders(desk.world) == 0
+
+
+def test_an_order_that_the_broker_cannot_take_is_rejected_before_it_is_called(desk: Desk) -> None:
+    session = desk.session()
+    orders = [desk.order(session, desk.epoch, time_in_force=time) for time in ("GTC", "FOK")]
+    assert all(item.accepted for item in OrderAcceptance(desk.database).publish(orders, desk.caller))
+
+    class Patient(Venue):
+        capabilities = Capabilities(time_in_force=frozenset({"GTC", "DAY"}))
+
+    venue = Patient()
+    venue.says(orders[0], "filled", "1")
+    router(desk.database, venue).step()
+    assert venue.placed == [orders[0].order_id]
+    records = {item.order.time_in_force: item for item in SqlOrderLog(desk.database).orders(desk.world)}
+    assert {name: item.state.value for name, item in records.items()} == {"GTC": "filled", "FOK": "rejected"}
+    assert records["FOK"].changes[-1].reason == "the broker venue takes no FOK orders"
 
 
 def test_a_halt_cancels_what_was_not_sent_although_it_was_lifted_meanwhile(desk: Desk) -> None:
@@ -725,7 +747,9 @@ def test_an_order_whose_row_cannot_be_read_does_not_stop_the_others(desk: Desk) 
     columns = "at, world_id, kind, epoch, strategy_id, reason"
     with desk.database.write("test", bookkeeping=True) as tx:
         connection, of = tx.session.connection(), {"ref": orders[0].order_id}
-        rest = "next_at, state, sent_at, acknowledged, filled_quantity, cancel_reason"
+        rest = (
+            "symbol, quantity, price, next_at, state, sent_at, acknowledged, filled_quantity, cancel_reason"
+        )
         bad = {
             "order:old": ("{}", "2020-01-01T00:00:00+00:00"),
             "order:time": (orders[0].model_dump_json(), "yesterday"),
@@ -795,7 +819,7 @@ def test_an_unkind_exchange_has_exactly_what_the_log_says(desk: Desk) -> None:
     wait_for(
         lambda: [look_again(desk), route.step(), log.open_orders(desk.world) == 0][-1], "end of all orders"
     )
-    records = {record.order.order_id: record for record in log.orders(desk.world, limit=1000)}
+    records = {record.order.order_id: record for record in log.orders(desk.world, OrderFilter(limit=1000))}
     assert len(records) == 120
     assert exchange.doubled == []
     for order_id, record in records.items():

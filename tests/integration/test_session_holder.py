@@ -14,7 +14,9 @@ from activities.fence.withheld import SqlWithheldOrders
 from activities.sessions.holder import SessionCaller
 from activities.storage.database import Database
 from qmtl_sdk import QmtlError
-from qmtl_sdk.contracts.orders import Order, OrderVerdict, Refusal, WithheldOrder, order_id, order_id_prefix
+from qmtl_sdk.contracts.order_list import OrderFilter
+from qmtl_sdk.contracts.orders import Order, OrderVerdict, WithheldOrder, order_id, order_id_prefix
+from qmtl_sdk.contracts.refusals import Refusal
 from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.worlds import CircuitBreaker, WorldUpdate
 from tests.support.desk import Desk, new_order_id
@@ -232,8 +234,8 @@ def test_withheld_orders_are_recorded_once_with_their_reason_and_listed(desk: De
     )
     assert log.counts(desk.world) == {"withheld": 1}
     assert log.open_orders(desk.world) == 0
-    assert log.orders(desk.world, reason="halted") == []
-    assert len(log.orders(desk.world, reason="withheld")) == 1
+    assert log.orders(desk.world, OrderFilter(reason=Refusal.HALTED)) == []
+    assert len(log.orders(desk.world, OrderFilter(reason=Refusal.WITHHELD))) == 1
 
 
 def test_a_withheld_order_is_never_accepted_and_a_sent_one_is_never_withheld(desk: Desk) -> None:

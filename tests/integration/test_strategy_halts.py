@@ -13,7 +13,7 @@ from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.storage.database import Database
 from activities.storage.tables import OutboxRow
 from qmtl_sdk import QmtlError
-from qmtl_sdk.contracts.orders import Refusal
+from qmtl_sdk.contracts.refusals import Refusal
 from tests.support.admissions import begin_run, run_of
 from tests.support.desk import Desk, policy
 from tests.support.trail import audit_trail

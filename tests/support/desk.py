@@ -24,7 +24,7 @@ from activities.messages.evaluation import JudgeCommand
 from activities.messages.submission import EvidenceBody
 from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
-from activities.storage.tables import OpenOrderRow, ProcessRow
+from activities.storage.tables import FenceRow, OpenOrderRow, ProcessRow
 from activities.submissions.runs import SqlRunStore
 from activities.worlds.policies import SqlPolicyStore
 from activities.worlds.specs import SqlWorldStore
@@ -35,6 +35,7 @@ from qmtl_sdk.contracts.orders import Order, order_id_prefix
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import policy_from
 from qmtl_sdk.contracts.sessions import SessionOpen
+from qmtl_sdk.contracts.targets import Target
 from qmtl_sdk.contracts.worlds import WorldSpec
 from tests.support.admissions import begin_run, run_of
 
@@ -75,6 +76,8 @@ def stuck_order(world: str) -> OpenOrderRow:
         world_id=world,
         strategy_id="strategy:stuck",
         execution_domain="dryrun",
+        symbol="AAPL",
+        quantity="1",
         epoch=1,
         accepted_at="2024",
         next_at="9999",
@@ -242,27 +245,31 @@ class Desk:
             tx.upsert(row)
 
     def order(self, session: str, epoch: int, **fields: Any) -> Order:
+        base = self._request(session, epoch, fields)
+        return Order.model_validate({**base, "side": "buy", "quantity": "1", **fields})
+
+    def target(self, session: str, epoch: int, **fields: Any) -> Target:
+        base = self._request(session, epoch, fields)
+        return Target.model_validate({**base, "decided_at": datetime(2024, 1, 2, tzinfo=UTC), **fields})
+
+    def _request(self, session: str, epoch: int, fields: dict[str, Any]) -> dict[str, Any]:
         world, strategy = fields.get("world_id", self.world), fields.get("strategy_id", self.strategies[0])
-        base = {
+        return {
             "order_id": new_order_id(world, strategy),
             "world_id": world,
             "strategy_id": strategy,
             "session_id": session,
             "execution_domain": "dryrun",
             "epoch": epoch,
+            "symbol": "AAPL",
+            "reference_price": "100",
         }
-        return Order.model_validate(
-            {**base, "symbol": "AAPL", "side": "buy", "quantity": "1", "reference_price": "100", **fields}
-        )
 
     @property
     def epoch(self) -> int:
         return self.fence_row().epoch
 
     def fence_row(self) -> Any:
-        """The fence row."""
-        from activities.storage.tables import FenceRow
-
         with self.database.read() as session:
             return session.get_one(FenceRow, self.world)
 

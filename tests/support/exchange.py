@@ -15,10 +15,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
-from activities.brokers.broker import AcceptedOrder
+from activities.brokers.broker import AcceptedOrder, Broker, Capabilities
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.fills import Fill, ReportedFill
 from qmtl_sdk.contracts.orders import Order, OrderReport
+from qmtl_sdk.contracts.reconciliation import AccountState
 
 State = Literal["sent", "partially_filled", "filled", "cancelled", "rejected"]
 
@@ -73,11 +74,12 @@ class Exchange:
         self.orders[order.order_id] = Resting(order, time.monotonic() + after_s, now)
 
 
-class ExchangeBroker:
+class ExchangeBroker(Broker):
     """A broker over an exchange."""
 
     name = "exchange"
     batch = 20
+    capabilities = Capabilities(open_orders=True, positions=True, fills_since=True, account=True)
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -101,8 +103,7 @@ class ExchangeBroker:
         """Look up orders. A look at one that is open may fill a part of it."""
         exchange = self._exchange
         with exchange.lock:
-            if exchange.unkind and exchange.rng.random() < 0.1:
-                raise QmtlError("E_UNAVAILABLE", "the connection was cut")
+            self._may_cut()
             return self._reports(orders, now)
 
     def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
@@ -112,6 +113,54 @@ class ExchangeBroker:
                 found = self._exchange.known(order.order_id)
                 if found is not None and found.ended_at is None:
                     found.state, found.ended_at = "cancelled", now
+
+    def open_orders(self, now: datetime) -> list[str]:
+        """Those that have arrived and have not ended."""
+        with self._exchange.lock:
+            self._may_cut()
+            return [
+                order_id
+                for order_id, found in self._exchange.orders.items()
+                if found.ended_at is None and self._exchange.known(order_id) is not None
+            ]
+
+    def positions(self, now: datetime) -> dict[str, Decimal]:
+        """The sums of all fills."""
+        held: dict[str, Decimal] = {}
+        with self._exchange.lock:
+            self._may_cut()
+            for found in self._exchange.orders.values():
+                sign, symbol = (1 if found.order.side == "buy" else -1), found.order.symbol
+                held[symbol] = held.get(symbol, Decimal(0)) + sign * found.filled
+        return held
+
+    def fills_since(self, since: datetime, now: datetime) -> list[ReportedFill]:
+        """All fills since then, in no order that one may rely on, and some of them twice."""
+        with self._exchange.lock:
+            self._may_cut()
+            fills = [
+                ReportedFill(order_id=order_id, fill=fill)
+                for order_id, found in self._exchange.orders.items()
+                for fill in found.fills
+                if fill.at is not None and fill.at >= since
+            ]
+            twice = [fill for fill in fills if self._exchange.rng.random() < 0.1]
+            return self._exchange.rng.sample([*fills, *twice], len(fills) + len(twice))
+
+    def account(self, now: datetime) -> AccountState:
+        """What was received less what was paid."""
+        cash = Decimal(0)
+        with self._exchange.lock:
+            for found in self._exchange.orders.values():
+                sign = 1 if found.order.side == "buy" else -1
+                cash -= sum(
+                    (sign * fill.quantity * fill.price + fill.fee for fill in found.fills), Decimal(0)
+                )
+        return AccountState(currency="USD", cash=cash)
+
+    def _may_cut(self) -> None:
+        if self._exchange.unkind and self._exchange.rng.random() < 0.1:
+            raise QmtlError("E_UNAVAILABLE", "the connection was cut")
 
     def _reports(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
         known = [self._exchange.known(order.order_id) for order, _ in orders]

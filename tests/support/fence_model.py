@@ -222,6 +222,8 @@ def fence_violations(log: Any, audit: Any, unrouted: Sequence[Unrouted] = ()) ->
             broken += fence.change(row)
             continue
         order, at, accepted = json.loads(row["body"]), row["at"], kind == "accepted"
+        if order.get("origin") == "flatten":  # no rule of a strategy's orders: `flatten_model.py` has its own
+            continue
         reasons = {*fence.objections(order), *around.objections(at, order, row["strategy_id"])}
         if fence.count(at, accepted, around.breaker.value(at) or (None, None)):
             reasons.add("circuit_breaker")

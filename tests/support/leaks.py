@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from activities.fence import rules as fence
-from qmtl_sdk.contracts.orders import Refusal
+from qmtl_sdk.contracts.refusals import Refusal
 
 
 def checks_without(leak: Refusal) -> Mapping[Refusal, fence.Check]:

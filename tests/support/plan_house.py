@@ -9,6 +9,7 @@ from typing import Any
 from activities.decisions.activities import DecisionActivities
 from activities.events.bus import SqliteBus
 from activities.events.relay import Relay
+from activities.fence.acceptance import OrderAcceptance
 from activities.fence.open_orders import SqlOpenOrders
 from activities.messages.apply import DirectApproval
 from activities.messages.evaluation import JudgeCommand
@@ -48,10 +49,18 @@ class House:
     """An installation with one world `w` in which a little of everything has happened."""
 
     def __init__(self, home: Path, dsn: str) -> None:
-        self.config = Settings.model_validate({"home": home, "gateway": {"database_dsn": dsn}})
+        self.config = Settings.model_validate(
+            {
+                "home": home,
+                "gateway": {"database_dsn": dsn},
+                "orders": {"account_limits": {"paper": {"max_loss": "1000000"}}},
+            }
+        )
         self.stores = Stores.open(self.config)
         self.database = self.stores.database
-        self.desk = Desk(self.database, strategies=2, found=policy(approvals={"required": 1, "policy": 1}))
+        found = policy(approvals={"required": 1, "policy": 1})
+        limits = {"strategy": {"max_position": "1000000"}}
+        self.desk = Desk(self.database, strategies=2, found=found, order_limits=limits)
         self.bus = SqliteBus(home / "bus.db")
         self.promotions = SqlPromotions(self.database, self.stores.apply_requests)
         self.relay = Relay(self.database, self.bus, 1000)
@@ -90,6 +99,11 @@ class House:
         orders = [self.desk.order(session, self.desk.epoch) for _ in range(2)]
         verdicts = self.stores.orders.publish(orders, self.desk.caller)
         assert all(verdict.accepted for verdict in verdicts)
+        wanted = {"unit": "units", "value": "9", "symbol": uuid.uuid4().hex}
+        target = self.desk.target(session, self.desk.epoch, **wanted)
+        new_gateway = OrderAcceptance(self.database, self.config.orders)  # which has read no world yet
+        (answer,) = new_gateway.publish([target], self.desk.caller)
+        assert answer.accepted, answer
         held = self.desk.order(session, self.desk.epoch)
         self.stores.withheld.record([WithheldOrder(order=held, reason="closed")], self.desk.caller)
         due = self.open_orders.due(Domain.DRYRUN, 500)["w"]

@@ -35,6 +35,8 @@ PAGES: dict[str, list[str]] = {
         "/worlds/w/positions?strategy_id=strategy:s5&closed=true&limit=10",
         '/worlds/w/positions?after=["strategy:s5","paper","S5"]&limit=10',
     ],
+    "/worlds/{world_id}/reconciliation": ["/worlds/w/reconciliation"],
+    "/worlds/{world_id}/positions/summary": ["/worlds/w/positions/summary?largest=3"],
     "/worlds/{world_id}/ledger": [
         "/worlds/w/ledger?limit=1000",
         "/worlds/w/ledger?after=1&strategy_id=strategy:s5",
@@ -43,6 +45,16 @@ PAGES: dict[str, list[str]] = {
         "/orders?world_id=w&limit=300",
         "/orders?world_id=w&after=300",
         "/orders?world_id=w&reason=halted",
+        "/orders?world_id=w&newest=true&limit=100",
+        "/orders?world_id=w&newest=true&limit=10&state=refused&state=withheld",
+        "/orders?world_id=w&strategy_id=strategy:s5&newest=true&limit=10",
+        "/orders?world_id=w&strategy_id=strategy:s0&newest=true&limit=10&state=refused",
+    ],
+    "/orders/changes": [
+        "/orders/changes?world_id=w",
+        "/orders/changes?world_id=w&after=300&strategy_id=strategy:s5",
+        "/orders/changes?world_id=w&after=300&state=refused",
+        "/orders/changes?world_id=w&after=300&reason=halted",
     ],
     "/worlds/{world_id}/decisions": ["/worlds/w/decisions?limit=100"],
     "/worlds/{world_id}/activation": [

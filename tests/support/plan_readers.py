@@ -5,9 +5,11 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import httpx
+from sqlalchemy import text
 from temporalio.client import Client
 
 from activities.brokers.router import brokers
@@ -26,6 +28,8 @@ from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
+from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.flattening import FlattenRequest
 from qmtl_sdk.contracts.orders import CancelRequest
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from qmtl_sdk.contracts.worlds import WorldUpdate
@@ -51,6 +55,7 @@ class Readers(House):
             "relay": self.relay.step,
             "router": lambda: (self.trade(), routing.step(), self.open_orders.next_due()),
             "session expiry": self._expire,
+            "flattens": self._flatten,
             "revoked tokens": stores.tokens.revoked,
             "Gateway lease": lambda: (
                 stores.gateway_leases.heartbeat("gateway:1", 10.0),
@@ -103,6 +108,7 @@ class Readers(House):
             "apply": self._apply,
             "rule change": self._change_rules,
             "halts": self._halt,
+            "reconciliation": self._reconcile,
             "dead letters": self._dead_letters,
             "access": self._access,
             "session": self._end_session,
@@ -152,6 +158,16 @@ class Readers(House):
         with contextlib.suppress(QmtlError):  # there is nothing to go back to
             self.desk.request(rollback_of=run)
 
+    def _flatten(self) -> None:
+        """Flatten a strategy and all, and continue one that waited for a time."""
+        for strategy in (self.strategy, None):
+            wanted = FlattenRequest(flatten_id=uuid.uuid4().hex, strategy=strategy)
+            self.stores.flattens.request("w", wanted, "olga")
+        with self.database.write("test", bookkeeping=True) as tx:
+            tx.connection.execute(text("UPDATE flattening SET next_at = '2024'"))
+        self.stores.flattens.continue_due()
+        self.stores.flattens.under_way("w")
+
     def _change_rules(self) -> None:
         changes = self.stores.rule_changes
         try:
@@ -170,6 +186,18 @@ class Readers(House):
         halt_all(self.database, stores.fence.world_ids(), "olga", "x")
         stores.fence.halt("w", "olga", "x")
         stores.apply_steps.resume("w", "olga", "x")
+
+    def _reconcile(self) -> None:
+        """What a broker with books makes the router read; nothing is held at its account."""
+        books = self.stores.reconciliations
+        fill = Fill(fill_id="f", quantity=Decimal(1), price=Decimal(1), account="elsewhere")
+        ids = [item.order.order_id for item in self.stores.order_log.orders("w")][:2]
+        books.newest("paper"), books.holdings("elsewhere")
+        books.trading(Domain.DRYRUN)
+        books.placed(ids)
+        books.unrecorded({name: [fill] for name in ids})
+        books.halt("w", "reconciliation")
+        self.stores.apply_steps.resume("w", "olga", "x")
 
     def _dead_letters(self) -> None:
         """Retry and drop dead letters whose subject has many later events."""

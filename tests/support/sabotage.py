@@ -17,7 +17,8 @@ from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.rules import BreakerCount
 from activities.storage.tables import FenceRow
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.orders import Order, OrderVerdict, Refusal
+from qmtl_sdk.contracts.orders import Order, OrderVerdict
+from qmtl_sdk.contracts.refusals import Refusal
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,9 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.brokerage.account import SimulatedAccount
 from qmtl_sdk.brokerage.fees import fee_of
 from qmtl_sdk.brokerage.fills import MarketBar, place, replay, work, work_all
-from qmtl_sdk.brokerage.models import (
-    ExecutionModel,
-    FillModel,
-    MakerTakerFee,
-    PercentFee,
-    PerShareFee,
-    Tier,
-    TieredFee,
-    as_decimal,
-)
+from qmtl_sdk.brokerage.models import ExecutionModel, FillModel, as_decimal
 from qmtl_sdk.brokerage.orders import OrderTicket, SimulatedFill, WorkingOrder
+from qmtl_sdk.contracts.fees import MakerTakerFee, PercentFee, PerShareFee, Tier, TieredFee
 from qmtl_sdk.data.bars import NS
 from tests.support.pipeline import MINUTE, market_bar
 

@@ -15,14 +15,20 @@ from qmtl_sdk.nodes.syntax import parsed
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("qmtl_sdk", "workflows", "activities", "temporal", "api")
-OWNED_ROWS = {"FenceRow", "ActivationRow", "OrderLogRow", "OpenOrderRow", "AckRow", "GatewayRow"}
-OWNED_TABLES = re.compile(
-    r"\b(?:insert into|update|delete from)\s+(?:fence|activation|order_log|open_order|ack|gateway)\b", re.I
-)
-NAMED_TABLES = tuple(
-    f"metadata.tables['{name}']"
-    for name in ("fence", "activation", "order_log", "open_order", "ack", "gateway")
-)
+OWNED = {
+    "fence": "FenceRow",
+    "activation": "ActivationRow",
+    "order_log": "OrderLogRow",
+    "open_order": "OpenOrderRow",
+    "flatten": "FlattenRow",
+    "flattening": "FlatteningRow",
+    "ack": "AckRow",
+    "gateway": "GatewayRow",
+    "reconciliation": "ReconciliationRow",
+}
+OWNED_ROWS = set(OWNED.values())
+OWNED_TABLES = re.compile(rf"\b(?:insert into|update|delete from)\s+(?:{'|'.join(OWNED)})\b", re.I)
+NAMED_TABLES = tuple(f"metadata.tables['{name}']" for name in OWNED)
 
 
 IMPORT_THE_SDK = """

@@ -22,6 +22,7 @@ from qmtl_sdk.contracts.durations import seconds
 from qmtl_sdk.contracts.expressions import evaluate, parse
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import policy_from
+from qmtl_sdk.contracts.position_limits import PositionLimits
 from qmtl_sdk.contracts.rebalance_plan import RebalancePlan
 from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
 from qmtl_sdk.contracts.stream import ClientFrame
@@ -31,6 +32,7 @@ from tests.support import ROOT
 Schema = dict[str, Any]
 
 _WEIGHTS = ["after", "before", "strategies{}", "weight"]
+_FEES = ["bps", "maker_bps", "minimum", "per_share", "taker_bps", "traded", "volume_share"]
 _RULES = ["cost_bps", "lot", "margin_rate", "min_trade_notional", "tick"]
 _LIMITS = ["cash", "equity", "max_gross_notional", "max_net_notional", "max_turnover", "min_margin_headroom"]
 _FIGURES = [
@@ -52,7 +54,9 @@ EXEMPT = {
     ".ratio: maxLength": "as above",
     ".max_quantity: maxLength": "as above",
     ".max_notional: maxLength": "as above",
-    **{f".{name}: maxLength": "as above" for name in (*_WEIGHTS, *_RULES, *_LIMITS, *_FIGURES)},
+    "(Target).value: maxLength": "as above",
+    **{f".{name}: maxLength": "as above" for name in PositionLimits.model_fields},
+    **{f".{name}: maxLength": "as above" for name in (*_WEIGHTS, *_FEES, *_RULES, *_LIMITS, *_FIGURES)},
     ".options{}: minimum": "any finite number may be an option of a package",
     ".options{}: maximum": "as above",
     "(QueueMessage).values{}: minimum": "any finite number may be an output of a node",

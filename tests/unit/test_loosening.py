@@ -22,6 +22,7 @@ BEFORE: dict[str, Any] = {
         "approvals": {"required": 2, "live": 2, "policy": 1, "roles": ["operator"]},
         "required_signals": ["sharpe"],
         "campaign": {"dryrun": "7d"},
+        "apply": {"on_rollback": "flatten"},
     },
     "decision_ttl": 300,
 }
@@ -75,8 +76,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("gating_policy.edges", {"pre_promotion": {}}, "edges.pre_promotion"),
         ("selection.score", "ulcer", "selection.score from sharpe to ulcer"),
         ("selection.hysteresis.min_dwell", "3h", "selection.hysteresis.min_dwell"),
-        ("gating_policy.apply", {"drain_timeout_ms": 1}, "gating_policy.apply.drain_timeout_ms"),
+        (
+            "gating_policy.apply",
+            {"drain_timeout_ms": 1, "on_rollback": "flatten"},
+            "gating_policy.apply.drain_timeout_ms",
+        ),
         ("gating_policy.share_policy", "feature-artifacts-only", "gating_policy.share_policy"),
+        ("gating_policy.apply", {"on_rollback": "leave"}, "apply.on_rollback leave"),
     ],
 )
 def test_a_looser_rule_is_named(path: str, value: Any, said: str) -> None:
@@ -100,6 +106,11 @@ def test_a_looser_rule_is_named(path: str, value: Any, said: str) -> None:
 )
 def test_a_rule_as_strict_as_before_is_not(path: str, value: Any) -> None:
     assert loosened_policy(policy_from(BEFORE), policy_from(changed(path, value))) == []
+
+
+def test_a_rollback_that_closes_positions_loosens_nothing() -> None:
+    before = policy_from(changed("gating_policy.apply", {"on_rollback": "leave"}))
+    assert loosened_policy(before, policy_from(BEFORE)) == []
 
 
 def test_limits_of_a_world_that_are_raised_or_taken_away_are_named() -> None:

@@ -1,6 +1,6 @@
 """The intent-first pipeline: its steps, its identity, its returns, its orders and its backtest."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput, TradeOrderPublisherNode
-from qmtl_sdk.brokerage.models import ExecutionModel, FillModel, PercentFee
+from qmtl_sdk.brokerage.models import ExecutionModel, FillModel
 from qmtl_sdk.brokerage.simulation import Simulation
 from qmtl_sdk.compute.output import NodeOutput
+from qmtl_sdk.contracts.fees import PercentFee
 from qmtl_sdk.contracts.sessions import QueueMessage
 from qmtl_sdk.contracts.worlds import Execution, World, WorldSpec
 from qmtl_sdk.data.bars import Bars, from_ns
@@ -29,6 +30,7 @@ from qmtl_sdk.reports.backtest import backtest, events_of, execution_models
 from qmtl_sdk.reports.returns import Returns, returns_of
 from qmtl_sdk.runtime.intents import IntentBuilder
 from qmtl_sdk.runtime.orders import OrderIntent
+from qmtl_sdk.runtime.targets import TargetIntent
 from qmtl_sdk.transforms.execution import ExecutionNode, SizingNode
 from qmtl_sdk.transforms.position_target import PositionTargetNode
 from qmtl_sdk.transforms.publisher import MAX_SYMBOLS
@@ -445,6 +447,10 @@ class Recorded:
     def __init__(self) -> None:
         self.sent: list[OrderIntent] = []
         self.held: list[OrderIntent] = []
+        self.targets: list[TargetIntent] = []
+
+    def set_targets(self, intents: Sequence[TargetIntent]) -> None:
+        self.targets += intents
 
     def enqueue(self, intent: OrderIntent) -> bool:
         self.sent.append(intent)
@@ -470,6 +476,7 @@ def test_a_running_strategy_sends_an_order_for_each_symbol_with_a_quantity() -> 
     assert [one.symbol for one in to.held] == ["AAPL", "BRK.B"]
     builder.publish(to, node, 0, {"AAPL.target_weight": 0.5}, from_ns(60 * 10**9))  # type: ignore[arg-type]
     assert len(to.sent) == 2  # a target is no order
+    assert [(one.symbol, one.unit, one.value) for one in to.targets] == [("AAPL", "weight", Decimal("0.5"))]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,14 @@ from datetime import UTC, datetime
 import pytest
 
 from api.cli.cancel import cancel_text
-from api.cli.orders import order_detail
+from api.cli.names import StrategyNames
+from api.cli.order_feed import OrderFeed
+from api.cli.text.orders import HEADER, change_line, columns, order_row
 from api.cli.text.status import fence_text
 from qmtl_sdk.contracts.applies import FenceStatus
+from qmtl_sdk.contracts.order_list import OrderFilter
 from qmtl_sdk.contracts.orders import CancelResult, Order, OrderRecord, order_id_prefix
+from qmtl_sdk.runtime.client import GatewayClient
 from tests.support import ROOT
 
 ORDER = Order.model_validate(
@@ -27,18 +31,68 @@ ORDER = Order.model_validate(
 )
 
 
-def test_what_was_filled_is_listed_with_its_average_price() -> None:
-    record = OrderRecord.model_validate(
-        {
-            "seq": 1,
-            "at": datetime(2024, 1, 1, tzinfo=UTC),
-            "order": ORDER,
-            "accepted": True,
-            "state": "filled",
-            "fill": {"quantity": "2", "price": "10", "fee": "0", "account": "paper"},
-        }
-    )
-    assert order_detail(record) == "2 at 10 by paper"
+def record(state: str, said: str = "", **fields: object) -> OrderRecord:
+    begun, ended = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 1, 0, 0, 9, tzinfo=UTC)
+    changes = [{"at": begun, "state": "accepted"}, {"at": ended, "state": state, "reason": said}]
+    base = {"seq": 7, "at": begun, "order": ORDER, "accepted": True, "state": state, "changes": changes}
+    return OrderRecord.model_validate({**base, **fields})
+
+
+def test_a_row_of_the_list_says_what_was_ordered_what_was_filled_and_what_became_of_it() -> None:
+    filled = {"quantity": "1.5", "price": "10.3333333333", "fee": "0", "account": "paper"}
+    found = dict(zip(HEADER, order_row(record("partially_filled", fill=filled), "Trend"), strict=True))
+    assert found == {
+        "no": "7",
+        "when (UTC)": "2024-01-01 00:00:00",
+        "strategy": "Trend",
+        "domain": "dryrun",
+        "symbol": "AAPL",
+        "side": "buy",
+        "quantity": "2",
+        "filled": "1.5",
+        "price": "10.333333",
+        "state": "partially filled",
+        "reason": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (record("cancelled", "olga: too late"), "olga: too late"),
+        (record("refused", accepted=False, reason="halted"), "the world is halted"),
+        (record("withheld", accepted=False, withheld="the gate is closed"), "the gate is closed"),
+    ],
+)
+def test_a_row_of_the_list_says_why(item: OrderRecord, reason: str) -> None:
+    assert order_row(item, "Trend")[-1].startswith(reason)
+
+
+def test_a_line_of_the_list_that_grows_has_the_columns_of_its_header_and_the_time_of_the_change() -> None:
+    header, line = columns(list(HEADER)), change_line(record("cancelled", "too late"), "Trend")
+    assert line[header.index("when") :].startswith("2024-01-01 00:00:09")
+    for name, value in (("strategy", "Trend"), ("symbol", "AAPL"), ("quantity", "2"), ("reason", "too late")):
+        assert line[header.index(name) :].startswith(value)
+
+
+def test_an_order_that_is_followed_is_shown_again_only_where_it_is_another() -> None:
+    """A change between the reading of the log's end and of the newest orders is read twice."""
+    shown = list[OrderRecord]()
+    feed = OrderFeed("w", OrderFilter(newest=True), lambda found, _: shown.extend(found))
+    with GatewayClient("http://127.0.0.1:1", None) as client:
+        names = StrategyNames(client, "w")
+        some, all_ = (
+            {"quantity": quantity, "price": "10", "fee": "0", "account": "paper"} for quantity in ("1", "2")
+        )
+        states = [
+            record("sent"),
+            record("partially_filled", fill=some),
+            record("partially_filled", fill=all_),
+        ]
+        for state in states:
+            for _ in range(2):
+                feed.show_changed([state], names)
+    assert shown == states
 
 
 def test_the_status_of_a_world_shows_withheld_orders_apart_from_refused_ones() -> None:

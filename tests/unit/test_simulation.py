@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from qmtl_sdk import QmtlError
 from qmtl_sdk.brokerage.fills import MarketBar
-from qmtl_sdk.brokerage.models import ExecutionModel, FillModel, PercentFee, TieredFee
+from qmtl_sdk.brokerage.models import ExecutionModel, FillModel
 from qmtl_sdk.brokerage.orders import SimulatedFill
 from qmtl_sdk.brokerage.simulation import CloseEvent, Simulation, close_events, market_bars
 from qmtl_sdk.brokerage.targets import Target, TargetUnit, units_of
+from qmtl_sdk.contracts.fees import PercentFee, TieredFee
 from qmtl_sdk.data.bars import NS, Bars
 from tests.support.frames import START, bars
 from tests.support.pipeline import MINUTE, ohlcv

@@ -63,7 +63,7 @@ def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:
         "decision": decision.json_dict(),
         "stream": stream,
         **{name: trading[name] for name in ("apply", "orders", "rollback")},
-        "trading": {name: trading[name] for name in ("world", "strategy_id", "dryrun", "audit_entries")},
+        "trading": {name: trading[name] for name in trading.keys() - {"apply", "orders", "rollback"}},
         "temporal_ui": ui,
         "report": str(write(report, decision, sheets)),
     }

@@ -62,12 +62,14 @@ def _trading(body: dict[str, Any]) -> list[str]:
     steps = ", ".join(step["name"] for step in live["steps"])
     people = " and ".join(item["actor"] for item in live["approvals"])
     during = orders["during"] or "none"
+    held = ", ".join(
+        f"{item['quantity']} {item['symbol']} ({item['account']})" for item in trading["positions"]
+    )
     return [
         f"Trading in {trading['world']}: judged, promoted to dryrun and to live (on paper), rolled back",
         f"  apply {live['run_id']}: {steps}; approved by {people}; "
         f"epoch {live['epoch_before']} → {live['epoch_after']}",
         f"  orders before {orders['before']}, during {during}, after {orders['after']}; "
         f"{orders['filled']} filled",
-        f"  held back by its order gate: {sum(orders['kept_back_by_the_gate'].values())}; "
-        f"audit trail of {trading['audit_entries']} entries verified",
+        f"  holds {held or 'nothing'} at the end; audit trail of {trading['audit_entries']} entries verified",
     ]

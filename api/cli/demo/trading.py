@@ -22,7 +22,7 @@ from api.cli.demo.waiting import LIMIT_S, wait_until
 from api.cli.demo.worlds import TRADING_POLICY, trading_world, with_promotion
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.orders import Order, OrderRecord, OrderVerdict, order_id_prefix
+from qmtl_sdk.contracts.orders import Order, OrderRecord, OrderRequest, OrderVerdict, order_id_prefix
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.runner import Runner
@@ -40,11 +40,9 @@ class OrderCounts:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.newest: Order | None = None
 
-    def add(self, order: Order, verdict: OrderVerdict) -> None:
+    def add(self, order: OrderRequest, verdict: OrderVerdict) -> None:
         """Count a verdict; called by the strategy's session."""
-        self.newest = order
         self.counts[f"{order.execution_domain.value}:{verdict.reason or 'accepted'}"] += 1
 
 
@@ -67,8 +65,8 @@ def run_trading(client: GatewayClient, now: datetime) -> dict[str, Any]:
                 f"qmtl world explain {world} {judged.strategy_id} says why",
             )
         wait_until(lambda: orders_seen.counts["dryrun:accepted"] >= ENOUGH_ORDERS, "orders in dryrun")
-        assert orders_seen.newest is not None  # an order was accepted
-        with order_past_the_gate(client, orders_seen.newest, SessionKey.of(running.grant)):
+        accepted = client.orders(world, limit=1)[0].order
+        with order_past_the_gate(client, accepted, SessionKey.of(running.grant)):
             live = promote(client, world, "live", PEOPLE)
         wait_until(lambda: orders_seen.counts["live:accepted"] >= ENOUGH_ORDERS, "orders after the apply")
         rollback = roll_back(client, world, live)
@@ -91,9 +89,12 @@ def run_trading(client: GatewayClient, now: datetime) -> dict[str, Any]:
             "before": _count(records, None, freeze_started(live)),
             "during": _count(records, freeze_started(live), unfreeze_started(live)),
             "after": _count(records, unfreeze_started(live), None),
-            "kept_back_by_the_gate": dict(running.orders.blocked),
             "filled": sum(record.fill is not None for record in records),
         },
+        "positions": [
+            {"symbol": item.symbol, "account": item.account, "quantity": str(item.position.quantity)}
+            for item in client.positions(world)
+        ],
         "audit_entries": client.audit(world, limit=1, verify=True)["verified"],
     }
 

@@ -81,6 +81,8 @@ def trading_world(now: datetime) -> Mapping:
         "description": "replayed hours, from judgment to live on paper",
         "clock": {"replay": {"start": "2017-04-03T00:00:00Z", "speed": 36_000}},
         "data": {"presets": [FX]},
+        "capital": {"amount": "20000", "currency": "USD"},
+        "instruments": {"lot": "1"},
         "allow_live": True,
     }
 

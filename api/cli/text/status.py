@@ -22,6 +22,7 @@ def fence_text(fence: FenceStatus) -> list[str]:
     )
     withheld = fence.orders.get("withheld", 0)
     live = "allowed" if fence.allow_live else "not allowed"
+    closing = f"flatten    {fence.flattening} strategies are being closed"
     edge = "open" if fence.live_edge else "closed"
     return [
         f"fence      {_fence_state(fence)}, epoch {fence.epoch}",
@@ -29,6 +30,7 @@ def fence_text(fence: FenceStatus) -> list[str]:
             f"halted     {item.text} since {item.since:%Y-%m-%d %H:%M:%S} UTC"
             for item in fence.strategy_halts
         ),
+        *([closing] if fence.flattening else []),
         f"live       {live}, edge from backtest to live {edge}",
         f"decision   {_decision_age(fence)}",
         f"orders     {fence.orders.get('accepted', 0)} accepted, {fence.open_orders} open"

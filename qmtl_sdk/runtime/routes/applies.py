@@ -5,9 +5,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody, FenceStatus
+from qmtl_sdk.contracts.edges import EdgeOverride
 from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.promotions import PromotionRequest, PromotionView
-from qmtl_sdk.contracts.worlds import EdgeOverride
 from qmtl_sdk.runtime.routes.transport import Transport, live_header
 
 

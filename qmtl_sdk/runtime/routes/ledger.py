@@ -7,6 +7,8 @@ from pydantic import TypeAdapter
 
 from qmtl_sdk.contracts.fills import FillBatch, FillsRecorded
 from qmtl_sdk.contracts.ledger import Booking, HeldPosition, LedgerCheck, LedgerLine
+from qmtl_sdk.contracts.position_summary import LARGEST, PositionSummary
+from qmtl_sdk.contracts.reconciliation import Reconciliation
 from qmtl_sdk.runtime.routes.transport import Transport
 
 
@@ -30,6 +32,11 @@ class LedgerRoutes(Transport):
             params["after"] = json.dumps((found[-1].strategy_id, found[-1].account, found[-1].symbol))
         return found
 
+    def position_summary(self, world_id: str, largest: int = LARGEST) -> PositionSummary:
+        """Add up what strategies hold and have earned, in all and since midnight UTC."""
+        path, params = f"/worlds/{world_id}/positions/summary", {"largest": largest}
+        return PositionSummary.model_validate(self._call("GET", path, params=params))
+
     def ledger(
         self, world_id: str, after: int = 0, limit: int = 100, strategy_id: str = ""
     ) -> list[LedgerLine]:
@@ -47,3 +54,8 @@ class LedgerRoutes(Transport):
 
     def rebuild_ledger(self, world_id: str) -> LedgerCheck:
         return LedgerCheck.model_validate(self._call("POST", f"/worlds/{world_id}/ledger/rebuild"))
+
+    def reconciliations(self, world_id: str) -> list[Reconciliation]:
+        """List the newest comparison of each broker's account, with what concerns a world."""
+        found = self._call("GET", f"/worlds/{world_id}/reconciliation")
+        return TypeAdapter(list[Reconciliation]).validate_python(found)

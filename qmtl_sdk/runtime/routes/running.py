@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
+from qmtl_sdk.contracts.documents import validated
+from qmtl_sdk.contracts.flattening import FlattenEvery, FlattenRequest, FlattenResult, FlattenResults
+from qmtl_sdk.contracts.order_list import ChangesOfWorld, OrderChanges, OrderFilter
 from qmtl_sdk.contracts.orders import (
     CancelRequest,
     CancelResult,
@@ -33,6 +36,7 @@ from qmtl_sdk.contracts.sessions import (
     SessionOpen,
 )
 from qmtl_sdk.contracts.stream import Subscribe, Subscription
+from qmtl_sdk.contracts.targets import Target, TargetBatch, TargetVerdict, TargetVerdicts
 from qmtl_sdk.runtime.routes.transport import Transport
 
 
@@ -68,6 +72,17 @@ class RunningRoutes(Transport):
         found = self._call("POST", "/orders", batch, headers=session.headers, patience_s=patience_s)
         return list(OrderVerdicts.model_validate(found).verdicts)
 
+    def publish_targets(
+        self, targets: Sequence[Target], session: SessionKey, patience_s: float | None = None
+    ) -> list[TargetVerdict]:
+        """Publish targets of one session; return one verdict each.
+
+        Safe to repeat: what is there already is not ordered again.
+        """
+        batch = TargetBatch(targets=tuple(targets))
+        found = self._call("POST", "/targets", batch, headers=session.headers, patience_s=patience_s)
+        return list(TargetVerdicts.model_validate(found).verdicts)
+
     def report_withheld(self, orders: Sequence[WithheldOrder], session: SessionKey) -> int:
         """Report orders of one session that are not sent; return how many were new. Safe to repeat."""
         batch = WithheldBatch(orders=tuple(orders))
@@ -77,17 +92,32 @@ class RunningRoutes(Transport):
     def orders(
         self, world_id: str, after: int = 0, limit: int = 100, reason: str | None = None
     ) -> list[OrderRecord]:
-        params = {
-            "world_id": world_id,
-            "after": after,
-            "limit": limit,
-            **({"reason": reason} if reason else {}),
-        }
+        """List orders of a world after a number of the order log, oldest first."""
+        wanted = {"after": after, "limit": limit, "reason": reason or None}
+        return self.list_orders(world_id, validated(OrderFilter, wanted, "E_BODY_INVALID", "list of orders"))
+
+    def list_orders(self, world_id: str, wanted: OrderFilter) -> list[OrderRecord]:
+        """List those orders of a world that a filter selects, oldest first."""
+        params = {"world_id": world_id, **wanted.model_dump(mode="json", exclude_defaults=True)}
         return TypeAdapter(list[OrderRecord]).validate_python(self._call("GET", "/orders", params=params))
+
+    def order_changes(self, wanted: ChangesOfWorld) -> OrderChanges:
+        """List orders that are new or have changed after a number of the order log, without retrying."""
+        params = wanted.model_dump(mode="json", exclude_defaults=True)
+        found = self._call("GET", "/orders/changes", params=params, patience_s=0.0)
+        return OrderChanges.model_validate(found)
 
     def cancel_orders(self, world_id: str, request: CancelRequest) -> CancelResult:
         """Cancel open orders of a world; safe to repeat."""
         return CancelResult.model_validate(self._call("POST", f"/worlds/{world_id}/orders/cancel", request))
+
+    def flatten(self, world_id: str, request: FlattenRequest) -> FlattenResult:
+        """Close what strategies of a world hold. Repeated under its id, it only says what remains."""
+        return FlattenResult.model_validate(self._call("POST", f"/worlds/{world_id}/flatten", request))
+
+    def flatten_all(self, request: FlattenEvery) -> FlattenResults:
+        """Do the same in every world in which the token is an operator's."""
+        return FlattenResults.model_validate(self._call("POST", "/flatten", request))
 
     def open_session(self, request: SessionOpen, patience_s: float | None = None) -> SessionGrant:
         return SessionGrant.model_validate(self._call("POST", "/sessions", request, patience_s=patience_s))
@@ -99,9 +129,15 @@ class RunningRoutes(Transport):
             self._call("POST", path, report, headers=headers, patience_s=0.0, timeout=10.0)
         )
 
-    def end_session(self, session: SessionKey, reason: str, patience_s: float | None = None) -> SessionInfo:
-        """End a session. An operator may end any session, and needs no secret."""
-        path, params = f"/sessions/{session.session_id}", {"reason": reason}
+    def end_session(
+        self, session: SessionKey, reason: str, patience_s: float | None = None, flatten: str | None = None
+    ) -> SessionInfo:
+        """End a session. An operator may end any session, and needs no secret.
+
+        `flatten`: close what its strategy holds too, as a request to flatten of this id; for operators.
+        """
+        path = f"/sessions/{session.session_id}"
+        params = {"reason": reason, **({"flatten": flatten} if flatten else {})}
         return SessionInfo.model_validate(
             self._call("DELETE", path, params=params, headers=session.headers, patience_s=patience_s)
         )

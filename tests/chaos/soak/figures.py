@@ -22,14 +22,17 @@ Rows are kept for thirty days, a few of them wait a week for others, and retenti
 TENTH = DAYS / 10
 """Days of a tenth of the year."""
 
-NOT_JUDGED = ("bus, MB", "load of the machine")
+FIXED_WORK = "fixed work"
+"""How long this process takes for the same work, all through the year."""
+
+NOT_JUDGED = ("bus, MB", "load of the machine", f"{FIXED_WORK} p95, ms")
 """Figures without a limit.
 
 The bus retains a number of events, however old they are: in a thinned year it is never full. The load is also
-that of whoever else uses the machine, and explains latencies.
+that of whoever else uses the machine. With the time of fixed work, it explains latencies.
 """
 
-LATENCIES = ("ack", "judgment", "order")
+LATENCIES = ("ack", "judgment", "order", FIXED_WORK)
 
 _COLUMNS = 64
 _BARS = "▁▂▃▄▅▆▇█"

@@ -11,7 +11,8 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.applies import ApplyRequest, ApprovalBody
 from qmtl_sdk.contracts.decisions import WHOLE_WORLD
 from qmtl_sdk.contracts.events import CloudEvent
-from qmtl_sdk.contracts.orders import Order, Refusal
+from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.refusals import Refusal
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from qmtl_sdk.contracts.stream import Subscribe
 from qmtl_sdk.contracts.submission import EvidenceRef, StrategySubmit

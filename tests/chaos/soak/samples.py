@@ -1,5 +1,6 @@
 """What processes and files of a machine take: memory, descriptors, bytes on disk."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -8,12 +9,14 @@ from sqlalchemy import func, select
 from sqlmodel import SQLModel
 
 from activities.storage.database import Database
-from tests.chaos.soak.figures import Figures
+from tests.chaos.soak.figures import FIXED_WORK, Figures
 from tests.support.machine import Machine
 
 PROCESSES = ("gateway", "worker", "relay", "router")
 
 _MB = 2**20
+
+_WORK = bytes(8 * _MB)
 
 
 def sample(machine: Machine, figures: Figures) -> None:
@@ -26,6 +29,8 @@ def sample(machine: Machine, figures: Figures) -> None:
     for title, name in (("database", "qmtl.db"), ("bus", "bus.db")):
         figures.note(f"{title}, MB", _size(machine.home / name) / _MB)
     figures.note("load of the machine", os.getloadavg()[0])
+    with figures.timed(FIXED_WORK):
+        hashlib.sha256(_WORK).digest()
 
 
 def _size(path: Path) -> int:

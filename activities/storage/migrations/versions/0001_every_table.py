@@ -333,6 +333,7 @@ def upgrade() -> None:
         sa.Column("symbols", sa.Text(), nullable=False),
         sa.Column("max_quantity", AutoString(), nullable=False),
         sa.Column("max_notional", AutoString(), nullable=False),
+        sa.Column("position_limits", sa.Text(), nullable=False),
         sa.Column("minute", AutoString(), nullable=False),
         sa.Column("orders", sa.Integer(), nullable=False),
         sa.Column("refused", sa.Integer(), nullable=False),
@@ -396,6 +397,9 @@ def upgrade() -> None:
         sa.Column("world_id", AutoString(), nullable=False),
         sa.Column("strategy_id", AutoString(), nullable=False),
         sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.Column("symbol", AutoString(), nullable=False),
+        sa.Column("quantity", AutoString(), nullable=False),
+        sa.Column("price", AutoString(), nullable=False),
         sa.Column("epoch", sa.Integer(), nullable=False),
         sa.Column("accepted_at", AutoString(), nullable=False),
         sa.Column("next_at", AutoString(), nullable=False),
@@ -404,13 +408,55 @@ def upgrade() -> None:
         sa.Column("acknowledged", sa.Boolean(), nullable=False),
         sa.Column("filled_quantity", AutoString(), nullable=False),
         sa.Column("cancel_reason", AutoString(), nullable=False),
+        sa.Column("origin", AutoString(), server_default="strategy", nullable=False),
         sa.PrimaryKeyConstraint("order_id"),
     )
     with op.batch_alter_table("open_order", schema=None) as batch_op:
         batch_op.create_index("open_order_due", ["execution_domain", "world_id", "next_at"], unique=False)
         batch_op.create_index("open_order_next", ["execution_domain", "next_at", "world_id"], unique=False)
-        batch_op.create_index("open_order_world", ["world_id", "state"], unique=False)
+        batch_op.create_index("open_order_world", ["world_id", "strategy_id", "symbol"], unique=False)
 
+    op.create_table(
+        "flatten",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("flatten_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("actor", AutoString(), nullable=False),
+        sa.Column("reason", AutoString(), nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.Column("answer", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "flatten_id"),
+    )
+    op.create_table(
+        "flattening",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.Column("account", AutoString(), nullable=False),
+        sa.Column("flatten_id", AutoString(), nullable=False),
+        sa.Column("since", AutoString(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("fault", AutoString(), nullable=False),
+        sa.Column("next_at", AutoString(), nullable=False),
+        sa.Column("given_up", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "strategy_id", "execution_domain"),
+    )
+    op.create_table(
+        "target",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("execution_domain", AutoString(), nullable=False),
+        sa.Column("symbol", AutoString(), nullable=False),
+        sa.Column("unit", AutoString(), nullable=False),
+        sa.Column("value", AutoString(), nullable=False),
+        sa.Column("weight", AutoString(), nullable=False),
+        sa.Column("capital", AutoString(), nullable=False),
+        sa.Column("price", AutoString(), nullable=False),
+        sa.Column("units", AutoString(), nullable=False),
+        sa.Column("decided_at", AutoString(), nullable=False),
+        sa.Column("updated_at", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "strategy_id", "execution_domain", "symbol"),
+    )
     op.create_table(
         "ledger",
         sa.Column(
@@ -455,6 +501,32 @@ def upgrade() -> None:
             unique=False,
             sqlite_where=sa.text("held"),
             postgresql_where=sa.text("held"),
+        )
+        batch_op.create_index(
+            "position_account",
+            ["account", "symbol", "world_id", "strategy_id"],
+            unique=False,
+            sqlite_where=sa.text("held"),
+            postgresql_where=sa.text("held"),
+        )
+
+    op.create_table(
+        "exposure",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("account", AutoString(), nullable=False),
+        sa.Column("gross", AutoString(), nullable=False),
+        sa.Column("profit", AutoString(), nullable=False),
+        sa.Column("peak", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "strategy_id", "account"),
+    )
+    with op.batch_alter_table("exposure", schema=None) as batch_op:
+        batch_op.create_index(
+            "exposure_account",
+            ["account"],
+            unique=False,
+            sqlite_where=sa.text("strategy_id = ''"),
+            postgresql_where=sa.text("strategy_id = ''"),
         )
 
     op.create_table(
@@ -509,6 +581,13 @@ def upgrade() -> None:
             unique=False,
             sqlite_where=sa.text("kind IN ('refused', 'withheld')"),
             postgresql_where=sa.text("kind IN ('refused', 'withheld')"),
+        )
+        batch_op.create_index(
+            "order_log_strategy",
+            ["world_id", "strategy_id", "reason", "seq"],
+            unique=False,
+            sqlite_where=sa.text("kind IN ('accepted', 'refused', 'withheld')"),
+            postgresql_where=sa.text("kind IN ('accepted', 'refused', 'withheld')"),
         )
 
     op.create_table(
@@ -634,6 +713,13 @@ def upgrade() -> None:
     with op.batch_alter_table("queue_tag", schema=None) as batch_op:
         batch_op.create_index("queue_tag_of", ["world_id", "execution_domain", "tag"], unique=False)
 
+    op.create_table(
+        "reconciliation",
+        sa.Column("account", AutoString(), nullable=False),
+        sa.Column("at", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("account"),
+    )
     op.create_table(
         "run_context",
         sa.Column("run_id", AutoString(), nullable=False),

@@ -1,0 +1,183 @@
+"""From a target to an order, as a pure function: what a target means in units, and what the position lacks.
+
+1. A target is sized when it, the strategy's weight or the world's capital is new: value × weight (× capital
+   for a share), divided by the price, in whole lots toward zero. A price that drifts changes nothing.
+2. What is missing is the size less the position in the ledger and what open orders may still fill.
+3. Open orders that trade the other way are cancelled first: an order beside them could trade twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from qmtl_sdk.brokerage.fills import in_lots
+from qmtl_sdk.contracts.amounts import AMOUNT_LIMIT, EXACT, ZERO, exact_sum, plain, quotient
+from qmtl_sdk.contracts.capital import DEFAULT_LOT
+from qmtl_sdk.contracts.instruments import Instrument, InstrumentConstraints, Instruments
+from qmtl_sdk.contracts.orders import Order
+from qmtl_sdk.contracts.refusals import Refusal
+from qmtl_sdk.contracts.targets import Target
+from qmtl_sdk.contracts.worlds import WorldSpec
+
+
+class WorldSizing:
+    """What a world's spec says about sizes."""
+
+    def __init__(self, spec: WorldSpec) -> None:
+        self.capital = spec.capital.amount if spec.capital else None
+        rules = spec.instruments
+        self._instruments = Instruments(_with_a_lot(rules))
+
+    def instrument(self, account: str, symbol: str) -> Instrument:
+        """Return the rules of an instrument."""
+        return self._instruments.find(account, symbol)
+
+
+def _with_a_lot(rules: InstrumentConstraints) -> InstrumentConstraints:
+    return rules if rules.lot else rules.model_copy(update={"lot": DEFAULT_LOT})
+
+
+@dataclass(frozen=True)
+class SizedTarget:
+    """A target as it was last accepted, and its size in units. Times are ISO 8601 texts (UTC)."""
+
+    unit: str
+    value: Decimal
+    weight: Decimal
+    capital: Decimal | None
+    price: Decimal | None
+    units: Decimal
+    decided_at: str
+    updated_at: str = ""
+
+    @property
+    def basis(self) -> tuple[object, ...]:
+        """What a size follows from, but for the price."""
+        return (self.unit, self.value, self.weight, self.capital)
+
+
+@dataclass(frozen=True)
+class WorkingQuantity:
+    """What an open order may still fill (positive buys). `unsent`: cancelling it ends it at once.
+
+    `flattens`: it is a person's, and no target cancels it. `ending`: its venue is asked to cancel it already.
+    """
+
+    order_id: str
+    quantity: Decimal
+    unsent: bool
+    flattens: bool = False
+    ending: bool = False
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A strategy's target, position and open orders in a symbol. `mark`: the ledger's newest price."""
+
+    target: SizedTarget | None
+    position: Decimal = ZERO
+    mark: Decimal = ZERO
+    working: tuple[WorkingQuantity, ...] = ()
+
+    def ordered(self, order: Order) -> "Holding":
+        """Return the holding after an order was accepted, which this transaction cannot cancel any more."""
+        return replace(self, working=(*self.working, WorkingQuantity(order.order_id, order.signed, False)))
+
+
+@dataclass(frozen=True)
+class TargetDecision:
+    """What follows from a target: an `order`, or none; a `refusal`; open orders to `cancel`; its `size`."""
+
+    order: Order | None = None
+    refusal: Refusal | None = None
+    cancel: frozenset[str] = frozenset()
+    size: SizedTarget | None = None
+
+
+def decide_target(
+    target: Target, holding: Holding, weight: Decimal, world: WorldSizing, account: str, opened_at: str
+) -> TargetDecision:
+    """Decide what is ordered for a target. `opened_at`: when its session was opened (ISO 8601, UTC)."""
+    last = holding.target
+    decided_at = target.decided_at.isoformat(timespec="microseconds")
+    if last is not None and decided_at < last.decided_at and opened_at <= last.updated_at:
+        return TargetDecision(refusal=Refusal.STALE_TARGET)
+    rules = world.instrument(account, target.symbol)
+    price = target.reference_price or holding.mark or None
+    size = _sized(target, (last, weight, price), world.capital, rules)
+    if isinstance(size, Refusal):
+        return TargetDecision(refusal=size)
+    missing = in_lots(_missing(size, holding.position, holding.working), rules.lot)
+    against = [item for item in holding.working if item.quantity * missing < 0]
+    cancel = frozenset(item.order_id for item in against if not (item.flattens or item.ending))
+    if any(item.flattens or not item.unsent for item in against):
+        return TargetDecision(refusal=Refusal.OPEN_ORDERS, cancel=cancel)
+    if against:
+        left = tuple(item for item in holding.working if item.quantity * missing >= 0)
+        holding = replace(holding, working=left)
+        missing = in_lots(_missing(size, holding.position, left), rules.lot)
+    if abs(missing) >= AMOUNT_LIMIT:
+        return TargetDecision(refusal=Refusal.QUANTITY_LIMIT)
+    notional = EXACT.multiply(abs(missing), price) if price else None
+    if not missing or (notional is not None and notional < rules.min_trade_notional):
+        return TargetDecision(cancel=cancel, size=size)
+    order = order_for(target, missing, price).model_copy(
+        update={
+            "time_in_force": rules.time_in_force,
+            "reduce_only": rules.supports_reduce_only and _reduces(holding, missing),
+        }
+    )
+    return TargetDecision(order, cancel=cancel, size=size)
+
+
+def _sized(
+    target: Target,
+    known: tuple[SizedTarget | None, Decimal, Decimal | None],
+    capital: Decimal | None,
+    rules: Instrument,
+) -> SizedTarget | Refusal:
+    """Return the size of a target, the last one where nothing that it follows from has changed."""
+    last, weight, price = known
+    decided_at = target.decided_at.isoformat(timespec="microseconds")
+    of_capital = capital if target.unit == "weight" else None
+    found = SizedTarget(target.unit, target.value, weight, of_capital, price, ZERO, decided_at)
+    if last is not None and last.basis == found.basis:
+        return last
+    value = EXACT.multiply(target.value, weight)
+    if target.unit == "weight":
+        if of_capital is None:
+            return Refusal.NO_CAPITAL
+        value = EXACT.multiply(value, of_capital)
+    if target.unit != "units":
+        if price is None:
+            return Refusal.NO_PRICE
+        value = quotient(value, price)
+    return replace(found, units=plain(in_lots(value, rules.lot)))
+
+
+def _missing(size: SizedTarget, position: Decimal, working: Sequence[WorkingQuantity]) -> Decimal:
+    open_too = exact_sum((position, *(item.quantity for item in working)))
+    return EXACT.subtract(size.units, open_too)
+
+
+def order_for(target: Target, missing: Decimal, price: Decimal | None) -> Order:
+    """Return the plain order that changes a position by `missing`, which is not 0, for a target."""
+    return Order(
+        order_id=target.order_id,
+        world_id=target.world_id,
+        strategy_id=target.strategy_id,
+        session_id=target.session_id,
+        execution_domain=target.execution_domain,
+        epoch=target.epoch,
+        symbol=target.symbol,
+        reference_price=price,
+        decided_at=target.decided_at,
+        side="buy" if missing > 0 else "sell",
+        quantity=abs(missing),
+    )
+
+
+def _reduces(holding: Holding, missing: Decimal) -> bool:
+    """Return whether an order brings the position nearer to zero, and cannot cross it."""
+    after = exact_sum((holding.position, missing, *(item.quantity for item in holding.working)))
+    return holding.position * missing < 0 and after * holding.position >= 0

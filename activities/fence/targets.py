@@ -1,0 +1,255 @@
+"""The targets of one transaction of the fence: what they are compared with, and what is stored of them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from functools import lru_cache
+from typing import NamedTuple
+
+from sqlalchemy import Connection, Table, func, select, tuple_
+from sqlalchemy.sql.elements import ColumnElement
+
+from activities.fence.cancelling import Selection, cancel_open
+from activities.fence.sizing import (
+    Holding,
+    SizedTarget,
+    TargetDecision,
+    WorkingQuantity,
+    WorldSizing,
+    decide_target,
+)
+from activities.ledger.sql import positions_of
+from activities.storage.tables import ActivationRow, FenceRow, OpenOrderRow, TargetRow, WorldRow
+from activities.storage.transactions import Transaction, table_of, utc_now
+from qmtl_sdk.contracts.amounts import EXACT, plain
+from qmtl_sdk.contracts.decisions import ActivationEnvelope
+from qmtl_sdk.contracts.domains import Domain
+from qmtl_sdk.contracts.ledger import PositionKey
+from qmtl_sdk.contracts.orders import Order, OrderState
+from qmtl_sdk.contracts.refusals import Refusal
+from qmtl_sdk.contracts.targets import MAX_TARGETS, Target
+from qmtl_sdk.contracts.worlds import WorldSpec
+
+_target = table_of(TargetRow)
+_open = table_of(OpenOrderRow)
+_world = table_of(WorldRow)
+_activation = table_of(ActivationRow)
+
+_REPLACED = "its strategy's target has changed"
+
+# Worlds whose sizings are kept.
+_KNOWN_WORLDS = 1000
+
+
+class _Key(NamedTuple):
+    """Of what a target is: the key of its row."""
+
+    world_id: str
+    strategy_id: str
+    execution_domain: str
+    symbol: str
+
+
+class WorldSizings:
+    """What worlds' specs say about sizes, by their etags: a spec may have thousands of streams."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[str, WorldSizing]] = {}
+
+    def of(self, connection: Connection, world_ids: Iterable[str]) -> dict[str, WorldSizing]:
+        """Return those of worlds. A spec is read again only when it has changed."""
+        wanted = sorted(world_ids)
+        etags = select(_world.c.world_id, _world.c.etag).where(_world.c.world_id.in_(wanted))
+        found = dict[str, WorldSizing]()
+        for row in connection.execute(etags).all():
+            etag, sizing = self._found.get(row.world_id, ("", None))
+            found[row.world_id] = (
+                sizing if sizing and etag == row.etag else self._read(connection, row.world_id)
+            )
+        return found
+
+    def _read(self, connection: Connection, world_id: str) -> WorldSizing:
+        row = connection.execute(select(_world.c.etag, _world.c.spec).where(_world.c.world_id == world_id))
+        etag, spec = row.one()
+        sizing = WorldSizing(WorldSpec.model_validate_json(spec))
+        if len(self._found) >= _KNOWN_WORLDS:
+            self._found.pop(next(iter(self._found)), None)
+        self._found[world_id] = etag, sizing
+        return sizing
+
+
+class Targets:
+    """Decides about targets of one transaction, which holds the fences of their worlds."""
+
+    def __init__(
+        self,
+        tx: Transaction,
+        targets: Sequence[Target],
+        account_of: Callable[[Domain], str],
+        sizings: WorldSizings,
+    ) -> None:
+        """Read what is known of the targets. `account_of`: the account that holds a domain's positions."""
+        self._tx = tx
+        self._account_of = account_of
+        self._sizes: dict[_Key, SizedTarget] = {}
+        connection, keys = tx.connection, {_key(target) for target in targets}
+        self._holdings = _holdings(connection, keys, account_of)
+        self._worlds = sizings.of(connection, {key.world_id for key in keys})
+        self._weights = _weights(connection, {(key.world_id, key.strategy_id) for key in keys})
+        new = {key for key, holding in self._holdings.items() if holding.target is None}
+        self._left = _left(connection, {key[:3] for key in new})
+
+    def decide(self, target: Target, opened_at: str) -> TargetDecision:
+        """Decide what is ordered for a target. `opened_at`: when its session was opened."""
+        key = _key(target)
+        holding = self._holdings[key]
+        if holding.target is None and not self._left[key[:3]]:
+            return TargetDecision(refusal=Refusal.TARGET_LIMIT)
+        return decide_target(
+            target,
+            holding,
+            self._weights.get((target.world_id, target.strategy_id), Decimal(0)),
+            self._worlds[target.world_id],
+            self._account_of(target.execution_domain),
+            opened_at,
+        )
+
+    def cancel(self, target: Target, decision: TargetDecision) -> None:
+        """Cancel what trades against a target: that is right even where what it wants is too much."""
+        if not decision.cancel:
+            return
+        key = _key(target)
+        fence = self._tx.session.get_one(FenceRow, target.world_id, populate_existing=True)
+        cancel_open(self._tx, fence, _REPLACED, True, Selection(order_ids=sorted(decision.cancel)))
+        holding = self._holdings[key]
+        left = (
+            replace(item, ending=True) if item.order_id in decision.cancel else item
+            for item in holding.working
+            if item.order_id not in decision.cancel or not item.unsent
+        )
+        self._holdings[key] = replace(holding, working=tuple(left))
+
+    def accept(self, target: Target, decision: TargetDecision) -> None:
+        """Take a decision that the rules allow: cancel what trades against it, and keep its size."""
+        self.cancel(target, decision)
+        key = _key(target)
+        holding = self._holdings[key]
+        if decision.size is not None and decision.size != holding.target:
+            if holding.target is None:
+                self._left[key[:3]] -= 1
+            size = replace(decision.size, updated_at=utc_now())
+            self._sizes[key] = size
+            holding = replace(holding, target=size)
+        self._holdings[key] = holding
+
+    def ordered(self, order: Order) -> None:
+        """Note that an order was accepted, for targets of its symbol in the same transaction."""
+        key = _key(order)
+        if key in self._holdings:
+            self._holdings[key] = self._holdings[key].ordered(order)
+
+    def store(self) -> None:
+        """Write the sizes that are new."""
+        if self._sizes:
+            self._tx.upsert_values(_target, [_row(key, size) for key, size in sorted(self._sizes.items())])
+
+
+def _key(item: Target | Order) -> _Key:
+    return _Key(item.world_id, item.strategy_id, item.execution_domain.value, item.symbol)
+
+
+def _row(key: _Key, size: SizedTarget) -> dict[str, str]:
+    return {
+        **key._asdict(),
+        "unit": size.unit,
+        "value": str(size.value),
+        "weight": str(size.weight),
+        "capital": _text(size.capital),
+        "price": _text(size.price),
+        "units": str(size.units),
+        "decided_at": size.decided_at,
+        "updated_at": size.updated_at,
+    }
+
+
+def _text(value: Decimal | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _holdings(
+    connection: Connection, keys: Iterable[_Key], account_of: Callable[[Domain], str]
+) -> dict[_Key, Holding]:
+    wanted = sorted(keys)
+    targets = {
+        _Key(*row[:4]): SizedTarget(
+            row.unit,
+            Decimal(row.value),
+            Decimal(row.weight),
+            Decimal(row.capital) if row.capital else None,
+            Decimal(row.price) if row.price else None,
+            Decimal(row.units),
+            row.decided_at,
+            row.updated_at,
+        )
+        for row in connection.execute(select(_target).where(_is_one_of(_target, wanted, _Key._fields)))
+    }
+    held = dict[_Key, tuple[Decimal, Decimal]]()
+    for world_id in sorted({key.world_id for key in wanted}):
+        of_position = {
+            PositionKey(key.strategy_id, account_of(Domain(key.execution_domain)), key.symbol): key
+            for key in wanted
+            if key.world_id == world_id
+        }
+        for position_key, (_, position) in positions_of(connection, world_id, of_position).items():
+            held[of_position[position_key]] = position.quantity, position.mark
+    working = defaultdict[_Key, list[WorkingQuantity]](list)
+    names = ("world_id", "strategy_id", "symbol")
+    shorter = sorted({(key.world_id, key.strategy_id, key.symbol) for key in wanted})
+    for row in connection.execute(select(_open).where(_is_one_of(_open, shorter, names))):
+        key = _Key(row.world_id, row.strategy_id, row.execution_domain, row.symbol)
+        quantity, filled = Decimal(row.quantity), Decimal(row.filled_quantity or 0)
+        left = EXACT.subtract(quantity, filled.copy_sign(quantity))
+        unsent = row.state == OrderState.ACCEPTED.value
+        ending = bool(row.cancel_reason)
+        item = WorkingQuantity(row.order_id, plain(left), unsent, row.origin == "flatten", ending)
+        working[key].append(item)
+    return {
+        key: Holding(targets.get(key), *held.get(key, (Decimal(0), Decimal(0))), tuple(working[key]))
+        for key in wanted
+    }
+
+
+def _is_one_of(table: Table, keys: Sequence[tuple[str, ...]], names: Sequence[str]) -> ColumnElement[bool]:
+    return tuple_(*(table.c[name] for name in names)).in_(keys)
+
+
+def _weights(
+    connection: Connection, strategies: Iterable[tuple[str, str]]
+) -> Mapping[tuple[str, str], Decimal]:
+    """Read the weights of strategies' activations; those without an activation are left out."""
+    wanted = sorted(strategies)
+    these = _is_one_of(_activation, wanted, ("world_id", "strategy_id"))
+    return {
+        (row.world_id, row.strategy_id): _weight(row.body)
+        for row in connection.execute(
+            select(_activation.c.world_id, _activation.c.strategy_id, _activation.c.body).where(these)
+        )
+    }
+
+
+@lru_cache(maxsize=4096)
+def _weight(body: str) -> Decimal:
+    return plain(Decimal(repr(ActivationEnvelope.model_validate_json(body).weight)))
+
+
+def _left(connection: Connection, strategies: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+    """Count how many symbols each strategy may still name in a domain of a world."""
+    wanted = sorted(strategies)
+    if not wanted:
+        return {}
+    names = _Key._fields[:3]
+    columns = [_target.c[name] for name in names]
+    query = select(*columns, func.count()).where(_is_one_of(_target, wanted, names)).group_by(*columns)
+    counted = {tuple(row[:3]): row[3] for row in connection.execute(query)}
+    return {key: MAX_TARGETS - counted.get(key, 0) for key in wanted}
