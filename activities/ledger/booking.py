@@ -8,13 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum, negated, quotient, rounded
+from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum, negated, plain, quotient, rounded
 from qmtl_sdk.contracts.ledger import MONEY, Entry, EntryKind, Position, Posting
 
 
 def book(before: Position, entry: Entry) -> tuple[Entry, Position]:
     """Return the entry with what it moves, and the position after it. Reversals are for `reverse`."""
-    return _RULES[entry.kind](before, entry)
+    moved, after = _RULES[entry.kind](before, entry)
+    return moved, _written_alike(after)
+
+
+def _written_alike(position: Position) -> Position:
+    """Return the same position with each number written in one way.
+
+    A sum such as 13.5 - 13.5 is 0.0 in memory and 0 once it was stored: what follows from the one would read
+    differently from what follows from the other.
+    """
+    return position.model_copy(
+        update={name: plain(getattr(position, name)) for name in Position.model_fields}
+    )
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ def reverse(before: Position, entry: Entry, history: History) -> tuple[Entry, Po
         "cash": exact_sum((after.cash, negated(before.cash), fee)),
         "fee": fee,
     }
-    return entry.model_copy(update=moved), after
+    return entry.model_copy(update={name: plain(value) for name, value in moved.items()}), after
 
 
 def postings(entry: Entry) -> tuple[Posting, ...]:
@@ -102,7 +114,7 @@ def _split(before: Position, entry: Entry) -> tuple[Entry, Position]:
     assert entry.ratio is not None
     quantity = rounded(EXACT.multiply(before.quantity, entry.ratio))
     mark = quotient(before.mark, entry.ratio)
-    moved = entry.model_copy(update={"quantity": EXACT.subtract(quantity, before.quantity)})
+    moved = entry.model_copy(update={"quantity": plain(EXACT.subtract(quantity, before.quantity))})
     if quantity:
         return moved, before.model_copy(update={"quantity": quantity, "mark": mark})
     # So little was held that nothing is left: what it cost is lost.
