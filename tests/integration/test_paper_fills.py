@@ -425,7 +425,7 @@ def test_a_halt_cancels_what_waits_for_the_next_open(desk: Desk) -> None:
     assert record.fill is None or record.fill.quantity < 1000
 
 
-def test_more_fills_than_one_report_holds_are_told_in_several(tmp_path: Path) -> None:
+def test_more_fills_than_one_report_holds_come_in_several_reports(tmp_path: Path) -> None:
     """The first were left out, so such an order stayed open for ever, and the ledger short."""
     market = Market(tmp_path, {"fill": "next_open", "volume_share": 0.01})  # one unit of each bar
     count = MAX_FILLS + 100
