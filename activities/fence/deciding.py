@@ -92,8 +92,8 @@ class NewRequests:
         assert self._targets is not None
         session = self._snapshot.sessions.get(target.session_id)
         decision = self._targets.decide(target, session.opened_at if session else "")
-        probe = order_for(target, _LEAST, target.reference_price or _LEAST)
-        reason = self._refusal(decision.order or probe)
+        checked = decision.order or order_for(target, _LEAST, target.reference_price or _LEAST)
+        reason = self._refusal(checked)
         if reason is None and decision.order is not None:
             reason = self._positions.refusal(decision.order)
             if reason is not None:  # it is asked for again and again: a row each time would fill the log

@@ -16,7 +16,6 @@ they could cross zero. Afterwards it may trade again, unless it is halted.
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select, tuple_
@@ -25,13 +24,14 @@ from activities.fence.cancelling import Selection, cancel_open
 from activities.fence.flatten_orders import accept_orders, flatten_order
 from activities.fence.flattening_rows import add_rows, end_rows, flattening_rows, note_failures, set_rows
 from activities.fence.log_line import LogLine
+from activities.fence.open_order import left_to_fill
 from activities.fence.reductions import OpenQuantity, Reduction, reduction
 from activities.fence.rules import FLATTEN
 from activities.ledger.sql import held_positions
 from activities.order_settings import Accounts
 from activities.storage.tables import FenceRow, OpenOrderRow
 from activities.storage.transactions import Transaction, table_of, utc_now
-from qmtl_sdk.contracts.amounts import EXACT, ZERO
+from qmtl_sdk.contracts.amounts import ZERO
 from qmtl_sdk.contracts.ledger import Position
 from qmtl_sdk.contracts.orders import MAX_REASON, CancelResult, Order
 
@@ -173,9 +173,8 @@ class _Holdings:
 
 def _open_quantity(row: Any) -> OpenQuantity:
     """Return what may still be filled of an open order. (Any: the columns of `OpenOrderRow`.)"""
-    ordered, filled = Decimal(row.quantity), Decimal(row.filled_quantity or 0)
-    left = max(EXACT.subtract(ordered.copy_abs(), filled), ZERO)
-    return OpenQuantity(row.order_id, left.copy_sign(ordered), row.origin == FLATTEN)
+    left = left_to_fill(row.quantity, row.filled_quantity)
+    return OpenQuantity(row.order_id, left, row.origin == FLATTEN)
 
 
 def _places(

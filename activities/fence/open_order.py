@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from datetime import datetime
+from decimal import Decimal
 from typing import NamedTuple
 
 from sqlalchemy import Connection, select
@@ -9,10 +10,17 @@ from sqlalchemy import Connection, select
 from activities.fence.log_line import ACCEPTED, IS_VERDICT
 from activities.storage.tables import OpenOrderRow, OrderLogRow
 from activities.storage.transactions import table_of
+from qmtl_sdk.contracts.amounts import EXACT, ZERO, plain
 from qmtl_sdk.contracts.orders import Order
 
 _log = table_of(OrderLogRow)
 _open = table_of(OpenOrderRow)
+
+
+def left_to_fill(quantity: str, filled_quantity: str) -> Decimal:
+    """Return what may still be filled of an order (positive buys); 0 where more than it was filled."""
+    ordered, filled = Decimal(quantity), Decimal(filled_quantity or 0)
+    return plain(max(EXACT.subtract(ordered.copy_abs(), filled), ZERO).copy_sign(ordered))
 
 
 class OpenOrder(NamedTuple):

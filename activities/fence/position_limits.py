@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, select
 
+from activities.fence.open_order import left_to_fill
 from activities.fence.rules import FenceState
 from activities.ledger.exposures import (
     WHOLE_WORLD,
@@ -74,6 +75,17 @@ class _Open(NamedTuple):
         return _Open(EXACT.add(self.bought, bought), EXACT.add(self.sold, sold), max(self.price, price))
 
 
+class AccountLimits(NamedTuple):
+    """The limits of accounts, and which account a domain's orders trade in."""
+
+    limits: Mapping[str, TotalLimits]
+    account_of: Callable[[Domain], str]
+
+    def key_of(self, request: OrderRequest) -> PositionKey:
+        """Return the position that a request changes."""
+        return PositionKey(request.strategy_id, self.account_of(request.execution_domain), request.symbol)
+
+
 class PositionChecks:
     """Checks the orders of one transaction, which holds the fences of their worlds."""
 
@@ -82,7 +94,7 @@ class PositionChecks:
         connection: Connection,
         requests: Iterable[OrderRequest],
         fences: Mapping[str, FenceState],
-        accounts: "AccountLimits",
+        accounts: AccountLimits,
     ) -> None:
         """Read what the limits need; nothing where there are none."""
         self._accounts = accounts
@@ -91,9 +103,9 @@ class PositionChecks:
         self._worlds: dict[str, _World] = {}
         for world_id in sorted({request.world_id for request in wanted}):
             mine = [request for request in wanted if request.world_id == world_id]
-            self._worlds[world_id] = _World(connection, world_id, mine, accounts.account_of)
-        self._elsewhere = {
-            account: [found for world_id, found in account_exposures(connection, account).items()]
+            self._worlds[world_id] = _World(connection, world_id, mine, accounts)
+        self._of_accounts = {
+            account: _sum(account_exposures(connection, account).values())
             for account in sorted({accounts.account_of(request.execution_domain) for request in wanted})
             if account in accounts.limits
         }
@@ -103,8 +115,8 @@ class PositionChecks:
         world = self._worlds.get(order.world_id)
         if world is None or not self._is_limited(order):
             return None
-        account = self._accounts.account_of(order.execution_domain)
-        key = PositionKey(order.strategy_id, account, order.symbol)
+        key = self._accounts.key_of(order)
+        account = key.account
         after = world.reached(key, order.signed)
         if after is None:
             return None
@@ -113,9 +125,8 @@ class PositionChecks:
         if (reason := _of_position(limits.strategy, after, price)) is not None:
             return reason
         of_account = self._accounts.limits.get(account, TotalLimits())
-        others = self._elsewhere.get(account, [])
+        in_all = self._of_accounts.get(account, Exposure())
         added = world.added_by(key, order.signed, price or ZERO)
-        in_all = Exposure(*map(exact_sum, zip(*others, strict=True))) if others else Exposure()
         for total, exposure in (
             (limits.strategy, world.exposure(order.strategy_id, account)),
             (limits.world, world.exposure(WHOLE_WORLD, account)),
@@ -130,21 +141,12 @@ class PositionChecks:
         """Note that an order was accepted, for those after it in the transaction."""
         world = self._worlds.get(order.world_id)
         if world is not None:
-            account = self._accounts.account_of(order.execution_domain)
-            key = PositionKey(order.strategy_id, account, order.symbol)
-            world.add(key, order.signed, order.reference_price or ZERO)
+            world.add(self._accounts.key_of(order), order.signed, order.reference_price or ZERO)
 
     def _is_limited(self, request: OrderRequest) -> bool:
         fence = self._fences.get(request.world_id)
         account = self._accounts.account_of(request.execution_domain)
         return bool(fence and fence.position_limits) or account in self._accounts.limits
-
-
-class AccountLimits(NamedTuple):
-    """The limits of accounts, and which account a domain's orders trade in."""
-
-    limits: Mapping[str, TotalLimits]
-    account_of: Callable[[Domain], str]
 
 
 class _World:
@@ -155,16 +157,14 @@ class _World:
         connection: Connection,
         world_id: str,
         requests: Sequence[OrderRequest],
-        account_of: Callable[[Domain], str],
+        accounts: AccountLimits,
     ) -> None:
-        opened = list(_working(connection, world_id, account_of))
-        keys = {key for key, _, _ in opened}
-        for item in requests:
-            keys.add(PositionKey(item.strategy_id, account_of(item.execution_domain), item.symbol))
+        opened = list(_working(connection, world_id, accounts.account_of))
+        keys = {key for key, _, _ in opened} | {accounts.key_of(item) for item in requests}
         found = positions_of(connection, world_id, keys)
         self._positions = {key: position for key, (_, position) in found.items()}
-        owners = {ExposureKey(name, key.account) for key in keys for name in (key.strategy_id, WHOLE_WORLD)}
-        self._exposures = exposures_of(connection, world_id, owners)
+        mine = {owner for key in keys for owner in owners(key)}
+        self._exposures = exposures_of(connection, world_id, mine)
         self._open: dict[PositionKey, _Open] = {}
         self._waiting = defaultdict[ExposureKey, Decimal](Decimal)
         for key, quantity, price in opened:
@@ -221,6 +221,12 @@ class _World:
 _FLAT = Position()
 
 
+def _sum(exposures: Iterable[Exposure]) -> Exposure:
+    """Add up the exposures of worlds; the sum of their peaks is at least the peak of their sum."""
+    found = list(exposures)
+    return Exposure(*(exact_sum(getattr(item, name) for item in found) for name in Exposure._fields))
+
+
 def _working(
     connection: Connection, world_id: str, account_of: Callable[[Domain], str]
 ) -> Iterator[tuple[PositionKey, Decimal, Decimal]]:
@@ -228,10 +234,8 @@ def _working(
     columns = (_open.c[name] for name in ("strategy_id", "execution_domain", "symbol", "quantity", "price"))
     query = select(*columns, _open.c.filled_quantity).where(_open.c.world_id == world_id)
     for row in connection.execute(query):
-        quantity, filled = Decimal(row.quantity), Decimal(row.filled_quantity or 0)
         key = PositionKey(row.strategy_id, account_of(Domain(row.execution_domain)), row.symbol)
-        left = EXACT.subtract(quantity, filled.copy_sign(quantity))
-        yield key, left, Decimal(row.price or 0)
+        yield key, left_to_fill(row.quantity, row.filled_quantity), Decimal(row.price or 0)
 
 
 def _of_position(limits: PositionLimits, after: Decimal, price: Decimal | None) -> Refusal | None:

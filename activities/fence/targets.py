@@ -11,6 +11,8 @@ from sqlalchemy import Connection, Table, func, select, tuple_
 from sqlalchemy.sql.elements import ColumnElement
 
 from activities.fence.cancelling import Selection, cancel_open
+from activities.fence.open_order import left_to_fill
+from activities.fence.rules import FLATTEN
 from activities.fence.sizing import (
     Holding,
     SizedTarget,
@@ -22,7 +24,7 @@ from activities.fence.sizing import (
 from activities.ledger.sql import positions_of
 from activities.storage.tables import ActivationRow, FenceRow, OpenOrderRow, TargetRow, WorldRow
 from activities.storage.transactions import Transaction, table_of, utc_now
-from qmtl_sdk.contracts.amounts import EXACT, plain
+from qmtl_sdk.contracts.amounts import plain
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.ledger import PositionKey
@@ -135,13 +137,13 @@ class Targets:
         self.cancel(target, decision)
         key = _key(target)
         holding = self._holdings[key]
-        if decision.size is not None and decision.size != holding.target:
-            if holding.target is None:
-                self._left[key[:3]] -= 1
-            size = replace(decision.size, updated_at=utc_now())
-            self._sizes[key] = size
-            holding = replace(holding, target=size)
-        self._holdings[key] = holding
+        if decision.size is None or decision.size == holding.target:
+            return
+        if holding.target is None:
+            self._left[key[:3]] -= 1
+        size = replace(decision.size, updated_at=utc_now())
+        self._sizes[key] = size
+        self._holdings[key] = replace(holding, target=size)
 
     def ordered(self, order: Order) -> None:
         """Note that an order was accepted, for targets of its symbol in the same transaction."""
@@ -208,11 +210,10 @@ def _holdings(
     shorter = sorted({(key.world_id, key.strategy_id, key.symbol) for key in wanted})
     for row in connection.execute(select(_open).where(_is_one_of(_open, shorter, names))):
         key = _Key(row.world_id, row.strategy_id, row.execution_domain, row.symbol)
-        quantity, filled = Decimal(row.quantity), Decimal(row.filled_quantity or 0)
-        left = EXACT.subtract(quantity, filled.copy_sign(quantity))
+        left = left_to_fill(row.quantity, row.filled_quantity)
         unsent = row.state == OrderState.ACCEPTED.value
         ending = bool(row.cancel_reason)
-        item = WorkingQuantity(row.order_id, plain(left), unsent, row.origin == "flatten", ending)
+        item = WorkingQuantity(row.order_id, left, unsent, row.origin == FLATTEN, ending)
         working[key].append(item)
     return {
         key: Holding(targets.get(key), *held.get(key, (Decimal(0), Decimal(0))), tuple(working[key]))
