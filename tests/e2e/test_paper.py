@@ -3,40 +3,17 @@
 import uuid
 from decimal import Decimal
 
-import pandas as pd
-
-from qmtl_sdk import CacheView, Node, Runner, Strategy, StreamInput, TradeOrderPublisherNode
+from qmtl_sdk import Runner
 from qmtl_sdk.brokerage.models import as_decimal
 from qmtl_sdk.contracts.ledger import LedgerLine
 from qmtl_sdk.contracts.worlds import Preset
 from qmtl_sdk.data.bars import to_ns
 from qmtl_sdk.data.market import market_data
 from tests.support.machine import Machine, wait_for
-from tests.support.worlds import PAPER, WORLD
+from tests.support.strategies import Half
+from tests.support.worlds import FX, PAPER, WORLD
 
-FX = {
-    "name": "fx",
-    "source": "replay",
-    "path": "sample:eurusd_1h.parquet",
-    "interval": "1h",
-    "calendar": "24/5",
-    "streams": {"EURUSD": ["EURUSD", "price"]},
-}
 POLICY = {**PAPER, "selection": {"score": "sample_days"}}
-
-
-class Half(Strategy):
-    """Long with half of its capital after hours that rose, short with a quarter after others."""
-
-    def setup(self) -> None:
-        price = StreamInput(tags=["EURUSD", "price"], interval="1h", period=3)
-
-        def target(view: CacheView) -> pd.DataFrame:
-            rises = view[price].frame["close"].diff() > 0
-            return pd.DataFrame({"target_weight": rises.map({True: 0.5, False: -0.25})})
-
-        node = Node(price, target, name="target")
-        self.add_nodes([node, TradeOrderPublisherNode(node, name="orders")])
 
 
 def test_orders_of_a_running_strategy_are_filled_at_the_open_of_a_later_bar(machine: Machine) -> None:

@@ -30,7 +30,7 @@ from tests.spec.correlation import CorrelationStrategy
 from tests.support.machine import Machine, wait_for
 from tests.support.strategies import Trend
 from tests.support.twofold import machine_for
-from tests.support.worlds import PAPER, POLICY, WORLD
+from tests.support.worlds import FX, PAPER, POLICY, WORLD
 
 ANY = {"selection": {"score": "sample_days"}, "gating_policy": PAPER["gating_policy"]}
 DAYS_A_SECOND = 86_400.0
@@ -77,17 +77,7 @@ def make(
 
 
 def hourly(client: GatewayClient, name: str, speed: float = 6 * 3600.0) -> str:
-    presets = [
-        {
-            "name": "fx",
-            "source": "replay",
-            "path": "sample:eurusd_1h.parquet",
-            "interval": "1h",
-            "calendar": "24/5",
-            "streams": {"EURUSD": ["EURUSD", "price"]},
-        }
-    ]
-    return make(client, name, ANY, "2017-06-06T00:00:00Z", speed, data={"presets": presets})
+    return make(client, name, ANY, "2017-06-06T00:00:00Z", speed, data={"presets": [FX]})
 
 
 def running(result: SubmitResult) -> RunningStrategy:

@@ -3,44 +3,18 @@
 import uuid
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
 
-import pandas as pd
 import pytest
 
-from qmtl_sdk import CacheView, Node, Runner, Strategy, StreamInput, SubmitResult, TradeOrderPublisherNode
+from qmtl_sdk import Node, Runner, Strategy, StreamInput, SubmitResult, TradeOrderPublisherNode
 from qmtl_sdk.contracts.ledger import Booking
 from qmtl_sdk.runtime.client import GatewayClient
 from tests.support.machine import Machine, wait_for
-from tests.support.worlds import WORLD
+from tests.support.strategies import Half
+from tests.support.worlds import FX, PAPER, WORLD
 
 CAPITAL = Decimal(20000)
-FX = {
-    "name": "fx",
-    "source": "replay",
-    "path": "sample:eurusd_1h.parquet",
-    "interval": "1h",
-    "calendar": "24/5",
-    "streams": {"EURUSD": ["EURUSD", "price"]},
-}
-POLICY: dict[str, Any] = {
-    "selection": {"score": "sample_days"},
-    "gating_policy": {"domains": {"from": "backtest", "to": "dryrun"}, "approvals": {"required": 0}},
-}
-
-
-class Half(Strategy):
-    """Long with half of its capital after hours that rose, short with a quarter after others."""
-
-    def setup(self) -> None:
-        price = StreamInput(tags=["EURUSD", "price"], interval="1h", period=3)
-
-        def target(view: CacheView) -> pd.DataFrame:
-            rises = view[price].frame["close"].diff() > 0
-            return pd.DataFrame({"target_weight": rises.map({True: 0.5, False: -0.25})})
-
-        node = Node(price, target, name="target")
-        self.add_nodes([node, TradeOrderPublisherNode(node, name="orders")])
+POLICY = {**PAPER, "selection": {"score": "sample_days"}}
 
 
 class Other(Strategy):

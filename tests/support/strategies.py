@@ -4,7 +4,7 @@ import time
 
 import pandas as pd
 
-from qmtl_sdk import CacheView, Node, Strategy, StreamInput
+from qmtl_sdk import CacheView, Node, Strategy, StreamInput, TradeOrderPublisherNode
 
 
 class Trend(Strategy):
@@ -54,3 +54,17 @@ class LookAhead(Strategy):
             return pd.DataFrame({"position": (close.shift(-1) > close).astype(float)})
 
         self.add_nodes([Node(price, tomorrow, name="crystal ball")])
+
+
+class Half(Strategy):
+    """Long with half of its capital after hours that rose, short with a quarter after others."""
+
+    def setup(self) -> None:
+        price = StreamInput(tags=["EURUSD", "price"], interval="1h", period=3)
+
+        def target(view: CacheView) -> pd.DataFrame:
+            rises = view[price].frame["close"].diff() > 0
+            return pd.DataFrame({"target_weight": rises.map({True: 0.5, False: -0.25})})
+
+        node = Node(price, target, name="target")
+        self.add_nodes([node, TradeOrderPublisherNode(node, name="orders")])

@@ -19,6 +19,14 @@ WORLD = {
     },
     "execution": {"fee_bps": 0.5, "slippage_bps": 0.5},
 }
+FX = {
+    "name": "fx",
+    "source": "replay",
+    "path": "sample:eurusd_1h.parquet",
+    "interval": "1h",
+    "calendar": "24/5",
+    "streams": {"EURUSD": ["EURUSD", "price"]},
+}
 POLICY = {"selection": {"gates": {"and": ["sample_days >= 20", "sharpe >= -5"]}, "score": "sharpe"}}
 PAPER = {
     **POLICY,

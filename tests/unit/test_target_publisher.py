@@ -5,24 +5,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from qmtl_sdk import Node, QmtlError, StreamInput, TradeOrderPublisherNode
 from qmtl_sdk.compute.output import NodeOutput
-from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.orders import OrderRequest, OrderVerdict
 from qmtl_sdk.contracts.refusals import Refusal
 from qmtl_sdk.contracts.targets import Target, TargetVerdict
 from qmtl_sdk.contracts.worlds import World
 from qmtl_sdk.data.bars import NS, Bars, to_ns
-from qmtl_sdk.runtime.activation import OrderGate
 from qmtl_sdk.runtime.intents import IntentBuilder
 from qmtl_sdk.runtime.orders import OrderPublisher
 from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.targets import TargetIntent
+from tests.support.gates import Gate
 
 LIMIT_S = 10.0
 DAY = 86_400
@@ -30,20 +28,6 @@ BAR = datetime(2024, 1, 2, tzinfo=UTC)
 D = Decimal
 PRICE = StreamInput(tags=["AAPL", "price"], interval="1d", period=3)
 WORLD = World.model_validate({"spec": {"world": "w"}, "created_at": BAR, "etag": "e"})
-
-
-class Gate(OrderGate):
-    """A gate of a world at an epoch, with a strategy's activation; the test closes it."""
-
-    def __init__(self) -> None:
-        world = SimpleNamespace(epoch=1, ttl_s=300.0, activation=SimpleNamespace(etag="a"))
-        super().__init__(world, domain=Domain.DRYRUN)  # type: ignore[arg-type]
-        self.world: Any = world
-        self.why = ""
-
-    @property
-    def reason(self) -> str:
-        return self.why
 
 
 class Gateway:

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,24 +11,12 @@ import pytest
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import MAX_REASON, Order, OrderVerdict, WithheldOrder
-from qmtl_sdk.runtime.activation import OrderGate
 from qmtl_sdk.runtime.orders import OrderIntent, OrderPublisher
 from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.routes.transport import NOT_A_GATEWAY
+from tests.support.gates import Gate
 
 LIMIT_S = 10.0
-
-
-class Gate(OrderGate):
-    """A gate with a reason of the test's."""
-
-    def __init__(self, domain: Domain | None = Domain.DRYRUN) -> None:
-        super().__init__(SimpleNamespace(epoch=1, ttl_s=300.0), domain=domain)  # type: ignore[arg-type]
-        self.why = ""
-
-    @property
-    def reason(self) -> str:
-        return self.why
 
 
 class Gateway:
