@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.access import Role
 from qmtl_sdk.contracts.flattening import FlattenEvery, FlattenRequest
-from qmtl_sdk.contracts.orders import OrderRecord
+from qmtl_sdk.contracts.orders import ENDED, OrderRecord, OrderState
 from qmtl_sdk.contracts.sessions import SESSION_HEADER, SessionOpen
 from qmtl_sdk.runtime.client import GatewayClient
 from qmtl_sdk.runtime.routes.running import SessionKey
@@ -22,12 +23,26 @@ from tests.support.trades import traded
 
 
 @pytest.fixture(scope="module")
-def stage(machine: Machine) -> Iterator[ApplyScenario]:
+def dryrun(machine: Machine) -> Iterator[ApplyScenario]:
     """In paper trading."""
     found = ApplyScenario(machine, "flat")
     assert found.promote("dryrun", found.ana).state == "completed"
     yield found
     found.close()
+
+
+@pytest.fixture
+def stage(dryrun: ApplyScenario) -> Iterator[ApplyScenario]:
+    """In paper trading, and holding nothing; what a test leaves open or halted ends with it."""
+    yield dryrun
+    client, world = dryrun.client, dryrun.world
+    if client.fence(world).halted:
+        client.resume(world)
+    ended = ENDED | {OrderState.REFUSED, OrderState.WITHHELD}
+    wait_for(lambda: {item.state for item in client.orders(world, limit=1000)} <= ended, "the end of orders")
+    if client.positions(world):
+        client.flatten(world, FlattenRequest(flatten_id=f"left-{uuid4().hex}"))
+        wait_until_flat(dryrun)
 
 
 @pytest.fixture
