@@ -117,7 +117,9 @@ class RetentionSettings(config.Section):
     audit_days: int = Field(400, ge=_LEAST_DAYS, description="the audit trail")
     submissions_days: int = Field(400, ge=_LEAST_DAYS, description="submissions with evidence and outcome")
     decisions_days: int = Field(90, ge=_LEAST_DAYS, description="decisions with their inputs")
-    applies_days: int = Field(400, ge=_LEAST_DAYS, description="applies, rule changes and approvals")
+    applies_days: int = Field(
+        400, ge=_LEAST_DAYS, description="applies, rebalancings, rule changes and approvals"
+    )
     sessions_days: int = Field(400, ge=_LEAST_DAYS, description="sessions of running strategies")
     events_days: int = Field(
         14, ge=1, description="published rows of the outbox; the bus has its own limit, events.keep"

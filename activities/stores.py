@@ -32,6 +32,12 @@ from activities.ledger.sql import SqlLedger
 from activities.ledger.summary import SqlPositionSummary
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
+from activities.rebalancing.activities import RebalancingStores
+from activities.rebalancing.approvals import SqlRebalanceApprovals
+from activities.rebalancing.beginning import SqlRebalanceBeginnings
+from activities.rebalancing.ending import SqlRebalanceEnds
+from activities.rebalancing.ordering import SqlRebalanceOrders
+from activities.rebalancing.requests import SqlRebalancings
 from activities.retention.archives import Archives
 from activities.retention.audit import SqlAudit
 from activities.retention.ledger import LedgerProjection
@@ -76,6 +82,7 @@ class Stores:
     ledger_projection: LedgerProjection
     reconciliations: SqlReconciliations
     allocations: SqlAllocations
+    rebalancings: RebalancingStores
     order_log: SqlOrderLog
     withheld: SqlWithheldOrders
     cache_hits: SqlCacheHits
@@ -122,6 +129,13 @@ class Stores:
             ledger_projection=LedgerProjection(database, archives),
             reconciliations=SqlReconciliations(database),
             allocations=SqlAllocations(database),
+            rebalancings=RebalancingStores(
+                SqlRebalancings(database),
+                SqlRebalanceApprovals(database),
+                SqlRebalanceBeginnings(database, config.orders),
+                SqlRebalanceOrders(database, config.orders),
+                SqlRebalanceEnds(database),
+            ),
             order_log=SqlOrderLog(database),
             withheld=SqlWithheldOrders(database),
             cache_hits=SqlCacheHits(database),

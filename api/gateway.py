@@ -17,17 +17,18 @@ from temporalio.client import Client
 
 from activities import end_loading
 from activities.events.bus import BusSettings, open_bus
-from activities.settings import Settings, local_user, settings
+from activities.settings import Settings, settings
 from activities.storage.heartbeats import HeartbeatWriter
 from activities.stores import Stores
 from api import api_page, problems
 from api.acceptance import AsyncAcceptance
 from api.acks import GatewayAcks
 from api.auth.access import BEARER, check_table
-from api.auth.keys import KeyRing, write_secret
+from api.auth.keys import KeyRing
 from api.auth.limits import RateLimit, SocketLimit
+from api.auth.local_people import write_local_tokens
 from api.auth.oidc import IdentityProvider
-from api.auth.tokens import SYSTEM, Tokens
+from api.auth.tokens import Tokens
 from api.health import HealthCheck
 from api.loops import BackgroundLoops
 from api.order_entry import OrderEntry
@@ -49,6 +50,7 @@ from api.routes import (
     principals,
     promotions,
     queues,
+    rebalancing,
     sessions,
     strategies,
     system,
@@ -57,7 +59,6 @@ from api.routes import (
 )
 from api.state import GatewayState
 from api.stream import Hub
-from qmtl_sdk.contracts.access import Role, principal_of
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.roots import restrict
 from temporal import logs
@@ -65,6 +66,7 @@ from temporal.applies import ApplyService
 from temporal.client import connect
 from temporal.probe import TemporalProbe
 from temporal.promotions import PromotionService
+from temporal.rebalancings import RebalancingService
 from temporal.shutdown import exit_process
 from temporal.submissions import SubmissionService
 
@@ -95,6 +97,7 @@ ROUTERS = (
     flatten.router,
     ledger.router,
     allocations.router,
+    rebalancing.router,
     changes.router,
     promotions.router,
     sessions.router,
@@ -109,8 +112,6 @@ MAX_FRAME = 65_536
 """Bytes of a frame that a client may send; hello and refresh are far smaller."""
 SHUTDOWN_S = 2
 """Seconds that requests get to finish after SIGTERM."""
-DEMO_PEOPLE = ("ana", "ben")
-"""Two operators of a local stack, besides the person who started it."""
 _log = structlog.get_logger()
 
 
@@ -130,7 +131,7 @@ def create_app(config: Settings) -> FastAPI:
             state = gateway_state(config, stores, Hub(bus, acks.add), client)
         app.state.gateway = state
         app.state.tokens = state.tokens
-        await asyncio.to_thread(_write_local_tokens, state)
+        await asyncio.to_thread(write_local_tokens, state)
         await acks.begin()
         with HeartbeatWriter(stores.database, "gateway") as heartbeat:
             _start_loops(state, acks, heartbeat)
@@ -192,6 +193,7 @@ def gateway_state(config: Settings, stores: Stores, hub: Hub, client: Client) ->
         ),
         applies=ApplyService(client, store_id, stores.apply_requests, stores.approvals, stores.apply_steps),
         promotions=PromotionService(client, store_id, stores.apply_requests),
+        rebalancings=RebalancingService(client, store_id, stores.rebalancings),
         keys=keys,
         tokens=Tokens(keys, stores.tokens, store_id, IdentityProvider(config.auth.oidc)),
         hub=hub,
@@ -200,25 +202,6 @@ def gateway_state(config: Settings, stores: Stores, hub: Hub, client: Client) ->
         loops=loops,
         health=HealthCheck(stores, TemporalProbe(client), loops),
     )
-
-
-def _write_local_tokens(state: GatewayState) -> None:
-    """Write tokens for the person who starts the Gateway, in files that only they can read.
-
-    `operator` is for daily work, `owner` for keys and for what operators may not revoke. With the profile
-    `dev` there are two more people, so that one person can try what takes two (`--as ana`).
-    """
-    user = principal_of(local_user())
-    people = {"operator": (user, Role.OPERATOR), "owner": (user, Role.OWNER)}
-    if state.config.profile == "dev":
-        people |= {name: (name, Role.OPERATOR) for name in DEMO_PEOPLE}
-    for name, (subject, role) in people.items():
-        path = state.config.local_token_path(name)
-        current = path.read_text().strip() if path.exists() else None
-        state.stores.principals.add_if_new(subject, SYSTEM)
-        token = state.tokens.issue_local(role, subject, current)
-        if token is not None:
-            write_secret(path, token)
 
 
 def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWriter) -> None:
@@ -252,6 +235,10 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
         await state.applies.recover()
         return RECOVER_EVERY_S
 
+    async def recover_rebalancings() -> float:
+        await state.rebalancings.recover()
+        return RECOVER_EVERY_S
+
     start = state.loops.start
     start("heartbeat", note_work, TURN_LIMIT_S)
     start("session expiry", expire, TURN_LIMIT_S)
@@ -262,6 +249,7 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
     start("stream", state.hub.turn)
     start("recovery of submissions", recover_submissions)
     start("recovery of applies", recover_applies)
+    start("recovery of rebalancings", recover_rebalancings)
 
 
 def main() -> None:

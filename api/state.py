@@ -19,6 +19,7 @@ from api.loops import BackgroundLoops
 from api.stream import Hub
 from temporal.applies import ApplyService
 from temporal.promotions import PromotionService
+from temporal.rebalancings import RebalancingService
 from temporal.submissions import SubmissionService
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class GatewayState:
     submissions: SubmissionService
     applies: ApplyService
     promotions: PromotionService
+    rebalancings: RebalancingService
     keys: KeyRing
     tokens: Tokens
     hub: Hub

@@ -6,7 +6,7 @@ A crash between the two loses nothing: `recover` starts and signals what the sto
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -31,7 +31,7 @@ from qmtl_sdk.contracts.plans import ApplyPlan
 from temporal.client import retriable_update_error, retry_while_unavailable
 from temporal.plugin import update_refusal
 from temporal.recorded import recorded
-from temporal.recovery import Attempt, Recovery
+from temporal.recovery import Attempt, Recovery, each
 from workflows.apply import ApplyWorkflow
 from workflows.ids import apply_id
 from workflows.options import apply_options
@@ -247,21 +247,9 @@ class ApplyService:
             steps[f"{world_id}/{abort.run_id}"].append(partial(self._abort, world_id, abort))
         for world_id, run_id, approval in await asyncio.to_thread(self._approvals.unread):
             steps[f"{world_id}/{run_id}"].append(partial(self._signal, world_id, run_id, approval))
-        return await self._recovery.run({key: partial(_each, found) for key, found in steps.items()})
+        return await self._recovery.run({key: partial(each, found) for key, found in steps.items()})
 
 
 def _run_of(found: WorkflowExecutionDescription | None) -> str:
     """Return the run_id of the apply that a workflow carries out, by its search attributes."""
     return (found.typed_search_attributes.get(SEARCH_RUN) or "") if found else ""
-
-
-async def _each(steps: Sequence[Attempt]) -> None:
-    """Take steps one after another. One that fails does not keep the others from being tried."""
-    failures = []
-    for step in steps:
-        try:
-            await step()
-        except Exception as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]

@@ -6,7 +6,7 @@ later, with growing pauses.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -68,3 +68,15 @@ class Recovery:
                 return False
             self._failed.pop(key, None)
             return True
+
+
+async def each(steps: Sequence[Attempt]) -> None:
+    """Take steps one after another. One that fails does not keep the others from being tried."""
+    failures = []
+    for step in steps:
+        try:
+            await step()
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]

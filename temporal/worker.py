@@ -25,6 +25,7 @@ from activities.promotions.activities import PromotionActivities
 from activities.promotions.sql import SqlPromotions
 from activities.queues.activities import QueueActivities
 from activities.queues.upkeep import QueueRetention
+from activities.rebalancing.activities import RebalancingActivities
 from activities.retention.activities import RetentionActivities
 from activities.settings import Settings, settings
 from activities.storage.heartbeats import HeartbeatWriter
@@ -68,6 +69,7 @@ def _activities(stores: Stores) -> list[Activity]:
         EvaluationActivities(),
         ApplyActivities(stores.for_applies),
         PromotionActivities(promotions, stores.apply_requests),
+        RebalancingActivities(stores.rebalancings),
         QueueActivities(QueueRetention(stores.database, stores.queues, stores.artifacts)),
         RetentionActivities(stores.retention),
     )

@@ -47,6 +47,11 @@ def apply_id(world_id: str) -> str:
     return f"apply:{world_id}"
 
 
+def rebalancing_id(run_id: str) -> str:
+    """Build the id of a rebalancing."""
+    return f"rebalancing:{run_id}"
+
+
 def upkeep_id(store_id: str) -> str:
     """Build the id of a store's upkeep, and of its schedule."""
     return f"upkeep:{store_id[:_STORE_ID_LENGTH]}"

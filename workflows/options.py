@@ -12,6 +12,7 @@ from workflows.ids import (
     apply_id,
     evaluation_id,
     promotion_id,
+    rebalancing_id,
     renewal_id,
     submission_id,
     upkeep_id,
@@ -155,6 +156,19 @@ def apply_options(world_id: str, run_id: str, title: str, approvals: int) -> Opt
         "id": apply_id(world_id),
         "search_attributes": attributes({SEARCH_WORLD: world_id, SEARCH_RUN: run_id}),
         "static_summary": one_line(f"{title}; {needs}: `qmtl world {verb} {world_id} {run_id}`"),
+    }
+
+
+def rebalancing_options(run_id: str, title: str, approvals: int) -> Options:
+    """Build the start options of a rebalancing. One that runs is used."""
+    needs = f"waits for approval: `qmtl world rebalance-approve {run_id}`"
+    runs = f"needs no approval: `qmtl world rebalance-status {run_id}`"
+    return {
+        **_START,
+        "id": rebalancing_id(run_id),
+        "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
+        "search_attributes": attributes({SEARCH_RUN: run_id}),
+        "static_summary": one_line(f"{title}; {needs if approvals else runs}"),
     }
 
 

@@ -1,18 +1,17 @@
 """The orders of a plan: one scope, positive quantities, and ids by which a retry is recognised."""
 
 from collections.abc import Iterable
+from decimal import Decimal
 
 from qmtl_sdk.contracts.canonical import hash_parts
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import order_id_prefix
 from qmtl_sdk.contracts.rebalance_plan import Delta, RebalanceOrder, RebalanceOrders, RebalancePlan
+from qmtl_sdk.contracts.rebalance_runs import ALL_WORLDS
 from qmtl_sdk.contracts.rebalancing import RebalanceScope
 
 REBALANCING = "rebalancing"
 """The strategy for which orders are placed that several strategies share."""
-
-ALL_WORLDS = "*"
-"""The world for which orders are placed that several worlds share."""
 
 
 def orders_from_plan(plan: RebalancePlan, run_id: str) -> RebalanceOrders:
@@ -48,11 +47,15 @@ def client_order_id(run_id: str, delta: Delta) -> str:
 
     A plan has one order with it: an overlay is sold and bought back, and nothing else trades its instrument.
     """
-    side = "buy" if delta.quantity > 0 else "sell"
     place = (delta.world_id, delta.strategy_id, delta.venue, delta.symbol)
+    return part_order_id(run_id, place, delta.quantity)
+
+
+def part_order_id(run_id: str, place: tuple[str, str, str, str], quantity: Decimal) -> str:
+    """Return the id of an order at a place: world, strategy, venue and symbol. `quantity` is signed."""
+    side = "buy" if quantity > 0 else "sell"
     digest = hash_parts(run_id, *place, side).removeprefix("blake3:")
-    prefix = order_id_prefix(delta.world_id or ALL_WORLDS, delta.strategy_id or REBALANCING)
-    return prefix + digest[:32]
+    return order_id_prefix(place[0] or ALL_WORLDS, place[1] or REBALANCING) + digest[:32]
 
 
 def _orders(deltas: Iterable[Delta], scope: RebalanceScope, run_id: str) -> RebalanceOrders:

@@ -6,9 +6,11 @@ from sqlmodel import Session, col, select
 
 from activities.allocation.planner import plan_rebalancing
 from activities.decisions.evidence import newest_evidence
+from activities.fence.scales import WorldScales, scales_of
+from activities.fence.state import require_unlocked
 from activities.storage.database import Database
-from activities.storage.tables import AllocationRow
-from activities.storage.transactions import RecordedChange, utc_now
+from activities.storage.tables import AllocationRow, FenceRow
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.allocations import (
     AllocationSnapshot,
@@ -30,17 +32,23 @@ class SqlAllocations:
     def snapshot(self) -> AllocationSnapshot:
         """Read the allocations of all worlds."""
         with self._database.read() as session:
-            return _snapshot(session)
+            return allocations_of(session)
+
+    def scales(self, world_id: str) -> WorldScales:
+        """Read what rebalancings have made of the weights of a world's strategies."""
+        with self._database.read() as session:
+            return scales_of(session.connection(), [world_id]).get(world_id, WorldScales())
 
     def update(self, change: AllocationUpdate, actor: str) -> AllocationSnapshot:
         """Set the allocations of the given worlds; the others keep theirs.
 
         Idempotent: what is set already is not set again. Raises QmtlError: E_WORLD_UNKNOWN; E_ETAG where the
-        allocations are not those that the caller has read; E_WEIGHT where all worlds have more than 1.
+        allocations are not those that the caller has read; E_WEIGHT where all worlds have more than 1, or a
+        rebalancing has set the share of one; E_REBALANCING while one is under way.
         """
         with self._database.write(actor) as tx:
             tx.lock("allocation")
-            before = _snapshot(tx.session)
+            before = allocations_of(tx.session)
             before.require_etag(change.etag)
             held = {item.world_id: item for item in before.allocations}
             wanted = [item for item in change.allocations if held.get(item.world_id) != item]
@@ -54,19 +62,10 @@ class SqlAllocations:
             now = utc_now()
             for item in wanted:
                 world_row(tx.session, item.world_id)
+                _require_free(tx.session, item)
                 old = held.get(item.world_id)
-                row = AllocationRow(world_id=item.world_id, body=item.model_dump_json(), updated_at=now)
-                tx.upsert(row)
-                tx.record(
-                    RecordedChange(
-                        "allocation.set",
-                        item.world_id,
-                        item.world_id,
-                        before=old and old.json_dict(),
-                        after=item.json_dict(),
-                    )
-                )
-            return _snapshot(tx.session) if wanted else before
+                write_allocation(tx, old, item, now)
+            return allocations_of(tx.session) if wanted else before
 
     def plan(self, request: MultiWorldRebalanceRequest) -> RebalancePlan:
         """Plan a rebalancing against the present allocations; nothing is changed.
@@ -74,24 +73,65 @@ class SqlAllocations:
         With schema 2 the plan has the metrics of the newest evidence of each world's strategies. Raises
         QmtlError: E_WORLD_UNKNOWN, E_ETAG, and what the planner raises.
         """
-        found = list[EvidenceMetrics]()
         with self._database.read() as session:
-            _snapshot(session).require_etag(request.allocations_etag)
-            for change in request.worlds:
-                world_row(session, change.world_id)
-                if request.schema_version == 2:
-                    found += [
-                        EvidenceMetrics(
-                            world_id=change.world_id,
-                            strategy_id=candidate.strategy_id,
-                            metrics=candidate.metrics,
-                        )
-                        for candidate in newest_evidence(session, change.world_id, datetime.now(UTC))
-                    ]
-        return plan_rebalancing(request, found)
+            return plan_of_request(session, request)
 
 
-def _snapshot(session: Session) -> AllocationSnapshot:
+def plan_of_request(session: Session, request: MultiWorldRebalanceRequest) -> RebalancePlan:
+    """Plan a rebalancing against the present allocations. Raises as `SqlAllocations.plan`."""
+    found = list[EvidenceMetrics]()
+    allocations_of(session).require_etag(request.allocations_etag)
+    for change in request.worlds:
+        world_row(session, change.world_id)
+        if request.schema_version == 2:
+            found += [
+                EvidenceMetrics(
+                    world_id=change.world_id, strategy_id=candidate.strategy_id, metrics=candidate.metrics
+                )
+                for candidate in newest_evidence(session, change.world_id, datetime.now(UTC))
+            ]
+    return plan_rebalancing(request, found)
+
+
+def _require_free(session: Session, wanted: WorldAllocation) -> None:
+    """Check that no rebalancing decides about the share of a world, now or since it has done so once.
+
+    The share of a halted world may be taken away. Raises QmtlError: E_REBALANCING, E_WEIGHT.
+    """
+    fence = session.get_one(FenceRow, wanted.world_id)
+    require_unlocked(fence, of_applies=False)
+    row = session.get(AllocationRow, wanted.world_id)
+    if row is not None and row.scales and (wanted.weight or not fence.halted):
+        raise QmtlError(
+            "E_WEIGHT",
+            f"a rebalancing has set the share of {wanted.world_id}, and its strategies trade with it",
+            f"change it by another one: qmtl world rebalance-apply {wanted.world_id}=…",
+        )
+
+
+def write_allocation(
+    tx: Transaction, before: WorldAllocation | None, after: WorldAllocation, now: str
+) -> AllocationRow:
+    """Write the allocation of a world, and record it. The caller holds the lock of allocations."""
+    row = tx.session.get(AllocationRow, after.world_id) or AllocationRow(
+        world_id=after.world_id, body="", updated_at=now
+    )
+    row.body, row.updated_at = after.model_dump_json(), now
+    tx.session.add(row)
+    tx.record(
+        RecordedChange(
+            "allocation.set",
+            after.world_id,
+            after.world_id,
+            before=before and before.json_dict(),
+            after=after.json_dict(),
+        )
+    )
+    return row
+
+
+def allocations_of(session: Session) -> AllocationSnapshot:
+    """Read the allocations of all worlds."""
     rows = session.exec(select(AllocationRow).order_by(col(AllocationRow.world_id))).all()
     return AllocationSnapshot(
         allocations=tuple(WorldAllocation.model_validate_json(row.body) for row in rows),

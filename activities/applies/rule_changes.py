@@ -20,12 +20,13 @@ from activities.storage.database import Database
 from activities.storage.tables import ApprovalRow, PolicyRow, RuleChangeRow, WorldRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now, utc_text
 from activities.worlds.policies import insert_policy, make_default, policy_version
-from activities.worlds.specs import merged_spec, world_row
+from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.applies import CHANGE_PREFIX, approvers
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.changes import ChangeStatus, RuleChange
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.world_changes import merged_spec
 from qmtl_sdk.contracts.worlds import WorldSpec, WorldUpdate
 
 # Changes that one request lists.

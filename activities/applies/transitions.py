@@ -23,12 +23,12 @@ from activities.fence.activations import (
     strategy_activations,
 )
 from activities.fence.flattening import begin_flattens
-from activities.fence.rules import OPEN
 from activities.fence.state import (
     drain_fence,
     freeze_fence,
     log_fence_change,
     open_fence,
+    require_unlocked,
     set_live_edge,
 )
 from activities.graph.sql import SqlGraphStore, stored_dag
@@ -72,12 +72,7 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> FenceChange:
     world = tx.session.get_one(WorldRow, row.world_id)  # held from here on, so that it is read once
     require_approved(tx.session, row, plan)
     require_unchanged(tx.session, plan)
-    if fence.state != OPEN:
-        raise QmtlError(
-            "E_WORLD_FROZEN",
-            f"{row.world_id} is {fence.state} by {fence.holder}",
-            "check that run; then qmtl world resume W",
-        )
+    require_unlocked(fence)
     stored = stored_activations(tx.session, row.world_id)
     row.snapshot = Snapshot(
         allocations={item.strategy_id: allocation_of(item) for item in strategy_activations(stored)},

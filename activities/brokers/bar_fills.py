@@ -9,6 +9,7 @@
    bar's opening time.
 """
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -57,31 +58,35 @@ class BarFills:
         self._reader = BarReader()
         self._followed: dict[str, _Followed] = {}
 
-    def reports(self, placed: AcceptedOrder, world: World, now: datetime | None) -> list[OrderReport]:
-        """Report what became of an order by now; without a time, what is known of it.
+    def reports(
+        self, placed: AcceptedOrder, world: World, now: datetime, deadline: float
+    ) -> list[OrderReport]:
+        """Report what became of an order by now, or by the bars that are read before the deadline.
 
+        The deadline is one of the monotonic clock; once it is over, what is known of the order is reported.
         Empty where the world has no bars of its symbol. Raises QmtlError where they cannot be read.
         """
         followed = self._follow(placed, world)
         if followed is None:
             return []
-        if now is not None:
-            self._advance(followed, world, now)
+        self._advance(followed, world, now, deadline)
         if not followed.order.is_open:  # asked again, it is followed again
             self._followed.pop(placed.order.order_id, None)
         return self._reports(followed.order)
 
-    def cancel(self, placed: AcceptedOrder, world: World, now: datetime) -> bool:
+    def cancel(self, placed: AcceptedOrder, world: World, now: datetime, deadline: float) -> bool:
         """Cancel what is not filled by now. Returns whether the world has bars of the order's symbol.
 
-        Bars that cannot be read keep no order from being cancelled.
+        Bars that cannot be read keep no order from being cancelled. One that has not met all bars by the
+        deadline stays open, as it may be filled by the others: the next call goes on.
         """
         followed = self._follow(placed, world)
         if followed is None:
             return False
+        met_all = True
         with suppress(QmtlError):
-            self._advance(followed, world, now)
-        if followed.order.is_open:
+            met_all = self._advance(followed, world, now, deadline)
+        if followed.order.is_open and met_all:
             followed.order = followed.order.ended(WorkingState.CANCELLED)
         return True
 
@@ -100,10 +105,12 @@ class BarFills:
             self._followed[order_id] = found
         return found
 
-    def _advance(self, followed: _Followed, world: World, now: datetime) -> None:
-        """Let an order meet the bars that have closed by now."""
+    def _advance(self, followed: _Followed, world: World, now: datetime, deadline: float) -> bool:
+        """Let an order meet the bars that have closed by now; return whether it met all by the deadline."""
         until, before = to_ns(world.now(now)), -1
         while followed.order.is_open and before != followed.met:
+            if time.monotonic() >= deadline:
+                return False
             before = followed.met
             for close, bar in self._reader.closed(followed.stream, followed.met, until):
                 if bar.open is not None and bar.open > 0:
@@ -111,7 +118,8 @@ class BarFills:
                     (followed.order,) = work_all([followed.order], bar, followed.model, traded)
                 followed.met = close
                 if not followed.order.is_open:
-                    return
+                    return True
+        return True
 
     def _reports(self, order: WorkingOrder) -> list[OrderReport]:
         """Build reports with all fills of an order, as many as one holds in each."""

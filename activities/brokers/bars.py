@@ -58,6 +58,11 @@ class _Read:
             return []
         return [item for item in self.bars if item[0] > after]
 
+    def had_none(self, after: int) -> bool:
+        """Return whether no bar that closes after a time was there yet, for whichever order it was read."""
+        ended = len(self.bars) < _AT_ONCE
+        return ended and self.after <= after and not self.beyond(after)
+
 
 class BarReader:
     """Reads the bars of streams as they close, a few at a time."""
@@ -74,7 +79,9 @@ class BarReader:
             return
         read = self._reads.get(stream.key)
         found = read.beyond(after) if read else []
-        if not found and not (read and read.after == after and time.monotonic() - read.at < _pause_s(stream)):
+        if not found and not (
+            read and read.had_none(after) and time.monotonic() - read.at < _pause_s(stream)
+        ):
             read = self._read(stream, after)
             found = read.bars
         for close, bar in found:

@@ -17,7 +17,14 @@ from qmtl_sdk.contracts.reconciliation import AccountState
 from qmtl_sdk.contracts.registry import Options, Registry
 from qmtl_sdk.contracts.worlds import World
 
-BROKERS = Registry("qmtl.brokers", "broker", {"paper": "activities.brokers.paper:open_paper"})
+BROKERS = Registry(
+    "qmtl.brokers",
+    "broker",
+    {
+        "paper": "activities.brokers.paper:open_paper",
+        "ccxt": "activities.brokers.ccxt_broker:open_ccxt",
+    },
+)
 """Each is a callable that takes `BrokerSettings` and returns a `Broker`."""
 
 
@@ -68,8 +75,9 @@ class Broker(Protocol):
     """Executes orders at one venue. Orders are named by their ids, which the venue keeps as client order ids.
 
     A broker derives from this class. `name` is the account that its fills name. `batch` is how many orders
-    one call takes. `time_in_flight_s` is how long after the end of a call an order of it may still arrive at
-    the venue: until then, an order that the venue does not know may yet be placed.
+    one call takes, `lookup_batch` how many a look-up or a cancel takes where that differs. `time_in_flight_s`
+    is how long after the end of a call an order of it may still arrive at the venue: until then, an order
+    that the venue does not know may yet be placed.
 
     A method raises QmtlError (E_UNAVAILABLE) or OSError where the venue cannot be reached. A call ends within
     `CALL_LIMIT_S`, whatever the venue does: when the router is replaced during a call, the next router waits
@@ -81,6 +89,7 @@ class Broker(Protocol):
 
     name: str
     batch: int
+    lookup_batch: int = 0
     time_in_flight_s: float
     capabilities: Capabilities = Capabilities()
 

@@ -14,7 +14,9 @@ from activities.brokers.broker import CALL_LIMIT_S, AcceptedOrder, Broker
 from activities.fence.open_order import OpenOrder
 from activities.storage.elected import unreachable
 from qmtl_sdk.contracts.durations import retry_pause_s
+from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import OrderReport
+from qmtl_sdk.contracts.texts import printable
 
 # Seconds before the first call after a failure; they double with each failure.
 _RETRY_S = 0.5
@@ -30,6 +32,9 @@ _FAULT_S = 60.0
 # Orders that cannot be sent, without one that can, where the broker has a fault: one alone says more about
 # that order than about the broker. One that cannot be looked up or cancelled says nothing about others.
 _FAULTY = 2
+
+# Signs of the text of an error of ours that a fault shows.
+_SHOWN = 200
 
 _log = structlog.get_logger()
 
@@ -106,7 +111,7 @@ class BrokerCalls:
             return shape.validate_python(answer)
         except Exception as error:
             _log.error("a broker's books cannot be read", broker=self.broker.name, error=repr(error))
-            raise BooksError(f"{type(error).__name__} of the broker {self.broker.name}") from error
+            raise BooksError(f"{_what(error)} of the broker {self.broker.name}") from error
 
     def _rejection(self, placed: AcceptedOrder) -> OrderReport:
         reason = f"the broker {self.broker.name} takes no {placed.order.time_in_force} orders"
@@ -115,7 +120,8 @@ class BrokerCalls:
     def _call(
         self, call: Call, orders: Sequence[AcceptedOrder], until: float = inf
     ) -> tuple[list[OrderReport], set[str]]:
-        size, reports, failed = max(self.broker.batch, 1), list[OrderReport](), set[str]()
+        looks = self.broker.lookup_batch if call != self.broker.place else 0
+        size, reports, failed = max(looks or self.broker.batch, 1), list[OrderReport](), set[str]()
         for start in range(0, len(orders), size):
             reports += self._batch(call, orders[start : start + size], failed, until)
         asked = {order.order_id for order, _ in orders}
@@ -166,7 +172,7 @@ class BrokerCalls:
             self._note_fault(error)
 
     def _note_fault(self, error: Exception) -> None:
-        self._fault = f"{type(error).__name__} of the broker {self.broker.name}"
+        self._fault = f"{_what(error)} of the broker {self.broker.name}"
         self._failed_at = time.monotonic()
 
     def _log_failure(self, orders: Sequence[AcceptedOrder], error: Exception) -> None:
@@ -177,6 +183,11 @@ class BrokerCalls:
             count=len(orders),
             error=repr(error),
         )
+
+
+def _what(error: Exception) -> str:
+    """Say what failed. The text of another error is its package's, and may hold anything."""
+    return printable(error.message, _SHOWN) if isinstance(error, QmtlError) else type(error).__name__
 
 
 def accepted_orders(orders: Sequence[OpenOrder]) -> list[AcceptedOrder]:

@@ -15,6 +15,7 @@ import structlog
 
 from activities.brokers.broker import CALL_LIMIT_S
 from activities.brokers.calls import BrokerCalls, accepted_orders
+from activities.brokers.recorded import RecordedFills
 from activities.fence.open_order import OpenOrder
 from activities.fence.open_orders import SqlOpenOrders
 from qmtl_sdk.contracts.orders import ENDED, OrderReport, OrderState
@@ -43,6 +44,7 @@ class ExecutionHandler:
         self._calls = calls
         # By order id: which attempt it was (`sent_at`), and when it had ended, on the monotonic clock.
         self._attempts: dict[str, tuple[str, float]] = {}
+        self._recorded = RecordedFills()
         # When a venue that had acknowledged an order first did not know it any more.
         self._missing: dict[str, float] = {}
 
@@ -123,7 +125,9 @@ class ExecutionHandler:
         return ended + max(self._record(world_id, reports, pauses), 1)
 
     def _record(self, world_id: str, reports: Sequence[OrderReport], pauses: dict[OpenOrder, float]) -> int:
-        changes = self._orders.record(world_id, reports, pauses)
+        new = self._recorded.without(reports)
+        changes = self._orders.record(world_id, new, pauses)
+        self._recorded.note(new)
         for report in reports:
             if report.state in ENDED:
                 self._attempts.pop(report.order_id, None)

@@ -67,9 +67,10 @@ class PaperBroker(Broker):
 
     def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         """Cancel what is not filled by now."""
+        until = time.monotonic() + _LOOK_S
         for placed in orders:
             world = self._simulated(placed.order)
-            if world is not None and self._bar_fills.cancel(placed, world, now):
+            if world is not None and self._bar_fills.cancel(placed, world, now, until):
                 continue
             if now - placed.accepted_at < self._delay:
                 self._cancelled.add(placed.order.order_id)
@@ -77,8 +78,7 @@ class PaperBroker(Broker):
     def _reports(self, placed: AcceptedOrder, now: datetime, until: float) -> list[OrderReport]:
         """Report on an order; its bars are read only before `until` on the monotonic clock."""
         world = self._simulated(placed.order)
-        look = now if time.monotonic() < until else None
-        reports = self._bar_fills.reports(placed, world, look) if world is not None else []
+        reports = self._bar_fills.reports(placed, world, now, until) if world is not None else []
         return reports or [self._at_reference(placed, now)]
 
     def _at_reference(self, placed: AcceptedOrder, now: datetime) -> OrderReport:

@@ -21,18 +21,17 @@ from datetime import timedelta
 
 from activities.fence.callers import OrderCaller
 from activities.fence.deciding import Grounds, NewRequests
-from activities.fence.halts import halt
+from activities.fence.halts import store_counts
 from activities.fence.lock_waits import LockWaitQueues
 from activities.fence.log_line import LogLine
 from activities.fence.position_limits import AccountLimits
 from activities.fence.requests import OrdersRequest, next_batch
-from activities.fence.rules import BreakerCount, FenceState
-from activities.fence.statements import FenceHeldError, FenceSnapshot, statements_of
+from activities.fence.snapshot import FenceHeldError, FenceSnapshot
+from activities.fence.statements import statements_of
 from activities.fence.targets import WorldSizings
 from activities.fence.verdicts import BatchVerdicts
 from activities.order_settings import OrdersSettings
 from activities.storage.database import Database
-from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction, utc_before
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import OrderRequest, OrderVerdict
@@ -178,17 +177,5 @@ class OrderAcceptance:
             lines |= self._statements.earlier(tx.connection, lost)
             for order_id in lost:
                 del requests[order_id]  # so that it is compared with the line that stands
-        self._count(tx, snapshot.fences, decided.counts)
+        store_counts(tx, snapshot.fences, decided.counts)
         return lines, decided.unwritten
-
-    @staticmethod
-    def _count(tx: Transaction, fences: dict[str, FenceState], counts: dict[str, BreakerCount]) -> None:
-        """Store the counts of worlds with a circuit breaker, and halt those where it has tripped."""
-        for world_id, fence in fences.items():
-            if fence.max_orders is None and fence.max_refused is None:
-                continue
-            row = tx.session.get_one(FenceRow, world_id, populate_existing=True)
-            row.minute, row.orders, row.refused = fence.minute, fence.orders, fence.refused
-            tx.session.add(row)
-            if counts[world_id].tripped and not row.halted:
-                halt(tx, row, counts[world_id].tripped)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from activities.fence.log_line import ACCEPTED, REFUSED, LogLine
+from activities.fence.log_line import ACCEPTED, REFUSED, LogLine, NewLine
 from activities.fence.position_limits import AccountLimits, PositionChecks
-from activities.fence.rules import BreakerCount, OrderContext, refusal
+from activities.fence.rules import REBALANCING, BreakerCount, OrderContext, refusal
 from activities.fence.sizing import order_for
-from activities.fence.statements import FenceSnapshot, NewLine
+from activities.fence.snapshot import FenceSnapshot
 from activities.fence.targets import Targets, WorldSizings
 from activities.storage.transactions import Transaction, utc_now, utc_text
 from qmtl_sdk.contracts.orders import Order, OrderRequest
@@ -77,7 +77,8 @@ class NewRequests:
         count = self.counts[order.world_id]
         if reason is None and count.tripped:  # by an order before it in this batch
             reason = Refusal.CIRCUIT_BREAKER
-        count.count(reason)
+        if reason is None or order.origin != REBALANCING:  # else a run could halt its world
+            count.count(reason)
         self.lines[order.order_id] = self._line(order, reason)
         if reason is None:
             self._positions.ordered(order)
@@ -91,7 +92,8 @@ class NewRequests:
         """
         assert self._targets is not None
         session = self._snapshot.sessions.get(target.session_id)
-        decision = self._targets.decide(target, session.opened_at if session else "")
+        is_rebalanced = bool(self._snapshot.fences[target.world_id].rebalancing)
+        decision = self._targets.decide(target, session.opened_at if session else "", is_rebalanced)
         checked = decision.order or order_for(target, _LEAST, target.reference_price or _LEAST)
         reason = self._refusal(checked)
         if reason is None and decision.order is not None:
@@ -131,5 +133,4 @@ class NewRequests:
             why,
             order.model_dump_json(),
         )
-        price = str(order.reference_price or "")
-        return NewLine(line, order.execution_domain.value, order.symbol, str(order.signed), price)
+        return NewLine.of(line, order)

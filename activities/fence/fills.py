@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from activities.fence.flattening import continue_flattens
 from activities.fence.ledger_entries import HAS_FILLS, entries_of, fill_entry, fill_ref, reversal_ref
@@ -18,6 +18,7 @@ from activities.fence.open_order import IS_ACCEPTANCE
 from activities.fence.state import locked_fence
 from activities.ledger.sql import book_entries, booked
 from activities.storage.database import Database
+from activities.storage.lists import among
 from activities.storage.tables import FenceRow, OpenOrderRow, OrderLogRow
 from activities.storage.transactions import RecordedChange, Transaction, table_of, utc_now
 from qmtl_sdk.contracts.amounts import exact_sum
@@ -155,11 +156,11 @@ def write_lines(tx: Transaction, world_id: str, lines: Sequence[LogLine]) -> Non
     """Write rows into the log, book what they hold, and remove the orders that have ended."""
     if not lines:
         return
-    tx.connection.execute(insert(_log), [line._asdict() for line in lines])
+    tx.insert_all(_log, [line._asdict() for line in lines])
     book_entries(tx, world_id, [dated for line in lines for dated in entries_of(line)])
     ended = [line.ref for line in lines if line.kind in _ENDS]
     if ended:
-        tx.connection.execute(delete(_open).where(_open.c.order_id.in_(ended)))
+        tx.connection.execute(delete(_open).where(among(_open.c.order_id, ended)))
 
 
 def filled_before(connection: Connection, order: Order) -> Decimal:
@@ -248,9 +249,9 @@ def _require_known(world_id: str, found: Mapping[str, Order], wanted: Iterable[s
 def _ended(connection: Connection, ids: Iterable[str]) -> dict[str, bool]:
     """Return whether orders have ended; those that were never sent are left out."""
     wanted = list(ids)
-    still_open = select(_open.c.order_id).where(_open.c.order_id.in_(wanted))
+    still_open = select(_open.c.order_id).where(among(_open.c.order_id, wanted))
     opened = set(connection.execute(still_open).scalars())
-    sent = select(_log.c.ref).where(_log.c.ref.in_(wanted), IS_UNDERWAY)
+    sent = select(_log.c.ref).where(among(_log.c.ref, wanted), IS_UNDERWAY)
     left = set(connection.execute(sent).scalars())
     return {ref: ref not in opened for ref in wanted if ref in left}
 

@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, select, tuple_
 
 from activities.fence.cancelling import Selection, cancel_open
-from activities.fence.flatten_orders import accept_orders, flatten_order
+from activities.fence.flatten_orders import flatten_order
 from activities.fence.flattening_rows import add_rows, end_rows, flattening_rows, note_failures, set_rows
 from activities.fence.log_line import LogLine
 from activities.fence.open_order import left_to_fill
 from activities.fence.reductions import OpenQuantity, Reduction, reduction
 from activities.fence.rules import FLATTEN
+from activities.fence.service_orders import accept_orders
 from activities.ledger.sql import held_positions
 from activities.order_settings import Accounts
 from activities.storage.tables import FenceRow, OpenOrderRow

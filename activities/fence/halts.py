@@ -1,6 +1,9 @@
 """Halts: close a world's fence at once, until an operator resumes it."""
 
+from collections.abc import Mapping
+
 from activities.fence.cancelling import Selection, cancel_open
+from activities.fence.rules import BreakerCount, FenceState
 from activities.fence.state import FenceEvent, clear_halt, log_fence_change, publish_fence_change
 from activities.storage.tables import FenceRow
 from activities.storage.transactions import Transaction
@@ -41,3 +44,17 @@ def lift_halt(tx: Transaction, fence: FenceRow, reason: str) -> None:
     log_fence_change(tx, fence, "resume", fence.world_id, reason)
     after = {"halted": "", "state": fence.state, "epoch": fence.epoch, "reason": reason}
     publish_fence_change(tx, fence, FenceEvent("resume", "world.resumed", before, after))
+
+
+def store_counts(
+    tx: Transaction, fences: Mapping[str, FenceState], counts: Mapping[str, BreakerCount]
+) -> None:
+    """Store the counts of worlds with a circuit breaker, and halt those where it has tripped."""
+    for world_id, fence in fences.items():
+        if fence.max_orders is None and fence.max_refused is None:
+            continue
+        row = tx.session.get_one(FenceRow, world_id, populate_existing=True)
+        row.minute, row.orders, row.refused = fence.minute, fence.orders, fence.refused
+        tx.session.add(row)
+        if counts[world_id].tripped and not row.halted:
+            halt(tx, row, counts[world_id].tripped)

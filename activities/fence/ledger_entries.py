@@ -5,7 +5,7 @@ from typing import Any
 
 from activities.fence.log_line import BOOKING, FILL, LogLine
 from activities.ledger.sql import DatedEntry
-from qmtl_sdk.contracts.amounts import negated
+from qmtl_sdk.contracts.amounts import EXACT, negated
 from qmtl_sdk.contracts.fills import Fill, OrderFills, Side
 from qmtl_sdk.contracts.ledger import Entry, EntryKind
 from qmtl_sdk.contracts.orders import ENDED, OrderState
@@ -33,7 +33,12 @@ def line_of(row: Mapping[str, Any]) -> LogLine:
 
 
 def fill_entry(order_id: str, strategy_id: str, symbol: str, side: Side, fill: Fill) -> Entry:
-    """Return what a fill of an order books."""
+    """Return what a fill of an order books.
+
+    Units that the venue kept as its fee count as sold at the price of the fill, and as a fee of that amount:
+    the position is what the venue holds, and the cash what it has moved.
+    """
+    quantity = fill.quantity if side == "buy" else negated(fill.quantity)
     return Entry(
         kind=EntryKind.FILL,
         ref=fill_ref(symbol, fill.fill_id),
@@ -41,9 +46,9 @@ def fill_entry(order_id: str, strategy_id: str, symbol: str, side: Side, fill: F
         account=fill.account,
         symbol=symbol,
         order_id=order_id,
-        quantity=fill.quantity if side == "buy" else negated(fill.quantity),
+        quantity=EXACT.subtract(quantity, fill.fee_units),
         price=fill.price,
-        fee=fill.fee,
+        fee=fill.whole_fee,
         at=fill.at,
     )
 

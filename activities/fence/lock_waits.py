@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from activities.fence.requests import OrdersRequest, next_batch
-from activities.fence.statements import FenceHeldError
+from activities.fence.snapshot import FenceHeldError
 from qmtl_sdk.contracts.errors import QmtlError
 
 # Queues that wait for their lock at the same time.

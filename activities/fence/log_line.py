@@ -1,10 +1,10 @@
-"""A row of the order log: its kinds, the conditions of its partial indexes, and an order's row."""
+"""A row of the order log: its kinds, the conditions of its partial indexes, and what is written with it."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from sqlalchemy import text
 
-from qmtl_sdk.contracts.orders import Order, WithheldOrder
+from qmtl_sdk.contracts.orders import Order, Origin, WithheldOrder
 
 ACCEPTED = "accepted"
 REFUSED = "refused"
@@ -41,3 +41,20 @@ class LogLine(NamedTuple):
         if self.kind == WITHHELD:
             return WithheldOrder.model_validate_json(self.body).order
         return Order.model_validate_json(self.body)
+
+
+class NewLine(NamedTuple):
+    """A row for the order log, and what an open order has of it: `quantity` is signed (positive buys)."""
+
+    line: LogLine
+    domain: str = ""
+    symbol: str = ""
+    quantity: str = ""
+    price: str = ""
+    origin: Origin = "strategy"
+
+    @classmethod
+    def of(cls, line: LogLine, order: Order) -> Self:
+        """Build the row of an order's verdict."""
+        price = str(order.reference_price or "")
+        return cls(line, order.execution_domain.value, order.symbol, str(order.signed), price, order.origin)

@@ -5,9 +5,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, exists, select
 
 from activities.fence.log_line import ACCEPTED, IS_VERDICT
+from activities.storage.lists import among
 from activities.storage.tables import OpenOrderRow, OrderLogRow
 from activities.storage.transactions import table_of
 from qmtl_sdk.contracts.amounts import EXACT, ZERO, plain
@@ -21,6 +22,11 @@ def left_to_fill(quantity: str, filled_quantity: str) -> Decimal:
     """Return what may still be filled of an order (positive buys); 0 where more than it was filled."""
     ordered, filled = Decimal(quantity), Decimal(filled_quantity or 0)
     return plain(max(EXACT.subtract(ordered.copy_abs(), filled), ZERO).copy_sign(ordered))
+
+
+def is_open(order_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Return the condition that a column names an open order."""
+    return exists().where(_open.c.order_id == order_id)
 
 
 class OpenOrder(NamedTuple):
@@ -74,9 +80,9 @@ def read_open(connection: Connection, ids: Collection[str]) -> list[OpenOrder]:
     Without a join: of many ids in a table that has just grown, PostgreSQL would read the whole log.
     """
     wanted = list(ids)
-    of = select(_log.c.ref, _log.c.body).where(_log.c.ref.in_(wanted), IS_ACCEPTANCE)
+    of = select(_log.c.ref, _log.c.body).where(among(_log.c.ref, wanted), IS_ACCEPTANCE)
     bodies = {row.ref: row.body for row in connection.execute(of)}
     found = connection.execute(
-        _OPEN.where(_open.c.order_id.in_(wanted)).order_by(_open.c.next_at, _open.c.accepted_at)
+        _OPEN.where(among(_open.c.order_id, wanted)).order_by(_open.c.next_at, _open.c.accepted_at)
     )
     return [OpenOrder._make((*row, bodies[row.order_id])) for row in found if row.order_id in bodies]

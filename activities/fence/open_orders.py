@@ -20,6 +20,7 @@ from activities.fence.reports import record_reports
 from activities.fence.rules import FLATTEN, Activation, FenceState, OrderContext, refusal_before_sending
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
+from activities.storage.lists import among
 from activities.storage.tables import ActivationRow, FenceRow, OpenOrderRow, OrderLogRow, StrategyHaltRow
 from activities.storage.transactions import table_of, utc_now, utc_text
 from qmtl_sdk.contracts.domains import Domain
@@ -128,7 +129,7 @@ class SqlOpenOrders:
             if sent:
                 connection.execute(
                     update(_open)
-                    .where(_open.c.order_id.in_([order.order_id for order in sent]))
+                    .where(among(_open.c.order_id, [order.order_id for order in sent]))
                     .values(state=OrderState.SENT.value, sent_at=utc_text(at), next_at=again)
                 )
             return sent

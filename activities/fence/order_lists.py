@@ -35,6 +35,12 @@ def list_orders(connection: Connection, world_id: str, wanted: OrderFilter) -> l
     return _records(connection, world_id, rows[::-1] if wanted.newest else rows)
 
 
+def order_records(connection: Connection, world_id: str, ids: Sequence[str]) -> list[OrderRecord]:
+    """Return the orders of a world with these ids. Those whose rows are archived are left out."""
+    verdicts = select(_log).where(_log.c.ref.in_(ids), IS_VERDICT, _log.c.world_id == world_id)
+    return _records(connection, world_id, connection.execute(verdicts).all())
+
+
 def list_changes(connection: Connection, wanted: ChangesOfWorld) -> OrderChanges:
     """List orders that are new or have changed after a number of the log, by the number of their verdict."""
     mine = _log.c.world_id == wanted.world_id

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 from activities.access.sql import require_good
 from activities.fence.callers import OrderCaller
-from activities.fence.statements import FenceSnapshot
+from activities.fence.snapshot import FenceSnapshot
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import OrderRequest, OrderVerdict
 

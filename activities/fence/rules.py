@@ -23,6 +23,9 @@ DRAINING = "draining"
 FLATTEN: Origin = "flatten"
 """The origin of orders that close a position for an operator."""
 
+REBALANCING: Origin = "rebalancing"
+"""The origin of orders of a rebalancing: no session sends them, and all other rules hold for them."""
+
 
 @dataclass
 class FenceState:
@@ -30,6 +33,7 @@ class FenceState:
 
     `orders` and `refused` count the orders of `minute`, in worlds with a circuit breaker. `symbols` is a JSON
     list, `max_quantity` and `max_notional` are decimals, `position_limits` is JSON; empty: no limit.
+    `rebalancing`: the run that has locked the world.
     """
 
     epoch: int
@@ -47,6 +51,7 @@ class FenceState:
     minute: str = ""
     orders: int = 0
     refused: int = 0
+    rebalancing: str = ""
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,10 @@ def refusal_before_sending(context: OrderContext) -> Refusal | None:
 
 def refusal(context: OrderContext) -> Refusal | None:
     """Return why an order is refused; None where it is accepted."""
-    return next((reason for reason, objects in CHECKS.items() if objects(context)), None)
+    exempt = Refusal.NO_SESSION if context.order.origin == REBALANCING else None
+    return next(
+        (reason for reason, objects in CHECKS.items() if reason is not exempt and objects(context)), None
+    )
 
 
 @lru_cache(maxsize=16)

@@ -50,6 +50,10 @@ class SizedTarget:
     decided_at: str
     updated_at: str = ""
 
+    def sized_at(self, units: Decimal) -> "SizedTarget":
+        """Return the target with another size."""
+        return replace(self, units=units)
+
     @property
     def basis(self) -> tuple[object, ...]:
         """What a size follows from, but for the price."""
@@ -71,7 +75,7 @@ class WorkingQuantity:
 
 
 @dataclass(frozen=True)
-class Holding:
+class SymbolState:
     """A strategy's target, position and open orders in a symbol. `mark`: the ledger's newest price."""
 
     target: SizedTarget | None
@@ -79,8 +83,8 @@ class Holding:
     mark: Decimal = ZERO
     working: tuple[WorkingQuantity, ...] = ()
 
-    def ordered(self, order: Order) -> "Holding":
-        """Return the holding after an order was accepted, which this transaction cannot cancel any more."""
+    def ordered(self, order: Order) -> "SymbolState":
+        """Return the state after an order was accepted, which this transaction cannot cancel any more."""
         return replace(self, working=(*self.working, WorkingQuantity(order.order_id, order.signed, False)))
 
 
@@ -95,27 +99,27 @@ class TargetDecision:
 
 
 def decide_target(
-    target: Target, holding: Holding, weight: Decimal, world: WorldSizing, account: str, opened_at: str
+    target: Target, state: SymbolState, weight: Decimal, world: WorldSizing, account: str, opened_at: str
 ) -> TargetDecision:
     """Decide what is ordered for a target. `opened_at`: when its session was opened (ISO 8601, UTC)."""
-    last = holding.target
+    last = state.target
     decided_at = target.decided_at.isoformat(timespec="microseconds")
     if last is not None and decided_at < last.decided_at and opened_at <= last.updated_at:
         return TargetDecision(refusal=Refusal.STALE_TARGET)
     rules = world.instrument(account, target.symbol)
-    price = target.reference_price or holding.mark or None
+    price = target.reference_price or state.mark or None
     size = _sized(target, (last, weight, price), world.capital, rules)
     if isinstance(size, Refusal):
         return TargetDecision(refusal=size)
-    missing = in_lots(_missing(size, holding.position, holding.working), rules.lot)
-    against = [item for item in holding.working if item.quantity * missing < 0]
+    missing = in_lots(_missing(size, state.position, state.working), rules.lot)
+    against = [item for item in state.working if item.quantity * missing < 0]
     cancel = frozenset(item.order_id for item in against if not (item.flattens or item.ending))
     if any(item.flattens or not item.unsent for item in against):
         return TargetDecision(refusal=Refusal.OPEN_ORDERS, cancel=cancel)
     if against:
-        left = tuple(item for item in holding.working if item.quantity * missing >= 0)
-        holding = replace(holding, working=left)
-        missing = in_lots(_missing(size, holding.position, left), rules.lot)
+        left = tuple(item for item in state.working if item.quantity * missing >= 0)
+        state = replace(state, working=left)
+        missing = in_lots(_missing(size, state.position, left), rules.lot)
     if abs(missing) >= AMOUNT_LIMIT:
         return TargetDecision(refusal=Refusal.QUANTITY_LIMIT)
     notional = EXACT.multiply(abs(missing), price) if price else None
@@ -124,7 +128,7 @@ def decide_target(
     order = order_for(target, missing, price).model_copy(
         update={
             "time_in_force": rules.time_in_force,
-            "reduce_only": rules.supports_reduce_only and _reduces(holding, missing),
+            "reduce_only": rules.supports_reduce_only and _reduces(state, missing),
         }
     )
     return TargetDecision(order, cancel=cancel, size=size)
@@ -155,6 +159,17 @@ def _sized(
     return replace(found, units=plain(in_lots(value, rules.lot)))
 
 
+def resized(last: SizedTarget, weight: Decimal, lot: Decimal) -> SizedTarget:
+    """Return a target with the size that it has at another weight, at the price at which it was sized."""
+    value = EXACT.multiply(last.value, weight)
+    if last.capital is not None:
+        value = EXACT.multiply(value, last.capital)
+    if last.unit != "units":
+        assert last.price is not None  # it was sized by it
+        value = quotient(value, last.price)
+    return replace(last, weight=weight, units=plain(in_lots(value, lot)))
+
+
 def _missing(size: SizedTarget, position: Decimal, working: Sequence[WorkingQuantity]) -> Decimal:
     open_too = exact_sum((position, *(item.quantity for item in working)))
     return EXACT.subtract(size.units, open_too)
@@ -177,7 +192,7 @@ def order_for(target: Target, missing: Decimal, price: Decimal | None) -> Order:
     )
 
 
-def _reduces(holding: Holding, missing: Decimal) -> bool:
+def _reduces(state: SymbolState, missing: Decimal) -> bool:
     """Return whether an order brings the position nearer to zero, and cannot cross it."""
-    after = exact_sum((holding.position, missing, *(item.quantity for item in holding.working)))
-    return holding.position * missing < 0 and after * holding.position >= 0
+    after = exact_sum((state.position, missing, *(item.quantity for item in state.working)))
+    return state.position * missing < 0 and after * state.position >= 0

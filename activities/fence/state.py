@@ -162,6 +162,33 @@ def open_fence(
     )
 
 
+def lock_for_rebalancing(tx: Transaction, fence: FenceRow, run_id: str, locked: bool) -> None:
+    """Lock a world for a rebalancing, or unlock what that run has locked."""
+    if locked or fence.rebalancing == run_id:
+        fence.rebalancing = run_id if locked else ""
+        tx.session.add(fence)
+
+
+def require_unlocked(fence: FenceRow, of_applies: bool = True) -> None:
+    """Check that no rebalancing holds a world, and no apply either unless those do not matter.
+
+    Raises QmtlError: E_WORLD_FROZEN, E_REBALANCING.
+    """
+    if of_applies and fence.state != OPEN:
+        raise QmtlError(
+            "E_WORLD_FROZEN",
+            f"{fence.world_id} is {fence.state} by {fence.holder}",
+            "check that run; then qmtl world resume W",
+        )
+    if fence.rebalancing:
+        raise QmtlError(
+            "E_REBALANCING",
+            f"{fence.world_id} is being rebalanced by {fence.rebalancing}",
+            "wait for it, or abort it: qmtl world rebalance-abort RUN_ID",
+            run_id=fence.rebalancing,
+        )
+
+
 def clear_halt(fence: FenceRow) -> None:
     """Take a halt back. The circuit breaker counts anew: it would halt again at the next order."""
     fence.halted = ""
@@ -232,6 +259,7 @@ def fence_status(session: Session, world_id: str) -> FenceStatus:
             "epoch": fence.epoch,
             "state": fence.state,
             "held_by": fence.holder,
+            "rebalanced_by": fence.rebalancing,
             "halted": fence.halted,
             "allow_live": fence.allow_live,
             "live_edge": fence.live_edge,

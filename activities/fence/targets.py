@@ -1,31 +1,29 @@
 """The targets of one transaction of the fence: what they are compared with, and what is stored of them."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Table, func, select, tuple_
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import Connection, func, select
 
 from activities.fence.cancelling import Selection, cancel_open
 from activities.fence.open_order import left_to_fill
 from activities.fence.rules import FLATTEN
+from activities.fence.scales import weights_of
 from activities.fence.sizing import (
-    Holding,
     SizedTarget,
+    SymbolState,
     TargetDecision,
     WorkingQuantity,
     WorldSizing,
     decide_target,
 )
 from activities.ledger.sql import positions_of
-from activities.storage.tables import ActivationRow, FenceRow, OpenOrderRow, TargetRow, WorldRow
+from activities.storage.keys import has_key
+from activities.storage.tables import FenceRow, OpenOrderRow, TargetRow, WorldRow
 from activities.storage.transactions import Transaction, table_of, utc_now
-from qmtl_sdk.contracts.amounts import plain
-from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.ledger import PositionKey
 from qmtl_sdk.contracts.orders import Order, OrderState
@@ -36,7 +34,6 @@ from qmtl_sdk.contracts.worlds import WorldSpec
 _target = table_of(TargetRow)
 _open = table_of(OpenOrderRow)
 _world = table_of(WorldRow)
-_activation = table_of(ActivationRow)
 
 _REPLACED = "its strategy's target has changed"
 
@@ -44,7 +41,7 @@ _REPLACED = "its strategy's target has changed"
 _KNOWN_WORLDS = 1000
 
 
-class _Key(NamedTuple):
+class TargetKey(NamedTuple):
     """Of what a target is: the key of its row."""
 
     world_id: str
@@ -94,21 +91,24 @@ class Targets:
         """Read what is known of the targets. `account_of`: the account that holds a domain's positions."""
         self._tx = tx
         self._account_of = account_of
-        self._sizes: dict[_Key, SizedTarget] = {}
+        self._sizes: dict[TargetKey, SizedTarget] = {}
         connection, keys = tx.connection, {_key(target) for target in targets}
-        self._holdings = _holdings(connection, keys, account_of)
+        self._holdings = holdings_of(connection, keys, account_of)
         self._worlds = sizings.of(connection, {key.world_id for key in keys})
-        self._weights = _weights(connection, {(key.world_id, key.strategy_id) for key in keys})
+        self._weights = weights_of(connection, {(key.world_id, key.strategy_id) for key in keys})
         new = {key for key, holding in self._holdings.items() if holding.target is None}
         self._left = _left(connection, {key[:3] for key in new})
 
-    def decide(self, target: Target, opened_at: str) -> TargetDecision:
-        """Decide what is ordered for a target. `opened_at`: when its session was opened."""
+    def decide(self, target: Target, opened_at: str, is_rebalanced: bool) -> TargetDecision:
+        """Decide what is ordered for a target. `opened_at`: when its session was opened.
+
+        While its world `is_rebalanced`, nothing is ordered for a target that is what it was: the run does.
+        """
         key = _key(target)
         holding = self._holdings[key]
         if holding.target is None and not self._left[key[:3]]:
             return TargetDecision(refusal=Refusal.TARGET_LIMIT)
-        return decide_target(
+        found = decide_target(
             target,
             holding,
             self._weights.get((target.world_id, target.strategy_id), Decimal(0)),
@@ -116,6 +116,9 @@ class Targets:
             self._account_of(target.execution_domain),
             opened_at,
         )
+        if is_rebalanced and found.size is not None and found.size == holding.target:
+            return TargetDecision(size=found.size)
+        return found
 
     def cancel(self, target: Target, decision: TargetDecision) -> None:
         """Cancel what trades against a target: that is right even where what it wants is too much."""
@@ -154,14 +157,31 @@ class Targets:
     def store(self) -> None:
         """Write the sizes that are new."""
         if self._sizes:
-            self._tx.upsert_values(_target, [_row(key, size) for key, size in sorted(self._sizes.items())])
+            self._tx.upsert_values(
+                _target, [target_row(key, size) for key, size in sorted(self._sizes.items())]
+            )
 
 
-def _key(item: Target | Order) -> _Key:
-    return _Key(item.world_id, item.strategy_id, item.execution_domain.value, item.symbol)
+def _key(item: Target | Order) -> TargetKey:
+    return TargetKey(item.world_id, item.strategy_id, item.execution_domain.value, item.symbol)
 
 
-def _row(key: _Key, size: SizedTarget) -> dict[str, str]:
+def sized_target(row: Any) -> SizedTarget:
+    """Return the target of a row. (Any: the columns of `TargetRow`.)"""
+    return SizedTarget(
+        row.unit,
+        Decimal(row.value),
+        Decimal(row.weight),
+        Decimal(row.capital) if row.capital else None,
+        Decimal(row.price) if row.price else None,
+        Decimal(row.units),
+        row.decided_at,
+        row.updated_at,
+    )
+
+
+def target_row(key: TargetKey, size: SizedTarget) -> dict[str, str]:
+    """Return the values of a target's row."""
     return {
         **key._asdict(),
         "unit": size.unit,
@@ -179,24 +199,16 @@ def _text(value: Decimal | None) -> str:
     return "" if value is None else str(value)
 
 
-def _holdings(
-    connection: Connection, keys: Iterable[_Key], account_of: Callable[[Domain], str]
-) -> dict[_Key, Holding]:
+def holdings_of(
+    connection: Connection, keys: Iterable[TargetKey], account_of: Callable[[Domain], str]
+) -> dict[TargetKey, SymbolState]:
+    """Read targets, positions and open orders."""
     wanted = sorted(keys)
     targets = {
-        _Key(*row[:4]): SizedTarget(
-            row.unit,
-            Decimal(row.value),
-            Decimal(row.weight),
-            Decimal(row.capital) if row.capital else None,
-            Decimal(row.price) if row.price else None,
-            Decimal(row.units),
-            row.decided_at,
-            row.updated_at,
-        )
-        for row in connection.execute(select(_target).where(_is_one_of(_target, wanted, _Key._fields)))
+        TargetKey(*row[:4]): sized_target(row)
+        for row in connection.execute(select(_target).where(has_key(_target, TargetKey._fields, wanted)))
     }
-    held = dict[_Key, tuple[Decimal, Decimal]]()
+    held = dict[TargetKey, tuple[Decimal, Decimal]]()
     for world_id in sorted({key.world_id for key in wanted}):
         of_position = {
             PositionKey(key.strategy_id, account_of(Domain(key.execution_domain)), key.symbol): key
@@ -205,43 +217,20 @@ def _holdings(
         }
         for position_key, (_, position) in positions_of(connection, world_id, of_position).items():
             held[of_position[position_key]] = position.quantity, position.mark
-    working = defaultdict[_Key, list[WorkingQuantity]](list)
+    working = defaultdict[TargetKey, list[WorkingQuantity]](list)
     names = ("world_id", "strategy_id", "symbol")
     shorter = sorted({(key.world_id, key.strategy_id, key.symbol) for key in wanted})
-    for row in connection.execute(select(_open).where(_is_one_of(_open, shorter, names))):
-        key = _Key(row.world_id, row.strategy_id, row.execution_domain, row.symbol)
+    for row in connection.execute(select(_open).where(has_key(_open, names, shorter))):
+        key = TargetKey(row.world_id, row.strategy_id, row.execution_domain, row.symbol)
         left = left_to_fill(row.quantity, row.filled_quantity)
         unsent = row.state == OrderState.ACCEPTED.value
         ending = bool(row.cancel_reason)
         item = WorkingQuantity(row.order_id, left, unsent, row.origin == FLATTEN, ending)
         working[key].append(item)
     return {
-        key: Holding(targets.get(key), *held.get(key, (Decimal(0), Decimal(0))), tuple(working[key]))
+        key: SymbolState(targets.get(key), *held.get(key, (Decimal(0), Decimal(0))), tuple(working[key]))
         for key in wanted
     }
-
-
-def _is_one_of(table: Table, keys: Sequence[tuple[str, ...]], names: Sequence[str]) -> ColumnElement[bool]:
-    return tuple_(*(table.c[name] for name in names)).in_(keys)
-
-
-def _weights(
-    connection: Connection, strategies: Iterable[tuple[str, str]]
-) -> Mapping[tuple[str, str], Decimal]:
-    """Read the weights of strategies' activations; those without an activation are left out."""
-    wanted = sorted(strategies)
-    these = _is_one_of(_activation, wanted, ("world_id", "strategy_id"))
-    return {
-        (row.world_id, row.strategy_id): _weight(row.body)
-        for row in connection.execute(
-            select(_activation.c.world_id, _activation.c.strategy_id, _activation.c.body).where(these)
-        )
-    }
-
-
-@lru_cache(maxsize=4096)
-def _weight(body: str) -> Decimal:
-    return plain(Decimal(repr(ActivationEnvelope.model_validate_json(body).weight)))
 
 
 def _left(connection: Connection, strategies: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
@@ -249,8 +238,8 @@ def _left(connection: Connection, strategies: Iterable[tuple[str, ...]]) -> dict
     wanted = sorted(strategies)
     if not wanted:
         return {}
-    names = _Key._fields[:3]
+    names = TargetKey._fields[:3]
     columns = [_target.c[name] for name in names]
-    query = select(*columns, func.count()).where(_is_one_of(_target, wanted, names)).group_by(*columns)
+    query = select(*columns, func.count()).where(has_key(_target, names, wanted)).group_by(*columns)
     counted = {tuple(row[:3]): row[3] for row in connection.execute(query)}
     return {key: MAX_TARGETS - counted.get(key, 0) for key in wanted}

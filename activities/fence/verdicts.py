@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from activities.fence.log_line import ACCEPTED, LogLine
-from activities.fence.statements import FenceSnapshot
+from activities.fence.snapshot import FenceSnapshot
 from qmtl_sdk.contracts.amounts import ZERO
 from qmtl_sdk.contracts.orders import Order, OrderRequest, OrderVerdict
 from qmtl_sdk.contracts.refusals import Refusal

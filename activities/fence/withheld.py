@@ -7,9 +7,9 @@ was accepted or refused before keeps that answer.
 from collections.abc import Sequence
 
 from activities.fence.callers import OrderCaller
-from activities.fence.log_line import WITHHELD, LogLine
+from activities.fence.log_line import WITHHELD, LogLine, NewLine
 from activities.fence.state import locked_fence
-from activities.fence.statements import NewLine, statements_of
+from activities.fence.statements import statements_of
 from activities.sessions.sql import not_the_holder
 from activities.storage.database import Database
 from activities.storage.tables import SessionRow

@@ -101,7 +101,7 @@ class SqlGraphStore:
             plan = _plan(session, world_id, domain, dag)
         if not plan.queues:
             return plan.topics
-        with self._database.write(actor) as tx:
+        with self._database.write(actor, bookkeeping=True) as tx:  # nobody waits for queues without tags
             return self.bind_queues(tx, world_id, domain, dag, self._brokers)
 
     @staticmethod

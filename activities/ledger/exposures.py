@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select, text, tuple_
 
 from activities.storage.tables import ExposureRow
 from activities.storage.transactions import Transaction, table_of
-from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum, negated, plain
+from qmtl_sdk.contracts.amounts import EXACT, ZERO, plain
 from qmtl_sdk.contracts.ledger import Position, PositionKey
 
 _exposure = table_of(ExposureRow)
@@ -27,11 +27,10 @@ class Exposure(NamedTuple):
     profit: Decimal = ZERO
     peak: Decimal = ZERO
 
-    def moved(self, before: Position, after: Position) -> "Exposure":
-        """Return the exposure after a position of it has changed."""
-        gross = exact_sum((self.gross, gross_of(after), negated(gross_of(before))))
-        profit = exact_sum((self.profit, profit_of(after), negated(profit_of(before))))
-        return Exposure(plain(gross), plain(profit), plain(max(self.peak, profit)))
+    def moved(self, gross: Decimal, profit: Decimal) -> "Exposure":
+        """Return the exposure after one of its positions has changed by these."""
+        profit = EXACT.add(self.profit, profit)
+        return Exposure(EXACT.add(self.gross, gross), profit, max(self.peak, profit))
 
 
 def gross_of(position: Position) -> Decimal:
@@ -59,13 +58,19 @@ class Exposures:
 
     def move(self, key: PositionKey, before: Position, after: Position) -> None:
         """Take a change of a position."""
+        gross = EXACT.subtract(gross_of(after), gross_of(before))
+        profit = EXACT.subtract(profit_of(after), profit_of(before))
         for mine in owners(key):
-            self.found[mine] = self.found.get(mine, Exposure()).moved(before, after)
+            self.found[mine] = self.found.get(mine, Exposure()).moved(gross, profit)
 
     def store(self, tx: Transaction, world_id: str) -> None:
         """Write them. The caller holds the world's fence."""
         rows = [
-            {"world_id": world_id, **key._asdict(), **{name: str(v) for name, v in found._asdict().items()}}
+            {
+                "world_id": world_id,
+                **key._asdict(),
+                **{name: str(plain(v)) for name, v in found._asdict().items()},
+            }
             for key, found in sorted(self.found.items())
         ]
         if rows:

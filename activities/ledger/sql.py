@@ -3,6 +3,7 @@
 Who books holds the world's fence, so that a world's entries are booked one after the other.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -12,7 +13,9 @@ from sqlalchemy import Connection, bindparam, delete, literal, select, tuple_
 
 from activities.ledger.booking import History, book, postings, reverse
 from activities.ledger.exposures import Exposures, exposures_of, owners
+from activities.ledger.past import positions_as_of
 from activities.storage.database import Database
+from activities.storage.lists import among
 from activities.storage.readable import readable
 from activities.storage.tables import ExposureRow, LedgerRow, PositionRow
 from activities.storage.transactions import Transaction, table_of
@@ -30,8 +33,6 @@ from qmtl_sdk.contracts.ledger import (
 _ledger = table_of(LedgerRow)
 _position = table_of(PositionRow)
 _exposure = table_of(ExposureRow)
-# Keys in one statement: PostgreSQL takes 65,535 values, and a key has three.
-_AT_ONCE = 5000
 
 Held = dict[PositionKey, tuple[str, Position]]
 """Positions by key, each with the time of its newest entry (ISO 8601, UTC)."""
@@ -67,16 +68,15 @@ class SqlLedger:
             mine.append(_position.c.strategy_id == asked.strategy_id)
         if asked.after_key is not None:
             mine.append(tuple_(*_KEY) > tuple_(*map(literal, asked.after_key)))
-        query = select(*_KEY, _position.c.at, _position.c.after).where(*mine)
-        if asked.as_of is not None:
-            query = _as_of(asked.as_of, mine, asked.closed)
-        elif not asked.closed:
-            query = query.where(_position.c.held)
         with self._database.read() as session:
             world_row(session, world_id)
-            rows = session.connection().execute(
-                query.order_by(*query.selected_columns[:3]).limit(asked.limit)
-            )
+            connection = session.connection()
+            if asked.as_of is not None:
+                return readable(positions_as_of(connection, mine, asked, asked.as_of), held_position)
+            query = select(*_KEY, _position.c.at, _position.c.after).where(*mine)
+            if not asked.closed:
+                query = query.where(_position.c.held)
+            rows = connection.execute(query.order_by(*_KEY).limit(asked.limit))
             return readable(rows.all(), held_position)
 
     def lines(
@@ -95,11 +95,9 @@ class SqlLedger:
 def booked(connection: Connection, world_id: str, account: str, refs: Sequence[str]) -> dict[str, Entry]:
     """Read the entries of an account with these names, which are booked already."""
     found = dict[str, Entry]()
-    for start in range(0, len(refs), _AT_ONCE):
-        these = _ledger.c.ref.in_(refs[start : start + _AT_ONCE])
-        mine = (_ledger.c.world_id == world_id, _ledger.c.account == account, these)
-        for row in connection.execute(select(_ledger.c.ref, _ledger.c.entry).where(*mine)):
-            found[row.ref] = Entry.model_validate_json(row.entry)
+    mine = (_ledger.c.world_id == world_id, _ledger.c.account == account, among(_ledger.c.ref, refs))
+    for row in connection.execute(select(_ledger.c.ref, _ledger.c.entry).where(*mine)):
+        found[row.ref] = Entry.model_validate_json(row.entry)
     return found
 
 
@@ -115,12 +113,12 @@ def book_entries(tx: Transaction, world_id: str, entries: Sequence[DatedEntry]) 
     history = partial(history_of, tx.connection, world_id)
     for dated in entries:
         if dated.entry.kind is EntryKind.REVERSAL and rows:  # it looks back at those before it
-            tx.connection.execute(_ledger.insert(), rows)
+            tx.insert_all(_ledger, rows)
             rows = []
         before = held[dated.key][1] if dated.key in held else Position()
         rows.append(_row(world_id, dated, held, history))
         exposures.move(dated.key, before, held[dated.key][1])
-    tx.connection.execute(_ledger.insert(), rows)
+    tx.insert_all(_ledger, rows)
     exposures.store(tx, world_id)
     changed = sorted({dated.key for dated in entries})
     tx.upsert_values(_position, [_position_row(world_id, key, *held[key]) for key in changed])
@@ -240,48 +238,31 @@ def _position_row(world_id: str, key: PositionKey, at: str, after: Position) -> 
 
 def positions_of(connection: Connection, world_id: str, keys: Iterable[PositionKey]) -> Held:
     """Read positions, each with the time of its newest entry. Those that never were are left out."""
-    wanted, found = sorted(keys), Held()
-    for start in range(0, len(wanted), _AT_ONCE):
-        these = tuple_(*_KEY).in_(wanted[start : start + _AT_ONCE])
-        query = select(*_KEY, _position.c.at, _position.c.after).where(
-            _position.c.world_id == world_id, these
-        )
-        for row in connection.execute(query):
+    found, symbols = Held(), defaultdict[tuple[str, str], list[str]](list)
+    for key in sorted(keys):
+        symbols[key[:2]].append(key.symbol)
+    for (strategy_id, account), these in symbols.items():
+        its = {"world_id": world_id, "strategy_id": strategy_id, "account": account}
+        mine = [_position.c[name] == value for name, value in its.items()]
+        mine.append(among(_position.c.symbol, these))
+        for row in connection.execute(select(*_KEY, _position.c.at, _position.c.after).where(*mine)):
             found[PositionKey(*row[:3])] = row.at, Position.model_validate_json(row.after)
     return found
 
 
-def _as_of(moment: datetime, mine: Sequence[Any], closed: bool) -> Any:
-    """Select each position with its newest entry until a time. (Any: the parts of a query.)
-
-    Both parts are looked up in an index for each position; joined, PostgreSQL would read the whole ledger.
-    """
-    until = moment.isoformat(timespec="microseconds")
-
-    def newest(column: Any) -> Any:
-        its = [_ledger.c[name] == _position.c[name] for name in ("world_id", *PositionKey._fields)]
-        found = select(column).where(*its, _ledger.c.at <= until)
-        newest_first = found.order_by(_ledger.c.at.desc(), _ledger.c.seq.desc()).limit(1)
-        return newest_first.correlate(_position).scalar_subquery()
-
-    parts = {name: newest(_ledger.c[name]).label(name) for name in ("at", "after", "held")}
-    found = select(*_KEY, *parts.values()).where(*mine).subquery()
-    shown = select(*(found.c[name] for name in (*PositionKey._fields, "at", "after")))
-    return shown.where(found.c.at.is_not(None) if closed else found.c.held)
-
-
 def held_position(row: Any) -> HeldPosition:
-    """Convert a row. (Any: the columns of a position.)"""
-    position = Position.model_validate_json(row.after)
+    """Convert a row: a key, the time of its newest entry, and a position. (Any: columns.)"""
+    strategy_id, account, symbol, at, after = row[:5]
+    position = Position.model_validate_json(after)
     # What the ledger wrote needs no second check: a world may have thousands.
     return HeldPosition.model_construct(
-        strategy_id=row.strategy_id,
-        account=row.account,
-        symbol=row.symbol,
+        strategy_id=strategy_id,
+        account=account,
+        symbol=symbol,
         position=position,
         average=position.average,
         unrealised=position.unrealised,
-        updated_at=datetime.fromisoformat(row.at),
+        updated_at=datetime.fromisoformat(at),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, case, literal, select, tuple_
 
+from activities.ledger.past import newest_entry
 from activities.ledger.sql import held_position
 from activities.ledger.sums import WorldSums
 from activities.storage.database import Database
@@ -66,10 +67,8 @@ class SqlPositionSummary:
 
 def _rows(connection: Connection, world_id: str, midnight: str) -> Iterator[Any]:
     """Read the positions of a world in the order of their keys. (Any: their columns.)"""
-    its = [_ledger.c[name] == _position.c[name] for name in ("world_id", *PositionKey._fields)]
-    newest = select(_ledger.c.after).where(*its, _ledger.c.at < midnight)
-    newest = newest.order_by(_ledger.c.at.desc(), _ledger.c.seq.desc()).limit(1).correlate(_position)
-    before = case((_position.c.at >= midnight, newest.scalar_subquery()), else_=None).label("before")
+    newest = newest_entry(_ledger.c.after, midnight, also_then=False)
+    before = case((_position.c.at >= midnight, newest), else_=None).label("before")
     query = select(*_KEY, _position.c.at, _position.c.after, before).where(_position.c.world_id == world_id)
     query = query.order_by(*_KEY).limit(_PAGE)
     rows: Sequence[Any] = connection.execute(query).all()

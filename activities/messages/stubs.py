@@ -35,6 +35,18 @@ from activities.messages.promotion import (
     PromotionApply,
     PublishPromotion,
 )
+from activities.messages.rebalancing import (
+    AbortRebalancing,
+    AwaitRebalanceApproval,
+    ConcludeRebalancing,
+    OrderTrades,
+    RebalanceApprovals,
+    RebalanceBegun,
+    RebalanceEnd,
+    RebalancingBrief,
+    RebalancingInput,
+    TradesOrdered,
+)
 from activities.messages.submission import (
     AdmitRun,
     ConcludeSubmission,
@@ -151,6 +163,40 @@ class ApplyActivityStubs(ABC):
     @abstractmethod
     def conclude_apply(self, command: ConcludeApply) -> StepDone:
         """Record how an apply ended."""
+
+
+class RebalancingActivityStubs(ABC):
+    """Activities of RebalancingWorkflow."""
+
+    @activity.defn
+    @abstractmethod
+    def rebalancing_plan(self, command: RebalancingInput) -> RebalancingBrief:
+        """Read the plan of a run."""
+
+    @activity.defn
+    @abstractmethod
+    def await_rebalance_approval(self, command: AwaitRebalanceApproval) -> RebalanceApprovals:
+        """Record that a run waits for approvals, and read those that were given."""
+
+    @activity.defn
+    @abstractmethod
+    def begin_rebalancing(self, command: RebalancingInput) -> RebalanceBegun:
+        """Lock the worlds of a run and change their shares."""
+
+    @activity.defn
+    @abstractmethod
+    async def order_trades(self, command: OrderTrades) -> TradesOrdered:
+        """Order the trades of a step, and wait until they have ended."""
+
+    @activity.defn
+    @abstractmethod
+    def abort_rebalancing(self, command: AbortRebalancing) -> StepDone:
+        """Store that the workflow of a run was cancelled."""
+
+    @activity.defn
+    @abstractmethod
+    def conclude_rebalancing(self, command: ConcludeRebalancing) -> RebalanceEnd:
+        """Record how a run ended, and unlock its worlds."""
 
 
 class PromotionActivityStubs(ABC):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Text, delete, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Text, delete, func, literal, select
 
 from activities.retention.ages import Ages
 from activities.retention.archives import (
@@ -17,8 +17,9 @@ from activities.retention.archives import (
     record_archives,
     require_all_removed,
 )
-from activities.retention.rules import Part, Rule
+from activities.retention.rule import Part, Rule
 from activities.storage.database import Database
+from activities.storage.keys import has_key
 from activities.storage.transactions import utc_text
 
 # The key of a record. (Any: the columns of whatever table.)
@@ -51,6 +52,10 @@ def count_within(sizes: Sequence[int]) -> int:
     return len(sizes)
 
 
+# Characters of a row besides its long texts, about.
+_SHORT = 200
+
+
 class RecordRetention:
     """Archives and removes what a rule finds."""
 
@@ -80,7 +85,8 @@ class RecordRetention:
             keys: list[Key] = [tuple(row[:-1]) for row in found]
             sizes: Counter[Key] = Counter()
             for part in rule.parts:
-                sizes.update(_sizes(connection, part, keys))
+                of_part = _sizes(connection, part, keys)
+                sizes.update({key: of_part.get(key[: len(part.key)], 0) for key in keys})
         return keys[: count_within([sizes[key] for key in keys])]
 
     def _archive(self, rule: Rule, keys: Sequence[Key]) -> int:
@@ -104,12 +110,10 @@ class RecordRetention:
 
 
 def _sizes(connection: Connection, part: Part, keys: Sequence[Key]) -> dict[Key, int]:
-    """Sum up the characters of the long texts of each record's rows in one table."""
+    """Sum up the characters of each record's rows in one table: its long texts, and some for the rest."""
     key = [part.table.c[name] for name in part.key]
     lengths = [func.length(column) for column in part.table.columns if isinstance(column.type, Text)]
-    if not lengths:
-        return {}
-    query = select(*key, func.sum(sum(lengths, literal(0)))).where(_of(part, keys)).group_by(*key)
+    query = select(*key, func.sum(sum(lengths, literal(_SHORT)))).where(_of(part, keys)).group_by(*key)
     return {tuple(row[:-1]): int(row[-1] or 0) for row in connection.execute(query)}
 
 
@@ -120,10 +124,9 @@ def _rows(connection: Connection, part: Part, keys: Sequence[Key]) -> list[dict[
 
 def _of(part: Part, keys: Sequence[Key]) -> ColumnElement[bool]:
     """Select the rows of records."""
-    columns = [part.table.c[name] for name in part.key]
-    if len(columns) == 1:
-        return columns[0].in_([key[0] for key in keys])
-    return tuple_(*columns).in_(keys)
+    if len(part.key) == 1:
+        return part.table.c[part.key[0]].in_([key[0] for key in keys])
+    return has_key(part.table, part.key, keys)
 
 
 def _range(part: Part, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:

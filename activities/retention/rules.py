@@ -4,15 +4,12 @@ What is in force is kept however old it is. So a decision, or the evidence of a 
 replaced it is itself older than the limit: until then somebody may ask what was in force, and why.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, literal, or_, select, tuple_
 from sqlalchemy.sql.selectable import FromClause
 
 from activities.fence import segments
 from activities.retention.ages import Ages
-from activities.settings import RetentionSettings
+from activities.retention.rule import Part, Rule
 from activities.storage.tables import (
     ApplyRow,
     ApplyStepRow,
@@ -27,6 +24,8 @@ from activities.storage.tables import (
     EvidenceRow,
     OutboxRow,
     OutcomeRow,
+    RebalancingRow,
+    RebalancingTradeRow,
     RuleChangeRow,
     RunContextRow,
     SessionRow,
@@ -34,12 +33,15 @@ from activities.storage.tables import (
     WorldNodeRow,
 )
 from activities.storage.transactions import table_of
+from qmtl_sdk.contracts.rebalance_runs import ALL_WORLDS
 
 _ack = segments.ACKNOWLEDGEMENTS
 _apply = table_of(ApplyRow)
 _step = table_of(ApplyStepRow)
 _approval = table_of(ApprovalRow)
 _change = table_of(RuleChangeRow)
+_run = table_of(RebalancingRow)
+_trade = table_of(RebalancingTradeRow)
 _decision = table_of(DecisionRow)
 _inputs = table_of(DecisionInputsRow)
 _answered = table_of(EvaluationRequestRow)
@@ -54,30 +56,6 @@ _outbox = table_of(OutboxRow)
 _dead = table_of(DeadLetterRow)
 _validation = table_of(ValidationRow)
 _world_node = table_of(WorldNodeRow)
-
-# Selects the records that are due, oldest first: the columns of the key, and `at`.
-DueQuery = Callable[[Ages], "Select[tuple[object, ...]]"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A table of a record, and its columns that hold the record's key."""
-
-    table: Table
-    key: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A kind of record: which ones are due, and their tables.
-
-    `days`: for how many days they are kept.
-    """
-
-    name: str
-    days: Callable[[RetentionSettings], int]
-    due: DueQuery
-    parts: tuple[Part, ...]
 
 
 def _before_the_first_young(table: Table, time: str, ages: Ages) -> ColumnElement[bool]:
@@ -184,6 +162,14 @@ def _applies(ages: Ages) -> "Select[tuple[object, ...]]":
     )
 
 
+def _rebalancings(ages: Ages) -> "Select[tuple[object, ...]]":
+    return (
+        select(_run.c.run_id, literal(ALL_WORLDS), _run.c.ended_at.label("at"))
+        .where(_run.c.ended_at < ages.cutoff)
+        .order_by(_run.c.ended_at)
+    )
+
+
 def _rule_changes(ages: Ages) -> "Select[tuple[object, ...]]":
     return (
         select(_change.c.world_id, _change.c.change_id, _change.c.expires_at.label("at"))
@@ -268,6 +254,15 @@ RULES = {
                 Part(_apply, ("world_id", "run_id")),
                 Part(_step, ("world_id", "run_id")),
                 Part(_approval, ("world_id", "subject")),
+            ),
+        ),
+        Rule(
+            "rebalancings",
+            lambda kept: kept.applies_days,
+            _rebalancings,
+            (
+                *(Part(table, ("run_id",)) for table in (_run, _trade)),
+                Part(_approval, ("subject", "world_id")),
             ),
         ),
         Rule(

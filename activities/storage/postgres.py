@@ -9,13 +9,14 @@ from typing import Any
 import psycopg
 from blake3 import blake3
 from psycopg import sql
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from activities.storage.commits import CommitWatcher
 from activities.storage.database import POOL_WAIT_S, Database
+from activities.storage.postgres_rows import insertion
 from activities.storage.transactions import LockHeldError, Transaction
 
 # Seconds after which a pooled connection is tested before use. Testing costs a round trip, so a connection
@@ -42,6 +43,9 @@ _KEEPALIVES = {
 # Connections that stay open: one for each thread that a process typically runs.
 _POOL_SIZE = 16
 
+# Rows from which on one statement for all of them is faster than one for each, which is prepared.
+_MANY_ROWS = 8
+
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
 # Differs after every writing transaction that ends, committed or not, in any database of the server.
 _SNAPSHOT = text("SELECT pg_current_snapshot()::text")
@@ -50,6 +54,18 @@ _TRY_LOCKS = text("SELECT key FROM unnest(CAST(:keys AS bigint[])) key WHERE pg_
 
 
 class _PostgresTransaction(Transaction):
+    def insert_all(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        if len(rows) < _MANY_ROWS:
+            super().insert_all(table, rows)
+        else:
+            self.connection.execute(*insertion(table, rows))
+
+    def upsert_values(self, table: Table, values: list[dict[str, Any]]) -> None:
+        if len(values) < _MANY_ROWS:
+            super().upsert_values(table, values)
+        else:
+            self.connection.execute(*insertion(table, values, replace=True))
+
     def _wait_for_lock(self, name: str, within_ms: int = 0) -> None:
         connection = self.connection
         if not within_ms:

@@ -549,7 +549,8 @@ class FenceRow(SQLModel, table=True):
     """What decides about a world's orders, in one row that each order reads in its own transaction.
 
     `halt_epoch` is the epoch of the last halt: an order that was accepted before it and not sent is
-    cancelled. `edge_closings` counts how often an operator has closed the edge to live.
+    cancelled. `edge_closings` counts how often an operator has closed the edge to live. `rebalancing`: the
+    run that has locked the world against applies and other rebalancings.
     """
 
     __tablename__ = "fence"
@@ -573,6 +574,7 @@ class FenceRow(SQLModel, table=True):
     minute: str = ""
     orders: int = 0
     refused: int = 0
+    rebalancing: str = ""
 
 
 class ActivationRow(SQLModel, table=True):
@@ -915,12 +917,91 @@ class OrderCountRow(SQLModel, table=True):
 
 
 class AllocationRow(SQLModel, table=True):
-    """The share of the capital that a world has, with the weights of its strategies (`body`)."""
+    """The share of the capital that a world has, with the weights of its strategies (`body`).
+
+    `scales`: by what rebalancings have multiplied what its strategies trade with (JSON); empty: none did.
+    """
 
     __tablename__ = "allocation"
     world_id: str = Field(primary_key=True)
     body: str = Field(sa_column=_text())
+    scales: str = Field(default="", sa_column=_text())
     updated_at: str
+
+
+class RebalancingRow(SQLModel, table=True):
+    """A run of a rebalancing, from its request to its end.
+
+    `body`, `plan`, `worlds` and `roles` (lists) and `report` are JSON. `locked_at`: when its worlds were
+    locked and their shares changed; empty before. `secret`: part of what the ids of its orders are made of,
+    so that nobody uses one before.
+    """
+
+    __tablename__ = "rebalancing"
+    __table_args__ = (
+        Index("rebalancing_requested", "requested_at"),
+        Index(
+            "rebalancing_running",
+            "requested_at",
+            "run_id",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
+    run_id: str = Field(primary_key=True)
+    body: str = Field(sa_column=_text())
+    plan: str = Field(sa_column=_text())
+    plan_etag: str
+    plan_hash: str
+    worlds: str = Field(sa_column=_text())
+    title: str
+    requested_by: str
+    requested_issuers: str = Field(default="[]", sa_column=_text())
+    requested_at: str
+    state: str
+    outcome: str = ""
+    reason: str = ""
+    approvals: int = 0
+    roles: str = "[]"
+    approve_within_s: float = 0.0
+    approve_until: str = ""
+    secret: str = Field(repr=False)
+    locked_at: str = ""
+    deadline: str = ""
+    aborted_by: str = ""
+    abort_reason: str = ""
+    report: str = Field(default="", sa_column=_text())
+    ended_at: str | None = None
+
+
+class RebalancingTradeRow(SQLModel, table=True):
+    """A change of a strategy's position by a run: `number` is its place, `step` when it is ordered.
+
+    Quantities and prices are decimals as text, signed as `RebalanceTrade` has them. `goal`: the position
+    that the trade leads to; `follows`: it is the size of its strategy's target.
+    """
+
+    __tablename__ = "rebalancing_trade"
+    __table_args__ = (Index("rebalancing_trade_step", "run_id", "step", "state", "world_id", "number"),)
+    run_id: str = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    world_id: str
+    strategy_id: str
+    account: str
+    symbol: str
+    step: str
+    quantity: str
+    exchanged: str
+    mark: str
+    price: str
+    time_in_force: str
+    reduce_only: bool
+    goal: str
+    follows: bool
+    order_id: str
+    state: str
+    filled: str = ""
+    reason: str = ""
 
 
 # decisions

@@ -127,7 +127,7 @@ class Transaction:
             self._session.flush()
         if self.records:
             self._append_audit([audit for audit, _ in self.records])
-            self._insert_all(_OUTBOX, [event for _, event in self.records])
+            self.insert_all(_OUTBOX, [event for _, event in self.records])
 
     def insert_new(self, rows: Sequence[SQLModel]) -> set[tuple[Any, ...]]:
         """Insert the rows that conflict with no unique key. Returns the primary keys of the inserted rows."""
@@ -157,8 +157,7 @@ class Transaction:
     def upsert_all(self, rows: Sequence[SQLModel]) -> None:
         """Do the same for rows of one table."""
         if rows:
-            table = table_of(type(rows[0]))
-            keys = table.columns.keys()
+            keys = (table := table_of(type(rows[0]))).columns.keys()
             self.upsert_values(table, [{key: getattr(row, key) for key in keys} for row in rows])
 
     def upsert_values(self, table: Table, values: list[dict[str, Any]]) -> None:
@@ -216,7 +215,7 @@ class Transaction:
             row["number"] = number + 1
             row["hash"] = link(before, row)
             heads[row["chain"]] = row["number"], row["hash"]
-        self._insert_all(_AUDIT, rows)
+        self.insert_all(_AUDIT, rows)
         self.upsert_values(
             _AUDIT_HEAD, [{"chain": name, "number": n, "hash": h} for name, (n, h) in heads.items()]
         )
@@ -233,7 +232,8 @@ class Transaction:
             head = self.connection.execute(_LOCKED_HEAD, {"chain": chain}).first()
         return (head.number, head.hash) if head else (0, "")
 
-    def _insert_all(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    def insert_all(self, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert rows given as values by column, in this order. All name the same columns."""
         self.connection.execute(table.insert(), rows[0] if len(rows) == 1 else rows)
 
 

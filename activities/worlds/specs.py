@@ -10,8 +10,8 @@ from activities.storage.tables import BindingRow, WorldNodeRow, WorldRow
 from activities.storage.transactions import Transaction, utc_now
 from qmtl_sdk.contracts.canonical import hash_of
 from qmtl_sdk.contracts.errors import QmtlError, nearest
-from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.policy import Policy
+from qmtl_sdk.contracts.world_changes import merged_spec
 from qmtl_sdk.contracts.worlds import BindingInfo, World, WorldNodeRef, WorldSpec, WorldUpdate
 
 # Nodes that one request lists.
@@ -90,16 +90,6 @@ def insert_world(tx: Transaction, spec: WorldSpec, policy: Policy | None) -> tup
             f"choose another name; qmtl world show {spec.world} prints the one there is",
         )
     return found, False
-
-
-def merged_spec(before: WorldSpec, change: WorldUpdate) -> WorldSpec:
-    """Return a spec with the given parts of `change`."""
-    values = before.model_dump()
-    for name in WorldUpdate.model_fields.keys() - {"state"}:
-        value = getattr(change, name)
-        if value is not None:
-            values[name] = value.model_dump() if isinstance(value, Model) else value
-    return WorldSpec.model_validate(values)
 
 
 def changed_spec(tx: Transaction, row: WorldRow, before: WorldSpec, change: WorldUpdate) -> WorldSpec:

@@ -11,25 +11,33 @@ from api.cli.connection import gateway
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result, read_file, table
 from qmtl_sdk.contracts.allocations import AllocationSnapshot, AllocationUpdate, changes_between
+from qmtl_sdk.contracts.capital import DEFAULT_LOT
 from qmtl_sdk.contracts.documents import mapping_of, validated
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.ledger import HeldPosition
-from qmtl_sdk.contracts.rebalance_plan import RebalancePlan
+from qmtl_sdk.contracts.rebalance_plan import RebalancePlan, WorldPlan
 from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
 from qmtl_sdk.runtime.client import GatewayClient
 
 app = typer.Typer()
 
-_Weights = Annotated[
+Weights = Annotated[
     list[str] | None,
     typer.Argument(metavar="WORLD=WEIGHT…", help="shares of the capital, such as equities=0.3 fx=0.2"),
 ]
+"""Shares of worlds on the command line."""
+
+
+Lot = Annotated[
+    str | None, typer.Option(help="the step of quantities; without it and a file, the rules of the worlds")
+]
+"""The lot on the command line."""
 
 
 @app.command()
 @guarded
 def allocations(
-    weights: _Weights = None,
+    weights: Weights = None,
     etag: Annotated[str, typer.Option(help="refuse unless the present ones have this etag")] = "",
     output: Output = Format.TEXT,
 ) -> None:
@@ -60,11 +68,11 @@ def allocations(
 @app.command("rebalance-plan")
 @guarded
 def rebalance_plan(
-    weights: _Weights = None,
+    weights: Weights = None,
     instruments: Annotated[
         Path | None, typer.Option("--instruments", help="YAML with lots, ticks, costs (docs/capital.md)")
     ] = None,
-    lot: Annotated[str, typer.Option(help="the step of quantities, where the file names none")] = "1",
+    lot: Lot = None,
     output: Output = Format.TEXT,
 ) -> None:
     """Show the orders that other shares of the capital would lead to. Nothing is changed.
@@ -77,31 +85,33 @@ def rebalance_plan(
             raise QmtlError(
                 "E_BODY_INVALID", "no share is given", "such as: qmtl world rebalance-plan equities=0.2"
             )
-        present = client.allocations()
-        update = _update(present, weights, present.etag)
-        request = _request(client, present, update, _rules(instruments, lot))
+        request = changed_request(client, weights, read_rules(instruments, lot))
         found = client.plan_rebalancing(request)
-    print_result(output, found.json_dict(), lambda: _plan_text(found))
+    print_result(output, found.json_dict(), lambda: plan_text(found))
+
+
+def changed_request(
+    client: GatewayClient, weights: list[str], rules: dict[str, Any] | None
+) -> MultiWorldRebalanceRequest:
+    """Build the request that changes shares, from the present shares and positions. (Any: YAML.)"""
+    present = client.allocations()
+    update = _update(present, weights, present.etag)
+    if rules is None:
+        rules = _rules_of(client, {item.world_id for item in update.allocations})
+    return _request(client, present, update, rules)
 
 
 def _update(present: AllocationSnapshot, weights: list[str], etag: str) -> AllocationUpdate:
     """Read shares. A strategy with a share of its own keeps its part of its world."""
     held = {item.world_id: item for item in present.allocations}
     items = []
-    for text in weights:
-        name, sign, number = text.partition("=")
-        try:
-            weight = Decimal(number)
-        except InvalidOperation:
-            sign = ""
-        if not sign:
-            raise QmtlError("E_BODY_INVALID", f"{text[:40]!r} is no share", "write WORLD=0.3")
+    for name, weight in read_shares(weights).items():
         old = held.get(name)
         if old is not None and old.strategies and old.weight != weight:
             raise QmtlError(
                 "E_WEIGHT",
                 f"strategies of {name} have shares of their own, which would have to change too",
-                "set them together: POST /allocations",
+                "name all of them: POST /allocations, or rebalance-apply --plan-file FILE",
             )
         items.append({"world_id": name, "weight": weight, "strategies": old.strategies if old else {}})
     body = {"allocations": items, "etag": etag}
@@ -109,17 +119,46 @@ def _update(present: AllocationSnapshot, weights: list[str], etag: str) -> Alloc
     return found
 
 
-def _rules(file: Path | None, lot: str) -> dict[str, Any]:
-    """Read the rules of instruments. (Any: YAML.) Raises QmtlError (E_BODY_INVALID)."""
+def read_shares(weights: list[str]) -> dict[str, Decimal]:
+    """Read shares as `equities=0.3`, by world. Raises QmtlError (E_BODY_INVALID)."""
+    found = dict[str, Decimal]()
+    for text in weights:
+        name, sign, number = text.partition("=")
+        try:
+            weight = Decimal(number)
+        except InvalidOperation:
+            sign = ""
+        if not sign or not name:
+            raise QmtlError("E_BODY_INVALID", f"{text[:40]!r} is no share", "write WORLD=0.3")
+        if name in found:
+            raise QmtlError("E_BODY_INVALID", f"{name[:64]} is named twice", "give each world one share")
+        found[name] = weight
+    return found
+
+
+def read_rules(file: Path | None, lot: str | None) -> dict[str, Any] | None:
+    """Read the rules of instruments; None: those of the worlds. (Any: YAML.) Raises QmtlError."""
     found: dict[str, Any] = {}
     if file is not None:
-        found = mapping_of(
-            read_file(file, "E_BODY_INVALID", "instruments"),
+        text = read_file(file, "E_BODY_INVALID", "file with the rules of instruments")
+        found = mapping_of(text, "E_BODY_INVALID", "instruments", "see docs/capital.md for an example")
+    if file is None and lot is None:
+        return None
+    return {**({"lot": lot} if lot else {"lot": "1"}), **found}
+
+
+def _rules_of(client: GatewayClient, worlds: Iterable[str]) -> dict[str, Any]:
+    """Return the rules that the worlds themselves have. (Any: JSON.) Raises QmtlError (E_BODY_INVALID)."""
+    found = {world_id: client.world(world_id).spec.instruments for world_id in sorted(worlds)}
+    rules = next(iter(found.values()))
+    if any(item != rules for item in found.values()):
+        raise QmtlError(
             "E_BODY_INVALID",
-            "instruments",
-            "see docs/capital.md for an example",
+            f"{', '.join(found)} have different rules of instruments",
+            "give those of the plan: --instruments FILE",
         )
-    return {"lot": lot, **found}
+    body: dict[str, Any] = rules.json_dict()
+    return {**body, "lot": body.get("lot") or str(DEFAULT_LOT)}
 
 
 def _request(
@@ -159,7 +198,8 @@ def _marks(held: Iterable[HeldPosition]) -> dict[tuple[str, str], Decimal]:
     return {(item.account, item.symbol): item.position.mark for item in newest}
 
 
-def _plan_text(plan: RebalancePlan) -> list[object]:
+def plan_text(plan: RebalancePlan) -> list[object]:
+    """Describe a plan: scales, what is ordered, and what is not and why."""
     rows = [
         [
             delta.world_id,
@@ -187,9 +227,15 @@ def _plan_text(plan: RebalancePlan) -> list[object]:
         for item in plan.dropped
     ]
     scales = [
-        f"{world_id}: {world.before:f} → {world.after:f}, positions times {round(world.scale, 6):f}"
+        f"{world_id}: {world.before:f} → {world.after:f}, {_scale_text(world)}"
         for world_id, world in plan.per_world.items()
     ]
     header = ["world", "venue", "symbol", "from", "to", "delta", "notional", "cost", "dropped"]
     orders = table(header, rows) if rows else "nothing is ordered: no position changes"
     return [*scales, orders, f"turnover {plan.turnover:.2f}; etag {plan.etag}"]
+
+
+def _scale_text(world: WorldPlan) -> str:
+    if not world.before and world.after:
+        return "positions stay; its strategies order what their targets lack at the next bar"
+    return f"positions times {round(world.scale, 6):f}"

@@ -24,6 +24,7 @@ from api.cli import (
     policy,
     principal,
     promotion,
+    rebalancings,
     reconcile,
     sessions,
     stack,
@@ -53,6 +54,7 @@ WORLD_COMMANDS = (
     ledger.app,
     reconcile.app,
     allocations.app,
+    rebalancings.app,
     policy.app,
 )
 """Groups of `qmtl world`, in the order of its help text."""

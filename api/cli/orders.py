@@ -16,11 +16,20 @@ from api.cli.output import Format, guarded, print_result, table
 from api.cli.text.orders import HEADER, change_line, columns, order_row
 from qmtl_sdk.contracts.order_list import OrderFilter
 from qmtl_sdk.contracts.orders import OrderRecord
-from qmtl_sdk.contracts.refusals import Refusal
+from qmtl_sdk.contracts.refusals import UNLOGGED, Refusal
 from qmtl_sdk.contracts.texts import printable
 from qmtl_sdk.runtime.client import GatewayClient
 
 app = typer.Typer()
+
+# Those that an order in the list can have.
+_REASONS = [reason.value for reason in Refusal if reason not in UNLOGGED]
+
+
+def _known_reason(reason: str | None) -> str | None:
+    if reason is not None and reason not in _REASONS:
+        raise typer.BadParameter(f"{reason!r} is no reason of an order in the list: {', '.join(_REASONS)}")
+    return reason
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,12 @@ class OrdersOptions:
         bool, typer.Option("--withheld", help="only orders that their strategy did not send")
     ] = False
     reason: Annotated[
-        Refusal | None, typer.Option(help="only orders refused for this reason, or `withheld`")
+        str | None,
+        typer.Option(
+            help="only orders refused for this reason, or `withheld`",
+            metavar=f"[{'|'.join(_REASONS)}]",
+            callback=_known_reason,
+        ),
     ] = None
     after: Annotated[
         int | None, typer.Option(min=0, help="the first orders after this number of the order log")
@@ -93,7 +107,8 @@ def orders(options: OrdersOptions) -> None:
 
 def _filter(client: GatewayClient, options: OrdersOptions) -> OrderFilter:
     """Return which orders are listed. Raises QmtlError (E_STRATEGY_UNKNOWN)."""
-    chosen = strategy_ids(client, options.world, [options.strategy] if options.strategy else [])
+    given = [options.strategy] if options.strategy else []
+    chosen = strategy_ids(client, options.world, given, older=True)
     return OrderFilter.model_validate(
         {
             "strategy_id": next(iter(chosen.values()), ""),

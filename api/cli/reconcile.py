@@ -18,7 +18,8 @@ app = typer.Typer()
 def reconcile(world: WorldArgument, output: Output = Format.TEXT) -> None:
     """Show the newest comparison of each account with ledger and order log, and what differs.
 
-    Positions are those of the account: of all worlds that trade in it.
+    Positions are those of the account: of all worlds that trade in it. The command compares nothing itself:
+    the order router does it when it starts, and every minute (`orders.reconcile_every_s`).
     """
     with gateway() as client:
         found = client.reconciliations(world)

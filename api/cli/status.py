@@ -7,7 +7,14 @@ from api.cli.names import StrategyNames
 from api.cli.options import Output, StrategyArgument, WorldArgument
 from api.cli.output import Format, guarded, print_result
 from api.cli.text.positions import capital_text, holdings_text
-from api.cli.text.status import activation_text, data_text, fence_text, opening_text, runners_text
+from api.cli.text.status import (
+    activation_text,
+    data_text,
+    fence_text,
+    opening_text,
+    rebalancing_text,
+    runners_text,
+)
 
 app = typer.Typer()
 
@@ -52,6 +59,7 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
             *fence_text(fence),
             *opening_text(fence, apply),
             *capital_text(found.spec.capital, summary),
+            *rebalancing_text(fence),
             *runners,
             data_text(fingerprints, policy, found.pinned_fingerprint),
             f"apply      {apply.run_id}: {apply.waits_for}" if apply else "apply      none yet",

@@ -1,4 +1,4 @@
-"""`qmtl world create | list | show | decide`: worlds, their data and their decisions."""
+"""`qmtl world create | update | list | show | decide`: worlds, their data and their decisions."""
 
 import uuid
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from api.cli.connection import gateway
-from api.cli.options import Output, WorldArgument
-from api.cli.output import Format, guarded, print_result, read_file, table
-from api.cli.text.worlds import created_text, decision_table, world_text
-from qmtl_sdk.contracts.worlds import SAMPLE, WorldSpec, parse_world
+from api.cli.connection import gateway, gateway_as
+from api.cli.options import As, Live, Output, WorldArgument, Yes
+from api.cli.output import Format, ask, guarded, print_result, read_file, table
+from api.cli.text.worlds import changes_table, created_text, decision_table, world_text
+from qmtl_sdk.contracts.world_changes import merged_spec, only_changed, parse_update, world_differences
+from qmtl_sdk.contracts.worlds import SAMPLE, Data, parse_world
 
 app = typer.Typer(help="Worlds: their data, policy, decisions, applies and orders.", no_args_is_help=True)
 
@@ -29,8 +30,45 @@ def create(
     """Create a world from a YAML file. Its data is read once, so that errors in it show now."""
     spec, policy = parse_world(read_file(file, "E_WORLD_INVALID", "world"))
     with gateway(start=True) as client:
-        created = client.create_world(_with_absolute_paths(spec, file).json_dict(), policy, live)
+        spec = spec.model_copy(update={"data": _with_absolute_paths(spec.data, file)})
+        created = client.create_world(spec.json_dict(), policy, live)
     print_result(output, created, lambda: created_text(created))
+
+
+@app.command()
+@guarded
+def update(
+    world: WorldArgument,
+    file: Annotated[
+        Path,
+        typer.Argument(help="YAML with the keys to change, such as `capital`; or the world's whole file"),
+    ],
+    live: Live = False,
+    yes: Yes = False,
+    as_name: As = None,
+    output: Output = Format.TEXT,
+) -> None:
+    """Change a world's capital, limits, data or another key, and show before what changes.
+
+    A key of the file replaces the world's, with all that is below it; other keys stay. What loosens the
+    rules may need approvals of other people.
+    """
+    text = read_file(file, "E_WORLD_INVALID", "world")
+    with gateway_as(as_name) as client:
+        found = client.world(world)
+        change = parse_update(text, found.spec)
+        if change.data is not None:
+            change = change.model_copy(update={"data": _with_absolute_paths(change.data, file)})
+        differing = world_differences(found.spec, merged_spec(found.spec, change))
+        if differing:
+            if output is Format.TEXT:
+                print_result(output, None, lambda: changes_table(world, differing))
+            if not yes:
+                ask(f"change {world} so?", output)
+            found = client.update_world(world, only_changed(change, differing), live)
+    body = {"world": found.json_dict(), "changes": [item.json_dict() for item in differing]}
+    done = f"{world} is changed" if differing else f"{world} is as {file} says already"
+    print_result(output, body, lambda: done)
 
 
 @app.command("list")
@@ -85,13 +123,13 @@ def decide(world: WorldArgument, output: Output = Format.TEXT) -> None:
     print_result(output, decision.json_dict(), lambda: decision_table(decision))
 
 
-def _with_absolute_paths(spec: WorldSpec, file: Path) -> WorldSpec:
+def _with_absolute_paths(data: Data, file: Path) -> Data:
     """Resolve paths against the folder of the world's file: the Gateway runs in another one."""
     folder = file.resolve().parent
     presets = tuple(
         preset
         if not preset.path or preset.path.startswith(SAMPLE)
         else preset.model_copy(update={"path": str(folder / preset.path)})
-        for preset in spec.data.presets
+        for preset in data.presets
     )
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"presets": presets})})
+    return data.model_copy(update={"presets": presets})

@@ -120,7 +120,8 @@ async def abort(
 
 @router.get("/fence", summary="Show whether orders can pass, under which epoch, and what stops them")
 def fence(world_id: str, state: State) -> FenceStatus:
-    return _fence(state, world_id)
+    scale = state.stores.allocations.scales(world_id).text
+    return _fence(state, world_id).model_copy(update={"scale": scale})
 
 
 @router.post("/halt", summary="Halt a world or one of its strategies: refuse every order until a resume")

@@ -24,7 +24,7 @@ from qmtl_sdk.brokerage.account import SimulatedAccount
 from qmtl_sdk.brokerage.fills import MarketBar, place, work_all
 from qmtl_sdk.brokerage.models import ExecutionModel, as_decimal
 from qmtl_sdk.brokerage.orders import SimulatedFill, WorkingOrder, WorkingState
-from qmtl_sdk.brokerage.targets import Target, ticket_of, units_of
+from qmtl_sdk.brokerage.targets import CloseTarget, ticket_of, units_of
 from qmtl_sdk.contracts.amounts import EXACT
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.bars import CLOSE, Bars
@@ -45,7 +45,7 @@ class CloseEvent(NamedTuple):
 
     at: int
     bars: Mapping[str, MarketBar]
-    targets: tuple[Target, ...]
+    targets: tuple[CloseTarget, ...]
 
 
 class Simulation:
@@ -67,7 +67,7 @@ class Simulation:
         self._ended: list[WorkingOrder] = []
         self._open: dict[str, list[WorkingOrder]] = {}
         self._marks: dict[str, Decimal] = {}
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[str, CloseTarget] = {}
         self._units: dict[str, Decimal] = {}
 
     @property
@@ -112,7 +112,7 @@ class Simulation:
                 self.account = self.account.after(fill)
         self._replace(symbol, after)
 
-    def _follow(self, target: Target, equity: Decimal, at: int) -> None:
+    def _follow(self, target: CloseTarget, equity: Decimal, at: int) -> None:
         """Place the order that brings the position to the target; none where it is there already."""
         price = target.price or self._marks.get(target.symbol)
         if price is None:
@@ -132,7 +132,7 @@ class Simulation:
             self._replace(symbol, [_replaced(order) for order in self._open.get(symbol, [])])
             self._place(target, delta, at)
 
-    def _place(self, target: Target, delta: Decimal, at: int) -> None:
+    def _place(self, target: CloseTarget, delta: Decimal, at: int) -> None:
         if delta:
             execution = self._execution_of(target.symbol)
             ticket = ticket_of(f"{target.symbol}@{at}", target, delta, at, execution)
@@ -151,7 +151,9 @@ def _replaced(order: WorkingOrder) -> WorkingOrder:
     return order.ended(WorkingState.CANCELLED, "its target has changed")
 
 
-def close_events(bars: Mapping[str, Bars], targets: Iterable[tuple[int, Target]]) -> Iterator[CloseEvent]:
+def close_events(
+    bars: Mapping[str, Bars], targets: Iterable[tuple[int, CloseTarget]]
+) -> Iterator[CloseEvent]:
     """Yield the closes of all bars in order, with the targets that were decided there.
 
     `bars`: by symbol. `targets`: with the close at which each was decided (ns, UTC). Raises QmtlError:

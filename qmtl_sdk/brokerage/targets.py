@@ -11,11 +11,11 @@ from qmtl_sdk.contracts.amounts import EXACT, rounded
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Side
 
-TargetUnit = Literal["weight", "notional", "units", "quantity"]
+CloseUnit = Literal["weight", "notional", "units", "quantity"]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CloseTarget:
     """What a strategy wants of a symbol at a close.
 
     `unit` of `value`: `weight` is a share of the equity, `notional` an amount of money, `units` a position; a
@@ -24,13 +24,13 @@ class Target:
     """
 
     symbol: str
-    unit: TargetUnit
+    unit: CloseUnit
     value: Decimal
     price: Decimal | None = None
     tradable: bool = True
 
 
-def units_of(target: Target, equity: Decimal, mark: Decimal, lot: Decimal) -> Decimal:
+def units_of(target: CloseTarget, equity: Decimal, mark: Decimal, lot: Decimal) -> Decimal:
     """Return the position that a target means, in whole lots, rounded toward zero.
 
     Raises QmtlError: E_EXECUTION where `mark`, the price, is not above 0.
@@ -48,7 +48,7 @@ def units_of(target: Target, equity: Decimal, mark: Decimal, lot: Decimal) -> De
 
 
 def ticket_of(
-    order_id: str, target: Target, delta: Decimal, placed_at: int, execution: ExecutionModel
+    order_id: str, target: CloseTarget, delta: Decimal, placed_at: int, execution: ExecutionModel
 ) -> OrderTicket:
     """Return the order that changes a position by `delta`, which is not 0. `target` has a price."""
     side: Side = "buy" if delta > 0 else "sell"

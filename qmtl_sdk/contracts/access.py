@@ -82,6 +82,7 @@ RESERVED = frozenset(
         "flatten",
         "gateway",
         "qmtl",
+        "rebalancing",
         "relay",
         "router",
         "session",

@@ -5,7 +5,7 @@ All weights are shares of the same capital. A strategy that has half of a world 
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -197,6 +197,24 @@ def changes_between(
     old = {item.world_id: item for item in before}
     new = {item.world_id: item for item in after}
     return tuple(_change(old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys()))
+
+
+def carried_shares(before: Mapping[str, Decimal], change: AllocationChange) -> dict[str, Decimal]:
+    """Return the shares that strategies have of their own after a change: others go with their world."""
+    if not change.after:
+        return {}
+    named = {item.strategy_id: item.after for item in change.strategies}
+    if not change.before:
+        return {**before, **named}
+    places = Decimal(1).scaleb(-2 * WEIGHT_PLACES)
+    carried = {
+        name: _ROUND_DOWN.quantize(_ROUND_DOWN.divide(weight * change.after, change.before), places)
+        for name, weight in before.items()
+    }
+    return {**carried, **named}
+
+
+_ROUND_DOWN = Context(prec=100, rounding=ROUND_DOWN)
 
 
 def _change(before: WorldAllocation | None, after: WorldAllocation | None) -> AllocationChange:

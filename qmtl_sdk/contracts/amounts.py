@@ -16,18 +16,18 @@ AMOUNT_LIMIT = 10**16
 EXACT = Context(prec=400, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow])
 """Arithmetic that raises where a result would be rounded."""
 
+ZERO = Decimal(0)
+
 
 def plain(value: Decimal) -> Decimal:
     """Return the same number without trailing zeros or a positive exponent, so that equal ones read alike."""
-    return EXACT.add(value.normalize(EXACT), Decimal(0))
+    return EXACT.add(value.normalize(EXACT), ZERO) if value else ZERO
 
 
 def exact_sum(values: Iterable[Decimal]) -> Decimal:
     """Return the sum of numbers, not rounded."""
-    return reduce(EXACT.add, values, Decimal(0))
+    return reduce(EXACT.add, values, ZERO)
 
-
-ZERO = Decimal(0)
 
 _ROUNDED = Context(prec=400, rounding=ROUND_HALF_EVEN)
 _UNIT = Decimal(1).scaleb(-AMOUNT_PLACES)

@@ -28,7 +28,7 @@ RunId = Annotated[
 ]
 """The caller's name of an apply, unique in its world."""
 
-ApprovalSubject = Literal["apply", "change"]
+ApprovalSubject = Literal["apply", "change", "rebalancing"]
 """What an approval is about: an apply, or a change of rules."""
 
 ApplyOutcome = Literal["completed", "rolled_back", "frozen"]
@@ -173,6 +173,8 @@ class FenceStatus(Model):
     epoch: int
     state: Literal["open", "frozen", "draining"]
     held_by: str = ""
+    rebalanced_by: str = Field("", description="the rebalancing that has locked the world")
+    scale: str = Field("", description="what rebalancings have made of the weights of its strategies")
     halted: str = Field("", description="why the world is halted; empty if it is not")
     allow_live: bool
     live_edge: bool

@@ -13,6 +13,7 @@ from qmtl_sdk.contracts.applies import ApplyState
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.model import Model
+from qmtl_sdk.contracts.rebalance_runs import RebalanceState
 from qmtl_sdk.contracts.worlds import UtcTime
 
 NO_WORLD = "_"
@@ -35,8 +36,7 @@ KINDS = (
 SUBSCRIBED = ("activation", "decisions", "policy", "queues")
 """The kinds that a running strategy subscribes to by default."""
 
-_ENDS = {"session.ended"}
-"""Types of events after which their subject no longer exists."""
+_ENDS = {"session.ended"}  # types of events after which their subject no longer exists
 
 _KIND_OF = {
     "activation_updated": "activation",
@@ -46,7 +46,6 @@ _KIND_OF = {
     "queue_lifecycle": "queues",
     "tagquery.upsert": "queues",
     "sentinel_weight": "queues",
-    "rebalancing.planned": "rebalancing",
 }
 """The kind of topic of an event type."""
 
@@ -54,6 +53,7 @@ _KIND_OF_PREFIX = {
     "apply": "applies",
     "approval": "applies",
     "promotion": "applies",
+    "rebalancing": "rebalancing",
     "session": "sessions",
     "submission": "submissions",
     "run": "submissions",
@@ -63,7 +63,6 @@ _KIND_OF_PREFIX = {
     "token": "worlds",
 }
 """The kind of topic of every event type that starts with this word and a dot."""
-
 
 MAX_SUBJECT = 1_100
 """Characters of an event's subject: the longest is made of a tag query's domain, interval and tags."""
@@ -242,6 +241,14 @@ class ApplyChanged(Model):
     reason: str = ""
 
 
+class RebalancingChanged(Model):
+    """A rebalancing reached a step or ended; each of its worlds has the event."""
+
+    world_id: str
+    run_id: str
+    state: RebalanceState
+
+
 class PromotionChanged(Model):
     """A promotion was requested or ended."""
 
@@ -286,6 +293,7 @@ DATA: dict[str, type[Model]] = {
     "approval.given": ApprovalGiven,
     "approval.rejected": ApprovalGiven,
     "promotion.state": PromotionChanged,
+    "rebalancing.state": RebalancingChanged,
     "session.opened": SessionChanged,
     "session.ended": SessionChanged,
 }

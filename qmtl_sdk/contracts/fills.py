@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qmtl_sdk.contracts.amounts import EXACT, ZERO, Amount, SignedAmount, exact_sum, quotient
+from qmtl_sdk.contracts.amounts import EXACT, ZERO, Amount, SignedAmount, exact_sum, quotient, rounded
 from qmtl_sdk.contracts.instruments import Symbol
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.texts import PlainLine
@@ -28,15 +28,22 @@ class Fill(Model):
     """One execution of an order at a venue.
 
     `account` holds what was bought. `fee` is what it cost, in the account's currency; a rebate is negative.
-    `at` is the venue's time; None: the time at which the fill was recorded.
+    `fee_units` is what it cost in units of the symbol, beside that: of a purchase of 1 with 0.001 the
+    position grows by 0.999. `at` is the venue's time; None: the time at which the fill was recorded.
     """
 
     fill_id: FillId
     quantity: Amount
     price: Amount
     fee: SignedAmount = ZERO
+    fee_units: SignedAmount = ZERO
     account: Account
     at: UtcTime | None = None
+
+    @property
+    def whole_fee(self) -> Decimal:
+        """What it cost in all, in the account's currency: units at the price of the fill."""
+        return EXACT.add(self.fee, rounded(EXACT.multiply(self.fee_units, self.price)))
 
 
 class Filled(Model):
@@ -86,6 +93,6 @@ def filled_by(fills: Iterable[Fill]) -> Filled | None:
     return Filled(
         quantity=quantity,
         price=quotient(value, quantity),
-        fee=exact_sum(fill.fee for fill in found),
+        fee=exact_sum(fill.whole_fee for fill in found),
         account=found[-1].account,
     )

@@ -47,9 +47,9 @@ _MIN_APPROVAL_S = 300
 
 
 class Difference(Model):
-    """A key with different values in two versions of a policy; None: it is not set.
+    """A key with different values in two versions of a policy or a world; None: it is not set.
 
-    (Any: a policy's values.)
+    (Any: their values.)
     """
 
     key: str
@@ -59,8 +59,12 @@ class Difference(Model):
 
 def differences(before: Policy, after: Policy) -> list[Difference]:
     """Return the keys that differ, as dotted names, sorted."""
-    old = _dotted(_content(before))
-    new = _dotted(_content(after))
+    return dotted_differences(_content(before), _content(after))
+
+
+def dotted_differences(before: dict[str, Any], after: dict[str, Any]) -> list[Difference]:
+    """Do the same for any two mappings of JSON. (Any: its values.)"""
+    old, new = _dotted(before), _dotted(after)
     return [
         Difference(key=key, before=old.get(key), after=new.get(key))
         for key in sorted({*old, *new})

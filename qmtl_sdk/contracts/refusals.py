@@ -61,7 +61,8 @@ REFUSALS: dict[Refusal, str] = {
     Refusal.GROSS_LIMIT: "all positions together would be above a limit of the strategy, world or account",
     Refusal.LOSS_LIMIT: "the loss is above a limit of the strategy, world or account: only reductions pass",
     Refusal.DRAWDOWN_LIMIT: "profit has fallen by more than a limit from its peak: only reductions pass",
-    Refusal.NO_CAPITAL: "a target weight needs the world's capital: set it, or use target_units",
+    Refusal.NO_CAPITAL: "a target weight needs the world's capital (qmtl world update W FILE), "
+    "or use target_units",
     Refusal.NO_PRICE: "the target has no price, and the ledger knows none: give the row a price",
     Refusal.STALE_TARGET: "the strategy has set a target of a later bar",
     Refusal.TARGET_LIMIT: "the strategy has targets for 1000 symbols already",
@@ -70,3 +71,15 @@ REFUSALS: dict[Refusal, str] = {
     Refusal.WITHHELD: "the order gate of the strategy held it back",
 }
 """What each refusal means, for a person."""
+
+UNLOGGED = frozenset(
+    {
+        Refusal.NO_CAPITAL,
+        Refusal.NO_PRICE,
+        Refusal.STALE_TARGET,
+        Refusal.TARGET_LIMIT,
+        Refusal.OPEN_ORDERS,
+        Refusal.ORDER_REUSED,
+    }
+)
+"""Refusals of which the order log has no row: of targets that lead to no order, of ids that are in use."""

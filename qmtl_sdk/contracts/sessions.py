@@ -79,6 +79,8 @@ class SessionHeartbeat(Model):
     resident_bytes: Count = 0
     dropped_bars: Count = Field(0, description="bars that were repeated or older than the newest")
     fault: Report = Field("", max_length=500)
+    refused_targets: Count = Field(0, description="targets that were refused when they were last sent")
+    target_refusal: Report = Field("", max_length=500, description="why, of most of them")
     cross_context_hits: CacheHitNodes = ()
 
     @property

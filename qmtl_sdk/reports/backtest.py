@@ -10,7 +10,7 @@ import numpy as np
 
 from qmtl_sdk.brokerage.models import ExecutionModel
 from qmtl_sdk.brokerage.simulation import CloseEvent, Simulation, close_events
-from qmtl_sdk.brokerage.targets import Target
+from qmtl_sdk.brokerage.targets import CloseTarget
 from qmtl_sdk.compute.output import NodeOutput
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.bars import Bars
@@ -40,7 +40,7 @@ def events_of(built: BuiltStrategy, outputs: Mapping[str, NodeOutput]) -> Iterat
     Raises QmtlError: as `backtest`.
     """
     bars: dict[str, Bars] = {}
-    targets: list[tuple[int, Target]] = []
+    targets: list[tuple[int, CloseTarget]] = []
     for publisher in _publishers(built):
         markets = publisher.markets()
         for symbol, stream in markets.values():
@@ -78,7 +78,7 @@ def _publishers(built: BuiltStrategy) -> list[TradeOrderPublisherNode]:
 
 def _targets(
     publisher: TradeOrderPublisherNode, output: NodeOutput, markets: Mapping[str, tuple[str, str]]
-) -> Iterator[tuple[int, Target]]:
+) -> Iterator[tuple[int, CloseTarget]]:
     names = list(output.bars.columns)
     rows = np.column_stack([output.bars.columns[name] for name in names])
     for close, row in zip(output.bars.closes.tolist(), rows.tolist(), strict=True):

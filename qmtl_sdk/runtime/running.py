@@ -149,7 +149,7 @@ class RunningStrategy:
         """Return the state that a heartbeat reports."""
         reason = self.gate.reason
         lagging = self.stream.behind or self.stream.fault
-        fault = reported_fault(self.gate.faults) or self._queues_fault or self.stream.fault
+        refused_targets, target_refusal = self.orders.targets.refused()
         return SessionHeartbeat(
             positions=self.stream.positions,
             lag_s=round(max(0.0, min(self.activation.silence_s, MAX_LAG_S)), 3) if lagging else 0.0,
@@ -159,7 +159,9 @@ class RunningStrategy:
             bars=self.bars,
             resident_bytes=self.engine.resident_bytes,
             dropped_bars=self.feed.late + self.engine.late,
-            fault=printable(fault, 500),
+            fault=printable(reported_fault(self.gate.faults) or self._queues_fault or self.stream.fault, 500),
+            refused_targets=refused_targets,
+            target_refusal=printable(target_refusal, 500),
             cross_context_hits=self._inputs.hits.oldest(),
         )
 

@@ -22,6 +22,7 @@ from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.durations import retry_pause_s
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.orders import order_id_prefix
+from qmtl_sdk.contracts.refusals import REFUSALS
 from qmtl_sdk.contracts.targets import Target, TargetUnit, TargetVerdict
 from qmtl_sdk.runtime.activation import OrderGate
 from qmtl_sdk.runtime.client import GatewayClient
@@ -33,6 +34,9 @@ BATCH_SIZE = 200
 
 # Seconds before a refused target is sent again; they double with each refusal.
 _RETRY_S = 1.0
+
+# Symbols that a report on refused targets names.
+_NAMED = 3
 
 # Seconds between two attempts at most.
 _RETRY_LIMIT_S = 300.0
@@ -57,6 +61,7 @@ class _Waiting:
     intent: TargetIntent
     taken: tuple[object, ...] | None = None
     refusals: int = 0
+    refused_for: str = ""
     next_at: float = 0.0
 
 
@@ -91,7 +96,7 @@ class TargetPublisher:
                 before = self._waiting.get(intent.symbol)
                 item = _Waiting(intent)
                 if before is not None and _wants(before.intent) == _wants(intent):
-                    item.refusals = before.refusals
+                    item.refusals, item.refused_for = before.refusals, before.refused_for
                     item.next_at = before.next_at  # it would be refused again as soon
                 self._waiting[intent.symbol] = item
 
@@ -99,6 +104,17 @@ class TargetPublisher:
         """Forget all targets, as when the strategy moves to another domain."""
         with self._mutex:
             self._waiting.clear()
+
+    def refused(self) -> tuple[int, str]:
+        """Return how many targets the fence has refused and not taken since, and why most of them."""
+        with self._mutex:
+            found = [item for item in self._waiting.values() if item.refusals and item.intent.tradable]
+        if not found:
+            return 0, ""
+        ((reason, _),) = Counter(item.refused_for for item in found).most_common(1)
+        symbols = [item.intent.symbol for item in found if item.refused_for == reason]
+        more = ", …" if len(symbols) > _NAMED else ""
+        return len(found), f"{', '.join(symbols[:_NAMED])}{more}: {reason}"
 
     def due(self) -> list[_Waiting]:
         """List targets that are to be sent now, none where the gate is closed."""
@@ -131,13 +147,13 @@ class TargetPublisher:
                 raise
             self.blocked[error.code] += len(built)
             for item, _ in built:
-                _refused(item)
+                _refused(item, f"the Gateway refused the request: {error.code}")
             return []
         for (item, _), verdict in zip(built, verdicts, strict=True):
             if verdict.accepted:
                 item.taken, item.refusals = state, 0
             else:
-                _refused(item)
+                _refused(item, REFUSALS[verdict.reason] if verdict.reason else "")
         return [(target, verdict) for (_, target), verdict in zip(built, verdicts, strict=True)]
 
     def _state(self) -> tuple[object, ...]:
@@ -151,7 +167,7 @@ class TargetPublisher:
         """Build a target; count and put off one that no `Target` can hold."""
         intent, domain = item.intent, self._gate.domain
         if domain not in (Domain.DRYRUN, Domain.LIVE):
-            _refused(item)  # or it would be due again at once
+            _refused(item, f"{domain} has no orders")  # or it would be due again at once
             return None
         number = {"session": session.session_id, "number": next(self._numbers)}
         prefix = order_id_prefix(self._world_id, self._strategy_id)
@@ -171,8 +187,9 @@ class TargetPublisher:
             )
         except ValidationError as error:
             first = error.errors()[0]
-            self.blocked[f"no target can hold it: {'.'.join(map(str, first['loc']))}: {first['msg']}"] += 1
-            _refused(item)
+            why = f"no target can hold it: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            self.blocked[why] += 1
+            _refused(item, why)
             return None
 
 
@@ -180,7 +197,8 @@ def _wants(intent: TargetIntent) -> tuple[object, ...]:
     return (intent.unit, intent.value, intent.tradable)
 
 
-def _refused(item: _Waiting) -> None:
+def _refused(item: _Waiting, reason: str) -> None:
     item.taken = None
     item.refusals += 1
+    item.refused_for = reason
     item.next_at = time.monotonic() + retry_pause_s(item.refusals, _RETRY_S, _RETRY_LIMIT_S)

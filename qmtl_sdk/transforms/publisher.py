@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qmtl_sdk.brokerage.models import as_decimal
-from qmtl_sdk.brokerage.targets import Target, TargetUnit
+from qmtl_sdk.brokerage.targets import CloseTarget, CloseUnit
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.bars import NS
 from qmtl_sdk.nodes.node import Node
@@ -33,7 +33,7 @@ ORDER = ("quantity", "price")
 """The columns of an order that a running strategy publishes."""
 
 
-TARGET_UNITS: dict[str, TargetUnit] = {
+TARGET_UNITS: dict[str, CloseUnit] = {
     QUANTITY: "quantity",
     UNITS: "units",
     NOTIONAL: "notional",
@@ -126,7 +126,7 @@ class TradeOrderPublisherNode(Node):
         )
 
     @staticmethod
-    def target(symbol: str, row: Mapping[str, float]) -> Target | None:
+    def target(symbol: str, row: Mapping[str, float]) -> CloseTarget | None:
         """Return what a row of one symbol wants; None where it says nothing.
 
         Raises QmtlError: E_COMPUTE_OUTPUT for a weight beyond 1.
@@ -141,7 +141,7 @@ class TradeOrderPublisherNode(Node):
                 "keep it between -1 and 1",
             )
         price = row.get(PRICE, math.nan)
-        return Target(
+        return CloseTarget(
             symbol,
             TARGET_UNITS[column],
             as_decimal(row[column]),

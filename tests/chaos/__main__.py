@@ -4,7 +4,9 @@ RUNS is a count of what the suite repeats:
 
 - stream: runs. orders, twofold: applies, twenty to a world. leaks: applies for each check of the fence.
 - poison: hostile inputs, and as many normal submissions. routing, targets: seconds of each of the three runs.
+- spot: orders that are sent through ccxt to an exchange that is killed, too.
 - pairs: cases, each with one process killed or two.
+- rebalancing: runs of rebalancings, each with a process killed at one of its steps.
 - soak: seconds of a simulated year in which nothing is killed; `make soak` has 1800 of them.
 
 Exit code 1 if any promise was broken, or a leak was not found; 2 if there is no such suite.
@@ -22,9 +24,12 @@ from temporal.shutdown import exit_process
 from tests.chaos.orders import OrderChaos
 from tests.chaos.pairs import pairs
 from tests.chaos.poison import PoisonChaos
+from tests.chaos.rebalancing import rebalancing
 from tests.chaos.routing import Report as RoutingReport
 from tests.chaos.routing import RoutingChaos
 from tests.chaos.soak.run import FULL_S, soak
+from tests.chaos.spot import Report as SpotReport
+from tests.chaos.spot import SpotChaos
 from tests.chaos.stream import Chaos
 from tests.chaos.targets import TargetChaos
 from tests.chaos.twofold import TwofoldChaos
@@ -212,6 +217,24 @@ def _by_targets(seed: int, seconds: int, forgets: bool = False) -> RoutingReport
     return report
 
 
+def spot(orders: int, seed: int) -> int:
+    """Trade through ccxt while the router and the exchange are killed.
+
+    Then a short run with a router that sends each attempt under another name, which must be found.
+    """
+    broken = len(_through_ccxt(seed, orders).violations)
+    missed = not _through_ccxt(seed, min(orders, 40), nameless=True).violations
+    print(json.dumps({"first_seed": seed, "violations": broken, "missed": missed}), flush=True)
+    return 1 if broken or missed else 0
+
+
+def _through_ccxt(seed: int, orders: int, nameless: bool = False) -> SpotReport:
+    with tempfile.TemporaryDirectory() as folder, closing(SpotChaos(Path(folder), seed, nameless)) as chaos:
+        report = chaos.run(orders)
+    print(report.line(), flush=True)
+    return report
+
+
 SUITES = {
     "stream": (stream, 100),
     "orders": (orders, 200),
@@ -220,7 +243,9 @@ SUITES = {
     "poison": (poison, 200),
     "routing": (routing, 60),
     "targets": (targets, 60),
+    "spot": (spot, 500),
     "pairs": (pairs, 15),
+    "rebalancing": (rebalancing, 200),
     "soak": (soak, FULL_S),
 }
 

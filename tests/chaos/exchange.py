@@ -1,6 +1,7 @@
 """An exchange in a process of its own, as unkind as real ones, and the broker that reaches it over HTTP.
 
-`python -m tests.chaos.exchange PORT SEED` serves `tests.support.exchange` on loopback until it is killed.
+`python -m tests.chaos.exchange PORT SEED [JOURNAL]` serves `tests.support.exchange` on loopback until it is
+killed. With a journal it has what it had when it is started again: whatever it answers is written first.
 Some answers come late. A call that is cut closes its connection without an answer.
 
 The broker is found as an extension: `install` makes a folder that looks like site-packages with its entry
@@ -9,9 +10,11 @@ point. `options`: `port`, and `time_in_flight_s`, which a router must believe.
 
 import http.client
 import json
+import pickle
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,14 +44,58 @@ LATE_S = 0.3
 ANSWER_LIMIT_S = 5.0
 
 
+class Journal:
+    """Keeps an exchange's orders in a file; with no path, nowhere."""
+
+    def __init__(self, exchange: Exchange, path: str = "") -> None:
+        """Give the exchange what the file has. A last entry that was cut by a kill was answered to nobody."""
+        self._exchange = exchange
+        self._told = 0
+        self._doubled = 0
+        self._path = Path(path) if path else None
+        if self._path is None:
+            return
+        with self._path.open("a+b") as file:
+            file.seek(0)
+            whole = 0
+            while True:
+                try:
+                    orders, told, doubled = pickle.load(file)
+                except (EOFError, pickle.UnpicklingError):
+                    break
+                whole = file.tell()
+                exchange.orders |= orders
+                exchange.told += told
+                exchange.doubled += doubled
+            file.truncate(whole)
+        self._note()
+
+    def write(self, order_ids: Iterable[str]) -> None:
+        """Write these orders as they are, and what the exchange was told since."""
+        if self._path is None:
+            return
+        exchange = self._exchange
+        orders = {name: exchange.orders[name] for name in order_ids if name in exchange.orders}
+        entry = (orders, exchange.told[self._told :], exchange.doubled[self._doubled :])
+        with self._path.open("ab") as file:
+            file.write(pickle.dumps(entry))
+        self._note()
+
+    def _note(self) -> None:
+        self._told = len(self._exchange.told)
+        self._doubled = len(self._exchange.doubled)
+
+
 class Handler(BaseHTTPRequestHandler):
     """`POST /place`, `/find` and `/cancel` take orders, `/books/…` give what the account holds.
 
-    `/kind` ends the unkindness; `GET /all` tells all.
+    `/kind` ends the unkindness, `/unkind` brings it back; `GET /all` tells all.
     """
 
     exchange: Exchange
     broker: ExchangeBroker
+    journal: Journal
+    in_turn = threading.Lock()
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -70,8 +117,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if self.path == "/kind":
-            self.exchange.unkind = False
+        if self.path in ("/kind", "/unkind"):
+            self.exchange.unkind = self.path == "/unkind"
             self._answer([])
             return
         if self.path.startswith("/books/"):
@@ -80,12 +127,20 @@ class Handler(BaseHTTPRequestHandler):
             return
         orders = [(Order.model_validate(order), datetime.fromisoformat(at)) for order, at in body]
         name, now = self.path[1:], datetime.now(UTC)
-        self._try(lambda: to_jsonable_python(getattr(self.broker, name)(orders, now) or []))
+        self._try(lambda: self._kept(name, orders, now))
+
+    def _kept(self, name: str, orders: Sequence[AcceptedOrder], now: datetime) -> object:
+        """Do what is asked, and write it down, also where the call is cut."""
+        try:
+            return to_jsonable_python(getattr(self.broker, name)(orders, now) or [])
+        finally:
+            self.journal.write([order.order_id for order, _ in orders])
 
     def _try(self, call: Callable[[], object]) -> None:
         """Answer with the result of a call, which may be cut; sometimes late."""
         try:
-            answer = call()
+            with self.in_turn:
+                answer = call()
         except QmtlError:  # the call is cut
             self.close_connection = True
             return
@@ -177,4 +232,5 @@ def install(folder: Path) -> Path:
 if __name__ == "__main__":
     Handler.exchange = Exchange(int(sys.argv[2]), in_flight_s=IN_FLIGHT_S)
     Handler.broker = ExchangeBroker(Handler.exchange)
+    Handler.journal = Journal(Handler.exchange, *sys.argv[3:4])
     ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

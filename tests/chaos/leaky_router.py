@@ -5,8 +5,9 @@ import sys
 
 from activities.brokers.router import _open
 from activities.process import run_process
+from tests.support.rebalancing_sabotage import REBALANCING_SABOTAGES
 from tests.support.sabotage import SABOTAGES
 
 if __name__ == "__main__":
-    SABOTAGES[os.environ["QMTL_TEST_SABOTAGE"]].put_in()
+    (SABOTAGES | REBALANCING_SABOTAGES)[os.environ["QMTL_TEST_SABOTAGE"]].put_in()
     sys.exit(run_process("router", _open))

@@ -13,6 +13,7 @@ from activities.settings import settings
 from api import gateway
 from api.auth.tokens import Tokens
 from temporal.applies import ApplyService
+from temporal.rebalancings import RebalancingService
 from temporal.submissions import SubmissionService
 
 # What each loop calls, by the loop's name.
@@ -25,6 +26,7 @@ CALLS: dict[str, tuple[type, str]] = {
     "stream": (SqliteBus, "follow"),
     "recovery of submissions": (SubmissionService, "recover"),
     "recovery of applies": (ApplyService, "recover"),
+    "recovery of rebalancings": (RebalancingService, "recover"),
 }
 
 

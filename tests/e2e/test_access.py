@@ -70,6 +70,7 @@ TARGET = {
 }
 
 
+SHARES = {"worlds": [{"world_id": HOME, "before": "0.2", "after": "0.1"}]}
 FILL = {"fill_id": "f1", "quantity": "1", "price": "9", "account": "paper"}
 
 
@@ -201,7 +202,9 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         ("POST", "/worlds/{world_id}/flatten"): {"flatten_id": "flatten-1"},
         ("POST", "/fills"): {"world_id": HOME, "fills": [{"order_id": "order:none", "fill": FILL}]},
         ("POST", "/allocations"): {"allocations": [{"world_id": HOME, "weight": "0.1"}]},
-        ("POST", "/rebalancing/plan"): {"worlds": [{"world_id": HOME, "before": "0.2", "after": "0.1"}]},
+        ("POST", "/rebalancing/plan"): SHARES,
+        ("POST", "/rebalancing/apply"): {"request": {**SHARES, "run_id": "run-1"}},
+        ("POST", "/rebalancing/execute"): {"request": {**SHARES, "run_id": "run-1"}},
         ("POST", "/worlds/{world_id}/ledger"): {
             "booking_id": "b",
             "kind": "fee",
@@ -329,13 +332,18 @@ MISUSES: dict[str, tuple[Callable[[Place], str | None], str]] = {
 def asked(place: Place, token: str | None, method: str, path: str, **headers: str) -> httpx.Response:
     request = request_of(method, path)
     auth = {} if token is None else {"authorization": f"Bearer {token}".strip()}
-    return place.http.request(
-        request["method"],
-        request["url"],
-        json=request["json"],
-        params=request["params"],
-        headers={**auth, **headers},
-    )
+
+    def answer() -> httpx.Response | None:
+        found = place.http.request(
+            request["method"],
+            request["url"],
+            json=request["json"],
+            params=request["params"],
+            headers={**auth, **headers},
+        )
+        return found if found.status_code != 429 else None  # what is costly has a rate of its own
+
+    return wait_for(answer, "an answer")
 
 
 def answered(place: Place, token: str) -> int:

@@ -174,6 +174,14 @@ def test_the_configuration_says_where_it_comes_from(person: Person) -> None:
     assert [key for key, row in rows.items() if not row["meaning"]] == []
 
 
+def shows_a_rebalancing(found: dict[str, Any]) -> None:
+    assert (found["outcome"], len(found["worlds"])) == ("completed", 2)
+    assert found["fills"] == found["orders"] == len(found["deltas"]) == 2
+    assert (found["exchanged"], found["dropped"], found["tracking_error"]) == (2, [], 0)
+    assert float(found["largest_gap_in_lots"]) < 1
+    assert found["ledger_balanced"]
+
+
 def shows_the_loop(demo: dict[str, Any]) -> None:
     momentum, fx, coin = demo["strategies"]
     assert (momentum["active"], fx["active"], coin["active"]) == (True, True, False)
@@ -229,6 +237,7 @@ def shows_the_loop(demo: dict[str, Any]) -> None:
     assert not any("accepted" in kind for kind in orders["during"])
     assert sum(orders["refused_by_reason"].values()) >= 1
     assert demo["rollback"]["outcome"] == "completed"
+    shows_a_rebalancing(demo["rebalancing"])
     assert demo["trading"]["audit_entries"] > 20
     page = Path(demo["report"]).read_text()
     assert "Equity, from 1" in page
@@ -282,6 +291,5 @@ def test_the_installed_wheel_runs_the_demo_from_nothing_and_what_it_leaves_up(in
     assert installed.reads("down")["stopped"] == []
     again = installed.reads("up")
     assert again["temporal_ui"] == first["temporal_ui"]
-    assert (
-        len(installed.reads("world", "list")) == 3
-    )  # the one that judges, the one that runs, the one that trades
+    # One judges, one runs, one trades, two share the capital.
+    assert len(installed.reads("world", "list")) == 5

@@ -5,6 +5,7 @@ policy that they have requested. Each case leaves the world as it is. Signals st
 """
 
 import asyncio
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,7 +164,24 @@ CASES = (
         live=True,
     ),
     Case("live without the header", "ana", "PATCH", W, {"allow_live": True}, "", "E_LIVE_HEADER"),
-    Case("higher limits", "ana", "PATCH", W, LIMITS, "", "E_CHANGE_PENDING"),
+    Case(
+        "higher limits",
+        "ana",
+        "PATCH",
+        W,
+        LIMITS,
+        f"world update {WORLD} limits.yml --yes",
+        "E_CHANGE_PENDING",
+    ),
+    Case(
+        "an author changes limits",
+        "arthur",
+        "PATCH",
+        W,
+        LIMITS,
+        f"world update {WORLD} limits.yml --yes",
+        "E_ROLE",
+    ),
     Case("a halt that leaves orders", "ana", "PATCH", W, {"on_halt": "leave"}, "", "E_CHANGE_PENDING"),
     Case(
         "a reader approves a change",
@@ -387,6 +405,7 @@ class Court:
             ana.decide(WORLD, uuid.uuid4().hex)
         self.looser = {**self.rules, "selection": {"score": "sharpe"}}
         (folder / "looser.yml").write_text(str(self.looser).replace("'", '"'))
+        (folder / "limits.yml").write_text(json.dumps(LIMITS))
         self.ask()
         found = self.http("registrar", "POST", f"{W}/policies", self.looser)
         assert found.json()["code"] == "E_CHANGE_PENDING", found.text

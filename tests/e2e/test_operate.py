@@ -1,6 +1,7 @@
 """An operator at the command line: plan, approve, reject, abort, halt, resume, roll back; and mistakes."""
 
 import json
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -148,6 +149,18 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     draft.write_text("selection: { score: sharp }")
     assert "did you mean 'sharpe'" in refused("policy", "add", world, str(draft))
     assert "can't be read" in refused("policy", "add", world, str(tmp_path / "nothing.yml"))
+
+    change = tmp_path / "change.yml"
+    change.write_text("capital: { amount: 250000 }\norder_limits: { max_quantity: 9 }\n")
+    assert "nobody can answer" in refused("update", world, str(change))
+    assert stage.client.world(world).spec.capital is None, "nothing changes without a yes"
+    shown = says("update", "--yes", world, str(change))
+    assert re.search(r"capital.amount +│ +│ 250000 ", shown), shown
+    assert re.search(r"order_limits.max_quantity +│ +│ 9 ", shown), shown
+    assert f"{world} is changed" in shown
+    found = stage.client.world(world).spec
+    assert (found.capital and found.capital.amount, found.order_limits.max_quantity) == (250000, 9)
+    assert f"{world} is as {change} says already" in says("update", world, str(change))
 
 
 def test_a_promotion_at_the_command_line(machine: Machine, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.orders import OrderChaos
+from tests.chaos.rebalancing import RebalancingChaos
 from tests.chaos.routing import RoutingChaos
+from tests.chaos.spot import SpotChaos
 from tests.chaos.targets import TargetChaos
 from tests.chaos.twofold import TwofoldChaos
 from tests.support.postgres import postgres_database
@@ -53,3 +55,24 @@ def test_a_strategy_of_targets_holds_what_it_says_at_rest(tmp_path: Path, forget
     with closing(TargetChaos(tmp_path, 5, forgets)) as chaos:
         report = chaos.run(5, placed=9)
     assert bool(report.violations) == forgets, report.line()
+
+
+@pytest.mark.timeout(300)
+def test_kills_leave_rebalancings_whole(tmp_path: Path) -> None:
+    """Orders neither doubled nor missing, and a ledger that is the exchange's. All three are approved."""
+    with closing(RebalancingChaos(tmp_path, 57)) as chaos:
+        report = chaos.up().run(3)
+    assert report.violations == [], report.line()
+    assert (report.runs, sum(report.outcomes.values())) == (3, 3)
+    assert sum(map(len, report.kills.values())) > 0, report.line()
+    assert report.placed > 10, report.line()
+
+
+@pytest.mark.parametrize("nameless", [False, True])
+def test_ledger_and_exchange_agree_through_ccxt(tmp_path: Path, nameless: bool) -> None:
+    """A retry that has no name in common with the attempt before it must be found."""
+    with closing(SpotChaos(tmp_path, 7, nameless)) as chaos:
+        report = chaos.run(25)
+    assert bool(report.violations) == nameless, report.line()
+    assert set(report.kills) == {"router", "exchange"}
+    assert nameless or (report.doubled, report.trades > 10) == (0, True), report.line()

@@ -59,12 +59,12 @@ def test_the_newest_orders_are_listed_last_by_the_name_of_their_strategy(
     assert ids("--after", str(number - 1), "--tail", "2") == [first, second], "the first ones after it"
     shown = person.types("world", "orders", stage.world).stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
-    listed = [[*row[2:9], row[9]] for row in rows]
+    listed = [row[2:11] for row in rows]
     assert listed[-5:-1] == [
-        ["Trend", "dryrun", "KO", "buy", "10", "10", "100", "filled"],
-        ["Trend", "dryrun", "KO", "sell", "4", "4", "100", "filled"],
-        ["Trend", "dryrun", "KO", "buy", "2.5", "2.5", "100", "filled"],
-        ["Trend", "dryrun", "KO", "buy", "1", "", "", "refused"],
+        ["Trend", "dryrun", "", "KO", "buy", "10", "10", "100", "filled"],
+        ["Trend", "dryrun", "", "KO", "sell", "4", "4", "100", "filled"],
+        ["Trend", "dryrun", "", "KO", "buy", "2.5", "2.5", "100", "filled"],
+        ["Trend", "dryrun", "", "KO", "buy", "1", "", "", "refused"],
     ]
     assert "silent for 9m" in " ".join(shown.split())
     assert stage.strategy[:24] not in shown
@@ -81,6 +81,7 @@ def test_the_newest_orders_are_listed_last_by_the_name_of_their_strategy(
         (("--tail", "0"), 2, "--tail"),
         (("--tail", "1001"), 2, "--tail"),
         (("--reason", "late"), 2, "late"),
+        (("--reason", "no_capital"), 2, "is no reason of an order in the list"),
         (("--filled",), 2, "--filled"),
     ],
 )

@@ -5,8 +5,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from qmtl_sdk import Runner
 from tests.support import ROOT
 from tests.support.command import Person
@@ -21,16 +19,19 @@ GATING = {
 }
 
 
-@pytest.mark.timeout(600)
 def test_what_is_recorded_says_so_and_how_to_take_it_back(own_machine: Machine, tmp_path: Path) -> None:
-    machine = own_machine.up()
+    machine = own_machine
+    machine.start_temporal()
+    machine.start_worker()
+    machine.start_gateway("tests.e2e.impatient_gateway")
     with machine.client() as client:
         client.create_world(world(), POLICY)
         first = Runner.submit(Trend("KO"), world="equities", config=machine.config, run=False)
         gating = {**GATING, "dataset_fingerprint": client.fingerprints("equities")[0]}
         client.add_policy("equities", {**POLICY, "gating_policy": gating})
         client.decide("equities", "decide-once")
-    person = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
+    in_haste = {"QMTL_TEST__TEST_MODE": "true"}  # a command tries again for 2 s, and not for 30
+    person = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home), **in_haste)
 
     def types(code: int, said: str, *words: str) -> str:
         done = person.types(*words)

@@ -20,8 +20,8 @@ from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
 from activities.fence.requests import OrdersRequest
 from activities.fence.rules import FROZEN
+from activities.fence.snapshot import FenceSnapshot
 from activities.fence.state import locked_fence
-from activities.fence.statements import FenceSnapshot
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.storage.database import Database
 from activities.storage.transactions import utc_before, utc_now
@@ -405,7 +405,7 @@ def test_a_world_that_does_not_exist_refuses_the_request_and_no_other(desk: Desk
 def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> None:
     """Requests that wait together are served together.
 
-    A world that nobody knows, a text that no database can hold.
+    A world that nobody knows, a text that no database can hold, a value that the rules fail at.
     """
     orders, session, epoch = OrderAcceptance(desk.database), desk.session(), desk.epoch
     known, good, blocker = (desk.order(session, epoch) for _ in range(3))
@@ -413,6 +413,7 @@ def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> Non
     bad = {
         "nowhere": known.model_copy(update={"world_id": "nowhere"}),
         "unstorable": desk.order(session, epoch).model_copy(update={"strategy_id": "strategy:\x00"}),
+        "faulty": desk.order(session, epoch).model_copy(update={"quantity": object()}),
     }
     with desk.database.write(
         "test", bookkeeping=True
@@ -428,6 +429,7 @@ def test_what_one_asks_wrongly_costs_nobody_else_their_answer(desk: Desk) -> Non
         assert answers[name].result(30)[0].accepted, name
     with pytest.raises(QmtlError, match="E_WORLD_UNKNOWN"):
         answers["nowhere"].result(30)
+    assert not isinstance(answers["faulty"].exception(30), QmtlError | None)
     if answers["unstorable"].exception(30) is None:
         assert not answers["unstorable"].result()[0].accepted
     else:

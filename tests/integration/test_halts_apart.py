@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore
+from activities.allocation.store import SqlAllocations
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.flattens import SqlFlattens
 from activities.fence.order_log import SqlOrderLog
@@ -72,6 +73,7 @@ class Gateway:
             fence=self.desk.fence,
             flattens=SqlFlattens(database, DEFAULT_ACCOUNTS, 20.0),
             order_log=SqlOrderLog(database),
+            allocations=SqlAllocations(database),
             audit=audit_trail(database),
             worlds=SimpleNamespace(world=lambda _: None),
         )

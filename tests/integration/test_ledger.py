@@ -385,7 +385,9 @@ def test_positions_are_read_as_of_a_time(books: Books) -> None:
             "AAPL": D(number),
             "MSFT": D(-2 * number),
         }
-    assert books.ledger.positions(books.world, PositionFilter(as_of=datetime(2020, 1, 1, tzinfo=UTC))) == []
+    for closed in (False, True):
+        before = PositionFilter(as_of=datetime(2020, 1, 1, tzinfo=UTC), closed=closed)
+        assert books.ledger.positions(books.world, before) == []
     assert [item.symbol for item in books.ledger.positions(books.world, PositionFilter())] == ["MSFT"]
     assert [item.symbol for item in books.ledger.positions(books.world, ALL)] == ["AAPL", "MSFT"]
 

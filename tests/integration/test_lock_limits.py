@@ -8,8 +8,8 @@ import pytest
 from activities.applies import steps
 from activities.fence.flattens import SqlFlattens
 from activities.fence.order_log import SqlOrderLog
+from activities.fence.postgres_statements import PostgresStatements
 from activities.fence.state import locked_fence
-from activities.fence.statements import _PostgresStatements
 from activities.fence.store import SqlFenceStore
 from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.order_settings import DEFAULT_ACCOUNTS
@@ -77,7 +77,7 @@ def test_everything_else_waits_for_a_held_fence_no_longer_than_its_connection_sa
 
 def test_orders_that_waited_for_a_fence_keep_the_limit_for_what_follows(database: Database) -> None:
     with database.write("test", bookkeeping=True) as tx:
-        _PostgresStatements._lock(_PostgresStatements._driver(tx.connection), ["w"], wait=True)
+        PostgresStatements._lock(PostgresStatements._driver(tx.connection), ["w"], wait=True)
         limit = tx.connection.exec_driver_sql("SHOW lock_timeout").scalar_one()
     assert limit == "10s"
 

@@ -1,12 +1,14 @@
 """The paper broker on bars: what it fills, when, and that a crash loses and doubles nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from activities.brokers.broker import AcceptedOrder
 from activities.brokers.paper import PaperBroker
@@ -17,7 +19,7 @@ from activities.storage.database import Database
 from activities.worlds.specs import SqlWorldStore
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.domains import Domain
-from qmtl_sdk.contracts.fills import MAX_FILLS
+from qmtl_sdk.contracts.fills import MAX_FILLS, Fill
 from qmtl_sdk.contracts.orders import CancelRequest, Order, OrderReport
 from qmtl_sdk.contracts.worlds import World, WorldSpec
 from tests.support.desk import Desk, new_order_id, router
@@ -436,3 +438,74 @@ def test_more_fills_than_one_report_holds_come_in_several_reports(tmp_path: Path
     assert [report.state for report in found] == ["filled", "filled"]
     fills = {fill.fill_id: fill.quantity for report in found for fill in report.fills}
     assert sum(fills.values()) == count
+
+
+def test_a_closed_market_is_read_once_for_all_orders_that_wait_for_it(tmp_path: Path) -> None:
+    slow = {"replay": {"start": FIRST.isoformat(), "speed": 1}}
+    market = Market(tmp_path, {"fill": "next_open"}, clock=slow)
+    orders = [market.order(at=at)._replace(accepted_at=CREATED + at * DAY) for at in (6.0, 6.5, 7.0)]
+    later = CREATED + 9 * DAY
+    assert told(market.broker.find(orders[:1], later)[0]) == ("sent", [])
+    (tmp_path / "ko.csv").unlink()
+    reports = market.broker.find(orders, later)
+    assert [told(report) for report in reports] == [("sent", [])] * 3, "there is nothing left to read"
+
+
+def test_a_cancel_that_has_no_time_to_read_bars_loses_no_fill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = Market(tmp_path, {"fill": "next_open"})
+    order = market.order()
+    with monkeypatch.context() as patched:
+        patched.setattr("activities.brokers.paper._LOOK_S", 0.0)
+        market.broker.cancel([order], market.wall(5))
+        assert told(market.at(order, 5)) == ("sent", []), "it takes no longer than it may"
+    market.broker.cancel([order], market.wall(5))
+    assert market.at(order, 5).state == "filled"
+
+
+def test_fills_that_are_recorded_are_not_looked_up_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an order that fills in many parts held the fence each second for all of them."""
+    monkeypatch.setattr("activities.brokers.execution._LOOK_AGAIN_S", (0.01, 0.01))
+    order = desk.order(desk.session(), desk.epoch, symbol="KO", quantity="30")
+    assert OrderAcceptance(desk.database).publish([order], desk.caller)[0].accepted
+    fills = tuple(
+        Fill(fill_id=f"f{number}", quantity=D(1), price=D(100), account="paper") for number in range(5)
+    )
+
+    class Repeating(PaperBroker):
+        looks = 0
+
+        def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
+            return [OrderReport(order_id=item.order.order_id, state="sent") for item in orders]
+
+        def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
+            Repeating.looks += len(orders)
+            about = {"state": "partially_filled", "fills": fills}
+            return [OrderReport.model_validate({"order_id": item.order.order_id, **about}) for item in orders]
+
+    route, asked = router(desk.database, Repeating("paper")), list[str]()
+
+    def looked(times: int) -> None:
+        until = Repeating.looks + times
+        wait_for(lambda: [route.step(), Repeating.looks >= until][-1], "looks at the order", 20)
+
+    looked(1)
+    with noted(asked):
+        looked(3)
+    assert [statement for statement in asked if "FROM ledger" in statement] == []
+    (record,) = SqlOrderLog(desk.database).orders(desk.world)
+    assert record.fill is not None
+    assert record.fill.quantity == 5
+
+
+@contextmanager
+def noted(statements: list[str]) -> Iterator[None]:
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)

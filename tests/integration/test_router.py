@@ -612,6 +612,34 @@ def test_an_order_on_which_the_broker_raises_is_tried_again_after_a_pause_and_is
     assert (again - datetime.now(UTC)).total_seconds() > 20
 
 
+def test_a_broker_may_look_up_more_orders_at_once_than_it_places(desk: Desk) -> None:
+    """One order in a call ends in time; a venue that lists all that rest need not be asked for each."""
+    seen = dict[str, list[int]](place=[], find=[], cancel=[])
+
+    class Counting(PaperBroker):
+        batch = 1
+        lookup_batch = 2
+
+        def place(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
+            seen["place"].append(len(orders))
+            return []
+
+        def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
+            seen["find"].append(len(orders))
+            return []
+
+        def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
+            seen["cancel"].append(len(orders))
+
+    accepted(desk, 3)
+    orders = accepted_orders(SqlOpenOrders(desk.database, 300.0).due(Domain.DRYRUN, 10)[desk.world])
+    calls = BrokerCalls(Counting("counting"))
+    calls.place(orders, inf)
+    calls.find(orders)
+    calls.cancel(orders)
+    assert seen == {"place": [1, 1, 1], "find": [2, 1], "cancel": [2, 1]}
+
+
 def test_a_broker_that_raises_on_order_after_order_has_a_fault_until_one_succeeds(desk: Desk) -> None:
     calls = BrokerCalls(broker := PickyBroker("", ZeroDivisionError("the secret of the broker")))
     accepted(desk, 3)

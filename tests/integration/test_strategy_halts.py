@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlmodel import select
+from sqlmodel import col, select
 
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.strategy_halts import SqlStrategyHalts
@@ -75,7 +75,7 @@ def test_one_strategy_is_halted_and_the_others_go_on(desk: Desk, halts: SqlStrat
 def test_the_halt_is_published_to_the_gate_at_once(desk: Desk, halts: SqlStrategyHalts) -> None:
     halts.halt(desk.world, "w0", "olga", "")
     with desk.database.read() as session:
-        newest = session.exec(select(OutboxRow)).all()[-1]
+        newest = session.exec(select(OutboxRow).order_by(col(OutboxRow.seq))).all()[-1]
     data = json.loads(newest.data)
     assert (newest.type, newest.subject, data["halted"], data["active"]) == (
         "activation_updated",

@@ -34,6 +34,14 @@ class Tagged(Strategy):
         self.add_nodes([Node(price, lambda view: 1.0, name="rsi", tags=["ta"])])
 
 
+class Untagged(Strategy):
+    """The stream of `Tagged`, and a node that no other strategy looks for."""
+
+    def setup(self) -> None:
+        price = StreamInput(tags=["P"], interval="1h", period=1)
+        self.add_nodes([Node(price, lambda view: 2.0, name="mine")])
+
+
 class Relabelled(Strategy):
     def setup(self) -> None:
         price = StreamInput(tags=["P"], interval="1h", period=1)
@@ -182,6 +190,13 @@ def test_a_dropped_queue_comes_back_empty_when_a_strategy_runs_again(house: Hous
     ]
     house.fill(2)
     assert len(house.queues.read(house.topic, 0, 100)[0]) == 2
+
+
+def test_a_strategy_runs_whose_only_new_queues_have_no_tags(house: House) -> None:
+    dag = BuiltStrategy(Untagged).dag
+    house.graph.ensure_queues("w", "dryrun", BuiltStrategy(Tagged).dag, "me")
+    topics = house.graph.ensure_queues("w", "dryrun", dag, "me")
+    assert len(topics) == len(dag.nodes)
 
 
 def test_a_dropped_queue_that_comes_back_under_other_tags_is_in_the_event_of_its_tags(house: House) -> None:

@@ -17,8 +17,11 @@ from typing import Any
 
 from activities.messages.evaluation import RenewalInput
 from activities.messages.upkeep import UpkeepInput
+from api.cli.allocations import changed_request
 from qmtl_sdk import QmtlError, Runner
+from qmtl_sdk.contracts.allocations import AllocationUpdate
 from qmtl_sdk.contracts.applies import ApprovalBody
+from qmtl_sdk.contracts.rebalance_runs import RebalanceApply
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from temporal.client import connect
@@ -26,8 +29,9 @@ from temporal.shutdown import exit_process
 from tests.support.machine import Machine, wait_for
 from tests.support.scenarios import ApplyScenario, PromotionScenario
 from tests.support.strategies import LookAhead, Slow, Trend
+from tests.support.trades import traded
 from tests.support.worlds import POLICY, world
-from workflows.ids import apply_id, evaluation_id, promotion_id, submission_id
+from workflows.ids import apply_id, evaluation_id, promotion_id, rebalancing_id, submission_id
 from workflows.options import WORKFLOW_QUEUE
 from workflows.renewal import RenewalWorkflow
 from workflows.upkeep import UpkeepWorkflow
@@ -92,6 +96,33 @@ def applies(machine: Machine) -> None:
             stage.client.apply_status(stage.world, run, wait_s=30)
             asyncio.run(save(machine, "apply_frozen", apply_id(stage.world)))
         asyncio.run(renewal(machine))
+    finally:
+        stage.close()
+
+
+def rebalancings(machine: Machine) -> None:
+    """Record rebalancings that complete, are rejected, and are aborted."""
+    stage = ApplyScenario(machine, "capital", {"approvals": {"required": 1, "live": 1}})
+    try:
+        assert stage.promote("dryrun", stage.ana).outcome == "completed"
+        traded(stage, "IBM", "30")
+        given = [{"world_id": stage.world, "weight": "0.3"}]
+        stage.client.set_allocations(AllocationUpdate.model_validate({"allocations": given}))
+        for run_id in ("rejected", "aborted", "completed"):
+            wanted = changed_request(stage.client, [f"{stage.world}=0.2"], {"lot": "1"})
+            asked = RebalanceApply(request=wanted.model_copy(update={"run_id": run_id}))
+            stage.client.apply_rebalancing(asked, live=True)
+            waits = lambda: stage.client.rebalancing(run_id).state == "approval"  # noqa: B023, E731
+            wait_for(waits, "the wait for approvals")
+            if run_id == "rejected":
+                stage.ana.reject_rebalancing(run_id, ApprovalBody(reason="no"))
+            elif run_id == "aborted":
+                stage.client.abort_rebalancing(run_id, "changed my mind")
+            else:
+                stage.ana.approve_rebalancing(run_id, ApprovalBody(), live=True)
+            found = stage.client.rebalancing(run_id, wait_s=30)
+            assert found.outcome is not None
+            asyncio.run(save(machine, f"rebalancing_{run_id}", rebalancing_id(run_id)))
     finally:
         stage.close()
 
@@ -169,6 +200,7 @@ def main() -> int:
             submissions(machine)
             asyncio.run(upkeep(machine))
             applies(machine)
+            rebalancings(machine)
             promotions(machine)
         finally:
             machine.close()

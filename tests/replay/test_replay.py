@@ -84,7 +84,8 @@ def test_every_workflow_has_histories() -> None:
     submissions = {"submission_decided", "submission_rejected", "submission_lease_lost"}
     applies = {"apply_completed", "apply_rejected", "apply_aborted", "apply_frozen"}
     promotions = {"promotion_completed", "promotion_ended"}
-    assert {path.stem for path in FILES} == submissions | applies | promotions | {
+    rebalancings = {"rebalancing_completed", "rebalancing_rejected", "rebalancing_aborted"}
+    assert {path.stem for path in FILES} == submissions | applies | promotions | rebalancings | {
         "evaluation",
         "renewal",
         "upkeep",

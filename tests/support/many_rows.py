@@ -174,6 +174,20 @@ GROWING: dict[str, dict[str, str]] = {
         "outcome": "'completed'",
     },
     "apply_step": {"run_id": "'r' || n", "started_at": "{at}", "ended_at": "{at}"},
+    "rebalancing": {
+        "run_id": "'r' || n",
+        "requested_at": "{at}",
+        "locked_at": "{at}",
+        "ended_at": "{at}",
+        "outcome": "'completed'",
+    },
+    "rebalancing_trade": {
+        "run_id": "'r' || (n / 50)",
+        "number": "n % 50",
+        "strategy_id": _STRATEGY,
+        "order_id": "'o' || n",
+        "state": "'filled'",
+    },
     "rule_change": {"change_id": "'c' || n", "requested_at": "{at}", "state": "'expired'"},
     "approval": {"approval_id": "'a' || n", "subject": "'r' || n", "at": "{at}", "read_at": "{at}"},
 }
@@ -237,7 +251,8 @@ def _insert(connection: Connection, table: str, rows: int) -> str:
         if name in _LONG:
             sql = f"CASE WHEN n <= {_SHOWN} OR n > {rows - _SHOWN} THEN {sql} ELSE '' END"
         expressions.append(sql)
-    source = f"(SELECT * FROM {table} WHERE {_COPIED.get(table, '1 = 1')} LIMIT 1) AS one"
+    first = "ORDER BY CASE WHEN world_id = 'w' THEN 0 ELSE 1 END" if "world_id" in columns else ""
+    source = f"(SELECT * FROM {table} WHERE {_COPIED.get(table, '1 = 1')} {first} LIMIT 1) AS one"
     counted = (
         f"WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows}) "
         if sqlite

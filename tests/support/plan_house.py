@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from qmtl_sdk.contracts.submission import StrategySubmit, SubmissionAck, Submiss
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from tests.support.admissions import run_of
 from tests.support.desk import Desk, policy
+from tests.support.plan_trading import rebalance
+
+LATER = datetime.now(UTC) + timedelta(days=40)
 
 
 class Tagged(Strategy):
@@ -92,6 +96,7 @@ class House:
         self.token()
         self.session = self.desk.session()
         self.judge()
+        rebalance(self.stores, self.open_orders, LATER)
 
     def trade(self) -> None:
         """Send two orders, and let the router handle one."""

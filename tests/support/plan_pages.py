@@ -28,6 +28,8 @@ PAGES: dict[str, list[str]] = {
         "/worlds/w/audit?verify=false",
     ],
     "/allocations": ["/allocations"],
+    "/rebalancing/runs": ["/rebalancing/runs?limit=10"],
+    "/rebalancing/runs/{run_id}": ["/rebalancing/runs/r5?wait=0"],
     "/audit": ["/audit?limit=1000", "/audit?after=90", "/audit?verify=false"],
     "/worlds/{world_id}/positions": [
         "/worlds/w/positions",
@@ -91,5 +93,6 @@ NO_STATEMENTS = {
 
 SHOWS_LESS = {
     "GET /worlds/w/fingerprints": "those of the newest evidence of each strategy, once each",
+    "GET /worlds/w/positions?as_of=2100-01-01T00:00:00Z": "positions that were flat then are looked up too",
 }
 """Lists that load more than they show, with the reason."""

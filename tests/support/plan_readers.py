@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import httpx
-from sqlalchemy import text
 from temporalio.client import Client
 
 from activities.brokers.router import brokers
@@ -29,17 +29,16 @@ from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.fills import Fill
-from qmtl_sdk.contracts.flattening import FlattenRequest
 from qmtl_sdk.contracts.orders import CancelRequest
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from tests.support.desk import policy, router
-from tests.support.plan_house import House
+from tests.support.plan_house import LATER, House
+from tests.support.plan_trading import flatten, rebalance
 from tests.support.query_plans import Recorder
 
 WAITS_S = 0.5
 """Seconds after which a page is given up: it has read the database, and waits for Temporal, which is away."""
-LATER = datetime.now(UTC) + timedelta(days=40)
 
 
 class Readers(House):
@@ -55,7 +54,8 @@ class Readers(House):
             "relay": self.relay.step,
             "router": lambda: (self.trade(), routing.step(), self.open_orders.next_due()),
             "session expiry": self._expire,
-            "flattens": self._flatten,
+            "flattens": partial(flatten, stores, self.strategy),
+            "rebalancings": partial(rebalance, stores, self.open_orders, LATER),
             "revoked tokens": stores.tokens.revoked,
             "Gateway lease": lambda: (
                 stores.gateway_leases.heartbeat("gateway:1", 10.0),
@@ -68,6 +68,10 @@ class Readers(House):
                 stores.apply_requests.unfinished(),
                 stores.apply_requests.unfinished_aborts(),
                 stores.approvals.unread(),
+            ),
+            "recovery of rebalancings": lambda: (
+                stores.rebalancings.requests.unfinished(),
+                stores.rebalancings.approvals.unread(),
             ),
             "heartbeat": self._heartbeat,
             "renewal": lambda: renewal.worlds_to_renew(RenewalInput(store_id=self.database.store_id)),
@@ -157,16 +161,6 @@ class Readers(House):
         requests.find("w", run)
         with contextlib.suppress(QmtlError):  # there is nothing to go back to
             self.desk.request(rollback_of=run)
-
-    def _flatten(self) -> None:
-        """Flatten a strategy and all, and continue one that waited for a time."""
-        for strategy in (self.strategy, None):
-            wanted = FlattenRequest(flatten_id=uuid.uuid4().hex, strategy=strategy)
-            self.stores.flattens.request("w", wanted, "olga")
-        with self.database.write("test", bookkeeping=True) as tx:
-            tx.connection.execute(text("UPDATE flattening SET next_at = '2024'"))
-        self.stores.flattens.continue_due()
-        self.stores.flattens.under_way("w")
 
     def _change_rules(self) -> None:
         changes = self.stores.rule_changes

@@ -14,8 +14,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 from sqlmodel import SQLModel
 
-from activities.fence.statements import _PostgresStatements, statements_of
+from activities.fence.postgres_statements import PostgresStatements
+from activities.fence.sqlite_statements import SqliteStatements
 from activities.storage.database import Database
+from activities.storage.postgres import PostgresDatabase
 from qmtl_sdk.nodes.syntax import parsed
 from tests.support.many_rows import GROWING
 
@@ -46,7 +48,9 @@ class Query:
 
     @property
     def reads(self) -> bool:
-        """Whether it looks for rows."""
+        """Whether it looks for rows. An insertion of rows that are all in its parameters does not."""
+        if re.match(r"\s*INSERT\b.* FROM unnest\(", self.statement, re.S):
+            return False
         return bool(
             re.match(r"\s*(SELECT|UPDATE|DELETE|WITH)\b|\s*INSERT\b.*\bSELECT\b", self.statement, re.S | re.I)
         )
@@ -121,14 +125,13 @@ def rows_of(connection: Connection, query: Query) -> int:
 def fence_reads(database: Database) -> list[Query]:
     """Return what the fence reads for an order, which goes to the driver itself."""
     keys = {name: ["w", "o1"] for name in ("worlds", "ids", "strategies", "sessions", "tokens")}
-    statements = statements_of(database)
-    if isinstance(statements, _PostgresStatements):
-        found, parameters = {"read": statements._READ}, dict[str, Any](keys)
+    if isinstance(database, PostgresDatabase):
+        found, parameters = {"read": PostgresStatements._READ}, dict[str, Any](keys)
     else:
-        found = statements._SELECTS
+        found = SqliteStatements._SELECTS
         parameters = {name: json.dumps(values) for name, values in keys.items()}
     return [
-        Query(text, parameters, f"activities/fence/statements.py:{name}", "an order")
+        Query(text, parameters, f"activities/fence/snapshot.py:{name}", "an order")
         for name, text in found.items()
     ]
 
@@ -241,6 +244,7 @@ BOUNDED = {
     "session_open": "sessions that are open now",
     "session_open_newest": "sessions that are open now",
     "apply_running": "one apply of a world",
+    "rebalancing_running": "the rebalancings that have not ended",
     "approval_unread": "approvals that no workflow has read yet",
     "activation_trading": "strategies that trade now",
 }

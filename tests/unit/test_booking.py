@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from activities.fence.ledger_entries import fill_entry
 from activities.ledger.booking import History, book, postings, reverse
 from qmtl_sdk.contracts.amounts import EXACT, exact_sum, negated, plain, rounded
-from qmtl_sdk.contracts.fills import Fill
+from qmtl_sdk.contracts.fills import Fill, Side, filled_by
 from qmtl_sdk.contracts.ledger import Booking, Entry, EntryKind, Position
 
 D = Decimal
@@ -168,3 +169,19 @@ def test_a_booking_names_what_its_kind_needs_and_nothing_else(wrong: dict[str, s
     base = {"booking_id": "b", "strategy_id": "s", "account": "paper", "symbol": "AAPL", "reason": "why"}
     with pytest.raises(ValidationError):
         Booking.model_validate({**base, **wrong})
+
+
+@pytest.mark.parametrize(("side", "held"), [("buy", "0.999"), ("sell", "-1.001")])
+def test_a_fee_in_units_changes_the_position_and_costs_its_price(side: Side, held: str) -> None:
+    """The venue holds that much, and has moved the money of the whole fill."""
+    fill = Fill(fill_id="f", quantity=D(1), price=D(100), fee_units=D("0.001"), account="spot")
+    entry, position = book(Position(), fill_entry("order-1", "s", "BTC", side, fill))
+    assert (position.quantity, position.fees, position.realised) == (D(held), D("0.1"), D(0))
+    assert position.cash == (D(-100) if side == "buy" else D(100))
+    sums = {line.commodity: D(0) for line in postings(entry)}
+    for line in postings(entry):
+        sums[line.commodity] += line.amount
+    assert set(sums.values()) == {D(0)}
+    whole = filled_by([fill])
+    assert whole is not None
+    assert (whole.quantity, whole.fee) == (D(1), D("0.1"))

@@ -50,6 +50,7 @@ EXEMPT = {
     ".reference_price: maxLength": "as above",
     ".price: maxLength": "as above",
     ".fee: maxLength": "as above",
+    ".fee_units: maxLength": "as above",
     ".amount: maxLength": "as above",
     ".ratio: maxLength": "as above",
     ".max_quantity: maxLength": "as above",

@@ -76,5 +76,11 @@ def test_a_session_whose_gate_is_open_is_shown_with_what_refuses_its_orders(
     assert session_text(session, found) == said
 
 
+def test_a_session_is_shown_with_the_targets_that_are_refused() -> None:
+    report = SessionHeartbeat(gate="open", refused_targets=2, target_refusal="AAPL, KO: it has no price")
+    session = SessionInfo.model_construct(strategy_id="strategy:s", ended_at=None, report=report)
+    assert session_text(session, fence("open")) == "gate open; 2 targets refused (AAPL, KO: it has no price)"
+
+
 def test_an_open_world_names_none() -> None:
     assert opening_text(fence("open"), apply(outcome="completed")) == []

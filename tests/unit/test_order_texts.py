@@ -46,6 +46,7 @@ def test_a_row_of_the_list_says_what_was_ordered_what_was_filled_and_what_became
         "when (UTC)": "2024-01-01 00:00:00",
         "strategy": "Trend",
         "domain": "dryrun",
+        "origin": "",
         "symbol": "AAPL",
         "side": "buy",
         "quantity": "2",
@@ -54,6 +55,13 @@ def test_a_row_of_the_list_says_what_was_ordered_what_was_filled_and_what_became
         "state": "partially filled",
         "reason": "",
     }
+
+
+def test_an_order_that_its_strategy_did_not_decide_is_marked() -> None:
+    item = record("accepted", order=ORDER.model_copy(update={"origin": "flatten"}))
+    assert dict(zip(HEADER, order_row(item, "Trend"), strict=True))["origin"] == "flatten"
+    header, line = columns(list(HEADER)), change_line(item, "Trend")
+    assert line[header.index("origin") :].startswith("flatten")
 
 
 @pytest.mark.parametrize(

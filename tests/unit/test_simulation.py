@@ -13,7 +13,7 @@ from qmtl_sdk.brokerage.fills import MarketBar
 from qmtl_sdk.brokerage.models import ExecutionModel, FillModel
 from qmtl_sdk.brokerage.orders import SimulatedFill
 from qmtl_sdk.brokerage.simulation import CloseEvent, Simulation, close_events, market_bars
-from qmtl_sdk.brokerage.targets import Target, TargetUnit, units_of
+from qmtl_sdk.brokerage.targets import CloseTarget, CloseUnit, units_of
 from qmtl_sdk.contracts.fees import PercentFee, TieredFee
 from qmtl_sdk.data.bars import NS, Bars
 from tests.support.frames import START, bars
@@ -22,15 +22,17 @@ from tests.support.pipeline import MINUTE, ohlcv
 D = Decimal
 
 
-def event(number: int, price: str, *targets: Target, volume: str = "1000", symbol: str = "A") -> CloseEvent:
+def event(
+    number: int, price: str, *targets: CloseTarget, volume: str = "1000", symbol: str = "A"
+) -> CloseEvent:
     """The close of a flat bar."""
     value = D(price)
     bar = MarketBar(number * MINUTE * NS, value, value, value, value, D(volume))
     return CloseEvent((number + 1) * MINUTE * NS, {symbol: bar}, targets)
 
 
-def want(value: str, unit: TargetUnit = "weight", symbol: str = "A", **options: Any) -> Target:
-    return Target(symbol, unit, D(value), **options)
+def want(value: str, unit: CloseUnit = "weight", symbol: str = "A", **options: Any) -> CloseTarget:
+    return CloseTarget(symbol, unit, D(value), **options)
 
 
 def run(cash: str, *events: CloseEvent, **model: Any) -> Simulation:
@@ -59,7 +61,7 @@ LOT = FillModel(lot=1)
     ],
 )
 def test_a_target_is_sized_in_whole_lots_toward_zero(
-    unit: TargetUnit, value: str, lot: str, units: str
+    unit: CloseUnit, value: str, lot: str, units: str
 ) -> None:
     assert units_of(want(value, unit), equity=D(1000), mark=D(100), lot=D(lot)) == D(units)
 
@@ -205,9 +207,11 @@ MODELS = st.sampled_from(
 
 
 @st.composite
-def scenarios(draw: st.DrawFn) -> tuple[dict[str, Bars], list[tuple[int, Target]], dict[str, ExecutionModel]]:
+def scenarios(
+    draw: st.DrawFn,
+) -> tuple[dict[str, Bars], list[tuple[int, CloseTarget]], dict[str, ExecutionModel]]:
     data: dict[str, Bars] = {}
-    targets: list[tuple[int, Target]] = []
+    targets: list[tuple[int, CloseTarget]] = []
     models: dict[str, ExecutionModel] = {}
     for symbol in "ABC":
         data[symbol] = ohlcv(draw(CLOSES))
@@ -217,7 +221,7 @@ def scenarios(draw: st.DrawFn) -> tuple[dict[str, Bars], list[tuple[int, Target]
                 unit = draw(st.sampled_from(["weight", "weight", "notional", "units"]))
                 scale = {"weight": 1, "notional": 20_000, "units": 300}[unit]
                 tradable = bool(draw(st.integers(0, 5)))
-                targets.append((close, Target(symbol, unit, draw(TARGETS) * scale, tradable=tradable)))
+                targets.append((close, CloseTarget(symbol, unit, draw(TARGETS) * scale, tradable=tradable)))
     return data, targets, models
 
 
@@ -271,7 +275,7 @@ def test_at_rest_a_position_is_its_target_within_a_lot(closes: list[float], weig
     """Full fills: one bar after the decision, the position is what the target was worth then."""
     data = ohlcv(closes)
     targets = [
-        (close, Target("A", "weight", weight))
+        (close, CloseTarget("A", "weight", weight))
         for close, weight in zip(data.closes.tolist(), weights, strict=False)
     ]
     found = Simulation(D(100_000), {"A": ExecutionModel(fills=LOT)}).run(close_events({"A": data}, targets))

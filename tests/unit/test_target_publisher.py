@@ -21,6 +21,7 @@ from qmtl_sdk.runtime.orders import OrderPublisher
 from qmtl_sdk.runtime.routes.running import SessionKey
 from qmtl_sdk.runtime.targets import TargetIntent
 from tests.support.gates import Gate
+from tests.support.machine import wait_for
 
 LIMIT_S = 10.0
 DAY = 86_400
@@ -166,6 +167,19 @@ def test_a_refused_target_is_sent_again_under_a_new_id_until_it_is_taken(trading
     assert len({target.order_id for target in trading.gateway.sent}) == 5
     assert trading.publisher.refused["no_router"] == 3
     assert [verdict.reason for _, verdict in trading.verdicts] == [Refusal.NO_ROUTER] * 3 + [None] * 2
+
+
+def test_what_is_refused_is_reported_until_it_is_taken(trading: Trading) -> None:
+    answers = {"AAPL": Refusal.NO_CAPITAL, "MSFT": Refusal.NO_CAPITAL, "PG": Refusal.NO_PRICE}
+    trading.gateway.answer = lambda target: answers.get(target.symbol)
+    targets = trading.publisher.targets
+    with trading:
+        for symbol in ("AAPL", "MSFT", "KO", "PG"):
+            trading.wants("0.5", symbol)
+        wait_for(lambda: targets.refused()[0] == 3, "three refusals", LIMIT_S)
+        assert targets.refused()[1].startswith("AAPL, MSFT: a target weight needs the world's capital")
+        trading.gateway.answer = lambda _: None
+        wait_for(lambda: targets.refused() == (0, ""), "no refusal", LIMIT_S)
 
 
 def test_the_next_bar_of_a_refused_target_waits_as_long(trading: Trading) -> None:

@@ -3,7 +3,8 @@
 1. Judge three strategies in a world whose clock stands at the end of 2017, and submit one of them again.
 2. Run strategies through replayed time, cut the event stream, and add a queue that a tag query finds.
 3. Trade: two applies and a rollback.
-4. Write the report.
+4. Change the shares of the capital that two worlds have, and their positions with it.
+5. Write the report.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from api.cli.connection import gateway
+from api.cli.demo.rebalancing import run_rebalancing
 from api.cli.demo.streaming import run_streaming
 from api.cli.demo.text import demo_text
 from api.cli.demo.trading import run_trading
@@ -53,6 +55,7 @@ def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:
         decision = client.decisions(world)[0]
         stream = run_streaming(client, datetime.now(UTC))
         trading = run_trading(client, datetime.now(UTC))
+        rebalancing = run_rebalancing(client, datetime.now(UTC))
         sheets = [_sheet(client, result, decision) for result in results]
         ui = client.gateway_status()["temporal_ui"]
     body = {
@@ -64,6 +67,7 @@ def run(report: Path) -> tuple[dict[str, Any], Callable[[], list[Any]]]:
         "stream": stream,
         **{name: trading[name] for name in ("apply", "orders", "rollback")},
         "trading": {name: trading[name] for name in trading.keys() - {"apply", "orders", "rollback"}},
+        "rebalancing": rebalancing,
         "temporal_ui": ui,
         "report": str(write(report, decision, sheets)),
     }

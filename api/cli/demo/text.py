@@ -1,7 +1,9 @@
 """The demo's result as text."""
 
+from decimal import Decimal
 from typing import Any
 
+from api.cli.output import table
 from api.cli.text.worlds import decision_table
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.runtime.result import SubmitResult
@@ -24,6 +26,8 @@ def demo_text(
         *_streaming(body["stream"]),
         "",
         *_trading(body),
+        "",
+        *_rebalancing(body["rebalancing"]),
         "",
         f"Report       {body['report']}",
         f"Temporal UI  {body['temporal_ui']}",
@@ -72,4 +76,28 @@ def _trading(body: dict[str, Any]) -> list[str]:
         f"  orders before {orders['before']}, during {during}, after {orders['after']}; "
         f"{orders['filled']} filled",
         f"  holds {held or 'nothing'} at the end; audit trail of {trading['audit_entries']} entries verified",
+    ]
+
+
+def _rebalancing(found: dict[str, Any]) -> list[Any]:
+    shares = ", ".join(
+        f"{world} {share['before']} → {share['after']}" for world, share in found["worlds"].items()
+    )
+    rows = [
+        [
+            item["world_id"],
+            item["symbol"],
+            *(f"{Decimal(item[name]):f}" for name in ("from_quantity", "to_quantity", "quantity")),
+            f"{Decimal(item['notional']):.2f}",
+            f"{Decimal(item['cost']):.2f}",
+        ]
+        for item in found["deltas"]
+    ]
+    balanced = "balanced" if found["ledger_balanced"] else "NOT BALANCED"
+    return [
+        f"Rebalancing {found['run_id']}: {shares}; approved by ana; {found['outcome']}",
+        table(["world", "symbol", "from", "to", "delta", "notional", "cost"], rows),
+        f"  {found['fills']} of {found['orders']} orders filled, {found['exchanged']} exchanges without an "
+        f"order, {len(found['dropped'])} dropped; within {found['largest_gap_in_lots']} of a lot of the "
+        f"targets; the ledger is {balanced}",
     ]

@@ -129,20 +129,23 @@ def promote(client: GatewayClient, world: str, to: str, people: tuple[str, ...])
     request = ApplyRequest.model_validate({"run_id": run_id, "to": to, "reason": "the demo"})
     client.apply(world, request, live=to == "live")
     for person in people:
-        approve_on_command_line(world, run_id, person)
+        approve_on_command_line("approve", run_id, person, world)
     found = client.apply_status(world, run_id, wait_s=LIMIT_S)
     if found.outcome != "completed":
         raise QmtlError("E_STACK", f"the demo's apply did not complete: {found.waits_for}", _remedy(world))
     return found
 
 
-def approve_on_command_line(world: str, run_id: str, person: str) -> None:
-    """Approve an apply with `qmtl world approve --as PERSON`. Raises QmtlError (E_STACK)."""
+def approve_on_command_line(command_name: str, run_id: str, person: str, world: str = "") -> None:
+    """Approve an apply or a rebalancing as a person does. Raises QmtlError (E_STACK)."""
     options = ["--yes", "--as", person, "--live", "--reason", f"{person} has reviewed it"]
-    command = [sys.executable, "-m", "api.cli", "world", "approve", world, run_id, *options]
+    named = [world, run_id] if world else [run_id]
+    command = [sys.executable, "-m", "api.cli", "world", command_name, *named, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=APPROVE_LIMIT_S)
     if done.returncode:
-        raise QmtlError("E_STACK", f"{person} could not approve: {done.stderr.strip()}", _remedy(world))
+        raise QmtlError(
+            "E_STACK", f"{person} could not approve: {done.stderr.strip()}", "qmtl status shows what runs"
+        )
 
 
 def _remedy(world: str) -> str:

@@ -1,4 +1,4 @@
-"""The demo's three worlds and their policies: one judges, one runs replayed time, one trades."""
+"""The demo's worlds and their policies: one judges, one runs replayed time, one trades, two share capital."""
 
 from datetime import datetime
 from typing import Any
@@ -45,6 +45,9 @@ TRADING_POLICY: Mapping = {
 }
 
 
+SHARING_POLICY: Mapping = {"selection": {"score": "sample_days"}, "decision_ttl": 3600}
+
+
 def judging_world(now: datetime) -> Mapping:
     """Return the world that judges: sample prices at the end of 2017.
 
@@ -85,6 +88,21 @@ def trading_world(now: datetime) -> Mapping:
         "instruments": {"lot": "1"},
         "allow_live": True,
     }
+
+
+def sharing_worlds(now: datetime) -> list[Mapping]:
+    """Return two worlds that share the capital: hours of EUR/USD, ten per second."""
+    return [
+        {
+            "world": f"demo_{name}_{now:%Y%m%d_%H%M%S}",
+            "description": "replayed hours, with a share of the capital",
+            "clock": {"replay": {"start": "2017-04-03T00:00:00Z", "speed": 36_000}},
+            "data": {"presets": [FX]},
+            "capital": {"amount": amount, "currency": "USD"},
+            "instruments": {"lot": "1"},
+        }
+        for name, amount in (("core", "60000"), ("side", "20000"))
+    ]
 
 
 def with_promotion(policy: Mapping, fingerprint: str) -> Mapping:

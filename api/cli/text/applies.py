@@ -46,7 +46,7 @@ def change_text(change: ChangeStatus) -> list[str]:
     """Describe a change of a world's rules, and how it is approved."""
     lines = [f"{change.change_id}: {change.title}, requested by {change.requested_by}: {change.state}"]
     lines += [f"  loosens {item}" for item in change.loosens]
-    lines += [_approval_text(item) for item in change.approvals]
+    lines += [approval_line(item) for item in change.approvals]
     if change.state == "waiting":
         lines.append(approve_command(change.world_id, change.change_id))
     return lines
@@ -55,7 +55,7 @@ def change_text(change: ChangeStatus) -> list[str]:
 def apply_text(found: ApplyStatus) -> list[str]:
     """Describe an apply: its state, its approvals, its steps, and who acknowledged the freeze."""
     lines = [f"{found.run_id}: {found.waits_for}"]
-    lines += [_approval_text(item) for item in found.approvals]
+    lines += [approval_line(item) for item in found.approvals]
     lines += [_step_text(step) for step in found.steps]
     if found.acks:
         lines.append(_acknowledgements_text(found.acks))
@@ -72,7 +72,8 @@ def approve_command(world: str, run_id: str) -> str:
     return f"  qmtl world approve {world} {run_id}   (another person; to try it on this machine: --as ana)"
 
 
-def _approval_text(item: Approval) -> str:
+def approval_line(item: Approval) -> str:
+    """Describe an approval or rejection in one line."""
     reason = f": {item.reason}" if item.reason else ""
     note = "" if item.counts else " (signalled directly to Temporal; does not count)"
     return f"  {item.actor} {VERDICTS[item.verdict]}{reason}{note}"

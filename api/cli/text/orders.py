@@ -11,6 +11,7 @@ HEADER = (
     "when (UTC)",
     "strategy",
     "domain",
+    "origin",
     "symbol",
     "side",
     "quantity",
@@ -19,10 +20,11 @@ HEADER = (
     "state",
     "reason",
 )
-"""The columns of a list of orders. `price` is the average of what was filled."""
+"""The columns of a list of orders. `origin` is empty for an order that its strategy decided; `price` is the
+average of what was filled."""
 
 # Of all columns but the last one, in characters. What is longer moves the rest of its line.
-_WIDTHS = (8, 19, 24, 6, 10, 4, 12, 12, 12, 16)
+_WIDTHS = (8, 19, 24, 6, 11, 10, 4, 12, 12, 12, 16)
 
 
 def order_row(item: OrderRecord, name: str, at: datetime | None = None) -> list[str]:
@@ -33,6 +35,7 @@ def order_row(item: OrderRecord, name: str, at: datetime | None = None) -> list[
         f"{at or item.at:%Y-%m-%d %H:%M:%S}",
         name,
         item.order.execution_domain.value,
+        "" if item.order.origin == "strategy" else item.order.origin,
         item.order.symbol,
         item.order.side,
         f"{item.order.quantity:f}",

@@ -10,7 +10,7 @@ from api.cli.output import table
 from qmtl_sdk.contracts.applies import ApplyStatus, FenceStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain, stage_of
-from qmtl_sdk.contracts.sessions import SessionInfo
+from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo
 
 
 def fence_text(fence: FenceStatus) -> list[str]:
@@ -48,7 +48,17 @@ def session_text(item: SessionInfo, fence: FenceStatus | None) -> str:
         return f"ended: {item.end_reason}"
     gate = f"gate {item.report.gate}" + (f" ({item.report.reason})" if item.report.reason else "")
     closed = _closed_text(fence, item.strategy_id) if fence is not None else ""
-    return f"{gate}, but orders are refused: {closed}" if closed and item.report.gate == "open" else gate
+    if closed and item.report.gate == "open":
+        gate += f", but orders are refused: {closed}"
+    return gate + _refused_targets_text(item.report)
+
+
+def _refused_targets_text(report: SessionHeartbeat) -> str:
+    """Say how many targets wait because the fence has refused them: the order log has no row of these."""
+    if not report.refused_targets:
+        return ""
+    targets = "1 target" if report.refused_targets == 1 else f"{report.refused_targets} targets"
+    return f"; {targets} refused ({report.target_refusal})"
 
 
 def _closed_text(fence: FenceStatus, strategy_id: str) -> str:
@@ -58,6 +68,12 @@ def _closed_text(fence: FenceStatus, strategy_id: str) -> str:
     if any(item.strategy_id == strategy_id for item in fence.strategy_halts):
         return "the strategy is halted"
     return "" if fence.state == "open" else f"the world is {fence.state}"
+
+
+def rebalancing_text(fence: FenceStatus) -> list[str]:
+    """Say what rebalancings have made of a world's weights, and which one holds it."""
+    lines = [f"weights    {fence.scale}"] if fence.scale else []
+    return lines + ([f"rebalanced by {fence.rebalanced_by}: no apply"] if fence.rebalanced_by else [])
 
 
 def opening_text(fence: FenceStatus, apply: ApplyStatus | None) -> list[str]:

@@ -1,11 +1,14 @@
 """Worlds and decisions as text."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from api.cli.output import table
 from qmtl_sdk.contracts.decisions import DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import stage_of
 from qmtl_sdk.contracts.durations import format_duration
+from qmtl_sdk.contracts.policy_text import Difference
 from qmtl_sdk.contracts.worlds import World
 
 # What the report on a stream counts, as people read it.
@@ -37,6 +40,19 @@ def decision_table(decision: DecisionEnvelope) -> Any:
         f"furthest stage {stage_of(decision.effective_mode)}, world time {decision.as_of:%Y-%m-%d %H:%M} UTC)"
     )
     return table(["strategy", "decision", "rank", "weight", "score", "why"], rows, title)
+
+
+def changes_table(world: str, changes: Sequence[Difference]) -> Any:
+    """Tabulate what a change of a world's spec changes. (Any: a rich table.)"""
+    rows = [[item.key, _value(item.before), _value(item.after)] for item in changes]
+    return table(["key", "now", "then"], rows, f"changes of {world}")
+
+
+def _value(value: Any) -> str:
+    """Return a value of a spec as text. (Any: JSON.)"""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def reasons(item: StrategyDecision) -> str:

@@ -8,7 +8,7 @@ from qmtl_sdk.contracts.changes import ChangeStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, Explanation
 from qmtl_sdk.contracts.policy import Policy
 from qmtl_sdk.contracts.policy_text import Difference
-from qmtl_sdk.contracts.worlds import World, WorldUpdate
+from qmtl_sdk.contracts.worlds import BindingInfo, World, WorldUpdate
 from qmtl_sdk.runtime.routes.transport import Transport, live_header
 
 
@@ -58,6 +58,12 @@ class WorldRoutes(Transport):
                 headers=live_header(live),
             )
         )
+
+    def bindings(self, world_id: str) -> list[BindingInfo]:
+        """List the strategies that were submitted to a world, oldest first."""
+        return [
+            BindingInfo.model_validate(item) for item in self._call("GET", f"/worlds/{world_id}/bindings")
+        ]
 
     def fingerprints(self, world_id: str) -> list[str]:
         """Return the fingerprints of the data behind the newest evidence of the world's strategies."""

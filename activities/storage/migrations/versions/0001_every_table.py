@@ -57,8 +57,71 @@ def upgrade() -> None:
         "allocation",
         sa.Column("world_id", AutoString(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("scales", sa.Text(), nullable=False),
         sa.Column("updated_at", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("world_id"),
+    )
+    op.create_table(
+        "rebalancing",
+        sa.Column("run_id", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("plan", sa.Text(), nullable=False),
+        sa.Column("plan_etag", AutoString(), nullable=False),
+        sa.Column("plan_hash", AutoString(), nullable=False),
+        sa.Column("worlds", sa.Text(), nullable=False),
+        sa.Column("title", AutoString(), nullable=False),
+        sa.Column("requested_by", AutoString(), nullable=False),
+        sa.Column("requested_issuers", sa.Text(), nullable=False),
+        sa.Column("requested_at", AutoString(), nullable=False),
+        sa.Column("state", AutoString(), nullable=False),
+        sa.Column("outcome", AutoString(), nullable=False),
+        sa.Column("reason", AutoString(), nullable=False),
+        sa.Column("approvals", sa.Integer(), nullable=False),
+        sa.Column("roles", AutoString(), nullable=False),
+        sa.Column("approve_within_s", sa.Float(), nullable=False),
+        sa.Column("approve_until", AutoString(), nullable=False),
+        sa.Column("secret", AutoString(), nullable=False),
+        sa.Column("locked_at", AutoString(), nullable=False),
+        sa.Column("deadline", AutoString(), nullable=False),
+        sa.Column("aborted_by", AutoString(), nullable=False),
+        sa.Column("abort_reason", AutoString(), nullable=False),
+        sa.Column("report", sa.Text(), nullable=False),
+        sa.Column("ended_at", AutoString(), nullable=True),
+        sa.PrimaryKeyConstraint("run_id"),
+    )
+    op.create_index("rebalancing_requested", "rebalancing", ["requested_at"])
+    op.create_index(
+        "rebalancing_running",
+        "rebalancing",
+        ["requested_at", "run_id"],
+        sqlite_where=sa.text("ended_at IS NULL"),
+        postgresql_where=sa.text("ended_at IS NULL"),
+    )
+    op.create_table(
+        "rebalancing_trade",
+        sa.Column("run_id", AutoString(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("account", AutoString(), nullable=False),
+        sa.Column("symbol", AutoString(), nullable=False),
+        sa.Column("step", AutoString(), nullable=False),
+        sa.Column("quantity", AutoString(), nullable=False),
+        sa.Column("exchanged", AutoString(), nullable=False),
+        sa.Column("mark", AutoString(), nullable=False),
+        sa.Column("price", AutoString(), nullable=False),
+        sa.Column("time_in_force", AutoString(), nullable=False),
+        sa.Column("reduce_only", sa.Boolean(), nullable=False),
+        sa.Column("goal", AutoString(), nullable=False),
+        sa.Column("follows", sa.Boolean(), nullable=False),
+        sa.Column("order_id", AutoString(), nullable=False),
+        sa.Column("state", AutoString(), nullable=False),
+        sa.Column("filled", AutoString(), nullable=False),
+        sa.Column("reason", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id", "number"),
+    )
+    op.create_index(
+        "rebalancing_trade_step", "rebalancing_trade", ["run_id", "step", "state", "world_id", "number"]
     )
     op.create_table(
         "apply",
@@ -337,6 +400,7 @@ def upgrade() -> None:
         sa.Column("minute", AutoString(), nullable=False),
         sa.Column("orders", sa.Integer(), nullable=False),
         sa.Column("refused", sa.Integer(), nullable=False),
+        sa.Column("rebalancing", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("world_id"),
     )
     op.create_table(
