@@ -28,7 +28,7 @@ from qmtl_sdk.contracts.access import Caller
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus, Approval, ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
-from temporal.client import retriable_update_error, retry_while_unavailable
+from temporal.client import newest_run, retriable_update_error, retry_while_unavailable
 from temporal.plugin import update_refusal
 from temporal.recorded import recorded
 from temporal.recovery import Attempt, Recovery, each
@@ -94,7 +94,7 @@ class ApplyService:
         not end.
         """
         plan = (await asyncio.to_thread(self._requests.find, world_id, run_id)).plan
-        newest = await self._newest(world_id)
+        newest = await newest_run(self._client, apply_id(world_id), _LIMIT_S)
         if newest and _run_of(newest) == run_id:
             if newest.status is WorkflowExecutionStatus.RUNNING:
                 return
@@ -115,7 +115,7 @@ class ApplyService:
                 )
                 return
             except WorkflowAlreadyStartedError:
-                if _run_of(await self._newest(world_id)) == run_id:
+                if _run_of(await newest_run(self._client, apply_id(world_id), _LIMIT_S)) == run_id:
                     return
                 if time.monotonic() > deadline:
                     raise QmtlError(
@@ -124,17 +124,6 @@ class ApplyService:
                         f"open workflow {apply_id(world_id)} in the Temporal UI",
                     ) from None
                 await asyncio.sleep(_POLL_S)
-
-    async def _newest(self, world_id: str) -> WorkflowExecutionDescription | None:
-        """Return what Temporal knows of the world's newest apply; None where it knows of none."""
-        try:
-            return await retry_while_unavailable(
-                lambda: self._client.get_workflow_handle(apply_id(world_id)).describe(), limit_s=_LIMIT_S
-            )
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            return None
 
     async def record_approval(
         self, world_id: str, run_id: str, caller: Caller, verdict: ApprovalVerdict, body: ApprovalBody

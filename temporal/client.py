@@ -6,7 +6,12 @@ from typing import TypeVar
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.client import Client, TLSConfig, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.client import (
+    Client,
+    TLSConfig,
+    WorkflowExecutionDescription,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.service import RPCError, RPCStatusCode
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_exponential
 
@@ -120,3 +125,18 @@ async def _register(client: Client, namespace: str) -> None:
         except RPCError as error:
             if error.status != RPCStatusCode.ALREADY_EXISTS:  # another process registered them meanwhile
                 raise
+
+
+async def newest_run(client: Client, workflow_id: str, limit_s: float) -> WorkflowExecutionDescription | None:
+    """Return what Temporal knows of the newest run of a workflow; None where it knows of none.
+
+    Raises QmtlError (E_UNAVAILABLE) where Temporal cannot be reached for `limit_s` seconds.
+    """
+    try:
+        return await retry_while_unavailable(
+            lambda: client.get_workflow_handle(workflow_id).describe(), limit_s=limit_s
+        )
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        return None

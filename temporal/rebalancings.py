@@ -11,16 +11,16 @@ from functools import partial
 from typing import Any
 
 import structlog
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.messages.apply import AbortRequest, ApprovalSignal, ApprovalVerdict
 from activities.messages.rebalancing import RebalancingInput
-from activities.rebalancing.activities import RebalancingStores
+from activities.rebalancing.activities import CANCEL_WAIT_S, RebalancingStores
 from qmtl_sdk.contracts.access import Caller
 from qmtl_sdk.contracts.applies import Approval, ApprovalBody
 from qmtl_sdk.contracts.rebalance_runs import RebalanceApply, RebalanceStatus
-from temporal.client import retry_while_unavailable
+from temporal.client import newest_run, retry_while_unavailable
 from temporal.recorded import recorded
 from temporal.recovery import Attempt, Recovery, each
 from workflows.ids import rebalancing_id
@@ -29,9 +29,6 @@ from workflows.rebalancing import RebalancingWorkflow
 
 # Seconds of retries while Temporal is unavailable, in calls that a person waits for.
 _LIMIT_S = 10.0
-
-# Seconds that a run whose workflow was terminated waits for the end of its orders.
-_CANCEL_WAIT_S = 60.0
 
 # Seconds between two polls of the store.
 _POLL_S = 0.02
@@ -68,7 +65,7 @@ class RebalancingService:
 
         One that somebody terminated is not started again: its open orders are cancelled and its end recorded.
         """
-        newest = await self._newest(run_id)
+        newest = await newest_run(self._client, rebalancing_id(run_id), _LIMIT_S)
         if newest is not None and newest.status is WorkflowExecutionStatus.RUNNING:
             return
         if newest is not None and newest.status is WorkflowExecutionStatus.TERMINATED:
@@ -91,20 +88,9 @@ class RebalancingService:
             self._requests.record_abort(run_id, "temporal", why)
         self._stores.ends.cancel(run_id, why)
         since = self._terminated.setdefault(run_id, time.monotonic())
-        if not self._stores.ends.settle(run_id) or time.monotonic() > since + _CANCEL_WAIT_S:
+        if not self._stores.ends.settle(run_id) or time.monotonic() > since + CANCEL_WAIT_S:
             self._stores.ends.conclude(run_id, "aborted", why)
             self._terminated.pop(run_id, None)
-
-    async def _newest(self, run_id: str) -> WorkflowExecutionDescription | None:
-        """Return what Temporal knows of a run; None where it knows of none."""
-        try:
-            return await retry_while_unavailable(
-                lambda: self._client.get_workflow_handle(rebalancing_id(run_id)).describe(), limit_s=_LIMIT_S
-            )
-        except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND:
-                raise
-            return None
 
     async def record_approval(
         self, run_id: str, caller: Caller, verdict: ApprovalVerdict, body: ApprovalBody

@@ -50,10 +50,6 @@ class SizedTarget:
     decided_at: str
     updated_at: str = ""
 
-    def sized_at(self, units: Decimal) -> "SizedTarget":
-        """Return the target with another size."""
-        return replace(self, units=units)
-
     @property
     def basis(self) -> tuple[object, ...]:
         """What a size follows from, but for the price."""

@@ -30,8 +30,8 @@ from activities.rebalancing.trades import Step
 # Seconds between two polls of the store.
 _POLL_S = 0.05
 
-# Seconds that a run waits for the end of orders that it has cancelled: a venue may be away.
-_CANCEL_WAIT_S = 60.0
+CANCEL_WAIT_S = 60.0
+"""Seconds that a run waits for the end of orders that it has cancelled: a venue may be away."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RebalancingActivities(RebalancingActivityStubs):
             if not stop_at and (aborted or time.time() >= limit):
                 why = "the rebalancing was aborted" if aborted else "the time limit of the rebalancing"
                 await asyncio.to_thread(self._stores.ends.cancel, command.run_id, why)
-                stop_at = time.time() + _CANCEL_WAIT_S
+                stop_at = time.time() + CANCEL_WAIT_S
             if stop_at and time.time() >= stop_at:
                 break
             await asyncio.sleep(_POLL_S)

@@ -6,6 +6,7 @@ open when it was made, or where a share was rounded away before, the target gets
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 
 from sqlalchemy import select
@@ -60,7 +61,7 @@ class Goals:
             wanted = resized(last, weights.get((world_id, row.strategy_id), last.weight), lot)
             planned, _ = goals.get(place, (held.get(PositionKey(*place[1:]), Position()).quantity, False))
             if abs(EXACT.subtract(planned, wanted.units)) <= lot:
-                wanted = wanted.sized_at(planned)
+                wanted = replace(wanted, units=planned)
             if place in goals:
                 goals[place] = wanted.units, True
             new[TargetKey(*row[:4])] = wanted

@@ -10,7 +10,6 @@ from activities.ledger.sql import held_positions, positions_of
 from qmtl_sdk.contracts.allocations import AllocationChange, WorldAllocation
 from qmtl_sdk.contracts.amounts import ZERO
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.instruments import Instruments
 from qmtl_sdk.contracts.ledger import PositionKey
 from qmtl_sdk.contracts.rebalance_plan import RebalancePlan
 from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest, PositionSlice
@@ -86,17 +85,12 @@ def _require_shares(
 
 
 def _present_positions(session: Session, request: MultiWorldRebalanceRequest) -> tuple[PositionSlice, ...]:
-    """Return the positions of the request's worlds, named and sorted as the request has them."""
-    instruments = Instruments(request.instruments)
-    given = {
-        (item.world_id, item.strategy_id, item.venue, instruments.symbol(item.venue, item.symbol)): item
-        for item in request.positions
-    }
+    """Return the positions of the request's worlds, with the marks that the request has, sorted."""
+    given = {item.key: item for item in request.positions}
     found = []
     for change in request.worlds:
         for key, position in held_positions(session.connection(), change.world_id).items():
-            symbol = instruments.symbol(key.account, key.symbol)
-            known = given.get((change.world_id, key.strategy_id, key.account, symbol))
+            known = given.get((change.world_id, *key))
             found.append(
                 PositionSlice(
                     world_id=change.world_id,

@@ -13,7 +13,7 @@ from activities.applies.status import approvals_of
 from activities.rebalancing.trades import PlannedTrade, trades_of
 from activities.storage.tables import RebalancingRow, RebalancingTradeRow
 from activities.storage.transactions import RecordedChange, Transaction
-from qmtl_sdk.contracts.amounts import EXACT, ZERO
+from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.rebalance_plan import RebalancePlan
 from qmtl_sdk.contracts.rebalance_runs import (
@@ -70,8 +70,8 @@ def summary_row(session: Session, run_id: str) -> RebalancingRow:
 
 
 SUMMARIES = select(RebalancingRow).options(
-    defer(RebalancingRow.body, raiseload=False),  # type: ignore[arg-type]  # a column of the class
-    defer(RebalancingRow.plan, raiseload=False),  # type: ignore[arg-type]
+    defer(RebalancingRow.body),  # type: ignore[arg-type]  # a column of the class
+    defer(RebalancingRow.plan),  # type: ignore[arg-type]
 )
 """Selects runs without what may be large in them."""
 
@@ -79,12 +79,13 @@ SUMMARIES = select(RebalancingRow).options(
 def status_of(session: Session, row: RebalancingRow, whole: bool = True) -> RebalanceStatus:
     """Read a run: with `whole` its plan, its trades and approvals too."""
     trades: Sequence[RebalanceTrade] = ()
+    plan = plan_of(row) if whole else None
     if whole and row.locked_at:
         query = select(RebalancingTradeRow).where(RebalancingTradeRow.run_id == row.run_id)
         rows = session.exec(query.order_by(col(RebalancingTradeRow.number)).limit(MAX_SHOWN_TRADES)).all()
         trades = [shown(trade) for trade in rows]
-    elif whole:
-        planned = trades_of(plan_of(row), body_of(row).request, row.run_id)
+    elif plan is not None:
+        planned = trades_of(plan, body_of(row).request, row.run_id)
         trades = [trade.shown() for trade in planned[:MAX_SHOWN_TRADES]]
     return RebalanceStatus.model_validate(
         {
@@ -102,7 +103,7 @@ def status_of(session: Session, row: RebalancingRow, whole: bool = True) -> Reba
             "approvals": approvals_of(session, ALL_WORLDS, row.run_id, REBALANCING) if whole else (),
             "deadline": row.deadline or None,
             "ended_at": row.ended_at,
-            "plan": plan_of(row) if whole else None,
+            "plan": plan,
             "trades": trades,
             "report": RebalanceReport.model_validate_json(row.report) if row.report else None,
         }
@@ -164,10 +165,7 @@ def counts_by_state(session: Session, run_id: str) -> dict[str, int]:
 
 def notional(values: Iterable[tuple[Decimal, Decimal]]) -> Decimal:
     """Add up quantities times marks, without their signs."""
-    total = ZERO
-    for quantity, mark in values:
-        total = EXACT.add(total, EXACT.multiply(quantity.copy_abs(), mark))
-    return total
+    return exact_sum(EXACT.multiply(quantity.copy_abs(), mark) for quantity, mark in values)
 
 
 def record(tx: Transaction, row: RebalancingRow, action: str, after: dict[str, object]) -> None:
