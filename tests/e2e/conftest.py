@@ -48,3 +48,9 @@ def newcomer(tmp_path: Path) -> Iterator[Person]:
     found = Person(tmp_path, QMTL_HOME=str(tmp_path / "home"))
     yield found
     found.types("down")
+
+
+@pytest.fixture
+def someone(machine: Machine, tmp_path: Path) -> Person:
+    """Who types commands for the shared machine."""
+    return Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -43,17 +42,6 @@ def stage(dryrun: ApplyScenario) -> Iterator[ApplyScenario]:
     if client.positions(world):
         client.flatten(world, FlattenRequest(flatten_id=f"left-{uuid4().hex}"))
         wait_until_flat(dryrun)
-
-
-@pytest.fixture
-def someone(machine: Machine, tmp_path: Path) -> Person:
-    return Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
-
-
-def types(someone: Person, code: int, *words: str) -> str:
-    done = someone.types(*words)
-    assert done.returncode == code, done.stderr or done.stdout
-    return " ".join((done.stdout or done.stderr).split())
 
 
 def closing(stage: ApplyScenario) -> list[OrderRecord]:
@@ -100,7 +88,7 @@ def test_a_halt_closes_what_is_held_and_nothing_is_ordered_after(
     traded(stage, "XOM", "10")
     traded(stage, "JNJ", "-3")
     before = len(closing(stage))
-    said = types(someone, 0, "world", "halt", world, "--flatten", "--reason", "enough")
+    said = someone.says(0, "world", "halt", world, "--flatten", "--reason", "enough")
     for words in (f"halted: {world}", "2 ordered", "sell 10 XOM (dryrun", "buy 3 JNJ (dryrun"):
         assert words in said
     wait_until_flat(stage)
@@ -112,11 +100,11 @@ def test_a_halt_closes_what_is_held_and_nothing_is_ordered_after(
     with opened(stage) as session:
         (verdict,) = sent(stage, session).json()["verdicts"]
     assert (verdict["accepted"], verdict["reason"], client.positions(world)) == (False, "halted", [])
-    said = types(someone, 0, "world", "flatten", world, "--yes", "--wait", "5")
+    said = someone.says(0, "world", "flatten", world, "--yes", "--wait", "5")
     assert "0 ordered" in said
     assert "nothing is held" in said
     assert "may trade again" not in said, "it is halted"
-    assert "is what its order log says" in types(someone, 0, "ledger", "verify", world)
+    assert "is what its order log says" in someone.says(0, "ledger", "verify", world)
     client.resume(world)
 
 
@@ -125,10 +113,10 @@ def test_a_flatten_waits_until_nothing_is_held_and_says_that_strategies_trade_ag
 ) -> None:
     traded(stage, "KO", "4")
     world = stage.world
-    assert "E_NOT_CONFIRMED" in types(someone, 1, "world", "flatten", world)
-    assert "did you mean 'Trend'" in types(someone, 1, "world", "flatten", world, "-s", "Trent", "--yes")
-    assert "name a world or give --all" in types(someone, 2, "world", "flatten", "--yes")
-    said = types(someone, 0, "world", "flatten", world, "-s", "Trend", "--yes", "--wait", "20")
+    assert "E_NOT_CONFIRMED" in someone.says(1, "world", "flatten", world)
+    assert "did you mean 'Trend'" in someone.says(1, "world", "flatten", world, "-s", "Trent", "--yes")
+    assert "name a world or give --all" in someone.says(2, "world", "flatten", "--yes")
+    said = someone.says(0, "world", "flatten", world, "-s", "Trend", "--yes", "--wait", "20")
     assert "1 ordered" in said
     assert f"{world} may trade again at the next bar: qmtl world halt {world} -s Trend --flatten" in said
     assert stage.client.positions(world) == []
@@ -160,7 +148,7 @@ def test_the_end_of_a_session_closes_what_its_strategy_holds_for_an_operator(
             author.end_session(key, "done", flatten="end-by-author")
     assert error.value.code == "E_ROLE"
     assert key.session_id in {item.session_id for item in stage.client.sessions(stage.world)}
-    assert "positions are being closed" in types(someone, 0, "session", "end", key.session_id, "--flatten")
+    assert "positions are being closed" in someone.says(0, "session", "end", key.session_id, "--flatten")
     wait_until_flat(stage)
     assert stage.client.sessions(stage.world) == []
 

@@ -31,18 +31,13 @@ def stage(machine: Machine) -> Iterator[ApplyScenario]:
     found.close()
 
 
-@pytest.fixture
-def person(tmp_path: Path, machine: Machine) -> Person:
-    return Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
-
-
 def test_the_newest_orders_are_listed_last_by_the_name_of_their_strategy(
-    stage: ApplyScenario, person: Person
+    stage: ApplyScenario, someone: Person
 ) -> None:
     """They were listed from the oldest on, without an end, and with hashes for names."""
 
     def ids(*words: str) -> list[str]:
-        return [item["order"]["order_id"] for item in person.reads("world", "orders", stage.world, *words)]
+        return [item["order"]["order_id"] for item in someone.reads("world", "orders", stage.world, *words)]
 
     first, second, third = (order.order_id for order in traded(stage, "KO", "10", "-4", "2.5"))
     late = refused(stage, "KO").order_id
@@ -55,9 +50,9 @@ def test_the_newest_orders_are_listed_last_by_the_name_of_their_strategy(
     for strategy in ("Trend", stage.strategy, stage.strategy[:20]):
         assert ids("--strategy", strategy, "--tail", "1") == [held_back]
     assert ids("-s", "Trend", "--refused", "-n", "1") == [late]
-    number = person.reads("world", "orders", stage.world, "-n", "5")[0]["seq"]
+    number = someone.reads("world", "orders", stage.world, "-n", "5")[0]["seq"]
     assert ids("--after", str(number - 1), "--tail", "2") == [first, second], "the first ones after it"
-    shown = person.types("world", "orders", stage.world).stdout
+    shown = someone.types("world", "orders", stage.world).stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     listed = [row[2:11] for row in rows]
     assert listed[-5:-1] == [
@@ -86,9 +81,9 @@ def test_the_newest_orders_are_listed_last_by_the_name_of_their_strategy(
     ],
 )
 def test_a_mistake_gets_a_clear_line(
-    stage: ApplyScenario, person: Person, words: tuple[str, ...], code: int, said: str
+    stage: ApplyScenario, someone: Person, words: tuple[str, ...], code: int, said: str
 ) -> None:
-    done = person.types("world", "orders", stage.world, *words)
+    done = someone.types("world", "orders", stage.world, *words)
     assert (done.returncode, done.stdout) == (code, "")
     assert said in " ".join(done.stderr.split())
     if code == 1:
@@ -96,8 +91,8 @@ def test_a_mistake_gets_a_clear_line(
 
 
 @pytest.mark.parametrize("words", [("orders",), ("orders", "--follow"), ("status",)])
-def test_a_world_that_does_not_exist_is_named(person: Person, words: tuple[str, ...]) -> None:
-    done = person.types("world", words[0], "face", *words[1:])
+def test_a_world_that_does_not_exist_is_named(someone: Person, words: tuple[str, ...]) -> None:
+    done = someone.types("world", words[0], "face", *words[1:])
     assert done.returncode == 1
     assert "there is no world" in done.stderr
 
@@ -205,11 +200,11 @@ def test_orders_that_are_followed_are_lines_for_a_person_and_only_those_that_are
 # what is held and earned
 
 
-def test_the_status_shows_what_is_held_and_earned(stage: ApplyScenario, person: Person) -> None:
+def test_the_status_shows_what_is_held_and_earned(stage: ApplyScenario, someone: Person) -> None:
     """Positions and profit could not be seen at all."""
 
     def sums() -> dict[str, Any]:
-        (found,) = person.reads("world", "status", stage.world)["positions"]["strategies"]
+        (found,) = someone.reads("world", "status", stage.world)["positions"]["strategies"]
         assert found["strategy_id"] == stage.strategy
         return dict(found)
 
@@ -224,7 +219,7 @@ def test_the_status_shows_what_is_held_and_earned(stage: ApplyScenario, person: 
     assert isinstance(found["gross"], str)
     (ibm,) = [item for item in found["largest"] if item["symbol"] == "IBM"]
     assert (D(ibm["position"]["quantity"]), D(ibm["position"]["mark"])) == (20_002, 110)
-    shown = person.types("world", "status", stage.world).stdout
+    shown = someone.types("world", "status", stage.world).stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     of_ibm = next(row for row in rows if "IBM" in row)
     assert (of_ibm[0], of_ibm[1], of_ibm[3], of_ibm[5], of_ibm[6]) == (
@@ -240,21 +235,21 @@ def test_the_status_shows_what_is_held_and_earned(stage: ApplyScenario, person: 
 
 
 def test_the_status_names_the_largest_positions_and_how_many_more_there_are(
-    stage: ApplyScenario, person: Person
+    stage: ApplyScenario, someone: Person
 ) -> None:
     for number in range(7):
         traded(stage, f"X{number}", str(1000 + number))
-    shown = person.types("world", "status", stage.world).stdout
+    shown = someone.types("world", "status", stage.world).stdout
     assert "X6" in shown
     assert "X1" not in shown
-    held = len(person.reads("world", "positions", stage.world))
+    held = len(someone.reads("world", "positions", stage.world))
     assert f"and {held - 5} more: qmtl world positions {stage.world} lists all" in shown
 
 
-def test_the_status_shows_a_world_s_capital_beside_what_is_exposed(person: Person, machine: Machine) -> None:
+def test_the_status_shows_a_world_s_capital_beside_what_is_exposed(someone: Person, machine: Machine) -> None:
     with machine.client() as client:
         client.create_world({**world("rich"), "capital": {"amount": "100000", "currency": "EUR"}}, POLICY)
-    shown = person.types("world", "status", "rich").stdout
+    shown = someone.types("world", "status", "rich").stdout
     assert "capital    100000 EUR" in shown
     assert "positions  none yet" in shown
-    assert person.reads("world", "status", "rich")["capital"] == {"amount": "100000", "currency": "EUR"}
+    assert someone.reads("world", "status", "rich")["capital"] == {"amount": "100000", "currency": "EUR"}

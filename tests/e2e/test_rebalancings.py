@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -27,16 +26,8 @@ def stage(machine: Machine) -> Iterator[ApplyScenario]:
     found.close()
 
 
-@pytest.fixture
-def someone(machine: Machine, tmp_path: Path) -> Person:
-    return Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
-
-
 def types(someone: Person, code: int, *words: str) -> str:
-    done = someone.types("world", *words)
-    assert done.returncode == code, done.stderr or done.stdout
-    assert "Traceback" not in done.stderr
-    return " ".join((done.stdout or done.stderr).split())
+    return someone.says(code, "world", *words)
 
 
 def shown(someone: Person, *words: str) -> dict[str, Any]:

@@ -58,6 +58,12 @@ class Person:
                 raise
             return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
 
+    def says(self, code: int, *words: str) -> str:
+        """What a command says in one line, which must end with this exit code."""
+        done = self.types(*words)
+        assert done.returncode == code, done.stderr or done.stdout
+        return " ".join((done.stdout or done.stderr).split())
+
     def reads(self, *words: str) -> Any:
         done = self.types(*words, "-o", "json")
         assert done.returncode == 0, done.stderr
