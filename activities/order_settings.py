@@ -53,6 +53,12 @@ class OrdersSettings(config.Section):
         """The account of each domain that trades."""
         return {domain: self.account_of(domain) for domain in (Domain.DRYRUN, Domain.LIVE)}
 
+    @property
+    def brokered(self) -> frozenset[Domain]:
+        """The domains whose orders reach another broker than the simulated one."""
+        names = {Domain.DRYRUN: self.dryrun_broker, Domain.LIVE: self.live_broker}
+        return frozenset(domain for domain, name in names.items() if name != "paper")
+
     def account_of(self, domain: Domain) -> str:
         """Return the account that holds the positions of a domain."""
         return self.live_account if domain is Domain.LIVE else self.dryrun_account

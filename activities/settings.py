@@ -124,6 +124,11 @@ class RetentionSettings(config.Section):
     events_days: int = Field(
         14, ge=1, description="published rows of the outbox; the bus has its own limit, events.keep"
     )
+    revoked_tokens_days: int = Field(
+        30,
+        ge=2 * MAX_STREAM_S // 86_400,  # a stream may outlive its token, and clocks differ
+        description="revoked tokens, after their end",
+    )
 
     @model_validator(mode="after")
     def _evidence_outlives_decisions(self) -> "RetentionSettings":

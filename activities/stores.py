@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from activities.access.principals import SqlPrincipalStore
 from activities.access.sql import SqlTokenStore
+from activities.allocation.equity_report import SqlEquityReport
 from activities.allocation.store import SqlAllocations
 from activities.applies.acknowledgements import SqlApplyAcks
 from activities.applies.activities import ApplyStores
@@ -36,8 +37,10 @@ from activities.rebalancing.activities import RebalancingStores
 from activities.rebalancing.approvals import SqlRebalanceApprovals
 from activities.rebalancing.beginning import SqlRebalanceBeginnings
 from activities.rebalancing.ending import SqlRebalanceEnds
+from activities.rebalancing.firings import SqlFirings
 from activities.rebalancing.ordering import SqlRebalanceOrders
 from activities.rebalancing.requests import SqlRebalancings
+from activities.rebalancing.schedules import SqlRebalanceSchedules
 from activities.retention.archives import Archives
 from activities.retention.audit import SqlAudit
 from activities.retention.ledger import LedgerProjection
@@ -82,7 +85,10 @@ class Stores:
     ledger_projection: LedgerProjection
     reconciliations: SqlReconciliations
     allocations: SqlAllocations
+    equity_report: SqlEquityReport
     rebalancings: RebalancingStores
+    rebalance_schedules: SqlRebalanceSchedules
+    firings: SqlFirings
     order_log: SqlOrderLog
     withheld: SqlWithheldOrders
     cache_hits: SqlCacheHits
@@ -104,6 +110,8 @@ class Stores:
     def open(cls, config: Settings) -> "Stores":
         """Open every store. Raises QmtlError (E_UNAVAILABLE) where the database cannot be reached."""
         database = open_database(config.database_dsn)
+        rebalancings = SqlRebalancings(database)
+        schedules = SqlRebalanceSchedules(database, config.orders.accounts)
         artifacts = FolderArtifacts(config.artifact_dir)
         archives = Archives(artifacts)
         return cls(
@@ -129,13 +137,16 @@ class Stores:
             ledger_projection=LedgerProjection(database, archives),
             reconciliations=SqlReconciliations(database),
             allocations=SqlAllocations(database),
+            equity_report=SqlEquityReport(database),
             rebalancings=RebalancingStores(
-                SqlRebalancings(database),
+                rebalancings,
                 SqlRebalanceApprovals(database),
                 SqlRebalanceBeginnings(database, config.orders),
                 SqlRebalanceOrders(database, config.orders),
                 SqlRebalanceEnds(database),
             ),
+            rebalance_schedules=schedules,
+            firings=SqlFirings(database, schedules, rebalancings, config.orders.accounts),
             order_log=SqlOrderLog(database),
             withheld=SqlWithheldOrders(database),
             cache_hits=SqlCacheHits(database),

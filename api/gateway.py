@@ -50,6 +50,7 @@ from api.routes import (
     principals,
     promotions,
     queues,
+    rebalance_schedules,
     rebalancing,
     sessions,
     strategies,
@@ -66,11 +67,12 @@ from temporal.applies import ApplyService
 from temporal.client import connect
 from temporal.probe import TemporalProbe
 from temporal.promotions import PromotionService
+from temporal.rebalance_schedules import RebalanceScheduleService
 from temporal.rebalancings import RebalancingService
 from temporal.shutdown import exit_process
 from temporal.submissions import SubmissionService
 
-NOTE_EVERY_S = 1.0
+NOTE_EVERY_S = 2.0
 """Seconds between two notes for the heartbeat that the event loop runs."""
 RECOVER_EVERY_S = 15.0
 """Seconds between two searches for what was stored, and not started since Temporal was unreachable."""
@@ -98,6 +100,7 @@ ROUTERS = (
     ledger.router,
     allocations.router,
     rebalancing.router,
+    rebalance_schedules.router,
     changes.router,
     promotions.router,
     sessions.router,
@@ -194,6 +197,7 @@ def gateway_state(config: Settings, stores: Stores, hub: Hub, client: Client) ->
         applies=ApplyService(client, store_id, stores.apply_requests, stores.approvals, stores.apply_steps),
         promotions=PromotionService(client, store_id, stores.apply_requests),
         rebalancings=RebalancingService(client, store_id, stores.rebalancings),
+        rebalance_schedules=RebalanceScheduleService(client, store_id, stores.rebalance_schedules),
         keys=keys,
         tokens=Tokens(keys, stores.tokens, store_id, IdentityProvider(config.auth.oidc)),
         hub=hub,
@@ -239,6 +243,10 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
         await state.rebalancings.recover()
         return RECOVER_EVERY_S
 
+    async def recover_schedules() -> float:
+        await state.rebalance_schedules.recover()
+        return RECOVER_EVERY_S
+
     start = state.loops.start
     start("heartbeat", note_work, TURN_LIMIT_S)
     start("session expiry", expire, TURN_LIMIT_S)
@@ -250,6 +258,7 @@ def _start_loops(state: GatewayState, acks: GatewayAcks, heartbeat: HeartbeatWri
     start("recovery of submissions", recover_submissions)
     start("recovery of applies", recover_applies)
     start("recovery of rebalancings", recover_rebalancings)
+    start("recovery of schedules", recover_schedules)
 
 
 def main() -> None:

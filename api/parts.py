@@ -15,6 +15,8 @@ import portalocker
 import psutil
 
 from activities.settings import STARTED_IN, Settings
+from activities.storage.dsn import sqlite_file
+from activities.storage.turnstile import watched_files
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.config import ENV, PREFIX, config_file
 from qmtl_sdk.runtime.embedded import STACK_FILE, ProcessRecord, StackRecord
@@ -107,6 +109,11 @@ class StackParts:
                 env=env,
                 cwd=self.home,
             )
+
+    def sqlite_files(self) -> set[Path]:
+        """The SQLite files whose writers queue: those in the home, and the store's, wherever it is."""
+        store = sqlite_file(self._config.database_dsn)
+        return {*watched_files(self.home), *([store] if store else [])}
 
     def log(self, name: str) -> Path:
         """The log file of a part."""

@@ -75,7 +75,7 @@ def install(app: FastAPI) -> None:
         faults = [
             {
                 "where": ".".join(str(part) for part in item["loc"] if part != "body")[:_SHOWN],
-                "what": str(item["msg"])[:_SHOWN],
+                "what": str(item["msg"]).removeprefix("Value error, ")[:_SHOWN],
             }
             for item in error.errors()[:_FAULTS]
         ]

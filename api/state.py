@@ -19,6 +19,7 @@ from api.loops import BackgroundLoops
 from api.stream import Hub
 from temporal.applies import ApplyService
 from temporal.promotions import PromotionService
+from temporal.rebalance_schedules import RebalanceScheduleService
 from temporal.rebalancings import RebalancingService
 from temporal.submissions import SubmissionService
 
@@ -38,6 +39,7 @@ class GatewayState:
     applies: ApplyService
     promotions: PromotionService
     rebalancings: RebalancingService
+    rebalance_schedules: RebalanceScheduleService
     keys: KeyRing
     tokens: Tokens
     hub: Hub

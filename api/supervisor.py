@@ -1,11 +1,13 @@
 """The supervisor of the embedded stack: starts again, at the same addresses, what has died.
 
-1. Every 0.4 s it looks at the processes of the stack's record.
+1. Every second it looks at the processes of the stack's record.
 2. What is dead is started under the lock of the stack, so that neither `qmtl up` nor `qmtl down` acts at the
    same time. Where they hold the lock, it looks again later.
 3. A process is started at once after a death, then after 1, 2, 3 … seconds. One that goes on dying is started
    once a minute, and named with the last line of its log in the record.
-4. It ends when the record names another supervisor, or none: the stack's home is gone then.
+4. It ends a process that keeps the writers of a SQLite file out and is stopped for 30 s: all others wait for
+   it.
+5. It ends when the record names another supervisor, or none: the stack's home is gone then.
 
 It keeps no state that the next supervisor would need. `python -m api.supervisor` is started by `qmtl up`.
 """
@@ -15,14 +17,16 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from activities import end_loading
 from activities.settings import settings
+from activities.storage.turnstile import WriterWatch
 from api.parts import StackParts
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.runtime.embedded import PROCESSES, ProcessRecord, StackRecord
 
-_LOOK_S = 0.4
+_LOOK_S = 1.0
 """Seconds between two looks at the processes."""
 _STABLE_S = 10.0
 """Seconds after which a process counts as started well."""
@@ -32,6 +36,10 @@ _GIVEN_UP_AFTER = 6
 """Starts in a row without a good one after which the pauses become long."""
 _LONG_PAUSE_S = 60.0
 """Seconds between two starts of a process that was given up."""
+_STOPPED_FOR_S = 30.0
+"""Seconds for which a process that keeps writers out may be stopped, as in PostgreSQL."""
+_WATCH_EVERY_S = 5.0
+"""Seconds between two looks at who writes."""
 _RESTARTED = tuple(name for name in PROCESSES if name != "supervisor")
 """The parts that are started again, in the order in which they start."""
 
@@ -74,16 +82,19 @@ class Supervisor:
     def __init__(self, parts: StackParts) -> None:
         self._parts = parts
         self._restarts = {name: Restarts() for name in _RESTARTED}
+        self._watches: dict[Path, WriterWatch] = {}
+        self._watched_at = 0.0
 
     def run(self) -> None:
         """Work until the stack has another supervisor, or none."""
         with self._parts.lock():
             pass  # `up`, which started this process, has written the record when it releases the lock
         while self._is_own(self._parts.read()):
-            try:
-                self._look()
-            except Exception as error:  # a full disk, a broken executable: what else runs is watched
-                _print(f"cannot act: {' '.join(str(error).split())}")
+            for look in (self._look, self._look_at_writers):
+                try:
+                    look()
+                except Exception as error:  # a full disk, a broken executable: what else runs is watched
+                    _print(f"cannot act: {' '.join(str(error).split())}")
             time.sleep(_LOOK_S)
 
     @staticmethod
@@ -109,6 +120,14 @@ class Supervisor:
             faults = {name: self._parts.last_line(name) for name in self._named(stack)}
             if faults != stack.faults:
                 self._parts.write(stack.model_copy(update={"faults": faults}))
+
+    def _look_at_writers(self) -> None:
+        if time.monotonic() - self._watched_at < _WATCH_EVERY_S:
+            return
+        self._watched_at = time.monotonic()
+        for path in self._parts.sqlite_files():
+            for pid in self._watches.setdefault(path, WriterWatch(path, _STOPPED_FOR_S)).look():
+                _print(f"process {pid} was stopped and kept writers of {path.name} out; ended it")
 
     def _due(self, stack: StackRecord) -> list[str]:
         """List the dead parts that are to be started now."""

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from benchmarks import applies, identity, judgment, ledger, orders, plan, stream, submit
+from benchmarks import applies, identity, idle, judgment, ledger, orders, plan, stream, submit
 from temporal.shutdown import exit_process
 from tests.support.machine import exit_on_sigterm
 
@@ -16,6 +16,7 @@ SUITES = {
     "judgment": judgment.run,
     "ledger": ledger.run,
     "plan": plan.run,
+    "idle": idle.run,
 }
 
 

@@ -38,7 +38,7 @@ from temporal.server import free_port
 from tests.support.desk import Desk, new_order_id
 from tests.support.machine import Machine, wait_for
 
-SECONDS = 5.0
+SECONDS = 10.0
 _STRATEGY = "strategy:" + "1" * 32
 _ORDER = {
     "order_id": new_order_id("w", _STRATEGY),

@@ -30,6 +30,7 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.plans import ApplyPlan
 from temporal.client import newest_run, retriable_update_error, retry_while_unavailable
 from temporal.plugin import update_refusal
+from temporal.polling import poll_until_ended
 from temporal.recorded import recorded
 from temporal.recovery import Attempt, Recovery, each
 from workflows.apply import ApplyWorkflow
@@ -43,9 +44,8 @@ _PREDECESSOR_S = 15.0
 # Seconds of retries while Temporal is unavailable, in calls that a person waits for.
 _LIMIT_S = 10.0
 
-# Seconds between two polls of the store or of Temporal.
+# Seconds between two polls of Temporal.
 _POLL_S = 0.02
-_MAX_POLL_S = 0.5
 
 _log = structlog.get_logger()
 
@@ -215,14 +215,7 @@ class ApplyService:
 
     async def ended(self, world_id: str, run_id: str, limit_s: float = 30.0) -> ApplyStatus:
         """Wait until an apply has ended, `limit_s` seconds at most, and return its status."""
-        deadline, pause = time.monotonic() + limit_s, _POLL_S
-        while True:
-            found = await asyncio.to_thread(self._requests.find, world_id, run_id)
-            left = deadline - time.monotonic()
-            if found.outcome is not None or left <= 0:
-                return found
-            await asyncio.sleep(min(pause, left))
-            pause = min(2 * pause, _MAX_POLL_S)  # most wait for people
+        return await poll_until_ended(lambda: self._requests.find(world_id, run_id), limit_s)
 
     async def recover(self) -> int:
         """Start applies that do not run, and send unread approvals and aborts. Returns how many succeeded.

@@ -21,6 +21,7 @@ from qmtl_sdk.contracts.access import Caller
 from qmtl_sdk.contracts.applies import Approval, ApprovalBody
 from qmtl_sdk.contracts.rebalance_runs import RebalanceApply, RebalanceStatus
 from temporal.client import newest_run, retry_while_unavailable
+from temporal.polling import poll_until_ended
 from temporal.recorded import recorded
 from temporal.recovery import Attempt, Recovery, each
 from workflows.ids import rebalancing_id
@@ -29,10 +30,6 @@ from workflows.rebalancing import RebalancingWorkflow
 
 # Seconds of retries while Temporal is unavailable, in calls that a person waits for.
 _LIMIT_S = 10.0
-
-# Seconds between two polls of the store.
-_POLL_S = 0.02
-_MAX_POLL_S = 0.5
 
 _log = structlog.get_logger()
 
@@ -48,12 +45,12 @@ class RebalancingService:
         self._recovery = Recovery("a rebalancing")
         self._terminated: dict[str, float] = {}
 
-    async def request(self, asked: RebalanceApply, caller: Caller) -> RebalanceStatus:
+    async def request(self, requested: RebalanceApply, caller: Caller) -> RebalanceStatus:
         """Request a run. If Temporal is unavailable, the request is stored and `recover` starts it later.
 
         Raises QmtlError, as SqlRebalancings.request, and E_RECORDED.
         """
-        found = await asyncio.to_thread(self._requests.request, asked, caller.subject, caller.token_id)
+        found = await asyncio.to_thread(self._requests.request, requested, caller.subject, caller.token_id)
         if found.outcome is None:
             said = f"the rebalancing is recorded as {found.run_id}; it starts when Temporal is back"
             async with recorded(said, f"qmtl world rebalance-abort {found.run_id} takes it back"):
@@ -141,14 +138,8 @@ class RebalancingService:
 
     async def ended(self, run_id: str, limit_s: float = 30.0) -> RebalanceStatus:
         """Wait until a run has ended, `limit_s` seconds at most, and return its status."""
-        deadline, pause = time.monotonic() + limit_s, _POLL_S
-        while True:
-            found = await asyncio.to_thread(self._requests.find, run_id, False)
-            left = deadline - time.monotonic()
-            if found.outcome is not None or left <= 0:
-                return await asyncio.to_thread(self._requests.find, run_id)
-            await asyncio.sleep(min(pause, left))
-            pause = min(2 * pause, _MAX_POLL_S)
+        await poll_until_ended(lambda: self._requests.find(run_id, whole=False), limit_s)
+        return await asyncio.to_thread(self._requests.find, run_id)
 
     async def recover(self) -> int:
         """Start runs that do not run, and send unread approvals and aborts. Returns how many succeeded."""

@@ -1,4 +1,7 @@
-"""Temporal Schedules of a store: the upkeep of its queues, and the renewal of its worlds' decisions."""
+"""Temporal Schedules of a store: the upkeep of its queues, and the renewal of its worlds' decisions.
+
+Those of rebalancings, which people set and remove, are in `temporal/rebalance_schedules.py`.
+"""
 
 from datetime import timedelta
 

@@ -26,6 +26,7 @@ from activities.promotions.sql import SqlPromotions
 from activities.queues.activities import QueueActivities
 from activities.queues.upkeep import QueueRetention
 from activities.rebalancing.activities import RebalancingActivities
+from activities.rebalancing.proposing import ProposalActivities
 from activities.retention.activities import RetentionActivities
 from activities.settings import Settings, settings
 from activities.storage.heartbeats import HeartbeatWriter
@@ -36,6 +37,7 @@ from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.data.roots import restrict
 from temporal.client import connect
 from temporal.evaluations import EvaluationActivities
+from temporal.rebalance_schedules import RebalanceScheduleService
 from temporal.schedules import create_schedules
 from temporal.shutdown import exit_process
 from temporal.versions import Versions, build_id, deployment
@@ -70,6 +72,7 @@ def _activities(stores: Stores) -> list[Activity]:
         ApplyActivities(stores.for_applies),
         PromotionActivities(promotions, stores.apply_requests),
         RebalancingActivities(stores.rebalancings),
+        ProposalActivities(stores.firings),
         QueueActivities(QueueRetention(stores.database, stores.queues, stores.artifacts)),
         RetentionActivities(stores.retention),
     )
@@ -118,6 +121,8 @@ async def run(config: Settings, interceptors: Sequence[Interceptor] = ()) -> Non
     try:
         client = await connect(config.temporal, stores.database.store_id)
         await create_schedules(client, stores.database.store_id)
+        rebalancings = RebalanceScheduleService(client, stores.database.store_id, stores.rebalance_schedules)
+        await rebalancings.restore()
         build = build_id()
         with HeartbeatWriter(stores.database, "worker") as heartbeat:
             async with serving(client, stores, interceptors, build) as workers:

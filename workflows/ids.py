@@ -52,6 +52,11 @@ def rebalancing_id(run_id: str) -> str:
     return f"rebalancing:{run_id}"
 
 
+def rebalance_schedule_id(store_id: str, name: str) -> str:
+    """Build the id of a schedule of rebalancings, and the beginning of those of its firings."""
+    return f"rebalance-schedule:{store_id[:_STORE_ID_LENGTH]}:{name}"
+
+
 def upkeep_id(store_id: str) -> str:
     """Build the id of a store's upkeep, and of its schedule."""
     return f"upkeep:{store_id[:_STORE_ID_LENGTH]}"

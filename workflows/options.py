@@ -12,6 +12,7 @@ from workflows.ids import (
     apply_id,
     evaluation_id,
     promotion_id,
+    rebalance_schedule_id,
     rebalancing_id,
     renewal_id,
     submission_id,
@@ -60,9 +61,10 @@ SLOW: Options = {
     "task_queue": WORLD_QUEUE,
 }
 
-# Archiving a queue, or rows of one kind. It is given up after ten attempts, half a minute where each fails at
-# once, so that what fails for its own reason keeps nothing else back; the next run of the upkeep tries again.
-ARCHIVE: Options = {
+# Work of a schedule: archiving a queue or rows of one kind, or proposing shares. It is given up after ten
+# attempts, half a minute where each fails at once, so that what fails for its own reason keeps nothing else
+# back; the next run of the schedule tries again.
+FEW_TRIES: Options = {
     **SLOW,
     "retry_policy": RetryPolicy(
         initial_interval=timedelta(milliseconds=100),
@@ -169,6 +171,17 @@ def rebalancing_options(run_id: str, title: str, approvals: int) -> Options:
         "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
         "search_attributes": attributes({SEARCH_RUN: run_id}),
         "static_summary": one_line(f"{title}; {needs if approvals else runs}"),
+    }
+
+
+def proposal_options(store_id: str, name: str) -> Options:
+    """Build the options of the runs that a schedule of rebalancings starts."""
+    return {
+        **_START,
+        "id": rebalance_schedule_id(store_id, name),
+        "static_summary": one_line(
+            f"propose shares by the schedule {name}; all: `qmtl world rebalance-schedule list`"
+        ),
     }
 
 

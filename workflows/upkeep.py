@@ -11,7 +11,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.messages.stubs import QueueActivityStubs, RetentionActivityStubs
     from activities.messages.upkeep import UpkeepDone, UpkeepInput, UpkeepRows, UpkeepTopic
     from workflows.markdown import one_line, paragraphs
-    from workflows.options import ARCHIVE, SLOW
+    from workflows.options import FEW_TRIES, SLOW
     from workflows.search_attributes import SEARCH_STEP
 
 # Queues of one run: each adds a few events to its history, which Temporal limits to 51 200. The next run does
@@ -73,7 +73,7 @@ class UpkeepWorkflow:
                 QueueActivityStubs.apply_retention,
                 command,
                 summary=one_line(f"archive, read back, compare: {topic}"),
-                **ARCHIVE,
+                **FEW_TRIES,
             )
         except ActivityError as error:
             self._failed.append(f"{topic}: {_why(error)}")
@@ -89,7 +89,7 @@ class UpkeepWorkflow:
                     RetentionActivityStubs.archive_rows,
                     command,
                     summary=f"archive, read back, compare, remove: {kind}",
-                    **ARCHIVE,
+                    **FEW_TRIES,
                 )
             except ActivityError as error:
                 self._failed.append(f"{kind}: {_why(error)}")

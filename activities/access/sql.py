@@ -24,7 +24,8 @@ _REVOKED_AT = text("SELECT token_id, revoked_at FROM token WHERE token_id IN :to
 # How long a stream may outlive the token that it was requested with, and as long for clocks that differ.
 _MAX_STREAM = timedelta(seconds=2 * MAX_STREAM_S)
 
-# For how long a token is known after its end: an identity provider gives each person many.
+# For how long a token is known after its end: an identity provider gives each person many. One that was
+# revoked stays longer (`activities/retention/tokens.py`).
 _KNOWN_AFTER_END = timedelta(days=7)
 
 # Rows that a list reads at once, until its page is full.
@@ -77,6 +78,7 @@ class SqlTokenStore:
             over = (
                 col(TokenRow.subject) == token.subject,
                 col(TokenRow.expires_at) < utc_before(_KNOWN_AFTER_END),
+                col(TokenRow.revoked_at).is_(None),
             )
             tx.connection.execute(delete(TokenRow).where(*over))
             tx.record(

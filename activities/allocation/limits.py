@@ -2,22 +2,22 @@
 
 What does not fit is scaled down in one proportion, rounded toward zero to lots, and listed with the reason.
 An increase locks margin and pays its cost from cash, and what its price on a tick is worse than the mark; a
-reduction releases margin before. A reduction is never held back for lack of cash.
+reduction releases margin before. A reduction is never held back for lack of cash, nor is the part of an order
+that closes a position before it turns it around.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from activities.allocation.netting import Trade
+from activities.allocation.netting import Trade, lots_of
 from activities.allocation.parts import parts_of
 from qmtl_sdk.contracts.allocations import AccountLimits
 from qmtl_sdk.contracts.amounts import EXACT, exact_sum, plain
 from qmtl_sdk.contracts.rebalance_plan import Dropped, DropReason
 
-_Need = Callable[[Trade], Decimal]
 _NONE = Decimal(0)
 
 
@@ -68,21 +68,29 @@ class Budget:
 
 
 def _fit_turnover(trades: list[Trade], limit: Decimal, times: int) -> list[Trade]:
-    reductions = {index for index, trade in enumerate(trades) if trade.reduces}
-    reduced = _cut(trades, reductions, lambda trade: _turnover(trade, times), limit)
+    reductions = [index for index, trade in enumerate(trades) if trade.reduces]
+    reduced = _cut(trades, {index: _turnover(trades[index], times) for index in reductions}, limit)
     used = exact_sum(_turnover(reduced[index], times) for index in reductions)
-    left = EXACT.subtract(limit, used)
-    return _cut(reduced, _increases(trades), lambda trade: _turnover(trade, times), left)
+    needs = {index: _turnover(trades[index], times) for index in _increases(trades)}
+    return _cut(reduced, needs, EXACT.subtract(limit, used))
 
 
 def _fit_cash(trades: list[Trade], limit: Decimal, times: int) -> list[Trade]:
     used = exact_sum(trade.cash_need(times) for trade in trades if trade.reduces)
-    left = EXACT.subtract(limit, used)
-    return _cut(trades, _increases(trades), lambda trade: max(trade.cash_need(times), _NONE), left)
+    closing = {index: _closing(trades[index]) for index in _increases(trades)}
+    # What a closing releases is its own order's alone: others may be executed before.
+    first = {index: _taken(part, times) for index, part in closing.items()}
+    beyond = {index: EXACT.subtract(_taken(trades[index], times), need) for index, need in first.items()}
+    left = EXACT.subtract(limit, exact_sum([used, *first.values()]))
+    return _cut(trades, beyond, left, {index: part.lots for index, part in closing.items()})
 
 
 def _turnover(trade: Trade, times: int) -> Decimal:
     return EXACT.multiply(Decimal(times), trade.notional)
+
+
+def _taken(trade: Trade, times: int) -> Decimal:
+    return max(trade.cash_need(times), _NONE)
 
 
 def _increases(trades: list[Trade]) -> set[int]:
@@ -90,18 +98,33 @@ def _increases(trades: list[Trade]) -> set[int]:
     return {index for index, trade in enumerate(trades) if trade.lots and not trade.reduces}
 
 
-def _cut(trades: list[Trade], chosen: set[int], need: _Need, available: Decimal) -> list[Trade]:
-    """Return the trades, the chosen ones scaled down in one proportion until they need what is available."""
-    needs = {index: need(trades[index]) for index in chosen}
+def _closing(trade: Trade) -> Trade:
+    """Return the part of an increase that crosses zero until there, in whole lots; none of another one."""
+    lots = lots_of(-Fraction(trade.position), trade.instrument.lot)
+    return trade.limited_to(lots if lots * trade.lots > 0 else 0)
+
+
+def _cut(
+    trades: list[Trade],
+    needs: Mapping[int, Decimal],
+    available: Decimal,
+    least: Mapping[int, int] | None = None,
+) -> list[Trade]:
+    """Return the trades, those with needs scaled down in one proportion until they need what is available.
+
+    `least`: lots of them that are kept in any case, and are not in their needs.
+    """
     total = exact_sum(needs.values())
     left = max(available, _NONE)
     if total <= left:
         return list(trades)
-    share = Fraction(left) / Fraction(total)
-    return [
-        trade.limited_to(math.trunc(trade.lots * share)) if needs.get(index) else trade
-        for index, trade in enumerate(trades)
-    ]
+    share, kept = Fraction(left) / Fraction(total), least or {}
+    cut = list(trades)
+    for index, need in needs.items():
+        if need:
+            lots = kept.get(index, 0)
+            cut[index] = trades[index].limited_to(lots + math.trunc((trades[index].lots - lots) * share))
+    return cut
 
 
 def _dropped(before: list[Trade], after: list[Trade], reason: DropReason, limit: Decimal) -> list[Dropped]:
@@ -114,7 +137,7 @@ def _dropped(before: list[Trade], after: list[Trade], reason: DropReason, limit:
 
 
 def _cut_off(trade: Trade, part: Trade, reason: DropReason, detail: str) -> Dropped:
-    """Return what a trade loses that is cut to `part`; where nothing is left, what strategies exchange."""
+    """Return what a trade loses that is cut to `part`; where nothing is left, what strategies cross."""
     quantity = plain(EXACT.subtract(trade.quantity, part.quantity))
     return Dropped(
         phase=trade.phase,

@@ -110,7 +110,7 @@ class OverlayPlanner:
 
 
 def _ordered_for(trade: Trade) -> dict[str, Fraction]:
-    """Return how much of an order is for each world. What worlds exchange needs no order."""
+    """Return how much of an order is for each world. What worlds cross needs no order."""
     quantity = Fraction(trade.quantity)
     if trade.world_id:
         return {trade.world_id: quantity}
@@ -145,7 +145,7 @@ def _one_scale(change: AllocationChange) -> Fraction:
             raise _refused(
                 f"{item.strategy_id} has another scale than its world, which one overlay cannot give it",
                 change.world_id,
-                "choose the mode scaling or hybrid, or change all weights of the world in one proportion",
+                "choose the mode scaling or hybrid, or change all shares of the world in one proportion",
             )
     return scales.world
 

@@ -1,8 +1,8 @@
 """What each strategy gets of a netted trade, in whole lots that add up to it exactly.
 
-Strategies that want opposite changes exchange what nets out; the rest is ordered. Unless limits cut the
+Strategies that want opposite changes cross what nets out; the rest is ordered. Unless limits cut the
 order, each gets what it wants to within one lot. A position that is no whole number of lots would be turned
-from long to short, or back, by the lot in which it ends: less is exchanged where that would be needed.
+from long to short, or back, by the lot in which it ends: less is crossed where that would be needed.
 """
 
 from decimal import Decimal
@@ -41,13 +41,13 @@ def _lots_by_owner(trade: Trade) -> dict[_Owner, int]:
     uneven = _uneven(trade)
     along_most, along_sum = _limited(along, whole, sign, uneven)
     against_most, against_sum = _limited(against, whole - abs(trade.gap), -sign, uneven)
-    exchanged = lots_of(whole, lot) - abs(lots_of(trade.gap, lot))
+    crossed = lots_of(whole, lot) - abs(lots_of(trade.gap, lot))
     room = lots_of(along_sum, lot) - ordered
-    if room < 0:  # no room for an exchange, and what is ordered has to be somebody's
+    if room < 0:  # no room for a crossing, and what is ordered has to be somebody's
         along_most, along_sum = along, whole
-    exchanged = max(min(exchanged, ceil(against_sum / Fraction(lot)), room), 0)
-    along_lots = _divided(along_most, along_sum, exchanged + ordered, lot)
-    against_lots = _divided(against_most, against_sum, exchanged, lot)
+    crossed = max(min(crossed, ceil(against_sum / Fraction(lot)), room), 0)
+    along_lots = _divided(along_most, along_sum, crossed + ordered, lot)
+    against_lots = _divided(against_most, against_sum, crossed, lot)
     return {
         **{owner: sign * lots for owner, lots in along_lots.items()},
         **{owner: -sign * lots for owner, lots in against_lots.items()},

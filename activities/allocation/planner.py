@@ -96,13 +96,19 @@ class _Budgets:
 
         `times`: how often each is traded.
         """
-        fitted, cut = [], []
+        fitted, cut = self._fit_each(trades, times)
+        together, dropped = self._together.fit(fitted, times)
+        # Reductions that were cut here may have paid for increases of their world.
+        again, more = self._fit_each(together, times)
+        return _Fitted(tuple(again), (*cut, *dropped, *more))
+
+    def _fit_each(self, trades: Iterable[Trade], times: int) -> tuple[list[Trade], list[Dropped]]:
+        fitted, cut = list[Trade](), list[Dropped]()
         for world_id, group in groupby(trades, key=lambda trade: trade.world_id):
             fitting, dropped = self._worlds[world_id].fit(group, times)
             fitted += fitting
             cut += dropped
-        together, dropped = self._together.fit(fitted, times)
-        return _Fitted(tuple(together), (*cut, *dropped))
+        return fitted, cut
 
     def fit_together(self, trades: Iterable[Trade], times: int = 1) -> _Fitted:
         """Return what fits the budget of all together."""

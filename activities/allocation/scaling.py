@@ -1,7 +1,7 @@
-"""What each position should become when the weights of worlds and strategies change.
+"""What each position should become when the shares of worlds and strategies change.
 
 A world's scale is after / before; where it had nothing before, 1 if it has something after, else 0. A
-strategy with a weight of its own has its own scale, the others that of their world; one that holds positions
+strategy with a share of its own has its own scale, the others that of their world; one that holds positions
 of its world's share cannot begin at 0. Scales are exact fractions: with a rounded 2/3, a change of one whole
 lot would be rounded down to none.
 """
@@ -61,7 +61,7 @@ def scaled_holdings(request: MultiWorldRebalanceRequest, instruments: Instrument
             raise QmtlError(
                 "E_ALLOCATION_MISSING",
                 f"world {position.world_id} has positions and no allocation",
-                "name its weight before and after, also where it does not change",
+                "name its share before and after, also where it does not change",
                 world_id=position.world_id,
                 strategy_id=position.strategy_id,
             )

@@ -1,14 +1,14 @@
 """Approvals and rejections of applies."""
 
 import json
-import uuid
 
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
+from activities.applies.approval_rows import ApprovalSubject, approval_row
 from activities.applies.own_requests import require_another_person
 from activities.applies.status import apply_row, approval_of, approvals_of, is_disabled
-from activities.messages.apply import STORED_APPROVAL, ApprovalVerdict, DirectApproval
+from activities.messages.apply import ApprovalVerdict, DirectApproval
 from activities.storage.database import Database
 from activities.storage.readable import readable
 from activities.storage.tables import ApplyRow, ApprovalRow
@@ -72,20 +72,8 @@ class SqlApprovals:
             if verdict == "approve":
                 issuers = json.loads(row.requested_issuers)
                 require_another_person(tx, run_id, row.requested_by, issuers, actor, token_id)
-            approval = ApprovalRow(
-                approval_id=f"{STORED_APPROVAL}{uuid.uuid4().hex}",
-                world_id=world_id,
-                about="apply",
-                subject=run_id,
-                actor=actor,
-                verdict=verdict,
-                reason=body.reason,
-                via="gateway",
-                counts=True,
-                plan_hash=plan.content_hash,
-                at=utc_now(),
-            )
-            return self._store(tx, approval)
+            subject = ApprovalSubject("apply", world_id, run_id, plan.content_hash)
+            return self._store(tx, approval_row(subject, actor, verdict, body.reason))
 
     def record_direct(self, signal: DirectApproval) -> Approval:
         """Store an approval that was signalled straight to Temporal, under the name that it claims.

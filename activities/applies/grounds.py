@@ -39,8 +39,8 @@ def grounds_of(change: Change, context: PlanningContext) -> Grounds:
     )
 
 
-def require_unchanged(session: Session, plan: ApplyPlan) -> None:
-    """Check that the plan would still be made. The caller holds the world.
+def require_unchanged(session: Session, plan: ApplyPlan) -> PlanningContext:
+    """Check that the plan would still be made, and return what it is made from. The caller holds the world.
 
     Raises QmtlError: E_ETAG where activations, evidence, policy, conditions or edges have changed;
     E_DECISION_UNKNOWN where strategies would trade more on a decision that is no longer fresh.
@@ -53,10 +53,13 @@ def require_unchanged(session: Session, plan: ApplyPlan) -> None:
         raise _outdated(plan, _changed(more, grounds), etag)
     if more:
         require_fresh_decision(context)
+    return context
 
 
-def require_same_world(session: Session, plan: ApplyPlan) -> None:
-    """Check that nobody has changed the world since the freeze of this plan. The caller holds the world.
+def require_same_world(session: Session, plan: ApplyPlan) -> PlanningContext:
+    """Check that nobody has changed the world since the freeze of this plan, and return it as it is.
+
+    The caller holds the world.
 
     Evidence may have come meanwhile: it is for the next decision, and no author keeps a world frozen with it.
 
@@ -67,6 +70,7 @@ def require_same_world(session: Session, plan: ApplyPlan) -> None:
     world_etag = context.model_copy(update={"live_edge": plan.live_edge_before}).world_etag
     if world_etag != plan.world_etag:
         raise _outdated(plan, "its activations, policy or edge to live", world_etag)
+    return context
 
 
 def require_fresh_decision(context: PlanningContext) -> DecisionEnvelope:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 
+from qmtl_sdk.contracts.amounts import ZERO
 from qmtl_sdk.contracts.domains import rank_of
 from qmtl_sdk.contracts.policy import Gates, Policy
 from qmtl_sdk.contracts.policy_text import differences
@@ -100,6 +101,10 @@ def _world(before: WorldSpec, after: WorldSpec) -> Iterator[str]:
     breaker, looser = before.circuit_breaker, after.circuit_breaker
     if old.symbols is not None and (new.symbols is None or not set(new.symbols) <= set(old.symbols)):
         yield "order_limits.symbols"
+    # A new price lets orders pass that were refused; a lower one, or none, values them lower.
+    named = {*old.prices, *new.prices}
+    if any(symbol not in old.prices or new.prices.get(symbol, ZERO) < old.prices[symbol] for symbol in named):
+        yield "order_limits.prices"
     for name, was, now in (
         ("order_limits.max_quantity", old.max_quantity, new.max_quantity),
         ("order_limits.max_notional", old.max_notional, new.max_notional),

@@ -6,19 +6,56 @@ One consistent view of spec, policy, decision, activations and evidence.
 from collections.abc import Collection
 from datetime import UTC, datetime
 
-from sqlmodel import Session
+import sqlalchemy
+from sqlalchemy import bindparam, func
+from sqlmodel import Session, col, select
 
 from activities.applies.context import PlanningContext
 from activities.decisions.evidence import newest_evidence
 from activities.decisions.sql import newest_decision
 from activities.fence.activations import activations_of
 from activities.sessions.time_open import TimeOpen, time_open
-from activities.storage.tables import FenceRow, PolicyRow, WorldRow
+from activities.storage.tables import DecisionRow, FenceRow, PolicyRow, WorldRow
 from activities.worlds.specs import world_of
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.policy import Policy
+
+_WORLD = (
+    select(WorldRow, FenceRow, PolicyRow)
+    .join(FenceRow, col(FenceRow.world_id) == WorldRow.world_id)
+    .join(
+        PolicyRow,
+        (col(PolicyRow.world_id) == WorldRow.world_id) & (col(PolicyRow.version) == WorldRow.policy_version),
+        isouter=True,
+    )
+    .where(WorldRow.world_id == bindparam("world"))
+)
+
+# Numbers and hashes that change with what a plan is made from. Evidence counts with the next decision, and is
+# checked at the freeze.
+_STAMP = (
+    sqlalchemy.select(
+        col(WorldRow.etag),
+        col(WorldRow.state),
+        col(WorldRow.policy_version),
+        col(WorldRow.pinned_fingerprint),
+        col(FenceRow.activation_sequence),
+        col(FenceRow.allow_live),
+        col(FenceRow.live_edge),
+        col(FenceRow.edge_closings),
+        select(func.max(DecisionRow.seq)).where(DecisionRow.world_id == bindparam("world")).scalar_subquery(),
+    )
+    .join(FenceRow, col(FenceRow.world_id) == WorldRow.world_id)
+    .where(col(WorldRow.world_id) == bindparam("world"))
+)
+
+
+def world_stamp(session: Session, world_id: str) -> tuple[object, ...] | None:
+    """Return what differs once a plan of the world would be made from something else. None: no such world."""
+    found = session.execute(_STAMP, {"world": world_id}).first()
+    return tuple(found) if found else None
 
 
 def planning_context(
@@ -28,17 +65,16 @@ def planning_context(
 
     Raises QmtlError: E_WORLD_UNKNOWN, E_POLICY_MISSING.
     """
-    row = session.get(WorldRow, world_id)
-    if row is None:
+    found = session.execute(_WORLD, {"world": world_id}).first()
+    if found is None:
         raise QmtlError("E_WORLD_UNKNOWN", f"there is no world {world_id!r}", "qmtl world list prints them")
-    policy = session.get(PolicyRow, (world_id, row.policy_version)) if row.policy_version else None
+    row, fence, policy = found
     if policy is None:
         raise QmtlError(
             "E_POLICY_MISSING",
             f"world {world_id} has no policy",
             f"add one: qmtl world policy add {world_id} FILE",
         )
-    fence = session.get_one(FenceRow, world_id)
     now, world = datetime.now(UTC), world_of(row)
     evidence = newest_evidence(session, world_id, world.now(now), strategies)
     rules = Policy.model_validate_json(policy.body)

@@ -9,15 +9,15 @@ from sqlmodel import Session, col, select
 from activities.applies.context import PlanningContext, Snapshot
 from activities.applies.own_requests import issuers_of
 from activities.applies.plan import plan_apply, plan_rollback
-from activities.applies.planning_context import planning_context
+from activities.applies.planning_context import planning_context, world_stamp
 from activities.applies.status import apply_row, running_apply, stands, status_of
 from activities.applies.steps import begin_step
 from activities.fence.rules import OPEN
-from activities.fence.state import locked_fence
+from activities.fence.state import present_fence
 from activities.messages.apply import AbortRequest
 from activities.storage.database import Database
 from activities.storage.readable import readable
-from activities.storage.tables import ApplyRow, ApplyStepRow
+from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow
 from activities.storage.transactions import RecordedChange, utc_now
 from qmtl_sdk.contracts.applies import ApplyRequest, ApplyStatus
 from qmtl_sdk.contracts.errors import QmtlError
@@ -50,35 +50,23 @@ class SqlApplyRequests:
         Idempotent by run_id. Raises QmtlError: as `plan_apply`, E_RUN_ID_REUSED, E_APPLY_RUNNING,
         E_WORLD_FROZEN.
         """
+        # With SQLite, orders of all worlds wait for whoever writes: the plan is made before, and made again
+        # where the world has changed since.
+        with self._database.read() as session:
+            if (known := _known(session, world_id, request)) is not None:
+                return status_of(session, known)
+            _require_free(session, world_id)
+            planned_from = world_stamp(session, world_id)
+            plan = self._plan(session, world_id, request, actor)
+        check(plan)
         with self._database.write(actor) as tx:
             tx.lock(f"world:{world_id}")
-            known = tx.session.get(ApplyRow, (world_id, request.run_id))
-            if known is not None:
-                if known.body != request.model_dump_json():
-                    raise QmtlError(
-                        "E_RUN_ID_REUSED",
-                        f"run {request.run_id} was requested before with another body",
-                        "give another apply another run_id",
-                    )
+            if (known := _known(tx.session, world_id, request)) is not None:
                 return status_of(tx.session, known)
-            running = running_apply(tx.session, world_id)
-            if running is not None:
-                raise QmtlError(
-                    "E_APPLY_RUNNING",
-                    f"{running.run_id} of {running.requested_by} is running in {world_id}, "
-                    f"at {running.state}",
-                    "wait for it, or abort it",
-                    run_id=running.run_id,
-                )
-            fence = locked_fence(tx, world_id)
-            if fence.state != OPEN:
-                raise QmtlError(
-                    "E_WORLD_FROZEN",
-                    f"{world_id} is {fence.state}: {fence.holder} left it in that state",
-                    "check that run; then qmtl world resume W",
-                )
-            plan = self._plan(tx.session, world_id, request, actor)
-            check(plan)
+            fence = _require_free(tx.session, world_id)
+            if world_stamp(tx.session, world_id) != planned_from:
+                plan = self._plan(tx.session, world_id, request, actor)
+                check(plan)
             newest = select(func.max(ApplyRow.seq)).where(ApplyRow.world_id == world_id)
             seq = (tx.session.exec(newest).one() or 0) + 1
             row = ApplyRow(
@@ -206,3 +194,38 @@ class SqlApplyRequests:
                 )
             )
             return AbortRequest(run_id=run_id, actor=row.aborted_by, reason=row.abort_reason)
+
+
+def _known(session: Session, world_id: str, request: ApplyRequest) -> ApplyRow | None:
+    """Find what was requested under the run's id. Raises QmtlError (E_RUN_ID_REUSED)."""
+    known = session.get(ApplyRow, (world_id, request.run_id))
+    if known is not None and known.body != request.model_dump_json():
+        raise QmtlError(
+            "E_RUN_ID_REUSED",
+            f"run {request.run_id} was requested before with another body",
+            "give another apply another run_id",
+        )
+    return known
+
+
+def _require_free(session: Session, world_id: str) -> FenceRow:
+    """Return the fence of a world that no apply holds. Its state changes only under the world's lock.
+
+    Raises QmtlError: E_APPLY_RUNNING, E_WORLD_FROZEN.
+    """
+    running = running_apply(session, world_id)
+    if running is not None:
+        raise QmtlError(
+            "E_APPLY_RUNNING",
+            f"{running.run_id} of {running.requested_by} is running in {world_id}, at {running.state}",
+            "wait for it, or abort it",
+            run_id=running.run_id,
+        )
+    fence = present_fence(session, world_id)
+    if fence.state != OPEN:
+        raise QmtlError(
+            "E_WORLD_FROZEN",
+            f"{world_id} is {fence.state}: {fence.holder} left it in that state",
+            "check that run; then qmtl world resume W",
+        )
+    return fence

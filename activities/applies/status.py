@@ -1,6 +1,7 @@
 """The status of an apply, as people and the API read it."""
 
 from datetime import datetime
+from itertools import zip_longest
 
 from sqlmodel import Session, col, select
 
@@ -62,9 +63,9 @@ def status_of(session: Session, row: ApplyRow) -> ApplyStatus:
                 StepRecord(
                     name=step.step,
                     started=datetime.fromisoformat(step.started_at),
-                    ended=datetime.fromisoformat(step.ended_at) if step.ended_at else None,
+                    ended=datetime.fromisoformat(after.started_at) if after else None,
                 )
-                for step in steps
+                for step, after in zip_longest(steps, steps[1:])
                 if step.step != "end"
             ],
             "acks": acks,

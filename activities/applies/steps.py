@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
-from sqlalchemy import bindparam, update
+from sqlalchemy import bindparam
 from sqlmodel import col, select
 
 from activities.applies import transitions
@@ -23,14 +23,14 @@ from activities.fence.state import locked_fence, open_fence
 from activities.messages.apply import ApprovalWait, FenceChange, StepDone
 from activities.order_settings import DEFAULT_ACCOUNTS, Accounts
 from activities.storage.database import Database
-from activities.storage.tables import ApplyRow, ApplyStepRow, FenceRow
+from activities.storage.tables import ApplyRow, ApplyStepRow
 from activities.storage.transactions import Transaction, table_of, utc_now
 from activities.worlds.specs import world_of, world_row
 from qmtl_sdk.contracts.applies import ApplyOutcome
 from qmtl_sdk.contracts.errors import QmtlError
 
 StepT = TypeVar("StepT", bound=StepDone)
-Transition = Callable[[Transaction, ApplyRow, FenceRow], StepT]
+Transition = Callable[[Transaction, ApplyRow], StepT]
 
 # Seconds that a step waits for each of its two locks. After 5 s its activity is tried again.
 _LOCK_WAIT_S = 2.0
@@ -42,15 +42,6 @@ _SAME_RUN = (
 )
 
 _STEP = table_of(ApplyStepRow)
-_END_STEP = (
-    update(_STEP)
-    .where(
-        _STEP.c.world_id == bindparam("world"),
-        _STEP.c.run_id == bindparam("run"),
-        _STEP.c.ended_at.is_(None),
-    )
-    .values(ended_at=bindparam("now"))
-)
 
 # A run, and the result of one of its steps if that was done.
 _RUN_AND_STEP = (
@@ -153,8 +144,7 @@ class SqlApplySteps:
     ) -> StepT:
         """Do a step if it was not done before, and return its result."""
         with self._database.write("apply") as tx:
-            tx.limit_lock_waits(_LOCK_WAIT_S)
-            tx.lock(f"world:{world_id}")
+            tx.limit_lock_waits(_LOCK_WAIT_S, f"world:{world_id}")
             keys = {"world": world_id, "run": run_id, "step": step}
             found = tx.session.execute(_RUN_AND_STEP, keys).first()
             if found is None:
@@ -166,28 +156,24 @@ class SqlApplySteps:
                 raise QmtlError(
                     "E_APPLY_ENDED", f"{run_id} has ended: {row.outcome}", "request another apply"
                 )
-            fence = locked_fence(tx, world_id)
             if step != "end":
                 row.state = step
             tx.session.add(row)
             with tx.session.no_autoflush:  # orders wait meanwhile, so its changes are written together
-                result = do(tx, row, fence)
+                result = do(tx, row)
             begin_step(tx, row, step, result)
             return result
 
 
 def begin_step(tx: Transaction, row: ApplyRow, step: str, result: StepDone | None = None) -> None:
-    """End the step before, and store this one with its result."""
-    now = utc_now()
-    tx.connection.execute(_END_STEP, {"world": row.world_id, "run": row.run_id, "now": now})
+    """Store a step with its result. The step before has ended."""
     tx.connection.execute(
         _STEP.insert(),
         {
             "world_id": row.world_id,
             "run_id": row.run_id,
             "step": step,
-            "started_at": now,
-            "ended_at": now if step == "end" else None,
+            "started_at": utc_now(),
             "result": (result or StepDone()).model_dump_json(),
         },
     )

@@ -1,6 +1,8 @@
 """What each step of an apply changes, within the step's transaction.
 
-`SqlApplySteps` does each of them once.
+`SqlApplySteps` does each of them once. The transaction holds the world, so no other step, decision or change
+of rules comes between. A step locks the fence only once it changes what orders are checked against: they wait
+meanwhile.
 """
 
 import json
@@ -26,6 +28,7 @@ from activities.fence.flattening import begin_flattens
 from activities.fence.state import (
     drain_fence,
     freeze_fence,
+    locked_fence,
     log_fence_change,
     open_fence,
     require_unlocked,
@@ -58,27 +61,27 @@ _GOING_BACK = (
 )
 
 
-def await_approval(tx: Transaction, row: ApplyRow, _: FenceRow, until: datetime) -> ApprovalWait:
+def await_approval(tx: Transaction, row: ApplyRow, until: datetime) -> ApprovalWait:
     """Record that the apply waits for approvals, and until when."""
     title = ApplyPlan.model_validate_json(row.plan).title
     record_progress(tx, row, "apply.waiting", "approval", after={"state": "approval"}, title=title)
     return ApprovalWait(until=until)
 
 
-def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> FenceChange:
+def freeze(tx: Transaction, row: ApplyRow) -> FenceChange:
     """Take a snapshot of the world, and refuse orders under a new epoch."""
     _require_not_aborted(row)
     plan = ApplyPlan.model_validate_json(row.plan)
-    world = tx.session.get_one(WorldRow, row.world_id)  # held from here on, so that it is read once
     require_approved(tx.session, row, plan)
-    require_unchanged(tx.session, plan)
+    context = require_unchanged(tx.session, plan)
+    fence = locked_fence(tx, row.world_id)
     require_unlocked(fence)
     stored = stored_activations(tx.session, row.world_id)
     row.snapshot = Snapshot(
         allocations={item.strategy_id: allocation_of(item) for item in strategy_activations(stored)},
         live_edge=fence.live_edge,
         edge_closings=fence.edge_closings,
-        fingerprint=world.pinned_fingerprint,
+        fingerprint=context.world.pinned_fingerprint,
     ).model_dump_json()
     row.epoch_before = fence.epoch
     close_edge = plan.live_edge_before and plan.freeze.close_live_edge
@@ -86,24 +89,23 @@ def freeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> FenceChange:
     return _fence_change(change)
 
 
-def drain(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
+def drain(tx: Transaction, row: ApplyRow) -> StepDone:
     """Let open orders finish while new ones are refused."""
-    _require_holder(fence, row.run_id)
+    fence = _held_fence(tx, row)
     drain_fence(tx, fence, row.run_id)
     return StepDone()
 
 
-def switch(tx: Transaction, row: ApplyRow, fence: FenceRow, accounts: Accounts) -> StepDone:
+def switch(tx: Transaction, row: ApplyRow, accounts: Accounts) -> StepDone:
     """Change activations, queues, the edge to live and the pinned fingerprint, as the plan says.
 
     `accounts` hold the positions that it closes.
     """
     _require_not_aborted(row)
     _require_not_restored(tx.session, row)
-    _require_holder(fence, row.run_id)
+    fence = _held_fence(tx, row)
     plan = ApplyPlan.model_validate_json(row.plan)
-    world = tx.session.get_one(WorldRow, row.world_id)
-    require_same_world(tx.session, plan)
+    context = require_same_world(tx.session, plan)
     stored = stored_activations(tx.session, row.world_id)
     goes_live = any(
         change.after.active and change.after.mode == "live" and change.goes_up for change in plan.changes
@@ -117,10 +119,11 @@ def switch(tx: Transaction, row: ApplyRow, fence: FenceRow, accounts: Accounts) 
     for change in plan.changes:
         _bind_queues(tx, row.world_id, change)
     allocations = {change.strategy_id: change.after for change in plan.changes}
-    _set_allocations(tx, world, stored, allocations, plan.fingerprint_after, row.run_id)
+    _set_allocations(tx, fence, stored, allocations, plan.fingerprint_after, row.run_id)
     edge = "opened" if plan.live_edge_after else "closed"
     set_live_edge(tx, fence, plan.live_edge_after, f"{edge} by {row.run_id}")
-    pin_fingerprint(tx, world, plan.fingerprint_after)
+    if plan.fingerprint_after != context.world.pinned_fingerprint:
+        pin_fingerprint(tx, tx.session.get_one(WorldRow, row.world_id), plan.fingerprint_after)
     log_fence_change(tx, fence, "switch", row.run_id)
     _flatten(tx, fence, plan, accounts)
     after = {
@@ -133,21 +136,21 @@ def switch(tx: Transaction, row: ApplyRow, fence: FenceRow, accounts: Accounts) 
     return StepDone()
 
 
-def restore(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
+def restore(tx: Transaction, row: ApplyRow) -> StepDone:
     """Restore the snapshot of the freeze. The world stays closed."""
-    _require_holder(fence, row.run_id)
+    fence = _held_fence(tx, row)
     _restore_snapshot(tx, row, fence)
     log_fence_change(tx, fence, "restore", row.run_id)
     record_progress(tx, row, "apply.restored", "restore", after=json.loads(row.snapshot))
     return StepDone()
 
 
-def unfreeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> FenceChange:
+def unfreeze(tx: Transaction, row: ApplyRow) -> FenceChange:
     """Accept orders again under a new epoch.
 
     Without a switch, the snapshot of the freeze is restored first.
     """
-    _require_holder(fence, row.run_id)
+    fence = _held_fence(tx, row)
     if tx.session.get(ApplyStepRow, (row.world_id, row.run_id, "switch")) is None:
         _restore_snapshot(tx, row, fence)
     change = open_fence(tx, fence, row.run_id, newest_decision(tx.session, row.world_id))
@@ -155,8 +158,9 @@ def unfreeze(tx: Transaction, row: ApplyRow, fence: FenceRow) -> FenceChange:
     return _fence_change(change)
 
 
-def conclude(tx: Transaction, row: ApplyRow, fence: FenceRow, outcome: ApplyOutcome, reason: str) -> StepDone:
-    """Record how the apply ended."""
+def conclude(tx: Transaction, row: ApplyRow, outcome: ApplyOutcome, reason: str) -> StepDone:
+    """Record how the apply ended, which no order waits for: it is checked against nothing of this."""
+    fence = tx.session.get_one(FenceRow, row.world_id)
     if outcome != "frozen" and fence.holder == row.run_id:
         raise RuntimeError(f"{row.run_id} would end as {outcome} and still holds {row.world_id}")
     row.outcome = outcome
@@ -168,20 +172,21 @@ def conclude(tx: Transaction, row: ApplyRow, fence: FenceRow, outcome: ApplyOutc
     return StepDone()
 
 
-def end_terminated(tx: Transaction, row: ApplyRow, fence: FenceRow) -> StepDone:
+def end_terminated(tx: Transaction, row: ApplyRow) -> StepDone:
     """Record the end of an apply whose workflow somebody terminated. A world that it holds stays closed.
 
     Without a switch, the snapshot of the freeze is restored first.
     """
     reason = f"its workflow was terminated in Temporal, at {row.state}"
     switched = tx.session.get(ApplyStepRow, (row.world_id, row.run_id, "switch")) is not None
+    fence = locked_fence(tx, row.world_id)
     if fence.holder != row.run_id:
-        return conclude(tx, row, fence, "completed" if switched else "rolled_back", reason)
+        return conclude(tx, row, "completed" if switched else "rolled_back", reason)
     if not switched:
         _restore_snapshot(tx, row, fence)
     done = "what it switched stands" if switched else "nothing was switched"
     stays = f"{reason}: {done}, and the world stays frozen: qmtl world resume {row.world_id}"
-    return conclude(tx, row, fence, "frozen", stays)
+    return conclude(tx, row, "frozen", stays)
 
 
 def _require_not_aborted(row: ApplyRow) -> None:
@@ -210,19 +215,22 @@ def _require_not_restored(session: Session, row: ApplyRow) -> None:
         )
 
 
-def _require_holder(fence: FenceRow, run_id: str) -> None:
-    if fence.holder != run_id:
+def _held_fence(tx: Transaction, row: ApplyRow) -> FenceRow:
+    """Lock the fence that the run holds. Raises QmtlError (E_WORLD_FROZEN) where it does not hold it."""
+    fence = locked_fence(tx, row.world_id)
+    if fence.holder != row.run_id:
         holder = fence.holder or "nobody"
         raise QmtlError(
             "E_WORLD_FROZEN",
-            f"{run_id} does not hold {fence.world_id}: {holder} does",
+            f"{row.run_id} does not hold {fence.world_id}: {holder} does",
             "check the apply that does",
         )
+    return fence
 
 
 def _set_allocations(
     tx: Transaction,
-    world: WorldRow,
+    fence: FenceRow,
     stored: Mapping[str, ActivationEnvelope],
     allocations: Mapping[str, StrategyAllocation],
     fingerprint: str,
@@ -237,12 +245,12 @@ def _set_allocations(
     for strategy_id, after in sorted(allocations.items()):
         before = stored.get(strategy_id)
         mode = after.mode if after.active else "validate"
-        etag = activation_etag(world.world_id, strategy_id, after.active, after.weight, mode)
+        etag = activation_etag(fence.world_id, strategy_id, after.active, after.weight, mode)
         if before is not None and before.etag == etag:
             continue
         envelope = ActivationEnvelope.model_validate(
             {
-                "world_id": world.world_id,
+                "world_id": fence.world_id,
                 "strategy_id": strategy_id,
                 "side": before.side if before else "both",
                 "active": after.active,
@@ -255,7 +263,7 @@ def _set_allocations(
             }
         )
         changed.append(envelope)
-    change_activations(tx, world, changed, stored)
+    change_activations(tx, fence, changed, stored)
 
 
 def _bind_queues(tx: Transaction, world_id: str, change: Change) -> None:
@@ -286,7 +294,7 @@ def _restore_snapshot(tx: Transaction, row: ApplyRow, fence: FenceRow) -> None:
     snapshot = Snapshot.model_validate_json(row.snapshot)
     world = tx.session.get_one(WorldRow, row.world_id)
     stored = stored_activations(tx.session, row.world_id)
-    _set_allocations(tx, world, stored, snapshot.allocations, snapshot.fingerprint, row.run_id)
+    _set_allocations(tx, fence, stored, snapshot.allocations, snapshot.fingerprint, row.run_id)
     closed_since = fence.edge_closings != snapshot.edge_closings
     set_live_edge(tx, fence, snapshot.live_edge and not closed_since, f"restored by {row.run_id}")
     pin_fingerprint(tx, world, snapshot.fingerprint)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from math import inf
 
 from activities.brokers.bars import BarReader, Stream, stream_of
 from activities.brokers.broker import AcceptedOrder
@@ -28,7 +29,7 @@ from qmtl_sdk.contracts.fills import MAX_FILLS, Fill
 from qmtl_sdk.contracts.instruments import Instruments
 from qmtl_sdk.contracts.orders import Order, OrderReport
 from qmtl_sdk.contracts.worlds import World, WorldSpec
-from qmtl_sdk.data.bars import from_ns, to_ns
+from qmtl_sdk.data.bars import NS, from_ns, to_ns
 
 # Orders that are remembered at most; others are followed from their beginning when they are seen again.
 _ORDERS = 100_000
@@ -73,6 +74,20 @@ class BarFills:
         if not followed.order.is_open:  # asked again, it is followed again
             self._followed.pop(placed.order.order_id, None)
         return self._reports(followed.order)
+
+    def quiet_s(self, order_id: str, world: World, now: datetime) -> float | None:
+        """Return the seconds until the next bar can be there that an order meets.
+
+        None for one that is not followed.
+        """
+        followed = self._followed.get(order_id)
+        if followed is None:
+            return None
+        speed = followed.stream.speed
+        left_ns = followed.met + followed.stream.interval_ns - to_ns(world.now(now))
+        if left_ns > 0:
+            return left_ns / NS / speed if speed else inf
+        return self._reader.quiet_s(followed.stream, followed.met)
 
     def cancel(self, placed: AcceptedOrder, world: World, now: datetime, deadline: float) -> bool:
         """Cancel what is not filled by now. Returns whether the world has bars of the order's symbol.

@@ -89,6 +89,13 @@ class BarReader:
                 return
             yield close, bar
 
+    def quiet_s(self, stream: Stream, after: int) -> float:
+        """Return the seconds until a bar that is due after a time (ns, world time) is looked for again."""
+        read = self._reads.get(stream.key)
+        if read is None or not read.had_none(after):
+            return 0.0
+        return max(read.at + _pause_s(stream) - time.monotonic(), 0.0)
+
     def _read(self, stream: Stream, after: int) -> _Read:
         try:
             new = market_data(stream.preset).follow(stream.name, after, _AT_ONCE).bars

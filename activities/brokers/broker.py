@@ -113,6 +113,13 @@ class Broker(Protocol):
         Orders that the venue does not know, or that have ended, are no error.
         """
 
+    def quiet_s(self, order: AcceptedOrder, now: datetime) -> float:
+        """Return the seconds for which nothing can become of an order that was just found open; 0: unknown.
+
+        It asks no venue. A cancel is carried out at once all the same.
+        """
+        return 0.0
+
     def open_orders(self, now: datetime) -> Sequence[str]:
         """List the ids of the orders that are open in the account, whoever placed them."""
         return ()
@@ -136,7 +143,17 @@ def open_broker(name: str, settings: BrokerSettings) -> Broker:
     Raises QmtlError: E_EXTENSION_UNKNOWN, with the known names, where there is no such broker; E_EXTENSION
     where it fails, names another account than its settings, or does not say what it can do.
     """
-    broker: Broker = BROKERS.load(name)(settings)
+    opened = BROKERS.load(name)
+    try:
+        broker: Broker = opened(settings)
+    except QmtlError:
+        raise
+    except Exception as error:  # a package of others may fail in any way, and say anything
+        raise QmtlError(
+            "E_EXTENSION",
+            f"the broker {name!r} cannot be opened: {type(error).__name__}",
+            f"its options are orders.broker_options: {', '.join(settings.options) or 'none are given'}",
+        ) from error
     if broker.name != settings.account:
         raise QmtlError(
             "E_EXTENSION",

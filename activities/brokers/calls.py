@@ -96,6 +96,15 @@ class BrokerCalls:
         """
         return self._call(self.broker.find, orders)
 
+    def quiet_s(self, orders: Sequence[AcceptedOrder]) -> dict[str, float]:
+        """Return the seconds for which nothing can become of orders, by id; empty where the broker fails."""
+        now = datetime.now(UTC)
+        try:
+            return {placed.order.order_id: float(self.broker.quiet_s(placed, now)) for placed in orders}
+        except Exception as error:
+            self._log_failure(orders, error)
+            return {}
+
     def cancel(self, orders: Sequence[AcceptedOrder]) -> None:
         """Ask to cancel orders. Raises BrokerUnavailableError."""
         self._call(self.broker.cancel, orders)

@@ -104,7 +104,7 @@ def read_options(given: Options) -> CcxtOptions:
         return CcxtOptions.model_validate(given)
     except ValidationError as error:
         found = [
-            f"{'.'.join(map(str, item['loc'])) or 'options'}: {item['msg']}"
+            _fault(".".join(map(str, item["loc"])), item["type"], item["msg"])
             for item in error.errors(include_input=False, include_url=False, include_context=False)
         ]
         raise QmtlError(
@@ -112,6 +112,12 @@ def read_options(given: Options) -> CcxtOptions:
             f"the options of the broker ccxt: {'; '.join(found)}",
             "see orders.broker_options in docs/orders.md; credentials are named, never written there",
         ) from None
+
+
+def _fault(name: str, kind: str, said: str) -> str:
+    if kind == "extra_forbidden":
+        return f"there is no option {name!r}{nearest(name, list(CcxtOptions.model_fields))}"
+    return f"{name or 'options'}: {said}"
 
 
 def read_credentials(options: CcxtOptions) -> Credentials:

@@ -27,6 +27,9 @@ _SENT_WITHIN_S = 2.0
 # Seconds between two look-ups of an order: a quarter of the time since it was sent, between these.
 _LOOK_AGAIN_S = (0.05, 1.0)
 
+# Seconds at most between two look-ups of an order of which nothing can become: its world may change.
+_QUIET_LIMIT_S = 60.0
+
 # Seconds after which an order that cannot be read, or for which the broker fails, is looked at again.
 _FAILED_S = 30.0
 
@@ -102,7 +105,18 @@ class ExecutionHandler:
         for report in reports:
             self._missing.pop(report.order_id, None)
         pauses = {order: _FAILED_S if order.order_id in failed else _look_again_s(order) for order in orders}
+        open_ids = {report.order_id for report in reports if report.state not in ENDED}
+        resting = [order for order in orders if order.order_id in open_ids and not order.cancel_reason]
+        pauses |= self._resting(resting)
         return self._record(world_id, reports, pauses), unknown
+
+    def _resting(self, orders: Sequence[OpenOrder]) -> dict[OpenOrder, float]:
+        """Return the seconds until open orders are looked up again."""
+        quiet = self._calls.quiet_s(accepted_orders(orders))
+        return {
+            order: max(_look_again_s(order), min(quiet.get(order.order_id, 0.0), _QUIET_LIMIT_S))
+            for order in orders
+        }
 
     def _send(self, world_id: str, orders: Sequence[OpenOrder]) -> int:
         """Send orders, those of a call at a time, and record what the venue says."""

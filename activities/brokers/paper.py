@@ -65,6 +65,12 @@ class PaperBroker(Broker):
         self._cancelled -= {report.order_id for report in reports}  # reported, so nobody asks again
         return reports
 
+    def quiet_s(self, order: AcceptedOrder, now: datetime) -> float:
+        """Return the seconds until the next bar of an order closes, or until its delay is over."""
+        world = self._simulated(order.order)
+        quiet = self._bar_fills.quiet_s(order.order.order_id, world, now) if world is not None else None
+        return (order.accepted_at + self._delay - now).total_seconds() if quiet is None else quiet
+
     def cancel(self, orders: Sequence[AcceptedOrder], now: datetime) -> None:
         """Cancel what is not filled by now."""
         until = time.monotonic() + _LOOK_S

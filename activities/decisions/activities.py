@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from temporalio import activity
 
 from activities.artifacts.store import ArtifactStore
+from activities.decisions.computing import computing_threads
 from activities.decisions.correlation import Correlations
 from activities.decisions.judgment import etag_of, furthest, judge, summary
 from activities.decisions.sql import SqlDecisionStore
@@ -44,6 +45,7 @@ class DecisionActivities(DecisionActivityStubs):
     def __init__(self, stores: DecisionStores) -> None:
         self._stores = stores
         self._correlations = Correlations(stores.artifacts)
+        self._computing = computing_threads()
 
     @activity.defn(no_thread_cancel_exception=True)
     def judge(self, command: JudgeCommand) -> Judgment:
@@ -55,7 +57,7 @@ class DecisionActivities(DecisionActivityStubs):
         answered = decisions.answered(command.request_ids)
         if len(answered) == len(command.request_ids):
             return _summary(max(answered.values(), key=lambda stored: stored.seq))
-        envelope, inputs = self._judged(command.world_id)
+        envelope, inputs = self._computing.submit(self._judged, command.world_id).result()
         return _summary(
             decisions.save_decision(
                 command.request_ids, envelope, command.run_id, command.requested_by, inputs

@@ -20,7 +20,6 @@ from activities.storage.tables import (
     HysteresisRow,
 )
 from activities.storage.transactions import RecordedChange, utc_now, utc_text
-from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.decisions import DecisionEnvelope
 from qmtl_sdk.contracts.domains import domain_of
 
@@ -84,7 +83,7 @@ class SqlDecisionStore:
             set_decision(tx, fence, utc_text(until))
             # An apply that holds the world applies the newest decision itself, when it unfreezes.
             if fence.state == OPEN:
-                apply_decision(tx, world_row(tx.session, envelope.world_id), envelope, run_id, wanted)
+                apply_decision(tx, fence, envelope, run_id, wanted)
             tx.record(_decision_made(envelope, row.seq, run_id, requested_by))
             return StoredDecision(seq=row.seq, envelope=envelope)
 

@@ -53,7 +53,7 @@ class OrderAcceptance:
         self._database = database
         self._no_router_after = timedelta(seconds=settings.no_router_after_s)
         self._sizings = WorldSizings()
-        self._accounts = AccountLimits(settings.account_limits, settings.account_of)
+        self._accounts = AccountLimits.of(settings)
         self._statements = statements_of(database)
         self._held = LockWaitQueues(lambda batch: self._answer_batch(batch, wait=True), self._enqueue)
         self._waiting = deque[OrdersRequest]()
@@ -171,7 +171,9 @@ class OrderAcceptance:
         routed = snapshot.router_at > utc_before(self._no_router_after)
         decided = NewRequests(tx, requests.values(), Grounds(snapshot, routed, self._accounts, self._sizings))
         lines = {order_id: new.line for order_id, new in decided.lines.items()}
-        written = self._statements.write(tx.connection, list(decided.lines.values()))
+        writes_more = decided.has_targets or any(fence.has_breaker for fence in snapshot.fences.values())
+        write = self._statements.write if writes_more else self._statements.write_last
+        written = write(tx.connection, list(decided.lines.values()))
         if len(written) < len(lines):  # another Gateway wrote the same ids first: its answers stand
             lost = sorted(lines.keys() - written)
             lines |= self._statements.earlier(tx.connection, lost)

@@ -23,11 +23,10 @@ class SqlGatewayLeases:
         with self._database.write(gateway_id, bookkeeping=True) as tx:
             now = datetime.now(UTC)
             until = utc_text(now + timedelta(seconds=lease_s))
-            if not tx.insert_new(
-                [GatewayRow(gateway_id=gateway_id, started_at=utc_text(now), expires_at=until)]
-            ):
-                lease = update(GatewayRow).where(col(GatewayRow.gateway_id) == gateway_id)
-                tx.connection.execute(lease.values(expires_at=until))
+            lease = update(GatewayRow).where(col(GatewayRow.gateway_id) == gateway_id)
+            if not tx.connection.execute(lease.values(expires_at=until)).rowcount:
+                new = GatewayRow(gateway_id=gateway_id, started_at=utc_text(now), expires_at=until)
+                tx.insert_new([new])
 
     def end(self, gateway_id: str) -> None:
         """End a Gateway's lease. Ending one that has ended changes nothing."""

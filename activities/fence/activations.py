@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from activities.storage.tables import ActivationRow, BindingRow, FenceRow, StrategyHaltRow, WorldRow
+from activities.storage.tables import ActivationRow, BindingRow, FenceRow, StrategyHaltRow
 from activities.storage.transactions import ChangeRows, RecordedChange, Transaction, change_rows, table_of
 from qmtl_sdk.contracts.applies import StrategyHalt
 from qmtl_sdk.contracts.canonical import hash_of
@@ -144,29 +144,40 @@ class PreparedActivations:
     """Changes of activations, ready to be stored: `rows`, and the audit and outbox row of each.
 
     They follow the world's `sequence` in its `epoch`: after another change they must be prepared again.
+    `entries` are the hashes of all activations after them, where there are changes.
     """
 
     sequence: int
     epoch: int
     rows: Sequence[ActivationRow]
     records: Sequence[ChangeRows]
+    entries: Mapping[str, str]
 
-    def follow(self, world: WorldRow, fence: FenceRow) -> bool:
+    def follow(self, fence: FenceRow) -> bool:
         """Return whether nothing has changed since."""
-        return (self.sequence, self.epoch) == (world.activation_sequence, fence.epoch)
+        return (self.sequence, self.epoch) == (fence.activation_sequence, fence.epoch)
 
 
 def activation_sequence(session: Session, world_id: str) -> int:
     """Read the number of a world's newest change of an activation. The world exists."""
-    return session.exec(select(WorldRow.activation_sequence).where(WorldRow.world_id == world_id)).one()
+    return session.exec(select(FenceRow.activation_sequence).where(FenceRow.world_id == world_id)).one()
 
 
 def decided_activations(session: Session, envelope: DecisionEnvelope, run_id: str) -> PreparedActivations:
     """Prepare the activations that a decision changes without an apply."""
     # What changes while this is read has a later sequence.
-    sequence = activation_sequence(session, envelope.world_id)
-    epoch = session.exec(select(FenceRow.epoch).where(FenceRow.world_id == envelope.world_id)).one()
-    stored = stored_activations(session, envelope.world_id)
+    query = select(FenceRow.activation_sequence, FenceRow.epoch)
+    sequence, epoch = session.exec(query.where(FenceRow.world_id == envelope.world_id)).one()
+    return _decided(sequence, epoch, envelope, run_id, stored_activations(session, envelope.world_id))
+
+
+def _decided(
+    sequence: int,
+    epoch: int,
+    envelope: DecisionEnvelope,
+    run_id: str,
+    stored: Mapping[str, ActivationEnvelope],
+) -> PreparedActivations:
     changed: list[ActivationEnvelope] = []
     for decision in envelope.strategies:
         before = stored.get(decision.strategy_id)
@@ -179,24 +190,28 @@ def decided_activations(session: Session, envelope: DecisionEnvelope, run_id: st
 
 def apply_decision(
     tx: Transaction,
-    world: WorldRow,
+    fence: FenceRow,
     envelope: DecisionEnvelope,
     run_id: str,
-    wanted: PreparedActivations | None = None,
-) -> None:
-    """Change the activations that a decision changes without an apply.
+    prepared: PreparedActivations | None = None,
+) -> Mapping[str, str]:
+    """Change the activations that a decision changes without an apply. The caller holds the fence.
 
-    The caller holds the fence, and has read `world` since. `wanted` was prepared before: a halt in between
-    has changed an activation.
+    What was `prepared` before may be outdated: a halt in between changes an activation. Returns the hashes of
+    all activations by strategy_id; none where `prepared` held nothing to change.
     """
-    if wanted is None or not wanted.follow(world, tx.session.get_one(FenceRow, world.world_id)):
-        wanted = decided_activations(tx.session, envelope, run_id)
-    _store(tx, world, wanted)
+    if prepared is not None and prepared.follow(fence):
+        _store(tx, fence, prepared)
+        return prepared.entries
+    stored = stored_activations(tx.session, fence.world_id)
+    prepared = _decided(fence.activation_sequence, fence.epoch, envelope, run_id, stored)
+    _store(tx, fence, prepared)
+    return prepared.entries or entry_hashes(stored.values())
 
 
 def change_activations(
     tx: Transaction,
-    world: WorldRow,
+    fence: FenceRow,
     changed: Sequence[ActivationEnvelope],
     stored: Mapping[str, ActivationEnvelope],
 ) -> None:
@@ -205,8 +220,7 @@ def change_activations(
     A strategy that is halted stays so. `stored` are all activations of the world before
     (`stored_activations`).
     """
-    epoch = tx.session.get_one(FenceRow, world.world_id).epoch
-    _store(tx, world, _prepared(world.activation_sequence, epoch, changed, stored))
+    _store(tx, fence, _prepared(fence.activation_sequence, fence.epoch, changed, stored))
 
 
 def _prepared(
@@ -216,13 +230,15 @@ def _prepared(
     stored: Mapping[str, ActivationEnvelope],
 ) -> PreparedActivations:
     """Give activations the sequences after this one, and build their rows."""
-    state = RunningHash(entry_hashes(stored.values())) if changed else RunningHash({})
+    entries = entry_hashes(stored.values()) if changed else {}
+    state = RunningHash(entries)
     rows: list[ActivationRow] = []
     records: list[ChangeRows] = []
     for number, new in enumerate(changed, sequence + 1):
         before = stored.get(new.strategy_id)
         envelope = _succeeding(new, before).model_copy(update={"sequence": number, "epoch": epoch})
-        found = state.change(envelope.strategy_id, entry_hash(envelope.json_dict()))
+        entries[envelope.strategy_id] = entry_hash(envelope.json_dict())
+        found = state.change(envelope.strategy_id, entries[envelope.strategy_id])
         envelope = envelope.model_copy(update={"state_hash": found})
         rows.append(_row(envelope))
         data = envelope.json_dict()
@@ -237,15 +253,15 @@ def _prepared(
             data=data,
         )
         records.append(change_rows(change))
-    return PreparedActivations(sequence, epoch, rows, records)
+    return PreparedActivations(sequence, epoch, rows, records, entries)
 
 
-def _store(tx: Transaction, world: WorldRow, prepared: PreparedActivations) -> None:
+def _store(tx: Transaction, fence: FenceRow, prepared: PreparedActivations) -> None:
     """Store activations. Orders wait meanwhile, so the rows are written together."""
     if not prepared.rows:
         return
-    world.activation_sequence += len(prepared.rows)
-    tx.session.add(world)
+    fence.activation_sequence += len(prepared.rows)
+    tx.session.add(fence)
     tx.upsert_all(prepared.rows)
     tx.record_rows(prepared.records)
 
@@ -265,12 +281,12 @@ def _succeeding(envelope: ActivationEnvelope, before: ActivationEnvelope | None)
 
 
 def sequenced_activation(
-    tx: Transaction, world: WorldRow, envelope: ActivationEnvelope, entries: dict[str, str]
+    tx: Transaction, fence: FenceRow, envelope: ActivationEnvelope, entries: dict[str, str]
 ) -> ActivationEnvelope:
     """Store a strategy's activation under the world's next sequence. The caller records the change."""
-    world.activation_sequence += 1
-    tx.session.add(world)
-    envelope = envelope.model_copy(update={"sequence": world.activation_sequence})
+    fence.activation_sequence += 1
+    tx.session.add(fence)
+    envelope = envelope.model_copy(update={"sequence": fence.activation_sequence})
     return envelope.model_copy(update={"state_hash": store_activation(tx, envelope, entries)})
 
 

@@ -99,7 +99,7 @@ def _reversal(connection: Connection, world_id: str, booking: Booking, about: Ma
     ref = fill_ref(booking.symbol, booking.corrects)
     fill = booked(connection, world_id, booking.account, [ref]).get(ref)
     key = PositionKey(booking.strategy_id, booking.account, booking.symbol)
-    if fill is None or fill not in history_of(connection, world_id, key).entries:
+    if fill is None or fill not in (entry for _, entry in history_of(connection, world_id, key).entries):
         raise QmtlError(
             "E_FILL_UNKNOWN",
             f"{booking.account} has no fill {booking.corrects} of {booking.symbol} for this strategy, "

@@ -19,6 +19,11 @@ from qmtl_sdk.contracts.targets import Target
 # Limits of the size of an order.
 _TOO_MUCH = (Refusal.QUANTITY_LIMIT, Refusal.NOTIONAL_LIMIT)
 
+# Limits of orders and positions, which may allow the part of an order that closes a position.
+_LIMITS = frozenset(
+    {*_TOO_MUCH, Refusal.POSITION_LIMIT, Refusal.GROSS_LIMIT, Refusal.LOSS_LIMIT, Refusal.DRAWDOWN_LIMIT}
+)
+
 # What a target without an order is checked with: small enough for every limit.
 _LEAST = Decimal("0.000000000001")
 
@@ -42,6 +47,7 @@ class NewRequests:
 
     `lines`: for the log, by order id. `unwritten`: the answers to targets of which no order follows, by order
     id: the refusal, or None where nothing is missing. `counts`: of each world's circuit breaker.
+    `has_targets`: the transaction has also changed what is stored of targets.
     """
 
     def __init__(self, tx: Transaction, requests: Iterable[OrderRequest], grounds: Grounds) -> None:
@@ -58,6 +64,7 @@ class NewRequests:
         targets = [request for request in wanted if isinstance(request, Target)]
         account_of = grounds.accounts.account_of
         self._targets = Targets(tx, targets, account_of, grounds.sizings) if targets else None
+        self.has_targets = bool(targets)
         self._positions = PositionChecks(tx.connection, wanted, self._snapshot.fences, grounds.accounts)
         for request in wanted:
             self._decide(request)
@@ -88,7 +95,9 @@ class NewRequests:
     def _order_for(self, target: Target) -> tuple[Order | None, Refusal | None]:
         """Return the order of a target, if there is one, and why it is refused.
 
-        A target is kept only where the rules allow an order of its strategy.
+        A target is kept only where the rules allow an order of its strategy. Where a limit refuses an order
+        that turns a position around, the part that closes the position is ordered: what the strategy wants
+        then is refused when its target is sent again.
         """
         assert self._targets is not None
         session = self._snapshot.sessions.get(target.session_id)
@@ -96,17 +105,25 @@ class NewRequests:
         decision = self._targets.decide(target, session.opened_at if session else "", is_rebalanced)
         checked = decision.order or order_for(target, _LEAST, target.reference_price or _LEAST)
         reason = self._refusal(checked)
+        unlogged = False
         if reason is None and decision.order is not None:
             reason = self._positions.refusal(decision.order)
-            if reason is not None:  # it is asked for again and again: a row each time would fill the log
-                self._targets.cancel(target, decision)
-                return None, reason
+            unlogged = reason is not None  # it is sent again and again: a row each time would fill the log
+        if reason in _LIMITS and decision.closing is not None and self._is_allowed(decision.closing):
+            self._targets.cancel(target, decision)
+            return decision.closing, None
+        if unlogged:
+            self._targets.cancel(target, decision)
+            return None, reason
         if reason in _TOO_MUCH:
             self._targets.cancel(target, decision)
         if reason is None:
             self._targets.accept(target, decision)
             reason = decision.refusal
         return decision.order, reason
+
+    def _is_allowed(self, order: Order) -> bool:
+        return (self._refusal(order) or self._positions.refusal(order)) is None
 
     def _refusal(self, order: Order) -> Refusal | None:
         return refusal(
@@ -117,6 +134,7 @@ class NewRequests:
                 self._snapshot.sessions.get(order.session_id),
                 self._now,
                 self._routed,
+                self._positions.known_price(order),
             )
         )
 

@@ -8,32 +8,37 @@
    every one that books its position otherwise, continues the flatten. What cannot be ordered yet waits for
    the end of an open order, which the router records; or, where a venue has ended an order of the flatten,
    for a time (`next_at` of the row), at which a loop of each Gateway continues it.
+4. What is less than a lot is not ordered, and a symbol whose orders fail again and again is given up
+   (`flatten_faults.py`). When nothing else is left, the flatten is over, and its row says what stays.
 
 While the row is there, the strategy's own orders end before they are sent: together with those of the flatten
 they could cross zero. Afterwards it may trade again, unless it is halted.
 """
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from sqlalchemy import Connection, select, tuple_
 
 from activities.fence.cancelling import Selection, cancel_open
-from activities.fence.flatten_orders import flatten_order
-from activities.fence.flattening_rows import add_rows, end_rows, flattening_rows, note_failures, set_rows
+from activities.fence.flatten_faults import fault_values, faults_of, without_pauses
+from activities.fence.flatten_holdings import Holdings
+from activities.fence.flattening_rows import (
+    POSITION_CHANGED,
+    add_rows,
+    end_rows,
+    flattening_rows,
+    note_ends,
+    record_given_up,
+    set_rows,
+)
 from activities.fence.log_line import LogLine
-from activities.fence.open_order import left_to_fill
-from activities.fence.reductions import OpenQuantity, Reduction, reduction
 from activities.fence.rules import FLATTEN
 from activities.fence.service_orders import accept_orders
 from activities.ledger.sql import held_positions
 from activities.order_settings import Accounts
 from activities.storage.tables import FenceRow, OpenOrderRow
 from activities.storage.transactions import Transaction, table_of, utc_now
-from qmtl_sdk.contracts.amounts import ZERO
-from qmtl_sdk.contracts.ledger import Position
 from qmtl_sdk.contracts.orders import MAX_REASON, CancelResult, Order
 
 _open = table_of(OpenOrderRow)
@@ -55,7 +60,8 @@ def begin_flattens(
 ) -> Begun:
     """Begin to close what these strategies of a world hold, or all of them. The caller holds the fence.
 
-    The flatten of a strategy that is under way goes on, at once where it waited for a time.
+    The flatten of a strategy that is under way goes on, at once where it waited for a time, and also with
+    symbols that it had given up.
     """
     places = _places(tx.connection, fence.world_id, accounts, strategies)
     add_rows(tx, fence.world_id, flatten_id, places)
@@ -78,28 +84,29 @@ def continue_flattens(
     rows = flattening_rows(tx.connection, fence.world_id, strategies)
     if not rows:  # nearly always
         return []
-    if note_failures(tx.connection, rows, lines):
+    noted = note_ends(tx.connection, rows, lines)
+    if noted.changed:
         rows = flattening_rows(tx.connection, fence.world_id, strategies)
     which = sorted({row.strategy_id for row in rows})
     _cancel_own(tx, fence, which)
-    found = _Holdings.read(tx.connection, fence.world_id, which)
+    found = Holdings.read(tx.connection, fence.world_id, which)
     surplus = [order_id for row in rows for order_id in found.surplus(row)]
     if surplus:
         these = Selection(order_ids=surplus, flattens=True)
-        cancel_open(tx, fence, "the position that it closes has changed", True, these)
-        found = _Holdings.read(tx.connection, fence.world_id, which)
+        cancel_open(tx, fence, POSITION_CHANGED, True, these)
+        found = Holdings.read(tx.connection, fence.world_id, which)
     now = utc_now()
-    due = [row for row in rows if row.next_at <= now and not row.given_up]
-    orders = [order for row in due for order in found.orders(row, fence.epoch)]
+    orders = [order for row in rows if not row.cancel_reason for order in found.orders(row, fence.epoch, now)]
     accept_orders(tx, fence, orders)
-    set_rows(tx.connection, [row for row in due if row.next_at], next_at="")
-    end_rows(tx, [row for row in rows if found.is_over(row)])
+    for row in rows:
+        if row.next_at and row.next_at <= now:
+            set_rows(tx.connection, [row], **fault_values(without_pauses(faults_of(row), now)))
+    record_given_up(tx, [(row, symbol) for row in rows for symbol in noted.of(row)], found)
+    end_rows(tx, [row for row in rows if found.is_over(row)], found)
     return orders
 
 
-def give_up_flattens(
-    tx: Transaction, fence: FenceRow, order_ids: Sequence[str] | None, why: str
-) -> list[str]:
+def cancel_flattens(tx: Transaction, fence: FenceRow, order_ids: Sequence[str] | None, why: str) -> list[str]:
     """Order nothing more for the flattens of these orders, or all of the world: a person cancels them.
 
     Returns the ids of all their open orders, for the caller to cancel. The rows stay until they have ended:
@@ -114,68 +121,9 @@ def give_up_flattens(
         rows = [row for row in rows if (row.strategy_id, row.execution_domain) in places]
     if not rows:
         return []
-    set_rows(tx.connection, rows, given_up=why[:MAX_REASON])
+    set_rows(tx.connection, rows, cancel_reason=why[:MAX_REASON])
     theirs = tuple_(*place).in_([(row.strategy_id, row.execution_domain) for row in rows])
     return list(tx.connection.execute(select(_open.c.order_id).where(*mine, theirs)).scalars())
-
-
-@dataclass(frozen=True)
-class _Holdings:
-    """Positions by strategy and account, and open orders by strategy and domain, each by symbol.
-
-    (Any, here: the columns of `FlatteningRow`.)
-    """
-
-    positions: Mapping[tuple[str, str], Mapping[str, Position]]
-    opened: Mapping[tuple[str, str], Mapping[str, Sequence[OpenQuantity]]]
-
-    @classmethod
-    def read(cls, connection: Connection, world_id: str, strategies: Sequence[str]) -> "_Holdings":
-        """Read what strategies hold, and their open orders."""
-        positions = defaultdict[tuple[str, str], dict[str, Position]](dict)
-        for key, position in held_positions(connection, world_id, strategies).items():
-            positions[key.strategy_id, key.account][key.symbol] = position
-        opened = defaultdict[tuple[str, str], dict[str, list[OpenQuantity]]](dict)
-        mine = (_open.c.world_id == world_id, _open.c.strategy_id.in_(strategies))
-        for row in connection.execute(select(_open).where(*mine).order_by(_open.c.order_id)):
-            symbols = opened[row.strategy_id, row.execution_domain]
-            symbols.setdefault(row.symbol, []).append(_open_quantity(row))
-        return cls(positions, opened)
-
-    def surplus(self, row: Any) -> list[str]:
-        """Return the orders of a flatten that are too much."""
-        return [order_id for symbol in self._opened(row) for order_id in self._reduction(row, symbol).surplus]
-
-    def orders(self, row: Any, epoch: int) -> list[Order]:
-        """Return the orders that close what no open order closes."""
-        found = list[Order]()
-        for symbol, position in sorted(self._positions(row).items()):
-            quantity = self._reduction(row, symbol).quantity
-            if quantity:
-                found.append(flatten_order(row, symbol, quantity, position.mark, epoch))
-        return found
-
-    def is_over(self, row: Any) -> bool:
-        """Return whether nothing is held or may fill; of one that was given up, whether its orders ended."""
-        if row.given_up:
-            return not any(order.flattens for orders in self._opened(row).values() for order in orders)
-        return not self._positions(row) and not self._opened(row)
-
-    def _reduction(self, row: Any, symbol: str) -> Reduction:
-        position = self._positions(row).get(symbol)
-        return reduction(position.quantity if position else ZERO, self._opened(row).get(symbol, ()))
-
-    def _positions(self, row: Any) -> Mapping[str, Position]:
-        return self.positions.get((row.strategy_id, row.account), {})
-
-    def _opened(self, row: Any) -> Mapping[str, Sequence[OpenQuantity]]:
-        return self.opened.get((row.strategy_id, row.execution_domain), {})
-
-
-def _open_quantity(row: Any) -> OpenQuantity:
-    """Return what may still be filled of an open order. (Any: the columns of `OpenOrderRow`.)"""
-    left = left_to_fill(row.quantity, row.filled_quantity)
-    return OpenQuantity(row.order_id, left, row.origin == FLATTEN)
 
 
 def _places(

@@ -3,22 +3,19 @@
 A request is carried out once, whatever happens to its answer: its id names it in its world.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
+from activities.fence.flatten_remains import left_behind, remains_of
 from activities.fence.flattening import begin_flattens, continue_flattens
 from activities.fence.flattening_rows import flattening_rows, worlds_due
 from activities.fence.halts import HALT_WAIT_S
 from activities.fence.state import locked_fence
 from activities.fence.strategy_halts import bound_strategy
-from activities.ledger.sql import held_positions
 from activities.order_settings import Accounts
 from activities.storage.database import Database
-from activities.storage.tables import FenceRow, FlattenRow, OpenOrderRow, ProcessRow
+from activities.storage.tables import FenceRow, FlattenRow, ProcessRow
 from activities.storage.transactions import (
     LockHeldError,
     RecordedChange,
@@ -27,13 +24,10 @@ from activities.storage.transactions import (
     utc_before,
     utc_now,
 )
-from qmtl_sdk.contracts.amounts import ZERO
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.flattening import FlattenOrder, FlattenRequest, FlattenResult, Unflattened
-from qmtl_sdk.contracts.ledger import PositionKey
 
 _flatten = table_of(FlattenRow)
-_open = table_of(OpenOrderRow)
 _process = table_of(ProcessRow)
 
 # Milliseconds that the continuation of flattens waits for the fence of a world: there is a next turn.
@@ -79,7 +73,7 @@ class SqlFlattens:
                 )
             else:
                 answer = FlattenResult.model_validate_json(known.answer)
-            remains = self._remains(tx.connection, world_id, strategies)
+            remains = remains_of(tx.connection, world_id, strategies, self._accounts)
             note = ""
             if any(item.under_way for item in remains) and not self._router_works(tx.connection):
                 note = "no order router works: the orders wait for the next one (qmtl status)"
@@ -89,6 +83,11 @@ class SqlFlattens:
         """Count the strategies of a world whose positions are being closed."""
         with self._database.read() as session:
             return len({row.strategy_id for row in flattening_rows(session.connection(), world_id, None)})
+
+    def left_behind(self, world_id: str) -> tuple[Unflattened, ...]:
+        """Return what flattens of a world have left: less than a lot, or symbols whose orders failed."""
+        with self._database.read() as session:
+            return left_behind(session.connection(), world_id)
 
     def continue_due(self) -> None:
         """Continue the flattens whose time has come. A world whose fence is held is left to the next turn.
@@ -113,6 +112,15 @@ class SqlFlattens:
         self, tx: Transaction, fence: FenceRow, request: FlattenRequest, strategy_id: str, actor: str
     ) -> FlattenResult:
         world_id, strategies = fence.world_id, [strategy_id] if strategy_id else None
+        tx.record(  # before what follows from it: where less than a lot is held, it ends at once
+            RecordedChange(
+                "flatten.requested",
+                world_id,
+                request.flatten_id,
+                after={"strategy_id": strategy_id, "reason": request.reason},
+                correlation_id=request.flatten_id,
+            )
+        )
         begun = begin_flattens(tx, fence, request.flatten_id, self._accounts, strategies)
         answer = FlattenResult(
             world_id=world_id,
@@ -139,58 +147,7 @@ class SqlFlattens:
             "answer": answer.model_dump_json(),
         }
         tx.connection.execute(insert(_flatten), row)
-        done = {**begun.stopped.model_dump(), "ordered": len(answer.ordered)}
-        after = {"strategy_id": strategy_id, "reason": request.reason, **done}
-        tx.record(
-            RecordedChange(
-                "flatten.requested",
-                world_id,
-                request.flatten_id,
-                after=after,
-                correlation_id=request.flatten_id,
-            )
-        )
         return answer
-
-    def _remains(
-        self, connection: Connection, world_id: str, strategies: Sequence[str] | None
-    ) -> tuple[Unflattened, ...]:
-        """Return what is held and what may fill, with what each waits for."""
-        under_way = flattening_rows(connection, world_id, strategies)
-        rows = {(row.strategy_id, row.account): row for row in under_way}
-        places = {(row.strategy_id, row.execution_domain): row.account for row in under_way}
-        mine = [_open.c.world_id == world_id]
-        if strategies is not None:
-            mine.append(_open.c.strategy_id.in_(strategies))
-        opened = Counter[PositionKey]()
-        query = select(_open.c.strategy_id, _open.c.execution_domain, _open.c.symbol).where(*mine)
-        for strategy_id, domain, symbol in connection.execute(query):
-            if (strategy_id, domain) in places:
-                opened[PositionKey(strategy_id, places[strategy_id, domain], symbol)] += 1
-        held = {key: item.quantity for key, item in held_positions(connection, world_id, strategies).items()}
-        return tuple(
-            Unflattened(
-                **key._asdict(),
-                quantity=held.get(key, ZERO),
-                under_way=key[:2] in rows and not rows[key[:2]].given_up,
-                waits_for=self._waits_for(key, rows.get(key[:2]), opened[key]),
-            )
-            for key in sorted(held.keys() | opened.keys())
-        )
-
-    def _waits_for(self, key: PositionKey, row: Any, opened: int) -> str:
-        """Say what the end of a position waits for. (Any: the columns of `FlatteningRow`, or None.)"""
-        if row is None and key.account not in self._accounts.values():
-            return f"nobody closes it: no domain trades in the account {key.account}"
-        if row is None:
-            return "nobody closes it: its strategy has traded since, or somebody cancelled the flatten"
-        if row.given_up:
-            return f"nobody closes it: {row.given_up}"
-        orders = "the end of 1 open order" if opened == 1 else f"the end of {opened} open orders"
-        if not row.next_at:
-            return orders
-        again = f"another order at {row.next_at}, since the last one was {row.fault}"
-        return f"{orders}, and {again}" if opened else again
 
     def _router_works(self, connection: Connection) -> bool:
         working = (_process.c.name == "router", _process.c.state != "standby")

@@ -17,7 +17,7 @@ from activities.fence.activations import entry_hashes
 from activities.fence.halts import halt, halt_reason
 from activities.fence.state import locked_fence
 from activities.storage.database import Database
-from activities.storage.tables import ActivationRow, FenceRow, WorldRow
+from activities.storage.tables import ActivationRow, FenceRow
 from activities.storage.transactions import Transaction
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
@@ -89,17 +89,11 @@ def _halt_group(tx: Transaction, worlds: Sequence[str], text: str) -> set[str]:
             select(FenceRow).where(col(FenceRow.world_id).in_(free)).with_for_update(skip_locked=True)
         )
     }
-    rows = {
-        row.world_id: row
-        for row in tx.session.exec(
-            select(WorldRow).where(col(WorldRow.world_id).in_(free)).with_for_update(skip_locked=True)
-        )
-    }
     activations: defaultdict[str, list[ActivationRow]] = defaultdict(list)
     for row in tx.session.exec(select(ActivationRow).where(col(ActivationRow.world_id).in_(free))):
         activations[row.world_id].append(row)
     halted = set[str]()
-    for world_id in sorted(fences.keys() & rows.keys()):
+    for world_id in sorted(fences):
         try:
             entries = entry_hashes(
                 ActivationEnvelope.model_validate_json(row.body) for row in activations[world_id]

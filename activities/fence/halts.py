@@ -51,7 +51,7 @@ def store_counts(
 ) -> None:
     """Store the counts of worlds with a circuit breaker, and halt those where it has tripped."""
     for world_id, fence in fences.items():
-        if fence.max_orders is None and fence.max_refused is None:
+        if not fence.has_breaker:
             continue
         row = tx.session.get_one(FenceRow, world_id, populate_existing=True)
         row.minute, row.orders, row.refused = fence.minute, fence.orders, fence.refused

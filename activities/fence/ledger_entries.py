@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from activities.fence.log_line import BOOKING, FILL, LogLine
-from activities.ledger.sql import DatedEntry
+from activities.ledger.booking import DatedEntry
 from qmtl_sdk.contracts.amounts import EXACT, negated
 from qmtl_sdk.contracts.fills import Fill, OrderFills, Side
 from qmtl_sdk.contracts.ledger import Entry, EntryKind

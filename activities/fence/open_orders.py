@@ -5,6 +5,7 @@
 3. `record` writes what venues report. An order that has ended stays as it is, whatever is reported later.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -32,6 +33,9 @@ _LOCK_MS = 200
 
 # Worlds of a turn at most: what comes meanwhile waits for no more than these.
 _WORLDS = 50
+
+# Pauses of a second or more end at multiples of this (s), so that orders that rest come due together.
+_TOGETHER_S = 0.5
 
 T = TypeVar("T")
 
@@ -204,11 +208,18 @@ def _delay(connection: Connection, look_again: Mapping[OpenOrder, float]) -> Non
                 {
                     "id": order.order_id,
                     "as_read": order.cancel_reason,
-                    "until": utc_text(now + timedelta(seconds=seconds)),
+                    "until": utc_text(_until(now, seconds)),
                 }
                 for order, seconds in sorted(look_again.items())
             ],
         )
+
+
+def _until(now: datetime, seconds: float) -> datetime:
+    until = now.timestamp() + seconds
+    if seconds >= 1:
+        until = math.ceil(until / _TOGETHER_S) * _TOGETHER_S
+    return datetime.fromtimestamp(until, UTC)
 
 
 def _shared(first: list[T], second: list[T], limit: int) -> list[T]:

@@ -7,7 +7,7 @@ changes of orders by `SqlOpenOrders` and `cancel_open`, changes of the fence by 
 from sqlalchemy import func, select
 
 from activities.fence.cancelling import Selection, cancel_open
-from activities.fence.flattening import continue_flattens, give_up_flattens
+from activities.fence.flattening import cancel_flattens, continue_flattens
 from activities.fence.log_line import ACCEPTED
 from activities.fence.order_lists import list_changes, list_orders
 from activities.fence.state import locked_fence
@@ -32,15 +32,15 @@ class SqlOrderLog:
     def cancel(self, world_id: str, request: CancelRequest, actor: str) -> CancelResult:
         """Cancel open orders of a world: those not sent at once, the others at their venues.
 
-        Whoever cancels an order of a flatten gives that flatten up: all its orders are cancelled. Idempotent:
+        Whoever cancels an order of a flatten cancels that flatten: all its orders are cancelled. Idempotent:
         orders that have ended stay as they are. Raises QmtlError (E_WORLD_UNKNOWN).
         """
         with self._database.write(actor) as tx:
             fence = locked_fence(tx, world_id)
             reason = f"{actor}: {request.reason}" if request.reason else f"cancelled by {actor}"
             ids = None if request.all else request.order_ids
-            given_up = give_up_flattens(tx, fence, ids, reason)
-            which = Selection(None if ids is None else [*ids, *given_up], flattens=True)
+            closing = cancel_flattens(tx, fence, ids, reason)
+            which = Selection(None if ids is None else [*ids, *closing], flattens=True)
             done = cancel_open(tx, fence, reason, True, which)
             continue_flattens(tx, fence)  # those that have no open order now are over
             after = {"reason": request.reason, "orders": list(ids or ())[:20], **done.model_dump()}

@@ -3,29 +3,34 @@
 An order that brings its strategy's position nearer to zero, whatever else of that symbol is filled, is never
 refused. For others, every open order counts as if it were filled. Orders of other worlds that are open do not
 count for the limits of an account: their fences are not held.
+
+An order is valued at the highest of its own price, which is its author's word, the position's mark, and the
+newest mark of the symbol at the account, whoever traded it. Where there is no mark, the price counts that the
+world's `order_limits.prices` names. Where orders reach a broker, a limit of value refuses an order without.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from sqlalchemy import Connection, select
 
+from activities.fence.known_prices import known_prices
 from activities.fence.open_order import left_to_fill
 from activities.fence.rules import FenceState
+from activities.fence.stored_limits import StoredLimits, stored_limits
 from activities.ledger.exposures import (
     WHOLE_WORLD,
-    Exposure,
+    AccountTotals,
     ExposureKey,
-    account_exposures,
-    exposures_of,
     gross_of,
     owners,
+    totals_at_account,
+    totals_of,
 )
 from activities.ledger.sql import positions_of
+from activities.order_settings import OrdersSettings
 from activities.storage.tables import OpenOrderRow
 from activities.storage.transactions import table_of
 from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum
@@ -34,32 +39,8 @@ from qmtl_sdk.contracts.ledger import Position, PositionKey
 from qmtl_sdk.contracts.orders import Order, OrderRequest
 from qmtl_sdk.contracts.position_limits import PositionLimits, TotalLimits
 from qmtl_sdk.contracts.refusals import Refusal
-from qmtl_sdk.contracts.worlds import OrderLimits
 
 _open = table_of(OpenOrderRow)
-
-
-def limits_text(limits: OrderLimits) -> str:
-    """Return what the fence row keeps of limits on positions; empty where there are none."""
-    given = {
-        name: found.model_dump(mode="json", exclude_none=True)
-        for name, found in (("strategy", limits.strategy), ("world", limits.world))
-    }
-    return json.dumps(given) if any(given.values()) else ""
-
-
-class _Limits(NamedTuple):
-    strategy: PositionLimits
-    world: TotalLimits
-
-
-@lru_cache(maxsize=256)
-def _limits(text: str) -> _Limits:
-    found = json.loads(text) if text else {}
-    return _Limits(
-        PositionLimits.model_validate(found.get("strategy", {})),
-        TotalLimits.model_validate(found.get("world", {})),
-    )
 
 
 class _Open(NamedTuple):
@@ -76,10 +57,16 @@ class _Open(NamedTuple):
 
 
 class AccountLimits(NamedTuple):
-    """The limits of accounts, and which account a domain's orders trade in."""
+    """The limits of accounts, which account a domain's orders trade in, and which domains reach a broker."""
 
     limits: Mapping[str, TotalLimits]
     account_of: Callable[[Domain], str]
+    brokered: frozenset[Domain]
+
+    @classmethod
+    def of(cls, settings: OrdersSettings) -> Self:
+        """Return those of settings."""
+        return cls(settings.account_limits, settings.account_of, settings.brokered)
 
     def key_of(self, request: OrderRequest) -> PositionKey:
         """Return the position that a request changes."""
@@ -103,9 +90,10 @@ class PositionChecks:
         self._worlds: dict[str, _World] = {}
         for world_id in sorted({request.world_id for request in wanted}):
             mine = [request for request in wanted if request.world_id == world_id]
-            self._worlds[world_id] = _World(connection, world_id, mine, accounts)
+            given = stored_limits(fences[world_id].position_limits).prices
+            self._worlds[world_id] = _World(connection, world_id, mine, accounts, given)
         self._of_accounts = {
-            account: _sum(account_exposures(connection, account).values())
+            account: _sum(totals_at_account(connection, account).values())
             for account in sorted({accounts.account_of(request.execution_domain) for request in wanted})
             if account in accounts.limits
         }
@@ -120,12 +108,15 @@ class PositionChecks:
         after = world.reached(key, order.signed)
         if after is None:
             return None
-        limits = _limits(self._fences[order.world_id].position_limits)
+        fence = self._fences[order.world_id]
+        limits = stored_limits(fence.position_limits)
         price = world.price(key, order.reference_price)
+        if world.known_price(key) is None and self._needs_price(order, fence, limits):
+            return Refusal.UNKNOWN_PRICE
         if (reason := _of_position(limits.strategy, after, price)) is not None:
             return reason
         of_account = self._accounts.limits.get(account, TotalLimits())
-        in_all = self._of_accounts.get(account, Exposure())
+        in_all = self._of_accounts.get(account, AccountTotals())
         added = world.added_by(key, order.signed, price or ZERO)
         for total, exposure in (
             (limits.strategy, world.exposure(order.strategy_id, account)),
@@ -137,6 +128,11 @@ class PositionChecks:
                 return reason
         return None
 
+    def known_price(self, order: Order) -> Decimal | None:
+        """Return the price of an order's symbol that the service knows, where limits may need it."""
+        world = self._worlds.get(order.world_id)
+        return world.known_price(self._accounts.key_of(order)) if world is not None else None
+
     def ordered(self, order: Order) -> None:
         """Note that an order was accepted, for those after it in the transaction."""
         world = self._worlds.get(order.world_id)
@@ -146,7 +142,16 @@ class PositionChecks:
     def _is_limited(self, request: OrderRequest) -> bool:
         fence = self._fences.get(request.world_id)
         account = self._accounts.account_of(request.execution_domain)
-        return bool(fence and fence.position_limits) or account in self._accounts.limits
+        limited = fence is not None and (fence.position_limits or fence.max_notional)
+        return bool(limited) or account in self._accounts.limits
+
+    def _needs_price(self, order: Order, fence: FenceState, limits: StoredLimits) -> bool:
+        """Return whether a limit values an order that reaches a broker: an author's price will not do."""
+        if order.execution_domain not in self._accounts.brokered:
+            return False
+        account = self._accounts.account_of(order.execution_domain)
+        of_account = self._accounts.limits.get(account, TotalLimits()).max_gross_notional
+        return bool(fence.max_notional) or limits.of_value or of_account is not None
 
 
 class _World:
@@ -158,13 +163,15 @@ class _World:
         world_id: str,
         requests: Sequence[OrderRequest],
         accounts: AccountLimits,
+        given: Mapping[str, Decimal],
     ) -> None:
         opened = list(_working(connection, world_id, accounts.account_of))
         keys = {key for key, _, _ in opened} | {accounts.key_of(item) for item in requests}
         found = positions_of(connection, world_id, keys)
         self._positions = {key: position for key, (_, position) in found.items()}
+        self._known = known_prices(connection, keys, given)
         mine = {owner for key in keys for owner in owners(key)}
-        self._exposures = exposures_of(connection, world_id, mine)
+        self._exposures = totals_of(connection, world_id, mine)
         self._open: dict[PositionKey, _Open] = {}
         self._waiting = defaultdict[ExposureKey, Decimal](Decimal)
         for key, quantity, price in opened:
@@ -172,17 +179,22 @@ class _World:
 
     def add(self, key: PositionKey, quantity: Decimal, price: Decimal) -> None:
         """Take an open order (positive buys)."""
+        price = self.price(key, price) or ZERO
         added = self.added_by(key, quantity, price)
         self._open[key] = self._open.get(key, _Open()).plus(quantity, price)
         for owner in owners(key):
             self._waiting[owner] = EXACT.add(self._waiting[owner], added)
 
     def price(self, key: PositionKey, price: Decimal | None) -> Decimal | None:
-        """Return the higher of an order's price and the newest that the ledger knows; None without either.
+        """Return the higher of an order's price and the one that is known; None without either."""
+        return max(price or ZERO, self.known_price(key) or ZERO) or None
 
-        The order's is its author's word.
+    def known_price(self, key: PositionKey) -> Decimal | None:
+        """Return the price that the service itself knows; None without one.
+
+        A mark of its own may be old: others have traded the symbol since.
         """
-        return max(price or ZERO, self._position(key).mark) or None
+        return max(self._position(key).mark, self._known.get((key.account, key.symbol), ZERO)) or None
 
     def reached(self, key: PositionKey, quantity: Decimal) -> Decimal | None:
         """Return the position if the order and all that trade its way are filled; None for a reduction."""
@@ -190,10 +202,10 @@ class _World:
         after = exact_sum((held, quantity, opened.bought if quantity > 0 else opened.sold))
         return None if abs(after) < abs(held) and after * held >= 0 else after
 
-    def exposure(self, strategy_id: str, account: str) -> Exposure:
-        """Return the exposure of a strategy, or of the world, if all open orders are filled."""
+    def exposure(self, strategy_id: str, account: str) -> AccountTotals:
+        """Return the totals of a strategy, or of the world, if all open orders are filled."""
         owner = ExposureKey(strategy_id, account)
-        found = self._exposures.get(owner, Exposure())
+        found = self._exposures.get(owner, AccountTotals())
         return found._replace(gross=EXACT.add(found.gross, self._waiting[owner]))
 
     def waiting(self, account: str) -> Decimal:
@@ -221,10 +233,14 @@ class _World:
 _FLAT = Position()
 
 
-def _sum(exposures: Iterable[Exposure]) -> Exposure:
-    """Add up the exposures of worlds; the sum of their peaks is at least the peak of their sum."""
-    found = list(exposures)
-    return Exposure(*(exact_sum(getattr(item, name) for item in found) for name in Exposure._fields))
+def _sum(totals: Iterable[AccountTotals]) -> AccountTotals:
+    """Add up the totals of worlds; the sum of their peaks is at least the peak of their sum."""
+    found = list(totals)
+    return AccountTotals(
+        gross=exact_sum(item.gross for item in found),
+        profit=exact_sum(item.profit for item in found),
+        peak=exact_sum(item.peak for item in found),
+    )
 
 
 def _working(
@@ -248,13 +264,13 @@ def _of_position(limits: PositionLimits, after: Decimal, price: Decimal | None) 
     return None
 
 
-def _of_total(limits: TotalLimits, exposure: Exposure, price: Decimal | None) -> Refusal | None:
+def _of_total(limits: TotalLimits, found: AccountTotals, price: Decimal | None) -> Refusal | None:
     most = limits.max_gross_notional
-    if most is not None and (price is None or exposure.gross > most):
+    if most is not None and (price is None or found.gross > most):
         return Refusal.GROSS_LIMIT
-    if limits.max_loss is not None and exposure.profit < -limits.max_loss:
+    if limits.max_loss is not None and found.profit < -limits.max_loss:
         return Refusal.LOSS_LIMIT
-    fallen = EXACT.subtract(exposure.peak, exposure.profit)
+    fallen = EXACT.subtract(found.peak, found.profit)
     if limits.max_drawdown is not None and fallen > limits.max_drawdown:
         return Refusal.DRAWDOWN_LIMIT
     return None

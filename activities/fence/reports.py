@@ -79,7 +79,8 @@ def _open_line(
             set_filled(tx.connection, order.order_id, filled)
         if not new:
             return []
-    return [fill_line(fence, order, state.value, new, report.reason)]
+    reason = row.cancel_reason if state is OrderState.CANCELLED and row.cancel_reason else report.reason
+    return [fill_line(fence, order, state.value, new, reason)]
 
 
 def _merged(reports: Iterable[OrderReport]) -> Mapping[str, OrderReport]:

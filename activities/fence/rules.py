@@ -53,6 +53,11 @@ class FenceState:
     refused: int = 0
     rebalancing: str = ""
 
+    @property
+    def has_breaker(self) -> bool:
+        """Whether the world has a circuit breaker, which counts orders."""
+        return self.max_orders is not None or self.max_refused is not None
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -84,7 +89,8 @@ class Session:
 class OrderContext:
     """An order with everything that its transaction has read, at the time `now`.
 
-    `routed`: an order router has worked a moment ago.
+    `routed`: an order router has worked a moment ago. `known_price`: what the service knows of the symbol's
+    price, where a limit of the world needs it.
     """
 
     order: Order
@@ -93,6 +99,7 @@ class OrderContext:
     session: Session | None
     now: str
     routed: bool
+    known_price: Decimal | None = None
 
 
 Check = Callable[[OrderContext], bool]
@@ -136,8 +143,11 @@ def _quantity_limit(context: OrderContext) -> bool:
 
 
 def _notional_limit(context: OrderContext) -> bool:
-    limit, price = context.fence.max_notional, context.order.reference_price
-    return bool(limit) and (price is None or context.order.quantity * price > Decimal(limit))
+    # Its own price is the word of its author.
+    own = context.order.reference_price or 0
+    limit = context.fence.max_notional
+    price = max(own, context.known_price or 0)
+    return bool(limit) and (not price or context.order.quantity * price > Decimal(limit))
 
 
 def _live(context: OrderContext) -> bool:

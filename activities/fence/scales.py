@@ -12,6 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 
+from pydantic import TypeAdapter
 from sqlalchemy import Connection, select
 
 from activities.storage.keys import has_key
@@ -66,6 +67,11 @@ class WorldScales(Model):
     world: Scale = Scale()
     strategies: dict[str, Scale] = {}
 
+    @classmethod
+    def stored(cls, scales: str) -> "WorldScales":
+        """Read the scales of a row of shares; empty where no rebalancing has changed them."""
+        return cls.model_validate_json(scales) if scales else cls()
+
     def of(self, strategy_id: str) -> Fraction:
         """Return the scale of a strategy; 0 where its world is stopped."""
         return self.strategies.get(strategy_id, self.world).value if not self.world.stopped else Fraction(0)
@@ -86,12 +92,39 @@ class WorldScales(Model):
         return WorldScales(world=self.world.changed(change.before, change.after), strategies=own)
 
 
+class PastScale(Model):
+    """The scale that a world had until a time (ISO 8601, UTC)."""
+
+    until: str
+    fraction: str
+
+
+_PAST = TypeAdapter(tuple[PastScale, ...])
+
+# Past scales of a world that are kept.
+_KEPT = 400
+
+
+def with_past(past: str, until: str, scale: Scale) -> str:
+    """Return the past scales of a world (JSON), oldest first, with one more."""
+    found = (*_PAST.validate_json(past), PastScale(until=until, fraction=str(scale.value)))
+    return _PAST.dump_json(found[-_KEPT:]).decode()
+
+
+def scale_at(past: str, present: Scale, at: str) -> Fraction:
+    """Return the scale that a world had at a time; before all that is known, the oldest one."""
+    for item in _PAST.validate_json(past):
+        if item.until > at:
+            return Fraction(item.fraction)
+    return present.value
+
+
 def scales_of(connection: Connection, world_ids: Iterable[str]) -> Mapping[str, WorldScales]:
     """Read the scales of worlds. Those that no rebalancing has changed are left out."""
     query = select(_allocation.c.world_id, _allocation.c.scales).where(
         _allocation.c.world_id.in_(sorted(world_ids)), _allocation.c.scales != ""
     )
-    return {row.world_id: WorldScales.model_validate_json(row.scales) for row in connection.execute(query)}
+    return {row.world_id: WorldScales.stored(row.scales) for row in connection.execute(query)}
 
 
 def scaled(weight: Decimal, scale: Fraction) -> Decimal:

@@ -1,9 +1,11 @@
 """From a target to an order, as a pure function: what a target means in units, and what the position lacks.
 
 1. A target is sized when it, the strategy's weight or the world's capital is new: value × weight (× capital
-   for a share), divided by the price, in whole lots toward zero. A price that drifts changes nothing.
+   for a target weight), divided by the price, in whole lots toward zero. A price that drifts changes nothing.
 2. What is missing is the size less the position in the ledger and what open orders may still fill.
 3. Open orders that trade the other way are cancelled first: an order beside them could trade twice.
+4. Where the order turns the position around, the part of it that closes the position is named too: it is
+   ordered where a limit refuses the whole.
 """
 
 from collections.abc import Sequence
@@ -86,12 +88,16 @@ class SymbolState:
 
 @dataclass(frozen=True)
 class TargetDecision:
-    """What follows from a target: an `order`, or none; a `refusal`; open orders to `cancel`; its `size`."""
+    """What follows from a target: an `order`, or none; a `refusal`; open orders to `cancel`; its `size`.
+
+    `closing`: the part that closes the position, of an order that turns it around.
+    """
 
     order: Order | None = None
     refusal: Refusal | None = None
     cancel: frozenset[str] = frozenset()
     size: SizedTarget | None = None
+    closing: Order | None = None
 
 
 def decide_target(
@@ -118,16 +124,33 @@ def decide_target(
         missing = in_lots(_missing(size, state.position, left), rules.lot)
     if abs(missing) >= AMOUNT_LIMIT:
         return TargetDecision(refusal=Refusal.QUANTITY_LIMIT)
+    order = _ordered(target, missing, price, state, rules)
+    if order is None:
+        return TargetDecision(cancel=cancel, size=size)
+    closing = _ordered(target, in_lots(_closing(state, missing), rules.lot), price, state, rules)
+    return TargetDecision(order, cancel=cancel, size=size, closing=closing)
+
+
+def _ordered(
+    target: Target, missing: Decimal, price: Decimal | None, state: SymbolState, rules: Instrument
+) -> Order | None:
+    """Return the order that changes a position by `missing`; None where that is too little to be ordered."""
     notional = EXACT.multiply(abs(missing), price) if price else None
     if not missing or (notional is not None and notional < rules.min_trade_notional):
-        return TargetDecision(cancel=cancel, size=size)
-    order = order_for(target, missing, price).model_copy(
+        return None
+    return order_for(target, missing, price).model_copy(
         update={
             "time_in_force": rules.time_in_force,
             "reduce_only": rules.supports_reduce_only and _reduces(state, missing),
         }
     )
-    return TargetDecision(order, cancel=cancel, size=size)
+
+
+def _closing(state: SymbolState, missing: Decimal) -> Decimal:
+    """Return what closes a position beside its open orders; 0 where `missing` does not turn it around."""
+    reached = exact_sum((state.position, *(item.quantity for item in state.working)))
+    turns = reached * missing < 0 and abs(missing) > abs(reached)
+    return -reached if turns and reached * state.position > 0 else ZERO
 
 
 def _sized(

@@ -61,6 +61,9 @@ class SqliteStatements:
         driver.executemany(self._COUNT, [(*key, count) for key, count in counts.items()])
         return {line.ref for line, *_ in new}
 
+    def write_last(self, connection: Connection, lines: Sequence[NewLine]) -> set[str]:
+        return self.write(connection, lines)
+
     @staticmethod
     def _driver(connection: Connection) -> sqlite3.Connection:
         driver = connection.connection.driver_connection

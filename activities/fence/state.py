@@ -14,9 +14,9 @@ from sqlmodel import Session
 
 from activities.fence.activations import activation_hashes, apply_decision, halts_of, store_activation
 from activities.fence.log_line import LogLine
-from activities.fence.position_limits import limits_text
 from activities.fence.rules import DRAINING, FROZEN, OPEN
-from activities.storage.tables import FenceRow, OrderLogRow, WorldRow
+from activities.fence.stored_limits import limits_text
+from activities.storage.tables import FenceRow, OrderLogRow
 from activities.storage.transactions import RecordedChange, Transaction, table_of, utc_now
 from activities.worlds.edges import LIVE_EDGE, write_edge
 from qmtl_sdk.contracts.applies import FenceStatus
@@ -52,7 +52,12 @@ def locked_fence(tx: Transaction, world_id: str, within_ms: int = 0) -> FenceRow
     it waits as `Transaction.lock` does.
     """
     tx.lock(f"fence:{world_id}", within_ms)
-    row = tx.session.get(FenceRow, world_id, populate_existing=True)
+    return present_fence(tx.session, world_id)
+
+
+def present_fence(session: Session, world_id: str) -> FenceRow:
+    """Read the fence row as it is now, without its lock. Raises QmtlError (E_WORLD_UNKNOWN)."""
+    row = session.get(FenceRow, world_id, populate_existing=True)
     if row is None:
         raise QmtlError("E_WORLD_UNKNOWN", f"there is no world {world_id!r}", "qmtl world list prints them")
     return row
@@ -149,17 +154,15 @@ def open_fence(
     fence.state = OPEN
     fence.holder = ""
     fence.epoch += 1
-    # Held here, as the mapper forgets and reads again what nobody holds.
-    world = tx.session.get_one(WorldRow, fence.world_id)
-    if decision is not None:
-        apply_decision(tx, world, decision, run_id)
+    entries = None if decision is None else dict(apply_decision(tx, fence, decision, run_id))
     log_fence_change(tx, fence, "unfreeze", run_id, reason)
     if before.get("halted"):
         log_fence_change(tx, fence, "resume", fence.world_id, reason)
     after = _changed(fence, live_edge=fence.live_edge, reason=reason)
-    return publish_fence_change(
-        tx, fence, FenceEvent("unfreeze", "apply.unfrozen", before, after, run_id, requires_ack=True)
+    event = FenceEvent(
+        "unfreeze", "apply.unfrozen", before, after, run_id, requires_ack=True, entries=entries
     )
+    return publish_fence_change(tx, fence, event)
 
 
 def lock_for_rebalancing(tx: Transaction, fence: FenceRow, run_id: str, locked: bool) -> None:
@@ -210,8 +213,7 @@ def log_fence_change(
 
 def publish_fence_change(tx: Transaction, fence: FenceRow, event: FenceEvent) -> ActivationEnvelope:
     """Audit a change of the fence, and publish it to the order gates as an activation of the whole world."""
-    world = tx.session.get_one(WorldRow, fence.world_id)
-    world.activation_sequence += 1
+    fence.activation_sequence += 1
     is_open = fence.state == OPEN and not fence.halted
     envelope = ActivationEnvelope(
         world_id=fence.world_id,
@@ -228,11 +230,10 @@ def publish_fence_change(tx: Transaction, fence: FenceRow, event: FenceEvent) ->
         epoch=fence.epoch,
         phase=event.phase,
         requires_ack=event.requires_ack,
-        sequence=world.activation_sequence,
+        sequence=fence.activation_sequence,
     )
     entries = activation_hashes(tx.session, fence.world_id) if event.entries is None else event.entries
     envelope = envelope.model_copy(update={"state_hash": store_activation(tx, envelope, entries)})
-    tx.session.add(world)
     tx.session.add(fence)
     tx.record(
         RecordedChange(

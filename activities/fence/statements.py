@@ -37,6 +37,9 @@ class FenceStatements(Protocol):
         The earlier row of an id stands.
         """
 
+    def write_last(self, connection: Connection, lines: Sequence[NewLine]) -> set[str]:
+        """Do the same after `read`, as the last change of the transaction: this may commit it."""
+
 
 _POSTGRES = PostgresStatements()
 _SQLITE = SqliteStatements()

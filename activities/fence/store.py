@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlmodel import col, select
 
-from activities.fence.activations import activation_hashes, activations_of
+from activities.fence.activations import activation_hashes, activation_sequence, activations_of
 from activities.fence.halts import HALT_WAIT_S, halt, halt_reason
 from activities.fence.rules import DRAINING, FROZEN
 from activities.fence.state import fence_status, locked_fence, new_fence, set_limits
@@ -141,8 +141,8 @@ class SqlFenceStore:
         Raises QmtlError (E_WORLD_UNKNOWN).
         """
         with self._database.read() as session:
-            world = world_row(session, world_id)
-            return world.activation_sequence, combined_hash(activation_hashes(session, world_id))
+            world_row(session, world_id)
+            return activation_sequence(session, world_id), combined_hash(activation_hashes(session, world_id))
 
     def trading_until(self, moment: datetime) -> list[str]:
         """List worlds where a strategy trades on a decision that is fresh no longer than `moment`."""
@@ -162,7 +162,6 @@ def update_world(tx: Transaction, world_id: str, change: WorldUpdate, actor: str
     """
     fence = locked_fence(tx, world_id)
     row = world_row(tx.session, world_id)
-    tx.session.refresh(row)  # a halt may have changed it before the fence was locked
     before = WorldSpec.model_validate_json(row.spec)
     after = changed_spec(tx, row, before, change)
     set_limits(tx, fence, after, active=row.state == "active")

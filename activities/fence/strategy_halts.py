@@ -21,7 +21,6 @@ from activities.fence.state import locked_fence, log_fence_change
 from activities.storage.database import Database
 from activities.storage.tables import BindingRow, FenceRow, StrategyHaltRow
 from activities.storage.transactions import RecordedChange, Transaction, utc_now
-from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.applies import StrategyHalt
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.errors import QmtlError
@@ -118,7 +117,7 @@ def _record(
         update={"halted": halted, "phase": phase, "run_id": "", "ts": now}
     )
     entries = activation_hashes(tx.session, world_id)
-    activation = sequenced_activation(tx, world_row(tx.session, world_id), activation, entries)
+    activation = sequenced_activation(tx, fence, activation, entries)
     tx.record(
         RecordedChange(
             "strategy.halted" if halted else "strategy.resumed",

@@ -1,5 +1,6 @@
 """The targets of one transaction of the fence: what they are compared with, and what is stored of them."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -51,9 +52,13 @@ class TargetKey(NamedTuple):
 
 
 class WorldSizings:
-    """What worlds' specs say about sizes, by their etags: a spec may have thousands of streams."""
+    """What worlds' specs say about sizes, by their etags: a spec may have thousands of streams.
+
+    Threads may share one.
+    """
 
     def __init__(self) -> None:
+        self._mutex = threading.Lock()
         self._found: dict[str, tuple[str, WorldSizing]] = {}
 
     def of(self, connection: Connection, world_ids: Iterable[str]) -> dict[str, WorldSizing]:
@@ -72,9 +77,10 @@ class WorldSizings:
         row = connection.execute(select(_world.c.etag, _world.c.spec).where(_world.c.world_id == world_id))
         etag, spec = row.one()
         sizing = WorldSizing(WorldSpec.model_validate_json(spec))
-        if len(self._found) >= _KNOWN_WORLDS:
-            self._found.pop(next(iter(self._found)), None)
-        self._found[world_id] = etag, sizing
+        with self._mutex:
+            if len(self._found) >= _KNOWN_WORLDS:
+                self._found.pop(next(iter(self._found)))
+            self._found[world_id] = etag, sizing
         return sizing
 
 

@@ -96,11 +96,10 @@ class SqlGraphStore:
         return result
 
     def ensure_queues(self, world_id: str, domain: str, dag: Dag, actor: str) -> dict[str, str]:
-        """Create the missing queues of a stored strategy in a domain. Returns NodeID → topic."""
-        with self._database.read() as session:
-            plan = _plan(session, world_id, domain, dag)
-        if not plan.queues:
-            return plan.topics
+        """Create the missing queues of a stored strategy in a domain. Returns NodeID → topic.
+
+        It waits for a drop that is under way, so that of a session which was opened before none is dropped.
+        """
         with self._database.write(actor, bookkeeping=True) as tx:  # nobody waits for queues without tags
             return self.bind_queues(tx, world_id, domain, dag, self._brokers)
 

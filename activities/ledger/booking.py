@@ -7,14 +7,32 @@ exact: cash = realised + income - fees - cost, to the last digit, whatever was b
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import NamedTuple
 
 from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum, negated, plain, quotient, rounded
-from qmtl_sdk.contracts.ledger import MONEY, Entry, EntryKind, Position, Posting
+from qmtl_sdk.contracts.ledger import MONEY, Entry, EntryKind, Position, PositionKey, Posting
 
 
-def book(before: Position, entry: Entry) -> tuple[Entry, Position]:
-    """Return the entry with what it moves, and the position after it. Reversals are for `reverse`."""
+class DatedEntry(NamedTuple):
+    """An entry and when it was recorded (ISO 8601, UTC)."""
+
+    at: str
+    entry: Entry
+
+    @property
+    def key(self) -> PositionKey:
+        """Whose position it changes."""
+        return PositionKey(self.entry.strategy_id, self.entry.account, self.entry.symbol)
+
+
+def book(before: Position, entry: Entry, at: str = "") -> tuple[Entry, Position]:
+    """Return the entry with what it moves, and the position after it. Reversals are for `reverse`.
+
+    `at`: when it is recorded, which is the time of the mark where the entry has a price.
+    """
     moved, after = _RULES[entry.kind](before, entry)
+    if entry.kind in _PRICED:
+        after = after.model_copy(update={"marked_at": at})
     return moved, _written_alike(after)
 
 
@@ -24,9 +42,7 @@ def _written_alike(position: Position) -> Position:
     A sum such as 13.5 - 13.5 is 0.0 in memory and 0 once it was stored: what follows from the one would read
     differently from what follows from the other.
     """
-    return position.model_copy(
-        update={name: plain(getattr(position, name)) for name in Position.model_fields}
-    )
+    return position.model_copy(update={name: plain(getattr(position, name)) for name in _NUMBERS})
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,7 @@ class History:
     """The entries of a position, oldest first, after those that gave it its state `base`."""
 
     base: Position = field(default_factory=Position)
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[DatedEntry, ...] = ()
 
 
 def reverse(before: Position, entry: Entry, history: History) -> tuple[Entry, Position]:
@@ -43,11 +59,12 @@ def reverse(before: Position, entry: Entry, history: History) -> tuple[Entry, Po
     The entry moves the difference. `history` holds all entries before this one, from the one that is taken
     back on at the latest.
     """
-    gone = {entry.reverses, *(each.reverses for each in history.entries if each.kind is EntryKind.REVERSAL)}
+    reversals = (each.reverses for _, each in history.entries if each.kind is EntryKind.REVERSAL)
+    gone = {entry.reverses, *reversals}
     after = history.base
-    for each in history.entries:
+    for at, each in history.entries:
         if each.kind is not EntryKind.REVERSAL and each.ref not in gone:
-            _, after = book(after, each)
+            _, after = book(after, each, at)
     fee = EXACT.subtract(after.fees, before.fees)
     moved = {
         "quantity": EXACT.subtract(after.quantity, before.quantity),
@@ -129,6 +146,10 @@ _RULES: dict[EntryKind, Callable[[Position, Entry], tuple[Entry, Position]]] = {
     EntryKind.FEE: _fee,
     EntryKind.SPLIT: _split,
 }
+
+_PRICED = frozenset({EntryKind.FILL, EntryKind.ADJUSTMENT})
+
+_NUMBERS = tuple(name for name in Position.model_fields if name != "marked_at")
 
 _COUNTERPARTS = {
     EntryKind.FILL: "market",

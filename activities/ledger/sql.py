@@ -3,7 +3,6 @@
 Who books holds the world's fence, so that a world's entries are booked one after the other.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -11,13 +10,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, literal, select, tuple_
 
-from activities.ledger.booking import History, book, postings, reverse
-from activities.ledger.exposures import Exposures, exposures_of, owners
+from activities.ledger.booking import DatedEntry, History, book, postings, reverse
+from activities.ledger.exposures import Exposures, owners, totals_of
 from activities.ledger.past import positions_as_of
 from activities.storage.database import Database
-from activities.storage.lists import among
+from activities.storage.lists import among, among_keys
 from activities.storage.readable import readable
-from activities.storage.tables import ExposureRow, LedgerRow, PositionRow
+from activities.storage.tables import ExposureDayRow, ExposureRow, LedgerRow, PositionRow
 from activities.storage.transactions import Transaction, table_of
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.ledger import (
@@ -33,23 +32,22 @@ from qmtl_sdk.contracts.ledger import (
 _ledger = table_of(LedgerRow)
 _position = table_of(PositionRow)
 _exposure = table_of(ExposureRow)
+_day = table_of(ExposureDayRow)
 
 Held = dict[PositionKey, tuple[str, Position]]
 """Positions by key, each with the time of its newest entry (ISO 8601, UTC)."""
 
-_KEY = (_position.c.strategy_id, _position.c.account, _position.c.symbol)
 
-
-class DatedEntry(NamedTuple):
-    """An entry and when it was recorded (ISO 8601, UTC)."""
+class StoredPosition(NamedTuple):
+    """A position as it is stored: when it and its mark changed, its JSON, whether it is held."""
 
     at: str
-    entry: Entry
+    marked_at: str
+    after: str
+    held: bool
 
-    @property
-    def key(self) -> PositionKey:
-        """Whose position it changes."""
-        return PositionKey(self.entry.strategy_id, self.entry.account, self.entry.symbol)
+
+_KEY = (_position.c.strategy_id, _position.c.account, _position.c.symbol)
 
 
 class SqlLedger:
@@ -108,7 +106,7 @@ def book_entries(tx: Transaction, world_id: str, entries: Sequence[DatedEntry]) 
     keys = {entry.key for entry in entries}
     held = positions_of(tx.connection, world_id, keys)
     mine = {owner for key in keys for owner in owners(key)}
-    exposures = Exposures(exposures_of(tx.connection, world_id, mine))
+    exposures = Exposures(totals_of(tx.connection, world_id, mine))
     rows = list[dict[str, object]]()
     history = partial(history_of, tx.connection, world_id)
     for dated in entries:
@@ -117,7 +115,7 @@ def book_entries(tx: Transaction, world_id: str, entries: Sequence[DatedEntry]) 
             rows = []
         before = held[dated.key][1] if dated.key in held else Position()
         rows.append(_row(world_id, dated, held, history))
-        exposures.move(dated.key, before, held[dated.key][1])
+        exposures.move(dated.key, dated.entry.kind, before, held[dated.key])
     tx.insert_all(_ledger, rows)
     exposures.store(tx, world_id)
     changed = sorted({dated.key for dated in entries})
@@ -126,13 +124,14 @@ def book_entries(tx: Transaction, world_id: str, entries: Sequence[DatedEntry]) 
 
 def history_of(connection: Connection, world_id: str, key: PositionKey) -> History:
     """Read the entries of a position that are left, and its state before them."""
-    query = select(_ledger.c.entry, _ledger.c.after).where(*_of(world_id, key)).order_by(_ledger.c.seq)
-    rows = connection.execute(query).all()
-    entries = tuple(Entry.model_validate_json(row.entry) for row in rows)
+    query = select(_ledger.c.at, _ledger.c.entry, _ledger.c.after).where(*_of(world_id, key))
+    rows = connection.execute(query.order_by(_ledger.c.seq)).all()
+    entries = tuple(DatedEntry(row.at, Entry.model_validate_json(row.entry)) for row in rows)
     if not rows:
         return History()
     first = Position.model_validate_json(rows[0].after)
-    if entries[0].kind is not EntryKind.REVERSAL and book(Position(), entries[0])[1] == first:
+    at, entry = entries[0]
+    if entry.kind is not EntryKind.REVERSAL and book(Position(), entry, at)[1] == first:
         return History(entries=entries)
     return History(first, entries[1:])  # what came before was removed
 
@@ -146,6 +145,13 @@ def held_positions(
         mine.append(_position.c.strategy_id.in_(strategies))
     rows = connection.execute(select(*_KEY, _position.c.after).where(*mine).order_by(*_KEY))
     return {PositionKey(*row[:3]): Position.model_validate_json(row.after) for row in rows}
+
+
+def held_list(connection: Connection, world_id: str) -> list[HeldPosition]:
+    """List the positions of a world that are not flat, by key, each with the time of its newest entry."""
+    mine = (_position.c.world_id == world_id, _position.c.held)
+    query = select(*_KEY, _position.c.at, _position.c.after).where(*mine)
+    return [held_position(row) for row in connection.execute(query.order_by(*_KEY))]
 
 
 def remove_old_entries(tx: Transaction, world_id: str, newest: Mapping[PositionKey, str]) -> None:
@@ -184,7 +190,7 @@ def _of(world_id: str, key: PositionKey) -> list[Any]:
 
 def remove_ledger(tx: Transaction, world_id: str) -> None:
     """Remove a world's ledger, to book it anew from the order log."""
-    for table in (_ledger, _position, _exposure):
+    for table in (_ledger, _position, _exposure, _day):
         tx.connection.execute(delete(table).where(table.c.world_id == world_id))
 
 
@@ -194,21 +200,24 @@ def ledger_rows(connection: Connection, world_id: str, after: int, limit: int) -
     return connection.execute(query.order_by(_ledger.c.seq).limit(limit)).all()
 
 
-def current_positions(connection: Connection, world_id: str) -> dict[PositionKey, tuple[str, str, bool]]:
-    """Read a world's positions as they are stored: when each changed, its JSON, whether it is held."""
-    columns = (*_KEY, _position.c.at, _position.c.after, _position.c.held)
+def current_positions(connection: Connection, world_id: str) -> dict[PositionKey, StoredPosition]:
+    """Read a world's positions as they are stored."""
+    columns = (*_KEY, *(_position.c[name] for name in StoredPosition._fields))
     rows = connection.execute(select(*columns).where(_position.c.world_id == world_id))
-    return {PositionKey(*row[:3]): (row.at, row.after, bool(row.held)) for row in rows}
+    return {
+        PositionKey(*row[:3]): StoredPosition(row.at, row.marked_at, row.after, bool(row.held))
+        for row in rows
+    }
 
 
 def booked_row(dated: DatedEntry, held: Held, history: Callable[[PositionKey], History]) -> dict[str, object]:
     """Book an entry on positions in memory; return what its row holds. `history`: see `reverse`."""
     last, before = held.get(dated.key, ("", Position()))
+    at = max(dated.at, last)  # a clock that was set back must not hide the newest entry
     if dated.entry.kind is EntryKind.REVERSAL:
         entry, after = reverse(before, dated.entry, history(dated.key))
     else:
-        entry, after = book(before, dated.entry)
-    at = max(dated.at, last)  # a clock that was set back must not hide the newest entry
+        entry, after = book(before, dated.entry, at)
     held[dated.key] = at, after
     return {
         "at": at,
@@ -231,6 +240,7 @@ def _position_row(world_id: str, key: PositionKey, at: str, after: Position) -> 
         "world_id": world_id,
         **key._asdict(),
         "at": at,
+        "marked_at": after.marked_at,
         "held": bool(after.quantity),
         "after": after.model_dump_json(exclude_defaults=True),
     }
@@ -238,16 +248,13 @@ def _position_row(world_id: str, key: PositionKey, at: str, after: Position) -> 
 
 def positions_of(connection: Connection, world_id: str, keys: Iterable[PositionKey]) -> Held:
     """Read positions, each with the time of its newest entry. Those that never were are left out."""
-    found, symbols = Held(), defaultdict[tuple[str, str], list[str]](list)
-    for key in sorted(keys):
-        symbols[key[:2]].append(key.symbol)
-    for (strategy_id, account), these in symbols.items():
-        its = {"world_id": world_id, "strategy_id": strategy_id, "account": account}
-        mine = [_position.c[name] == value for name, value in its.items()]
-        mine.append(among(_position.c.symbol, these))
-        for row in connection.execute(select(*_KEY, _position.c.at, _position.c.after).where(*mine)):
-            found[PositionKey(*row[:3])] = row.at, Position.model_validate_json(row.after)
-    return found
+    # Whole keys: by a world alone, PostgreSQL would read all of it where it has no statistics yet.
+    wanted = [(world_id, *key) for key in sorted(set(keys))]
+    if not wanted:
+        return {}
+    these = among_keys((_position.c.world_id, *_KEY), wanted)
+    rows = connection.execute(select(*_KEY, _position.c.at, _position.c.after).where(these))
+    return {PositionKey(*row[:3]): (row.at, Position.model_validate_json(row.after)) for row in rows}
 
 
 def held_position(row: Any) -> HeldPosition:
@@ -255,7 +262,7 @@ def held_position(row: Any) -> HeldPosition:
     strategy_id, account, symbol, at, after = row[:5]
     position = Position.model_validate_json(after)
     # What the ledger wrote needs no second check: a world may have thousands.
-    return HeldPosition.model_construct(
+    return HeldPosition.trusted(
         strategy_id=strategy_id,
         account=account,
         symbol=symbol,

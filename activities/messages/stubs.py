@@ -35,6 +35,7 @@ from activities.messages.promotion import (
     PromotionApply,
     PublishPromotion,
 )
+from activities.messages.proposals import FailedProposal, ProposeShares
 from activities.messages.rebalancing import (
     AbortRebalancing,
     AwaitRebalanceApproval,
@@ -56,6 +57,7 @@ from activities.messages.submission import (
 )
 from activities.messages.upkeep import RetentionResult, RowsResult, UpkeepInput, UpkeepRows, UpkeepTopic
 from qmtl_sdk.contracts.promotions import PromotionProgress
+from qmtl_sdk.contracts.rebalance_schedules import Firing
 from qmtl_sdk.contracts.submission import SubmissionAck
 
 
@@ -197,6 +199,20 @@ class RebalancingActivityStubs(ABC):
     @abstractmethod
     def conclude_rebalancing(self, command: ConcludeRebalancing) -> RebalanceEnd:
         """Record how a run ended, and unlock its worlds."""
+
+
+class ProposalActivityStubs(ABC):
+    """Activities of ProposalWorkflow."""
+
+    @activity.defn
+    @abstractmethod
+    def propose_shares(self, command: ProposeShares) -> Firing:
+        """Propose shares, and request a run where they differ by more than the tolerance."""
+
+    @activity.defn
+    @abstractmethod
+    def record_failed_proposal(self, command: FailedProposal) -> Firing:
+        """Store that a firing could not decide, and why."""
 
 
 class PromotionActivityStubs(ABC):

@@ -115,7 +115,11 @@ class QueueRetention:
         return digest, len(messages), end
 
     def _drop(self, topic: str) -> bool:
-        """Drop a queue. Returns False where a session uses it by now."""
+        """Drop a queue. Returns False where a session uses it by now, or has filled it meanwhile.
+
+        Its messages go before the commit: a session that brings it back gets the lock of the graph only then,
+        and what it appends stays.
+        """
         with self._database.write("upkeep") as tx:
             tx.lock("graph")
             row = tx.session.get(QueueRow, topic, with_for_update=True)
@@ -127,12 +131,15 @@ class QueueRetention:
             )
             if row.dropped_at is not None or tx.session.exec(running.limit(1)).first() is not None:
                 return False
+            bounds = self._queues.bounds(topic)
+            if bounds.first <= bounds.last:
+                return False
             row.dropped_at = utc_now()
             tx.session.add(row)
             tx.session.flush()
             _publish(tx, row, "drop", row.archive or "")
             publish_dropped_queue(tx, row)
-        self._queues.drop(topic)
+            self._queues.drop(topic)
         return True
 
 

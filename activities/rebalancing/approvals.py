@@ -1,14 +1,14 @@
 """Approvals and rejections of rebalancings."""
 
 import json
-import uuid
 
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
+from activities.applies.approval_rows import ApprovalSubject, approval_row
 from activities.applies.own_requests import require_another_person
 from activities.applies.status import approval_of, approvals_of
-from activities.messages.apply import STORED_APPROVAL, ApprovalVerdict
+from activities.messages.apply import ApprovalVerdict
 from activities.rebalancing.rows import REBALANCING, record, summary_row
 from activities.storage.database import Database
 from activities.storage.readable import readable
@@ -54,19 +54,8 @@ class SqlRebalanceApprovals:
             if verdict == "approve":
                 issuers = json.loads(row.requested_issuers)
                 require_another_person(tx, run_id, row.requested_by, issuers, actor, token_id)
-            approval = ApprovalRow(
-                approval_id=f"{STORED_APPROVAL}{uuid.uuid4().hex}",
-                world_id=ALL_WORLDS,
-                about=REBALANCING,
-                subject=run_id,
-                actor=actor,
-                verdict=verdict,
-                reason=body.reason,
-                via="gateway",
-                counts=True,
-                plan_hash=row.plan_hash,
-                at=utc_now(),
-            )
+            subject = ApprovalSubject(REBALANCING, ALL_WORLDS, run_id, row.plan_hash)
+            approval = approval_row(subject, actor, verdict, body.reason)
             tx.session.add(approval)
             found = approval_of(approval)
             record(

@@ -5,7 +5,7 @@
 2. The shares of the worlds and the scales of their strategies' weights become the new ones, and stored
    targets are sized by them (`goals.py`). While the world is locked, a target that stays orders nothing;
    afterwards the next bar orders what the run has left.
-3. Strategies exchange what nets out, at the marks of the plan, where the fence would let them trade.
+3. Strategies cross what nets out, at the marks of the plan, where the fence would let them trade.
 4. The trades are stored. From here on the run goes forward: what cannot be ordered or filled is named.
 """
 
@@ -14,14 +14,13 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import insert
 
-from activities.allocation.store import allocations_of, write_allocation
+from activities.allocation.store import allocations_of, change_scales, write_allocation
 from activities.applies.status import approvals_of, is_disabled
 from activities.fence.activations import halts_of
 from activities.fence.flattening_rows import flattening_rows
-from activities.fence.scales import WorldScales
 from activities.fence.state import lock_for_rebalancing, locked_fence, require_unlocked
 from activities.order_settings import OrdersSettings
-from activities.rebalancing.exchanges import Exchanges
+from activities.rebalancing.crossings import Crossings
 from activities.rebalancing.goals import Goals
 from activities.rebalancing.present import require_present
 from activities.rebalancing.requests import approvals_needed, start_of
@@ -56,7 +55,7 @@ class SqlRebalanceBeginnings:
     def __init__(self, database: Database, settings: OrdersSettings) -> None:
         """`settings` name the account of each domain that trades, and its limits."""
         self._database = database
-        self._exchanges = Exchanges(database, settings)
+        self._crossings = Crossings(database, settings)
         self._goals = Goals(settings.accounts)
 
     def begin(self, run_id: str) -> datetime:
@@ -92,11 +91,11 @@ class SqlRebalanceBeginnings:
             now = utc_now()
             row.locked_at, row.state = now, "reductions"
             row.deadline = utc_text(datetime.fromisoformat(now) + timedelta(seconds=body.time_limit_s))
-            trades = self._exchanges.book(tx, fences, run_id, run_key, trades)
+            trades = self._crossings.book(tx, fences, run_id, run_key, trades)
             _change_shares(tx, changes, now)
             goals = self._goals.set(tx, sorted(changes), trades)
             rows = [
-                trade_row(run_id, number, trade, *goals[trade.place]) for number, trade in enumerate(trades)
+                trade_row(run_id, number, trade, goals[trade.place]) for number, trade in enumerate(trades)
             ]
             if rows:
                 tx.connection.execute(insert(_trade), rows)
@@ -165,6 +164,5 @@ def _change_shares(tx: Transaction, changes: Mapping[str, AllocationChange], now
             strategies=carried_shares(before.strategies if before else {}, change),
         )
         row = write_allocation(tx, before, after, now)
-        scales = WorldScales.model_validate_json(row.scales) if row.scales else WorldScales()
-        row.scales = scales.changed(change).model_dump_json()
+        change_scales(row, change, now)
     tx.session.flush()

@@ -15,6 +15,7 @@ from activities.fence.state import lock_for_rebalancing, locked_fence
 from activities.rebalancing.ordering import open_orders
 from activities.rebalancing.requests import start_of
 from activities.rebalancing.rows import (
+    MAX_OUTCOME,
     REBALANCING,
     counts_by_state,
     notional,
@@ -35,9 +36,6 @@ _OUTCOME: TypeAdapter[RebalanceOutcome] = TypeAdapter(RebalanceOutcome)
 
 # Orders whose ends are read at once.
 _AT_ONCE = 500
-
-# Characters of an outcome's reason that are stored.
-_REASON_LENGTH = 1000
 
 
 class SqlRebalanceEnds:
@@ -121,7 +119,7 @@ class SqlRebalanceEnds:
                     outcome, reason = "partial", missing
                 elif missing:
                     reason = f"{reason}; {missing}" if reason else missing
-            row.outcome, row.reason, row.ended_at = outcome, reason[:_REASON_LENGTH], utc_now()
+            row.outcome, row.reason, row.ended_at = outcome, reason[:MAX_OUTCOME], utc_now()
             tx.session.add(row)
             record(tx, row, "rebalancing.ended", {"outcome": outcome, "reason": row.reason})
             return outcome
@@ -144,7 +142,7 @@ def _ends(
 
 def _report(session: Session, row: RebalancingRow) -> tuple[RebalanceReport, str]:
     """Add up what came of a run. Also returns what is missing, in words; empty where nothing is."""
-    names = ("quantity", "filled", "exchanged", "mark")
+    names = ("quantity", "filled", "crossed", "mark")
     query = select(*(_trade.c[name] for name in names)).where(_trade.c.run_id == row.run_id)
     trades = session.connection().execute(query).all()
     numbers = [
@@ -160,7 +158,7 @@ def _report(session: Session, row: RebalancingRow) -> tuple[RebalanceReport, str
         - counts.get("refused", 0)
         - counts.get("skipped", 0),
         filled=sum(1 for quantity, filled, _ in numbers if quantity and quantity == filled),
-        exchanged=sum(1 for item in trades if Decimal(item.exchanged)),
+        crossed=sum(1 for item in trades if Decimal(item.crossed)),
         turnover=turnover,
         missing_notional=missing,
         tracking_error=float(missing / turnover) if turnover else 0.0,

@@ -8,6 +8,7 @@ open when it was made, or where a share was rounded away before, the target gets
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
+from typing import NamedTuple
 
 from sqlalchemy import select
 
@@ -25,6 +26,13 @@ from qmtl_sdk.contracts.ledger import Position, PositionKey
 _target = table_of(TargetRow)
 
 
+class Goal(NamedTuple):
+    """What a position becomes by a run (units). `follows`: it is the size of its strategy's target."""
+
+    units: Decimal
+    follows: bool
+
+
 class Goals:
     """Sizes the targets of worlds whose shares have changed."""
 
@@ -34,19 +42,20 @@ class Goals:
 
     def set(
         self, tx: Transaction, worlds: Sequence[str], trades: Sequence[PlannedTrade]
-    ) -> dict[Place, tuple[Decimal, bool]]:
-        """Size the targets of worlds. Returns the goal of each trade, and whether it is its target's size.
+    ) -> dict[Place, Goal]:
+        """Size the targets of worlds. Returns the goal of each trade.
 
-        The transaction holds the fences of the worlds, and has changed their shares and exchanged.
+        The transaction holds the fences of the worlds, and has changed their shares and crossed.
         """
         goals = {
-            trade.place: (exact_sum((trade.held, trade.exchanged, trade.quantity)), False) for trade in trades
+            trade.place: Goal(exact_sum((trade.held, trade.crossed, trade.quantity)), False)
+            for trade in trades
         }
         for world_id in worlds:
             self._size(tx, world_id, goals)
         return goals
 
-    def _size(self, tx: Transaction, world_id: str, goals: dict[Place, tuple[Decimal, bool]]) -> None:
+    def _size(self, tx: Transaction, world_id: str, goals: dict[Place, Goal]) -> None:
         rows = tx.connection.execute(select(_target).where(_target.c.world_id == world_id)).all()
         if not rows:
             return
@@ -59,10 +68,11 @@ class Goals:
             place = (world_id, row.strategy_id, account, row.symbol)
             last, lot = sized_target(row), sizing.instrument(account, row.symbol).lot
             wanted = resized(last, weights.get((world_id, row.strategy_id), last.weight), lot)
-            planned, _ = goals.get(place, (held.get(PositionKey(*place[1:]), Position()).quantity, False))
+            now = held.get(PositionKey(*place[1:]), Position()).quantity
+            planned = goals.get(place, Goal(now, False)).units
             if abs(EXACT.subtract(planned, wanted.units)) <= lot:
                 wanted = replace(wanted, units=planned)
             if place in goals:
-                goals[place] = wanted.units, True
+                goals[place] = Goal(wanted.units, True)
             new[TargetKey(*row[:4])] = wanted
         tx.upsert_values(_target, [target_row(key, size) for key, size in sorted(new.items())])

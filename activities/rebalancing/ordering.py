@@ -65,7 +65,7 @@ class SqlRebalanceOrders:
         self._database = database
         self._domains = {account: domain for domain, account in settings.accounts.items()}
         self._no_router_after = timedelta(seconds=settings.no_router_after_s)
-        self._accounts = AccountLimits(settings.account_limits, settings.account_of)
+        self._accounts = AccountLimits.of(settings)
         self._sizings = WorldSizings()
         self._statements = statements_of(database)
 
@@ -100,8 +100,8 @@ class SqlRebalanceOrders:
             return Progress.DONE
         try:
             with self._database.write(REBALANCING, bookkeeping=True) as tx:
-                asked = [self._order(trade, 0) for trade in found]
-                snapshot = self._statements.read(tx.connection, asked, set(), wait=True)
+                wanted = [self._order(trade, 0) for trade in found]
+                snapshot = self._statements.read(tx.connection, wanted, set(), wait=True)
                 if summary_row(tx.session, run_id).aborted_by:
                     return Progress.DONE
                 return self._order_batch(tx, snapshot, _still_planned(tx.session, found))

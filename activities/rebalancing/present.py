@@ -35,7 +35,7 @@ def require_present(session: Session, request: MultiWorldRebalanceRequest, plan:
 def require_marks(session: Session, request: MultiWorldRebalanceRequest) -> None:
     """Check that each mark is between half and twice the ledger's newest price of its instrument.
 
-    Strategies exchange at marks, and limits of orders are checked at them. Raises QmtlError (E_MARK).
+    Strategies cross at marks, and limits of orders are checked at them. Raises QmtlError (E_MARK).
     """
     newest = dict[tuple[str, str], tuple[str, Decimal]]()
     for change in request.worlds:
@@ -44,10 +44,10 @@ def require_marks(session: Session, request: MultiWorldRebalanceRequest) -> None
             for item in request.positions
             if item.world_id == change.world_id
         ]
-        for key, (at, position) in positions_of(session.connection(), change.world_id, keys).items():
+        for key, (_, position) in positions_of(session.connection(), change.world_id, keys).items():
             known = newest.get((key.account, key.symbol), ("", ZERO))
             if position.mark:
-                newest[key.account, key.symbol] = max(known, (at, position.mark))
+                newest[key.account, key.symbol] = max(known, (position.marked_at, position.mark))
     for item in request.positions:
         _, price = newest.get((item.venue, item.symbol), ("", item.mark))
         if not price <= 2 * item.mark <= 4 * price:

@@ -17,6 +17,7 @@ from activities.rebalancing.rows import (
     REBALANCING,
     SUMMARIES,
     body_of,
+    end_at_once,
     plan_of,
     record,
     run_row,
@@ -43,6 +44,9 @@ from qmtl_sdk.contracts.rebalance_runs import (
 # Pages of runs that are read for one list, where most are not shown.
 _PAGES = 20
 
+# Reasons that a run names which changes nothing.
+_REASONS = 5
+
 # Rows of a plan that the Temporal UI shows.
 _ROWS = 40
 
@@ -53,49 +57,53 @@ class SqlRebalancings:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def trades(self, asked: RebalanceApply) -> tuple[RebalanceTrade, ...]:
+    def trades(self, requested: RebalanceApply) -> tuple[RebalanceTrade, ...]:
         """Return the trades that a request leads to. Nothing is stored. Raises as `request`."""
         with self._database.read() as session:
-            plan = self._plan(session, asked)
-        return tuple(trade.shown() for trade in trades_of(plan, asked.request, asked.run_id))
+            plan = self._plan(session, requested)
+        return tuple(trade.shown() for trade in trades_of(plan, requested.request, requested.run_id))
 
-    def request(self, asked: RebalanceApply, actor: str, token_id: str = "") -> RebalanceStatus:
-        """Store a request with its plan.
+    def request(
+        self, requested: RebalanceApply, actor: str, token_id: str = "", issuers: Sequence[str] = ()
+    ) -> RebalanceStatus:
+        """Store a request with its plan. `issuers`: of the actor's token, where that may be forgotten.
 
-        Idempotent by run id. Raises QmtlError: E_RUN_ID_REUSED for another body, E_REBALANCE_MODE, E_ETAG,
+        A run that changes no share and no position is completed at once. Idempotent by run id.
+
+        Raises QmtlError: E_RUN_ID_REUSED for another body, E_REBALANCE_MODE, E_ETAG,
         E_WORLD_UNKNOWN, E_WORLD_ARCHIVED, and what the planner raises.
         """
         with self._database.read() as session:  # what takes long, before the lock is held
-            known = session.get(RebalancingRow, asked.run_id)
-            plan = None if known else self._plan(session, asked)
+            known = session.get(RebalancingRow, requested.run_id)
+            plan = None if known else self._plan(session, requested)
             stored = plan.model_dump_json() if plan else ""
             plan_hash = plan.content_hash if plan else ""
-        body = asked.model_dump_json()
+        body = requested.model_dump_json()
         with self._database.write(actor) as tx:
             tx.lock("allocation")
-            known = tx.session.get(RebalancingRow, asked.run_id)
+            known = tx.session.get(RebalancingRow, requested.run_id)
             if known is not None:
                 if known.body != body:
                     raise QmtlError(
                         "E_RUN_ID_REUSED",
-                        f"run id {asked.run_id} is that of another rebalancing",
+                        f"run id {requested.run_id} is that of another rebalancing",
                         "choose another run id, or send what was sent before",
                     )
                 return status_of(tx.session, known)
             assert plan is not None  # runs are not removed while they are requested
-            require_present(tx.session, asked.request, plan)
-            worlds = [item.world_id for item in asked.request.worlds]
+            require_present(tx.session, requested.request, plan)
+            worlds = [item.world_id for item in requested.request.worlds]
             needed = approvals_needed(tx.session, worlds)
             row = RebalancingRow(
-                run_id=asked.run_id,
+                run_id=requested.run_id,
                 body=body,
                 plan=stored,
                 plan_etag=plan.etag,
                 plan_hash=plan_hash,
                 worlds=json.dumps(worlds),
-                title=title_of(asked),
+                title=title_of(requested),
                 requested_by=actor,
-                requested_issuers=json.dumps(issuers_of(tx.session, token_id)),
+                requested_issuers=json.dumps([*issuers, *issuers_of(tx.session, token_id)]),
                 requested_at=utc_now(),
                 state="requested",
                 approvals=needed.required,
@@ -104,9 +112,11 @@ class SqlRebalancings:
                 secret=secrets.token_hex(16),
             )
             tx.session.add(row)
-            about = {"reason": asked.reason, "etag": plan.etag, "plan_hash": plan_hash}
-            record(tx, row, "rebalancing.requested", {**about, "worlds": _shares(asked)})
-        return self.find(asked.run_id)
+            about = {"reason": requested.reason, "etag": plan.etag, "plan_hash": plan_hash}
+            record(tx, row, "rebalancing.requested", {**about, "worlds": _shares(requested)})
+            if _changes_nothing(requested, plan):
+                end_at_once(tx, row, _why_nothing(plan))
+        return self.find(requested.run_id)
 
     def find(self, run_id: str, whole: bool = True) -> RebalanceStatus:
         """Read one run. Raises QmtlError (E_REBALANCE_UNKNOWN)."""
@@ -201,15 +211,15 @@ class SqlRebalancings:
             record(tx, row, "rebalancing.abort_requested", {"reason": reason})
             return AbortRequest(run_id=run_id, actor=row.aborted_by, reason=row.abort_reason)
 
-    def _plan(self, session: Session, asked: RebalanceApply) -> RebalancePlan:
-        require_executable(asked.request)
-        for change in asked.request.worlds:
+    def _plan(self, session: Session, requested: RebalanceApply) -> RebalancePlan:
+        require_executable(requested.request)
+        for change in requested.request.worlds:
             world_of(world_row(session, change.world_id)).require_active()
-        plan = plan_of_request(session, asked.request)
-        if asked.etag:
-            plan.require_etag(asked.etag)
-        require_present(session, asked.request, plan)
-        require_marks(session, asked.request)
+        plan = plan_of_request(session, requested.request)
+        if requested.etag:
+            plan.require_etag(requested.etag)
+        require_present(session, requested.request, plan)
+        require_marks(session, requested.request)
         return plan
 
 
@@ -259,8 +269,23 @@ def _text_rows(plan: RebalancePlan) -> list[tuple[str, str, str, str, str, str]]
     return [*rows, *([(f"and {more} more", "", "", "", "", "")] if more else [])]
 
 
-def _shares(asked: RebalanceApply) -> dict[str, list[str]]:
-    return {item.world_id: [f"{item.before:f}", f"{item.after:f}"] for item in asked.request.worlds}
+def _changes_nothing(requested: RebalanceApply, plan: RebalancePlan) -> bool:
+    """Return whether a run changes no share and no position.
+
+    A share without a position changes the sizes of targets that come later: people approve that.
+    """
+    changes = requested.request.worlds
+    new_shares = any(item.before != item.after or item.strategies for item in changes)
+    return not new_shares and not trades_of(plan, requested.request, requested.run_id)
+
+
+def _why_nothing(plan: RebalancePlan) -> str:
+    details = [f"{item.world_id} {item.symbol}: {item.detail}" for item in plan.dropped[:_REASONS]]
+    return "; ".join(["no share and no position changes", *details])
+
+
+def _shares(requested: RebalanceApply) -> dict[str, list[str]]:
+    return {item.world_id: [f"{item.before:f}", f"{item.after:f}"] for item in requested.request.worlds}
 
 
 def start_of(tx: Transaction, run_id: str) -> RebalancingRow:

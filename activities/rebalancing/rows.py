@@ -10,9 +10,10 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from activities.applies.status import approvals_of
+from activities.rebalancing.goals import Goal
 from activities.rebalancing.trades import PlannedTrade, trades_of
 from activities.storage.tables import RebalancingRow, RebalancingTradeRow
-from activities.storage.transactions import RecordedChange, Transaction
+from activities.storage.transactions import RecordedChange, Transaction, utc_now
 from qmtl_sdk.contracts.amounts import EXACT, ZERO, exact_sum
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.rebalance_plan import RebalancePlan
@@ -24,6 +25,9 @@ from qmtl_sdk.contracts.rebalance_runs import (
     RebalanceStatus,
     RebalanceTrade,
 )
+
+MAX_OUTCOME = 1000
+"""Characters of an outcome's reason that are stored."""
 
 REBALANCING: Final = "rebalancing"
 """What approvals of runs are about, and the actor of their steps."""
@@ -47,7 +51,7 @@ def worlds_of(row: RebalancingRow) -> list[str]:
 
 
 def body_of(row: RebalancingRow) -> RebalanceApply:
-    """Return what was asked for."""
+    """Return what was requested."""
     return RebalanceApply.model_validate_json(row.body)
 
 
@@ -56,9 +60,9 @@ def plan_of(row: RebalancingRow) -> RebalancePlan:
     return RebalancePlan.model_validate_json(row.plan)
 
 
-def title_of(asked: RebalanceApply) -> str:
+def title_of(requested: RebalanceApply) -> str:
     """Say in one line what a run changes."""
-    changes = asked.request.worlds
+    changes = requested.request.worlds
     first = ", ".join(f"{item.world_id} {item.before:f} → {item.after:f}" for item in changes[:5])
     return f"rebalance {first}{f' and {len(changes) - 5} more worlds' if len(changes) > 5 else ''}"
 
@@ -110,9 +114,7 @@ def status_of(session: Session, row: RebalancingRow, whole: bool = True) -> Reba
     )
 
 
-def trade_row(
-    run_id: str, number: int, trade: PlannedTrade, goal: Decimal, follows: bool
-) -> dict[str, object]:
+def trade_row(run_id: str, number: int, trade: PlannedTrade, goal: Goal) -> dict[str, object]:
     """Return the row of a trade; one without an order is done."""
     return {
         "run_id": run_id,
@@ -123,13 +125,13 @@ def trade_row(
         "symbol": trade.symbol,
         "step": trade.step,
         "quantity": str(trade.quantity),
-        "exchanged": str(trade.exchanged),
+        "crossed": str(trade.crossed),
         "mark": str(trade.mark),
         "price": str(trade.price),
         "time_in_force": trade.time_in_force,
         "reduce_only": trade.reduce_only,
-        "goal": str(goal),
-        "follows": follows,
+        "goal": str(goal.units),
+        "follows": goal.follows,
         "order_id": trade.order_id,
         "state": "planned" if trade.quantity else "filled",
         "filled": "",
@@ -146,7 +148,7 @@ def shown(row: RebalancingTradeRow) -> RebalanceTrade:
             "account": row.account,
             "symbol": row.symbol,
             "quantity": row.quantity,
-            "exchanged": row.exchanged,
+            "crossed": row.crossed,
             "mark": row.mark,
             "reduces": row.step == "reductions",
             "order_id": row.order_id,
@@ -166,6 +168,17 @@ def counts_by_state(session: Session, run_id: str) -> dict[str, int]:
 def notional(values: Iterable[tuple[Decimal, Decimal]]) -> Decimal:
     """Add up quantities times marks, without their signs."""
     return exact_sum(EXACT.multiply(quantity.copy_abs(), mark) for quantity, mark in values)
+
+
+def end_at_once(tx: Transaction, row: RebalancingRow, reason: str) -> None:
+    """Complete a run that changes nothing."""
+    report = RebalanceReport(
+        orders=0, filled=0, crossed=0, turnover=ZERO, missing_notional=ZERO, tracking_error=0.0
+    )
+    row.report, row.approvals = report.model_dump_json(), 0
+    row.outcome, row.reason, row.ended_at = "completed", reason[:MAX_OUTCOME], utc_now()
+    tx.session.add(row)
+    record(tx, row, "rebalancing.ended", {"outcome": row.outcome, "reason": row.reason})
 
 
 def record(tx: Transaction, row: RebalancingRow, action: str, after: dict[str, object]) -> None:

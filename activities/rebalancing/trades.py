@@ -1,6 +1,6 @@
 """The trades of a plan: by how much each strategy's position changes, as a pure function.
 
-A plan nets the changes of several strategies. What nets out they exchange at the mark, by entries of the
+A plan nets the changes of several strategies. What nets out they cross at the mark, by entries of the
 ledger; the rest is ordered for the strategies whose changes have the sign of the order. So the account trades
 what the plan says, and each strategy gets its part.
 """
@@ -36,7 +36,7 @@ class PlannedTrade:
     account: str
     symbol: str
     quantity: Decimal
-    exchanged: Decimal
+    crossed: Decimal
     held: Decimal
     mark: Decimal
     price: Decimal
@@ -57,7 +57,7 @@ class PlannedTrade:
     @property
     def reduces(self) -> bool:
         """Whether the order brings the position nearer to zero without crossing it."""
-        return reduces(EXACT.add(self.held, self.exchanged), self.quantity)
+        return reduces(EXACT.add(self.held, self.crossed), self.quantity)
 
     def shown(self) -> RebalanceTrade:
         """Return the trade as people see it."""
@@ -67,7 +67,7 @@ class PlannedTrade:
             account=self.account,
             symbol=self.symbol,
             quantity=self.quantity,
-            exchanged=self.exchanged,
+            crossed=self.crossed,
             mark=self.mark,
             reduces=self.reduces,
             order_id=self.order_id,
@@ -100,21 +100,21 @@ def trades_of(plan: RebalancePlan, request: MultiWorldRebalanceRequest, run_id: 
     }
     changes: list[Delta | Dropped] = [*plan.deltas, *plan.dropped]
     trades = [
-        _trade(change, held[(*owner, change.venue, change.symbol)], run_id, quantity, exchanged)
+        _trade(change, held[(*owner, change.venue, change.symbol)], run_id, quantity, crossed)
         for change in changes
-        for owner, quantity, exchanged in _divided(change)
+        for owner, quantity, crossed in _divided(change)
     ]
     return sorted(trades, key=lambda trade: trade.step, reverse=True)
 
 
 def _trade(
-    change: Delta | Dropped, held: PositionSlice, run_id: str, quantity: Decimal, exchanged: Decimal
+    change: Delta | Dropped, held: PositionSlice, run_id: str, quantity: Decimal, crossed: Decimal
 ) -> PlannedTrade:
     place = (held.world_id, held.strategy_id, held.venue, held.symbol)  # its own name, not an alias of it
     return PlannedTrade(
         *place,
         quantity=quantity,
-        exchanged=exchanged,
+        crossed=crossed,
         held=held.quantity,
         mark=held.mark,
         price=change.reference_price if isinstance(change, Delta) else held.mark,
@@ -127,7 +127,7 @@ def _trade(
 def _divided(change: Delta | Dropped) -> Iterator[tuple[_Owner, Decimal, Decimal]]:
     """Yield what is ordered for each strategy of a change, and what it gets of the others (both signed).
 
-    The parts add up to what is ordered. Who exchanges with whom does not matter: all have the same price.
+    The parts add up to what is ordered. Who crosses with whom does not matter: all have the same price.
     """
     parts = {(part.world_id, part.strategy_id): part.quantity for part in change.parts}
     ordered = exact_sum(parts.values())
@@ -136,9 +136,9 @@ def _divided(change: Delta | Dropped) -> Iterator[tuple[_Owner, Decimal, Decimal
     left = exact_sum(against.values()).copy_abs()
     yield from ((owner, ZERO, quantity) for owner, quantity in sorted(against.items()))
     for owner, quantity in sorted(along.items()):
-        exchanged = min(quantity.copy_abs(), left)
-        left = EXACT.subtract(left, exchanged)
-        signed = exchanged if quantity > 0 else negated(exchanged)
+        crossed = min(quantity.copy_abs(), left)
+        left = EXACT.subtract(left, crossed)
+        signed = crossed if quantity > 0 else negated(crossed)
         yield owner, plain(EXACT.subtract(quantity, signed)), plain(signed)
 
 

@@ -5,7 +5,7 @@ The log is read through its archives, so an old world needs its archives to be w
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice, takewhile
+from itertools import accumulate, islice, takewhile
 from typing import Any
 
 from sqlalchemy import Connection
@@ -14,11 +14,11 @@ from sqlmodel import Session
 from activities.fence.ledger_entries import entries_of, line_of
 from activities.fence.segments import LOG, rows_after
 from activities.fence.state import locked_fence
-from activities.ledger.booking import History
-from activities.ledger.exposures import Exposure, ExposureKey, Exposures, all_exposures
+from activities.ledger.booking import DatedEntry, History
+from activities.ledger.exposures import Exposures, all_totals
 from activities.ledger.sql import (
-    DatedEntry,
     Held,
+    StoredPosition,
     book_entries,
     booked_row,
     current_positions,
@@ -26,17 +26,12 @@ from activities.ledger.sql import (
     remove_ledger,
 )
 from activities.retention.archives import LOCK, Archives, archives_of
+from activities.retention.day_sums import CHUNK, MOST_DIFFERENCES, DaySums, named_differences
 from activities.storage.database import Database
 from activities.storage.transactions import RecordedChange
 from activities.worlds.specs import world_row
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.ledger import Entry, LedgerCheck, Position, PositionKey
-
-_CHUNK = 2000
-"""Rows that are read at a time."""
-
-_MOST_DIFFERENCES = 20
-"""Differences that a check names."""
 
 _COMPARED = ("at", *PositionKey._fields, "ref", "entry", "after")
 
@@ -59,29 +54,32 @@ class LedgerProjection:
             world_row(session, world_id)
             stored = _stored(session.connection(), world_id)
             positions = current_positions(session.connection(), world_id)
-            stored_exposures = all_exposures(session.connection(), world_id)
+            stored_exposures = all_totals(session.connection(), world_id)
+            days = DaySums(session.connection(), world_id)
             found = next(stored, None)
             for entries, (is_archived, dated) in enumerate(self._entries(session, world_id), 1):
                 before = held[dated.key][1] if dated.key in held else Position()
                 made = booked_row(dated, held, partial(self._history, session, world_id, dated.entry))
-                exposures.move(dated.key, before, held[dated.key][1])
+                exposures.move(dated.key, dated.entry.kind, before, held[dated.key])
+                days.compare_ended(exposures)
                 if is_archived and (found is None or found["ref"] != made["ref"]):
                     continue  # removed with the rows that it follows from
                 if found != made:
                     differences.append(f"entry {entries}: the log makes {made}, the ledger has {found}")
                 found = next(stored, None)
-                if len(differences) == _MOST_DIFFERENCES:
+                if len(differences) == MOST_DIFFERENCES:
                     break
             else:
                 more = ([found] if found else []) + list(islice(stored, 9))
                 differences += [f"the log makes no entry {row}" for row in more]
                 differences += _other_positions(held, positions)
-                differences += _other_exposures(exposures, stored_exposures)
+                differences += named_differences("exposure", exposures.found, stored_exposures)
+                differences += days.differences_of(exposures)
         return LedgerCheck(
             world_id=world_id,
             entries=entries,
             positions=len(positions),
-            differences=tuple(text[:500] for text in differences[:_MOST_DIFFERENCES]),
+            differences=tuple(text[:500] for text in differences[:MOST_DIFFERENCES]),
         )
 
     def rebuild(self, world_id: str, actor: str) -> LedgerCheck:
@@ -104,7 +102,7 @@ class LedgerProjection:
             for _, dated in self._entries(tx.session, world_id):
                 chunk.append(dated)
                 entries += 1
-                if len(chunk) == _CHUNK:
+                if len(chunk) == CHUNK:
                     book_entries(tx, world_id, chunk)
                     chunk = []
             book_entries(tx, world_id, chunk)
@@ -115,10 +113,11 @@ class LedgerProjection:
 
     def _history(self, session: Session, world_id: str, entry: Entry, key: PositionKey) -> History:
         """Read the log again for a reversal: the entries of its position before it."""
-        before = takewhile(
-            lambda item: item.ref != entry.ref, (dated.entry for _, dated in self._entries(session, world_id))
-        )
-        return History(entries=tuple(item for item in before if DatedEntry("", item).key == key))
+        made = (dated for _, dated in self._entries(session, world_id))
+        before = takewhile(lambda dated: dated.entry.ref != entry.ref, made)
+        mine = [dated for dated in before if dated.key == key]
+        times = accumulate((dated.at for dated in mine), max)  # as `booked_row` makes them
+        return History(entries=tuple(map(DatedEntry, times, (dated.entry for dated in mine))))
 
     def _entries(self, session: Session, world_id: str) -> Iterator[tuple[bool, DatedEntry]]:
         """Make the entries of a world from its order log, each with whether its row is archived."""
@@ -127,7 +126,7 @@ class LedgerProjection:
             for row in self._archives.read(found, "world_id"):
                 yield from ((True, dated) for dated in entries_of(line_of(row)))
             after = found.last
-        while rows := rows_after(session.connection(), world_id, after, limit=_CHUNK):
+        while rows := rows_after(session.connection(), world_id, after, limit=CHUNK):
             for row in rows:
                 yield from ((False, dated) for dated in entries_of(line_of(row)))
             after = rows[-1]["seq"]
@@ -136,28 +135,18 @@ class LedgerProjection:
 def _stored(connection: Connection, world_id: str) -> Iterator[dict[str, Any]]:
     """Read the rows of a ledger, oldest first. (Any: the values of the columns.)"""
     after = 0
-    while rows := ledger_rows(connection, world_id, after, _CHUNK):
+    while rows := ledger_rows(connection, world_id, after, CHUNK):
         for row in rows:
             found = {name: row._mapping[name] for name in _COMPARED}
             yield {**found, "held": bool(row.held)}
         after = rows[-1].seq
 
 
-def _other_positions(held: Held, stored: dict[PositionKey, tuple[str, str, bool]]) -> list[str]:
+def _other_positions(held: Held, stored: dict[PositionKey, StoredPosition]) -> list[str]:
     made = {
-        key: (at, after.model_dump_json(exclude_defaults=True), bool(after.quantity))
+        key: StoredPosition(
+            at, after.marked_at, after.model_dump_json(exclude_defaults=True), bool(after.quantity)
+        )
         for key, (at, after) in held.items()
     }
-    return [
-        f"position {key}: the log makes {made.get(key)}, the ledger has {stored.get(key)}"
-        for key in sorted(made.keys() | stored.keys())
-        if made.get(key) != stored.get(key)
-    ]
-
-
-def _other_exposures(made: Exposures, stored: dict[ExposureKey, Exposure]) -> list[str]:
-    return [
-        f"exposure {key}: the log makes {made.found.get(key)}, the ledger has {stored.get(key)}"
-        for key in sorted(made.found.keys() | stored.keys())
-        if made.found.get(key) != stored.get(key)
-    ]
+    return named_differences("position", made, stored)

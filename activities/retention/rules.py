@@ -10,6 +10,7 @@ from sqlalchemy.sql.selectable import FromClause
 from activities.fence import segments
 from activities.retention.ages import Ages
 from activities.retention.rule import Part, Rule
+from activities.retention.tokens import REVOKED_TOKENS
 from activities.storage.tables import (
     ApplyRow,
     ApplyStepRow,
@@ -206,9 +207,6 @@ def _events(ages: Ages) -> "Select[tuple[object, ...]]":
     )
 
 
-_COMMIT = Part(_commit, ("seq",))
-_VALIDATION = Part(_validation, ("eval_key",))
-
 RULES = {
     rule.name: rule
     for rule in (
@@ -278,6 +276,7 @@ RULES = {
             (Part(_ack, ("world_id", "sequence", "holder")),),
         ),
         Rule("events", lambda kept: kept.events_days, _events, (Part(_outbox, ("seq",)),)),
+        REVOKED_TOKENS,
     )
 }
 """The rules of tables without a chain, by name."""

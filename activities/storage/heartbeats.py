@@ -26,7 +26,7 @@ from activities.storage.tables import ProcessRow
 from activities.storage.transactions import utc_before, utc_now
 from qmtl_sdk.contracts.processes import ProcessState, ProcessStatus
 
-HEARTBEAT_S = 2.0
+HEARTBEAT_S = 3.0
 """Seconds between two heartbeats of a process."""
 
 SEEN_WITHIN_S = 8.0

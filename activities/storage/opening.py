@@ -1,8 +1,7 @@
 """Opening the database that a DSN names."""
 
-from pathlib import Path
-
 from activities.storage.database import Database
+from activities.storage.dsn import sqlite_file
 from activities.storage.postgres import PostgresDatabase
 from activities.storage.sqlite import SqliteDatabase
 from qmtl_sdk.contracts.errors import QmtlError
@@ -13,8 +12,8 @@ def open_database(dsn: str) -> Database:
 
     Raises QmtlError: E_CONFIG where the DSN names another database, E_UNAVAILABLE, E_DATABASE_NEWER.
     """
-    if dsn.startswith("sqlite:///"):
-        return SqliteDatabase(Path(dsn.removeprefix("sqlite:///")))
+    if file := sqlite_file(dsn):
+        return SqliteDatabase(file)
     if dsn.startswith(("postgresql://", "postgres://", "postgresql+psycopg://")):
         return PostgresDatabase(dsn)
     raise QmtlError(

@@ -1,3 +1,4 @@
+# ruff: noqa: S608  the statements are made of the names of tables and columns
 """Rows written into PostgreSQL in one statement, with one parameter for each column.
 
 A statement for each row takes client and server longer than the row itself. A column whose values are all
@@ -43,6 +44,40 @@ def insertion(
         changed = ", ".join(f'"{name}" = excluded."{name}"' for name in names if name not in keys)
         statement += f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changed}"
     return text(statement), parameters
+
+
+def record_insertion(
+    audits: Sequence[Mapping[str, Any]],
+    heads: Sequence[Mapping[str, Any]],
+    events: Sequence[Mapping[str, Any]],
+) -> tuple[TextClause, dict[str, Any]]:
+    """Build the statement that inserts the audit and outbox rows of changes, and the heads of their chains.
+
+    Rows of one table name the same columns. (Any: values of columns.)
+    """
+    tables = {"audit": audits, "audit_head": heads, "outbox": events}
+    parameters = {
+        f"{table}_{number}_{name}": value
+        for table, rows in tables.items()
+        for number, row in enumerate(rows)
+        for name, value in row.items()
+    }
+    shape = tuple((table, tuple(rows[0]), len(rows)) for table, rows in tables.items())
+    return _record_statement(shape), parameters
+
+
+@cache
+def _record_statement(tables: tuple[tuple[str, tuple[str, ...], int], ...]) -> TextClause:
+    """Build it once for the columns and numbers of rows of these three tables."""
+    audit, head, outbox = (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES "
+        + ", ".join(
+            f"({', '.join(f':{table}_{number}_{name}' for name in columns)})" for number in range(count)
+        )
+        for table, columns, count in tables
+    )
+    replaced = "ON CONFLICT (chain) DO UPDATE SET number = excluded.number, hash = excluded.hash"
+    return text(f"WITH audited AS ({audit}), linked AS ({head} {replaced}) {outbox}")
 
 
 @cache

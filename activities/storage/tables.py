@@ -383,7 +383,6 @@ class WorldRow(SQLModel, table=True):
     etag: str
     created_at: str
     policy_version: int | None = None
-    activation_sequence: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     pinned_fingerprint: str = Field(default="", sa_column_kwargs={"server_default": ""})
     state: str = Field(default="active", sa_column_kwargs={"server_default": "active"})
 
@@ -550,7 +549,8 @@ class FenceRow(SQLModel, table=True):
 
     `halt_epoch` is the epoch of the last halt: an order that was accepted before it and not sent is
     cancelled. `edge_closings` counts how often an operator has closed the edge to live. `rebalancing`: the
-    run that has locked the world against applies and other rebalancings.
+    run that has locked the world against applies and other rebalancings. `activation_sequence` is the number
+    of the newest change of an activation.
     """
 
     __tablename__ = "fence"
@@ -575,6 +575,7 @@ class FenceRow(SQLModel, table=True):
     orders: int = 0
     refused: int = 0
     rebalancing: str = ""
+    activation_sequence: int = 0
 
 
 class ActivationRow(SQLModel, table=True):
@@ -769,10 +770,11 @@ class FlattenRow(SQLModel, table=True):
 class FlatteningRow(SQLModel, table=True):
     """A strategy whose positions at an account are being closed. The row goes when they are.
 
-    `flatten_id`: the first request, or the apply, that asked for it. `failures` counts the orders that a
-    venue ended before they were filled, `fault` is what it said last, and `next_at` is when another is made;
-    empty where none waits for a time. `given_up`: who cancelled it; then the row stays only until its orders
-    have ended.
+    `flatten_id`: the first request, or the apply, that asked for it. `faults` (JSON): the symbols of which a
+    venue has ended orders before they were filled, and `next_at` is when the first of them gets another;
+    empty where none waits for a time. `cancel_reason`: who cancelled it, and why; then the row stays only
+    until its orders have ended. `ended_at`: when it ended and left something, which the row says until the
+    next flatten.
     """
 
     __tablename__ = "flattening"
@@ -782,10 +784,10 @@ class FlatteningRow(SQLModel, table=True):
     account: str
     flatten_id: str
     since: str
-    failures: int = 0
-    fault: str = ""
+    faults: str = Field("", sa_column=_text())
     next_at: str = ""
-    given_up: str = ""
+    cancel_reason: str = ""
+    ended_at: str = ""
 
 
 class TargetRow(SQLModel, table=True):
@@ -838,7 +840,10 @@ class LedgerRow(SQLModel, table=True):
 
 
 class PositionRow(SQLModel, table=True):
-    """The newest state of a position of the ledger, and when it last changed. `held`: it is not flat."""
+    """The newest state of a position of the ledger, and when it last changed.
+
+    `marked_at`: when the price of its mark was recorded; empty where it has none. `held`: it is not flat.
+    """
 
     __tablename__ = "position"
     __table_args__ = (
@@ -860,12 +865,14 @@ class PositionRow(SQLModel, table=True):
             sqlite_where=text("held"),
             postgresql_where=text("held"),
         ),
+        Index("position_mark", "account", "symbol", "marked_at", "world_id", "strategy_id"),
     )
     world_id: str = Field(primary_key=True)
     strategy_id: str = Field(primary_key=True)
     account: str = Field(primary_key=True)
     symbol: str = Field(primary_key=True)
     at: str
+    marked_at: str
     held: bool
     after: str = Field(sa_column=_text())
 
@@ -882,8 +889,9 @@ class ReconciliationRow(SQLModel, table=True):
 class ExposureRow(SQLModel, table=True):
     """What a strategy holds and has earned at an account, added up; with strategy_id `""`, its whole world.
 
-    `gross`: the notional of its positions at their marks. `profit`: what it has earned, open positions at
-    their marks, less fees. `peak`: the highest profit so far, 0 at first.
+    `gross`: the notional of its positions at their marks; `net`: with signs. `profit`: what it has earned,
+    open positions at their marks, less fees. `peak`: the highest profit so far, 0 at first. `fees`, `traded`:
+    all fees, and the notional of all fills. `day`: that of the newest entry (UTC); it never falls.
     """
 
     __tablename__ = "exposure"
@@ -901,6 +909,29 @@ class ExposureRow(SQLModel, table=True):
     gross: str
     profit: str
     peak: str
+    net: str
+    fees: str
+    traded: str
+    day: str
+
+
+class ExposureDayRow(SQLModel, table=True):
+    """An exposure as it was at the end of a day (UTC) in which an entry was booked; see `ExposureRow`.
+
+    So far on the newest one. A day without a row was as the one before.
+    """
+
+    __tablename__ = "exposure_day"
+    __table_args__ = ({"sqlite_with_rowid": False},)  # the days of an owner lie together, to be read in order
+    world_id: str = Field(primary_key=True)
+    strategy_id: str = Field(primary_key=True)
+    account: str = Field(primary_key=True)
+    day: str = Field(primary_key=True)
+    gross: str
+    net: str
+    profit: str
+    fees: str
+    traded: str
 
 
 class OrderCountRow(SQLModel, table=True):
@@ -917,16 +948,41 @@ class OrderCountRow(SQLModel, table=True):
 
 
 class AllocationRow(SQLModel, table=True):
-    """The share of the capital that a world has, with the weights of its strategies (`body`).
+    """The share of a world, with those of its strategies that have one of their own (`body`).
 
     `scales`: by what rebalancings have multiplied what its strategies trade with (JSON); empty: none did.
+    `profits`: what the world had earned at each account when its share was last set, at `updated_at` (JSON).
+    `past`: the scales that it had before, each with the time until when (JSON).
     """
 
     __tablename__ = "allocation"
     world_id: str = Field(primary_key=True)
     body: str = Field(sa_column=_text())
     scales: str = Field(default="", sa_column=_text())
+    profits: str = Field(default="{}", sa_column=_text())
+    past: str = Field(default="[]", sa_column=_text())
     updated_at: str
+
+
+class RebalancingScheduleRow(SQLModel, table=True):
+    """A schedule of rebalancings, and what its newest firing decided.
+
+    `body` and `issuers` (of the token with which it was set) are JSON, and so is `firing`; empty: none yet.
+    `live`: whoever set it confirmed live trading. `state`: `wanted` until Temporal has it (`set`), `removed`
+    until Temporal has forgotten it.
+    """
+
+    __tablename__ = "rebalancing_schedule"
+    name: str = Field(primary_key=True)
+    body: str = Field(sa_column=_text())
+    set_by: str
+    token_id: str
+    issuers: str = Field(sa_column=_text())
+    live: bool
+    set_at: str
+    state: str
+    fired_at: str = ""
+    firing: str = Field(default="", sa_column=_text())
 
 
 class RebalancingRow(SQLModel, table=True):
@@ -991,7 +1047,7 @@ class RebalancingTradeRow(SQLModel, table=True):
     symbol: str
     step: str
     quantity: str
-    exchanged: str
+    crossed: str
     mark: str
     price: str
     time_in_force: str
@@ -1095,7 +1151,8 @@ class ApplyRow(SQLModel, table=True):
 class ApplyStepRow(SQLModel, table=True):
     """A step of an apply, with its result.
 
-    A step is done once: a repetition returns the stored result, whatever the world's state is by then.
+    A step is done once: a repetition returns the stored result, whatever the world's state is by then. It
+    ends where the next one begins.
     """
 
     __tablename__ = "apply_step"
@@ -1103,7 +1160,6 @@ class ApplyStepRow(SQLModel, table=True):
     run_id: str = Field(primary_key=True)
     step: str = Field(primary_key=True)
     started_at: str
-    ended_at: str | None = None
     result: str = Field(default="{}", sa_column=_text())
 
 

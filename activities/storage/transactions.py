@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, Self
 
 import sqlalchemy
@@ -15,6 +14,7 @@ from sqlmodel import Session, SQLModel
 from activities.storage.chain import OUTSIDE_WORLDS, link
 from activities.storage.lock_order import LockOrder
 from activities.storage.tables import AuditHeadRow, AuditRow, OutboxRow
+from activities.storage.upserts import insert_new_statement, upsert_statement
 from activities.storage.write_marks import mark_write
 from qmtl_sdk.contracts.canonical import canonical_json
 from qmtl_sdk.contracts.errors import QmtlError
@@ -119,15 +119,14 @@ class Transaction:
     def finish(self) -> None:
         """Write what is left before the commit: rows that were changed through the session, and the records.
 
-        Changed rows are locked before the heads of audit chains, and heads in the order of their names: two
-        transactions that locked them in different orders would deadlock. Only a retry of a dead letter locks
-        its chain first; whoever holds the row that it changes then waits for no chain.
+        Changed rows are locked before the heads of audit chains, and heads in the order of their names, or
+        two transactions might deadlock. Only a retry of a dead letter locks its chain first; whoever holds
+        the row that it changes then waits for no chain.
         """
         if self._session is not None:
             self._session.flush()
         if self.records:
-            self._append_audit([audit for audit, _ in self.records])
-            self.insert_all(_OUTBOX, [event for _, event in self.records])
+            self._insert_records(self._link_audit())
 
     def insert_new(self, rows: Sequence[SQLModel]) -> set[tuple[Any, ...]]:
         """Insert the rows that conflict with no unique key. Returns the primary keys of the inserted rows."""
@@ -144,7 +143,7 @@ class Transaction:
         """
         if not rows:
             return set()
-        found = self.connection.execute(_insert_new_statement(self._insert, table), rows)
+        found = self.connection.execute(insert_new_statement(self._insert, table), rows)
         inserted = {tuple(row) for row in found}
         if inserted:
             mark_write(self.connection)
@@ -163,7 +162,7 @@ class Transaction:
     def upsert_values(self, table: Table, values: list[dict[str, Any]]) -> None:
         """Do the same for values by column."""
         found = values[0] if len(values) == 1 else values
-        self.connection.execute(_upsert_statement(self._insert, table), found)
+        self.connection.execute(upsert_statement(self._insert, table), found)
 
     def lock(self, name: str, within_ms: int = 0) -> None:
         """Hold the lock `name` until the end of the transaction. SQLite has one writer and needs no lock.
@@ -182,8 +181,10 @@ class Transaction:
         """Hold the locks that are free now until the end of the transaction. Returns their names."""
         return list(names)
 
-    def limit_lock_waits(self, limit_s: float) -> None:
-        """Let statements fail that wait longer than this for a lock. SQLite's only writer waits for none."""
+    def limit_lock_waits(self, limit_s: float, lock: str = "") -> None:
+        """Let statements fail that wait longer for a lock (none waits on SQLite), and then take `lock`."""
+        if lock:
+            self._lock_order.take(lock)
 
     def record(self, change: RecordedChange) -> None:
         """Record a change: `finish` writes its audit row and its outbox row before the commit."""
@@ -203,22 +204,26 @@ class Transaction:
             ({**audit, "at": now, "actor": self._actor}, {**event, "at": now}) for audit, event in rows
         ]
 
-    def _append_audit(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Append rows to their chains.
+    def _link_audit(self) -> list[dict[str, Any]]:
+        """Give audit rows their numbers and hashes in their chains. Returns the new heads of the chains.
 
         The transaction locks the head of each chain until it commits. So audit and outbox numbers of one key
         are in the order of commits.
         """
-        heads = {name: self.lock_chain(name) for name in sorted({row["chain"] for row in rows})}
-        for row in rows:
+        chains = sorted({row["chain"] for row, _ in self.records})
+        heads = {name: self.lock_chain(name) for name in chains}
+        for row, _ in self.records:
             number, before = heads[row["chain"]]
             row["number"] = number + 1
             row["hash"] = link(before, row)
             heads[row["chain"]] = row["number"], row["hash"]
-        self.insert_all(_AUDIT, rows)
-        self.upsert_values(
-            _AUDIT_HEAD, [{"chain": name, "number": n, "hash": h} for name, (n, h) in heads.items()]
-        )
+        return [{"chain": name, "number": n, "hash": h} for name, (n, h) in heads.items()]
+
+    def _insert_records(self, heads: list[dict[str, Any]]) -> None:
+        """Insert the audit and outbox rows of the changes, and the new heads of their chains."""
+        self.insert_all(_AUDIT, [audit for audit, _ in self.records])
+        self.upsert_values(_AUDIT_HEAD, heads)
+        self.insert_all(_OUTBOX, [event for _, event in self.records])
 
     def lock_chain(self, chain: str) -> tuple[int, str]:
         """Lock the head of an audit chain: until the commit, no other change of its key is recorded.
@@ -276,25 +281,3 @@ def _event_row(change: RecordedChange) -> dict[str, Any]:
         "subject_hash": subject_hash(subject),
         "data": canonical_json(dict(data)).decode(),
     }
-
-
-@cache
-def _insert_new_statement(insert: Any, table: Table) -> Any:
-    """Build the statement of `insert_new_values`, which SQLAlchemy executes for up to 1,000 rows at a time.
-
-    Once for each table: building it takes longer than executing it. (Any: the dialects share no type for it.)
-    """
-    return insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
-
-
-@cache
-def _upsert_statement(insert: Any, table: Table) -> Any:
-    """Build the statement of `upsert`, also once."""
-    statement = insert(table)
-    keys = [column.key for column in table.primary_key.columns]
-    return statement.on_conflict_do_update(
-        index_elements=keys,
-        set_={
-            column.key: statement.excluded[column.key] for column in table.columns if column.key not in keys
-        },
-    )

@@ -30,26 +30,6 @@ class Caller(access.Caller):
 
     live: bool = False
 
-    def require_role(self, world_id: str, role: Role) -> None:
-        """Require a role in a world.
-
-        Raises QmtlError: E_WORLD_FORBIDDEN where the caller has no role there, E_ROLE where it is too low.
-        """
-        mine = self.role_in(world_id)
-        if mine is None:
-            raise QmtlError(
-                "E_WORLD_FORBIDDEN",
-                f"{self.subject} has no role in world {world_id[:64]}",
-                f"an owner creates a token for it: qmtl token create NAME --world {world_id[:64]}",
-            )
-        if not mine.covers(role):
-            raise QmtlError(
-                "E_ROLE",
-                f"this needs the role {role.value} in world {world_id[:64]}; "
-                f"{self.subject} has {mine.value} there",
-                "ask someone with that role, or for a token with it",
-            )
-
     def require_approver(self, world_id: str, roles: Collection[str]) -> None:
         """Require one of the roles that a policy lets approve; an owner may approve for an operator.
 

@@ -60,7 +60,7 @@ class RateLimit:
 
 
 class OneAtATime:
-    """Lets each caller have one request at a time of a kind that takes much processor time.
+    """Lets each holder, a caller or this whole Gateway, have one request at a time of a costly kind.
 
     Other threads may ask meanwhile.
     """
@@ -68,25 +68,25 @@ class OneAtATime:
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._lock = threading.Lock()
-        self._callers = set[str]()
+        self._holders = set[str]()
 
     @contextmanager
-    def held(self, caller: str) -> Iterator[None]:
-        """Hold the caller's place during a request. Raises QmtlError (E_RATE) where another one holds it."""
+    def held(self, holder: str) -> Iterator[None]:
+        """Hold a place during a request. Raises QmtlError (E_RATE) where another request holds it."""
         with self._lock:
-            if caller in self._callers:
+            if holder in self._holders:
                 raise QmtlError(
                     "E_RATE",
-                    f"another {self._kind} of {caller} is under way",
+                    f"another {self._kind} of {holder} is under way",
                     "try again when it has ended",
                     retry_after=5.0,
                 )
-            self._callers.add(caller)
+            self._holders.add(holder)
         try:
             yield
         finally:
             with self._lock:
-                self._callers.remove(caller)
+                self._holders.remove(holder)
 
 
 class SocketLimit:

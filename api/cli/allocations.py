@@ -1,6 +1,5 @@
 """`qmtl world allocations | rebalance-plan`: shares of the capital, and what other shares would order."""
 
-from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,20 +9,19 @@ import typer
 from api.cli.connection import gateway
 from api.cli.options import Output
 from api.cli.output import Format, guarded, print_result, read_file, table
-from qmtl_sdk.contracts.allocations import AllocationSnapshot, AllocationUpdate, changes_between
-from qmtl_sdk.contracts.capital import DEFAULT_LOT
-from qmtl_sdk.contracts.documents import mapping_of, validated
+from qmtl_sdk.contracts import share_changes
+from qmtl_sdk.contracts.documents import mapping_of
 from qmtl_sdk.contracts.errors import QmtlError
-from qmtl_sdk.contracts.ledger import HeldPosition
 from qmtl_sdk.contracts.rebalance_plan import RebalancePlan, WorldPlan
 from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
+from qmtl_sdk.contracts.share_changes import Rules, common_rules, update_of
 from qmtl_sdk.runtime.client import GatewayClient
 
 app = typer.Typer()
 
 Weights = Annotated[
     list[str] | None,
-    typer.Argument(metavar="WORLD=WEIGHT…", help="shares of the capital, such as equities=0.3 fx=0.2"),
+    typer.Argument(metavar="WORLD=SHARE…", help="shares of the capital, such as equities=0.3 fx=0.2"),
 ]
 """Shares of worlds on the command line."""
 
@@ -43,11 +41,11 @@ def allocations(
 ) -> None:
     """Show which share of the capital each world has, or set those that are named.
 
-    The strategies of a world share what it has as its decision says. No order follows.
+    A world's strategies trade with its capital, each by the weight of its decision. No order follows.
     """
     with gateway() as client:
         if weights:
-            found = client.set_allocations(_update(client.allocations(), weights, etag))
+            found = client.set_allocations(update_of(client.allocations(), read_shares(weights), etag))
         else:
             found = client.allocations()
     rows = [
@@ -91,49 +89,39 @@ def rebalance_plan(
 
 
 def changed_request(
-    client: GatewayClient, weights: list[str], rules: dict[str, Any] | None
+    client: GatewayClient, weights: list[str], rules: Rules | None
 ) -> MultiWorldRebalanceRequest:
-    """Build the request that changes shares, from the present shares and positions. (Any: YAML.)"""
+    """Build the request that changes shares, from the present shares and positions. Raises QmtlError."""
     present = client.allocations()
-    update = _update(present, weights, present.etag)
+    update = update_of(present, read_shares(weights), present.etag)
+    worlds = sorted(item.world_id for item in update.allocations)
     if rules is None:
-        rules = _rules_of(client, {item.world_id for item in update.allocations})
-    return _request(client, present, update, rules)
-
-
-def _update(present: AllocationSnapshot, weights: list[str], etag: str) -> AllocationUpdate:
-    """Read shares. A strategy with a share of its own keeps its part of its world."""
-    held = {item.world_id: item for item in present.allocations}
-    items = []
-    for name, weight in read_shares(weights).items():
-        old = held.get(name)
-        if old is not None and old.strategies and old.weight != weight:
-            raise QmtlError(
-                "E_WEIGHT",
-                f"strategies of {name} have shares of their own, which would have to change too",
-                "name all of them: POST /allocations, or rebalance-apply --plan-file FILE",
-            )
-        items.append({"world_id": name, "weight": weight, "strategies": old.strategies if old else {}})
-    body = {"allocations": items, "etag": etag}
-    found: AllocationUpdate = validated(AllocationUpdate, body, "E_BODY_INVALID", "allocation")
-    return found
+        rules = common_rules({world_id: client.world(world_id).spec.instruments for world_id in worlds})
+    held = {world_id: client.positions(world_id) for world_id in worlds}
+    return share_changes.changed_request(present, update, rules, held)
 
 
 def read_shares(weights: list[str]) -> dict[str, Decimal]:
     """Read shares as `equities=0.3`, by world. Raises QmtlError (E_BODY_INVALID)."""
     found = dict[str, Decimal]()
     for text in weights:
-        name, sign, number = text.partition("=")
-        try:
-            weight = Decimal(number)
-        except InvalidOperation:
-            sign = ""
-        if not sign or not name:
-            raise QmtlError("E_BODY_INVALID", f"{text[:40]!r} is no share", "write WORLD=0.3")
+        name, _, number = text.partition("=")
+        weight = read_share(number if name else "", text, "write WORLD=0.3")
         if name in found:
             raise QmtlError("E_BODY_INVALID", f"{name[:64]} is named twice", "give each world one share")
         found[name] = weight
     return found
+
+
+def read_share(number: str, text: str, remedy: str) -> Decimal:
+    """Read a share. `text`: what it is a part of. Raises QmtlError (E_BODY_INVALID, with the remedy)."""
+    try:
+        share = Decimal(number)
+    except InvalidOperation as error:
+        raise QmtlError("E_BODY_INVALID", f"{text[:40]!r} is no share", remedy) from error
+    if not share.is_finite() or not 0 <= share <= 1:
+        raise QmtlError("E_BODY_INVALID", f"{text[:40]!r}: a share is between 0 and 1", remedy)
+    return share
 
 
 def read_rules(file: Path | None, lot: str | None) -> dict[str, Any] | None:
@@ -145,57 +133,6 @@ def read_rules(file: Path | None, lot: str | None) -> dict[str, Any] | None:
     if file is None and lot is None:
         return None
     return {**({"lot": lot} if lot else {"lot": "1"}), **found}
-
-
-def _rules_of(client: GatewayClient, worlds: Iterable[str]) -> dict[str, Any]:
-    """Return the rules that the worlds themselves have. (Any: JSON.) Raises QmtlError (E_BODY_INVALID)."""
-    found = {world_id: client.world(world_id).spec.instruments for world_id in sorted(worlds)}
-    rules = next(iter(found.values()))
-    if any(item != rules for item in found.values()):
-        raise QmtlError(
-            "E_BODY_INVALID",
-            f"{', '.join(found)} have different rules of instruments",
-            "give those of the plan: --instruments FILE",
-        )
-    body: dict[str, Any] = rules.json_dict()
-    return {**body, "lot": body.get("lot") or str(DEFAULT_LOT)}
-
-
-def _request(
-    client: GatewayClient, present: AllocationSnapshot, update: AllocationUpdate, rules: dict[str, Any]
-) -> MultiWorldRebalanceRequest:
-    named = {item.world_id for item in update.allocations}
-    before = [item for item in present.allocations if item.world_id in named]
-    held = [(world_id, item) for world_id in sorted(named) for item in client.positions(world_id)]
-    marks = _marks(item for _, item in held)
-    positions = [
-        {
-            "world_id": world_id,
-            "strategy_id": item.strategy_id,
-            "venue": item.account,
-            "symbol": item.symbol,
-            "quantity": item.position.quantity,
-            "mark": marks[item.account, item.symbol],
-        }
-        for world_id, item in held
-    ]
-    body = {
-        "schema_version": 2,
-        "worlds": changes_between(before, update.allocations),
-        "positions": positions,
-        "instruments": rules,
-        "allocations_etag": present.etag,
-    }
-    found: MultiWorldRebalanceRequest = validated(
-        MultiWorldRebalanceRequest, body, "E_BODY_INVALID", "rebalancing"
-    )
-    return found
-
-
-def _marks(held: Iterable[HeldPosition]) -> dict[tuple[str, str], Decimal]:
-    """Return the newest mark of each instrument: strategies that trade it at other times have other marks."""
-    newest = sorted(held, key=lambda item: item.updated_at)
-    return {(item.account, item.symbol): item.position.mark for item in newest}
 
 
 def plan_text(plan: RebalancePlan) -> list[object]:

@@ -24,8 +24,10 @@ from api.cli import (
     policy,
     principal,
     promotion,
+    rebalance_schedules,
     rebalancings,
     reconcile,
+    report,
     sessions,
     stack,
     status,
@@ -53,8 +55,10 @@ WORLD_COMMANDS = (
     cancel.app,
     ledger.app,
     reconcile.app,
+    report.app,
     allocations.app,
     rebalancings.app,
+    rebalance_schedules.app,
     policy.app,
 )
 """Groups of `qmtl world`, in the order of its help text."""

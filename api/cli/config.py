@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from activities.brokers.broker import BROKERS
+from activities.brokers.router import brokers
 from activities.events.bus import BUSES
 from activities.settings import settings
 from api.cli.options import Output
@@ -27,7 +27,7 @@ def show(output: Output = Format.TEXT) -> None:
     print_result(
         output,
         [dict(zip(_COLUMNS, row, strict=True)) for row in rows],
-        lambda: table(_COLUMNS, [list(row) for row in rows], unbroken="key"),
+        lambda: table(_COLUMNS, [list(row) for row in rows], unbroken=["key"]),
     )
 
 
@@ -37,13 +37,15 @@ def validate(
     target: Annotated[str, typer.Option(help="all: everything that the profile needs")] = "all",
     output: Output = Format.TEXT,
 ) -> None:
-    """Check whether services can start with this configuration; list everything that is missing."""
+    """Check whether services can start with this configuration; say what is missing or wrong.
+
+    Brokers are opened too, with their options and, where they need some, credentials of this environment.
+    """
     if target != "all":
         raise QmtlError("E_CONFIG", f"{target!r} is not a target", "use --target all")
     config = settings()
     config.require_profile()
-    for name in (config.orders.dryrun_broker, config.orders.live_broker):
-        BROKERS.load(name)
+    brokers(config.orders)  # opened, as a router does: only they know their options
     BUSES.load(config.events.bus)
     print_result(
         output,

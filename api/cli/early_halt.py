@@ -83,6 +83,8 @@ class Halted(NamedTuple):
 
     worlds: list[str]
     in_store: bool = False
+    ended: tuple[int, ...] = ()
+    """Processes that were ended, because they were stopped and kept all writers out of the store."""
 
 
 class NotSentError(Exception):
@@ -115,9 +117,7 @@ class EarlyHalt:
                 from api.cli.halt_in_store import halt_in_store  # loads the database, and not the command
 
                 request = self._request
-                self._stored = Halted(
-                    halt_in_store(request.world, request.strategy, None, request.reason, LIMIT_S), True
-                )
+                self._stored = halt_in_store(request.world, request.strategy, None, request.reason, LIMIT_S)
 
     def result(self) -> Halted | None:
         """Wait for the answer; return what is halted, None where no Gateway answered.

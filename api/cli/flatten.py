@@ -10,8 +10,9 @@ import typer
 
 from api.cli.connection import gateway_as
 from api.cli.names import SHORT_ID
-from api.cli.options import As, HaltStrategy, Output, Reason, Yes, with_options
+from api.cli.options import As, OneStrategy, Output, Reason, Yes, with_options
 from api.cli.output import Format, ask, guarded, print_result
+from api.cli.text.status import unflattened_text
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.flattening import FlattenEvery, FlattenRequest, FlattenResult
 from qmtl_sdk.contracts.orders import MAX_REASON
@@ -30,7 +31,7 @@ class FlattenOptions:
 
     world: Annotated[str | None, typer.Argument(metavar="WORLD", show_default=False)] = None
     every: Annotated[bool, typer.Option("--all", help="every world")] = False
-    strategy: HaltStrategy = None
+    strategy: OneStrategy = None
     wait: Annotated[
         float, typer.Option("--wait", metavar="S", min=0, help="wait up to S seconds until nothing is held")
     ] = 0.0
@@ -115,11 +116,7 @@ def _lines(found: FlattenResult) -> list[str]:
 
 
 def _remaining(found: FlattenResult) -> list[str]:
-    return [
-        f"{item.strategy_id[:SHORT_ID]} holds {item.quantity} {item.symbol} in {item.account}: "
-        f"{'waits for ' if item.under_way else ''}{item.waits_for}"
-        for item in found.remains
-    ]
+    return [unflattened_text(item) for item in found.remains]
 
 
 def _trades_again(client: GatewayClient, world: str, strategy: str | None) -> list[str]:

@@ -11,7 +11,7 @@ from api.cli import early_halt
 from api.cli.connection import gateway_as
 from api.cli.early_halt import LIMIT_S, Halted, NotSentError
 from api.cli.flatten import flattened, flattened_text
-from api.cli.options import As, HaltStrategy, Output, Reason, WorldArgument, with_options
+from api.cli.options import As, OneStrategy, Output, Reason, WorldArgument, with_options
 from api.cli.output import Format, guarded, print_result
 from api.cli.text.status import fence_text
 from qmtl_sdk.contracts.applies import FenceStatus
@@ -30,7 +30,7 @@ class HaltOptions:
 
     world: Annotated[str | None, typer.Argument(metavar="WORLD", show_default=False)] = None
     every: Annotated[bool, typer.Option("--all", help="every world")] = False
-    strategy: HaltStrategy = None
+    strategy: OneStrategy = None
     flatten: Annotated[
         bool, typer.Option("--flatten", help="close what is held too, by orders that only reduce")
     ] = False
@@ -57,10 +57,12 @@ def halt(options: HaltOptions) -> None:
     if found is None:
         from api.cli.halt_in_store import halt_in_store  # loads the database, which other commands need not
 
-        found = Halted(halt_in_store(world, strategy, as_name, reason), in_store=True)
+        found = halt_in_store(world, strategy, as_name, reason)
     worlds, lines = found.worlds, list[str]()
     if found.in_store:
         lines.append("No Gateway carried out the halt; it was written straight into the store.")
+    for pid in found.ended:
+        lines.append(f"Process {pid} was stopped and kept all writers out of the store; it was ended.")
     what = f"{strategy} in " if strategy is not None else ""
     lines.append(f"halted: {what}{', '.join(worlds) or 'no world'}")
     body: dict[str, Any] = {"halted": worlds}
@@ -114,7 +116,7 @@ def _halted_by_gateway(
 @guarded
 def resume(
     world: WorldArgument,
-    strategy: HaltStrategy = None,
+    strategy: OneStrategy = None,
     reason: Reason = "",
     as_name: As = None,
     output: Output = Format.TEXT,

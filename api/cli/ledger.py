@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from api.cli.connection import gateway
 from api.cli.names import StrategyNames, strategy_ids
-from api.cli.options import HaltStrategy, Output, StrategyArgument, WorldArgument, with_options
+from api.cli.options import OneStrategy, Output, StrategyArgument, WorldArgument, with_options
 from api.cli.output import Format, guarded, print_result, table
 from api.cli.text.figures import number
 from qmtl_sdk.contracts.documents import validated
@@ -28,7 +28,7 @@ ledger_app = typer.Typer(
 @guarded
 def positions(
     world: WorldArgument,
-    strategy: HaltStrategy = None,
+    strategy: OneStrategy = None,
     as_of: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="as they were then, such as 2026-11-02T15:00Z"),
@@ -69,7 +69,7 @@ def positions(
 @guarded
 def ledger(
     world: WorldArgument,
-    strategy: HaltStrategy = None,
+    strategy: OneStrategy = None,
     after: Annotated[int, typer.Option(min=0, help="only entries after this number")] = 0,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="how many to list")] = 100,
     output: Output = Format.TEXT,

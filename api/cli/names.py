@@ -39,6 +39,17 @@ class StrategyNames:
         return self._names.get(strategy_id, strategy_id[:SHORT_ID])
 
 
+class StrategiesByWorld(dict[str, StrategyNames]):
+    """The names of strategies in each world, read where they are first asked for."""
+
+    def __init__(self, client: GatewayClient) -> None:
+        self._client = client
+
+    def __missing__(self, world: str) -> StrategyNames:
+        self[world] = StrategyNames(self._client, world)
+        return self[world]
+
+
 def strategy_ids(
     client: GatewayClient, world: str, given: Iterable[str], older: bool = False
 ) -> dict[str, str]:

@@ -24,7 +24,7 @@ StrategyArgument = Annotated[
     str,
     typer.Argument(metavar="STRATEGY", help="the strategy's name, its strategy_id, or the beginning of that"),
 ]
-HaltStrategy = Annotated[
+OneStrategy = Annotated[
     str | None,
     typer.Option(
         "--strategy",

@@ -10,7 +10,7 @@ import typer
 
 from api.cli.connection import gateway
 from api.cli.names import StrategyNames, strategy_ids
-from api.cli.options import HaltStrategy, Output, WorldArgument, with_options
+from api.cli.options import OneStrategy, Output, WorldArgument, with_options
 from api.cli.order_feed import OrderFeed
 from api.cli.output import Format, guarded, print_result, table
 from api.cli.text.orders import HEADER, change_line, columns, order_row
@@ -51,7 +51,7 @@ class OrdersOptions:
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="go on with new orders and changes until Ctrl-C")
     ] = False
-    strategy: HaltStrategy = None
+    strategy: OneStrategy = None
     refused: Annotated[bool, typer.Option("--refused", help="only orders that the fence refused")] = False
     withheld: Annotated[
         bool, typer.Option("--withheld", help="only orders that their strategy did not send")

@@ -7,7 +7,7 @@ later without a further command; 130 interrupted.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -59,11 +59,11 @@ def print_result(output: Format, body: Any, text: Callable[[], Any]) -> None:
             console.print(item)
 
 
-def table(header: list[str], rows: list[list[str]], title: str = "", unbroken: str = "") -> Table:
-    """Build a table of plain text; brackets in a cell are not markup. `unbroken`: a column of short names."""
+def table(header: list[str], rows: list[list[str]], title: str = "", unbroken: Collection[str] = ()) -> Table:
+    """Build a table of plain text; brackets in a cell are not markup. `unbroken`: columns of short cells."""
     built = Table(title=title or None, title_justify="left")
     for name in header:
-        built.add_column(name, overflow="fold", no_wrap=name == unbroken)
+        built.add_column(name, overflow="fold", no_wrap=name in unbroken)
     for row in rows:
         built.add_row(*[printable(cell, keep="\n").replace("[", "\\[") for cell in row])
     return built

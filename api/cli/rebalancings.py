@@ -11,8 +11,9 @@ import typer
 
 from api.cli.allocations import Lot, Weights, changed_request, plan_text, read_rules, read_shares
 from api.cli.connection import gateway, gateway_as
+from api.cli.names import StrategiesByWorld
 from api.cli.options import As, DryRun, Live, NewRun, Output, Reason, Yes, with_options
-from api.cli.output import Format, ask, guarded, print_result, read_file, table
+from api.cli.output import REFUSED, Format, ask, guarded, print_result, read_file, table
 from api.cli.text.applies import approval_line
 from qmtl_sdk.contracts.applies import ApprovalBody, RunId, approvers
 from qmtl_sdk.contracts.documents import mapping_of, validated
@@ -33,7 +34,7 @@ WAIT_S = 30.0
 
 
 class RunIdBody(Model):
-    """A run id alone, to be checked before it is asked for."""
+    """A run id alone, to be checked before it is sent."""
 
     run_id: RunId
 
@@ -81,7 +82,8 @@ def rebalance_apply(options: RebalanceApplyOptions) -> None:
                 "E_BODY_INVALID", "shares are given twice", "give WORLD=SHARE or --plan-file, not both"
             )
         if options.run_id and (known := _known_run(client, options)) is not None:
-            print_result(options.output, known.json_dict(), lambda: run_text(known))
+            print_run(client, options.output, known)
+            _require_carried_out(known)
             return
         if options.plan_file is not None:
             text = read_file(options.plan_file, "E_BODY_INVALID", "rebalancing")
@@ -93,24 +95,34 @@ def rebalance_apply(options: RebalanceApplyOptions) -> None:
             raise QmtlError(
                 "E_BODY_INVALID", "no share is given", "such as: qmtl world rebalance-apply equities=0.2"
             )
-        asked = {
+        body = {
             "request": {**body, "run_id": run_id},
             "reason": options.reason,
             "time_limit_s": options.time_limit,
         }
-        request: RebalanceApply = validated(RebalanceApply, asked, "E_BODY_INVALID", "rebalancing")
+        request: RebalanceApply = validated(RebalanceApply, body, "E_BODY_INVALID", "rebalancing")
         plan = client.plan_rebalancing(request.request)
         request = request.model_copy(update={"etag": plan.etag})
         if options.dry_run:
             shown = client.execute_rebalancing(RebalanceExecute.model_validate(request.json_dict()))
+            names = StrategiesByWorld(client)
             print_result(
-                options.output, plan.json_dict(), lambda: [*plan_text(plan), "", trades_table(shown.trades)]
+                options.output,
+                plan.json_dict(),
+                lambda: [*plan_text(plan), "", trades_table(shown.trades, names)],
             )
             return
         found = client.apply_rebalancing(request, options.live)
-        if not found.approvals_required:
+        if not found.approvals_required and found.outcome is None:
             found = client.rebalancing(found.run_id, wait_s=WAIT_S)
-    print_result(options.output, found.json_dict(), lambda: [*plan_text(plan), "", *run_text(found)])
+        print_run(client, options.output, found, [*plan_text(plan), ""])
+    _require_carried_out(found)
+
+
+def _require_carried_out(found: RebalanceStatus) -> None:
+    """Exit as refused where a run has ended before it changed anything."""
+    if found.outcome in ("rolled_back", "aborted"):
+        raise typer.Exit(REFUSED)
 
 
 def _known_run(client: GatewayClient, options: RebalanceApplyOptions) -> RebalanceStatus | None:
@@ -153,7 +165,7 @@ def rebalance_status(
     with gateway() as client:
         if run_id is not None:
             one = client.rebalancing(run_id, wait_s=wait)
-            print_result(output, one.json_dict(), lambda: run_text(one))
+            print_run(client, output, one)
             return
         found = client.rebalancings(limit)
     rows = [
@@ -194,13 +206,15 @@ def rebalance_approve(options: RebalanceApproveOptions) -> None:
             client.reject_rebalancing(run_id, body)
         else:
             if not options.yes:
-                print_result(options.output, found.json_dict(), lambda: run_text(found))
+                print_run(client, options.output, found)
                 ask(f"approve {run_id}?", options.output)
             client.approve_rebalancing(run_id, body, options.live)
         found = client.rebalancing(run_id)
         if options.reject or len(approvers(found.approvals)) >= found.approvals_required:
             found = client.rebalancing(run_id, wait_s=WAIT_S)
-    print_result(options.output, found.json_dict(), lambda: run_text(found))
+        print_run(client, options.output, found)
+    if not options.reject:
+        _require_carried_out(found)
 
 
 @app.command("rebalance-abort")
@@ -211,10 +225,18 @@ def rebalance_abort(
     """End a rebalancing at any point: open orders are cancelled, what was filled stays."""
     with gateway_as(as_name) as client:
         found = client.abort_rebalancing(run_id, reason)
-    print_result(output, found.json_dict(), lambda: run_text(found))
+        print_run(client, output, found)
 
 
-def run_text(found: RebalanceStatus) -> list[object]:
+def print_run(
+    client: GatewayClient, output: Format, found: RebalanceStatus, before: Sequence[object] = ()
+) -> None:
+    """Print a run, for people after `before`."""
+    names = StrategiesByWorld(client)
+    print_result(output, found.json_dict(), lambda: [*before, *run_text(found, names)])
+
+
+def run_text(found: RebalanceStatus, names: StrategiesByWorld) -> list[object]:
     """Describe a run: its state, approvals, trades and report."""
     lines: list[object] = [f"{found.run_id}: {found.title}: {found.waits_for}"]
     lines += [approval_line(item) for item in found.approvals]
@@ -223,30 +245,34 @@ def run_text(found: RebalanceStatus) -> list[object]:
             f"another person approves it: qmtl world rebalance-approve {found.run_id} "
             "(on this machine, to try it: --as ana)"
         )
-    lines.append(trades_table(found.trades))
+        if not found.trades:
+            lines.append(
+                "no position changes: approved are the shares, by which targets are sized from then on"
+            )
+    lines.append(trades_table(found.trades, names))
     if found.report is not None:
         report = found.report
         lines.append(
-            f"{report.filled} of {report.orders} orders filled, {report.exchanged} exchanges without an "
+            f"{report.filled} of {report.orders} orders filled, {report.crossed} crossings without an "
             f"order; {report.missing_notional:.2f} of {report.turnover:.2f} missing"
         )
     return lines
 
 
-def trades_table(trades: Sequence[RebalanceTrade]) -> object:
+def trades_table(trades: Sequence[RebalanceTrade], names: StrategiesByWorld) -> object:
     """Describe what each strategy's position changes by, and what came of it."""
     rows = [
         [
             item.world_id,
-            item.strategy_id[:12],
+            names[item.world_id][item.strategy_id],
             f"{item.symbol} ({item.account})",
             f"{item.quantity:f}",
-            f"{item.exchanged:f}" if item.exchanged else "",
+            f"{item.crossed:f}" if item.crossed else "",
             f"{item.filled:f}",
             item.state,
             item.reason,
         ]
         for item in trades
     ]
-    header = ["world", "strategy", "symbol", "ordered", "exchanged", "filled", "state", "why"]
+    header = ["world", "strategy", "symbol", "ordered", "crossed", "filled", "state", "why"]
     return table(header, rows) if rows else "no position changes"

@@ -1,5 +1,7 @@
 """`qmtl world status | explain`: what a world does now, and why."""
 
+from fractions import Fraction
+
 import typer
 
 from api.cli.connection import gateway
@@ -58,7 +60,7 @@ def status(world: WorldArgument, output: Output = Format.TEXT) -> None:
         lambda: [
             *fence_text(fence),
             *opening_text(fence, apply),
-            *capital_text(found.spec.capital, summary),
+            *capital_text(found.spec.capital, Fraction(fence.scale_factor), summary),
             *rebalancing_text(fence),
             *runners,
             data_text(fingerprints, policy, found.pinned_fingerprint),

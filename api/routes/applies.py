@@ -120,8 +120,9 @@ async def abort(
 
 @router.get("/fence", summary="Show whether orders can pass, under which epoch, and what stops them")
 def fence(world_id: str, state: State) -> FenceStatus:
-    scale = state.stores.allocations.scales(world_id).text
-    return _fence(state, world_id).model_copy(update={"scale": scale})
+    scales = state.stores.allocations.scales(world_id)
+    found = {"scale": scales.text, "scale_factor": str(scales.world.value)}
+    return _fence(state, world_id).model_copy(update=found)
 
 
 @router.post("/halt", summary="Halt a world or one of its strategies: refuse every order until a resume")
@@ -174,6 +175,7 @@ def _fence(state: GatewayState, world_id: str) -> FenceStatus:
         update={
             "open_orders": state.stores.order_log.open_orders(world_id),
             "flattening": state.stores.flattens.under_way(world_id),
+            "unflattened": state.stores.flattens.left_behind(world_id),
             "orders": state.stores.order_log.counts(world_id),
         }
     )

@@ -1,19 +1,27 @@
 """The ledger: fills and bookings that people report, positions, and the ledger against the order log."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
 from api.auth.access import CurrentCaller, GuardedRoute
+from api.auth.limits import OneAtATime
 from api.state import State
 from qmtl_sdk.contracts.access import Role
+from qmtl_sdk.contracts.equity_report import EquityReport, ReportQuery
 from qmtl_sdk.contracts.fills import FillBatch, FillsRecorded
 from qmtl_sdk.contracts.ledger import Booking, HeldPosition, LedgerCheck, LedgerLine, PositionFilter
 from qmtl_sdk.contracts.position_summary import LARGEST, PositionSummary
 from qmtl_sdk.contracts.reconciliation import Reconciliation
 
 router = APIRouter(tags=["ledger"], route_class=GuardedRoute)
+
+# One of a thousand strategies takes a second of a processor, beside orders and halts: one at a time in all.
+_REPORTS = OneAtATime("equity report")
+# One reads a whole order log, for minutes where it is long: one at a time in all.
+_CHECKS = OneAtATime("check of a ledger")
 
 _Strategy = Annotated[str, Query(max_length=128)]
 
@@ -41,6 +49,13 @@ def summary(
     """In all and since midnight UTC; with the `largest` positions of each strategy."""
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     return state.stores.position_summary.summary(world_id, midnight, largest)
+
+
+@router.get("/worlds/{world_id}/report", summary="Report the equity of strategies beside their backtests")
+def report(world_id: str, state: State, query: Annotated[ReportQuery, Query()]) -> EquityReport:
+    """By the ledger: profit, return, drawdown, exposure, turnover and costs of the last days (UTC)."""
+    with nullcontext() if query.strategy_id else _REPORTS.held("this Gateway"):
+        return state.stores.equity_report.report(world_id, query, datetime.now(UTC))
 
 
 @router.get("/worlds/{world_id}/ledger", summary="List the entries of a ledger, oldest first")
@@ -73,7 +88,8 @@ def book(world_id: str, booking: Booking, state: State, caller: CurrentCaller) -
 
 @router.post("/worlds/{world_id}/ledger/verify", summary="Compare the ledger with the order log")
 def verify(world_id: str, state: State) -> LedgerCheck:
-    return state.stores.ledger_projection.verify(world_id)
+    with _CHECKS.held("this Gateway"):
+        return state.stores.ledger_projection.verify(world_id)
 
 
 @router.post("/worlds/{world_id}/ledger/rebuild", summary="Book the ledger anew from the order log")

@@ -25,26 +25,26 @@ router = APIRouter(prefix="/rebalancing", tags=["allocations"], route_class=Guar
 
 
 @router.post("/apply", status_code=202, summary="Carry out what a rebalancing request plans")
-async def apply(asked: RebalanceApply, state: State, caller: CurrentCaller) -> RebalanceStatus:
+async def apply(requested: RebalanceApply, state: State, caller: CurrentCaller) -> RebalanceStatus:
     """Idempotent: the same `run_id` with the same body is the same run; another body is refused.
 
     Needs an operator of all its worlds; where one of them allows live, the live header too. Others approve it
     as the strictest of the worlds asks.
     """
-    return await _request(asked, state, caller)
+    return await _request(requested, state, caller)
 
 
 @router.post("/execute", summary="Show the trades of a request, and with `submit` carry them out")
-async def execute(asked: RebalanceExecute, state: State, caller: CurrentCaller) -> RebalanceExecution:
+async def execute(requested: RebalanceExecute, state: State, caller: CurrentCaller) -> RebalanceExecution:
     """`submit` needs an operator and the live header, whatever the worlds allow."""
-    worlds = [item.world_id for item in asked.request.worlds]
-    _require_schema(asked, state)
+    worlds = [item.world_id for item in requested.request.worlds]
+    _require_schema(requested, state)
     for world_id in worlds:
         caller.require_role(world_id, Role.READER)
-        if asked.submit:
+        if requested.submit:
             caller.require_live(world_id)
-    wanted = RebalanceApply.model_validate(asked.model_dump(exclude={"submit"}))
-    run = await _request(wanted, state, caller) if asked.submit else None
+    wanted = RebalanceApply.model_validate(requested.model_dump(exclude={"submit"}))
+    run = await _request(wanted, state, caller) if requested.submit else None
     if run is None:
         return RebalanceExecution(trades=await asyncio.to_thread(_requests(state).trades, wanted))
     return RebalanceExecution(trades=run.trades, run=run)
@@ -99,18 +99,18 @@ async def abort(
     return _linked(await state.rebalancings.abort(run_id, caller.subject, reason), state)
 
 
-async def _request(asked: RebalanceApply, state: GatewayState, caller: Caller) -> RebalanceStatus:
-    worlds = [item.world_id for item in asked.request.worlds]
-    _require_schema(asked, state)
+async def _request(requested: RebalanceApply, state: GatewayState, caller: Caller) -> RebalanceStatus:
+    worlds = [item.world_id for item in requested.request.worlds]
+    _require_schema(requested, state)
     for world_id in worlds:
         caller.require_role(world_id, Role.OPERATOR)
     await asyncio.to_thread(_require_live, state, caller, worlds)
-    return _linked(await state.rebalancings.request(asked, caller), state)
+    return _linked(await state.rebalancings.request(requested, caller), state)
 
 
-def _require_schema(asked: RebalanceApply, state: GatewayState) -> None:
+def _require_schema(requested: RebalanceApply, state: GatewayState) -> None:
     if state.config.rebalancing.alpha_metrics_required:
-        asked.request.require_alpha_metrics()
+        requested.request.require_alpha_metrics()
 
 
 def _require_live(state: GatewayState, caller: Caller, worlds: Iterable[str]) -> None:

@@ -49,9 +49,10 @@ def open_session(wanted: SessionOpen, state: State, caller: CurrentCaller) -> Se
         )
     dag = state.stores.graph.dag(wanted.strategy_id)
     domain = context.execution_domain.value
-    topics = state.stores.graph.ensure_queues(wanted.world_id, domain, dag, caller.subject)
     run = state.stores.runs.newest_run(wanted.strategy_id, wanted.world_id)
+    # Before its queues are looked up: from then on none of them is dropped.
     opened = state.stores.sessions.open(wanted, run.name if run else "", domain, caller.subject)
+    topics = state.stores.graph.ensure_queues(wanted.world_id, domain, dag, caller.subject)
     # Without as_of: each bar carries its time, and a reopened session must give bars the same keys.
     keys = {
         node_id: compute_key(node_id, wanted.world_id, domain, "", context.partition) for node_id in topics

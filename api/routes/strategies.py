@@ -105,6 +105,11 @@ async def status(
         step=progress.step if progress else "",
         needs_runner=progress is not None and progress.needs_runner,
         outcome=outcome,
+        allocation=await asyncio.to_thread(
+            state.stores.allocations.strategy_capital, run.world_id, run.strategy_id
+        )
+        if outcome
+        else None,
     )
 
 

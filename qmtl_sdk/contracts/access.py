@@ -59,6 +59,26 @@ class Caller(Model):
         own = self.role_in(world_id)
         return own is not None and own.covers(role)
 
+    def require_role(self, world_id: str, role: Role) -> None:
+        """Require a role in a world.
+
+        Raises QmtlError: E_WORLD_FORBIDDEN where the caller has no role there, E_ROLE where it is too low.
+        """
+        mine = self.role_in(world_id)
+        if mine is None:
+            raise QmtlError(
+                "E_WORLD_FORBIDDEN",
+                f"{self.subject} has no role in world {world_id[:64]}",
+                f"an owner creates a token for it: qmtl token create NAME --world {world_id[:64]}",
+            )
+        if not mine.covers(role):
+            raise QmtlError(
+                "E_ROLE",
+                f"this needs the role {role.value} in world {world_id[:64]}; "
+                f"{self.subject} has {mine.value} there",
+                "ask someone with that role, or for a token with it",
+            )
+
     @property
     def highest(self) -> Role | None:
         """The highest role in any world."""

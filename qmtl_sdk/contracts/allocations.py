@@ -1,6 +1,7 @@
 """Allocations: which share of the whole capital each world has, and each strategy of a world.
 
-All weights are shares of the same capital. A strategy that has half of a world with 0.3 has 0.15.
+A share is a part of the whole capital, also a strategy's own: half of a world with 0.3 is 0.15. Fields call
+it `weight`, but it is not the weight of a decision, which is a part of the world's capital.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,29 +22,27 @@ MAX_WORLDS = 1000
 """Worlds among which the capital is divided."""
 
 MAX_STRATEGIES = 1000
-"""Strategies of a world with a weight of their own."""
+"""Strategies of a world with a share of their own."""
 
 WEIGHT_PLACES = 12
-"""Decimal places of a world's weight. A strategy's has twice as many: it is a share of a share."""
+"""Decimal places of a world's share. A strategy's has twice as many: it is a part of that."""
 
 StrategyId = Annotated[PlainLine, Field(min_length=1, max_length=128)]
 """The id of a strategy."""
 
-Weight = Annotated[Decimal, Field(ge=0, le=1, decimal_places=WEIGHT_PLACES), AfterValidator(plain)]
-"""A world's share of the capital, 0 to 1."""
+Share = Annotated[Decimal, Field(ge=0, le=1, decimal_places=WEIGHT_PLACES), AfterValidator(plain)]
+"""A world's share of the whole capital, 0 to 1."""
 
-StrategyWeight = Annotated[
-    Decimal, Field(ge=0, le=1, decimal_places=2 * WEIGHT_PLACES), AfterValidator(plain)
-]
-"""A strategy's share of the capital, 0 to 1."""
+OwnShare = Annotated[Decimal, Field(ge=0, le=1, decimal_places=2 * WEIGHT_PLACES), AfterValidator(plain)]
+"""A strategy's own share of the whole capital, 0 to 1."""
 
 
 class WorldAllocation(Model):
-    """A world's weight, and the weights of those of its strategies that have one of their own."""
+    """A world's share, and those of its strategies that have one of their own."""
 
     world_id: WorldId
-    weight: Weight
-    strategies: dict[StrategyId, StrategyWeight] = Field({}, max_length=MAX_STRATEGIES)
+    weight: Share
+    strategies: dict[StrategyId, OwnShare] = Field({}, max_length=MAX_STRATEGIES)
 
     @classmethod
     def of_shares(cls, world_id: str, weight: Decimal, shares: Mapping[str, Decimal]) -> Self:
@@ -125,11 +124,11 @@ class AccountLimits(Model):
 
 
 class StrategyChange(Model):
-    """A strategy's weight before and after."""
+    """A strategy's own share before and after."""
 
     strategy_id: StrategyId
-    before: StrategyWeight
-    after: StrategyWeight
+    before: OwnShare
+    after: OwnShare
 
 
 _StrategyChanges = Annotated[
@@ -138,14 +137,14 @@ _StrategyChanges = Annotated[
 
 
 class AllocationChange(Model):
-    """A world's weight before and after, and those of its strategies that get a weight of their own.
+    """A world's share before and after, and those of its strategies that get one of their own.
 
     The positions of other strategies are scaled like the world. `limits` are those of the world's account.
     """
 
     world_id: WorldId
-    before: Weight
-    after: Weight
+    before: Share
+    after: Share
     strategies: _StrategyChanges = ()
     limits: AccountLimits = AccountLimits()
 
@@ -160,24 +159,23 @@ class AllocationChange(Model):
         return self
 
 
-class WorldWeight(Model):
-    """A proposed weight of a world, and why."""
+class WorldShare(Model):
+    """A proposed share of a world, and why."""
 
     world_id: WorldId
-    weight: Weight
+    share: Share
     why: str = Field(max_length=300)
 
 
-class WeightProposal(Model):
-    """Proposed weights of worlds. What they leave of the capital stays uninvested."""
+ShareMethod = Literal["given", "drift_bands", "equal_risk"]
+"""How shares of worlds are proposed."""
 
-    method: Literal["equal_risk", "drift_bands"]
-    weights: tuple[WorldWeight, ...] = Field(max_length=MAX_WORLDS)
 
-    @property
-    def explanation(self) -> str:
-        """One line for each world: its weight and why."""
-        return "\n".join(f"{item.world_id}: {item.weight} ({item.why})" for item in self.weights)
+class ShareProposal(Model):
+    """Proposed shares of worlds. What they leave of the capital stays uninvested."""
+
+    method: ShareMethod
+    shares: tuple[WorldShare, ...] = Field(max_length=MAX_WORLDS)
 
 
 def allocations_etag(allocations: Iterable[WorldAllocation]) -> str:
@@ -231,7 +229,7 @@ def _change(before: WorldAllocation | None, after: WorldAllocation | None) -> Al
 
 
 def require_worlds(allocations: Iterable[WorldAllocation]) -> None:
-    """Raise ValueError where a world is named twice or the weights of all worlds are above 1."""
+    """Raise ValueError where a world is named twice or the shares of all worlds are above 1."""
     items = tuple(allocations)
     if len({item.world_id for item in items}) < len(items):
         raise ValueError("a world is named twice")
@@ -250,7 +248,7 @@ def require_strategies(weights: Iterable[Decimal], world: Decimal, what: str) ->
 
 
 def require_sum(weights: Iterable[Decimal], limit: Decimal, what: str) -> None:
-    """Raise ValueError where weights add up to more than a limit."""
+    """Raise ValueError where shares add up to more than a limit."""
     total = exact_sum(weights)
     if total > limit:
-        raise ValueError(f"the weights of {what} add up to {plain(total)}, above {limit}")
+        raise ValueError(f"the shares of {what} add up to {plain(total)}, above {limit}")

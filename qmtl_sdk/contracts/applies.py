@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from qmtl_sdk.contracts.flattening import Unflattened
 from qmtl_sdk.contracts.model import Model
 from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.texts import Identifier, PlainLine
@@ -175,6 +176,7 @@ class FenceStatus(Model):
     held_by: str = ""
     rebalanced_by: str = Field("", description="the rebalancing that has locked the world")
     scale: str = Field("", description="what rebalancings have made of the weights of its strategies")
+    scale_factor: str = Field("1", description="the same as an exact fraction, 0 where they took its share")
     halted: str = Field("", description="why the world is halted; empty if it is not")
     allow_live: bool
     live_edge: bool
@@ -182,6 +184,7 @@ class FenceStatus(Model):
     strategy_halts: tuple[StrategyHalt, ...] = Field((), description="strategies that are halted")
     open_orders: int = 0
     flattening: int = Field(0, description="strategies whose positions are being closed")
+    unflattened: tuple[Unflattened, ...] = Field((), description="what flattens have left, and why")
     orders: dict[str, int] = {}
 
 

@@ -120,5 +120,5 @@ def _fault(item: Any, model: Any) -> str:
     if item["type"] == "extra_forbidden":
         known = list(dict.fromkeys(_known_keys(model)))
         return f"{where} is not a known key{nearest(str(item['loc'][-1]), known)}"
-    message = str(item["msg"])[:_SHOWN]
+    message = str(item["msg"]).removeprefix("Value error, ")[:_SHOWN]
     return f"{where}: {message}" if where else message

@@ -93,7 +93,7 @@ def _validated(value: "int | str | timedelta") -> int:
     try:
         return seconds(value)
     except QmtlError as error:
-        raise ValueError(error.message) from error
+        raise ValueError(f"{error.message}: {error.remedy}") from error
 
 
 Seconds = Annotated[

@@ -126,11 +126,12 @@ class Instruments:
         Raises QmtlError: E_INSTRUMENT_UNKNOWN where no layer gives it a lot.
         """
         key = (venue, symbol)
-        if key not in self._found:
+        found = self._found.get(key)
+        if found is None:
             if len(self._found) >= MAX_SYMBOLS:
-                self._found.clear()  # whoever asks may name ever new symbols
-            self._found[key] = self._merged(venue, symbol)
-        return self._found[key]
+                self._found.clear()  # whoever asks may name ever new symbols; another thread may read here
+            found = self._found[key] = self._merged(venue, symbol)
+        return found
 
     def symbol(self, venue: str, name: str) -> str:
         """Return the symbol of which `name` is an alias at `venue`, or the name itself."""

@@ -63,6 +63,7 @@ class Position(Model):
     the average cost. `realised` is the profit of what was closed, without fees; `income` are dividends.
     `cash` is all that was received less all that was paid, so cash = realised + income - fees - cost. `mark`
     is the newest price that the ledger knows: of a fill or an adjustment, divided by later splits.
+    `marked_at` is when that was recorded (ISO 8601, UTC): what moves no price leaves it.
     """
 
     quantity: Decimal = ZERO
@@ -72,6 +73,7 @@ class Position(Model):
     fees: Decimal = ZERO
     cash: Decimal = ZERO
     mark: Decimal = ZERO
+    marked_at: str = ""
 
     @property
     def average(self) -> Decimal:

@@ -1,7 +1,7 @@
 """The base class of every contract: frozen, and strict about unknown keys."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -14,6 +14,20 @@ class Model(BaseModel):
     def json_dict(self) -> dict[str, Any]:
         """Return the model as plain JSON types."""
         return self.model_dump(mode="json")
+
+    @classmethod
+    def trusted(cls, **values: Any) -> Self:
+        """Return a model of the values of all its fields, in their order, which nobody checks.
+
+        For what was checked as it was written: it takes a third of the time of `model_construct`, which looks
+        for defaults and aliases. (Any: the types of the fields.)
+        """
+        made = cls.__new__(cls)
+        object.__setattr__(made, "__dict__", values)
+        object.__setattr__(made, "__pydantic_fields_set__", set(values))
+        object.__setattr__(made, "__pydantic_extra__", None)
+        object.__setattr__(made, "__pydantic_private__", None)
+        return made
 
 
 class OfStrategy(Model):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from qmtl_sdk.contracts.allocations import MAX_STRATEGIES, MAX_WORLDS, StrategyId, Weight
+from qmtl_sdk.contracts.allocations import MAX_STRATEGIES, MAX_WORLDS, Share, StrategyId
 from qmtl_sdk.contracts.amounts import Amount, Figure, exact_sum
 from qmtl_sdk.contracts.applies import RunId
 from qmtl_sdk.contracts.canonical import hash_of
@@ -43,9 +43,9 @@ _Figures = dict[Annotated[PlainLine, Field(max_length=128)], float | None]
 
 
 class DeltaPart(Model):
-    """What a strategy gets of a netted change. Strategies exchange opposite parts at the mark.
+    """What a strategy gets of a netted change. Strategies cross opposite parts at the mark.
 
-    What they exchange turns no position from long to short, or back.
+    What they cross turns no position from long to short, or back.
     """
 
     world_id: _World
@@ -109,8 +109,8 @@ class WorldPlan(Model):
     """The plan of one world, in the order of execution. Scales are rounded here, to be read by people."""
 
     world_id: WorldId
-    before: Weight
-    after: Weight
+    before: Share
+    after: Share
     scale: Figure
     scale_by_strategy: dict[StrategyId, Figure] = Field({}, max_length=MAX_STRATEGIES)
     deltas: _Deltas = ()

@@ -1,4 +1,4 @@
-"""Runs of rebalancings: what is asked for, what each strategy's position changes by, and what came of it."""
+"""Runs of rebalancings: what is requested, what each strategy's position changes by, and what came of it."""
 
 from decimal import Decimal
 from typing import Annotated, Literal
@@ -67,7 +67,7 @@ class RebalanceExecute(RebalanceApply):
 class RebalanceTrade(Model):
     """By how much a run changes a strategy's position of a symbol at an account (positive: more).
 
-    `quantity` is ordered; `exchanged` is what it gets of the world's other strategies at the mark, without an
+    `quantity` is ordered; `crossed` is what it gets of the world's other strategies at the mark, without an
     order. `filled` is signed as well.
     """
 
@@ -76,7 +76,7 @@ class RebalanceTrade(Model):
     account: str
     symbol: str
     quantity: Figure = ZERO
-    exchanged: Figure = ZERO
+    crossed: Figure = ZERO
     mark: Figure
     reduces: bool
     order_id: str = ""
@@ -98,7 +98,7 @@ class RebalanceReport(Model):
 
     orders: int
     filled: int
-    exchanged: int
+    crossed: int
     turnover: Figure
     missing_notional: Figure
     tracking_error: float

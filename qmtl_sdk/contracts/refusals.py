@@ -26,6 +26,7 @@ class Refusal(StrEnum):
     SYMBOL_LIMIT = "symbol_limit"
     QUANTITY_LIMIT = "quantity_limit"
     NOTIONAL_LIMIT = "notional_limit"
+    UNKNOWN_PRICE = "unknown_price"
     POSITION_LIMIT = "position_limit"
     GROSS_LIMIT = "gross_limit"
     LOSS_LIMIT = "loss_limit"
@@ -57,6 +58,8 @@ REFUSALS: dict[Refusal, str] = {
     Refusal.SYMBOL_LIMIT: "the world's order limits do not name the symbol",
     Refusal.QUANTITY_LIMIT: "the quantity is above the world's order limits, or too large for an order",
     Refusal.NOTIONAL_LIMIT: "the order's notional is above the world's order limits, or it has no price",
+    Refusal.UNKNOWN_PRICE: "a limit values the order, and its account has never traded the symbol: "
+    "an operator names a price in the world's order_limits.prices (qmtl world update W FILE)",
     Refusal.POSITION_LIMIT: "the strategy's position in the symbol would be above a limit of the world",
     Refusal.GROSS_LIMIT: "all positions together would be above a limit of the strategy, world or account",
     Refusal.LOSS_LIMIT: "the loss is above a limit of the strategy, world or account: only reductions pass",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from qmtl_sdk.contracts.canonical import canonical_json, read_json
+from qmtl_sdk.contracts.capital import StrategyCapital
 from qmtl_sdk.contracts.dag import Dag
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope
 from qmtl_sdk.contracts.domains import ComputeContext
@@ -256,7 +257,10 @@ class SubmissionOutcome(Model):
 
 
 class StrategyStatus(Model):
-    """`GET /strategies/{id}/status`: the newest run of a strategy in a world."""
+    """`GET /strategies/{id}/status`: the newest run of a strategy in a world.
+
+    `allocation`: what it trades with now; None before the run has ended.
+    """
 
     world_id: str
     strategy_id: str
@@ -268,3 +272,4 @@ class StrategyStatus(Model):
     step: str = ""
     needs_runner: bool = Field(False, description="no runner computes it now: submit it again")
     outcome: SubmissionOutcome | None = None
+    allocation: StrategyCapital | None = None

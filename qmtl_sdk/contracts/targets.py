@@ -14,7 +14,7 @@ MAX_TARGETS = 1000
 """Symbols for which one strategy may have targets in a domain of a world."""
 
 TargetUnit = Literal["weight", "notional", "units"]
-"""What a target is: a share of the capital (-1…1), an amount of money, or a position."""
+"""What a target is: a part of the strategy's capital (-1…1), an amount of money, or a position."""
 
 
 class Target(OrderRequest):
@@ -29,7 +29,7 @@ class Target(OrderRequest):
     decided_at: UtcTime
 
     @model_validator(mode="after")
-    def _is_a_share(self) -> Self:
+    def _is_a_part(self) -> Self:
         if self.unit == "weight" and abs(self.value) > 1:
             raise ValueError("a target weight is between -1 and 1")
         return self

@@ -18,13 +18,17 @@ _ELSEWHERE = {
 
 
 def merged_spec(before: WorldSpec, change: WorldUpdate) -> WorldSpec:
-    """Return a spec with the given parts of `change`."""
+    """Return a spec with the given parts of `change`.
+
+    Raises QmtlError (E_WORLD_INVALID) where they do not go with the others.
+    """
     values = before.model_dump()
     for name in WorldUpdate.model_fields.keys() - {"state"}:
         value = getattr(change, name)
         if value is not None:
             values[name] = value.model_dump() if isinstance(value, Model) else value
-    return WorldSpec.model_validate(values)
+    spec: WorldSpec = validated(WorldSpec, values, "E_WORLD_INVALID", "world")
+    return spec
 
 
 def parse_update(text: str, spec: WorldSpec) -> WorldUpdate:

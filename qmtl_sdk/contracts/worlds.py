@@ -162,12 +162,15 @@ class CircuitBreaker(Model):
 class OrderLimits(Model):
     """Limits on the orders and positions of a world, which the fence checks. None: no limit."""
 
-    symbols: tuple[Annotated[PlainLine, Field(min_length=1, max_length=64)], ...] | None = Field(
+    symbols: tuple[_Symbol, ...] | None = Field(
         None, max_length=1000, description="the only symbols that may be ordered"
     )
     max_quantity: Amount | None = None
     max_notional: Amount | None = Field(
-        None, description="of quantity times reference price; an order without a price is refused"
+        None, description="of quantity times price; an order without a price is refused"
+    )
+    prices: dict[_Symbol, Amount] = Field(
+        {}, max_length=1000, description="prices of symbols that their account has never traded"
     )
     strategy: PositionLimits = Field(PositionLimits(), description="of each strategy")
     world: TotalLimits = Field(TotalLimits(), description="of all its strategies together")
@@ -185,7 +188,9 @@ class WorldSpec(Model):
     circuit_breaker: CircuitBreaker = CircuitBreaker()
     order_limits: OrderLimits = OrderLimits()
     on_halt: OnHalt = Field("cancel", description="what a halt does to open orders at a venue")
-    capital: Capital | None = Field(None, description="what target weights are shares of")
+    capital: Capital | None = Field(
+        None, description="the money that its strategies trade with, each with its weight of it"
+    )
     instruments: InstrumentConstraints = Field(
         InstrumentConstraints(lot=DEFAULT_LOT), description="lots and limits of what is ordered for targets"
     )

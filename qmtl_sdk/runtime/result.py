@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from qmtl_sdk.contracts.capital import StrategyCapital
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, StrategyDecision, Violation
 from qmtl_sdk.contracts.domains import ComputeContext, Domain
 from qmtl_sdk.contracts.submission import StrategyStatus, SubmissionAck, SubmissionOutcome
@@ -40,7 +41,8 @@ class SubmitResult:
     `status` is how the run ended: `decided`, `failed` or `shadow`; `undecided` where no outcome has arrived.
     `metrics` are the service's. `self_reported` says why its returns are not measured by the service.
     `precheck` holds this process's own findings, which decide nothing. `running` is the running strategy if
-    the world activated it. `seconds` is the submission's duration.
+    the world activated it. `seconds` is the submission's duration. `allocation` is what the strategy trades
+    with, as the service says; None without a decision. Nothing of a result can be set.
     """
 
     name: str
@@ -60,6 +62,7 @@ class SubmitResult:
     self_reported: str = ""
     error_code: str = ""
     error: str = ""
+    allocation: StrategyCapital | None = None
     running: "RunningStrategy | None" = field(default=None, compare=False, repr=False)
 
     @property
@@ -114,6 +117,7 @@ class SubmitResult:
             "active": self.active,
             "rank": self.rank,
             "weight": self.weight,
+            "allocation": self.allocation.json_dict() if self.allocation else None,
             "contribution": self.contribution,
             "metrics": self.metrics,
             "nodes_new": self.nodes.new,
@@ -209,4 +213,5 @@ def result_of(
         self_reported=outcome.self_reported if outcome else "",
         error_code=outcome.error_code if outcome else "",
         error=outcome.error if outcome else "",
+        allocation=status.allocation if status else None,
     )

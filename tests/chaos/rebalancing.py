@@ -152,7 +152,6 @@ class RebalancingChaos:
                 group.strategies.rest()
                 if not report.sabotage:
                     wanted |= group.strategies.settle()
-                    group.strategies.rest()
         except AssertionError as error:
             report.violations.append(f"it did not come to rest: {error}")
         return wanted
@@ -165,7 +164,7 @@ class RebalancingChaos:
         report.violations += rebalancing_violations(facts)
         for run in facts.runs:
             report.trades += Counter(item.state for item in run.trades if item.quantity)
-            report.exchanged += sum(1 for item in run.trades if item.exchanged)
+            report.crossed += sum(1 for item in run.trades if item.crossed)
 
     def _start_exchange(self) -> None:
         """Start it with what it had, and with another luck."""

@@ -66,24 +66,28 @@ class Strategies:
         self._set(desk, rng.choice(desk.strategies), rng.choice(SYMBOLS), rng.randint(-MOST, MOST))
 
     def settle(self) -> dict[Place, Decimal]:
-        """Set the last targets until nothing is missing of them; return what they come to by weights."""
-        for desk in self._desks:
-            for strategy in desk.strategies:
-                for symbol in SYMBOLS:
-                    value = self._wanted[desk.world, strategy, ACCOUNT, symbol]
-                    wait_for(
-                        lambda desk=desk, strategy=strategy, symbol=symbol, value=value: (  # type: ignore[misc]
-                            self._set(desk, strategy, symbol, value)
-                        ),
-                        f"a target of {strategy} that orders nothing",
-                        RESTS_S,
-                    )
+        """Set the last targets at rest until none orders anything; return what they come to by weights.
+
+        The exchange rejects orders: what is missing then is ordered with the next bar.
+        """
+        wait_for(self._lacks_nothing, "targets that order nothing at rest", RESTS_S)
         weights = {
             (desk.world, item.strategy_id): Decimal(repr(item.weight))
             for desk in self._desks
             for item in desk.fence.activations(desk.world)
         }
         return {place: value * weights[place[:2]] for place, value in self._wanted.items()}
+
+    def _lacks_nothing(self) -> bool:
+        """Set all last targets; return whether nothing was missing of them, then rest."""
+        set_again = [
+            self._set(desk, strategy, symbol, self._wanted[desk.world, strategy, ACCOUNT, symbol])
+            for desk in self._desks
+            for strategy in desk.strategies
+            for symbol in SYMBOLS
+        ]
+        self.rest()
+        return all(set_again)
 
     def _set(self, desk: Desk, strategy: str, symbol: str, value: int) -> bool:
         """Set a target; return whether it was accepted, and nothing was missing of it."""

@@ -25,7 +25,7 @@ class Report:
     kills: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in VICTIMS})
     applies: Counter[str] = field(default_factory=Counter)
     trades: Counter[str] = field(default_factory=Counter)
-    exchanged: int = 0
+    crossed: int = 0
     placed: int = 0
     violations: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -38,7 +38,7 @@ class Report:
         self.applies += other.applies
         self.trades += other.trades
         self.runs += other.runs
-        self.exchanged += other.exchanged
+        self.crossed += other.crossed
         self.placed += other.placed
         self.violations += other.violations
         self.seconds += other.seconds
@@ -53,7 +53,7 @@ class Report:
                 "kills": {name: dict(counts) for name, counts in self.kills.items()},
                 "applies": dict(self.applies),
                 "trades": dict(self.trades),
-                "exchanged": self.exchanged,
+                "crossed": self.crossed,
                 "placed": self.placed,
                 "violations": len(self.violations),
                 "first": self.violations[:5],

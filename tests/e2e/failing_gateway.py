@@ -13,6 +13,7 @@ from activities.settings import settings
 from api import gateway
 from api.auth.tokens import Tokens
 from temporal.applies import ApplyService
+from temporal.rebalance_schedules import RebalanceScheduleService
 from temporal.rebalancings import RebalancingService
 from temporal.submissions import SubmissionService
 
@@ -27,6 +28,7 @@ CALLS: dict[str, tuple[type, str]] = {
     "recovery of submissions": (SubmissionService, "recover"),
     "recovery of applies": (ApplyService, "recover"),
     "recovery of rebalancings": (RebalancingService, "recover"),
+    "recovery of schedules": (RebalanceScheduleService, "recover"),
 }
 
 

@@ -36,6 +36,7 @@ from api.auth.route_roles import ROUTES, Access
 from api.gateway import ROUTERS
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.access import Role, TokenRequest
+from qmtl_sdk.contracts.allocations import AllocationUpdate
 from qmtl_sdk.contracts.errors import CODES
 from qmtl_sdk.contracts.sessions import SessionOpen
 from qmtl_sdk.contracts.stream import Subscribe
@@ -125,6 +126,7 @@ class Place:
                         "commit_log",
                         "decision",
                         "activation",
+                        "rebalancing_schedule",
                         "session",
                         "queue",
                         "evidence",
@@ -205,6 +207,10 @@ def request_of(method: str, path: str) -> dict[str, Any]:
         ("POST", "/rebalancing/plan"): SHARES,
         ("POST", "/rebalancing/apply"): {"request": {**SHARES, "run_id": "run-1"}},
         ("POST", "/rebalancing/execute"): {"request": {**SHARES, "run_id": "run-1"}},
+        ("PUT", "/rebalancing/schedules/{name}"): {
+            "method": "given",
+            "worlds": [{"world_id": HOME, "target": "0.1"}],
+        },
         ("POST", "/worlds/{world_id}/ledger"): {
             "booking_id": "b",
             "kind": "fee",
@@ -842,3 +848,30 @@ def test_ten_thousand_subscriptions_by_one_caller_meet_the_limit_and_others_do_n
         assert answers[429] > 1000
     finally:
         machine.close()
+
+
+def test_a_schedule_is_guarded_by_all_its_worlds(place: Place) -> None:
+    """Also by those that it had before: nobody takes it over with another world."""
+    name = "/rebalancing/schedules/guarded"
+
+    def call(token: str, method: str, url: str = name, *worlds: str) -> httpx.Response:
+        body = {"method": "given", "worlds": [{"world_id": world, "target": "0.1"} for world in worlds]}
+        headers = {"authorization": f"Bearer {token}"}
+        return place.http.request(method, url, json=body if worlds else None, headers=headers)
+
+    both, other = place.grant(home="operator", other="operator"), place.grant(other="operator")
+    reads_home = place.grant(other="operator", home="reader")
+    shares = {"allocations": [{"world_id": world, "weight": "0.1"} for world in (HOME, OTHER)]}
+    place.owner.set_allocations(AllocationUpdate.model_validate(shares))
+    assert call(both, "PUT", name, HOME, OTHER).status_code == 200
+    before = place.content()
+    for method, worlds in (("GET", ()), ("DELETE", ()), ("PUT", (OTHER,)), ("PUT", (HOME, OTHER))):
+        refused(call(other, method, name, *worlds), "E_WORLD_FORBIDDEN", (method, worlds))
+    for method, worlds in (("DELETE", ()), ("PUT", (OTHER,))):
+        refused(call(reads_home, method, name, *worlds), "E_ROLE", (method, worlds))
+    assert call(other, "GET", "/rebalancing/schedules").json() == []
+    assert place.content() == before
+    assert [item["name"] for item in call(reads_home, "GET", "/rebalancing/schedules").json()] == ["guarded"]
+    refused(call(both, "PUT", "/rebalancing/schedules/Not%20good", HOME), "E_BODY_INVALID", "its name")
+    assert call(both, "DELETE").status_code == 204
+    refused(call(both, "DELETE"), "E_SCHEDULE_UNKNOWN", "removed")

@@ -152,9 +152,11 @@ async def terminated_at(stage: Served, step: str, expected: tuple[str, str, str]
         outcome = desk.requests.find(world, run_id).outcome
         return step, outcome, mode_of(stage), "frozen" if fence == "draining" else fence
 
-    await stage.applies.recover()
-    assert state() == (step, *expected)
-    go_on.set()
+    try:
+        await stage.applies.recover()
+        assert state() == (step, *expected)
+    finally:
+        go_on.set()  # the worker waits for its activities to end
     for late in ("freeze", "drain", "switch", "unfreeze"):  # under way when the workflow ended
         with contextlib.suppress(QmtlError):
             getattr(desk.steps, late)(world, run_id)

@@ -177,7 +177,7 @@ def test_the_configuration_says_where_it_comes_from(person: Person) -> None:
 def shows_a_rebalancing(found: dict[str, Any]) -> None:
     assert (found["outcome"], len(found["worlds"])) == ("completed", 2)
     assert found["fills"] == found["orders"] == len(found["deltas"]) == 2
-    assert (found["exchanged"], found["dropped"], found["tracking_error"]) == (2, [], 0)
+    assert (found["crossed"], found["dropped"], found["tracking_error"]) == (2, [], 0)
     assert float(found["largest_gap_in_lots"]) < 1
     assert found["ledger_balanced"]
 

@@ -169,8 +169,14 @@ def test_a_promotion_that_is_ended_when_it_would_continue_as_new_ends(tmp_path: 
                 **promotion_options(stage.desk.world, strategy, "s", "dryrun"),
             )
             await tried.acquire()
-            while (await handle.describe()).history_length < LIMIT:  # each signal is a further event or more
+            # Each is an event or more. After hundreds of them a run has begun again before its step was done.
+            for _ in range(LIMIT):
                 await handle.signal(PromotionWorkflow.check)
+
+            async def is_long() -> bool:
+                return (await handle.describe()).history_length >= LIMIT
+
+            await until(is_long, "a long history")
             end = asyncio.create_task(
                 stage.client.get_workflow_handle_for(
                     PromotionWorkflow.run, promotion_id(stage.desk.world, strategy)

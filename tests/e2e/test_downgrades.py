@@ -12,7 +12,7 @@ import pytest
 
 from activities.decisions.sql import SqlDecisionStore
 from activities.fence.activations import change_activations, stored_activations
-from activities.storage.tables import WorldRow
+from activities.storage.tables import FenceRow
 from qmtl_sdk import CsvSource, QmtlError, Strategy, StreamInput
 from qmtl_sdk.contracts.decisions import ActivationEnvelope, DecisionEnvelope, StrategyDecision
 from qmtl_sdk.contracts.domains import ComputeContext, DeclaredClock, Domain, Downgrade
@@ -88,7 +88,7 @@ class Standing:
                 after = ActivationEnvelope.model_validate(
                     {**stored[self.strategy_id].model_dump(), "effective_mode": mode, "etag": mode}
                 )
-                change_activations(tx, tx.session.get_one(WorldRow, self.world), [after], stored)
+                change_activations(tx, tx.session.get_one(FenceRow, self.world), [after], stored)
         finally:
             database.close()
 

@@ -5,13 +5,19 @@ import json
 import os
 import signal
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 
 from qmtl_sdk.runtime.embedded import STACK_FILE
 from tests.support import ROOT
 from tests.support.command import Person
+from tests.support.stuck_writer import writer
+
+# Seconds in which a process that was killed has ended.
+_SOON_S = 10.0
 
 
 @pytest.fixture
@@ -41,6 +47,8 @@ def test_a_halt_takes_effect_whatever_processes_are_dead(operator: Person) -> No
         status = operator.reads("status")
         dead = [name for name, part in status["processes"].items() if part["state"] == "dead"]
         assert sorted(dead) == sorted(names)
+        done = operator.types("world", "status", "equities")
+        assert ("fence      open" in done.stdout) is ("gateway" not in names), done.stderr
         which = "equities" if "gateway" in names else "--all"
         done = operator.types("world", "halt", which, "--reason", "+".join(names))
         assert done.returncode == 0, done.stderr
@@ -91,18 +99,28 @@ def test_one_strategy_is_halted_with_and_without_a_gateway(operator: Person) -> 
     assert trail == [("strategy.halted", me), ("strategy.resumed", me), ("strategy.halted", me)]
 
 
-def test_a_gateway_that_hangs_does_not_delay_a_halt(operator: Person) -> None:
+@pytest.mark.parametrize("keeps_writers_out", [False, True])
+def test_a_gateway_that_hangs_does_not_delay_a_halt(operator: Person, keeps_writers_out: bool) -> None:
+    """Also where a process hangs within a transaction: the halt ends it then, as it may the Gateway."""
+    pid = operator.reads("status")["processes"]["gateway"]["pid"]
     kill(operator, "gateway", with_signal=signal.SIGSTOP)
+    stuck = writer(operator.folder / "home" / "qmtl.db") if keeps_writers_out else None
     try:
         done = operator.types("world", "halt", "--all", "--reason", "it hangs")
-        assert "halted: equities" in done.stdout
+        assert "halted: equities" in done.stdout, done.stderr
         assert "straight into the store" in done.stdout
-        assert (
-            "does not answer" in operator.types("status").stdout
-            or "can't be reached" in operator.types("status").stdout
-        )
+        said = operator.types("status").stdout
+        if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+            assert "does not answer" in said or "can't be reached" in said
+        if stuck is not None:
+            assert stuck.wait(_SOON_S) == -signal.SIGKILL
+            assert f"Process {stuck.pid} was stopped" in done.stdout
     finally:
-        kill(operator, "gateway", with_signal=signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+        if stuck is not None:
+            stuck.kill()
+            stuck.wait(_SOON_S)
     assert halted(operator).endswith("it hangs")
 
 

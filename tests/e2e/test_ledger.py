@@ -166,7 +166,7 @@ def test_shares_of_the_capital_and_what_others_would_order(
     assert "0.3" in types(0, "allocations", f"{world}=0.3")
     etag = json.loads(types(0, "allocations", "-o", "json"))["etag"]
     assert "E_ETAG" in types(1, "allocations", f"{world}=0.1", "--etag", "other")
-    assert "less than or equal to 1" in types(1, "allocations", f"{world}=1.5")
+    assert "a share is between 0 and 1" in types(1, "allocations", f"{world}=1.5")
     assert "is no share" in types(1, "allocations", world)
     assert "E_WORLD_UNKNOWN" in types(1, "allocations", "nowhere=0.1")
     shown = types(0, "rebalance-plan", f"{world}=0.2")
@@ -187,6 +187,40 @@ def test_shares_of_the_capital_and_what_others_would_order(
         with pytest.raises(QmtlError) as error:
             author.set_allocations(stage.client.allocations())  # type: ignore[arg-type]
         assert error.value.code in ("E_ROLE", "E_BODY_INVALID")
+
+
+def test_people_see_equity_beside_the_backtest(
+    stage: ApplyScenario, machine: Machine, tmp_path: Path
+) -> None:
+    traded(stage, "PEP", "3", "-1")
+    someone = Person(tmp_path, QMTL_GATEWAY__URL=machine.url, QMTL_HOME=str(machine.home))
+
+    def types(code: int, *words: str) -> str:
+        done = someone.types("world", "report", *words)
+        assert done.returncode == code, done.stderr or done.stdout
+        assert "Traceback" not in done.stderr
+        return str(done.stdout or done.stderr)
+
+    world = stage.world
+    found = json.loads(types(0, world, "-s", "Trend", "-o", "json"))
+    (mine,) = found["strategies"]
+    summary = stage.client.position_summary(world)
+    (now,) = summary.strategies
+    assert (Decimal(mine["profit"]), Decimal(mine["gross"])) == (now.profit, now.gross)
+    assert Decimal(mine["turnover"]) >= 400
+    assert mine["backtest"]["sharpe"] is not None
+    assert [Decimal(day["profit"]) for day in mine["series"]][-1] == now.profit
+    shown = types(0, world, "--days", "5")
+    assert "Trend" in shown
+    assert "all" in shown
+    assert "E_WORLD_UNKNOWN" in types(1, "nowhere")
+    assert "did you mean 'Trend'" in types(1, world, "-s", "Trent")
+    types(2, world, "--days", "401")
+    with person(machine, "equity-reader", Role.READER) as reader:
+        assert reader.equity_report(world, days=1).accounts[0].profit == summary.accounts[0].profit
+        with pytest.raises(QmtlError) as error:
+            reader.equity_report(world, days=401)
+        assert error.value.code == "E_BODY_INVALID"
 
 
 def test_people_see_how_accounts_compare_with_their_brokers(

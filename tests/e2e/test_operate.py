@@ -62,7 +62,7 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     status = says("status", world)
     assert "fence      open, epoch 1" in status
     assert f"pinned {stage.fingerprint} (policy version 2); last applied nothing yet" in status
-    assert "sum of the weights by stage: backtest 1 (shares of the world" in status
+    assert "sum of the weights by stage: backtest 1 (parts of the world's capital" in status
     explained = says("explain", world, "Trend")
     assert "gates: passed" in explained
     assert "next stage, dryrun: an apply may take it there" in explained
@@ -87,6 +87,9 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     )
     run = asked["run_id"]
     assert "another person approves it" in refused("approve", "--yes", world, run)
+    asks = person.types("world", "approve", world, run, "--as", "ana")  # nobody answers it here
+    assert (asks.returncode, f"approve {run} of {world}?" in asks.stdout + asks.stderr) == (1, True)
+    assert "dryrun at 1" in asks.stdout
     assert "waits for 1 more approval" in says("applies", world)
     approved = says("approve", "--yes", world, run, "--as", "ana", "--reason", "I agree")
     assert f"{run}: completed" in approved
@@ -106,7 +109,7 @@ def test_an_operators_day(stage: ApplyScenario, machine: Machine, tmp_path: Path
     says("approve", "--yes", world, live, "--as", "ana", "--live")
     assert "completed" in says("approve", "--yes", world, live, "--as", "ben", "--live")
     assert "edge from backtest to live open" in says("status", world)
-    assert "sum of the weights by stage: live 1 (shares" in says("status", world)
+    assert "sum of the weights by stage: live 1 (parts" in says("status", world)
 
     assert f"halted: {world}" in says("halt", world, "--reason", "I do not like it")
     assert "halted (" in says("status", world)

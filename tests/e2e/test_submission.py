@@ -6,13 +6,18 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import FrozenInstanceError
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from qmtl_sdk import CacheView, CsvSource, Node, QmtlError, Runner, Strategy, StreamInput
+from qmtl_sdk.contracts.allocations import AllocationUpdate
+from qmtl_sdk.contracts.capital import StrategyCapital
 from qmtl_sdk.contracts.domains import Downgrade
 from qmtl_sdk.contracts.submission import SubmissionMeta
 from qmtl_sdk.runtime.config import GatewaySettings
@@ -55,6 +60,25 @@ def test_a_second_world_judges_it_with_every_node_reused(machine: Machine) -> No
     assert second.active
     assert second.ws.decision is not None
     assert second.ws.decision.world_id == "second"
+
+
+def test_a_result_shows_the_allocation_and_nobody_sets_it(machine: Machine) -> None:
+    with machine.client() as client:
+        client.create_world({**world("shared"), "capital": {"amount": "5000"}}, POLICY)
+        client.set_allocations(
+            AllocationUpdate.model_validate({"allocations": [{"world_id": "shared", "weight": "0.1"}]})
+        )
+    result = Runner.submit(Trend("KO"), world="shared", config=machine.config)
+    assert result.ws.activation is not None
+    weight = Decimal(repr(result.ws.activation.weight))
+    assert result.allocation == StrategyCapital(
+        world_share=Decimal("0.1"), weight=weight, amount=5000 * weight, currency="USD"
+    )
+    assert result.as_dict()["allocation"]["world_share"] == "0.1"
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field 'allocation'"):
+        result.allocation = StrategyCapital(weight=Decimal(1))  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        result.allocation.weight = Decimal(1)
 
 
 def test_in_a_running_loop_and_as_a_session(machine: Machine) -> None:

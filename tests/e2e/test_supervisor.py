@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import psutil
 import pytest
 
 from activities.settings import Settings
-from api.parts import StackParts
-from api.supervisor import Restarts
+from api.parts import StackParts, part_of
+from api.supervisor import Restarts, Supervisor
 from qmtl_sdk.runtime.embedded import ProcessRecord, StackRecord
 from temporal.server import stop_process
 from tests.support import ROOT
 from tests.support.command import Person
 from tests.support.machine import wait_for
+from tests.support.stuck_writer import writer
 
 # The parts of a stack outlive the objects that started them.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -202,3 +204,21 @@ def test_a_home_of_another_commit_is_refused_with_one_line(newcomer: Person) -> 
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert "the database was made by another commit of QMTL: it lacks strategy_halt." in done.stderr
+
+
+def test_a_part_that_keeps_writers_out_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.supervisor._STOPPED_FOR_S", 0.5)
+    monkeypatch.setattr("api.supervisor._WATCH_EVERY_S", 0.1)
+    parts = StackParts(Settings(home=tmp_path))
+    stuck = writer(tmp_path / "queues.db")
+    with parts.lock():
+        parts.write(StackRecord(supervisor=part_of(os.getpid())))
+    supervisor = threading.Thread(target=Supervisor(parts).run)
+    supervisor.start()
+    try:
+        assert stuck.wait(BACK_S) == -signal.SIGKILL
+    finally:
+        parts.write(StackRecord())
+        supervisor.join(BACK_S)
+        stuck.kill()
+    assert not supervisor.is_alive()

@@ -6,10 +6,13 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from activities.allocation.store import SqlAllocations
+from activities.fence.scales import Scale, WorldScales
 from activities.storage.database import Database
 from qmtl_sdk.contracts.allocations import AllocationUpdate
+from qmtl_sdk.contracts.capital import StrategyCapital
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
 from tests.support.desk import Desk
@@ -46,6 +49,25 @@ def test_the_others_keep_their_shares(store: SqlAllocations) -> None:
     assert weights(store) == {"a": D("0.2"), "b": D("0.5"), "c": D("0.1")}
     assert first.etag != second.etag == store.snapshot().etag
     assert store.update(update(a="0.2"), "ben") == second, "nothing is set again"
+
+
+def test_the_share_of_a_strategy_is_its_weight_as_rebalancings_left_it(database: Database) -> None:
+    desk = Desk(database, capital={"amount": "1000"})
+    store, strategy = SqlAllocations(database), desk.strategies[0]
+    weight = D(str(desk.fence.activations("w")[0].weight))
+    assert weight > 0
+    store.update(update(w="0.3"), "olga")
+    held = StrategyCapital(world_share=D("0.3"), weight=weight, amount=1000 * weight, currency="USD")
+    assert store.strategy_capital("w", strategy) == held
+    assert held.text.endswith(" of the world's capital; the world's share is 0.3")
+    assert StrategyCapital(weight=D("0.5")).text == "its weight 0.5 of the world's capital"
+    scales = WorldScales(world=Scale(fraction="1/2")).model_dump_json()
+    with database.write("test", bookkeeping=True) as tx:
+        tx.connection.execute(text("UPDATE allocation SET scales = :scales"), {"scales": scales})
+    half = {"weight": weight / 2, "amount": 500 * weight}
+    assert store.strategy_capital("w", strategy) == held.model_copy(update=half)
+    assert store.strategy_capital("w", "strategy:unknown").weight == 0
+    assert refusal(lambda: store.strategy_capital("nowhere", strategy)).code == "E_WORLD_UNKNOWN"
 
 
 def test_all_worlds_together_have_no_more_than_the_capital(store: SqlAllocations) -> None:

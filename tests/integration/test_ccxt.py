@@ -232,7 +232,7 @@ def test_refused_credentials_are_a_fault_that_names_no_credential(
         ({"symbols": "BTC/USDT,BTC/EUR"}, "each of another base and all of one quote"),
         ({"symbols": "BTC/USDT:USDT"}, "contracts are not traded"),
         ({"url": "https://example.com"}, "it would be sent the credentials"),
-        ({"apiKey": "planted-key"}, "apiKey: Extra inputs are not permitted"),
+        ({"apiKey": "planted-key"}, "there is no option 'apiKey'"),
         ({"api_key_env": "NO_SUCH_NAME"}, "the environment has no NO_SUCH_NAME"),
         ({"api_key_env": ""}, "no credentials are named|apiKey"),
         ({"credentials_file": "/none"}, "cannot be used: No such file"),

@@ -17,7 +17,7 @@ from api import problems
 from api.auth.keys import KeyRing
 from api.auth.limits import RateLimit, SocketLimit
 from api.auth.tokens import Tokens
-from api.routes import applies, policies
+from api.routes import applies, ledger, policies
 from qmtl_sdk.contracts.access import Role, TokenRequest
 from temporal.applies import ApplyService
 from tests.support.desk import Desk
@@ -37,6 +37,7 @@ class Gateway:
         problems.install(self.app)
         self.app.include_router(policies.router)
         self.app.include_router(applies.router)
+        self.app.include_router(ledger.router)
         self.app.state.tokens = self.tokens
         self.app.state.limit = RateLimit(1e6)
         self.app.state.costly_limit = RateLimit(costly_per_s)
@@ -95,6 +96,41 @@ def test_a_reader_has_one_replay_at_a_time(stores: Stores, tmp_path: Path) -> No
                 assert (await rob.post("/worlds/w/policies/replay", json=REPLAY)).status_code == 200
             for _ in range(2):
                 assert (await rita.post("/worlds/w/policies/replay", json=REPLAY)).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_one_report_of_all_strategies_is_made_at_a_time(stores: Stores, tmp_path: Path) -> None:
+    """Five readers had five of them made at once, each with a second of the processor that halts need."""
+    gateway = Gateway(stores, tmp_path)
+
+    async def run() -> None:
+        async with gateway.http("rita") as rita, gateway.http("rob") as rob:
+            with ledger._REPORTS.held("this Gateway"):
+                for reader in (rita, rob):
+                    assert is_limited(await reader.get("/worlds/w/report"), "E_RATE")
+                one = await rob.get("/worlds/w/report", params={"strategy_id": "strategy:a"})
+                assert one.status_code == 200, "it costs little"
+            for reader in (rita, rob):
+                assert (await reader.get("/worlds/w/report")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_one_ledger_is_checked_at_a_time(stores: Stores, tmp_path: Path) -> None:
+    """Each reads a whole order log, and a caller may begin one every two seconds: they took all threads."""
+    gateway = Gateway(stores, tmp_path)
+
+    async def run() -> None:
+        async with gateway.http("rita") as rita, gateway.http("rob") as rob:
+            with ledger._CHECKS.held("this Gateway"):
+                for reader in (rita, rob):
+                    assert is_limited(await reader.post("/worlds/w/ledger/verify"), "E_RATE")
+                assert (await rob.get("/worlds/w/report")).status_code == 200, "it is another kind"
+            for reader in (rita, rob):
+                assert (await reader.post("/worlds/w/ledger/verify")).status_code == 200
+            assert (await rita.post("/worlds/none/ledger/verify")).status_code == 404
+            assert (await rob.post("/worlds/w/ledger/verify")).status_code == 200, "an error ends it"
 
     asyncio.run(run())
 

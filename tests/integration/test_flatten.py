@@ -11,6 +11,7 @@ from sqlalchemy import text
 from activities.brokers.broker import AcceptedOrder, Broker
 from activities.brokers.router import OrderRouter
 from activities.fence.bookings import SqlBookings
+from activities.fence.flatten_faults import MAX_FAILURES
 from activities.fence.flattens import SqlFlattens
 from activities.fence.halt_all import halt_all
 from activities.fence.strategy_halts import SqlStrategyHalts
@@ -25,6 +26,7 @@ from qmtl_sdk.contracts.orders import CancelRequest, Order, OrderReport
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from tests.support.desk import Desk, policy
 from tests.support.flatten_floor import ACCOUNTS, Floor, wanted
+from tests.support.statements import statements
 
 D = Decimal
 
@@ -375,8 +377,153 @@ def test_who_asks_again_waits_for_no_pause(floor: Floor) -> None:
     assert len(floor.flatten().ordered) == 1
 
 
+def reject(floor: Floor, symbol: str, times: int, reason: str) -> None:
+    """Let the venue reject the orders of a flatten for a symbol, one after the other."""
+    for _ in range(times):
+        floor.send()
+        (order,) = [item.order for item in floor.opened("flatten") if item.order.symbol == symbol]
+        floor.says(order, "rejected", reason=reason)
+        floor.pass_time()
+
+
+def test_a_symbol_that_its_venue_rejects_holds_up_no_other(floor: Floor) -> None:
+    """Its pause was that of all symbols of the flatten."""
+    floor.hold("10")
+    floor.hold("5", symbol="KO")
+    own = floor.order("sell", "2", symbol="KO")
+    floor.flatten()
+    floor.says(floor.closing()[0], "rejected", reason="not today")
+    floor.says(own, "cancelled")
+    opened = [(item.order.symbol, *told(item.order)) for item in floor.opened("flatten")]
+    assert opened == [("KO", "sell", D(3)), ("KO", "sell", D(2))]
+
+
+def test_a_symbol_that_is_rejected_again_and_again_is_given_up_alone(floor: Floor) -> None:
+    """It was ordered again for ever."""
+    floor.hold("10")
+    floor.hold("5", symbol="KO")
+    own = floor.order("sell", "2", symbol="KO")
+    floor.flatten(flatten_id="request-1")
+    reject(floor, "AAPL", MAX_FAILURES, "no multiple of its step")
+    assert [item.order.symbol for item in floor.opened("flatten")] == ["KO"]
+    apple, coke = floor.flatten(flatten_id="request-1").remains
+    why = f"nobody closes it: {MAX_FAILURES} orders were not filled, and the last one was rejected: "
+    assert (apple.symbol, apple.quantity, apple.under_way) == ("AAPL", 10, False)
+    assert apple.waits_for == why + "no multiple of its step"
+    assert (coke.symbol, coke.under_way) == ("KO", True)
+    assert floor.audited("flatten.given_up") == ["router"]
+    assert floor.flattens.left_behind(floor.world) == (apple,)
+    floor.says(own, "cancelled")
+    floor.fill_all()
+    assert (floor.held(), floor.held(symbol="KO"), floor.under_way()) == (10, 0, 0)
+    assert floor.flattens.left_behind(floor.world) == (apple,)
+    assert floor.flatten(flatten_id="request-1").remains == (apple,)
+    assert floor.state_of(floor.order("sell", "1")) == "sent", "its strategy may trade again"
+    assert floor.flattens.left_behind(floor.world) == (apple,), "nothing is filled yet"
+    floor.fill_all()
+    assert floor.flattens.left_behind(floor.world) == (), "the rest is its strategy's own"
+    floor.flatten()
+    assert told(floor.closing()[-1]) == ("sell", D(9)), "a new request tries again"
+    floor.fill_all()
+    assert (floor.held(), floor.flattens.left_behind(floor.world), floor.violations()) == (0, (), [])
+
+
+def test_orders_that_fill_a_part_are_never_given_up(floor: Floor) -> None:
+    floor.hold("40")
+    floor.flatten()
+    for _ in range(MAX_FAILURES + 5):
+        floor.send()
+        floor.says(floor.closing()[-1], "cancelled", "1")
+        floor.pass_time()
+    floor.fill_all()
+    assert (floor.held(), floor.under_way()) == (0, 0)
+
+
+def test_an_order_that_the_flatten_takes_back_is_no_failure_of_its_venue(floor: Floor) -> None:
+    """Ten bookings in a row gave the symbol up, and each made it wait."""
+    floor.hold("100")
+    floor.flatten()
+    for number in range(MAX_FAILURES + 2):
+        floor.send()
+        (order,) = [item.order for item in floor.opened("flatten")]
+        booking = {"booking_id": f"b{number}", "kind": "adjustment", "strategy_id": floor.strategy}
+        less = {"account": "paper", "symbol": "AAPL", "quantity": "-1", "price": "100", "reason": "counted"}
+        SqlBookings(floor.database).record(floor.world, Booking.model_validate({**booking, **less}), "olga")
+        floor.says(order, "cancelled", reason="cancelled by its owner")
+        assert [told(item.order) for item in floor.opened("flatten")] == [("sell", D(99 - number))]
+    floor.fill_all()
+    assert (floor.held(), floor.under_way(), floor.audited("flatten.given_up")) == (0, 0, [])
+
+
+def test_what_is_less_than_a_lot_is_named_and_not_ordered(floor: Floor) -> None:
+    floor.desk.rules.update_world(floor.world, WorldUpdate(instruments={"lot": "2"}), "olga")
+    floor.hold("7.5")
+    floor.hold("0.5", symbol="KO")
+    floor.flatten(flatten_id="request-1")
+    assert [(order.symbol, *told(order)) for order in floor.closing()] == [("AAPL", "sell", D(6))]
+    floor.fill_all()
+    assert (floor.held(), floor.under_way()) == (D("1.5"), 0)
+    left = floor.flatten(flatten_id="request-1").remains
+    assert [(item.symbol, item.quantity, item.under_way) for item in left] == [
+        ("AAPL", D("1.5"), False),
+        ("KO", D("0.5"), False),
+    ]
+    assert {item.waits_for for item in left} == {"nobody closes it: it is less than a lot of 2"}
+    assert floor.flattens.left_behind(floor.world) == left
+    before = floor.audit()
+    assert (len(floor.flatten().ordered), floor.under_way()) == (0, 0)
+    assert floor.audit()[len(before) :] == ["flatten.requested", "flatten.ended"]
+
+
+def test_only_what_was_not_traded_since_is_left_of_a_flatten(floor: Floor) -> None:
+    """Its status named the old remainder beside a new position."""
+    floor.desk.rules.update_world(floor.world, WorldUpdate(instruments={"lot": "2"}), "olga")
+    floor.hold("1.5")
+    floor.hold("0.5", symbol="KO")
+    floor.flatten(flatten_id="request-1")
+    assert len(floor.flattens.left_behind(floor.world)) == 2
+    floor.hold("0.25")
+    floor.hold("1", symbol="PEP")
+    place = {"strategy_id": floor.strategy, "account": "paper", "symbol": "KO", "reason": "as announced"}
+    for body in ({"kind": "dividend", "amount": "3"}, {"kind": "split", "ratio": "2"}):
+        booking = Booking.model_validate({"booking_id": body["kind"], **body, **place})
+        SqlBookings(floor.database).record(floor.world, booking, "olga")
+    left = floor.flattens.left_behind(floor.world)
+    assert [(item.symbol, item.quantity) for item in left] == [("KO", 1)], "not by an order"
+    remains = floor.flatten(flatten_id="request-1").remains
+    assert ["traded since" in item.waits_for for item in remains] == [True, False, True]
+
+
+def test_a_remainder_is_named_where_the_clock_of_its_last_fill_is_ahead(floor: Floor) -> None:
+    floor.desk.rules.update_world(floor.world, WorldUpdate(instruments={"lot": "2"}), "olga")
+    floor.hold("1.5")
+    with floor.database.write("test", bookkeeping=True) as tx:
+        tx.connection.execute(text("UPDATE position SET after = replace(after, marked_at, '2999')"))
+    floor.flatten()
+    assert [item.symbol for item in floor.flattens.left_behind(floor.world)] == ["AAPL"]
+
+
+def test_a_spec_is_read_again_only_when_it_has_changed(floor: Floor) -> None:
+    """Each continuation parsed it, under the fence: 4 ms where it has 500 streams."""
+    floor.hold("10")
+    floor.flatten()
+    floor.send()
+    with statements() as sent:
+        floor.says(floor.closing()[0], "cancelled", "3")
+        floor.pass_time()
+    told_of = [statement for statement, _ in sent if "world.spec" in statement or "world.etag" in statement]
+    assert told_of
+    assert not [statement for statement in told_of if "world.spec" in statement]
+    assert told(floor.closing()[-1]) == ("sell", D(7))
+    floor.desk.rules.update_world(floor.world, WorldUpdate(instruments={"lot": "4"}), "olga")
+    floor.send()
+    floor.says(floor.closing()[-1], "cancelled", "1")
+    floor.pass_time()
+    assert told(floor.closing()[-1]) == ("sell", D(4))
+
+
 @pytest.mark.parametrize("how", ["one of its orders", "all"])
-def test_whoever_cancels_an_order_of_a_flatten_gives_it_up(floor: Floor, how: str) -> None:
+def test_whoever_cancels_an_order_of_a_flatten_cancels_it(floor: Floor, how: str) -> None:
     floor.hold("10")
     floor.hold("5", symbol="KO")
     floor.flatten()
@@ -389,7 +536,7 @@ def test_whoever_cancels_an_order_of_a_flatten_gives_it_up(floor: Floor, how: st
     assert floor.audited("flatten.ended") == ["ben"]
 
 
-def test_a_flatten_that_was_given_up_ends_with_its_orders(floor: Floor) -> None:
+def test_a_flatten_that_was_cancelled_ends_with_its_orders(floor: Floor) -> None:
     """Its order was sent and may still fill: beside it, an order of the strategy could cross zero."""
     floor.hold("10")
     floor.flatten()

@@ -13,7 +13,7 @@ from activities.fence.acceptance import OrderAcceptance
 from activities.fence.halt_all import _halt_group, halt_all
 from activities.fence.store import SqlFenceStore
 from activities.storage.database import Database
-from activities.storage.tables import ActivationRow, FenceRow, WorldRow
+from activities.storage.tables import ActivationRow, FenceRow
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.refusals import Refusal
 from qmtl_sdk.contracts.worlds import WorldSpec
@@ -83,8 +83,8 @@ def test_one_world_whose_rows_cannot_be_written_stops_no_other(database: Databas
     for name in WORLDS[:9]:
         SqlFenceStore(database).create(WorldSpec(world=name), None, "olga")
     with database.write("test", bookkeeping=True) as tx:
-        world = tx.session.get_one(WorldRow, WORLDS[3])
-        world.activation_sequence = 2**31 - 1 if "postgres" in type(database).__module__ else 2**63 - 1
+        fence = tx.session.get_one(FenceRow, WORLDS[3])
+        fence.activation_sequence = 2**31 - 1 if "postgres" in type(database).__module__ else 2**63 - 1
     with pytest.raises(QmtlError, match=rf"1 of 9 worlds could not be halted: {WORLDS[3]}; "):
         halt_all(database, WORLDS[:9], "olga", "")
     assert halted(database) == {name: name != WORLDS[3] for name in WORLDS[:9]}
@@ -102,7 +102,7 @@ def test_a_world_that_is_held_delays_no_other(database: Database, held: str) -> 
             tx.lock(f"fence:{names[0]}")
         else:
             tx.session.connection().execute(
-                text("SELECT * FROM world WHERE world_id = :name FOR UPDATE"), {"name": names[0]}
+                text("SELECT * FROM fence WHERE world_id = :name FOR UPDATE"), {"name": names[0]}
             )
         began = time.monotonic()
         with pytest.raises(QmtlError, match=rf"1 of 20 worlds could not be halted: {names[0]}; .*lock"):

@@ -418,8 +418,15 @@ def test_a_clock_that_was_set_back_hides_no_entry(books: Books) -> None:
         "INSERT INTO ledger (at, world_id, strategy_id, account, symbol, ref, held, entry, after) "
         "SELECT at, world_id, strategy_id, account, symbol, 'fill:more', held, entry, after "
         "FROM ledger LIMIT 1",
-        "INSERT INTO position (world_id, strategy_id, account, symbol, at, held, after) "
-        "SELECT world_id, 'strategy:other', account, symbol, at, held, after FROM position LIMIT 1",
+        "UPDATE position SET marked_at = '2020'",
+        "INSERT INTO position (world_id, strategy_id, account, symbol, at, marked_at, held, after) "
+        "SELECT world_id, 'strategy:other', account, symbol, at, marked_at, held, after "
+        "FROM position LIMIT 1",
+        "UPDATE exposure SET net = '1'",
+        "UPDATE exposure_day SET traded = '1'",
+        "DELETE FROM exposure_day WHERE strategy_id = ''",
+        "INSERT INTO exposure_day SELECT world_id, 'strategy:other', account, day, gross, net, profit, fees, "
+        "traded FROM exposure_day LIMIT 1",
     ],
 )
 def test_a_damaged_ledger_is_found_and_made_again_from_the_order_log(books: Books, damage: str) -> None:

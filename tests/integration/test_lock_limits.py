@@ -46,6 +46,7 @@ def test_halts_and_steps_of_an_apply_wait_for_a_held_fence_as_long_as_they_say(
         desk = Desk(database)
         run, strategy, halts = desk.request("dryrun"), desk.strategies[0], SqlStrategyHalts(patient)
         flattens = SqlFlattens(patient, DEFAULT_ACCOUNTS, 20.0)
+        desk.approve(run)
         acts: dict[str, Callable[[], object]] = {
             "halt": lambda: SqlFenceStore(patient).halt(desk.world, "olga", "stop", 0.2),
             "halt of a strategy": lambda: halts.halt(desk.world, strategy, "olga", "stop", 0.2),
@@ -75,9 +76,22 @@ def test_everything_else_waits_for_a_held_fence_no_longer_than_its_connection_sa
         hasty.close()
 
 
-def test_orders_that_waited_for_a_fence_keep_the_limit_for_what_follows(database: Database) -> None:
+def test_a_request_and_the_end_of_an_apply_wait_for_no_order(database: Database) -> None:
+    """Orders waited for both: each held the fence for as long as it took, and changed nothing of it."""
+    desk = Desk(database)
+    first = desk.request("dryrun")
     with database.write("test", bookkeeping=True) as tx:
-        PostgresStatements._lock(PostgresStatements._driver(tx.connection), ["w"], wait=True)
+        locked_fence(tx, desk.world)
+        desk.steps.conclude(desk.world, first, "rolled_back", "")
+        second = desk.request("dryrun")
+    assert desk.freeze(second)
+
+
+def test_orders_that_waited_for_a_fence_keep_the_limit_for_what_follows(database: Database) -> None:
+    desk = Desk(database)
+    order = desk.order("0" * 32, desk.epoch)
+    with database.write("test", bookkeeping=True) as tx:
+        PostgresStatements().read(tx.connection, [order], set(), wait=True)
         limit = tx.connection.exec_driver_sql("SHOW lock_timeout").scalar_one()
     assert limit == "10s"
 

@@ -1,12 +1,15 @@
 """Lists of orders: the first and the newest, of a strategy, refused, withheld, and those that change."""
 
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from sqlalchemy import text
 
+from activities.fence import acceptance
 from activities.fence.acceptance import OrderAcceptance
 from activities.fence.open_orders import SqlOpenOrders
 from activities.fence.order_log import SqlOrderLog
@@ -17,6 +20,7 @@ from qmtl_sdk.contracts.fills import Fill
 from qmtl_sdk.contracts.order_list import ChangesOfWorld, OrderFilter
 from qmtl_sdk.contracts.orders import CancelRequest, Order, OrderRecord, OrderReport, WithheldOrder
 from qmtl_sdk.contracts.refusals import Refusal
+from qmtl_sdk.contracts.worlds import CircuitBreaker, WorldUpdate
 from tests.support.desk import Desk
 
 NEWEST = OrderFilter(newest=True)
@@ -104,6 +108,33 @@ def test_a_reader_that_goes_on_after_the_last_number_misses_no_order(log: Log) -
     assert pages(strategy_id=log.desk.strategies[1]) == of_one
     assert pages(state=("refused",)) == every[1::3]
     assert pages(state=("withheld",)) == pages(reason="withheld") == every[2::3]
+
+
+def test_a_reader_misses_no_order_where_two_gateways_write(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction with the later number could commit first, and a reader went on after it."""
+    limits = CircuitBreaker(max_orders_per_minute=100)  # so that writing and committing are two steps
+    log.desk.rules.update_world(log.desk.world, WorldUpdate(circuit_breaker=limits), "olga")
+    written, go_on = threading.Event(), threading.Event()
+    commits_at_once = acceptance.store_counts
+
+    def commits_late(*args: Any) -> None:
+        commits_at_once(*args)
+        if not written.is_set():
+            written.set()
+            go_on.wait(30)
+
+    monkeypatch.setattr(acceptance, "store_counts", commits_late)
+    first, second = log.order(), log.order(epoch=log.desk.epoch - 1)  # refused: no row is counted up by both
+    with ThreadPoolExecutor(2) as pool:
+        earlier = pool.submit(log.acceptance.publish, [first], log.desk.caller)
+        assert written.wait(30)
+        later = pool.submit(OrderAcceptance(log.desk.database).publish, [second], log.desk.caller)
+        wait([later], 1.0)
+        read = log.log.orders(log.desk.world, OrderFilter(after=0))
+        go_on.set()
+        assert [item.result(30)[0].accepted for item in (earlier, later)] == [True, False]
+    rest = log.log.orders(log.desk.world, OrderFilter(after=read[-1].seq if read else 0))
+    assert ids([*read, *rest]) == [first.order_id, second.order_id]
 
 
 def test_orders_are_listed_by_strategy_and_by_why_they_were_never_accepted(log: Log) -> None:

@@ -285,6 +285,29 @@ def test_nothing_is_read_before_a_bar_is_due_and_all_orders_share_what_is_read(
     assert told(market.at(new, 2.9)) == ("sent", [])
 
 
+def test_an_order_is_not_looked_up_before_its_next_bar_can_be_there(tmp_path: Path) -> None:
+    market = Market(tmp_path, {"fill": "next_open", "volume_share": "0.04"}, instruments={"lot": "1"})
+    order = market.order()
+    market.places(order)
+    assert market.at(order, 1.5).state == "sent"
+    assert market.broker.quiet_s(order, market.wall(1.5)) == pytest.approx(0.5), "a day is a second"
+    assert market.at(order, 2.0).state == "partially_filled"
+    assert market.broker.quiet_s(order, market.wall(2.0)) == pytest.approx(1.0)
+    at_reference = market.order(symbol="NONE")
+    slow = PaperBroker("paper", 3.0)
+    assert slow.place([at_reference], at_reference.accepted_at)[0].state == "sent"
+    assert slow.quiet_s(at_reference, at_reference.accepted_at) == 3.0
+
+
+def test_a_bar_that_is_late_is_looked_for_after_a_pause(tmp_path: Path) -> None:
+    slow = {"replay": {"start": FIRST.isoformat(), "speed": 1}}
+    market = Market(tmp_path, {"fill": "next_open"}, clock=slow)
+    order = market.order(at=6.0)._replace(accepted_at=CREATED + 6 * DAY)
+    later = CREATED + 9 * DAY
+    assert told(market.broker.find([order], later)[0]) == ("sent", [])
+    assert 25 < market.broker.quiet_s(order, later) <= 30
+
+
 def test_a_look_that_reads_for_too_long_goes_on_with_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,13 +9,15 @@ import pytest
 
 from activities.brokers.paper import PaperBroker
 from activities.fence.acceptance import OrderAcceptance
+from activities.fence.bookings import SqlBookings
 from activities.fence.store import update_world
-from activities.ledger.exposures import WHOLE_WORLD, ExposureKey, all_exposures
-from activities.ledger.sql import SqlLedger
+from activities.ledger.exposures import WHOLE_WORLD, ExposureKey, all_totals
+from activities.ledger.sql import SqlLedger, held_list
 from activities.order_settings import OrdersSettings
 from activities.storage.database import Database
-from qmtl_sdk.contracts.ledger import PositionFilter
+from qmtl_sdk.contracts.ledger import Booking, PositionFilter
 from qmtl_sdk.contracts.refusals import Refusal
+from qmtl_sdk.contracts.share_changes import newest_marks
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from tests.support.desk import Desk, router
 
@@ -31,13 +33,15 @@ class Trader:
         strategies: int = 1,
         name: str = "w",
         account: dict[str, Any] | None = None,
+        broker: str = "paper",
         **limits: Any,
     ) -> None:
         self.database = database
         self.desk = Desk(database, name, strategies=strategies, order_limits=limits)
         self.desk.apply("dryrun")
         self.sessions = [self.desk.session(name) for name in self.desk.strategies]
-        settings = OrdersSettings(account_limits={"paper": account} if account else {})  # type: ignore[dict-item]
+        found = {"account_limits": {"paper": account} if account else {}, "dryrun_broker": broker}
+        settings = OrdersSettings.model_validate(found)
         self.acceptance = OrderAcceptance(database, settings)
         self.routing = router(database, PaperBroker("paper"))
 
@@ -127,6 +131,69 @@ def test_an_account_is_limited_over_all_worlds(database: Database) -> None:
     assert second.trades("7", "100") == ""
 
 
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"max_notional": "5000"}, "notional_limit"),
+        ({"strategy": {"max_position_notional": "5000"}}, "position_limit"),
+        ({"strategy": {"max_gross_notional": "5000"}}, "gross_limit"),
+    ],
+)
+def test_an_order_is_valued_at_what_its_account_knows_of_the_symbol(
+    database: Database, limits: dict[str, Any], reason: str
+) -> None:
+    """Whoever named a price of 0.01 passed every limit of value."""
+    other = Trader(database, name="v")
+    assert other.trades("1", "100") == ""
+    trader = Trader(database, **limits)
+    assert trader.trades("51", "0.01") == reason
+    assert trader.asks(("30", "0.01"), ("30", "0.01"))[1] == ("" if reason == "notional_limit" else reason)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"max_notional": "5000"}, "notional_limit"),
+        ({"strategy": {"max_position_notional": "5000"}}, "position_limit"),
+        ({"strategy": {"max_gross_notional": "5000"}}, "gross_limit"),
+        ({"world": {"max_gross_notional": "5000"}}, "gross_limit"),
+        ({"account": {"max_gross_notional": "5000"}}, "gross_limit"),
+    ],
+)
+def test_a_limit_of_value_refuses_a_symbol_whose_price_nobody_knows_at_a_broker(
+    database: Database, limits: dict[str, Any], reason: str
+) -> None:
+    unknown = Trader(database, broker="ccxt", **limits)
+    assert unknown.trades("51", "0.01") == "unknown_price"
+    known = Trader(database, name="v", broker="ccxt", prices={"AAPL": "100"}, **limits)
+    assert known.trades("51", "0.01") == reason
+    assert known.trades("1", "100") == ""
+    assert unknown.trades("1", "100") == "", "the account has traded it"
+    free = Trader(database, name="u", broker="ccxt", strategy={"max_position": "100"})
+    assert free.trades("51", "0.01", symbol="KO") == "", "no limit values it"
+
+
+def test_an_old_mark_of_its_own_does_not_pass_a_limit(database: Database) -> None:
+    """Who had once traded a symbol at 1 got 1,000 of it through a limit of 1,000 when others paid 100."""
+    trader = Trader(database, 2, max_notional="1000", prices={"AAPL": "500"})
+    assert (trader.trades("1", "1"), trader.trades("-1", "1")) == ("", "")
+    assert trader.trades("1", "100", strategy=1) == ""
+    assert trader.trades("11", "1") == "notional_limit"
+    assert trader.trades("10", "1") == "", "what an operator names does not count beside a mark"
+
+
+def test_a_dividend_does_not_make_an_old_mark_the_newest(database: Database) -> None:
+    trader = Trader(database, 3, max_notional="1000")
+    assert (trader.trades("1", "1"), trader.trades("1", "100", strategy=1)) == ("", "")
+    dividend = {"booking_id": "d", "kind": "dividend", "amount": "0.01", "reason": "paid"}
+    place = {"strategy_id": trader.desk.strategies[0], "account": "paper", "symbol": "AAPL"}
+    SqlBookings(database).record("w", Booking.model_validate({**dividend, **place}), "olga")
+    assert trader.trades("11", "1", strategy=2) == "notional_limit"
+    with database.read() as session:
+        held = held_list(session.connection(), "w")
+    assert newest_marks(held) == {("paper", "AAPL"): D(100)}, "what a schedule requests"
+
+
 def test_limits_hold_for_the_next_order_after_they_were_lowered(database: Database) -> None:
     trader = Trader(database)
     assert trader.trades("50", "100") == ""
@@ -145,7 +212,7 @@ def test_exposures_are_what_positions_add_up_to(database: Database, seed: int) -
         strategy = rng.randrange(2)
         assert trader.trades(str(quantity), str(rng.randint(50, 150)), strategy, rng.choice(["A", "B"])) == ""
     with database.read() as session:
-        found = all_exposures(session.connection(), "w")
+        found = all_totals(session.connection(), "w")
     held = SqlLedger(database).positions("w", PositionFilter(closed=True))
     for name in (*trader.desk.strategies, WHOLE_WORLD):
         mine = [item.position for item in held if name in (item.strategy_id, WHOLE_WORLD)]

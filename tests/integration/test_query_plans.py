@@ -50,11 +50,13 @@ NOT_RUN = {
     "activities/fence/sqlite_statements.py": "sent past SQLAlchemy; `fence_reads` takes them as they are",
     "activities/fence/postgres_statements.py": "the same",
     "activities/fence/segments.py": "hourly, a segment of the order log at a time",
-    "activities/fence/flattening_rows.py:note_failures": "orders that a venue has just ended, by their ids",
+    "activities/fence/flattening_rows.py:note_ends": "orders that a venue has just ended, by their ids",
     "activities/ledger/sql.py:remove_old_entries": "hourly, the positions of a segment of the order log",
     "activities/ledger/sql.py:remove_ledger": "to book the ledger of a world anew",
     "activities/ledger/sql.py:ledger_rows": "a chunk at a time, to compare all of it",
     "activities/ledger/sql.py:current_positions": "all of them, to compare them",
+    "activities/ledger/exposures.py:totals_of_days": "a chunk of whole keys at a time, to compare them",
+    "activities/ledger/exposures.py:number_of_days": "all of them, to compare them",
     "activities/retention/": "hourly, a chunk of the oldest rows at a time; the whole trail, to verify it",
     "activities/graph/sql.py:SqlGraphStore._mark_recompute": "by primary key",
     "activities/graph/sql.py:SqlGraphStore._add_queues": "by primary key",
@@ -150,6 +152,24 @@ def test_a_missing_index_is_found(recorded: Recorded, index: str, site: str) -> 
     found = recorded.faults(lambda connection: _drop(connection, index))
     assert found, f"nothing needs {index}"
     assert any(site in fault for fault in found), found
+
+
+def test_the_newest_mark_of_a_symbol_is_one_entry_of_an_index(recorded: Recorded) -> None:
+    """All positions of a symbol at an account were read and compared, under the fence.
+
+    Without `position_mark`, PostgreSQL reads all of another index, of which `faults` sees few rows.
+    """
+    queries = [query for query in recorded.queries() if "newest_marks" in query.site]
+    assert queries
+    with recorded.database.read() as session:
+        connection = session.connection()
+        explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+        for query in queries:
+            rows = connection.exec_driver_sql(f"{explain} {query.statement}", query.parameters)
+            plan = "\n".join(str(row) for row in rows)
+            assert "position_mark" in plan, plan
+            assert "Sort" not in plan, plan
+            assert "TEMP B-TREE" not in plan, plan
 
 
 def _drop(connection: Connection, index: str) -> None:

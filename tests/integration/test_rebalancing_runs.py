@@ -1,6 +1,7 @@
 """Runs of rebalancings: begun once on what was planned, ordered once; what is missing is named."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -10,6 +11,7 @@ from activities.fence.strategy_halts import SqlStrategyHalts
 from activities.ledger.sql import SqlLedger
 from activities.rebalancing.ordering import Progress
 from activities.storage.database import Database
+from activities.storage.tables import FenceRow
 from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.ledger import PositionFilter
@@ -20,18 +22,7 @@ from tests.support.target_book import CAPITAL, Book
 
 D = Decimal
 
-
-@pytest.fixture
-def book(database: Database) -> Book:
-    """Two strategies, each with half of a capital of 10,000."""
-    return Book(database, strategies=2)
-
-
-@pytest.fixture
-def runs(book: Book) -> Runs:
-    found = Runs(book.database)
-    found.share(w="0.3")
-    return found
+pytest_plugins = ["tests.support.rebalance_fixtures"]
 
 
 def test_positions_follow_the_share_of_their_world(book: Book, runs: Runs) -> None:
@@ -43,6 +34,19 @@ def test_positions_follow_the_share_of_their_world(book: Book, runs: Runs) -> No
     assert held(book) == [33, 17], "75 times two thirds is 50: a lot goes to the larger remainder"
     assert runs.allocations.snapshot().allocations[0].weight == D("0.2")
     assert book.desk.fence_row().rebalancing == ""
+
+
+def test_a_run_that_changes_nothing_ends_at_once_and_asks_nobody(book: Book, runs: Runs) -> None:
+    """It waited for people to approve nothing."""
+    holds(book, "1")
+    found = runs.request("r1", {"w": "0.3"})
+    assert (found.outcome, found.approvals_required) == ("completed", 0)
+    assert found.reason.startswith("no share and no position changes")
+    assert runs.request("r1", {"w": "0.3"}) == found
+    assert runs.requests.unfinished() == []
+    fewer = runs.request("r2", {"w": "0.299"})
+    assert (fewer.outcome, fewer.trades) == (None, ()), "its share is approved: later targets have its size"
+    assert fewer.approvals_required > 0
 
 
 def test_the_next_target_orders_nothing_beside_the_run(book: Book, runs: Runs) -> None:
@@ -84,14 +88,14 @@ def test_a_share_of_nothing_closes_positions_and_stops_targets(book: Book, runs:
     assert book.ordered("0.7") == 11, "a third of what it had at 0.3"
 
 
-def test_opposite_changes_are_exchanged_without_an_order(book: Book, runs: Runs) -> None:
+def test_opposite_changes_are_crossed_without_an_order(book: Book, runs: Runs) -> None:
     holds(book, "1", "-1")
     assert held(book) == [50, -50]
     before = len(book.orders())
     runs.begun("r1", {"w": "0.15"})
     found = carried_out(runs, book, "r1")
     assert (held(book), len(book.orders())) == ([25, -25], before)
-    assert (found.outcome, found.report.exchanged, found.report.orders) == ("completed", 2, 0)
+    assert (found.outcome, found.report.crossed, found.report.orders) == ("completed", 2, 0)
     book.next_bar()
     assert book.ordered("1") == 0
 
@@ -102,7 +106,7 @@ def test_what_does_not_net_out_is_ordered_for_the_larger_side(book: Book, runs: 
     runs.begun("r1", {"w": "0.15"})
     found = carried_out(runs, book, "r1")
     assert held(book) == [25, -10]
-    assert sorted((trade.quantity, trade.exchanged) for trade in found.trades) == [(-15, -10), (0, 10)]
+    assert sorted((trade.quantity, trade.crossed) for trade in found.trades) == [(-15, -10), (0, 10)]
     assert sum(held(book)) == 15
 
 
@@ -287,6 +291,9 @@ def test_a_circuit_breaker_is_not_tripped_by_a_run(database: Database) -> None:
         book.ordered("0.2", symbol=symbol)
     book.fill()
     runs.begun("r1", {"w": "0.15"})
+    with database.write("test", bookkeeping=True) as tx:  # orders of this minute and the next count together
+        fence = tx.session.get_one(FenceRow, "w")
+        fence.minute, fence.orders = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()[:16], 4
     assert runs.order("r1", "reductions") is Progress.WAITS
     assert book.desk.fence_row().halted == ""
     ordered = [trade.state for trade in runs.requests.find("r1").trades]

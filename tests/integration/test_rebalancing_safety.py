@@ -27,18 +27,7 @@ from tests.support.target_book import CAPITAL, Book
 
 D = Decimal
 
-
-@pytest.fixture
-def book(database: Database) -> Book:
-    """Two strategies, each with half of a capital of 10,000."""
-    return Book(database, strategies=2)
-
-
-@pytest.fixture
-def runs(book: Book) -> Runs:
-    found = Runs(book.database)
-    found.share(w="0.3")
-    return found
+pytest_plugins = ["tests.support.rebalance_fixtures"]
 
 
 def bars(book: Book, value: str, count: int = 2) -> None:
@@ -232,6 +221,23 @@ def test_shares_are_not_set_beside_a_run_nor_past_one_that_took_them(book: Book,
     runs.share(w="0")
 
 
+def test_a_share_that_is_taken_from_a_halted_world_stops_it_as_a_run_does(book: Book, runs: Runs) -> None:
+    """It went on with share 0 after its resume, and another world had the same capital."""
+    first = book.desk.strategies[0]
+    holds(book, "1")
+    runs.begun("r1", {"w": "0.2"})
+    carried_out(runs, book, "r1")
+    before = runs.allocations.scales("w")
+    book.desk.fence.halt("w", "olga", "it is over")
+    runs.share(w="0")
+    assert runs.allocations.strategy_capital("w", first).weight == 0
+    book.desk.steps.resume("w", "olga", "it goes on")
+    assert runs.allocations.strategy_capital("w", first).weight == 0
+    runs.begun("r2", {"w": "0.1"})
+    carried_out(runs, book, "r2")
+    assert runs.allocations.scales("w").world.value == before.world.value / 2, "0.2 to 0 to 0.1"
+
+
 def test_a_world_that_allows_live_meanwhile_asks_for_its_approvals(database: Database) -> None:
     found = policy(approvals={"required": 1, "live": 2})
     book = Book(database, spec={**CAPITAL, "allow_live": False, "found": found})
@@ -245,7 +251,7 @@ def test_a_world_that_allows_live_meanwhile_asks_for_its_approvals(database: Dat
     assert error.value.code == "E_APPROVAL_MISSING"
 
 
-def test_nobody_gets_by_an_exchange_what_they_may_not_order(book: Book, runs: Runs) -> None:
+def test_nobody_gets_by_a_crossing_what_they_may_not_order(book: Book, runs: Runs) -> None:
     first, second = book.desk.strategies
     holds(book, "1", "0.9")
     limited(book, strategy={"max_position": "60"})
@@ -258,11 +264,11 @@ def test_nobody_gets_by_an_exchange_what_they_may_not_order(book: Book, runs: Ru
     change = {"world_id": "w", "before": "0.3", "after": "0.3", "strategies": strategies}
     begun(runs, changed(runs.asked("r1", {"w": "0.3"}), worlds=[change]))
     found = carried_out(runs, book, "r1")
-    assert (held(book), found.report and found.report.exchanged) == ([50, 0], 0)
+    assert (held(book), found.report and found.report.crossed) == ([50, 0], 0)
     assert {trade.reason for trade in found.trades} == {"", "position_limit"}
 
 
-def test_positions_of_a_domain_in_which_nobody_trades_are_not_exchanged(database: Database) -> None:
+def test_positions_of_a_domain_in_which_nobody_trades_are_not_crossed(database: Database) -> None:
     book = Book(database, strategies=2, spec={**CAPITAL, "allow_live": False})
     runs = Runs(database)
     runs.share(w="0.3")

@@ -508,6 +508,39 @@ def test_resting_orders_of_one_world_do_not_hide_those_of_another(
     assert new.order_id in venue.placed
 
 
+def test_orders_that_rest_are_looked_up_together_and_not_while_nothing_can_become_of_them(
+    desk: Desk,
+) -> None:
+    """Each was looked up each second, alone: a call and a transaction for one order."""
+
+    class Quiet(Venue):
+        pause_s = 0.0
+
+        def find(self, orders: Sequence[AcceptedOrder], now: datetime) -> list[OrderReport]:
+            return [OrderReport(order_id=order.order_id, state="sent") for order, _ in orders]
+
+        def quiet_s(self, order: AcceptedOrder, now: datetime) -> float:
+            return self.pause_s
+
+    venue = Quiet()
+    route = router(desk.database, venue)
+
+    def pauses() -> set[float]:
+        with desk.database.read() as session:
+            found = session.connection().execute(text("SELECT next_at FROM open_order")).scalars()
+            return {datetime.fromisoformat(at).timestamp() for at in found}
+
+    for number in range(3):
+        add_open(desk, f"w{number}", resting=1, waits_s=number * 7.1)
+        route.step()
+    assert all(at % 0.5 == 0 for at in pauses()), "at whole half seconds"
+    venue.pause_s = 45.0
+    look_again(desk)
+    before = datetime.now(UTC).timestamp()
+    route.step()
+    assert all(45 <= at - before < 90 for at in pauses())
+
+
 def test_worlds_share_a_turn_and_so_do_new_and_resting_orders(desk: Desk) -> None:
     """A busy world took all places of a turn, and in it what is to be sent hid what rests, or the reverse."""
     for world in ("a", "b", "c"):

@@ -48,6 +48,22 @@ def test_sessions_end_with_their_lease_in_every_world(database: Database) -> Non
         store.end("nothing", "stopped", "ana")
 
 
+def test_a_list_of_sessions_is_cut_after_it_was_filtered(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest of all were read first: those of other worlds, and ended ones, hid what runs."""
+    monkeypatch.setattr("activities.sessions.sql._LISTED", 2)
+    desk, store = Desk(database, "a"), SqlSessionStore(database, 60.0)
+    runs = desk.session()
+    Desk(database, "b")
+    for world in ("a", "b"):
+        over(database, world, 3)
+    assert store.expire() == 6
+    for found in (store.all("a"), store.all(None), store.of_worlds(["a", "b"])):
+        assert [item.session_id for item in found] == [runs]
+    assert len(store.all("a", ended=True)) == 2
+
+
 @pytest.mark.parametrize("dsn", ["postgres"], indirect=True)
 def test_sessions_of_a_world_whose_fence_is_never_free_are_ended(database: Database) -> None:
     """Orders followed on orders, and the end of sessions only tried: ten seconds and more it never came."""

@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,34 @@ def test_an_order_against_a_target_is_cancelled_even_where_the_target_is_too_muc
     assert book.refused("-150", "units") is Refusal.QUANTITY_LIMIT
     book.fill()
     assert book.position() == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"max_quantity": "100"}, "quantity_limit"),
+        ({"max_notional": "10000"}, "notional_limit"),
+        ({"strategy": {"max_position": "120"}}, "position_limit"),
+        ({"strategy": {"max_gross_notional": "12000"}}, "gross_limit"),
+    ],
+)
+def test_a_limit_of_size_lets_a_position_be_closed_that_is_to_be_turned_around(
+    database: Database, limits: dict[str, Any], reason: str
+) -> None:
+    """The order was refused as a whole: the position stayed long though the strategy wanted to be short."""
+    book = Book(database, spec={**CAPITAL, "order_limits": limits})
+    assert book.ordered("1") == 100
+    book.fill()
+    book.next_bar()
+    asked = book.target("-150", unit="units")
+    (found,), (again,) = book.set(asked), book.set(asked)
+    assert (found.accepted, found.ordered) == (True, -100)
+    assert again == found
+    assert book.refused("-150", "units") == reason, "the rest by itself, while that is open"
+    book.fill()
+    book.next_bar()
+    assert book.position() == 0
+    assert book.refused("-150", "units") == reason
 
 
 def test_many_gateways_at_once_order_once(book: Book) -> None:

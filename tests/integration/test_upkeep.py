@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from activities.artifacts.folder import FolderArtifacts
 from activities.events.bus import SqliteBus
 from activities.events.relay import Relay
 from activities.graph.sql import SqlGraphStore
+from activities.queues import upkeep
 from activities.queues.catalogue import SqlQueueCatalogue
 from activities.queues.store import SqliteQueues
 from activities.queues.upkeep import QueueRetention, decode
 from activities.sessions.sql import SqlSessionStore
 from activities.storage.database import Database
-from activities.storage.tables import OutboxRow
+from activities.storage.tables import OutboxRow, QueueRow
 from qmtl_sdk import Node, QmtlError, Strategy, StreamInput, TagQueryNode
 from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.sessions import QueueMessage, SessionOpen
@@ -119,6 +121,15 @@ def test_what_is_old_is_archived_word_for_word_and_the_empty_queue_dropped(house
     assert house.retention.apply(house.topic, LATER).archived == 0
 
 
+def test_all_queues_are_due_however_many_there_are(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upkeep took 2,000 of them and reported all."""
+    monkeypatch.setattr(upkeep, "_QUEUES", 1)
+    with house.database.read() as session:
+        every = {row.topic for row in session.exec(select(QueueRow))}
+    assert len(every) > 2
+    assert set(house.retention.due(LATER)) == every
+
+
 def test_a_queue_that_is_used_is_archived_and_stays(house: House) -> None:
     SqlSessionStore(house.database, 1e9).open(
         SessionOpen(world_id="w", strategy_id="strategy:s", runner="r"), "n", "dryrun", "me"
@@ -131,6 +142,46 @@ def test_a_queue_that_is_used_is_archived_and_stays(house: House) -> None:
     assert ([item.key for item in found], position) == (["key-3"], 4), (
         "what was archived is still known by its key"
     )
+
+
+def test_a_queue_that_is_filled_before_it_is_dropped_stays(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a session appended between the archive and the drop was removed without an archive."""
+    house.fill(3)
+    trim = SqliteQueues.trim
+
+    def filled_meanwhile(self: SqliteQueues, topic: str, first: int) -> int:
+        count = trim(self, topic, first)
+        house.queues.append(topic, (message(3),))
+        return count
+
+    monkeypatch.setattr(SqliteQueues, "trim", filled_meanwhile)
+    monkeypatch.setattr(QueueRetention, "_idle", lambda *_: True)  # it was when it was looked at
+    kept = house.retention.apply(house.topic, LATER)
+    assert kept.archived == 3
+    assert not kept.dropped
+    assert [item.key for item in house.queues.read(house.topic, 0, 100)[0]] == ["key-3"]
+
+
+def test_what_is_appended_to_a_queue_that_came_back_stays(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue had dropped it, a session brought it back and filled it, and then its messages went."""
+    drop = SqliteQueues.drop
+    with ThreadPoolExecutor(1) as pool:
+
+        def back() -> None:
+            house.graph.ensure_queues("w", "dryrun", BuiltStrategy(Tagged).dag, "me")
+            house.fill(2)
+
+        def dropped_late(self: SqliteQueues, topic: str) -> None:
+            wait([pool.submit(back)], 0.5)  # it cannot come back before the messages are gone
+            drop(self, topic)
+
+        monkeypatch.setattr(SqliteQueues, "drop", dropped_late)
+        assert house.retention.apply(house.topic, LATER).dropped
+    assert len(house.queues.read(house.topic, 0, 100)[0]) == 2
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed", "gone"])

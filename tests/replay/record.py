@@ -15,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from temporalio.client import ScheduleActionExecutionStartWorkflow
+
 from activities.messages.evaluation import RenewalInput
 from activities.messages.upkeep import UpkeepInput
 from api.cli.allocations import changed_request
@@ -22,6 +24,7 @@ from qmtl_sdk import QmtlError, Runner
 from qmtl_sdk.contracts.allocations import AllocationUpdate
 from qmtl_sdk.contracts.applies import ApprovalBody
 from qmtl_sdk.contracts.rebalance_runs import RebalanceApply
+from qmtl_sdk.contracts.rebalance_schedules import RebalanceScheduleBody
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from qmtl_sdk.nodes.strategy import BuiltStrategy
 from temporal.client import connect
@@ -31,7 +34,14 @@ from tests.support.scenarios import ApplyScenario, PromotionScenario
 from tests.support.strategies import LookAhead, Slow, Trend
 from tests.support.trades import traded
 from tests.support.worlds import POLICY, world
-from workflows.ids import apply_id, evaluation_id, promotion_id, rebalancing_id, submission_id
+from workflows.ids import (
+    apply_id,
+    evaluation_id,
+    promotion_id,
+    rebalance_schedule_id,
+    rebalancing_id,
+    submission_id,
+)
 from workflows.options import WORKFLOW_QUEUE
 from workflows.renewal import RenewalWorkflow
 from workflows.upkeep import UpkeepWorkflow
@@ -127,6 +137,42 @@ def rebalancings(machine: Machine) -> None:
         stage.close()
 
 
+def proposals(machine: Machine) -> None:
+    """Record firings of a schedule that request a rebalancing, and that fail."""
+    stage = ApplyScenario(machine, "scheduled")
+    database = machine.database()
+    try:
+        given = [{"world_id": stage.world, "weight": "0.1"}]
+        stage.client.set_allocations(AllocationUpdate.model_validate({"allocations": given}))
+        body = {"method": "given", "worlds": [{"world_id": stage.world, "target": "0.2"}]}
+        stage.client.set_rebalance_schedule("daily", RebalanceScheduleBody.model_validate(body), live=True)
+        for name in ("requested", "failed"):
+            if name == "failed":  # what no model holds, in the place of shares
+                with database.write("test", bookkeeping=True) as tx:
+                    tx.connection.exec_driver_sql("UPDATE allocation SET body = '{'")
+            workflow = asyncio.run(fired(machine, "daily"))
+            asyncio.run(save(machine, f"proposal_{name}", workflow))
+    finally:
+        database.close()
+        stage.close()
+
+
+async def fired(machine: Machine, name: str) -> str:
+    """Let a schedule fire, and wait for the end. Returns the id of the workflow."""
+    client = await connect(machine.config.temporal)
+    with machine.client() as gateway:
+        schedule_id = rebalance_schedule_id(gateway.gateway_status()["store_id"], name)
+    schedule = client.get_schedule_handle(schedule_id)
+    count = (await schedule.describe()).info.num_actions
+    await schedule.trigger()
+    while (found := (await schedule.describe()).info).num_actions == count:
+        await asyncio.sleep(0.1)
+    action = found.recent_actions[-1].action
+    assert isinstance(action, ScheduleActionExecutionStartWorkflow)
+    await client.get_workflow_handle(action.workflow_id).result()
+    return action.workflow_id
+
+
 def promotions(machine: Machine) -> None:
     """Record a promotion through both stages, and one that waits and is ended."""
     stage = PromotionScenario(
@@ -202,6 +248,7 @@ def main() -> int:
             applies(machine)
             rebalancings(machine)
             promotions(machine)
+            proposals(machine)
         finally:
             machine.close()
     return 0

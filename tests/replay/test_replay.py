@@ -85,7 +85,8 @@ def test_every_workflow_has_histories() -> None:
     applies = {"apply_completed", "apply_rejected", "apply_aborted", "apply_frozen"}
     promotions = {"promotion_completed", "promotion_ended"}
     rebalancings = {"rebalancing_completed", "rebalancing_rejected", "rebalancing_aborted"}
-    assert {path.stem for path in FILES} == submissions | applies | promotions | rebalancings | {
+    proposals = {"proposal_requested", "proposal_failed"}
+    assert {path.stem for path in FILES} == submissions | applies | promotions | rebalancings | proposals | {
         "evaluation",
         "renewal",
         "upkeep",

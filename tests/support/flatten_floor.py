@@ -1,5 +1,6 @@
 """A world whose venue does what a test says, for the tests of flattens."""
 
+import re
 import uuid
 from decimal import Decimal
 from typing import Any
@@ -155,13 +156,17 @@ class Floor:
     def under_way(self) -> int:
         """How many flattens are under way."""
         with self.database.read() as session:
-            query = text("SELECT count(*) FROM flattening WHERE world_id = :w")
+            query = text("SELECT count(*) FROM flattening WHERE world_id = :w AND ended_at = ''")
             return int(session.connection().execute(query, {"w": self.world}).scalar_one())
 
     def pass_time(self) -> None:
         """Let the time come for which flattens wait, and continue them."""
         with self.database.write("test", bookkeeping=True) as tx:
-            tx.connection.execute(text("UPDATE flattening SET next_at = '2024' WHERE next_at <> ''"))
+            found = tx.connection.execute(text("SELECT * FROM flattening WHERE next_at <> ''")).all()
+            change = text("UPDATE flattening SET next_at = '2024', faults = :f WHERE strategy_id = :s")
+            for row in found:
+                faults = re.sub(r'"next_at":"[^"]+"', '"next_at":"2024"', row.faults)
+                tx.connection.execute(change, {"f": faults, "s": row.strategy_id})
         self.flattens.continue_due()
 
     def violations(self) -> list[str]:
@@ -169,6 +174,12 @@ class Floor:
         with self.database.read() as session:
             query = text("SELECT * FROM order_log WHERE world_id = :w ORDER BY seq")
             return flatten_violations(session.connection().execute(query, {"w": self.world}).mappings().all())
+
+    def audit(self) -> list[str]:
+        """What the audit trail says was done in the world, in its order."""
+        with self.database.read() as session:
+            query = text("SELECT action FROM audit WHERE chain = :w ORDER BY number")
+            return list(session.connection().execute(query, {"w": self.world}).scalars())
 
     def audited(self, action: str) -> list[str]:
         """Who did this, as the audit trail says."""

@@ -21,6 +21,7 @@ SMALL = {
     "policy": "a row for each version that an operator uploaded",
     "edge_override": "a row for each edge that an operator closed",
     "allocation": "a row for each world",
+    "rebalancing_schedule": "a row for each schedule that an operator set, at most 100",
     "strategy_halt": "a row for each strategy that is halted now",
     "reconciliation": "a row for each account of a broker",
     "flatten": "a row for each request of an operator to flatten",
@@ -141,6 +142,7 @@ GROWING: dict[str, dict[str, str]] = {
         "world_id": _WORLD,
         "strategy_id": _STRATEGY,
         "at": "{at}",
+        "marked_at": "{at}",
         "symbol": "'S' || n",
         "held": "n % 10 = 0",
     },
@@ -153,6 +155,12 @@ GROWING: dict[str, dict[str, str]] = {
         "world_id": _WORLD,
         "strategy_id": f"CASE WHEN n % 10 = 0 THEN '' ELSE {_STRATEGY} END",
         "account": "'a' || n",
+    },
+    "exposure_day": {
+        "world_id": _WORLD,
+        "strategy_id": f"CASE WHEN n % 10 = 0 THEN '' ELSE {_STRATEGY} END",
+        "account": "'a' || n",
+        "day": "substr({at}, 1, 10)",
     },
     "open_order": {
         "order_id": "'o' || n",
@@ -173,7 +181,7 @@ GROWING: dict[str, dict[str, str]] = {
         "ended_at": "{at}",
         "outcome": "'completed'",
     },
-    "apply_step": {"run_id": "'r' || n", "started_at": "{at}", "ended_at": "{at}"},
+    "apply_step": {"run_id": "'r' || n", "started_at": "{at}"},
     "rebalancing": {
         "run_id": "'r' || n",
         "requested_at": "{at}",

@@ -30,6 +30,8 @@ PAGES: dict[str, list[str]] = {
     "/allocations": ["/allocations"],
     "/rebalancing/runs": ["/rebalancing/runs?limit=10"],
     "/rebalancing/runs/{run_id}": ["/rebalancing/runs/r5?wait=0"],
+    "/rebalancing/schedules": ["/rebalancing/schedules"],
+    "/rebalancing/schedules/{name}": ["/rebalancing/schedules/daily"],
     "/audit": ["/audit?limit=1000", "/audit?after=90", "/audit?verify=false"],
     "/worlds/{world_id}/positions": [
         "/worlds/w/positions",
@@ -39,6 +41,10 @@ PAGES: dict[str, list[str]] = {
     ],
     "/worlds/{world_id}/reconciliation": ["/worlds/w/reconciliation"],
     "/worlds/{world_id}/positions/summary": ["/worlds/w/positions/summary?largest=3"],
+    "/worlds/{world_id}/report": [
+        "/worlds/w/report",
+        "/worlds/w/report?days=400&strategy_id=strategy:s5",
+    ],
     "/worlds/{world_id}/ledger": [
         "/worlds/w/ledger?limit=1000",
         "/worlds/w/ledger?after=1&strategy_id=strategy:s5",

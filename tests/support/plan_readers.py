@@ -34,7 +34,7 @@ from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionOpen
 from qmtl_sdk.contracts.worlds import WorldUpdate
 from tests.support.desk import policy, router
 from tests.support.plan_house import LATER, House
-from tests.support.plan_trading import flatten, rebalance
+from tests.support.plan_trading import flatten, read_equity, rebalance
 from tests.support.query_plans import Recorder
 
 WAITS_S = 0.5
@@ -73,6 +73,7 @@ class Readers(House):
                 stores.rebalancings.requests.unfinished(),
                 stores.rebalancings.approvals.unread(),
             ),
+            "recovery of schedules": stores.rebalance_schedules.unsettled,
             "heartbeat": self._heartbeat,
             "renewal": lambda: renewal.worlds_to_renew(RenewalInput(store_id=self.database.store_id)),
             "upkeep": lambda: self._upkeep(upkeep),
@@ -115,6 +116,7 @@ class Readers(House):
             "reconciliation": self._reconcile,
             "dead letters": self._dead_letters,
             "access": self._access,
+            "equity": partial(read_equity, self.database),
             "session": self._end_session,
             "cache hits": lambda: stores.cache_hits.count(CacheHits("r", "w", self.strategy, ["n"]), "ana"),
         }

@@ -1,17 +1,22 @@
 """Runs of rebalancings and flattens in a house whose statements are recorded."""
 
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import text
 
 from activities.fence.open_order import read_open
 from activities.fence.open_orders import SqlOpenOrders
+from activities.ledger.equity import daily_equity
+from activities.ledger.exposures import WHOLE_WORLD
+from activities.storage.database import Database
 from activities.stores import Stores
+from qmtl_sdk.contracts.access import Caller, Role, TokenInfo
 from qmtl_sdk.contracts.fills import Fill
 from qmtl_sdk.contracts.flattening import FlattenRequest
 from qmtl_sdk.contracts.order_list import OrderFilter
 from qmtl_sdk.contracts.orders import OrderReport
+from qmtl_sdk.contracts.rebalance_schedules import RebalanceScheduleBody
 from tests.support.rebalance_runs import Runs
 from tests.support.target_book import CAPITAL, Book
 
@@ -46,6 +51,41 @@ def rebalance(stores: Stores, open_orders: SqlOpenOrders, later: datetime) -> No
     runs.requests.unfinished()
     runs.requests.newest()
     runs.ends.conclude(second, "aborted", "enough")
+    _propose(stores, world)
+
+
+def _propose(stores: Stores, world: str) -> None:
+    """Set a schedule, let it fire, and remove it."""
+    stores.principals.add_if_new("olga", "system")
+    ends = datetime.now(UTC) + timedelta(days=1)
+    grants = {"*": Role.OPERATOR}
+    token = TokenInfo(
+        token_id=uuid.uuid4().hex,
+        subject="olga",
+        grants=grants,
+        created_by="system",
+        issuers=(),
+        created_at=ends - timedelta(days=2),
+        expires_at=ends,
+    )
+    stores.tokens.add(token)
+    caller = Caller(subject="olga", token_id=token.token_id, grants=grants)
+    schedules = stores.rebalance_schedules
+    for number, method in enumerate(("given", "drift_bands", "equal_risk")):
+        band = {"target": "0.00001"} if method == "given" else {"target": "0.00001", "width": "0.00001"}
+        named = {"world_id": world, **({} if method == "equal_risk" else band)}
+        described = {"method": method, "worlds": [named], "tolerance": "0"}
+        schedules.set("daily", RebalanceScheduleBody.model_validate(described), caller, True)
+        schedules.settle("daily", schedules.wanted("daily")[0])
+        firing = stores.firings.fire("daily", ends - timedelta(hours=number + 1))
+        assert firing.outcome in ("unchanged", "requested", "skipped"), firing
+        if firing.run_id:
+            stores.rebalancings.ends.conclude(firing.run_id, "aborted", "enough")
+    schedules.all()
+    schedules.names()
+    schedules.set("gone", RebalanceScheduleBody.model_validate(described), caller, True)
+    schedules.remove("gone", caller)
+    schedules.settle("gone", schedules.wanted("gone")[0])
 
 
 def _fill_orders(stores: Stores, open_orders: SqlOpenOrders, world: str) -> None:
@@ -71,3 +111,11 @@ def flatten(stores: Stores, strategy: str) -> None:
         tx.connection.execute(text("UPDATE flattening SET next_at = '2024'"))
     stores.flattens.continue_due()
     stores.flattens.under_way("w")
+    stores.flattens.left_behind("w")
+
+
+def read_equity(database: Database) -> None:
+    """Read the series of all owners of a world, of the whole world, and of one strategy."""
+    with database.read() as session:
+        for strategy in (None, WHOLE_WORLD, "strategy:s5"):
+            daily_equity(session.connection(), "w", datetime.now(UTC), 30, strategy)

@@ -49,7 +49,8 @@ class Query:
     @property
     def reads(self) -> bool:
         """Whether it looks for rows. An insertion of rows that are all in its parameters does not."""
-        if re.match(r"\s*INSERT\b.* FROM unnest\(", self.statement, re.S):
+        only_inserts = re.match(r"\s*WITH\b", self.statement) and "SELECT" not in self.statement
+        if only_inserts or re.match(r"\s*INSERT\b.* FROM unnest\(", self.statement, re.S):
             return False
         return bool(
             re.match(r"\s*(SELECT|UPDATE|DELETE|WITH)\b|\s*INSERT\b.*\bSELECT\b", self.statement, re.S | re.I)
@@ -126,7 +127,7 @@ def fence_reads(database: Database) -> list[Query]:
     """Return what the fence reads for an order, which goes to the driver itself."""
     keys = {name: ["w", "o1"] for name in ("worlds", "ids", "strategies", "sessions", "tokens")}
     if isinstance(database, PostgresDatabase):
-        found, parameters = {"read": PostgresStatements._READ}, dict[str, Any](keys)
+        found, parameters = PostgresStatements._SELECTS, dict[str, Any](keys)
     else:
         found = SqliteStatements._SELECTS
         parameters = {name: json.dumps(values) for name, values in keys.items()}

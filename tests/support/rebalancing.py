@@ -86,7 +86,7 @@ def scale_of(asked: MultiWorldRebalanceRequest, world_id: str, strategy_id: str)
 
 
 def after_fills(asked: MultiWorldRebalanceRequest, plan: RebalancePlan) -> dict[Key, Decimal]:
-    """Return every position once all orders are filled and strategies have exchanged what nets out."""
+    """Return every position once all orders are filled and strategies have crossed what nets out."""
     rules = Instruments(asked.instruments)
     held = {
         (*position.key[:3], rules.symbol(position.venue, position.symbol)): position.quantity

@@ -25,7 +25,7 @@ class TradeFact:
 
     place: Place
     quantity: Decimal
-    exchanged: Decimal
+    crossed: Decimal
     filled: Decimal
     state: str
     order_id: str
@@ -113,7 +113,8 @@ def _end(run: RunFact) -> Iterator[str]:
         yield f"{run.run_id} has not ended: {run.outcome or 'it has no outcome'}"
     if run.outcome == "rolled_back" and run.locked_at:
         yield f"{run.run_id} is rolled back, and its worlds were locked"
-    if run.outcome in ("completed", "partial") and not run.locked_at:
+    changes = any(before != after for before, after in run.changes.values()) or any(run.planned.values())
+    if (run.outcome == "partial" or (run.outcome == "completed" and changes)) and not run.locked_at:
         yield f"{run.run_id} is {run.outcome}, and its worlds were never locked"
     if not run.locked_at and run.trades:
         yield f"{run.run_id} has trades, and its worlds were never locked"
@@ -131,18 +132,18 @@ def _end(run: RunFact) -> Iterator[str]:
 def _plan(run: RunFact) -> Iterator[str]:
     """The trades of a run give each strategy what its plan says, or less where a position lacks less by then.
 
-    What is exchanged adds up to nothing.
+    What is crossed adds up to nothing.
     """
     if not run.locked_at:
         return
-    ordered, exchanged = defaultdict[Place, Decimal](Decimal), defaultdict[Place, Decimal](Decimal)
+    ordered, crossed = defaultdict[Place, Decimal](Decimal), defaultdict[Place, Decimal](Decimal)
     of_symbol = defaultdict[tuple[str, str, str], Decimal](Decimal)
     for item in run.trades:
         ordered[item.place] += item.quantity
-        exchanged[item.place] += item.exchanged
-        of_symbol[(item.place[0], *item.place[2:])] += item.exchanged
+        crossed[item.place] += item.crossed
+        of_symbol[(item.place[0], *item.place[2:])] += item.crossed
     for place in ordered.keys() | run.planned.keys():
-        most = run.planned.get(place, Decimal(0)) - exchanged[place]
+        most = run.planned.get(place, Decimal(0)) - crossed[place]
         if not min(most, 0) <= ordered[place] <= max(most, 0):
             yield f"{run.run_id} orders {ordered[place]} at {place}, and its plan leaves {most}"
     for place in run.planned.keys() - {item.place for item in run.trades}:
@@ -150,7 +151,7 @@ def _plan(run: RunFact) -> Iterator[str]:
             yield f"{run.run_id} has no trade at {place}, where its plan has {run.planned[place]}"
     for where, total in of_symbol.items():
         if total:
-            yield f"{run.run_id} exchanges {total} of {where}, which does not add up to nothing"
+            yield f"{run.run_id} crosses {total} of {where}, which does not add up to nothing"
 
 
 def _orders(facts: Facts) -> Iterator[str]:
@@ -210,7 +211,7 @@ def _positions(facts: Facts) -> Iterator[str]:
         theirs[order.symbol] += filled
     for run in facts.runs:
         for item in run.trades:
-            wanted[(*item.place[:2], item.place[3])] += item.exchanged
+            wanted[(*item.place[:2], item.place[3])] += item.crossed
     held, ours = defaultdict[tuple[str, str, str], Decimal](Decimal), defaultdict[str, Decimal](Decimal)
     for (world, strategy, _, symbol), quantity in facts.held.items():
         held[(world, strategy, symbol)] += quantity
@@ -220,7 +221,7 @@ def _positions(facts: Facts) -> Iterator[str]:
             yield f"the ledger holds {ours[symbol]} of {symbol}, the exchange {theirs[symbol]}"
     for place in held.keys() | wanted.keys():
         if held[place] != wanted[place]:
-            yield f"{place} holds {held[place]}, and its fills and exchanges are {wanted[place]}"
+            yield f"{place} holds {held[place]}, and its fills and crossings are {wanted[place]}"
 
 
 def _locks(facts: Facts) -> Iterator[str]:

@@ -66,7 +66,7 @@ def _runs(connection: Connection, worlds: Collection[str]) -> list[RunFact]:
             TradeFact(
                 place=(row["world_id"], row["strategy_id"], row["account"], row["symbol"]),
                 quantity=Decimal(row["quantity"]),
-                exchanged=Decimal(row["exchanged"]),
+                crossed=Decimal(row["crossed"]),
                 filled=Decimal(row["filled"] or 0),
                 state=row["state"],
                 order_id=row["order_id"],

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from activities.fence.ledger_entries import fill_entry
-from activities.ledger.booking import History, book, postings, reverse
+from activities.ledger.booking import DatedEntry, History, book, postings, reverse
 from qmtl_sdk.contracts.amounts import EXACT, exact_sum, negated, plain, rounded
 from qmtl_sdk.contracts.fills import Fill, Side, filled_by
 from qmtl_sdk.contracts.ledger import Booking, Entry, EntryKind, Position
@@ -28,9 +28,21 @@ def entry(kind: EntryKind, **fields: object) -> Entry:
 
 def after(*entries: Entry) -> Position:
     found = Position()
-    for each in entries:
-        _, found = book(found, each)
+    for at, each in enumerate(entries, 1):
+        _, found = book(found, each, str(at))
     return found
+
+
+def test_only_what_has_a_price_dates_a_mark() -> None:
+    others = [
+        entry(EntryKind.DIVIDEND, cash=D(1)),
+        entry(EntryKind.FEE, fee=D(1)),
+        entry(EntryKind.SPLIT, ratio=D(2)),
+    ]
+    assert after(*others).marked_at == ""
+    assert after(fill("4", "6"), *others).marked_at == "1"
+    adjustment = entry(EntryKind.ADJUSTMENT, quantity=D(1), price=D(5))
+    assert after(fill("4", "6"), *others, adjustment).marked_at == "5"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +91,9 @@ def test_a_reversal_leaves_a_position_as_if_its_fill_had_never_been_booked() -> 
     good, wrong = fill("4", "6").model_copy(update={"ref": "good"}), fill("10", "5", "1")
     before = after(good, wrong)
     moved, found = reverse(
-        before, entry(EntryKind.REVERSAL, ref="back", reverses="r"), History(entries=(good, wrong))
+        before,
+        entry(EntryKind.REVERSAL, ref="back", reverses="r"),
+        History(entries=(DatedEntry("1", good), DatedEntry("2", wrong))),
     )
     assert found == after(good)
     assert (moved.quantity, moved.cash, moved.fee) == (D(-10), D(50), D(-1))

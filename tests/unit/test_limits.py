@@ -32,6 +32,7 @@ from tests.support import ROOT
 Schema = dict[str, Any]
 
 _WEIGHTS = ["after", "before", "strategies{}", "weight"]
+_SCHEDULE = ["cap", "target", "tolerance", "width"]
 _FEES = ["bps", "maker_bps", "minimum", "per_share", "taker_bps", "traded", "volume_share"]
 _RULES = ["cost_bps", "lot", "margin_rate", "min_trade_notional", "tick"]
 _LIMITS = ["cash", "equity", "max_gross_notional", "max_net_notional", "max_turnover", "min_margin_headroom"]
@@ -49,6 +50,7 @@ EXEMPT = {
     ".quantity: maxLength": "max_digits limits a decimal that is written as text",
     ".reference_price: maxLength": "as above",
     ".price: maxLength": "as above",
+    ".prices{}: maxLength": "as above",
     ".fee: maxLength": "as above",
     ".fee_units: maxLength": "as above",
     ".amount: maxLength": "as above",
@@ -57,7 +59,8 @@ EXEMPT = {
     ".max_notional: maxLength": "as above",
     "(Target).value: maxLength": "as above",
     **{f".{name}: maxLength": "as above" for name in PositionLimits.model_fields},
-    **{f".{name}: maxLength": "as above" for name in (*_WEIGHTS, *_FEES, *_RULES, *_LIMITS, *_FIGURES)},
+    **{f".{name}: maxLength": "as above" for name in (*_WEIGHTS, *_SCHEDULE, *_FEES)},
+    **{f".{name}: maxLength": "as above" for name in (*_RULES, *_LIMITS, *_FIGURES)},
     ".options{}: minimum": "any finite number may be an option of a package",
     ".options{}: maximum": "as above",
     "(QueueMessage).values{}: minimum": "any finite number may be an output of a node",

@@ -136,5 +136,6 @@ def test_limits_of_a_world_that_are_raised_or_taken_away_are_named() -> None:
     assert loosened(on_halt="leave") == ["on_halt leave"]
     assert loosened(order_limits={**limits, "symbols": ["AAPL", "KO"]}) == ["order_limits.symbols"]
     assert loosened(order_limits={**limits, "max_quantity": "9"}) == []
+    assert loosened(order_limits={**limits, "prices": {"KO": "1"}}) == ["order_limits.prices"]
     assert len(loosened(order_limits={})) == 3
     assert len(loosened(circuit_breaker={})) == 2

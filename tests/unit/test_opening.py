@@ -1,11 +1,16 @@
 """The status of a closed world names one command that lets orders pass again."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from api.cli.text.status import opening_text, session_text
+from api.cli.names import StrategyNames
+from api.cli.text.status import opening_text, runners_text, session_text
 from qmtl_sdk.contracts.applies import ApplyStatus, FenceStatus, StepRecord, StrategyHalt
+from qmtl_sdk.contracts.decisions import ActivationEnvelope
+from qmtl_sdk.contracts.domains import Domain
 from qmtl_sdk.contracts.plans import ApplyPlan
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo
 
@@ -74,6 +79,38 @@ def test_a_session_whose_gate_is_open_is_shown_with_what_refuses_its_orders(
         strategy_id="strategy:s", ended_at=None, report=SessionHeartbeat(gate="open")
     )
     assert session_text(session, found) == said
+
+
+def test_a_strategy_that_is_active_without_a_session_in_its_domain_is_named() -> None:
+    """Nothing said that nobody ran it."""
+    active = ActivationEnvelope.model_validate(
+        {
+            "world_id": "w",
+            "strategy_id": "strategy:s",
+            "side": "long",
+            "active": True,
+            "weight": 1.0,
+            "effective_mode": "live",
+            "etag": "e",
+            "run_id": "r",
+            "ts": NOW,
+            "execution_domain": "live",
+        }
+    )
+    bound = SimpleNamespace(strategy_id="strategy:s", name="Trend")
+    client: Any = SimpleNamespace(decisions=lambda *_: [], bindings=lambda _: [bound])
+    names = StrategyNames(client, "w")
+    runs = [
+        SessionInfo.model_construct(strategy_id="strategy:s", execution_domain=Domain(domain))
+        for domain in ("dryrun", "live")
+    ]
+    missing = "no runner  Trend is active in live, and no session runs it"
+    assert runners_text([active], [], names) == ["sessions   0 running", missing]
+    assert runners_text([active], runs[:1], names) == ["sessions   1 running", missing]
+    assert runners_text([active], runs, names) == ["sessions   2 running"]
+    backtest = active.model_copy(update={"effective_mode": "validate", "execution_domain": Domain.BACKTEST})
+    for item in (active.model_copy(update={"active": False}), backtest):
+        assert runners_text([item], [], names) == ["sessions   0 running"]
 
 
 def test_a_session_is_shown_with_the_targets_that_are_refused() -> None:

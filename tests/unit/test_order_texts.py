@@ -127,6 +127,14 @@ def test_a_request_to_cancel_says_how_many_ids_changed_nothing(
     assert cancel_text(done, given) == f"{cancelled} cancelled; venues are asked to cancel {requested}{rest}"
 
 
+def test_the_status_of_a_world_names_what_a_flatten_has_left() -> None:
+    left = {"strategy_id": "s", "account": "paper", "symbol": "AAPL", "quantity": "0.5", "under_way": False}
+    why = "nobody closes it: 10 orders were not filled, and the last one was rejected: no"
+    fence = {"world_id": "w", "epoch": 1, "state": "open", "allow_live": False, "live_edge": False}
+    status = FenceStatus.model_validate({**fence, "unflattened": [{**left, "waits_for": why}]})
+    assert f"flatten    s holds 0.5 AAPL in paper: {why}" in fence_text(status)
+
+
 def test_a_chaos_suite_that_does_not_exist_is_one_clear_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos", "nonsense"], capture_output=True, text=True, cwd=ROOT

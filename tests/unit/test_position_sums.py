@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,11 +142,17 @@ def test_a_capital_is_shown_with_the_share_that_is_exposed() -> None:
     sums = WorldSums(0)
     sums.add(held(after(fill("-5", "50"))), Position())
     capital = Capital(amount=D(2000))
-    assert capital_text(capital, summary(sums)) == [
+    assert capital_text(capital, Fraction(1), summary(sums)) == [
         "capital    2000 USD; gross exposure 12.5% of it at paper"
     ]
-    assert capital_text(capital, summary(WorldSums(0))) == ["capital    2000 USD"]
-    assert capital_text(None, summary(sums)) == []
+    assert capital_text(capital, Fraction(2, 3), summary(sums)) == [
+        "capital    2000 USD, by rebalancings 1333.33 now; gross exposure 18.8% of it at paper"
+    ]
+    assert capital_text(capital, Fraction(0), summary(sums)) == [
+        "capital    2000 USD, by rebalancings 0.00 now"
+    ]
+    assert capital_text(capital, Fraction(1), summary(WorldSums(0))) == ["capital    2000 USD"]
+    assert capital_text(None, Fraction(1), summary(sums)) == []
 
 
 def test_a_number_of_any_size_is_shown_with_six_places_at_most() -> None:

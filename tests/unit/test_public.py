@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 import qmtl_sdk
 from activities import settings
+from api.cli.config import validate
+from api.cli.output import Format
 from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.errors import CODES
 from qmtl_sdk.contracts.registry import Registry
@@ -131,6 +134,34 @@ def test_a_mistake_in_the_file_is_one_line(
         load()
     assert caught.value.code == "E_CONFIG"
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("{ exchange: binance, symbols: BTC/USDT, api_key: k }", "there is no option 'api_key'"),
+        ("{ exchange: binnance, symbols: BTC/USDT }", "did you mean 'binance'"),
+        ("{ exchange: binance, symbols: BTC }", "symbols are markets"),
+        ("{ exchange: binance, symbols: BTC/USDT }", "no credentials are named"),
+    ],
+)
+def test_validate_names_a_wrong_option_of_a_broker(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: str,
+    said: str,
+) -> None:
+    """It said that nothing was missing, and the router did not start."""
+    orders = f"{{ live_broker: ccxt, live_account: binance, broker_options: {options} }}"
+    (folder / "qmtl.yml").write_text(f"orders: {orders}\n")
+    monkeypatch.setattr("api.cli.config.settings", settings.load)
+    with pytest.raises(typer.Exit) as caught:
+        validate(target="all", output=Format.TEXT)
+    assert caught.value.exit_code == 1
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert len(shown.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_a_venue_gives_its_time_in_force_and_its_costs() -> None:
         # q would give 2 of its 1.5
         (["a/q X 1.5 @ 10", "a/r X 3.2 @ 10"], {"q": "0", "r": "0.2"}, [1], {"q": -1, "r": 2}),
         (["a/q X -1.5 @ 10", "a/r X -3.2 @ 10"], {"q": "0", "r": "0.2"}, [-1], {"q": 1, "r": -2}),
-        # p and q would give 2 together, 1 of the half that each has: nothing is exchanged
+        # p and q would give 2 together, 1 of the half that each has: nothing is crossed
         (
             ["a/p X 0.5 @ 10", "a/q X 0.5 @ 10", "a/r X 1 @ 10"],
             {"p": "0", "q": "0", "r": "0.2"},
@@ -173,7 +173,7 @@ def test_a_venue_gives_its_time_in_force_and_its_costs() -> None:
         (["a/p X 1.5 @ 10", "a/q X 0.5 @ 10"], {"p": "0", "q": "0"}, [-2], {"p": -2}),
     ],
 )
-def test_what_strategies_exchange_turns_no_position_around(
+def test_what_strategies_cross_turns_no_position_around(
     positions: list[str], worlds: dict[str, str], ordered: list[int], parts: dict[str, int]
 ) -> None:
     own = {name: ("0.1", after) for name, after in worlds.items()}
@@ -183,7 +183,7 @@ def test_what_strategies_exchange_turns_no_position_around(
     assert found == parts
 
 
-def test_strategies_exchange_what_nets_out() -> None:
+def test_strategies_cross_what_nets_out() -> None:
     plan = planned(DOUBLE, ["a/s X 7 @ 10", "a/t X -4 @ 10"])
     (delta,) = plan.deltas
     assert {part.strategy_id: part.quantity for part in delta.parts} == {"s": 7, "t": -4}

@@ -1,11 +1,14 @@
 """Worked cases of a rebalancing: allocations before and after, positions → deltas."""
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from tests.support.rebalancing import Change, planned, shown
+from activities.allocation.planner import plan_rebalancing
+from qmtl_sdk.contracts.allocations import AccountLimits
+from tests.support.rebalancing import Change, planned, request, shown
 
 HALF: dict[str, Change] = {"a": ("0.4", "0.2")}
 TWO_THIRDS: dict[str, Change] = {"a": ("0.3", "0.2")}
@@ -147,8 +150,13 @@ CASES = [
     Case("growing a short locks margin", DOUBLE, ["a/s X -10 @ 10"], ["a X -5"], ["a X -5 cash"],
          limited(cash="50")),
     Case("covering a short releases margin", HALF, ["a/s X -10 @ 10"], ["a X 5"], [], limited(cash="0")),
-    Case("an order that crosses zero is cut like an increase", CROSSING, ["a/s X 5 @ 10", "a/t X -3 @ 10"],
-         ["a X -4"], ["a X -4 cash"], limited(cash="20")),
+    Case("an order that crosses zero is cut beyond its closing", CROSSING, ["a/s X 5 @ 10", "a/t X -3 @ 10"],
+         ["a X -5"], ["a X -3 cash"], limited(cash="20")),
+    Case("without cash an order that crosses zero closes what is held", CROSSING,
+         ["a/s X 5.5 @ 10", "a/t X -3 @ 10"], ["a X -2"], ["a X -6 cash"], limited(cash="0")),
+    Case("a closing below the smallest notional is no order of its own", CROSSING,
+         ["a/s X 5 @ 10", "a/t X -3 @ 10"], [], ["a X -8 cash"],
+         {**limited(cash="0"), **rules(min_trade_notional="30")}),
     Case("an order that crosses zero uses turnover last", CROSSING,
          ["a/s X 5 @ 10", "a/t X -3 @ 10", "a/s Y 2 @ 10"], ["a Y -2", "a X -4"], ["a X -4 turnover"],
          limited(max_turnover="60")),
@@ -182,7 +190,7 @@ CASES = [
          "margin_rate": "0.01"}]}])}),
     Case("what a sale releases comes too late for a hybrid's overlay", HALF, ["a/s X 10 @ 100"],
          ["a X -5"], ["overlay a ES -50 cash"], {**BY_ES, **limited(cash="0")}),
-    Case("what worlds exchange needs no overlay", {"a": ("0.4", "0.2"), "b": ("0.2", "0.4")},
+    Case("what worlds cross needs no overlay", {"a": ("0.4", "0.2"), "b": ("0.2", "0.4")},
          ["a/s X 4 @ 50", "b/s X 4 @ 50"], ["overlay b ESB 10", "X 2", "unwind b ESB -10"], [],
          {"scope": "global", "shared_account": SHARED_ACCOUNT, "mode": "hybrid",
          "overlay": {"instrument_by_world": {"a": "ESA", "b": "ESB"},
@@ -198,3 +206,14 @@ def test_there_are_at_least_40_cases_and_each_has_its_own_name() -> None:
 def test_case(case: Case) -> None:
     plan = planned(case.worlds, case.positions, **case.more)
     assert (shown(plan.deltas), shown(plan.dropped)) == (case.deltas, case.dropped)
+
+
+def test_increases_of_a_world_are_not_paid_by_reductions_that_the_limits_of_all_cut() -> None:
+    free = request(CROSSING, ["a/s X 1 @ 100", "a/t Y 5 @ 10"], limits={"max_turnover": "60"})
+    without_cash = [
+        world.model_copy(update={"limits": AccountLimits(cash=Decimal(0))}) for world in free.worlds
+    ]
+    plan = plan_rebalancing(free.model_copy(update={"worlds": tuple(without_cash)}))
+    assert shown(plan_rebalancing(free).deltas) == ["a Y 5"]
+    assert shown(plan.deltas) == []
+    assert shown(plan.dropped) == ["a X -1 turnover", "a Y 5 cash"]

@@ -91,6 +91,14 @@ def test_nothing_is_found_where_no_promise_is_broken() -> None:
     assert rebalancing_violations(GOOD) == []
 
 
+def test_a_run_that_changes_nothing_is_completed_without_a_lock_and_no_other_one() -> None:
+    nothing = RunFact("r0", {"w": (D("0.3"), D("0.3"))}, "completed", "", "11:59:00")
+    assert rebalancing_violations(replace(GOOD, runs=(nothing, AGAIN, RUN))) == []
+    changed = replace(nothing, changes={"w": (D("0.3"), D("0.4"))})
+    found = rebalancing_violations(replace(GOOD, runs=(changed, AGAIN, RUN)))
+    assert "r0 is completed, and its worlds were never locked" in found
+
+
 @pytest.mark.parametrize(
     ("make", "finding"),
     [
@@ -104,7 +112,7 @@ def test_nothing_is_found_where_no_promise_is_broken() -> None:
         (lambda: with_run(planned={**RUN.planned, LONE: D(-5)}), "and its plan leaves -5"),
         (lambda: with_run(trades=TRADES[:2]), "r1 has no trade at ('w', 'lone', 'exchange', 'AAPL')"),
         (lambda: with_trade(2, state="planned"), "has ended, and a trade of it is planned"),
-        (lambda: with_trade(1, exchanged=D(9)), "does not add up to nothing"),
+        (lambda: with_trade(1, crossed=D(9)), "does not add up to nothing"),
         (lambda: with_trade(2, order_id="o3"), "order o3 of r1 is unfilled and was accepted 0 times"),
         (lambda: with_trade(2, order_id="o3"), "order o2 was accepted for a rebalancing, and is of no trade"),
         (lambda: with_trade(2, state="skipped"), "order o2 of r1 is skipped and was accepted 1 times"),
@@ -129,7 +137,7 @@ def test_nothing_is_found_where_no_promise_is_broken() -> None:
         (lambda: replace(GOOD, held={LEFT: D(-25), RIGHT: D(10)}), "the ledger holds -15 of AAPL"),
         (
             lambda: replace(GOOD, held={LEFT: D(-15), RIGHT: D(0), LONE: D(2)}),
-            "('w', 'right', 'AAPL') holds 0, and its fills and exchanges are 10",
+            "('w', 'right', 'AAPL') holds 0, and its fills and crossings are 10",
         ),
         (lambda: replace(GOOD, differences=("w: entry 1",)), "w: entry 1"),
         (lambda: replace(GOOD, locks={"w": "r1"}), "w is locked by r1, and everything rests"),

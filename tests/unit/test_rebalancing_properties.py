@@ -17,7 +17,7 @@ from qmtl_sdk import QmtlError
 from qmtl_sdk.contracts.instruments import Instruments
 from qmtl_sdk.contracts.rebalance_plan import Delta, RebalancePlan
 from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
-from tests.support.rebalancing import after_fills, planned, scale_of
+from tests.support.rebalancing import after_fills, planned, request, scale_of
 
 CASES = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -197,7 +197,7 @@ def test_every_strategy_reaches_its_target_within_a_lot_where_there_is_no_smalle
         reached[(*key[:3], resolved(key[3]))] += Fraction(quantity)
     rules = Instruments(asked.instruments)
     present = held(asked)
-    # Of a position that is no whole number of lots, what others could get in exchange may be a lot less.
+    # Of a position that is no whole number of lots, what others could get by a crossing may be a lot less.
     uneven: defaultdict[tuple[str, str, str, str], int] = defaultdict(int)
     for key, quantity in present.items():
         uneven[scope_key(asked.scope, key)] += quantity % Fraction(rules.find(*key[2:]).lot) != 0
@@ -208,7 +208,7 @@ def test_every_strategy_reaches_its_target_within_a_lot_where_there_is_no_smalle
 
 @CASES
 @given(st.lists(st.tuples(st.integers(-40, 40), st.integers(0, 20)), min_size=2, max_size=6))
-def test_what_strategies_exchange_turns_no_position_around(held_and_after: list[tuple[int, int]]) -> None:
+def test_what_strategies_cross_turns_no_position_around(held_and_after: list[tuple[int, int]]) -> None:
     own = {f"s{n}": ("0.01", thousandth(after)) for n, (_, after) in enumerate(held_and_after)}
     positions = [f"a/s{n} X {Decimal(tenths) / 10} @ 10" for n, (tenths, _) in enumerate(held_and_after)]
     plan = planned({"a": ("0.5", "0.5", own)}, positions)
@@ -337,6 +337,10 @@ def test_a_hybrid_orders_the_positions_that_scaling_would_and_no_larger_overlay(
     assert overlay <= scaling.turnover
 
 
+def place(delta: Delta) -> tuple[str, ...]:
+    return delta.phase, delta.world_id, delta.strategy_id, delta.venue, delta.symbol
+
+
 def spend(cash: Fraction, delta: Delta, asked: MultiWorldRebalanceRequest) -> Fraction:
     """Return the cash that is left once an order is filled."""
     instrument = Instruments(asked.instruments).find(delta.venue, delta.symbol)
@@ -391,9 +395,35 @@ def test_limits_hold_back_no_more_than_they_must(body: Body, limit: Body) -> Non
     cut = {item.reason for item in plan.dropped} & {"cash", "turnover"}
     assert bool(cut) == (plan.deltas != free.deltas), "what is held back is listed"
     if limit["max_turnover"] is None:
-        assert [delta for delta in plan.deltas if delta.reduces and delta.phase == "scaling"] == [
-            delta for delta in free.deltas if delta.reduces and delta.phase == "scaling"
-        ], "cash holds back no reduction"
+        require_kept(asked, free, plan)
+
+
+def require_kept(asked: MultiWorldRebalanceRequest, free: RebalancePlan, plan: RebalancePlan) -> None:
+    """Check that cash cuts no reduction, and of orders that turn positions around what is beyond closing."""
+    ordered = {place(delta): delta for delta in plan.deltas}
+    for delta in free.deltas:
+        part = ordered.get(place(delta))
+        if delta.phase == "scaling" and delta.reduces:
+            assert part == delta, "cash holds back no reduction"
+        elif delta.phase == "scaling" and delta.from_quantity * delta.to_quantity < 0:
+            rules = Instruments(asked.instruments).find(delta.venue, delta.symbol)
+            closing = abs(Fraction(delta.from_quantity)) // Fraction(rules.lot) * Fraction(rules.lot)
+            if closing * Fraction(delta.mark) < Fraction(rules.min_trade_notional):
+                closing = Fraction()
+            left = Fraction(part.quantity if part else 0) * (1 if delta.quantity > 0 else -1)
+            assert closing <= left <= abs(Fraction(delta.quantity)), "cash holds back no closing"
+
+
+@CASES
+@given(st.integers(1, 400), st.integers(1, 400), thousandths(20), instruments(), st.integers(-50, 300))
+def test_cash_holds_back_no_closing_of_an_order_that_turns_a_position_around(
+    more: int, short: int, after: str, rules: Body, cash: int
+) -> None:
+    worlds = {"a": ("0.5", "0.5", {"s": ("0.01", "0"), "t": ("0.01", after)})}
+    positions = [f"a/s X.V {Decimal(short + more) / 10} @ 9.8", f"a/t X.V {Decimal(-short) / 10} @ 9.8"]
+    free = request(worlds, positions, instruments=rules)
+    limited = request(worlds, positions, instruments=rules, limits={"cash": str(cash)})
+    require_kept(free, plan_rebalancing(free), plan_rebalancing(limited))
 
 
 @CASES

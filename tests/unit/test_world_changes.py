@@ -4,7 +4,7 @@ import pytest
 
 from qmtl_sdk.contracts.errors import QmtlError
 from qmtl_sdk.contracts.world_changes import merged_spec, only_changed, parse_update, world_differences
-from qmtl_sdk.contracts.worlds import WorldSpec
+from qmtl_sdk.contracts.worlds import WorldSpec, WorldUpdate
 
 SPEC = WorldSpec.model_validate(
     {
@@ -58,3 +58,12 @@ def test_what_a_file_may_not_change_is_one_clear_line(text: str, said: str) -> N
     with pytest.raises(QmtlError, match="E_WORLD_INVALID") as error:
         parse_update(text, SPEC)
     assert said in str(error.value)
+
+
+def test_data_that_does_not_go_with_the_clock_is_one_clear_line() -> None:
+    """A preset that replays, in a world of the wall clock, was an error of the Gateway."""
+    preset = {"name": "p", "source": "replay", "path": "x", "interval": "1d", "streams": {"A": ["a"]}}
+    change = WorldUpdate.model_validate({"data": {"presets": [preset]}})
+    with pytest.raises(QmtlError, match="the world's clock is `wall`") as caught:
+        merged_spec(SPEC, change)
+    assert caught.value.code == "E_WORLD_INVALID"

@@ -2,7 +2,7 @@
 
 1. Judge the strategies, promote both worlds to dryrun, and run them until each holds what it wants.
 2. Give the worlds shares of the capital, and plan other ones. Two strategies of one world hold the opposite:
-   what nets out they exchange, the rest is ordered.
+   what nets out they cross, the rest is ordered.
 3. `ana` approves on the command line; then the run sends the orders and waits for their fills.
 """
 
@@ -65,7 +65,7 @@ def run_rebalancing(client: GatewayClient, now: datetime) -> dict[str, Any]:
         "dropped": [item.json_dict() for item in found.plan.dropped],
         "orders": found.report.orders,
         "fills": found.report.filled,
-        "exchanged": found.report.exchanged,
+        "crossed": found.report.crossed,
         "tracking_error": found.report.tracking_error,
         "largest_gap_in_lots": str(max(_gaps(before, after))),
         "ledger_balanced": all(client.verify_ledger(world).is_good for world in worlds),

@@ -97,7 +97,7 @@ def _rebalancing(found: dict[str, Any]) -> list[Any]:
     return [
         f"Rebalancing {found['run_id']}: {shares}; approved by ana; {found['outcome']}",
         table(["world", "symbol", "from", "to", "delta", "notional", "cost"], rows),
-        f"  {found['fills']} of {found['orders']} orders filled, {found['exchanged']} exchanges without an "
+        f"  {found['fills']} of {found['orders']} orders filled, {found['crossed']} crossings without an "
         f"order, {len(found['dropped'])} dropped; within {found['largest_gap_in_lots']} of a lot of the "
         f"targets; the ledger is {balanced}",
     ]

@@ -1,5 +1,6 @@
 """What strategies hold and have earned, as text."""
 
+from fractions import Fraction
 from typing import Any
 
 from api.cli.names import StrategyNames
@@ -14,13 +15,20 @@ _SUMS = ["strategy", "account", "positions", "gross", "net", "cash", "profit", "
 _POSITIONS = ["strategy", "account", "symbol", "quantity", "average", "mark", "value"]
 
 
-def capital_text(capital: Capital | None, summary: PositionSummary) -> list[str]:
-    """Describe a world's capital, and the exposure of each account as a share of it."""
+def capital_text(capital: Capital | None, scale: Fraction, summary: PositionSummary) -> list[str]:
+    """Describe a world's capital, and the exposure of each account as a share of it.
+
+    `scale`: what rebalancings have made of it. The share is of what the world trades with now.
+    """
     if capital is None:
         return []
-    shares = [f"{each.gross / capital.amount:.1%} of it at {each.account}" for each in summary.accounts]
+    now = Fraction(capital.amount) * scale
+    scaled = f", by rebalancings {float(now):.2f} now" if scale != 1 else ""
+    shares = [
+        f"{float(Fraction(each.gross) / now):.1%} of it at {each.account}" for each in summary.accounts if now
+    ]
     exposed = f"; gross exposure {', '.join(shares)}" if shares else ""
-    return [f"capital    {number(capital.amount)} {capital.currency}{exposed}"]
+    return [f"capital    {number(capital.amount)} {capital.currency}{scaled}{exposed}"]
 
 
 def holdings_text(summary: PositionSummary, names: StrategyNames) -> list[Any]:

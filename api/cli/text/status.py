@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from api.cli.names import StrategyNames
+from api.cli.names import SHORT_ID, StrategyNames
 from api.cli.output import table
 from qmtl_sdk.contracts.applies import ApplyStatus, FenceStatus
 from qmtl_sdk.contracts.decisions import ActivationEnvelope
 from qmtl_sdk.contracts.domains import Domain, stage_of
+from qmtl_sdk.contracts.flattening import Unflattened
 from qmtl_sdk.contracts.sessions import SessionHeartbeat, SessionInfo
 
 
@@ -31,12 +32,19 @@ def fence_text(fence: FenceStatus) -> list[str]:
             for item in fence.strategy_halts
         ),
         *([closing] if fence.flattening else []),
+        *(f"flatten    {unflattened_text(item)}" for item in fence.unflattened),
         f"live       {live}, edge from backtest to live {edge}",
         f"decision   {_decision_age(fence)}",
         f"orders     {fence.orders.get('accepted', 0)} accepted, {fence.open_orders} open"
         + (f"; {withheld} withheld" if withheld else "")
         + (f"; refused: {refused}" if refused else ""),
     ]
+
+
+def unflattened_text(item: Unflattened) -> str:
+    """Describe a position that a flatten has not closed, and what it waits for or why nobody closes it."""
+    held = f"{item.strategy_id[:SHORT_ID]} holds {item.quantity} {item.symbol} in {item.account}"
+    return f"{held}: {'waits for ' if item.under_way else ''}{item.waits_for}"
 
 
 def session_text(item: SessionInfo, fence: FenceStatus | None) -> str:
@@ -124,7 +132,9 @@ def activation_text(activation: Sequence[ActivationEnvelope], names: StrategyNam
     total = ", ".join(f"{stage} {weight:.4g}" for stage, weight in sorted(sums.items()))
     lines: list[Any] = [table(["strategy", "activation", "stage", "weight"], rows)]
     if sums:
-        lines.append(f"sum of the weights by stage: {total} (shares of the world; backtest trades nothing)")
+        lines.append(
+            f"sum of the weights by stage: {total} (parts of the world's capital; backtest trades nothing)"
+        )
     return lines
 
 

@@ -26,6 +26,8 @@ def result_text(result: "SubmitResult") -> list[Any]:
         f"{counts.computed} computed, {counts.cached} from the cache"
     )
     lines.append(f"domain    {result.context.execution_domain.value}{safe}")
+    if result.allocation:
+        lines.append(f"capital   {result.allocation.text}")
     if result.self_reported:
         lines.append(f"note      self-reported, so no further than backtest: {result.self_reported}")
     lines += [f"note      {text}" for text in result.precheck.get("warnings", [])]

@@ -11,6 +11,7 @@ from qmtl_sdk.contracts.rebalance_runs import (
     RebalanceExecution,
     RebalanceStatus,
 )
+from qmtl_sdk.contracts.rebalance_schedules import RebalanceSchedule, RebalanceScheduleBody
 from qmtl_sdk.contracts.rebalancing import MultiWorldRebalanceRequest
 from qmtl_sdk.runtime.routes.transport import Transport, live_header
 
@@ -60,3 +61,21 @@ class AllocationRoutes(Transport):
         return RebalanceStatus.model_validate(
             self._call("POST", f"/rebalancing/runs/{run_id}/abort", json={"reason": reason})
         )
+
+    def rebalance_schedules(self) -> list[RebalanceSchedule]:
+        """List schedules of rebalancings, with what their newest firings decided."""
+        found = self._call("GET", "/rebalancing/schedules")
+        return TypeAdapter(list[RebalanceSchedule]).validate_python(found)
+
+    def rebalance_schedule(self, name: str) -> RebalanceSchedule:
+        return RebalanceSchedule.model_validate(self._call("GET", f"/rebalancing/schedules/{name}"))
+
+    def set_rebalance_schedule(
+        self, name: str, body: RebalanceScheduleBody, live: bool = False
+    ) -> RebalanceSchedule:
+        """Set a schedule, or replace it; safe to repeat."""
+        found = self._call("PUT", f"/rebalancing/schedules/{name}", body, headers=live_header(live))
+        return RebalanceSchedule.model_validate(found)
+
+    def remove_rebalance_schedule(self, name: str) -> None:
+        self._call("DELETE", f"/rebalancing/schedules/{name}")

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from pydantic import TypeAdapter
 
+from qmtl_sdk.contracts.equity_report import DEFAULT_REPORT_DAYS, EquityReport
 from qmtl_sdk.contracts.fills import FillBatch, FillsRecorded
 from qmtl_sdk.contracts.ledger import Booking, HeldPosition, LedgerCheck, LedgerLine
 from qmtl_sdk.contracts.position_summary import LARGEST, PositionSummary
@@ -36,6 +37,13 @@ class LedgerRoutes(Transport):
         """Add up what strategies hold and have earned, in all and since midnight UTC."""
         path, params = f"/worlds/{world_id}/positions/summary", {"largest": largest}
         return PositionSummary.model_validate(self._call("GET", path, params=params))
+
+    def equity_report(
+        self, world_id: str, days: int = DEFAULT_REPORT_DAYS, strategy_id: str = ""
+    ) -> EquityReport:
+        """Report the equity of strategies by the ledger, beside what their backtests say."""
+        params = {"days": days, "strategy_id": strategy_id}
+        return EquityReport.model_validate(self._call("GET", f"/worlds/{world_id}/report", params=params))
 
     def ledger(
         self, world_id: str, after: int = 0, limit: int = 100, strategy_id: str = ""

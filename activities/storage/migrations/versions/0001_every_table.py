@@ -58,8 +58,24 @@ def upgrade() -> None:
         sa.Column("world_id", AutoString(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("scales", sa.Text(), nullable=False),
+        sa.Column("profits", sa.Text(), nullable=False),
+        sa.Column("past", sa.Text(), nullable=False),
         sa.Column("updated_at", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("world_id"),
+    )
+    op.create_table(
+        "rebalancing_schedule",
+        sa.Column("name", AutoString(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("set_by", AutoString(), nullable=False),
+        sa.Column("token_id", AutoString(), nullable=False),
+        sa.Column("issuers", sa.Text(), nullable=False),
+        sa.Column("live", sa.Boolean(), nullable=False),
+        sa.Column("set_at", AutoString(), nullable=False),
+        sa.Column("state", AutoString(), nullable=False),
+        sa.Column("fired_at", AutoString(), nullable=False),
+        sa.Column("firing", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
         "rebalancing",
@@ -107,7 +123,7 @@ def upgrade() -> None:
         sa.Column("symbol", AutoString(), nullable=False),
         sa.Column("step", AutoString(), nullable=False),
         sa.Column("quantity", AutoString(), nullable=False),
-        sa.Column("exchanged", AutoString(), nullable=False),
+        sa.Column("crossed", AutoString(), nullable=False),
         sa.Column("mark", AutoString(), nullable=False),
         sa.Column("price", AutoString(), nullable=False),
         sa.Column("time_in_force", AutoString(), nullable=False),
@@ -160,7 +176,6 @@ def upgrade() -> None:
         sa.Column("run_id", AutoString(), nullable=False),
         sa.Column("step", AutoString(), nullable=False),
         sa.Column("started_at", AutoString(), nullable=False),
-        sa.Column("ended_at", AutoString(), nullable=True),
         sa.Column("result", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("world_id", "run_id", "step"),
     )
@@ -401,6 +416,7 @@ def upgrade() -> None:
         sa.Column("orders", sa.Integer(), nullable=False),
         sa.Column("refused", sa.Integer(), nullable=False),
         sa.Column("rebalancing", AutoString(), nullable=False),
+        sa.Column("activation_sequence", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("world_id"),
     )
     op.create_table(
@@ -499,10 +515,10 @@ def upgrade() -> None:
         sa.Column("account", AutoString(), nullable=False),
         sa.Column("flatten_id", AutoString(), nullable=False),
         sa.Column("since", AutoString(), nullable=False),
-        sa.Column("failures", sa.Integer(), nullable=False),
-        sa.Column("fault", AutoString(), nullable=False),
+        sa.Column("faults", sa.Text(), nullable=False),
         sa.Column("next_at", AutoString(), nullable=False),
-        sa.Column("given_up", AutoString(), nullable=False),
+        sa.Column("cancel_reason", AutoString(), nullable=False),
+        sa.Column("ended_at", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("world_id", "strategy_id", "execution_domain"),
     )
     op.create_table(
@@ -554,6 +570,7 @@ def upgrade() -> None:
         sa.Column("account", AutoString(), nullable=False),
         sa.Column("symbol", AutoString(), nullable=False),
         sa.Column("at", AutoString(), nullable=False),
+        sa.Column("marked_at", AutoString(), nullable=False),
         sa.Column("held", sa.Boolean(), nullable=False),
         sa.Column("after", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("world_id", "strategy_id", "account", "symbol"),
@@ -573,6 +590,9 @@ def upgrade() -> None:
             sqlite_where=sa.text("held"),
             postgresql_where=sa.text("held"),
         )
+        batch_op.create_index(
+            "position_mark", ["account", "symbol", "marked_at", "world_id", "strategy_id"], unique=False
+        )
 
     op.create_table(
         "exposure",
@@ -582,6 +602,10 @@ def upgrade() -> None:
         sa.Column("gross", AutoString(), nullable=False),
         sa.Column("profit", AutoString(), nullable=False),
         sa.Column("peak", AutoString(), nullable=False),
+        sa.Column("net", AutoString(), nullable=False),
+        sa.Column("fees", AutoString(), nullable=False),
+        sa.Column("traded", AutoString(), nullable=False),
+        sa.Column("day", AutoString(), nullable=False),
         sa.PrimaryKeyConstraint("world_id", "strategy_id", "account"),
     )
     with op.batch_alter_table("exposure", schema=None) as batch_op:
@@ -592,6 +616,21 @@ def upgrade() -> None:
             sqlite_where=sa.text("strategy_id = ''"),
             postgresql_where=sa.text("strategy_id = ''"),
         )
+
+    op.create_table(
+        "exposure_day",
+        sa.Column("world_id", AutoString(), nullable=False),
+        sa.Column("strategy_id", AutoString(), nullable=False),
+        sa.Column("account", AutoString(), nullable=False),
+        sa.Column("day", AutoString(), nullable=False),
+        sa.Column("gross", AutoString(), nullable=False),
+        sa.Column("net", AutoString(), nullable=False),
+        sa.Column("profit", AutoString(), nullable=False),
+        sa.Column("fees", AutoString(), nullable=False),
+        sa.Column("traded", AutoString(), nullable=False),
+        sa.PrimaryKeyConstraint("world_id", "strategy_id", "account", "day"),
+        sqlite_with_rowid=False,
+    )
 
     op.create_table(
         "order_count",
@@ -946,7 +985,6 @@ def upgrade() -> None:
         sa.Column("etag", AutoString(), nullable=False),
         sa.Column("created_at", AutoString(), nullable=False),
         sa.Column("policy_version", sa.Integer(), nullable=True),
-        sa.Column("activation_sequence", sa.Integer(), server_default="0", nullable=False),
         sa.Column("pinned_fingerprint", AutoString(), server_default="", nullable=False),
         sa.Column("state", AutoString(), server_default="active", nullable=False),
         sa.PrimaryKeyConstraint("world_id"),

@@ -1,8 +1,8 @@
-"""What strategies of a world get of each other: opposite changes net out at the marks of the plan.
+"""Crossings: opposite changes of a world's strategies net out at the marks of the plan, without an order.
 
-An exchange is an entry of the ledger for each side; they add up to zero at the account. Whoever gives or
-takes must be allowed to trade as much: otherwise all that wanted to exchange the symbol order instead, and
-the fence decides about each order.
+A crossing is an entry of the ledger for each side; they add up to zero at the account. Whoever gives or
+takes must be allowed to trade as much: otherwise all that wanted to cross the symbol order instead, and the
+fence decides about each order.
 """
 
 from collections import defaultdict
@@ -30,13 +30,13 @@ from qmtl_sdk.contracts.ledger import Entry, EntryKind
 _Symbol = tuple[str, str, str]
 
 
-class Exchanges:
-    """Books exchanges."""
+class Crossings:
+    """Books crossings."""
 
     def __init__(self, database: Database, settings: OrdersSettings) -> None:
         self._statements = statements_of(database)
         self._domains = {account: domain for domain, account in settings.accounts.items()}
-        self._accounts = AccountLimits(settings.account_limits, settings.account_of)
+        self._accounts = AccountLimits.of(settings)
         self._sizings = WorldSizings()
 
     def book(
@@ -47,13 +47,13 @@ class Exchanges:
         run_key: str,
         trades: Sequence[PlannedTrade],
     ) -> list[PlannedTrade]:
-        """Book the exchanges that are allowed. Returns the trades as they are carried out, in their order.
+        """Book the crossings that are allowed. Returns the trades as they are carried out, in their order.
 
         The transaction holds the fences of the worlds. Ids of orders follow from `run_key`.
         """
         of_symbol = defaultdict[_Symbol, list[PlannedTrade]](list)
         for trade in trades:
-            if trade.exchanged:
+            if trade.crossed:
                 of_symbol[trade.world_id, trade.account, trade.symbol].append(trade)
         refused = self._refused(tx, of_symbol)
         for world_id, fence in fences.items():
@@ -66,16 +66,16 @@ class Exchanges:
             _write(tx, fence, run_id, mine)
         return [
             _ordered_instead(trade, run_key)
-            if (trade.world_id, trade.account, trade.symbol) in refused and trade.exchanged
+            if (trade.world_id, trade.account, trade.symbol) in refused and trade.crossed
             else trade
             for trade in trades
         ]
 
     def _refused(self, tx: Transaction, of_symbol: Mapping[_Symbol, list[PlannedTrade]]) -> set[_Symbol]:
-        """Return the symbols in which somebody may not trade what they would exchange."""
+        """Return the symbols in which somebody may not trade what they would cross."""
         refused = {key for key in of_symbol if key[1] not in self._domains}
         wanted = [
-            (key, replace(trade, quantity=trade.exchanged, order_id=_trial_id(trade)))
+            (key, replace(trade, quantity=trade.crossed, order_id=_trial_id(trade)))
             for key, found in of_symbol.items()
             if key not in refused
             for trade in found
@@ -97,16 +97,16 @@ class Exchanges:
 
 
 def _trial_id(trade: PlannedTrade) -> str:
-    """Return an id for the order that an exchange is checked as. It is not sent."""
-    return part_order_id("exchange", trade.place, trade.exchanged)
+    """Return an id for the order that a crossing is checked as. It is not sent."""
+    return part_order_id("crossing", trade.place, trade.crossed)
 
 
 def _ordered_instead(trade: PlannedTrade, run_key: str) -> PlannedTrade:
-    quantity = plain(EXACT.add(trade.quantity, trade.exchanged))
+    quantity = plain(EXACT.add(trade.quantity, trade.crossed))
     return replace(
         trade,
         quantity=quantity,
-        exchanged=ZERO,
+        crossed=ZERO,
         reduce_only=False,
         order_id=trade.order_id or part_order_id(run_key, trade.place, quantity),
     )
@@ -122,9 +122,9 @@ def _write(tx: Transaction, fence: FenceRow, run_id: str, trades: Sequence[Plann
             strategy_id=trade.strategy_id,
             account=trade.account,
             symbol=trade.symbol,
-            quantity=Decimal(trade.exchanged),
+            quantity=Decimal(trade.crossed),
             price=trade.mark,
-            reason="exchanged with other strategies of the world",
+            reason="crossed with other strategies of the world",
         )
         body = entry.model_dump_json(exclude_defaults=True)
         time = utc_text(at + timedelta(microseconds=number))
