@@ -50,7 +50,7 @@ class SqlRebalanceSchedules:
 
         Raises QmtlError: E_WORLD_FORBIDDEN, E_ROLE where they are no operator of a world of it, or of what
         it replaces; E_WORLD_UNKNOWN, E_WORLD_ARCHIVED, E_SCHEDULES_MANY; for one that is not paused also
-        E_ALLOCATION_MISSING, E_WEIGHT, as `require_workable`.
+        E_ALLOCATION_MISSING, E_WEIGHT, E_BODY_INVALID, as `require_workable`.
         """
         with self._database.write(caller.subject) as tx:
             tx.lock("allocation")

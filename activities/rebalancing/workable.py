@@ -28,9 +28,10 @@ def require_workable(session: Session, schedule: RebalanceScheduleBody, accounts
     E_WORLD_UNKNOWN.
     """
     held = {item.world_id: item for item in allocations_of(session).allocations}
-    for name in schedule.world_ids:
+    worlds = {name: world_of(world_row(session, name)) for name in schedule.world_ids}
+    for name, world in worlds.items():
         share = held[name].weight if name in held else None
-        if lack := lack_of(world_of(world_row(session, name)), share, schedule):
+        if lack := lack_of(world, share, schedule):
             raise lack
     moving = [  # all change by a method that reads results; a given share may be the present one
         item.world_id
@@ -44,7 +45,7 @@ def require_workable(session: Session, schedule: RebalanceScheduleBody, accounts
             "set the share without them: POST /allocations, or rebalance-apply --plan-file FILE",
         )
     if moving:
-        common_rules({name: world_of(world_row(session, name)).spec.instruments for name in moving})
+        common_rules({name: worlds[name].spec.instruments for name in moving})
     require_one_domain(session, schedule, accounts)
 
 
